@@ -1,0 +1,3 @@
+//! cedar-pdp: a policy decision point for Cedar.
+
+pub mod pdp;
