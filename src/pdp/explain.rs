@@ -1,7 +1,12 @@
 //! Why an answer is what it is: the determining policies, or the permits that came close.
 
+use cedar_policy_core::ast;
+use cedar_policy_core::evaluator::Evaluator;
+
 use super::answer::PolicyId;
 use super::diagnostic::Position;
+use super::nesting;
+use super::snapshot::Rule;
 
 /// Whether a policy permits or forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,4 +96,146 @@ pub enum ClauseOutcome {
     NotSatisfied,
     /// It could not be evaluated; what Cedar says of it.
     Failed(String),
+}
+
+/// Explains a decision: `determining` are the rules that settled it, of all `rules`.
+pub(super) fn explain(
+    rules: &[Rule],
+    determining: &[&Rule],
+    evaluator: &Evaluator<'_>,
+) -> Explanation {
+    let mut explanation = Explanation {
+        determining: determining.iter().map(|rule| explained(rule)).collect(),
+        ..Explanation::default()
+    };
+    if determining.is_empty() {
+        for rule in rules {
+            if rule.policy.effect() != ast::Effect::Permit || !scope_matches(evaluator, rule) {
+                continue;
+            }
+            explanation.unsatisfied_total += 1;
+            if explanation.unsatisfied.len() < MOST_UNSATISFIED
+                && let Some((clause, outcome)) = first_unsatisfied(evaluator, rule)
+            {
+                explanation.unsatisfied.push(UnsatisfiedPermit {
+                    policy: explained(rule),
+                    clause,
+                    outcome,
+                });
+            }
+        }
+    }
+    explanation
+}
+
+fn explained(rule: &Rule) -> ExplainedPolicy {
+    let mut annotations: Vec<(String, String)> = rule
+        .policy
+        .annotations()
+        .map(|(name, value)| (name.to_string(), value.val.to_string()))
+        .collect();
+    annotations.sort();
+    ExplainedPolicy {
+        policy: rule.id.clone(),
+        template: rule.template.clone(),
+        effect: match rule.policy.effect() {
+            ast::Effect::Permit => Effect::Permit,
+            ast::Effect::Forbid => Effect::Forbid,
+        },
+        annotations,
+        place: rule.place.clone(),
+    }
+}
+
+fn scope_matches(evaluator: &Evaluator<'_>, rule: &Rule) -> bool {
+    let policy = &rule.policy;
+    [
+        policy.principal_constraint().as_expr(),
+        policy.action_constraint().as_expr(),
+        policy.resource_constraint().as_expr(),
+    ]
+    .iter()
+    .all(|constraint| {
+        evaluator
+            .interpret(constraint, rule.policy.env())
+            .is_ok_and(|value| is_true(&value))
+    })
+}
+
+fn is_true(value: &ast::Value) -> bool {
+    matches!(value.value, ast::ValueKind::Lit(ast::Literal::Bool(true)))
+}
+
+/// The first operand of the condition's `&&`, in source order, that is not true.
+fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, ClauseOutcome)> {
+    for operand in operands(rule.policy.non_scope_constraints()?) {
+        let outcome = match evaluator.interpret(operand, rule.policy.env()) {
+            Ok(value) if is_true(&value) => continue,
+            Ok(_) => ClauseOutcome::NotSatisfied,
+            Err(error) => ClauseOutcome::Failed(error.to_string()),
+        };
+        return Some((clause_of(rule, operand), outcome));
+    }
+    None
+}
+
+/// The operands of a condition's outermost `&&`s from left to right, found without recursing.
+fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
+    let mut found = Vec::new();
+    let mut open = vec![condition];
+    while let Some(expr) = open.pop() {
+        match expr.expr_kind() {
+            ast::ExprKind::And { left, right } => open.extend([right.as_ref(), left.as_ref()]),
+            ast::ExprKind::Lit(_)
+            | ast::ExprKind::Var(_)
+            | ast::ExprKind::Slot(_)
+            | ast::ExprKind::Unknown(_)
+            | ast::ExprKind::If { .. }
+            | ast::ExprKind::Or { .. }
+            | ast::ExprKind::UnaryApp { .. }
+            | ast::ExprKind::BinaryApp { .. }
+            | ast::ExprKind::ExtensionFunctionApp { .. }
+            | ast::ExprKind::GetAttr { .. }
+            | ast::ExprKind::HasAttr { .. }
+            | ast::ExprKind::ExtHasAttr { .. }
+            | ast::ExprKind::Like { .. }
+            | ast::ExprKind::Is { .. }
+            | ast::ExprKind::Set(_)
+            | ast::ExprKind::Record(_) => found.push(expr),
+        }
+    }
+    found
+}
+
+/// The clause that `operand` stands in, as it is written.
+///
+/// A policy in JSON has no text; its operand is rendered as Cedar syntax.
+fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
+    let written = || {
+        let policy = rule.policy.template().loc()?;
+        let text = policy.snippet()?;
+        // Cedar makes `unless { x }` the operand `!x` and may give it no place of its own.
+        let place = operand
+            .source_loc()
+            .or_else(|| operand.subexpressions().find_map(|part| part.source_loc()))?;
+        let start = place.start().checked_sub(policy.start())?;
+        let (kind, clause) = nesting::clauses(text)
+            .into_iter()
+            .find(|(_, clause)| clause.contains(&start))?;
+        Some(Clause {
+            kind,
+            text: text.get(clause)?.to_owned(),
+            operand: place.snippet()?.to_owned(),
+            place: Place {
+                file: rule.template_file.clone(),
+                position: Some(Position::of(&place.src, place.start())),
+            },
+        })
+    };
+    written().unwrap_or_else(|| Clause {
+        kind: ClauseKind::When,
+        text: format!("when {{ {operand} }}"),
+        operand: operand.to_string(),
+        place: rule.place.clone(),
+    })
 }

@@ -1,6 +1,15 @@
 //! Everything a decision is made of, immutable and under one revision.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cedar_policy_core::ast::{self, EntityUID};
+use cedar_policy_core::validator::ValidatorSchema;
+
+use super::answer::{PolicyId, Revision};
+use super::diagnostic::Diagnostic;
+use super::entities::EntityStore;
+use super::explain::Place;
+use super::values::TypeNames;
 
 /// What the operator decided about deciding; fixed for the life of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,4 +42,104 @@ pub enum OnPolicyError {
     Skip,
     /// It denies, and is among the determining policies and the errors.
     Deny,
+}
+
+/// How many things a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Static policies.
+    pub policies: usize,
+    /// Templates.
+    pub templates: usize,
+    /// Template links.
+    pub links: usize,
+    /// Stored entities, without the actions that the schema supplies.
+    pub entities: usize,
+}
+
+/// Everything a decision is made of: policies, schema, entities and settings, immutable and under
+/// one revision.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub(super) revision: Revision,
+    pub(super) settings: Settings,
+    pub(super) counts: Counts,
+    pub(super) warnings: Vec<Diagnostic>,
+    pub(super) policies_per_file: BTreeMap<String, usize>,
+    pub(super) schema: Option<ValidatorSchema>,
+    /// Static policies and links, sorted by id.
+    pub(super) rules: Vec<Rule>,
+    /// The uids that stand in policy conditions: evaluation can look these up whatever is asked.
+    pub(super) literals: Vec<EntityUID>,
+    pub(super) entities: EntityStore,
+    pub(super) type_names: TypeNames,
+    /// The stack that evaluating the deepest condition can need.
+    pub(super) stack_bytes: usize,
+}
+
+/// A policy or link, ready to be evaluated.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) id: PolicyId,
+    /// The template, for a link.
+    pub(super) template: Option<PolicyId>,
+    /// Where the policy, or the link, is written.
+    pub(super) place: Place,
+    /// The file that holds the text: a link's template may stand in another file.
+    pub(super) template_file: String,
+    pub(super) policy: ast::Policy,
+    /// Scope and conditions as one expression. Cedar builds it anew at every evaluation.
+    pub(super) condition: ast::Expr,
+}
+
+/// A policy or link, as a list shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicySummary<'a> {
+    /// The policy's or the link's id.
+    pub id: &'a PolicyId,
+    /// Where it is written.
+    pub place: &'a Place,
+    /// The template, for a link.
+    pub template: Option<&'a PolicyId>,
+}
+
+impl Snapshot {
+    /// The digest of the content that it was made of.
+    #[must_use]
+    pub fn revision(&self) -> &Revision {
+        &self.revision
+    }
+
+    /// How many policies, templates, links and entities it holds.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// What the author should look at, though it is loaded.
+    #[must_use]
+    pub fn warnings(&self) -> &[Diagnostic] {
+        &self.warnings
+    }
+
+    /// Whether there is a schema.
+    #[must_use]
+    pub fn has_schema(&self) -> bool {
+        self.schema.is_some()
+    }
+
+    /// How many policies, templates and links each `.cedar` and `.cedar.json` file holds.
+    #[must_use]
+    pub fn policies_per_file(&self) -> &BTreeMap<String, usize> {
+        &self.policies_per_file
+    }
+
+    /// The static policies and links, sorted by id.
+    pub fn policies(&self) -> impl ExactSizeIterator<Item = PolicySummary<'_>> {
+        self.rules.iter().map(|rule| PolicySummary {
+            id: &rule.id,
+            place: &rule.place,
+            template: rule.template.as_ref(),
+        })
+    }
 }

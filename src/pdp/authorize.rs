@@ -1,0 +1,465 @@
+//! Decides one query on one snapshot.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{self, Entity, EntityUID, PartialValue};
+use cedar_policy_core::authorizer::AuthorizationError;
+use cedar_policy_core::entities::conformance::{
+    EntitySchemaConformanceChecker, typecheck_value_against_schematype,
+    validate_euids_in_partial_value,
+};
+use cedar_policy_core::entities::{Entities, EntityTypeDescription as _, Schema as _, SchemaType};
+use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
+use cedar_policy_core::extensions::Extensions;
+use cedar_policy_core::validator::types::Type;
+use cedar_policy_core::validator::{CoreSchema, RequestValidationError, ValidatorSchema};
+use smol_str::SmolStr;
+
+use super::answer::{Answer, Decision, Diagnostics, PolicyError, PolicyId};
+use super::entities::{HierarchyError, MAX_ANCESTORS, uids_in};
+use super::explain::explain;
+use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
+use super::snapshot::{OnPolicyError, Rule, Snapshot, Validation};
+
+/// Decides `query` against one snapshot.
+///
+/// Pure: the same snapshot and query always give the same answer, which is what lets answers be
+/// cached by snapshot and query. A policy that fails to evaluate is skipped and named in the
+/// diagnostics. It is Cedar's answer: `cedar_policy::Authorizer` over the whole policy set and
+/// entities gives the same decision, determining policies and errors.
+///
+/// # Errors
+///
+/// [`InvalidQuery`] when the query is malformed or does not fit the snapshot's schema.
+pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, InvalidQuery> {
+    let (request, entities) = bind(snapshot, query)?;
+    // Cedar fails an evaluation for want of stack, and a `forbid` that fails is skipped: whatever
+    // thread this is, the deepest condition must have room.
+    stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
+        Ok(decide(snapshot, query, request, &entities))
+    })
+}
+
+fn decide(
+    snapshot: &Snapshot,
+    query: &Query,
+    request: ast::Request,
+    entities: &Entities,
+) -> Answer {
+    let evaluator = Evaluator::new(request, entities, Extensions::all_available());
+    let mut permits: Vec<&Rule> = Vec::new();
+    let mut forbids: Vec<&Rule> = Vec::new();
+    let mut errors: Vec<PolicyError> = Vec::new();
+    // Rules are sorted by id, and so is all that is collected from them.
+    for rule in &snapshot.rules {
+        let effect = rule.policy.effect();
+        match (satisfied(&evaluator, rule), effect) {
+            (Ok(true), ast::Effect::Permit) => permits.push(rule),
+            (Ok(true), ast::Effect::Forbid) => forbids.push(rule),
+            (Ok(false), ast::Effect::Permit | ast::Effect::Forbid) => {}
+            (Err(error), effect) => {
+                errors.push(policy_error(rule, error));
+                match (snapshot.settings.on_policy_error, effect) {
+                    (OnPolicyError::Deny, ast::Effect::Forbid) => forbids.push(rule),
+                    (OnPolicyError::Deny, ast::Effect::Permit) | (OnPolicyError::Skip, _) => {}
+                }
+            }
+        }
+    }
+    let (decision, determining) = match (forbids.is_empty(), permits.is_empty()) {
+        (false, _) => (Decision::Deny, forbids),
+        (true, false) => (Decision::Allow, permits),
+        (true, true) => (Decision::Deny, Vec::new()),
+    };
+    let explanation = query
+        .explain
+        .then(|| Box::new(explain(&snapshot.rules, &determining, &evaluator)));
+    Answer {
+        decision,
+        diagnostics: Diagnostics {
+            determining: determining.iter().map(|rule| rule.id.clone()).collect(),
+            errors,
+        },
+        revision: snapshot.revision.clone(),
+        explanation,
+    }
+}
+
+fn satisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Result<bool, EvaluationError> {
+    match evaluator
+        .interpret(&rule.condition, rule.policy.env())?
+        .value
+    {
+        ast::ValueKind::Lit(ast::Literal::Bool(satisfied)) => Ok(satisfied),
+        // A condition is a conjunction and so a truth value or an error; should it ever be
+        // something else, Cedar's own evaluation says in its words what that means.
+        ast::ValueKind::Lit(_)
+        | ast::ValueKind::Set(_)
+        | ast::ValueKind::Record(_)
+        | ast::ValueKind::ExtensionValue(_) => evaluator.evaluate(&rule.policy),
+    }
+}
+
+fn policy_error(rule: &Rule, error: EvaluationError) -> PolicyError {
+    let error = AuthorizationError::PolicyEvaluationError {
+        id: rule.policy.id().clone(),
+        error,
+    };
+    PolicyError {
+        policy: PolicyId::clone(&rule.id),
+        // The text that users of Cedar's public authorizer see.
+        message: cedar_policy::AuthorizationError::from(error).to_string(),
+    }
+}
+
+/// Turns the query's values into Cedar's, checked against the schema.
+fn bind<'a>(
+    snapshot: &'a Snapshot,
+    query: &Query,
+) -> Result<(ast::Request, Cow<'a, Entities>), InvalidQuery> {
+    let names = &snapshot.type_names;
+    let principal = names
+        .uid(&query.principal)
+        .map_err(|error| error.within("principal"))?;
+    let action = names
+        .uid(&query.action)
+        .map_err(|error| error.within("action"))?;
+    let resource = names
+        .uid(&query.resource)
+        .map_err(|error| error.within("resource"))?;
+    let context = names
+        .fields(&query.context)
+        .map_err(|error| error.within("context"))?;
+
+    let entities = if query.entities.is_empty() {
+        Cow::Borrowed(snapshot.entities.all())
+    } else {
+        let mut roots = vec![principal.clone(), action.clone(), resource.clone()];
+        for value in context.values() {
+            uids_in(value, &mut roots);
+        }
+        roots.extend(snapshot.literals.iter().cloned());
+        Cow::Owned(with_request_entities(snapshot, &query.entities, roots)?)
+    };
+
+    let schema = match snapshot.settings.validation {
+        Validation::Strict | Validation::Warn => snapshot.schema.as_ref(),
+        Validation::Off => None,
+    };
+    let context = Arc::new(context);
+    let request = ast::Request::new(
+        (principal, None),
+        (action.clone(), None),
+        (resource, None),
+        ast::Context::Value(Arc::clone(&context)),
+        schema,
+        Extensions::all_available(),
+    )
+    .map_err(|error| match schema {
+        Some(schema) => unfit_request(&error, schema, query, &action, &context),
+        None => InvalidQuery::here(Problem::NotApplicable {
+            message: error.to_string(),
+        }),
+    })?;
+    Ok((request, entities))
+}
+
+/// Names the field that a request's validation failed for.
+fn unfit_request(
+    error: &RequestValidationError,
+    schema: &ValidatorSchema,
+    query: &Query,
+    action: &EntityUID,
+    context: &BTreeMap<SmolStr, ast::Value>,
+) -> InvalidQuery {
+    let message = error.to_string();
+    let unknown = |field: &str, type_name: &str| {
+        InvalidQuery::field(
+            "type",
+            Problem::UnknownType {
+                type_name: type_name.to_owned(),
+            },
+        )
+        .within(field)
+    };
+    match error {
+        RequestValidationError::UndeclaredPrincipalType(_) => {
+            unknown("principal", &query.principal.type_name)
+        }
+        RequestValidationError::UndeclaredResourceType(_) => {
+            unknown("resource", &query.resource.type_name)
+        }
+        RequestValidationError::InvalidPrincipalType(_) => {
+            InvalidQuery::field("type", Problem::NotApplicable { message }).within("principal")
+        }
+        RequestValidationError::InvalidResourceType(_) => {
+            InvalidQuery::field("type", Problem::NotApplicable { message }).within("resource")
+        }
+        RequestValidationError::ExternalAction(_) => {
+            InvalidQuery::field("action", Problem::NotApplicable { message })
+        }
+        RequestValidationError::UndeclaredAction(_) if schema.get_action_id(action).is_none() => {
+            InvalidQuery::field(
+                "action",
+                Problem::UnknownAction {
+                    action: action.to_string(),
+                },
+            )
+        }
+        RequestValidationError::InvalidEnumEntity(error) => {
+            let names = |uid: &Uid| {
+                uid.id == AsRef::<str>::as_ref(error.uid.eid())
+                    && uid.type_name == error.uid.entity_type().to_string()
+            };
+            if names(&query.principal) {
+                InvalidQuery::field("id", Problem::SchemaMismatch { message }).within("principal")
+            } else if names(&query.resource) {
+                InvalidQuery::field("id", Problem::SchemaMismatch { message }).within("resource")
+            } else {
+                unfit_context(schema, action, context, message)
+            }
+        }
+        RequestValidationError::UndeclaredAction(_)
+        | RequestValidationError::InvalidContext(_)
+        | RequestValidationError::TypeOfContext(_) => {
+            unfit_context(schema, action, context, message)
+        }
+    }
+}
+
+/// Names the attribute of the context that does not fit; the whole context when none is to blame
+/// alone.
+fn unfit_context(
+    schema: &ValidatorSchema,
+    action: &EntityUID,
+    context: &BTreeMap<SmolStr, ast::Value>,
+    message: String,
+) -> InvalidQuery {
+    let at = |name: &str, message: String| {
+        InvalidQuery::here(Problem::SchemaMismatch { message })
+            .at_key(name)
+            .within("context")
+    };
+    let declared = match schema
+        .get_action_id(action)
+        .and_then(|action| action.context_type())
+    {
+        Some(Type::Record {
+            attrs,
+            open_attributes: _,
+        }) => attrs,
+        Some(
+            Type::Never
+            | Type::Bool(_)
+            | Type::Long
+            | Type::String
+            | Type::Entity(_)
+            | Type::Set { .. }
+            | Type::ExtensionType { .. },
+        )
+        | None => return InvalidQuery::field("context", Problem::SchemaMismatch { message }),
+    };
+    let schema = CoreSchema::new(schema);
+    for (name, value) in context {
+        let value = PartialValue::from(value.clone());
+        match declared.get_attr(name) {
+            None => {
+                return at(
+                    name,
+                    format!("action `{action}` has no such context attribute"),
+                );
+            }
+            Some(attribute) => {
+                let fits = SchemaType::try_from((*attribute.attr_type).clone()).is_ok_and(|ty| {
+                    typecheck_value_against_schematype(&value, &ty, Extensions::all_available())
+                        .is_ok()
+                });
+                if !fits {
+                    return at(name, format!("must be of type {}", attribute.attr_type));
+                }
+            }
+        }
+        if let Err(error) = validate_euids_in_partial_value(&schema, &value) {
+            return at(name, error.to_string());
+        }
+    }
+    for (name, attribute) in declared.iter() {
+        if attribute.is_required && !context.contains_key(name) {
+            return at(name, format!("is missing; action `{action}` requires it"));
+        }
+    }
+    InvalidQuery::field("context", Problem::SchemaMismatch { message })
+}
+
+/// The entities that evaluation can look up, the request's own among them.
+fn with_request_entities(
+    snapshot: &Snapshot,
+    sent: &[RequestEntity],
+    roots: Vec<EntityUID>,
+) -> Result<Entities, InvalidQuery> {
+    let mut seen: HashSet<EntityUID> = HashSet::with_capacity(sent.len());
+    let mut entities = Vec::with_capacity(sent.len());
+    for (index, entity) in sent.iter().enumerate() {
+        let entity = request_entity(snapshot, entity)
+            .map_err(|error| error.at_index(index).within("entities"))?;
+        if !seen.insert(entity.uid().clone()) {
+            let problem = Problem::DuplicateEntity {
+                uid: entity.uid().to_string(),
+            };
+            return Err(InvalidQuery::field("uid", problem)
+                .at_index(index)
+                .within("entities"));
+        }
+        entities.push(entity);
+    }
+    snapshot
+        .entities
+        .overlay(entities, roots.into_iter())
+        .map_err(|(index, error)| {
+            let problem = match error {
+                HierarchyError::Cycle(uid) => Problem::Cycle {
+                    uid: uid.to_string(),
+                },
+                HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
+                    uid: uid.to_string(),
+                    limit: MAX_ANCESTORS,
+                },
+            };
+            InvalidQuery::field("parents", problem)
+                .at_index(index)
+                .within("entities")
+        })
+}
+
+/// One entity of a request, with its direct parents, checked against the schema.
+fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Entity, InvalidQuery> {
+    let names = &snapshot.type_names;
+    let uid = names.uid(&sent.uid).map_err(|error| error.within("uid"))?;
+    let in_type = |problem: Problem| Err(InvalidQuery::field("type", problem).within("uid"));
+    let type_name = || sent.uid.type_name.clone();
+    if uid.is_action() {
+        return in_type(Problem::ActionEntity {
+            type_name: type_name(),
+        });
+    }
+    if let Some(accepted) = &snapshot.settings.request_entity_types
+        && !accepted.contains(&sent.uid.type_name)
+    {
+        return in_type(Problem::TypeNotAccepted {
+            type_name: type_name(),
+        });
+    }
+    let attributes = names
+        .fields(&sent.attributes)
+        .map_err(|error| error.within("attributes"))?;
+    let tags = names
+        .fields(&sent.tags)
+        .map_err(|error| error.within("tags"))?;
+    let parents = sent
+        .parents
+        .iter()
+        .enumerate()
+        .map(|(index, parent)| {
+            names
+                .uid(parent)
+                .map_err(|error| error.at_index(index).within("parents"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let partial = |fields: BTreeMap<SmolStr, ast::Value>| {
+        fields
+            .into_iter()
+            .map(|(name, value)| (name, PartialValue::from(value)))
+    };
+    let entity = Entity::new_with_attr_partial_value(
+        uid,
+        partial(attributes),
+        HashSet::new(),
+        parents.iter().cloned().collect(),
+        partial(tags),
+    );
+    match &snapshot.schema {
+        // The schema is there in every validation mode, and entities must fit it.
+        Some(schema) => fits_schema(&CoreSchema::new(schema), &entity, &parents)?,
+        None => {}
+    }
+    Ok(entity)
+}
+
+/// Checks one entity against the schema, as Cedar does when it takes entities, naming the field.
+fn fits_schema(
+    schema: &CoreSchema<'_>,
+    entity: &Entity,
+    parents: &[EntityUID],
+) -> Result<(), InvalidQuery> {
+    let extensions = Extensions::all_available();
+    let checker = EntitySchemaConformanceChecker::new(schema, extensions);
+    let Err(error) = checker.validate_entity(entity) else {
+        return Ok(());
+    };
+
+    // It does not fit; all that follows finds out where.
+    let mismatch = |message: String| Problem::SchemaMismatch { message };
+    let Some(declared) = schema.entity_type(entity.uid().entity_type()) else {
+        let problem = Problem::UnknownType {
+            type_name: entity.uid().entity_type().to_string(),
+        };
+        return Err(InvalidQuery::field("type", problem).within("uid"));
+    };
+    let attributes: HashMap<&SmolStr, &PartialValue> = entity.attrs().collect();
+    let mut required: Vec<SmolStr> = declared.required_attrs().collect();
+    required.sort();
+    if let Some(missing) = required.iter().find(|name| !attributes.contains_key(name)) {
+        let problem = mismatch("is missing; the schema requires it".to_owned());
+        return Err(InvalidQuery::here(problem)
+            .at_key(missing)
+            .within("attributes"));
+    }
+    let fits = |value: &PartialValue, ty: Option<SchemaType>, open: bool| match ty {
+        Some(ty) => {
+            typecheck_value_against_schematype(value, &ty, extensions).is_ok()
+                && validate_euids_in_partial_value(schema, value).is_ok()
+        }
+        None => open && validate_euids_in_partial_value(schema, value).is_ok(),
+    };
+    let mut unfit: Vec<&SmolStr> = entity
+        .attrs()
+        .filter(|(name, value)| !fits(value, declared.attr_type(name), declared.open_attributes()))
+        .map(|(name, _)| name)
+        .collect();
+    unfit.sort();
+    if let Some(name) = unfit.first() {
+        return Err(InvalidQuery::here(mismatch(error.to_string()))
+            .at_key(name)
+            .within("attributes"));
+    }
+    let one = |parent: &EntityUID| {
+        checker.validate_entity_ancestors(entity.uid(), std::iter::once(parent), &declared)
+    };
+    if let Some((index, Err(error))) = parents
+        .iter()
+        .map(one)
+        .enumerate()
+        .find(|(_, result)| result.is_err())
+    {
+        return Err(InvalidQuery::here(mismatch(error.to_string()))
+            .at_index(index)
+            .within("parents"));
+    }
+    let mut unfit: Vec<&SmolStr> = entity
+        .tags()
+        .filter(|(_, value)| !fits(value, declared.tag_type(), false))
+        .map(|(name, _)| name)
+        .collect();
+    unfit.sort();
+    if let Some(name) = unfit.first() {
+        return Err(InvalidQuery::here(mismatch(error.to_string()))
+            .at_key(name)
+            .within("tags"));
+    }
+    Err(InvalidQuery::field("uid", mismatch(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {}

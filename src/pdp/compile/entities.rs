@@ -1,0 +1,140 @@
+//! Reads the stored entities of all their files into one store.
+
+use std::collections::HashMap;
+
+use cedar_policy::Schema;
+use cedar_policy_core::ast::{Entity, EntityUID};
+use cedar_policy_core::entities::conformance::EntitySchemaConformanceChecker;
+use cedar_policy_core::entities::{EntityJsonParser, Schema as _, TCComputation};
+use cedar_policy_core::extensions::Extensions;
+use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
+use serde_json::value::RawValue;
+
+use super::Findings;
+use super::policies::{offset_in, parse_json};
+use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pdp::entities::{EntityStore, HierarchyError, MAX_ANCESTORS};
+use crate::pdp::sources::{FileKind, SourceFile, Sources};
+use crate::pdp::values::with_causes;
+
+/// Where a stored entity stands.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    file: &'a SourceFile,
+    start: usize,
+}
+
+impl Origin<'_> {
+    fn error(&self, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::error(&self.file.path, message).at(&self.file.text, self.start..self.start)
+    }
+}
+
+/// Reads all entity files; `None` when the findings say why there is no store.
+pub(super) fn read(
+    sources: &Sources,
+    schema: Option<&Schema>,
+    findings: &mut Findings,
+) -> Option<EntityStore> {
+    let validator_schema: Option<&ValidatorSchema> = schema.map(AsRef::as_ref);
+    let core_schema = validator_schema.map(CoreSchema::new);
+    // The parser would also close the hierarchy; taking one entity at a time, it has none.
+    let parser = EntityJsonParser::new(
+        core_schema.as_ref(),
+        Extensions::all_available(),
+        TCComputation::AssumeAlreadyComputed,
+    );
+    let checker = core_schema
+        .as_ref()
+        .map(|schema| EntitySchemaConformanceChecker::new(schema, Extensions::all_available()));
+
+    let mut complete = true;
+    let mut origins: HashMap<EntityUID, Origin<'_>> = HashMap::new();
+    let mut entities: Vec<Entity> = Vec::new();
+    for file in sources.of_kind(FileKind::Entities) {
+        let Some(list) = parse_json::<Vec<&RawValue>>(file, findings) else {
+            complete = false;
+            continue;
+        };
+        for raw in list {
+            let origin = Origin {
+                file,
+                start: offset_in(&file.text, raw.get()),
+            };
+            let entity = parser
+                .single_from_json_str(raw.get())
+                .map_err(|error| with_causes(&error))
+                .and_then(|entity| {
+                    // The schema's actions hold their whole ancestry, so they are compared when the
+                    // hierarchy is closed.
+                    match &checker {
+                        Some(checker) if !entity.uid().is_action() => {
+                            checker
+                                .validate_entity(&entity)
+                                .map_err(|error| with_causes(&error))?;
+                        }
+                        Some(_) | None => {}
+                    }
+                    Ok(entity)
+                });
+            match entity {
+                Err(message) => {
+                    findings.add(origin.error(message));
+                    complete = false;
+                }
+                Ok(entity) => match origins.get(entity.uid()) {
+                    Some(first) => {
+                        let Position { line, column } = Position::of(&first.file.text, first.start);
+                        findings.add(origin.error(format!(
+                            "entity `{}` is defined twice, here and at {}:{line}:{column}",
+                            entity.uid(),
+                            first.file.path,
+                        )));
+                        complete = false;
+                    }
+                    None => {
+                        origins.insert(entity.uid().clone(), origin);
+                        entities.push(entity);
+                    }
+                },
+            }
+        }
+    }
+    if !complete {
+        return None;
+    }
+    let store = match EntityStore::close(entities) {
+        Ok(store) => store,
+        Err(error) => {
+            let (uid, message) = match error {
+                HierarchyError::Cycle(uid) => {
+                    let message = format!("entity `{uid}` is its own ancestor");
+                    (uid, message)
+                }
+                HierarchyError::TooManyAncestors(uid) => {
+                    let message = format!("entity `{uid}` has more than {MAX_ANCESTORS} ancestors");
+                    (uid, message)
+                }
+            };
+            findings.add(match origins.get(&uid) {
+                Some(origin) => origin.error(message),
+                None => Diagnostic::error("", message),
+            });
+            return None;
+        }
+    };
+    let (Some(schema), Some(checker)) = (&core_schema, &checker) else {
+        return Some(store);
+    };
+    for action in store.iter().filter(|entity| entity.uid().is_action()) {
+        if let Err(error) = checker.validate_action(action) {
+            let message = with_causes(&error);
+            findings.add(match origins.get(action.uid()) {
+                Some(origin) => origin.error(message),
+                None => Diagnostic::error("", message),
+            });
+            complete = false;
+        }
+    }
+    complete.then(|| store.with_closed(schema.action_entities()))
+}

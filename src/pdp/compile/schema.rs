@@ -1,0 +1,203 @@
+//! Reads the schema files, both syntaxes, and makes them one schema.
+
+use std::sync::Arc;
+
+use cedar_policy::{Schema, SchemaFragment};
+use miette::Diagnostic as _;
+
+use super::Findings;
+use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::nesting::{self, Language};
+use crate::pdp::sources::{FileKind, SourceFile, Sources};
+use crate::pdp::values::with_causes;
+
+/// What the schema files came to.
+pub(super) enum Read {
+    /// There is no schema file.
+    None,
+    /// They make a schema.
+    Schema(Schema),
+    /// They do not; the findings say why.
+    Broken,
+}
+
+/// Reads all schema files.
+pub(super) fn read(sources: &Sources, findings: &mut Findings) -> Read {
+    let files: Vec<&SourceFile> = sources
+        .of_kind(FileKind::Schema)
+        .chain(sources.of_kind(FileKind::SchemaJson))
+        .collect();
+    if files.is_empty() {
+        return Read::None;
+    }
+    let fragments: Vec<SchemaFragment> = files
+        .iter()
+        .filter_map(|file| fragment(file, findings))
+        .collect();
+    if fragments.len() < files.len() {
+        return Read::Broken;
+    }
+    match Schema::from_schema_fragments(fragments) {
+        Ok(schema) => Read::Schema(schema),
+        Err(error) => {
+            findings.add(whole(&files, &error));
+            Read::Broken
+        }
+    }
+}
+
+fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment> {
+    let language = match file.kind {
+        FileKind::SchemaJson => Language::Json,
+        FileKind::Policies
+        | FileKind::PoliciesJson
+        | FileKind::Schema
+        | FileKind::Entities
+        | FileKind::Links
+        | FileKind::Tests => Language::Schema,
+    };
+    if let Err(deep) = nesting::check(&file.text, language) {
+        findings.add(
+            Diagnostic::error(&file.path, deep.to_string())
+                .at(&file.text, deep.offset..deep.offset + 1),
+        );
+        return None;
+    }
+    if language == Language::Json {
+        return SchemaFragment::from_json_str(&file.text)
+            .map_err(|error| {
+                let finding = Diagnostic::error(&file.path, with_causes(&error));
+                findings.add(
+                    json_position(&error, &file.text)
+                        .map_or(finding.clone(), |at| finding.at(&file.text, at..at)),
+                );
+            })
+            .ok();
+    }
+    match SchemaFragment::from_cedarschema_str(&file.text) {
+        Ok((fragment, warnings)) => {
+            for warning in warnings {
+                findings.add(located(
+                    Diagnostic::warning(&file.path, warning.to_string()),
+                    &warning,
+                    &file.text,
+                ));
+            }
+            Some(fragment)
+        }
+        Err(error) => {
+            // A syntax error comes as a list in which each item has its own place.
+            let related: Vec<Diagnostic> = related(&error)
+                .map(|error| {
+                    located(
+                        Diagnostic::error(&file.path, error.to_string()),
+                        error,
+                        &file.text,
+                    )
+                })
+                .collect();
+            if related.is_empty() {
+                findings.add(located(
+                    Diagnostic::error(&file.path, with_causes(&error)),
+                    &error,
+                    &file.text,
+                ));
+            }
+            for finding in related {
+                findings.add(finding);
+            }
+            None
+        }
+    }
+}
+
+fn related(error: &dyn miette::Diagnostic) -> impl Iterator<Item = &dyn miette::Diagnostic> {
+    error.related().into_iter().flatten()
+}
+
+/// The finding for an error of the files together: at the file whose text it points into.
+fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic {
+    let message = with_causes(error);
+    let label = error.labels().and_then(|mut labels| labels.next());
+    if let (Some(label), Some(code)) = (&label, error.source_code())
+        && let Ok(contents) = code.read_span(label.inner(), 0, 0)
+    {
+        let span = label.offset()..label.offset() + label.len();
+        let pointed = files.iter().filter(|file| {
+            file.text
+                .as_bytes()
+                .get(contents.span().offset()..contents.span().offset() + contents.span().len())
+                == Some(contents.data())
+        });
+        if let Some(file) = pointed.clone().next() {
+            return with_help(Diagnostic::error(&file.path, message), error).at(&file.text, span);
+        }
+    }
+    match files {
+        [only] => with_help(Diagnostic::error(&only.path, message), error),
+        files => {
+            // Cedar does not say where: name the files that mention what it names in backticks.
+            let named = message.split('`').nth(1).unwrap_or_default();
+            let base = named
+                .rsplit("::")
+                .next()
+                .unwrap_or_default()
+                .trim_matches('"');
+            let mentioning: Vec<&str> = files
+                .iter()
+                .filter(|file| !base.is_empty() && file.text.contains(base))
+                .map(|file| file.path.as_str())
+                .collect();
+            let finding = match mentioning.as_slice() {
+                [] => Diagnostic::error("", message),
+                [file] => Diagnostic::error(*file, message),
+                [first, ..] => {
+                    Diagnostic::error(*first, format!("{message} (see {})", mentioning.join(", ")))
+                }
+            };
+            with_help(finding, error)
+        }
+    }
+}
+
+/// Adds the place and the help that Cedar gives with an error.
+pub(super) fn located(
+    finding: Diagnostic,
+    error: &dyn miette::Diagnostic,
+    text: &Arc<str>,
+) -> Diagnostic {
+    let finding = with_help(finding, error);
+    match error.labels().and_then(|mut labels| labels.next()) {
+        Some(label) => finding.at(text, label.offset()..label.offset() + label.len()),
+        None => finding,
+    }
+}
+
+fn with_help(finding: Diagnostic, error: &dyn miette::Diagnostic) -> Diagnostic {
+    match error.help() {
+        Some(help) => finding.with_help(help.to_string()),
+        None => finding,
+    }
+}
+
+/// The byte at which serde_json gave up, when one of the causes is its.
+pub(super) fn json_position(
+    error: &(dyn std::error::Error + 'static),
+    text: &str,
+) -> Option<usize> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<serde_json::Error>() {
+            return json_offset(error, text);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The byte that serde_json's line and column mean.
+pub(super) fn json_offset(error: &serde_json::Error, text: &str) -> Option<usize> {
+    let line = error.line().checked_sub(1)?;
+    let start: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+    Some((start + error.column().saturating_sub(1)).min(text.len()))
+}

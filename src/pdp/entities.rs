@@ -1,0 +1,395 @@
+//! The stored entities with their hierarchy closed, and what a request's own entities change in it.
+//!
+//! Cedar's own closure recurses and recomputes the whole store when one entity joins. Ours is
+//! iterative and bounded, and a request pays for the entities that its evaluation can reach.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{Entity, EntityUID, Literal, PartialValue, Value, ValueKind};
+use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
+use cedar_policy_core::extensions::Extensions;
+
+/// The most ancestors that one entity may have.
+///
+/// The ancestors of every entity are held as a set; a chain of some thousand entities would
+/// otherwise cost its length squared.
+pub const MAX_ANCESTORS: usize = 1_000;
+
+/// Why a hierarchy cannot be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HierarchyError {
+    /// The entity is its own ancestor.
+    Cycle(EntityUID),
+    /// The entity has more than [`MAX_ANCESTORS`].
+    TooManyAncestors(EntityUID),
+}
+
+/// The stored entities, each with all its ancestors.
+#[derive(Debug, Default)]
+pub(super) struct EntityStore {
+    closed: Entities,
+    by_uid: HashMap<EntityUID, Arc<Entity>>,
+}
+
+impl EntityStore {
+    /// Closes the hierarchy of `entities`, which hold direct parents only and no uid twice.
+    pub(super) fn close(entities: Vec<Entity>) -> Result<Self, HierarchyError> {
+        let mut by_uid: HashMap<EntityUID, Entity> = entities
+            .into_iter()
+            .map(|entity| (entity.uid().clone(), entity))
+            .collect();
+        let ancestors = indirect_ancestors(&by_uid)?;
+        for (uid, indirect) in ancestors {
+            if let Some(entity) = by_uid.get_mut(&uid) {
+                for ancestor in indirect {
+                    entity.add_indirect_ancestor(ancestor);
+                }
+            }
+        }
+        Ok(Self::of_closed(by_uid.into_values().map(Arc::new)))
+    }
+
+    /// Takes entities whose ancestors are complete.
+    fn of_closed(entities: impl Iterator<Item = Arc<Entity>>) -> Self {
+        let by_uid: HashMap<EntityUID, Arc<Entity>> = entities
+            .map(|entity| (entity.uid().clone(), entity))
+            .collect();
+        let closed = cedar_entities(by_uid.values().map(Arc::clone));
+        Self { closed, by_uid }
+    }
+
+    /// Adds entities whose ancestors are complete and that replace those of the same uid: the
+    /// schema's actions.
+    pub(super) fn with_closed(self, entities: impl Iterator<Item = Arc<Entity>>) -> Self {
+        let mut by_uid = self.by_uid;
+        by_uid.extend(entities.map(|entity| (entity.uid().clone(), entity)));
+        Self::of_closed(by_uid.into_values())
+    }
+
+    /// All of them, closed, as Cedar evaluates with.
+    pub(super) fn all(&self) -> &Entities {
+        &self.closed
+    }
+
+    /// Every entity.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Entity>> {
+        self.by_uid.values()
+    }
+
+    /// What Cedar evaluates a request with that brings `sent` along: the union of the stored and
+    /// the sent ones, a sent one replacing the stored one of its uid, closed anew, and of that
+    /// union the part that evaluation can reach from `roots`.
+    ///
+    /// `sent` hold direct parents only and no uid twice. `roots` are the uids of the request
+    /// itself (principal, action, resource, those in the context) and the literals of policy
+    /// conditions.
+    ///
+    /// The part is as good as the whole: an evaluation looks up entities by uids that it holds,
+    /// and it holds only the roots and what attributes and tags of looked-up entities hold. It
+    /// can test a uid against ancestors but cannot list them. So an entity that is not reached
+    /// from the roots through attributes and tags is never looked up.
+    ///
+    /// # Errors
+    ///
+    /// The index in `sent` of an entity on a cycle, or with too many ancestors.
+    pub(super) fn overlay(
+        &self,
+        sent: Vec<Entity>,
+        roots: impl Iterator<Item = EntityUID>,
+    ) -> Result<Entities, (usize, HierarchyError)> {
+        let order: Vec<EntityUID> = sent.iter().map(|entity| entity.uid().clone()).collect();
+        let union = Union {
+            stored: self,
+            sent: sent
+                .into_iter()
+                .map(|entity| (entity.uid().clone(), entity))
+                .collect(),
+        };
+        // Stored entities alone have no cycle, so every cycle passes through a sent one, and
+        // looking up from each of these finds them all.
+        for (index, uid) in order.into_iter().enumerate() {
+            match union.ancestors(&uid, MAX_ANCESTORS) {
+                None => return Err((index, HierarchyError::TooManyAncestors(uid))),
+                Some(ancestors) if ancestors.contains(&uid) => {
+                    return Err((index, HierarchyError::Cycle(uid)));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(union.reachable(roots))
+    }
+}
+
+/// The stored entities with a request's own before them.
+struct Union<'a> {
+    stored: &'a EntityStore,
+    sent: HashMap<EntityUID, Entity>,
+}
+
+impl Union<'_> {
+    fn direct(&self, uid: &EntityUID) -> Option<&Entity> {
+        self.sent
+            .get(uid)
+            .or_else(|| self.stored.by_uid.get(uid).map(Arc::as_ref))
+    }
+
+    /// All that is reached going up from `uid`; `None` when that is more than `most`.
+    fn ancestors(&self, uid: &EntityUID, most: usize) -> Option<HashSet<EntityUID>> {
+        let mut found: HashSet<EntityUID> = HashSet::new();
+        let mut open: Vec<&EntityUID> = self.direct(uid)?.parents().collect();
+        while let Some(uid) = open.pop() {
+            if found.insert(uid.clone()) {
+                if found.len() > most {
+                    return None;
+                }
+                open.extend(self.direct(uid).into_iter().flat_map(Entity::parents));
+            }
+        }
+        Some(found)
+    }
+
+    /// The part of the union that evaluation can look up, beginning at `roots`.
+    fn reachable(&self, roots: impl Iterator<Item = EntityUID>) -> Entities {
+        let mut seen: HashSet<EntityUID> = HashSet::new();
+        let mut open: Vec<EntityUID> = roots.collect();
+        let mut reached: Vec<Arc<Entity>> = Vec::new();
+        while let Some(uid) = open.pop() {
+            if !seen.insert(uid.clone()) {
+                continue;
+            }
+            let Some(entity) = self.closed(&uid) else {
+                continue;
+            };
+            for (_, value) in entity.attrs().chain(entity.tags()) {
+                if let PartialValue::Value(value) = value {
+                    uids_in(value, &mut open);
+                }
+            }
+            reached.push(entity);
+        }
+        cedar_entities(reached)
+    }
+
+    /// The entity of this uid, its ancestors complete.
+    fn closed(&self, uid: &EntityUID) -> Option<Arc<Entity>> {
+        // A stored entity with no sent ancestor keeps its ancestors: every way up from it stands
+        // in the store alone.
+        if !self.sent.contains_key(uid)
+            && let Some(stored) = self.stored.by_uid.get(uid)
+            && !self.sent.keys().any(|sent| stored.is_descendant_of(sent))
+        {
+            return Some(Arc::clone(stored));
+        }
+        let mut entity = self.direct(uid)?.clone();
+        entity.remove_all_indirect_ancestors();
+        for ancestor in self.ancestors(uid, usize::MAX).unwrap_or_default() {
+            entity.add_indirect_ancestor(ancestor);
+        }
+        Some(Arc::new(entity))
+    }
+}
+
+/// Adds the uids that `value` holds to `found`.
+pub(super) fn uids_in(value: &Value, found: &mut Vec<EntityUID>) {
+    let mut open = vec![value];
+    while let Some(value) = open.pop() {
+        match &value.value {
+            ValueKind::Lit(Literal::EntityUID(uid)) => found.push(uid.as_ref().clone()),
+            ValueKind::Lit(Literal::Bool(_) | Literal::Long(_) | Literal::String(_))
+            | ValueKind::ExtensionValue(_) => {}
+            ValueKind::Set(members) => open.extend(members.iter()),
+            ValueKind::Record(fields) => open.extend(fields.values()),
+        }
+    }
+}
+
+/// Cedar's view of entities whose ancestors are complete and whose uids are distinct.
+fn cedar_entities(entities: impl IntoIterator<Item = Arc<Entity>>) -> Entities {
+    Entities::new()
+        .add_entities(
+            entities,
+            None::<&NoEntitiesSchema>,
+            TCComputation::AssumeAlreadyComputed,
+            Extensions::all_available(),
+        )
+        // INVARIANT: this can fail by a schema (there is none), by the closure (it is assumed) or
+        // by two entities of one uid (callers pass each uid once). Should it fail all the same,
+        // a store without entities denies what it does not know.
+        .unwrap_or_default()
+}
+
+/// The indirect ancestors of every entity, by uid.
+fn indirect_ancestors(
+    by_uid: &HashMap<EntityUID, Entity>,
+) -> Result<HashMap<EntityUID, Vec<EntityUID>>, HierarchyError> {
+    enum State<'a> {
+        /// On the way down from here; meeting it again is a cycle.
+        Open,
+        /// Every ancestor is known.
+        Done(HashSet<&'a EntityUID>),
+    }
+    let mut states: HashMap<&EntityUID, State<'_>> = HashMap::with_capacity(by_uid.len());
+    for (root, entity) in by_uid {
+        if states.contains_key(root) {
+            continue;
+        }
+        states.insert(root, State::Open);
+        let mut path: Vec<(&EntityUID, Vec<&EntityUID>)> = vec![(root, entity.parents().collect())];
+        while let Some((uid, unvisited)) = path.last_mut() {
+            let uid = *uid;
+            if let Some(parent) = unvisited.pop() {
+                match (states.get(parent), by_uid.get(parent)) {
+                    (Some(State::Open), _) => return Err(HierarchyError::Cycle(parent.clone())),
+                    (Some(State::Done(_)), _) => {}
+                    (None, Some(entity)) => {
+                        states.insert(parent, State::Open);
+                        path.push((parent, entity.parents().collect()));
+                    }
+                    // A parent that exists nowhere has no parents.
+                    (None, None) => {
+                        states.insert(parent, State::Done(HashSet::new()));
+                    }
+                }
+                continue;
+            }
+            path.pop();
+            let mut ancestors: HashSet<&EntityUID> = HashSet::new();
+            for parent in by_uid.get(uid).into_iter().flat_map(Entity::parents) {
+                ancestors.insert(parent);
+                if let Some(State::Done(further)) = states.get(parent) {
+                    ancestors.extend(further);
+                }
+                if ancestors.len() > MAX_ANCESTORS {
+                    return Err(HierarchyError::TooManyAncestors(uid.clone()));
+                }
+            }
+            states.insert(uid, State::Done(ancestors));
+        }
+    }
+    Ok(by_uid
+        .iter()
+        .map(|(uid, entity)| {
+            let indirect = match states.get(uid) {
+                Some(State::Done(ancestors)) => ancestors
+                    .iter()
+                    .filter(|a| !entity.is_child_of(a))
+                    .map(|a| (*a).clone())
+                    .collect(),
+                Some(State::Open) | None => Vec::new(),
+            };
+            (uid.clone(), indirect)
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use cedar_policy_core::entities::Dereference;
+
+    use super::*;
+
+    fn uid(id: &str) -> EntityUID {
+        EntityUID::with_eid_and_type("Node", id).unwrap()
+    }
+
+    fn entity(id: &str, parents: &[&str]) -> Entity {
+        Entity::new_with_attr_partial_value(
+            uid(id),
+            [],
+            HashSet::new(),
+            parents.iter().map(|parent| uid(parent)).collect(),
+            [],
+        )
+    }
+
+    fn ancestors(entities: &Entities, id: &str) -> Vec<String> {
+        let mut ids: Vec<String> = match entities.entity(&uid(id)) {
+            Dereference::Data(entity) => entity
+                .ancestors()
+                .map(|uid| AsRef::<str>::as_ref(uid.eid()).to_owned())
+                .collect(),
+            Dereference::NoSuchEntity | Dereference::Residual(_) => panic!("no `{id}`"),
+        };
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn every_entity_has_all_its_ancestors_those_that_exist_nowhere_too() {
+        let store = EntityStore::close(vec![
+            entity("a", &["b", "c"]),
+            entity("b", &["d"]),
+            entity("c", &["d"]),
+            entity("d", &["nowhere"]),
+        ])
+        .unwrap();
+        assert_eq!(ancestors(store.all(), "a"), ["b", "c", "d", "nowhere"]);
+        assert_eq!(ancestors(store.all(), "d"), ["nowhere"]);
+    }
+
+    #[test]
+    fn cycles_and_self_parents_are_refused() {
+        for entities in [
+            vec![entity("a", &["a"])],
+            vec![
+                entity("a", &["b"]),
+                entity("b", &["c"]),
+                entity("c", &["a"]),
+            ],
+        ] {
+            assert!(matches!(
+                EntityStore::close(entities),
+                Err(HierarchyError::Cycle(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_long_chain_is_an_error_and_no_overflow() {
+        let chain = (0..50_000)
+            .map(|n| entity(&n.to_string(), &[&(n + 1).to_string()]))
+            .collect();
+        assert!(matches!(
+            EntityStore::close(chain),
+            Err(HierarchyError::TooManyAncestors(_))
+        ));
+    }
+
+    #[test]
+    fn a_sent_entity_replaces_the_stored_one_for_its_descendants_too() {
+        let store = EntityStore::close(vec![
+            entity("a", &["b"]),
+            entity("b", &["old"]),
+            entity("other", &["x"]),
+        ])
+        .unwrap();
+        let union = store
+            .overlay(
+                vec![entity("b", &["new"])],
+                [uid("a"), uid("b")].into_iter(),
+            )
+            .unwrap();
+        assert_eq!(ancestors(&union, "a"), ["b", "new"]);
+        assert_eq!(ancestors(&union, "b"), ["new"]);
+    }
+
+    #[test]
+    fn a_sent_entity_can_supply_a_parent_that_the_store_only_names() {
+        let store = EntityStore::close(vec![entity("a", &["missing"])]).unwrap();
+        let union = store
+            .overlay(vec![entity("missing", &["top"])], [uid("a")].into_iter())
+            .unwrap();
+        assert_eq!(ancestors(&union, "a"), ["missing", "top"]);
+    }
+
+    #[test]
+    fn a_cycle_through_stored_entities_is_refused_at_the_sent_one() {
+        let store = EntityStore::close(vec![entity("a", &["b"]), entity("b", &["c"])]).unwrap();
+        let sent = vec![entity("x", &[]), entity("c", &["a"])];
+        assert!(matches!(
+            store.overlay(sent, std::iter::empty()),
+            Err((1, HierarchyError::Cycle(_)))
+        ));
+    }
+}

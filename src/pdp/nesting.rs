@@ -1,0 +1,290 @@
+//! Bounds how deep a text nests before anything recurses over it, and finds a policy's clauses.
+//!
+//! The parsers below us recurse: some hundred nested parentheses overflow the stack of an
+//! ordinary thread, and an overflow ends the process. This is a scan, not a parse: it walks the
+//! tokens once with a counter, so no text can hurt it. It counts too much rather than too little.
+
+use std::ops::Range;
+
+use super::explain::ClauseKind;
+
+/// The most brackets within brackets in a policy or schema text.
+pub const MAX_BRACKETS: usize = 128;
+
+/// The most operators, member accesses and clauses that can pile up on one another in a policy:
+/// `a && b && c …` builds a tree as deep as it is long.
+pub const MAX_CHAIN: usize = 4_000;
+
+/// The most arrays and objects within one another in a JSON file.
+pub const MAX_JSON_BRACKETS: usize = 100;
+
+/// A text that nests too deep, and where it begins to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nested deeper than {limit} levels")]
+pub(super) struct TooDeep {
+    /// The limit that was passed.
+    pub(super) limit: usize,
+    /// The byte at which it was passed.
+    pub(super) offset: usize,
+}
+
+/// Which language a text is in; they differ in what counts as a bracket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Language {
+    /// Cedar policies.
+    Policies,
+    /// Cedar schema: `Set<…>` nests.
+    Schema,
+    /// JSON.
+    Json,
+}
+
+/// Checks that `text` nests no deeper than the parsers can bear.
+pub(super) fn check(text: &str, language: Language) -> Result<(), TooDeep> {
+    let limit = match language {
+        Language::Policies | Language::Schema => MAX_BRACKETS,
+        Language::Json => MAX_JSON_BRACKETS,
+    };
+    // One count of piled-up operators for each open bracket, and their sum.
+    let mut frames = vec![0_usize];
+    let mut piled = 0_usize;
+    for token in Tokens::new(text, language) {
+        match token.kind {
+            TokenKind::Open => {
+                frames.push(0);
+                if frames.len() > limit + 1 {
+                    return Err(TooDeep {
+                        limit,
+                        offset: token.span.start,
+                    });
+                }
+            }
+            TokenKind::Close => {
+                if frames.len() > 1 {
+                    piled -= frames.pop().unwrap_or_default();
+                }
+            }
+            TokenKind::Separator => {
+                if let Some(here) = frames.last_mut() {
+                    piled -= *here;
+                    *here = 0;
+                }
+            }
+            TokenKind::Operator | TokenKind::Word => {
+                if let Some(here) = frames.last_mut() {
+                    *here += 1;
+                    piled += 1;
+                }
+                if piled > MAX_CHAIN && language == Language::Policies {
+                    return Err(TooDeep {
+                        limit: MAX_CHAIN,
+                        offset: token.span.start,
+                    });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The `when` and `unless` clauses of one policy's text, each with its bytes, keyword and braces
+/// included.
+pub(super) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
+    let mut found = Vec::new();
+    let mut depth = 0_usize;
+    let mut open: Option<(ClauseKind, usize)> = None;
+    for token in Tokens::new(policy, Language::Policies) {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => {
+                depth = depth.saturating_sub(1);
+                if depth == 0
+                    && policy.get(token.span.clone()) == Some("}")
+                    && let Some((kind, start)) = open.take()
+                {
+                    found.push((kind, start..token.span.end));
+                }
+            }
+            TokenKind::Word if depth == 0 => match policy.get(token.span.clone()) {
+                Some("when") => open = Some((ClauseKind::When, token.span.start)),
+                Some("unless") => open = Some((ClauseKind::Unless, token.span.start)),
+                Some(_) | None => {}
+            },
+            TokenKind::Word | TokenKind::Separator | TokenKind::Operator => {}
+        }
+    }
+    found
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenKind {
+    Open,
+    Close,
+    /// `,` or `;`: what follows does not pile up on what went before.
+    Separator,
+    /// A name or keyword.
+    Word,
+    /// Any other sign.
+    Operator,
+}
+
+struct Token {
+    kind: TokenKind,
+    span: Range<usize>,
+}
+
+/// The tokens of a text, without strings, comments, numbers and white space.
+struct Tokens<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    language: Language,
+}
+
+impl<'a> Tokens<'a> {
+    fn new(text: &'a str, language: Language) -> Self {
+        Self {
+            bytes: text.as_bytes(),
+            at: 0,
+            language,
+        }
+    }
+
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.bytes.get(at).copied()
+    }
+
+    /// The end of a string that begins at `at`.
+    fn after_string(&self, mut at: usize) -> usize {
+        at += 1;
+        while let Some(byte) = self.byte(at) {
+            match byte {
+                b'\\' => at += 2,
+                b'"' => return at + 1,
+                _ => at += 1,
+            }
+        }
+        self.bytes.len()
+    }
+
+    fn after_while(&self, mut at: usize, holds: impl Fn(u8) -> bool) -> usize {
+        while self.byte(at).is_some_and(&holds) {
+            at += 1;
+        }
+        at
+    }
+}
+
+impl Iterator for Tokens<'_> {
+    type Item = Token;
+
+    fn next(&mut self) -> Option<Token> {
+        loop {
+            let start = self.at;
+            let byte = self.byte(start)?;
+            let json = self.language == Language::Json;
+            let kind = match byte {
+                b'"' => {
+                    self.at = self.after_string(start);
+                    continue;
+                }
+                b'/' if !json && self.byte(start + 1) == Some(b'/') => {
+                    self.at = self.after_while(start, |b| b != b'\n');
+                    continue;
+                }
+                b'(' | b'[' | b'{' => TokenKind::Open,
+                b')' | b']' | b'}' => TokenKind::Close,
+                b'<' if self.language == Language::Schema => TokenKind::Open,
+                b'>' if self.language == Language::Schema => TokenKind::Close,
+                b',' | b';' => TokenKind::Separator,
+                b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
+                    self.at = self.after_while(start, |b| b == b'_' || b.is_ascii_alphanumeric());
+                    return Some(Token {
+                        kind: TokenKind::Word,
+                        span: start..self.at,
+                    });
+                }
+                b'!' | b'&' | b'|' | b'=' | b'<' | b'>' | b'+' | b'-' | b'*' | b'.' | b':'
+                | b'?' | b'%' | b'/' => TokenKind::Operator,
+                _ => {
+                    self.at = start + 1;
+                    continue;
+                }
+            };
+            self.at = start + 1;
+            return Some(Token {
+                kind,
+                span: start..self.at,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(condition: &str) -> String {
+        format!("permit(principal, action, resource) when {{ {condition} }};")
+    }
+
+    #[test]
+    fn ordinary_policies_pass() {
+        assert_eq!(
+            check(
+                &policy("principal in Group::\"a\" && [1, 2].contains(context.x)"),
+                Language::Policies
+            ),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn parentheses_are_bounded() {
+        let text = policy(&format!("{}true{}", "(".repeat(300), ")".repeat(300)));
+        let TooDeep { limit, offset } = check(&text, Language::Policies).unwrap_err();
+        assert_eq!((limit, text.as_bytes()[offset]), (MAX_BRACKETS, b'('));
+    }
+
+    #[test]
+    fn brackets_in_strings_and_comments_do_not_count() {
+        let brackets = "(".repeat(1_000);
+        let text = format!(
+            "// {brackets}\n{}",
+            policy(&format!("context.x == \"\\\"{brackets}\""))
+        );
+        assert_eq!(check(&text, Language::Policies), Ok(()));
+    }
+
+    #[test]
+    fn a_long_chain_of_operators_is_bounded_and_many_short_policies_are_not() {
+        let chain = vec!["true"; MAX_CHAIN].join(" && ");
+        assert!(check(&policy(&chain), Language::Policies).is_err());
+        let many = policy("true && true").repeat(10_000);
+        assert_eq!(check(&many, Language::Policies), Ok(()));
+    }
+
+    #[test]
+    fn json_and_schema_types_are_bounded() {
+        assert!(check(&"[".repeat(100_000), Language::Json).is_err());
+        assert!(check(&"Set<".repeat(100_000), Language::Schema).is_err());
+        assert_eq!(check(&"[]".repeat(100_000), Language::Json), Ok(()));
+    }
+
+    #[test]
+    fn clauses_are_found_with_their_keyword_and_braces() {
+        let text = r#"@when("unless {") permit(principal, action, resource)
+when { {a: 1}.a == 1 } // when { no }
+unless { context.x == "}" };"#;
+        let found: Vec<_> = clauses(text)
+            .into_iter()
+            .map(|(kind, span)| (kind, &text[span]))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (ClauseKind::When, "when { {a: 1}.a == 1 }"),
+                (ClauseKind::Unless, "unless { context.x == \"}\" }")
+            ],
+        );
+    }
+}
