@@ -3,8 +3,8 @@
 //! No I/O, no clock, no async, no logging. The same snapshot and query always give the same
 //! answer: that is what makes answers cacheable, replayable and testable.
 //!
-//! In reading order: a policy directory is [`sources`], [`compile`] makes them a [`snapshot`] (or
-//! says in [`diagnostic`]s why not); a [`query`] is decided by [`authorize`] on a snapshot, and
+//! In reading order: a policy directory is [`sources`], [`mod@compile`] makes them a [`snapshot`] (or
+//! says in [`diagnostic`]s why not); a [`query`] is decided by [`mod@authorize`] on a snapshot, and
 //! the [`answer`] may carry an explanation ([`explain`]).
 
 pub mod answer;
@@ -13,14 +13,15 @@ pub mod compile;
 pub mod diagnostic;
 mod entities;
 pub mod explain;
+pub mod json;
 mod nesting;
 pub mod query;
 pub mod snapshot;
 pub mod sources;
 mod values;
 
-pub use authorize::authorize;
-pub use compile::{CompileError, compile};
+pub use authorize::{authorize, authorize_among};
+pub use compile::{CompileError, StoredEntities, compile};
 pub use entities::MAX_ANCESTORS;
 pub use nesting::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use snapshot::{Settings, Snapshot};

@@ -18,7 +18,8 @@ use cedar_policy_core::validator::{CoreSchema, RequestValidationError, Validator
 use smol_str::SmolStr;
 
 use super::answer::{Answer, Decision, Diagnostics, PolicyError, PolicyId};
-use super::entities::{HierarchyError, MAX_ANCESTORS, uids_in};
+use super::compile::StoredEntities;
+use super::entities::{EntityStore, HierarchyError, MAX_ANCESTORS, uids_in};
 use super::explain::explain;
 use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
 use super::snapshot::{OnPolicyError, Rule, Snapshot, Validation};
@@ -34,7 +35,28 @@ use super::snapshot::{OnPolicyError, Rule, Snapshot, Validation};
 ///
 /// [`InvalidQuery`] when the query is malformed or does not fit the snapshot's schema.
 pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, InvalidQuery> {
-    let (request, entities) = bind(snapshot, query)?;
+    authorize_on(snapshot, &snapshot.entities, query)
+}
+
+/// Decides `query` as [`authorize`] does, with `entities` in place of the stored ones.
+///
+/// # Errors
+///
+/// As [`authorize`].
+pub fn authorize_among(
+    snapshot: &Snapshot,
+    entities: &StoredEntities,
+    query: &Query,
+) -> Result<Answer, InvalidQuery> {
+    authorize_on(snapshot, entities.store(), query)
+}
+
+fn authorize_on(
+    snapshot: &Snapshot,
+    stored: &EntityStore,
+    query: &Query,
+) -> Result<Answer, InvalidQuery> {
+    let (request, entities) = bind(snapshot, stored, query)?;
     // Cedar fails an evaluation for want of stack, and a `forbid` that fails is skipped: whatever
     // thread this is, the deepest condition must have room.
     stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
@@ -116,7 +138,8 @@ fn policy_error(rule: &Rule, error: EvaluationError) -> PolicyError {
 
 /// Turns the query's values into Cedar's, checked against the schema.
 fn bind<'a>(
-    snapshot: &'a Snapshot,
+    snapshot: &Snapshot,
+    stored: &'a EntityStore,
     query: &Query,
 ) -> Result<(ast::Request, Cow<'a, Entities>), InvalidQuery> {
     let names = &snapshot.type_names;
@@ -134,14 +157,19 @@ fn bind<'a>(
         .map_err(|error| error.within("context"))?;
 
     let entities = if query.entities.is_empty() {
-        Cow::Borrowed(snapshot.entities.all())
+        Cow::Borrowed(stored.all())
     } else {
         let mut roots = vec![principal.clone(), action.clone(), resource.clone()];
         for value in context.values() {
             uids_in(value, &mut roots);
         }
         roots.extend(snapshot.literals.iter().cloned());
-        Cow::Owned(with_request_entities(snapshot, &query.entities, roots)?)
+        Cow::Owned(with_request_entities(
+            snapshot,
+            stored,
+            &query.entities,
+            roots,
+        )?)
     };
 
     let schema = match snapshot.settings.validation {
@@ -296,6 +324,7 @@ fn unfit_context(
 /// The entities that evaluation can look up, the request's own among them.
 fn with_request_entities(
     snapshot: &Snapshot,
+    stored: &EntityStore,
     sent: &[RequestEntity],
     roots: Vec<EntityUID>,
 ) -> Result<Entities, InvalidQuery> {
@@ -314,8 +343,7 @@ fn with_request_entities(
         }
         entities.push(entity);
     }
-    snapshot
-        .entities
+    stored
         .overlay(entities, roots.into_iter())
         .map_err(|(index, error)| {
             let problem = match error {

@@ -15,7 +15,7 @@ use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal};
 use super::diagnostic::{Diagnostic, Severity};
 use super::entities::EntityStore;
 use super::snapshot::{Counts, Settings, Snapshot, Validation};
-use super::sources::Sources;
+use super::sources::{FileKind, SourceFile, Sources};
 use super::values::TypeNames;
 use policies::PolicyCollection;
 
@@ -93,9 +93,12 @@ fn compile_here(sources: &Sources, settings: &Settings) -> Result<Snapshot, Comp
 
     let schema = schema::read(sources, &mut findings);
     let policies = policies::read(sources, &mut findings);
+    let entity_files = sources.of_kind(FileKind::Entities);
     let entities = match &schema {
-        schema::Read::None => entities::read(sources, None, &mut findings),
-        schema::Read::Schema(schema) => entities::read(sources, Some(schema), &mut findings),
+        schema::Read::None => entities::read(entity_files, None, &mut findings),
+        schema::Read::Schema(schema) => {
+            entities::read(entity_files, Some(schema.as_ref()), &mut findings)
+        }
         // Judged by no schema, entities would be found wrong, or right, for no reason.
         schema::Read::Broken => None,
     };
@@ -135,6 +138,32 @@ fn compile_here(sources: &Sources, settings: &Settings) -> Result<Snapshot, Comp
         )),
         Some(_) | None => Err(CompileError { errors, warnings }),
     }
+}
+
+/// Entities that stand in for a snapshot's stored ones: a policy test brings its own.
+#[derive(Debug)]
+pub struct StoredEntities(EntityStore);
+
+impl StoredEntities {
+    pub(super) fn store(&self) -> &EntityStore {
+        &self.0
+    }
+}
+
+/// Reads `file` as stored entities under the snapshot's schema, or says what is wrong with it.
+pub(super) fn stored_entities(
+    file: &SourceFile,
+    snapshot: &Snapshot,
+) -> Result<StoredEntities, Vec<Diagnostic>> {
+    let mut findings = Findings::default();
+    let read = stacker::grow(COMPILE_STACK_BYTES, || {
+        entities::read(
+            std::iter::once(file),
+            snapshot.schema.as_ref(),
+            &mut findings,
+        )
+    });
+    read.map(StoredEntities).ok_or(findings.0)
 }
 
 /// Checks the policies, templates and links against the schema.

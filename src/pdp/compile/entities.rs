@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use cedar_policy::Schema;
 use cedar_policy_core::ast::{Entity, EntityUID};
 use cedar_policy_core::entities::conformance::EntitySchemaConformanceChecker;
 use cedar_policy_core::entities::{EntityJsonParser, Schema as _, TCComputation};
@@ -14,7 +13,7 @@ use super::Findings;
 use super::policies::{offset_in, parse_json};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::entities::{EntityStore, HierarchyError, MAX_ANCESTORS};
-use crate::pdp::sources::{FileKind, SourceFile, Sources};
+use crate::pdp::sources::SourceFile;
 use crate::pdp::values::with_causes;
 
 /// Where a stored entity stands.
@@ -30,14 +29,13 @@ impl Origin<'_> {
     }
 }
 
-/// Reads all entity files; `None` when the findings say why there is no store.
-pub(super) fn read(
-    sources: &Sources,
-    schema: Option<&Schema>,
+/// Reads all of `files`; `None` when the findings say why there is no store.
+pub(super) fn read<'a>(
+    files: impl Iterator<Item = &'a SourceFile>,
+    schema: Option<&ValidatorSchema>,
     findings: &mut Findings,
 ) -> Option<EntityStore> {
-    let validator_schema: Option<&ValidatorSchema> = schema.map(AsRef::as_ref);
-    let core_schema = validator_schema.map(CoreSchema::new);
+    let core_schema = schema.map(CoreSchema::new);
     // The parser would also close the hierarchy; taking one entity at a time, it has none.
     let parser = EntityJsonParser::new(
         core_schema.as_ref(),
@@ -51,7 +49,7 @@ pub(super) fn read(
     let mut complete = true;
     let mut origins: HashMap<EntityUID, Origin<'_>> = HashMap::new();
     let mut entities: Vec<Entity> = Vec::new();
-    for file in sources.of_kind(FileKind::Entities) {
+    for file in files {
         let Some(list) = parse_json::<Vec<&RawValue>>(file, findings) else {
             complete = false;
             continue;

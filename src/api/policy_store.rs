@@ -1,0 +1,200 @@
+//! The door of `pdp.v1.PolicyStoreService`: what is in force, and rereading on demand.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::stream::{self, Stream};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::deadline::Deadline;
+use super::pb::policy_store_service_server::PolicyStoreService;
+use super::status::Rejection;
+use super::{pb, to_proto};
+use crate::engine::Engine;
+use crate::policy_store::{ReloadOutcome, Reloads, StatusReader};
+use crate::readiness::ReadinessReader;
+
+/// Policies on a page when the caller names no size, and the most on any page.
+const DEFAULT_PAGE: usize = 100;
+const LARGEST_PAGE: usize = 1_000;
+
+/// Answers `pdp.v1.PolicyStoreService`.
+#[derive(Clone, Debug)]
+pub(super) struct PolicyStore {
+    engine: Arc<Engine>,
+    status: StatusReader,
+    reloads: Reloads,
+    draining: ReadinessReader,
+}
+
+impl PolicyStore {
+    /// A door to the store; `draining` ends its watches.
+    #[must_use]
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        status: StatusReader,
+        reloads: Reloads,
+        draining: ReadinessReader,
+    ) -> Self {
+        Self {
+            engine,
+            status,
+            reloads,
+            draining,
+        }
+    }
+}
+
+/// The statuses of one watch.
+type Statuses = Pin<Box<dyn Stream<Item = Result<pb::WatchStatusResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl PolicyStoreService for PolicyStore {
+    async fn get_status(
+        &self,
+        _request: Request<pb::GetStatusRequest>,
+    ) -> Result<Response<pb::GetStatusResponse>, Status> {
+        let status = self.status.load();
+        Ok(Response::new(pb::GetStatusResponse {
+            status: Some(to_proto::store_status(&status)),
+            reloads: Some(to_proto::reload_counts(status.reloads)),
+            cache: Some(to_proto::cache_figures(self.engine.cache_figures())),
+        }))
+    }
+
+    type WatchStatusStream = Statuses;
+
+    async fn watch_status(
+        &self,
+        request: Request<pb::WatchStatusRequest>,
+    ) -> Result<Response<Statuses>, Status> {
+        let watch = StatusWatch {
+            status: self.status.clone(),
+            draining: self.draining.clone(),
+            deadline: Deadline::of(&request),
+            sent: None,
+        };
+        Ok(Response::new(Box::pin(stream::try_unfold(
+            watch,
+            StatusWatch::next,
+        ))))
+    }
+
+    async fn list_policies(
+        &self,
+        request: Request<pb::ListPoliciesRequest>,
+    ) -> Result<Response<pb::ListPoliciesResponse>, Status> {
+        let pb::ListPoliciesRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let Some(snapshot) = self.engine.snapshot() else {
+            return Ok(Response::new(pb::ListPoliciesResponse::default()));
+        };
+        let revision = snapshot.revision().to_string();
+        let first = if page_token.is_empty() {
+            0
+        } else {
+            page_start(&page_token, &revision)?
+        };
+        let size = match page_size as usize {
+            0 => DEFAULT_PAGE,
+            size => size.min(LARGEST_PAGE),
+        };
+        let policies: Vec<pb::PolicySummary> = snapshot
+            .policies()
+            .skip(first)
+            .take(size)
+            .map(to_proto::policy_summary)
+            .collect();
+        let next = first + policies.len();
+        let next_page_token = if next < snapshot.policies().len() {
+            format!("{revision}.{next}")
+        } else {
+            String::new()
+        };
+        Ok(Response::new(pb::ListPoliciesResponse {
+            policies,
+            next_page_token,
+            revision,
+        }))
+    }
+
+    async fn reload(
+        &self,
+        _request: Request<pb::ReloadRequest>,
+    ) -> Result<Response<pb::ReloadResponse>, Status> {
+        let report = self
+            .reloads
+            .reload()
+            .await
+            .map_err(|_closed| Rejection::ShuttingDown)?;
+        Ok(Response::new(pb::ReloadResponse {
+            outcome: match report.outcome {
+                ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
+                ReloadOutcome::Unchanged => pb::ReloadOutcome::Unchanged,
+                ReloadOutcome::Refused => pb::ReloadOutcome::Refused,
+            }
+            .into(),
+            status: Some(to_proto::store_status(&report.status)),
+        }))
+    }
+}
+
+/// The index that `token` continues at; a token is good for the revision that it was given under.
+fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
+    let refuse = |problem: &str| {
+        let details = ErrorDetails::with_bad_request_violation("page_token", problem);
+        Status::with_error_details(
+            Code::InvalidArgument,
+            format!("`page_token`: {problem}"),
+            details,
+        )
+    };
+    let (of, next) = token
+        .split_once('.')
+        .ok_or_else(|| refuse("is not one that this service gave"))?;
+    let next = next
+        .parse()
+        .map_err(|_| refuse("is not one that this service gave"))?;
+    if of != revision {
+        return Err(refuse(
+            "belongs to a revision that is no longer in force; list from the start",
+        ));
+    }
+    Ok(next)
+}
+
+/// One caller's watch: the status now, then each later one that differs.
+struct StatusWatch {
+    status: StatusReader,
+    draining: ReadinessReader,
+    deadline: Deadline,
+    sent: Option<pb::StoreStatus>,
+}
+
+impl StatusWatch {
+    async fn next(mut self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
+        loop {
+            let status = to_proto::store_status(&self.status.load());
+            if self.sent.as_ref() != Some(&status) {
+                self.sent = Some(status.clone());
+                return Ok(Some((
+                    pb::WatchStatusResponse {
+                        status: Some(status),
+                    },
+                    self,
+                )));
+            }
+            tokio::select! {
+                biased;
+                () = self.draining.draining() => return Err(Rejection::ShuttingDown.into()),
+                () = self.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
+                changed = self.status.changed() => if changed.is_err() {
+                    return Err(Rejection::ShuttingDown.into());
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Serves HTTP/2 connections: accepts, hands calls to the doors, and winds down when told.
+//!
+//! We drive hyper's connections ourselves instead of through tonic's server. What the contract
+//! says of deadlines and sizes differs from tonic's words, and the place to say so is around the
+//! call; and a call that is one match away from its service is a cheaper call.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::Doors;
+use super::deadline::Deadline;
+use super::listen::{Connection, Listener};
+use super::status::Rejection;
+use crate::readiness::ReadinessReader;
+
+/// What a connection may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// The most calls at once on one connection.
+    pub max_concurrent_streams: u32,
+    /// How long a connection may be silent before it is asked for a sign of life.
+    pub keepalive_interval: Duration,
+    /// How long it has to give one.
+    pub keepalive_timeout: Duration,
+}
+
+/// How long the accept loop rests when the system has no descriptor left to give: long enough
+/// not to spin, short enough that a caller's connect does not time out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Held by every connection; when all are dropped, the last connection is gone.
+pub(super) type Alive = mpsc::Sender<Infallible>;
+
+/// Accepts on `listener` until draining begins.
+pub(super) async fn accept_loop(
+    listener: Listener,
+    doors: Arc<Doors>,
+    limits: ConnectionLimits,
+    mut draining: ReadinessReader,
+    alive: Alive,
+) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = draining.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(Connection::Tcp(stream)) => {
+                tokio::spawn(connection(
+                    stream,
+                    Arc::clone(&doors),
+                    limits.clone(),
+                    draining.clone(),
+                    alive.clone(),
+                ));
+            }
+            Ok(Connection::Unix(stream)) => {
+                tokio::spawn(connection(
+                    stream,
+                    Arc::clone(&doors),
+                    limits.clone(),
+                    draining.clone(),
+                    alive.clone(),
+                ));
+            }
+            // The caller left between its connect and our accept; the next one may be waiting.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end; once draining begins it takes no new call and ends after the
+/// last one in flight.
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    doors: Arc<Doors>,
+    limits: ConnectionLimits,
+    mut draining: ReadinessReader,
+    _alive: Alive,
+) {
+    let service = service_fn(move |request| {
+        let doors = Arc::clone(&doors);
+        async move { Ok::<_, Infallible>(call(&doors, request).await) }
+    });
+    let serving = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = draining.draining() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        // A caller that goes away or speaks no HTTP/2 is its own affair.
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// One call: its deadline kept, its status in the contract's words.
+async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response<Body> {
+    let deadline = Deadline::begin(request.headers());
+    let mut request = request.map(Body::new);
+    let response = match deadline.at() {
+        None => doors.call(request).await,
+        Some(at) => {
+            request.extensions_mut().insert(deadline);
+            match tokio::time::timeout_at(at, doors.call(request)).await {
+                Ok(response) => response,
+                Err(_elapsed) => Status::from(Rejection::DeadlinePassed).into_http(),
+            }
+        }
+    };
+    by_contract(response)
+}
+
+/// tonic refuses a message beyond the size limit as OUT_OF_RANGE; the contract says
+/// RESOURCE_EXHAUSTED. No method of ours has a use for OUT_OF_RANGE.
+fn by_contract(mut response: http::Response<Body>) -> http::Response<Body> {
+    const OUT_OF_RANGE: i32 = Code::OutOfRange as i32;
+    if let Some(status) = response.headers_mut().get_mut("grpc-status")
+        && status.to_str().ok().and_then(|code| code.parse().ok()) == Some(OUT_OF_RANGE)
+    {
+        *status = http::HeaderValue::from(Code::ResourceExhausted as i32);
+    }
+    response
+}

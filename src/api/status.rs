@@ -1,0 +1,99 @@
+//! Everything that is not an answer, as a gRPC status with details.
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::pdp::query::InvalidQuery;
+
+/// The `domain` of every `google.rpc.ErrorInfo` of ours.
+pub const ERROR_DOMAIN: &str = "cedar-pdp";
+
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Rejection {
+    /// The request is malformed or does not fit the schema.
+    #[error(transparent)]
+    Invalid(#[from] InvalidQuery),
+    /// The request holds more of something than is taken.
+    #[error("more than {most} {what}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// The most that is taken.
+        most: usize,
+    },
+    /// A token was sent, and no issuer is configured that could have signed it.
+    #[error("`principal_token` was sent, and no token issuer is configured")]
+    TokensNotConfigured,
+    /// No policy directory has been loaded yet.
+    #[error("no policies have been loaded yet")]
+    NothingLoaded,
+    /// The caller's deadline passed.
+    #[error("the deadline passed before there was an answer")]
+    DeadlinePassed,
+    /// The service is going down.
+    #[error("the service is shutting down")]
+    ShuttingDown,
+}
+
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Self {
+        let message = rejection.to_string();
+        match rejection {
+            Rejection::Invalid(InvalidQuery { field, problem }) => Self::with_error_details(
+                Code::InvalidArgument,
+                message,
+                ErrorDetails::with_bad_request_violation(field.as_str(), problem.to_string()),
+            ),
+            Rejection::TokensNotConfigured => Self::with_error_details(
+                Code::Unauthenticated,
+                message,
+                ErrorDetails::with_error_info("TOKENS_NOT_CONFIGURED", ERROR_DOMAIN, []),
+            ),
+            Rejection::TooMany { .. } => Self::resource_exhausted(message),
+            Rejection::NothingLoaded | Rejection::ShuttingDown => Self::unavailable(message),
+            Rejection::DeadlinePassed => Self::deadline_exceeded(message),
+        }
+    }
+}
+
+/// A status as a message, for an item of a batch or stream.
+pub(super) fn to_message(status: &Status) -> tonic_types::Status {
+    use prost::Message as _;
+    // A status with details carries itself, encoded, with the details; one without carries nothing.
+    if !status.details().is_empty()
+        && let Ok(message) = tonic_types::Status::decode(status.details())
+    {
+        return message;
+    }
+    tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    }
+}
+
+/// What our contract calls what tonic says by itself.
+///
+/// tonic calls a message beyond the size limit OUT_OF_RANGE.
+pub(super) fn by_contract(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss
+        | Code::Unauthenticated => status,
+    }
+}

@@ -1,0 +1,417 @@
+//! What an operator may set: first as text, then as values that cannot be wrong.
+//!
+//! [`RawConfig`] is what was written down, [`Config`] is what it means, and only
+//! [`RawConfig::check`] leads from one to the other. Where the text comes from (file, environment,
+//! flags) stands in [`layers`]. Nothing here opens a directory or binds an address.
+
+pub mod layers;
+pub mod listen;
+pub mod put;
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::pdp::query::Uid;
+use crate::pdp::snapshot::{OnPolicyError, Settings, Validation};
+use listen::Listen;
+use put::InvalidValue;
+
+/// What an operator wrote: every key may be left out, and nothing has been checked.
+///
+/// A key is a line of the configuration file, a flag (`--poll-interval`) and an environment
+/// variable (`CEDAR_PDP_POLL_INTERVAL`). Durations are text such as `5s` or `50ms`.
+// This is the one list of keys: the help, the environment's names and `layers::options` are read
+// from it, so that a key cannot exist in one place and be missing in another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+#[command(next_help_heading = "Configuration")]
+pub struct RawConfig {
+    /// The directory of policies, schemas and entities
+    #[arg(long, value_name = "DIR")]
+    pub policies: Option<String>,
+    /// Where to listen: HOST:PORT or unix:PATH; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<Vec<String>>,
+    /// strict: a policy that the schema rejects refuses the load; warn: it is reported; off: neither policies nor requests are validated
+    #[arg(long, value_name = "strict|warn|off")]
+    pub validation: Option<String>,
+    /// What a forbid does whose evaluation failed: skip is Cedar's rule
+    #[arg(long, value_name = "skip|deny")]
+    pub on_policy_error: Option<String>,
+    /// The entity types that callers may send, separated by commas; an empty list is none, without this option any
+    #[arg(long, value_name = "T,…", value_delimiter = ',')]
+    pub request_entity_types: Option<Vec<String>>,
+    /// Who a request without identity is
+    #[arg(long, value_name = "UID")]
+    pub anonymous_principal: Option<String>,
+    /// Wait, not serving, for a directory that is bad at the start, where otherwise the start fails
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub start_unready: Option<bool>,
+    /// Load a directory, a schema or a policy file that has become empty
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub allow_empty: Option<bool>,
+    /// How a change in the directory is noticed; events are backed by polling
+    #[arg(long, value_name = "events|poll")]
+    pub watch: Option<String>,
+    /// How often the directory is reread even though no event came
+    #[arg(long, value_name = "DURATION")]
+    pub poll_interval: Option<String>,
+    /// How long no file may have been written before a change is taken
+    #[arg(long, value_name = "DURATION")]
+    pub quiet_period: Option<String>,
+    /// How long constant writing may hold back a reload before that is reported
+    #[arg(long, value_name = "DURATION")]
+    pub max_reload_delay: Option<String>,
+    /// The largest file that is read from the directory
+    #[arg(long, value_name = "BYTES")]
+    pub max_file_bytes: Option<i64>,
+    /// The most that is read from the directory, all files together
+    #[arg(long, value_name = "BYTES")]
+    pub max_total_bytes: Option<i64>,
+    /// The memory that remembered decisions may take; 0 turns the cache off
+    #[arg(long, value_name = "BYTES")]
+    pub cache_bytes: Option<i64>,
+    /// The largest message that is taken from a caller
+    #[arg(long, value_name = "BYTES")]
+    pub max_message_bytes: Option<i64>,
+    /// The most requests in one batch
+    #[arg(long, value_name = "COUNT")]
+    pub max_batch_items: Option<i64>,
+    /// The most entities in one request
+    #[arg(long, value_name = "COUNT")]
+    pub max_request_entities: Option<i64>,
+    /// How deep values may be nested in a request
+    #[arg(long, value_name = "LEVELS")]
+    pub max_value_depth: Option<i64>,
+    /// The most calls at a time on one connection
+    #[arg(long, value_name = "COUNT")]
+    pub max_concurrent_streams: Option<i64>,
+    /// How often a silent connection is asked whether its caller is still there
+    #[arg(long, value_name = "DURATION")]
+    pub keepalive_interval: Option<String>,
+    /// How long the caller may take to say so before the connection is closed
+    #[arg(long, value_name = "DURATION")]
+    pub keepalive_timeout: Option<String>,
+    /// How long calls in flight may take to finish when the service is stopped
+    #[arg(long, value_name = "DURATION")]
+    pub drain_timeout: Option<String>,
+    /// What is logged, in the syntax of tracing's EnvFilter
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How a log line is written
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<String>,
+}
+
+/// Everything an operator decided. Each part of the house takes its own field, none takes it all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The policy directory.
+    pub policies: PathBuf,
+    /// Where to listen; at least one address.
+    pub listen: Vec<Listen>,
+    /// How decisions are made.
+    pub pdp: Settings,
+    /// Who a request without identity is; without it such a request is an error.
+    pub anonymous_principal: Option<Uid>,
+    /// How the policy directory is read and followed.
+    pub store: StoreConfig,
+    /// How many decisions are remembered.
+    pub cache: CacheConfig,
+    /// What a caller may ask for at most.
+    pub limits: Limits,
+    /// How long calls in flight may take to finish once the service is stopped.
+    pub drain_timeout: Duration,
+    /// What is logged, and how.
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policies: PathBuf::from("./policies"),
+            listen: vec![Listen::Tcp("127.0.0.1".to_owned(), 50051)],
+            pdp: Settings::default(),
+            anonymous_principal: None,
+            store: StoreConfig::default(),
+            cache: CacheConfig::default(),
+            limits: Limits::default(),
+            drain_timeout: Duration::from_secs(25),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// How the policy directory is read and followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Wait for a directory that is bad at the start, instead of failing.
+    pub start_unready: bool,
+    /// Load what has suspiciously become empty.
+    pub allow_empty: bool,
+    /// How a change is noticed.
+    pub watch: WatchMode,
+    /// How often the directory is reread without being told to.
+    pub poll_interval: Duration,
+    /// How long nothing may have been written before a change is taken.
+    pub quiet_period: Duration,
+    /// How long constant writing may delay a reload; never shorter than the quiet period.
+    pub max_reload_delay: Duration,
+    /// The largest file that is read, in bytes.
+    pub max_file_bytes: u64,
+    /// The most that is read in all, in bytes.
+    pub max_total_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            start_unready: false,
+            allow_empty: false,
+            watch: WatchMode::default(),
+            poll_interval: Duration::from_secs(5),
+            quiet_period: Duration::from_millis(50),
+            max_reload_delay: Duration::from_secs(5),
+            max_file_bytes: 64 << 20,
+            max_total_bytes: 1 << 30,
+        }
+    }
+}
+
+/// How a change in the policy directory is noticed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WatchMode {
+    /// By the file system's events, backed by polling.
+    #[default]
+    Events,
+    /// By polling alone.
+    Poll,
+}
+
+/// How many decisions are remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// The memory that remembered decisions may take, in bytes; `None` turns the cache off.
+    pub bytes: Option<NonZeroU64>,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            bytes: NonZeroU64::new(64 << 20),
+        }
+    }
+}
+
+/// What a caller may ask for at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest message, in bytes.
+    pub max_message_bytes: usize,
+    /// The most requests in one batch.
+    pub max_batch_items: usize,
+    /// The most entities in one request.
+    pub max_request_entities: usize,
+    /// How deep values may be nested; at most 32, which the protobuf decoder and Cedar both bear.
+    pub max_value_depth: usize,
+    /// The most calls at a time on one connection.
+    pub max_concurrent_streams: u32,
+    /// How often a silent connection is asked whether its caller is still there.
+    pub keepalive_interval: Duration,
+    /// How long the caller may take to say so.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 4 << 20,
+            max_batch_items: 1000,
+            max_request_entities: 1000,
+            max_value_depth: 32,
+            max_concurrent_streams: 256,
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A filter in the syntax of tracing's `EnvFilter`; known to parse.
+    pub filter: String,
+    /// How a line is written.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::default(),
+        }
+    }
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MILLION: i64 = 1_000_000;
+const GIB: i64 = 1 << 30;
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+const VALIDATION: &[(&str, Validation)] = &[
+    ("strict", Validation::Strict),
+    ("warn", Validation::Warn),
+    ("off", Validation::Off),
+];
+const ON_POLICY_ERROR: &[(&str, OnPolicyError)] =
+    &[("skip", OnPolicyError::Skip), ("deny", OnPolicyError::Deny)];
+const WATCH: &[(&str, WatchMode)] = &[("events", WatchMode::Events), ("poll", WatchMode::Poll)];
+const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+impl RawConfig {
+    /// The configuration that this text means; keys that are left out have their defaults.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidValue`] for the first key whose value makes no sense, with what is allowed.
+    pub fn check(self) -> Result<Config, InvalidValue> {
+        /// Puts what was written under a key into the field of that name, if it is within bounds.
+        /// Where nothing was written the default stays.
+        macro_rules! put {
+            ($part:ident.$key:ident: $kind:ident $(, $bounds:expr)?) => {
+                put::$kind(&mut $part.$key, stringify!($key), self.$key $(, $bounds)?)?
+            };
+        }
+        let mut config = Config::default();
+        put!(config.policies: path);
+        put!(config.listen: listen);
+        put!(config.anonymous_principal: uid);
+        put!(config.drain_timeout: duration, ms(1)..=HOUR);
+
+        let pdp = &mut config.pdp;
+        put!(pdp.validation: word, VALIDATION);
+        put!(pdp.on_policy_error: word, ON_POLICY_ERROR);
+        put!(pdp.request_entity_types: entity_types);
+
+        let store = &mut config.store;
+        put!(store.start_unready: switch);
+        put!(store.allow_empty: switch);
+        put!(store.watch: word, WATCH);
+        put!(store.poll_interval: duration, ms(10)..=HOUR);
+        put!(store.quiet_period: duration, ms(1)..=ms(60_000));
+        // Below the quiet period every ordinary change would be reported as held back.
+        put!(store.max_reload_delay: duration, store.quiet_period..=HOUR);
+        put!(store.max_file_bytes: number, 1..=4 * GIB);
+        put!(store.max_total_bytes: number, 1..=64 * GIB);
+
+        let mut cache_bytes = config.cache.bytes.map_or(0, NonZeroU64::get);
+        put::number(
+            &mut cache_bytes,
+            "cache_bytes",
+            self.cache_bytes,
+            0..=64 * GIB,
+        )?;
+        config.cache.bytes = NonZeroU64::new(cache_bytes);
+
+        let limits = &mut config.limits;
+        put!(limits.max_message_bytes: number, 1024..=GIB);
+        put!(limits.max_batch_items: number, 1..=MILLION);
+        put!(limits.max_request_entities: number, 1..=MILLION);
+        put!(limits.max_value_depth: number, 1..=32);
+        put!(limits.max_concurrent_streams: number, 1..=MILLION);
+        put!(limits.keepalive_interval: duration, ms(100)..=HOUR);
+        put!(limits.keepalive_timeout: duration, ms(100)..=HOUR);
+
+        put::log_filter(&mut config.log.filter, "log", self.log)?;
+        put::word(
+            &mut config.log.format,
+            "log_format",
+            self.log_format,
+            LOG_FORMAT,
+        )?;
+        Ok(config)
+    }
+}
+
+/// The text that means this configuration: checking it gives `config` again.
+impl From<&Config> for RawConfig {
+    fn from(config: &Config) -> Self {
+        let Config {
+            policies,
+            listen,
+            pdp,
+            anonymous_principal,
+            store,
+            cache,
+            limits,
+            drain_timeout,
+            log,
+        } = config;
+        Self {
+            policies: Some(policies.display().to_string()),
+            listen: Some(listen.iter().map(Listen::to_string).collect()),
+            validation: word(pdp.validation, VALIDATION),
+            on_policy_error: word(pdp.on_policy_error, ON_POLICY_ERROR),
+            request_entity_types: pdp
+                .request_entity_types
+                .as_ref()
+                .map(|types| types.iter().cloned().collect()),
+            anonymous_principal: anonymous_principal.as_ref().map(Uid::to_string),
+            start_unready: Some(store.start_unready),
+            allow_empty: Some(store.allow_empty),
+            watch: word(store.watch, WATCH),
+            poll_interval: duration(store.poll_interval),
+            quiet_period: duration(store.quiet_period),
+            max_reload_delay: duration(store.max_reload_delay),
+            max_file_bytes: number(store.max_file_bytes),
+            max_total_bytes: number(store.max_total_bytes),
+            cache_bytes: number(cache.bytes.map_or(0, NonZeroU64::get)),
+            max_message_bytes: number(limits.max_message_bytes),
+            max_batch_items: number(limits.max_batch_items),
+            max_request_entities: number(limits.max_request_entities),
+            max_value_depth: number(limits.max_value_depth),
+            max_concurrent_streams: number(limits.max_concurrent_streams),
+            keepalive_interval: duration(limits.keepalive_interval),
+            keepalive_timeout: duration(limits.keepalive_timeout),
+            drain_timeout: duration(*drain_timeout),
+            log: Some(log.filter.clone()),
+            log_format: word(log.format, LOG_FORMAT),
+        }
+    }
+}
+
+fn word<T: Copy + PartialEq>(value: T, words: &[(&str, T)]) -> Option<String> {
+    words
+        .iter()
+        .find(|(_, meaning)| *meaning == value)
+        .map(|(word, _)| (*word).to_owned())
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "every key of the raw configuration is an option"
+)]
+fn duration(value: Duration) -> Option<String> {
+    Some(humantime::format_duration(value).to_string())
+}
+
+fn number(value: impl TryInto<i64>) -> Option<i64> {
+    value.try_into().ok()
+}

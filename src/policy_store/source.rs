@@ -1,0 +1,219 @@
+//! Reads a policy directory from disk: files, links followed, and what tells one reading from another.
+//!
+//! The only module that reads policy files. What a file means is not known here: that is
+//! [`compile`](crate::pdp::compile), which also reports the problems found here.
+
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::pdp::answer::Revision;
+use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::sources::{SourceFile, Sources};
+use crate::watch::Places;
+
+/// How much is read before a directory counts as a mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// Most bytes of one file.
+    pub file_bytes: u64,
+    /// Most bytes of all files together.
+    pub total_bytes: u64,
+    /// Most files and directories that are read.
+    pub files: usize,
+    /// Most directories within each other, not counting the policy directory itself.
+    pub depth: usize,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self {
+            file_bytes: 64 << 20,
+            total_bytes: 1 << 30,
+            files: 100_000,
+            depth: 32,
+        }
+    }
+}
+
+/// Reads all of `directory`.
+///
+/// Never fails: what could not be read is a problem in the sources. A file that has not changed
+/// since `previous` is taken from there. Blocks; costs a few system calls for each file, link and
+/// directory, and never waits for a FIFO or a device.
+#[must_use]
+pub fn read(directory: &Path, limits: &SourceLimits, previous: Option<&Reading>) -> Reading {
+    let began = SystemTime::now();
+    walk::walk(directory, limits, previous, began)
+}
+
+/// A policy directory as it was read once.
+#[derive(Debug)]
+pub struct Reading {
+    sources: Sources,
+    prints: Fingerprints,
+    places: Places,
+    /// What changed while it was read; a reading with such names may mix old and new.
+    torn: BTreeSet<String>,
+    began: SystemTime,
+}
+
+impl Reading {
+    /// A reading that found out nothing but `problem`.
+    #[must_use]
+    pub fn of_problem(problem: Diagnostic) -> Self {
+        Self {
+            sources: Sources::new(Vec::new(), vec![problem], Vec::new()),
+            prints: Fingerprints::default(),
+            places: Places::default(),
+            torn: BTreeSet::new(),
+            began: SystemTime::now(),
+        }
+    }
+
+    /// The files and what was wrong with them.
+    #[must_use]
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// The content digest. Costs a hash over all files.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.sources.revision()
+    }
+
+    /// Where a change must be heard for the next reading to differ from this one.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// Whether something changed while this was read, so that it may mix old and new.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        !self.torn.is_empty()
+    }
+
+    /// Whether this and an `earlier` reading found the same, untouched between the two.
+    #[must_use]
+    pub fn confirms(&self, earlier: &Self) -> bool {
+        !self.is_torn()
+            && !earlier.is_torn()
+            && self.prints == earlier.prints
+            && self.sources.files() == earlier.sources.files()
+            && self.sources.problems() == earlier.sources.problems()
+    }
+
+    /// Whether this would load like `other`: equal served files (so equal revisions), and equal
+    /// problems. Costs little when files were taken over from one reading to the next.
+    #[must_use]
+    pub fn loads_like(&self, other: &Self) -> bool {
+        fn served(reading: &Reading) -> impl Iterator<Item = &SourceFile> {
+            let files = reading.sources.files().iter();
+            files.filter(|file| file.kind.is_served())
+        }
+        served(self).eq(served(other)) && self.sources.problems() == other.sources.problems()
+    }
+
+    /// What changed between an `earlier` reading and this, or while either was read: relative
+    /// paths, absolute ones for links outside of the directory.
+    #[must_use]
+    pub fn changes_since(&self, earlier: &Self) -> BTreeSet<String> {
+        let mut names: BTreeSet<String> = self.torn.union(&earlier.torn).cloned().collect();
+        for (one, other) in [(self, earlier), (earlier, self)] {
+            for (path, file) in &one.prints.files {
+                if other.prints.files.get(path) != Some(file) || one.text(path) != other.text(path)
+                {
+                    names.insert(path.clone());
+                }
+            }
+            for (path, link) in &one.prints.links {
+                if other.prints.links.get(path) != Some(link) {
+                    names.insert(path.clone());
+                }
+            }
+        }
+        names
+    }
+
+    fn text(&self, path: &str) -> Option<&Arc<str>> {
+        let files = self.sources.files();
+        let found = files.binary_search_by(|file| file.path.as_bytes().cmp(path.as_bytes()));
+        found
+            .ok()
+            .and_then(|at| files.get(at))
+            .map(|file| &file.text)
+    }
+
+    /// The text of a file that surely still says the same, because nothing about it has changed.
+    fn unchanged(&self, path: &str, seen: &Seen) -> Option<&Arc<str>> {
+        // Git's rule for its index: a file written in the same tick of the clock after it was
+        // read looks unchanged, so only what was old already when it was read is trusted.
+        let is_certain =
+            self.prints.files.get(path) == Some(seen) && seen.print.is_older_than(self.began);
+        is_certain.then(|| self.text(path)).flatten()
+    }
+}
+
+/// What tells one state of a directory from another even when the content is the same.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Fingerprints {
+    /// By the relative path under which the file was seen.
+    files: BTreeMap<String, Seen>,
+    /// Every link on the way to a file or directory. A `..data` that is swapped twice within one
+    /// reading leaves files as they were and mixes them nevertheless; only the link tells.
+    links: BTreeMap<String, Seen>,
+    directories: BTreeMap<PathBuf, (u64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Where it really lies.
+    at: PathBuf,
+    print: Fingerprint,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds since the epoch, as are those of `changed`.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Longer than the coarsest time stamps that a file system keeps (FAT: 2 s).
+const RACY: Duration = Duration::from_secs(2);
+
+impl Fingerprint {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+
+    fn is_older_than(&self, moment: SystemTime) -> bool {
+        let limit = moment
+            .checked_sub(RACY)
+            .and_then(|limit| limit.duration_since(UNIX_EPOCH).ok())
+            .and_then(|limit| {
+                let seconds = i64::try_from(limit.as_secs()).ok()?;
+                Some((seconds, i64::from(limit.subsec_nanos())))
+            });
+        limit.is_some_and(|limit| self.modified < limit && self.changed < limit)
+    }
+}
+
+#[cfg(test)]
+mod tests;
