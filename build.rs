@@ -29,7 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
-        // Sorted while decoding: equal requests then look equal to the cache, however they were sent.
+        // Sorted while decoding: equal requests then look equal to the cache, however they were
+        // sent.
         .btree_map(".")
         .extern_path(".google.rpc", "::tonic_types::pb")
         // tonic's own codec calls a message that does not decode INTERNAL.

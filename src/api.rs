@@ -3,6 +3,7 @@
 //! Only this module names tonic, http and the generated messages.
 
 mod authorization;
+pub mod client;
 mod codec;
 mod deadline;
 mod from_proto;

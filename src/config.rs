@@ -6,7 +6,7 @@
 
 pub mod layers;
 pub mod listen;
-pub mod put;
+pub mod value;
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::pdp::query::Uid;
 use crate::pdp::snapshot::{OnPolicyError, Settings, Validation};
 use listen::Listen;
-use put::InvalidValue;
+use value::InvalidValue;
 
 /// What an operator wrote: every key may be left out, and nothing has been checked.
 ///
@@ -35,7 +35,7 @@ pub struct RawConfig {
     /// Where to listen: HOST:PORT or unix:PATH; may be given several times
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<Vec<String>>,
-    /// strict: a policy that the schema rejects refuses the load; warn: it is reported; off: neither policies nor requests are validated
+    /// Whether a policy that the schema rejects refuses the load; off validates no requests either
     #[arg(long, value_name = "strict|warn|off")]
     pub validation: Option<String>,
     /// What a forbid does whose evaluation failed: skip is Cedar's rule
@@ -62,7 +62,7 @@ pub struct RawConfig {
     /// How long no file may have been written before a change is taken
     #[arg(long, value_name = "DURATION")]
     pub quiet_period: Option<String>,
-    /// How long constant writing may hold back a reload before that is reported
+    /// How long constant writing may hold back a reload; no less than the quiet period
     #[arg(long, value_name = "DURATION")]
     pub max_reload_delay: Option<String>,
     /// The largest file that is read from the directory
@@ -292,60 +292,56 @@ impl RawConfig {
     ///
     /// [`InvalidValue`] for the first key whose value makes no sense, with what is allowed.
     pub fn check(self) -> Result<Config, InvalidValue> {
-        /// Puts what was written under a key into the field of that name, if it is within bounds.
-        /// Where nothing was written the default stays.
-        macro_rules! put {
+        /// Reads what was written under a key into the field of that name, or into the one named
+        /// after `=>`. Where nothing was written the default stays.
+        macro_rules! read {
             ($part:ident.$key:ident: $kind:ident $(, $bounds:expr)?) => {
-                put::$kind(&mut $part.$key, stringify!($key), self.$key $(, $bounds)?)?
+                read!($key => $part.$key, $kind $(, $bounds)?)
+            };
+            ($key:ident => $place:expr, $kind:ident $(, $bounds:expr)?) => {
+                if let Some(written) = self.$key {
+                    let key = stringify!($key);
+                    $place = value::$kind(written $(, $bounds)?)
+                        .map_err(|problem| InvalidValue { key, problem })?;
+                }
             };
         }
         let mut config = Config::default();
-        put!(config.policies: path);
-        put!(config.listen: listen);
-        put!(config.anonymous_principal: uid);
-        put!(config.drain_timeout: duration, ms(1)..=HOUR);
+        read!(config.policies: path);
+        read!(config.listen: listen);
+        read!(config.anonymous_principal: uid);
+        read!(config.drain_timeout: duration, ms(1)..=HOUR);
 
         let pdp = &mut config.pdp;
-        put!(pdp.validation: word, VALIDATION);
-        put!(pdp.on_policy_error: word, ON_POLICY_ERROR);
-        put!(pdp.request_entity_types: entity_types);
+        read!(pdp.validation: word, VALIDATION);
+        read!(pdp.on_policy_error: word, ON_POLICY_ERROR);
+        read!(pdp.request_entity_types: entity_types);
 
         let store = &mut config.store;
-        put!(store.start_unready: switch);
-        put!(store.allow_empty: switch);
-        put!(store.watch: word, WATCH);
-        put!(store.poll_interval: duration, ms(10)..=HOUR);
-        put!(store.quiet_period: duration, ms(1)..=ms(60_000));
+        read!(store.start_unready: switch);
+        read!(store.allow_empty: switch);
+        read!(store.watch: word, WATCH);
+        read!(store.poll_interval: duration, ms(10)..=HOUR);
+        read!(store.quiet_period: duration, ms(1)..=ms(60_000));
         // Below the quiet period every ordinary change would be reported as held back.
-        put!(store.max_reload_delay: duration, store.quiet_period..=HOUR);
-        put!(store.max_file_bytes: number, 1..=4 * GIB);
-        put!(store.max_total_bytes: number, 1..=64 * GIB);
+        store.max_reload_delay = store.max_reload_delay.max(store.quiet_period);
+        read!(store.max_reload_delay: duration, store.quiet_period..=HOUR);
+        read!(store.max_file_bytes: number, 1..=4 * GIB);
+        read!(store.max_total_bytes: number, 1..=64 * GIB);
 
-        let mut cache_bytes = config.cache.bytes.map_or(0, NonZeroU64::get);
-        put::number(
-            &mut cache_bytes,
-            "cache_bytes",
-            self.cache_bytes,
-            0..=64 * GIB,
-        )?;
-        config.cache.bytes = NonZeroU64::new(cache_bytes);
+        read!(cache_bytes => config.cache.bytes, number_or_none, 0..=64 * GIB);
 
         let limits = &mut config.limits;
-        put!(limits.max_message_bytes: number, 1024..=GIB);
-        put!(limits.max_batch_items: number, 1..=MILLION);
-        put!(limits.max_request_entities: number, 1..=MILLION);
-        put!(limits.max_value_depth: number, 1..=32);
-        put!(limits.max_concurrent_streams: number, 1..=MILLION);
-        put!(limits.keepalive_interval: duration, ms(100)..=HOUR);
-        put!(limits.keepalive_timeout: duration, ms(100)..=HOUR);
+        read!(limits.max_message_bytes: number, 1024..=GIB);
+        read!(limits.max_batch_items: number, 1..=MILLION);
+        read!(limits.max_request_entities: number, 1..=MILLION);
+        read!(limits.max_value_depth: number, 1..=32);
+        read!(limits.max_concurrent_streams: number, 1..=MILLION);
+        read!(limits.keepalive_interval: duration, ms(100)..=HOUR);
+        read!(limits.keepalive_timeout: duration, ms(100)..=HOUR);
 
-        put::log_filter(&mut config.log.filter, "log", self.log)?;
-        put::word(
-            &mut config.log.format,
-            "log_format",
-            self.log_format,
-            LOG_FORMAT,
-        )?;
+        read!(log => config.log.filter, log_filter);
+        read!(log_format => config.log.format, word, LOG_FORMAT);
         Ok(config)
     }
 }
@@ -415,3 +411,6 @@ fn duration(value: Duration) -> Option<String> {
 fn number(value: impl TryInto<i64>) -> Option<i64> {
     value.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests;

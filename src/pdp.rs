@@ -25,4 +25,4 @@ pub use compile::{CompileError, StoredEntities, compile};
 pub use entities::MAX_ANCESTORS;
 pub use nesting::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use snapshot::{Settings, Snapshot};
-pub use values::MAX_VALUE_DEPTH;
+pub use values::{MAX_VALUE_DEPTH, is_type_name};

@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::pdp::snapshot::{Settings, Snapshot};
-pub use reload::{OpenRefused, Opened, ReloadReport, Reloader, Reloads, ReloadsClosed, open};
+pub use reload::{OpenRefused, Opened, Reloader, open};
 pub use source::SourceLimits;
 pub use status::{
     Loaded, RefusedReload, ReloadCounts, ReloadOutcome, StatusReader, StoreClosed, StoreStatus,
@@ -98,5 +98,44 @@ impl Reader {
     /// [`StoreClosed`] when there will be no other.
     pub async fn changed(&mut self) -> Result<(), StoreClosed> {
         self.0.changed().await.map_err(|_| StoreClosed)
+    }
+}
+
+/// Asks for reloads, and waits for them.
+#[derive(Clone, Debug)]
+pub struct Reloads(mpsc::Sender<Waiting>);
+
+/// A caller of [`Reloads::reload`].
+type Waiting = oneshot::Sender<ReloadReport>;
+
+/// What became of a reload, and how the store was then.
+#[derive(Clone, Debug)]
+pub struct ReloadReport {
+    /// What became of it.
+    pub outcome: ReloadOutcome,
+    /// The status after it.
+    pub status: Arc<StoreStatus>,
+}
+
+/// The store has ended, or ended before it could say what became of a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the policy store reloads no more")]
+pub struct ReloadsClosed;
+
+impl Reloads {
+    /// Has the directory read again, by a reading that begins after this call, and waits until
+    /// its content is in force, known to be in force already, or refused.
+    ///
+    /// Waits for a directory that is being written as long as any other reload would: its content
+    /// is then held back, which is [`ReloadOutcome::Refused`]. Dropping the call leaves the reload
+    /// to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`ReloadsClosed`] when the store has ended.
+    pub async fn reload(&self) -> Result<ReloadReport, ReloadsClosed> {
+        let (answer, report) = oneshot::channel();
+        self.0.send(answer).await.map_err(|_| ReloadsClosed)?;
+        report.await.map_err(|_| ReloadsClosed)
     }
 }

@@ -16,8 +16,8 @@ use crate::config::{LogConfig, LogFormat};
 /// Only the first call in a process has an effect. A stderr that cannot be written to loses log
 /// lines and nothing else.
 pub fn init(config: &LogConfig) {
-    // The subscriber reports a failed write with `eprintln!`, which would panic on the same
-    // broken stderr.
+    // Told to, the subscriber reports a failed write with `eprintln!`, which panics on the same
+    // broken stderr; it is not the default, but worth saying.
     let lines = layer().with_writer(io::stderr).log_internal_errors(false);
     // With a terminal the layer's own rule stands: colours, unless NO_COLOR forbids them.
     let lines = match io::stderr().is_terminal() {

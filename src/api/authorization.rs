@@ -35,7 +35,11 @@ pub(super) struct Authorization {
 impl Authorization {
     /// A door to `engine`; `draining` ends its streams.
     #[must_use]
-    pub(super) fn new(engine: Arc<Engine>, rules: AuthorizationRules, draining: ReadinessReader) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        rules: AuthorizationRules,
+        draining: ReadinessReader,
+    ) -> Self {
         Self {
             engine,
             rules: Arc::new(rules),

@@ -1,5 +1,6 @@
-//! Answers, status and findings to wire messages.
+//! Answers, status, findings, and our own commands' queries, to wire messages.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::pb;
@@ -10,6 +11,7 @@ use crate::pdp::explain::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
     UnsatisfiedPermit,
 };
+use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use crate::pdp::snapshot::PolicySummary;
 use crate::policy_store::{ReloadCounts, StoreStatus};
 
@@ -223,4 +225,74 @@ pub(super) fn cache_figures(figures: Option<CacheFigures>) -> pb::CacheFigures {
 
 fn timestamp(at: SystemTime) -> prost_types::Timestamp {
     at.into()
+}
+
+/// The message that asks `query`.
+pub(super) fn request(query: &Query) -> pb::AuthorizeRequest {
+    let Query {
+        principal,
+        action,
+        resource,
+        context,
+        entities,
+        explain,
+    } = query;
+    pb::AuthorizeRequest {
+        identity: Some(pb::authorize_request::Identity::Principal(uid(principal))),
+        action: Some(uid(action)),
+        resource: Some(uid(resource)),
+        context: fields(context),
+        entities: entities
+            .iter()
+            .map(
+                |RequestEntity {
+                     uid: own,
+                     attributes,
+                     parents,
+                     tags,
+                 }| pb::Entity {
+                    uid: Some(uid(own)),
+                    attributes: fields(attributes),
+                    parents: parents.iter().map(uid).collect(),
+                    tags: fields(tags),
+                },
+            )
+            .collect(),
+        explain: *explain,
+    }
+}
+
+fn uid(uid: &Uid) -> pb::EntityUid {
+    pb::EntityUid {
+        r#type: uid.type_name.clone(),
+        id: Some(uid.id.clone()),
+    }
+}
+
+fn fields(record: &Record) -> BTreeMap<String, pb::Value> {
+    record
+        .iter()
+        .map(|(name, field)| (name.to_owned(), value(field)))
+        .collect()
+}
+
+fn value(value: &Value) -> pb::Value {
+    use pb::value::Kind;
+    let kind = match value {
+        Value::Bool(value) => Kind::Bool(*value),
+        Value::Long(value) => Kind::Long(*value),
+        Value::String(text) => Kind::String(text.clone()),
+        Value::Entity(entity) => Kind::Entity(uid(entity)),
+        Value::Set(members) => Kind::Set(pb::ValueList {
+            values: members.iter().map(self::value).collect(),
+        }),
+        Value::Record(record) => Kind::Record(pb::ValueRecord {
+            fields: fields(record),
+        }),
+        Value::Decimal(text) => Kind::Decimal(text.clone()),
+        Value::Ip(text) => Kind::Ip(text.clone()),
+        Value::Datetime(text) => Kind::Datetime(text.clone()),
+        Value::Duration(text) => Kind::Duration(text.clone()),
+    };
+    pb::Value { kind: Some(kind) }
 }

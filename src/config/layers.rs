@@ -4,8 +4,9 @@
 //! The only place that reads the environment. What a value means is not known here: layers are
 //! text, laid one over the other; [`RawConfig::check`] reads what comes out.
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
@@ -15,7 +16,7 @@ use serde::Deserialize as _;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-use super::put::InvalidValue;
+use super::value::InvalidValue;
 use super::{Config, RawConfig};
 
 /// What every environment variable of ours begins with.
@@ -176,11 +177,14 @@ pub fn options() -> Vec<ConfigOption> {
                 flag: format!("--{}", key.replace('_', "-")),
                 default: defaults.get(&key).map(plain),
                 meaning: arg.get_help().map(ToString::to_string).unwrap_or_default(),
-                holds: match arg.get_action() {
-                    ArgAction::Append => Holds::Texts,
-                    _ if kind == std::any::TypeId::of::<i64>() => Holds::Number,
-                    _ if kind == std::any::TypeId::of::<bool>() => Holds::Switch,
-                    _ => Holds::Text,
+                holds: if matches!(arg.get_action(), ArgAction::Append) {
+                    Holds::Texts
+                } else if kind == TypeId::of::<i64>() {
+                    Holds::Number
+                } else if kind == TypeId::of::<bool>() {
+                    Holds::Switch
+                } else {
+                    Holds::Text
                 },
                 key,
             }
@@ -292,7 +296,7 @@ fn from_environment(
                 expected,
             })?;
             values.insert(option.key.clone(), value);
-        } else if !is_from_kubernetes(name) {
+        } else if !is_from_kubernetes(name, &text) {
             let known = options.iter().map(|option| option.variable.as_str());
             return Err(ConfigError::UnknownVariable {
                 nearest: nearest(&variable, known.chain(["CEDAR_PDP_CONFIG"])),
@@ -370,26 +374,28 @@ fn parse(holds: Holds, text: &str) -> Result<Value, &'static str> {
 
 /// Whether Kubernetes sets this variable (without our prefix) in every pod beside a service that is
 /// called `cedar-pdp`, or `cedar-pdp-` and more.
-fn is_from_kubernetes(name: &str) -> bool {
-    // Of `CEDAR_PDP_METRICS_PORT_9090_TCP_ADDR`, say, only the end is known.
-    let name = format!("_{name}");
-    let after_port = name.rsplit_once("_PORT").map(|(_, rest)| rest);
-    let of_a_port = |rest: &str| {
-        let mut words = rest.trim_start_matches('_').split('_');
-        words.next().is_some_and(|port| port.parse::<u16>().is_ok())
-            && words
-                .next()
-                .is_some_and(|protocol| ["TCP", "UDP", "SCTP"].contains(&protocol))
+fn is_from_kubernetes(name: &str, text: &OsStr) -> bool {
+    let is_url = || text.to_string_lossy().contains("://");
+    let of_a_port = |rest: &str| match rest.split('_').collect::<Vec<_>>().as_slice() {
+        // `…_PORT=tcp://10.0.0.1:50051`; a plain number there is someone who wants to set a port.
+        [""] => is_url(),
+        // `…_PORT_50051_TCP_ADDR=10.0.0.1`
+        ["", port, "TCP" | "UDP" | "SCTP", ..] => port.parse::<u16>().is_ok(),
+        _ => false,
     };
+    // Of the name only the end is known.
+    let name = format!("_{name}");
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
-        || after_port.is_some_and(|rest| rest.is_empty() || of_a_port(rest))
+        || name
+            .match_indices("_PORT")
+            .any(|(at, port)| name.get(at + port.len()..).is_some_and(of_a_port))
 }
 
 fn table(raw: &RawConfig) -> Table {
     #[expect(
         clippy::expect_used,
-        reason = "text, switches, i64 numbers and lists of text are all that it holds, and TOML has them"
+        reason = "it holds text, lists of text, switches and i64 numbers, all of which TOML has"
     )]
     Table::try_from(raw).expect("the raw configuration is TOML")
 }
@@ -399,7 +405,11 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
+        Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Datetime(_)
+        | Value::Table(_) => value.to_string(),
     }
 }
 
@@ -424,3 +434,6 @@ fn distance(a: &str, b: &str) -> usize {
     }
     above.last().copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,8 +127,8 @@ mod tests {
     #[test]
     fn an_address_that_makes_no_sense_is_refused_with_what_to_write() {
         use InvalidAddress as No;
-        let cases: &[(&str, fn(String) -> No)] = &[
-            ("", No::NoPort),
+        let cases = [
+            ("", No::NoPort as fn(String) -> No),
             ("localhost", No::NoPort),
             ("localhost:", No::Port),
             ("localhost:http", No::Port),
@@ -143,7 +143,7 @@ mod tests {
             ("unix://run/pdp.sock", No::Path),
         ];
         for (text, reason) in cases {
-            assert_eq!(text.parse::<Listen>(), Err(reason((*text).to_owned())));
+            assert_eq!(text.parse::<Listen>(), Err(reason(text.to_owned())));
         }
         let long = format!("unix:/{}", "x".repeat(107));
         assert_eq!(long.parse::<Listen>(), Err(No::Path(long)));

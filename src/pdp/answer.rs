@@ -40,6 +40,13 @@ impl Revision {
         Self(text.into())
     }
 
+    /// The revision that `text` writes out; `None` when it is not 64 lower-case hex digits.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        (text.len() == 64 && text.bytes().all(is_digit)).then(|| Self(text.into()))
+    }
+
     /// The 64 hex digits.
     #[must_use]
     pub fn as_str(&self) -> &str {

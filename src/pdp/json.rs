@@ -18,7 +18,7 @@ use super::nesting::{self, Language};
 use super::query::{Record, RequestEntity, Uid, Value};
 use super::snapshot::{Snapshot, Validation};
 use super::sources::SourceFile;
-use super::values::{TypeNames, with_causes};
+use super::values::{TypeNames, plain_uid, with_causes};
 
 /// Why a JSON text is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,25 +32,15 @@ pub enum JsonError {
     /// The value exists in Cedar and has no form on the wire.
     #[error("`{0}` cannot be part of a request")]
     NotSendable(String),
-    /// A uid that Cedar cannot have.
-    #[error("`{0}` is not an entity uid, such as `User::\"alice\"`")]
-    Uid(String),
 }
 
-fn bounded(json: &str) -> Result<(), JsonError> {
-    nesting::check(json, Language::Json).map_err(|deep| JsonError::TooDeep(deep.to_string()))
-}
-
-/// Reads a uid as Cedar writes it: `User::"alice"`.
+/// Checks that `json` nests no deeper than may be parsed.
 ///
 /// # Errors
 ///
-/// [`JsonError::Uid`] when it is none.
-pub fn uid(text: &str) -> Result<Uid, JsonError> {
-    let refuse = || JsonError::Uid(text.chars().take(200).collect());
-    nesting::check(text, Language::Policies).map_err(|_| refuse())?;
-    let uid: EntityUid = text.parse().map_err(|_| refuse())?;
-    Ok(plain_uid(uid.as_ref()))
+/// [`JsonError::TooDeep`].
+pub fn check_depth(json: &str) -> Result<(), JsonError> {
+    nesting::check(json, Language::Json).map_err(|deep| JsonError::TooDeep(deep.to_string()))
 }
 
 /// Reads the context of a request for `action`.
@@ -59,7 +49,7 @@ pub fn uid(text: &str) -> Result<Uid, JsonError> {
 ///
 /// [`JsonError`]; with a `snapshot` that validates requests, also when it does not fit the schema.
 pub fn context(json: &str, action: &Uid, snapshot: Option<&Snapshot>) -> Result<Record, JsonError> {
-    bounded(json)?;
+    check_depth(json)?;
     let schema = snapshot
         .filter(|snapshot| snapshot.settings.validation != Validation::Off)
         .and_then(|snapshot| snapshot.schema.as_ref())
@@ -87,7 +77,7 @@ pub fn request_entities(
     json: &str,
     snapshot: Option<&Snapshot>,
 ) -> Result<Vec<RequestEntity>, JsonError> {
-    bounded(json)?;
+    check_depth(json)?;
     let list: Vec<&RawValue> =
         serde_json::from_str(json).map_err(|e| JsonError::Malformed(e.to_string()))?;
     let schema = snapshot
@@ -126,13 +116,6 @@ pub fn stored_entities(
     snapshot: &Snapshot,
 ) -> Result<StoredEntities, Vec<Diagnostic>> {
     compile::stored_entities(file, snapshot)
-}
-
-fn plain_uid(uid: &ast::EntityUID) -> Uid {
-    Uid::new(
-        uid.entity_type().to_string(),
-        AsRef::<str>::as_ref(uid.eid()),
-    )
 }
 
 fn plain_fields<'a>(
@@ -257,13 +240,5 @@ mod tests {
             request_entities(&"[".repeat(100_000), None),
             Err(JsonError::TooDeep(_))
         ));
-    }
-
-    #[test]
-    fn uids_are_read_as_cedar_writes_them() {
-        assert_eq!(uid(r#"A::B::"x \"y\"""#), Ok(Uid::new("A::B", "x \"y\"")));
-        for bad in ["User", "User::alice", "", "User::\"", "(((((((((("] {
-            assert!(uid(bad).is_err(), "{bad}");
-        }
     }
 }

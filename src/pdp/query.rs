@@ -32,6 +32,22 @@ impl fmt::Display for Uid {
     }
 }
 
+/// Why a text is no uid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidUid {
+    /// Longer than any uid that is read.
+    #[error("a uid has at most {most} bytes, not {0}", most = super::values::MAX_UID_BYTES)]
+    TooLong(usize),
+    /// Cedar does not read it.
+    #[error("`{text}` is no uid such as `User::\"alice\"`: {reason}")]
+    Syntax {
+        /// What was written.
+        text: String,
+        /// The parser's reason.
+        reason: String,
+    },
+}
+
 /// A value in a context, an attribute or a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {

@@ -8,13 +8,17 @@ use cedar_policy_core::ast::{self, EntityType, EntityUID, PartialValue};
 use cedar_policy_core::extensions::Extensions;
 use smol_str::SmolStr;
 
-use super::query::{InvalidQuery, Problem, Record, Uid, Value};
+use super::nesting::{self, Language};
+use super::query::{InvalidQuery, InvalidUid, Problem, Record, Uid, Value};
 
 /// The most sets and records within one another that a value may have, counting itself.
 pub const MAX_VALUE_DEPTH: usize = 32;
 
 /// The longest entity type name that is parsed, in bytes.
 const MAX_TYPE_NAME_BYTES: usize = 4_096;
+
+/// The longest written uid that is parsed, in bytes: Cedar's parser is not for text without bound.
+pub(super) const MAX_UID_BYTES: usize = 4_096;
 
 /// The entity types that a snapshot mentions, by their text.
 ///
@@ -118,6 +122,40 @@ impl TypeNames {
             })
             .collect()
     }
+}
+
+impl std::str::FromStr for Uid {
+    type Err = InvalidUid;
+
+    /// Reads a uid as people write it: `User::"alice"`.
+    fn from_str(text: &str) -> Result<Self, InvalidUid> {
+        if text.len() > MAX_UID_BYTES {
+            return Err(InvalidUid::TooLong(text.len()));
+        }
+        // Not `cedar_policy::EntityUid`: that one refuses `User::"it's"`, whose normal form is
+        // `it\'s`.
+        let syntax = |reason: String| InvalidUid::Syntax {
+            text: text.to_owned(),
+            reason,
+        };
+        nesting::check(text, Language::Policies).map_err(|error| syntax(error.to_string()))?;
+        let uid = EntityUID::from_str(text).map_err(|error| syntax(error.to_string()))?;
+        Ok(plain_uid(&uid))
+    }
+}
+
+/// The plain form of a Cedar uid.
+pub(super) fn plain_uid(uid: &EntityUID) -> Uid {
+    Uid::new(
+        uid.entity_type().to_string(),
+        AsRef::<str>::as_ref(uid.eid()),
+    )
+}
+
+/// Whether Cedar can have an entity type of this name.
+#[must_use]
+pub fn is_type_name(text: &str) -> bool {
+    parse_type_name(text).is_some()
 }
 
 /// The entity type with this name, if Cedar can have one.
@@ -255,6 +293,26 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn uids_are_read_as_people_write_them() {
+        assert_eq!(
+            r#"A::B::"x \"y\"""#.parse(),
+            Ok(Uid::new("A::B", "x \"y\""))
+        );
+        assert_eq!(r#"User::"it's""#.parse(), Ok(Uid::new("User", "it's")));
+        for bad in [
+            "User",
+            "User::alice",
+            "",
+            "User::\"",
+            "((((((((((",
+            &"(".repeat(3_000),
+            &"a::".repeat(3_000),
+        ] {
+            assert!(bad.parse::<Uid>().is_err(), "{bad}");
+        }
     }
 
     #[test]

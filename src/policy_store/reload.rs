@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use super::status::{
     FINDINGS_TOLD, Loaded, RefusedReload, ReloadOutcome, StatusReader, StoreStatus,
 };
 use super::suspicion::suspicions;
-use super::{Publisher, Reader, StoreSettings, snapshots};
+use super::{Publisher, Reader, ReloadReport, Reloads, StoreSettings, Waiting, snapshots};
 use crate::pdp::compile::{CompileError, compile};
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::snapshot::{Settings, Snapshot};
@@ -30,7 +30,7 @@ use crate::watch::{Ticks, Watcher};
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Callers of [`Reloads::reload`] that wait for their turn to be noticed.
-const WAITING: usize = 64;
+const MOST_WAITING: usize = 64;
 
 /// A policy store whose first look is done.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ type Compile = fn(&Sources, &Settings) -> Result<Snapshot, CompileError>;
 async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, OpenRefused> {
     let (publisher, reader) = snapshots();
     let (status, status_reader) = watch::channel(Arc::default());
-    let (force, forced) = mpsc::channel(WAITING);
+    let (force, forced) = mpsc::channel(MOST_WAITING);
     let (watcher, ticks) = crate::watch::watch(settings.watch, settings.poll);
     let mut reloader = Reloader {
         settings: Arc::new(settings),
@@ -79,6 +79,7 @@ async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, 
         status,
         watcher: Some(watcher),
         ticks,
+        rest: Duration::ZERO,
         forced,
         waiting: Vec::new(),
         last: None,
@@ -95,42 +96,6 @@ async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, 
     })
 }
 
-/// Asks for reloads, and waits for them.
-#[derive(Clone, Debug)]
-pub struct Reloads(mpsc::Sender<oneshot::Sender<ReloadReport>>);
-
-/// What became of a reload, and how the store was then.
-#[derive(Clone, Debug)]
-pub struct ReloadReport {
-    /// What became of it.
-    pub outcome: ReloadOutcome,
-    /// The status after it.
-    pub status: Arc<StoreStatus>,
-}
-
-/// The store has ended, or ended before it could say what became of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policy store reloads no more")]
-pub struct ReloadsClosed;
-
-impl Reloads {
-    /// Has the directory read again, by a reading that begins after this call, and waits until
-    /// its content is in force, known to be in force already, or refused.
-    ///
-    /// Waits for a directory that is being written as long as any other reload would: its content
-    /// is then held back, which is [`ReloadOutcome::Refused`]. Dropping the call leaves the reload
-    /// to go on.
-    ///
-    /// # Errors
-    ///
-    /// [`ReloadsClosed`] when the store has ended.
-    pub async fn reload(&self) -> Result<ReloadReport, ReloadsClosed> {
-        let (answer, report) = oneshot::channel();
-        self.0.send(answer).await.map_err(|_| ReloadsClosed)?;
-        report.await.map_err(|_| ReloadsClosed)
-    }
-}
-
 /// Owns the decision what is in force.
 #[derive(Debug)]
 pub struct Reloader {
@@ -138,12 +103,15 @@ pub struct Reloader {
     compile: Compile,
     publisher: Publisher,
     status: watch::Sender<Arc<StoreStatus>>,
-    /// Away while a thread reads; gone for good if that thread panicked.
+    /// Away while a thread reads.
     watcher: Option<Watcher>,
     ticks: Ticks,
-    forced: mpsc::Receiver<oneshot::Sender<ReloadReport>>,
+    /// How long to leave the directory alone after the latest reading, which took some time: a
+    /// large one that changes all the time is not to be read all the time.
+    rest: Duration,
+    forced: mpsc::Receiver<Waiting>,
     /// Who asked before the latest reading began.
-    waiting: Vec<oneshot::Sender<ReloadReport>>,
+    waiting: Vec<Waiting>,
     last: Option<Arc<Reading>>,
     in_force: Option<InForce>,
     refused: Option<Refused>,
@@ -193,7 +161,10 @@ impl Reloader {
             match &self.unsettled {
                 Some(unsettled) => tokio::time::sleep(unsettled.pause).await,
                 None => tokio::select! {
-                    () = self.ticks.next() => {}
+                    () = async {
+                        tokio::time::sleep(self.rest).await;
+                        self.ticks.next().await;
+                    } => {}
                     Some(waiting) = self.forced.recv() => self.waiting.push(waiting),
                 },
             }
@@ -222,9 +193,7 @@ impl Reloader {
         while let Ok(waiting) = self.forced.try_recv() {
             self.waiting.push(waiting);
         }
-        let began = Instant::now();
         let reading = self.read().await;
-        let took = began.elapsed();
         if let Some(outcome) = self.known(&reading) {
             self.unsettled = None;
             self.answer(outcome);
@@ -239,12 +208,12 @@ impl Reloader {
                 });
                 loaded
             }
-            Some(earlier) => self.wait_longer(earlier, reading, took),
+            Some(earlier) => self.wait_longer(earlier, reading),
             None => {
                 self.unsettled = Some(Unsettled {
                     reading,
-                    since: began,
-                    pause: self.pause(self.settings.quiet, took),
+                    since: Instant::now(),
+                    pause: self.pause(self.settings.quiet),
                     is_held_back: false,
                 });
                 Ok(())
@@ -257,6 +226,7 @@ impl Reloader {
         let settings = Arc::clone(&self.settings);
         let previous = self.last.take();
         let watcher = self.watcher.take();
+        let began = Instant::now();
         let done = spawn_blocking(move || {
             let reading = source::read(&settings.directory, &settings.limits, previous.as_deref());
             let watcher = watcher.map(|mut watcher| {
@@ -266,12 +236,16 @@ impl Reloader {
             (reading, watcher)
         })
         .await;
+        self.rest = began.elapsed().saturating_mul(2).min(LONGEST_PAUSE);
         let reading = match done {
             Ok((reading, watcher)) => {
                 self.watcher = watcher;
                 Arc::new(reading)
             }
             Err(error) => {
+                // The watcher went down with the thread.
+                let (watcher, ticks) = crate::watch::watch(self.settings.watch, self.settings.poll);
+                (self.watcher, self.ticks) = (Some(watcher), ticks);
                 let text = format!("the reading failed within cedar-pdp: {}", failure(error));
                 Arc::new(Reading::of_problem(Diagnostic::error("", text)))
             }
@@ -334,7 +308,6 @@ impl Reloader {
         &mut self,
         earlier: Unsettled,
         reading: Arc<Reading>,
-        took: Duration,
     ) -> Result<(), Vec<Diagnostic>> {
         let is_late = earlier.since.elapsed() >= self.settings.longest_delay;
         let pause = if is_late {
@@ -353,17 +326,15 @@ impl Reloader {
         self.unsettled = Some(Unsettled {
             reading,
             since: earlier.since,
-            pause: self.pause(pause, took),
+            pause: self.pause(pause),
             is_held_back: is_late,
         });
         looked
     }
 
-    /// The pause before the next look: no large directory is read all the time.
-    fn pause(&self, wanted: Duration, took: Duration) -> Duration {
-        wanted
-            .max(took.saturating_mul(2))
-            .min(LONGEST_PAUSE.max(self.settings.quiet))
+    fn pause(&self, wanted: Duration) -> Duration {
+        let longest = LONGEST_PAUSE.max(self.settings.quiet);
+        wanted.max(self.rest).min(longest)
     }
 
     fn hold_back(&mut self, names: &BTreeSet<String>) -> Vec<Diagnostic> {

@@ -439,7 +439,9 @@ fn read_link(raw: &RawValue, origin: Origin) -> Result<Link, String> {
                 }
             };
             nesting::check(uid, Language::Policies).map_err(|error| error.to_string())?;
-            let uid = EntityUid::from_str(uid)
+            // Not `cedar_policy::EntityUid`: that one refuses `User::"it's"`.
+            let uid = ast::EntityUID::from_str(uid)
+                .map(EntityUid::from)
                 .map_err(|error| format!("`{uid}` is no entity uid: {error}"))?;
             Ok((slot, uid))
         })

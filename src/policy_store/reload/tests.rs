@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::super::source::SourceLimits;
+use super::super::{ReloadsClosed, StatusReader};
 use super::*;
 use crate::pdp::answer::Revision;
 use crate::watch::Mode;
@@ -448,30 +449,73 @@ async fn a_store_that_has_ended_reloads_no_more() {
     );
 }
 
+/// Writes a file over and over, until dropped.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(path: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut n = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                n += 1;
+                fs::write(&path, format!("{FORBID}// {n}\n")).unwrap();
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_written_all_the_time_does_not_open() {
+    let desk = one_policy();
+    let settings = StoreSettings {
+        // Longer than a busy machine lets the writer wait.
+        quiet: Duration::from_millis(500),
+        longest_delay: Duration::from_secs(1),
+        ..desk.settings(Mode::Events)
+    };
+    let writer = Writer::start(desk.directory.join("b.cedar"));
+    let refused = open(settings.clone()).await.unwrap_err();
+    assert!(refused.diagnostics[0].message.starts_with("held back"));
+
+    let unready = StoreSettings {
+        start_unready: true,
+        ..settings
+    };
+    let mut running = Running::start(unready).await;
+    assert!(running.reader.load().is_none());
+    drop(writer);
+    running.until_loaded(&desk.revision()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn constant_writing_is_reported_as_held_back_and_taken_when_it_ends() {
     let desk = one_policy();
     let settings = StoreSettings {
-        longest_delay: Duration::from_millis(200),
+        // Longer than a busy machine lets the writer wait.
+        quiet: Duration::from_millis(500),
+        longest_delay: Duration::from_secs(1),
         ..desk.settings(Mode::Events)
     };
     let mut running = Running::start(settings).await;
     let good = running.revision();
 
-    let (stop, path) = (
-        Arc::new(AtomicBool::new(false)),
-        desk.directory.join("b.cedar"),
-    );
-    let writer = thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            let mut n = 0;
-            while !stop.load(Ordering::Relaxed) {
-                n += 1;
-                fs::write(&path, format!("{FORBID}// {n}\n")).unwrap();
-            }
-        }
-    });
+    let writer = Writer::start(desk.directory.join("b.cedar"));
     let refused = running.until_refused().await;
     assert_eq!(refused.diagnostics[0].file, "b.cedar");
     assert!(refused.diagnostics[0].message.starts_with("held back"));
@@ -483,8 +527,7 @@ async fn constant_writing_is_reported_as_held_back_and_taken_when_it_ends() {
         "it is not waited for without end"
     );
 
-    stop.store(true, Ordering::Relaxed);
-    writer.join().unwrap();
+    drop(writer);
     let status = running.until_loaded(&desk.revision()).await;
     assert_eq!(status.reloads.held_back, 1);
 }

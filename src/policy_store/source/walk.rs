@@ -302,11 +302,12 @@ impl Walk<'_> {
                     Err(error) => {
                         // Once it is made, or may be read, this directory tells.
                         self.places.add_name(&at, &name);
-                        return Err(match error.kind() {
-                            ErrorKind::NotFound | ErrorKind::NotADirectory => Lost::Missing(next),
-                            // The other kinds are many, and all mean that it could not be read.
-                            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list")]
-                            _ => Lost::Unreadable(error),
+                        let is_missing =
+                            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+                        return Err(if is_missing {
+                            Lost::Missing(next)
+                        } else {
+                            Lost::Unreadable(error)
                         });
                     }
                 };
@@ -321,7 +322,16 @@ impl Walk<'_> {
                         print: Fingerprint::of(&found),
                         at: next,
                     };
-                    self.prints.links.insert(self.shown(&seen.at), seen);
+                    let name = self.shown(&seen.at);
+                    // Many files may come through one link; it must be the same for all.
+                    let first = self
+                        .prints
+                        .links
+                        .entry(name.clone())
+                        .or_insert(seen.clone());
+                    if *first != seen {
+                        self.torn.insert(name);
+                    }
                     push(&mut ahead, &target);
                 } else {
                     at = next;
@@ -441,14 +451,12 @@ fn what(kind: FileType) -> &'static str {
 }
 
 fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        ErrorKind::NotADirectory => "it is not a directory".to_owned(),
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "an open list; the system's words do"
-        )]
-        _ => error.to_string(),
+    if error.kind() == ErrorKind::PermissionDenied {
+        "permission denied".to_owned()
+    } else if error.kind() == ErrorKind::NotADirectory {
+        "it is not a directory".to_owned()
+    } else {
+        error.to_string()
     }
 }
 

@@ -1,0 +1,213 @@
+//! An answer as the commands print it.
+
+use std::fmt::{self, Write as _};
+
+use crate::pdp::answer::Answer;
+use crate::pdp::explain::{
+    ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
+};
+
+/// The answer for people: decision, determining policies, errors, revision, explanation.
+pub(super) fn text(answer: &Answer) -> String {
+    let mut out = String::new();
+    // INVARIANT: writing to a `String` cannot fail.
+    let _ = write_text(&mut out, answer);
+    out
+}
+
+fn write_text(out: &mut String, answer: &Answer) -> fmt::Result {
+    writeln!(out, "{}", answer.decision)?;
+    match answer.diagnostics.determining.as_slice() {
+        [] => writeln!(out, "determining policies: none")?,
+        policies => {
+            writeln!(out, "determining policies:")?;
+            for policy in policies {
+                writeln!(out, "  {policy}")?;
+            }
+        }
+    }
+    if !answer.diagnostics.errors.is_empty() {
+        writeln!(out, "errors (these policies were skipped):")?;
+        for error in &answer.diagnostics.errors {
+            writeln!(out, "  {}: {}", error.policy, error.message)?;
+        }
+    }
+    writeln!(out, "revision: {}", answer.revision)?;
+    match &answer.explanation {
+        Some(explanation) => write_explanation(out, explanation),
+        None => Ok(()),
+    }
+}
+
+/// The explanation for people.
+pub(super) fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result {
+    let Explanation {
+        determining,
+        unsatisfied,
+        unsatisfied_total,
+    } = explanation;
+    for policy in determining {
+        write!(out, "because {} ", effect(policy.effect))?;
+        write_policy(out, policy)?;
+    }
+    if !determining.is_empty() {
+        return Ok(());
+    }
+    match unsatisfied_total {
+        0 => writeln!(
+            out,
+            "because no permit has a scope that matches the request"
+        )?,
+        total => writeln!(
+            out,
+            "because of {total} permits whose scope matches, none is satisfied:"
+        )?,
+    }
+    for UnsatisfiedPermit {
+        policy,
+        clause,
+        outcome,
+    } in unsatisfied
+    {
+        write!(out, "  ")?;
+        write_policy(out, policy)?;
+        let kind = clause_kind(clause.kind);
+        match outcome {
+            ClauseOutcome::NotSatisfied => {
+                writeln!(
+                    out,
+                    "    its `{kind}` is not satisfied at {}: {}",
+                    at(&clause.place),
+                    clause.operand
+                )?;
+            }
+            ClauseOutcome::Failed(message) => {
+                writeln!(
+                    out,
+                    "    its `{kind}` fails at {}: {}: {message}",
+                    at(&clause.place),
+                    clause.operand
+                )?;
+            }
+        }
+    }
+    if *unsatisfied_total > unsatisfied.len() {
+        writeln!(out, "  and {} more", unsatisfied_total - unsatisfied.len())?;
+    }
+    Ok(())
+}
+
+fn write_policy(out: &mut String, policy: &ExplainedPolicy) -> fmt::Result {
+    write!(out, "`{}` ({}", policy.policy, at(&policy.place))?;
+    if let Some(template) = &policy.template {
+        write!(out, ", linked from `{template}`")?;
+    }
+    writeln!(out, ")")?;
+    for (name, value) in policy.annotations.iter().filter(|(name, _)| name != "id") {
+        writeln!(out, "    @{name}: {value}")?;
+    }
+    Ok(())
+}
+
+fn at(place: &Place) -> String {
+    match place.position {
+        Some(position) => format!("{}:{}:{}", place.file, position.line, position.column),
+        None => place.file.clone(),
+    }
+}
+
+fn effect(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Permit => "permit",
+        Effect::Forbid => "forbid",
+    }
+}
+
+fn clause_kind(kind: ClauseKind) -> &'static str {
+    match kind {
+        ClauseKind::When => "when",
+        ClauseKind::Unless => "unless",
+    }
+}
+
+/// The answer for machines, in the names of the wire.
+pub(super) fn json(answer: &Answer) -> serde_json::Value {
+    let errors: Vec<_> = answer
+        .diagnostics
+        .errors
+        .iter()
+        .map(|error| serde_json::json!({ "policy_id": error.policy.as_str(), "message": error.message }))
+        .collect();
+    let determining: Vec<&str> = answer
+        .diagnostics
+        .determining
+        .iter()
+        .map(|id| id.as_str())
+        .collect();
+    let mut report = serde_json::json!({
+        "decision": answer.decision.to_string(),
+        "determining_policies": determining,
+        "errors": errors,
+        "revision": answer.revision.as_str(),
+    });
+    if let (Some(explanation), Some(report)) = (&answer.explanation, report.as_object_mut()) {
+        report.insert("explanation".to_owned(), explanation_json(explanation));
+    }
+    report
+}
+
+fn explanation_json(explanation: &Explanation) -> serde_json::Value {
+    let unsatisfied: Vec<_> = explanation
+        .unsatisfied
+        .iter()
+        .map(
+            |UnsatisfiedPermit {
+                 policy,
+                 clause,
+                 outcome,
+             }| {
+                serde_json::json!({
+                    "policy": policy_json(policy),
+                    "clause": {
+                        "kind": clause_kind(clause.kind),
+                        "text": clause.text,
+                        "operand": clause.operand,
+                        "position": position_json(&clause.place),
+                    },
+                    "error": match outcome {
+                        ClauseOutcome::NotSatisfied => None,
+                        ClauseOutcome::Failed(message) => Some(message),
+                    },
+                })
+            },
+        )
+        .collect();
+    serde_json::json!({
+        "determining": explanation.determining.iter().map(policy_json).collect::<Vec<_>>(),
+        "unsatisfied": unsatisfied,
+        "unsatisfied_total": explanation.unsatisfied_total,
+    })
+}
+
+fn policy_json(policy: &ExplainedPolicy) -> serde_json::Value {
+    let annotations: serde_json::Map<String, serde_json::Value> = policy
+        .annotations
+        .iter()
+        .map(|(name, value)| (name.clone(), serde_json::Value::from(value.as_str())))
+        .collect();
+    serde_json::json!({
+        "policy_id": policy.policy.as_str(),
+        "template_id": policy.template.as_ref().map(|id| id.as_str()),
+        "effect": effect(policy.effect),
+        "annotations": annotations,
+        "position": position_json(&policy.place),
+    })
+}
+
+fn position_json(place: &Place) -> serde_json::Value {
+    serde_json::json!({
+        "file": place.file,
+        "line": place.position.map(|position| position.line),
+        "column": place.position.map(|position| position.column),
+    })
+}

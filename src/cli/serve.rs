@@ -1,0 +1,111 @@
+//! `serve`: runs the service until it is told to stop.
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Outcome, directory};
+use crate::app::{self, BindError};
+use crate::config::Config;
+use crate::policy_store::Reloads;
+use crate::telemetry;
+
+/// Serves with `config` until SIGTERM or SIGINT; a second one ends the process at once.
+pub(super) fn run(config: Config) -> anyhow::Result<Outcome> {
+    telemetry::init(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(serve(config));
+    // What still runs was given its time by the drain.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: Config) -> anyhow::Result<Outcome> {
+    // Before anything else: a signal during a slow start must stop it too.
+    let mut stop = Stop::listen()?;
+    let app = tokio::select! {
+        bound = app::bind(config) => match bound {
+            Ok(app) => app,
+            Err(BindError::Policies(refused)) => {
+                let drawn = directory::render(&refused.diagnostics, false);
+                let _ = writeln!(std::io::stderr(), "{drawn}");
+                return Err(refused.into());
+            }
+            Err(error @ BindError::Doors(_)) => return Err(error.into()),
+        },
+        () = stop.requested() => return Ok(Outcome::Good),
+    };
+    {
+        let mut stdout = std::io::stdout().lock();
+        for address in app.addresses() {
+            writeln!(stdout, "listening on {address}").context("cannot write to stdout")?;
+        }
+        stdout.flush().context("cannot write to stdout")?;
+    }
+    let reloading = tokio::spawn(reload_on_hangup(app.reloads())?);
+    let (drained, draining) = tokio::sync::oneshot::channel();
+    let running = app.run(async move {
+        stop.requested().await;
+        // The receiver waits for as long as the service runs.
+        let _ = drained.send(stop);
+    });
+    tokio::select! {
+        () = running => {}
+        () = second_signal(draining) => {
+            tracing::warn!("told to stop twice, stopping at once");
+            // Calls are cut off, which is not a good end. A socket file stays behind; the next
+            // start replaces it.
+            std::process::exit(1);
+        }
+    }
+    reloading.abort();
+    Ok(Outcome::Good)
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Returns at the next of either.
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn second_signal(draining: tokio::sync::oneshot::Receiver<Stop>) {
+    match draining.await {
+        Ok(mut stop) => stop.requested().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Rereads the policy directory at each SIGHUP. What became of it is logged by the store.
+fn reload_on_hangup(reloads: Reloads) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: rereading the policy directory");
+            if let Err(error) = reloads.reload().await {
+                tracing::warn!(%error, "cannot reload");
+            }
+        }
+    })
+}

@@ -1,0 +1,298 @@
+//! Which layer wins, what no layer may hold, and how the outcome is shown.
+
+use std::io::Write as _;
+
+use super::*;
+
+/// A command line in which only the configuration can be given.
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: ConfigArgs,
+}
+
+fn try_gather(
+    file: Option<&str>,
+    variables: &[(&str, &str)],
+    flags: &[&str],
+) -> Result<Effective, ConfigError> {
+    let line = std::iter::once(&"cedar-pdp").chain(flags);
+    let mut args = <Line as clap::Parser>::try_parse_from(line).unwrap().args;
+    let written = file.map(|toml| {
+        let mut written = tempfile::NamedTempFile::new().unwrap();
+        written.write_all(toml.as_bytes()).unwrap();
+        args.config = Some(written.path().to_owned());
+        written
+    });
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let gathered = gather_with(args, variables);
+    drop(written);
+    gathered
+}
+
+fn gather(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> Effective {
+    try_gather(Some(file), variables, flags).unwrap()
+}
+
+#[track_caller]
+fn refused(file: Option<&str>, variables: &[(&str, &str)], message: &str) {
+    let error = try_gather(file, variables, &[]).unwrap_err().to_string();
+    assert!(error.ends_with(message), "{error}");
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
+    let gathered = gather(
+        "policies = 'file'\nwatch = 'poll'\nlog = 'warn'",
+        &[
+            ("CEDAR_PDP_POLICIES", "environment"),
+            ("CEDAR_PDP_LOG", "error"),
+        ],
+        &["--policies", "flag"],
+    );
+    let config = gathered.check().unwrap();
+    assert_eq!(config.policies, PathBuf::from("flag"));
+    assert_eq!(config.log.filter, "error");
+    assert_eq!(config.store.watch, super::super::WatchMode::Poll);
+    let shown = gathered.to_toml().unwrap();
+    for line in [
+        "policies = \"flag\" # flag",
+        "log = \"error\" # environment",
+        "watch = \"poll\" # file",
+        "drain_timeout = \"25s\" # default",
+        "# anonymous_principal is not set # default",
+    ] {
+        assert!(
+            shown.lines().any(|shown| shown == line),
+            "{line} in\n{shown}"
+        );
+    }
+}
+
+#[test]
+fn every_option_means_the_same_in_the_file_the_environment_and_as_a_flag() {
+    let keys = [
+        ("listen", "a:1,unix:b", "['a:1', 'unix:b']"),
+        (
+            "request_entity_types",
+            "User,Shop::Order",
+            "['User', 'Shop::Order']",
+        ),
+        (
+            "anonymous_principal",
+            "User::\"it's\"",
+            "'''User::\"it's\"'''",
+        ),
+        ("start_unready", "true", "true"),
+        ("cache_bytes", "0", "0"),
+        ("quiet_period", "1s", "'1s'"),
+    ];
+    let file: String = keys
+        .iter()
+        .map(|(key, _, toml)| format!("{key} = {toml}\n"))
+        .collect();
+    let named = |key: &str| {
+        options()
+            .into_iter()
+            .find(|option| option.key == key)
+            .unwrap()
+    };
+    let variables: Vec<_> = keys
+        .iter()
+        .map(|(key, text, _)| (named(key).variable, *text))
+        .collect();
+    let variables: Vec<_> = variables
+        .iter()
+        .map(|(name, text)| (name.as_str(), *text))
+        .collect();
+    let flags: Vec<_> = keys
+        .iter()
+        .flat_map(|(key, text, _)| match *key {
+            "listen" => text
+                .split(',')
+                .map(|text| format!("--listen={text}"))
+                .collect(),
+            key => vec![format!("{}={text}", named(key).flag)],
+        })
+        .collect();
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+
+    let from_file = gather(&file, &[], &[]).raw;
+    assert_eq!(gather("", &variables, &[]).raw, from_file);
+    assert_eq!(gather("", &[], &flags).raw, from_file);
+    from_file.check().unwrap();
+}
+
+#[test]
+fn a_switch_that_the_file_turned_on_can_be_turned_off_by_a_flag() {
+    let on = gather("", &[], &["--allow-empty"]);
+    assert_eq!(on.raw.allow_empty, Some(true));
+    let off = gather("allow_empty = true", &[], &["--allow-empty=false"]);
+    assert_eq!(off.raw.allow_empty, Some(false));
+}
+
+#[test]
+fn what_config_prints_is_a_file_that_gives_the_same_configuration() {
+    let all: &[&[&str]] = &[
+        &[],
+        &[
+            "--listen=[::1]:0",
+            "--listen=unix:/a'b\"c",
+            "--anonymous-principal=User::\"it's \u{1F600} \\0 \\\"\"",
+        ],
+        &[
+            "--request-entity-types=",
+            "--quiet-period=1s 500ms",
+            "--cache-bytes=0",
+        ],
+    ];
+    for flags in all {
+        let first = gather("", &[], flags);
+        let again = gather(&first.to_toml().unwrap(), &[], &[]);
+        assert_eq!(again.check().unwrap(), first.check().unwrap());
+    }
+}
+
+#[test]
+fn the_environment_may_name_the_file_and_a_flag_another() {
+    let named = [("CEDAR_PDP_CONFIG", "/nonexistent/pdp.toml")];
+    refused(
+        None,
+        &named,
+        "`/nonexistent/pdp.toml`: No such file or directory (os error 2)",
+    );
+    assert_eq!(
+        gather("log = 'warn'", &named, &[]).raw.log.as_deref(),
+        Some("warn")
+    );
+}
+
+#[test]
+fn a_key_that_does_not_exist_is_an_error_with_its_line_and_the_nearest_one() {
+    refused(
+        Some("# ours\nlog = 'info'\npoll_intervall = '5s'"),
+        &[],
+        ", line 3: unknown key `poll_intervall`; the nearest known one is `poll_interval`",
+    );
+    refused(
+        Some("[listen_on]\nport = 1"),
+        &[],
+        ", line 1: unknown key `listen_on`; the nearest known one is `listen`",
+    );
+}
+
+#[test]
+fn a_file_that_is_no_toml_or_holds_the_wrong_kind_is_an_error_with_its_line() {
+    refused(
+        Some("log = 'info'\nlog = 'warn'"),
+        &[],
+        ", line 2: duplicate key",
+    );
+    refused(
+        Some("log = 'info'\ncache_bytes = '64 MiB'"),
+        &[],
+        ", line 2: `cache_bytes`: invalid type: string \"64 MiB\", expected i64",
+    );
+    refused(
+        Some("\nlisten = [\n'a:1',\n2]"),
+        &[],
+        ", line 4: `listen`: invalid type: integer `2`, expected a string",
+    );
+}
+
+#[test]
+fn a_variable_that_does_not_exist_is_an_error_with_the_nearest_one() {
+    refused(
+        None,
+        &[("CEDAR_PDP_POLICY", "x")],
+        "unknown environment variable `CEDAR_PDP_POLICY`; the nearest known one is `CEDAR_PDP_POLICIES`",
+    );
+    refused(
+        None,
+        &[("CEDAR_PDP_log", "x")],
+        "unknown environment variable `CEDAR_PDP_log`; the nearest known one is `CEDAR_PDP_LOG`",
+    );
+    refused(
+        None,
+        &[("CEDAR_PDP_", "x")],
+        "unknown environment variable `CEDAR_PDP_`; the nearest known one is `CEDAR_PDP_LOG`",
+    );
+}
+
+#[test]
+fn a_variable_of_the_wrong_kind_is_an_error() {
+    refused(
+        None,
+        &[("CEDAR_PDP_ALLOW_EMPTY", "yes")],
+        "environment variable `CEDAR_PDP_ALLOW_EMPTY`: `yes` is not `true` or `false`",
+    );
+    refused(
+        None,
+        &[("CEDAR_PDP_CACHE_BYTES", "")],
+        "environment variable `CEDAR_PDP_CACHE_BYTES`: `` is not a whole number",
+    );
+}
+
+#[test]
+fn a_value_that_makes_no_sense_is_reported_with_the_layer_it_came_from() {
+    let gathered = gather("", &[("CEDAR_PDP_WATCH", "on")], &[]);
+    assert_eq!(
+        gathered.check().unwrap_err().to_string(),
+        "`watch` is `on`; allowed: events, poll (from: environment)",
+    );
+}
+
+#[test]
+fn variables_that_kubernetes_sets_beside_our_service_are_passed_over() {
+    let variables = [
+        ("CEDAR_PDP_SERVICE_HOST", "10.0.0.1"),
+        ("CEDAR_PDP_SERVICE_PORT", "50051"),
+        ("CEDAR_PDP_SERVICE_PORT_GRPC", "50051"),
+        ("CEDAR_PDP_PORT", "tcp://10.0.0.1:50051"),
+        ("CEDAR_PDP_PORT_50051_TCP", "tcp://10.0.0.1:50051"),
+        ("CEDAR_PDP_PORT_50051_TCP_PROTO", "tcp"),
+        ("CEDAR_PDP_PORT_50051_TCP_PORT", "50051"),
+        ("CEDAR_PDP_PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("CEDAR_PDP_PORT_53_UDP_ADDR", "10.0.0.1"),
+        ("CEDAR_PDP_METRICS_SERVICE_HOST", "10.0.0.2"),
+        ("CEDAR_PDP_METRICS_PORT_9090_TCP_PORT", "9090"),
+        ("CEDAR_PDPX", "not ours"),
+    ];
+    assert_eq!(gather("", &variables, &[]).raw, RawConfig::default());
+    for typo in [
+        "CEDAR_PDP_PORT",
+        "CEDAR_PDP_LISTEN_PORT",
+        "CEDAR_PDP_PORTS",
+        "CEDAR_PDP_PORT_X_TCP",
+        "CEDAR_PDP_PORT_1",
+        "CEDAR_PDP_SERVICE",
+    ] {
+        assert!(try_gather(None, &[(typo, "1")], &[]).is_err(), "{typo}");
+    }
+    for option in options() {
+        let name = option.variable.strip_prefix(PREFIX).unwrap();
+        assert!(!is_from_kubernetes(name, "tcp://".as_ref()), "{name}");
+    }
+}
+
+#[test]
+fn every_option_says_what_it_means_and_its_default_when_it_has_one() {
+    let options = options();
+    assert_eq!(options.len(), 25);
+    for option in &options {
+        assert!(!option.meaning.is_empty(), "{option:?}");
+    }
+    let without: Vec<_> = options
+        .iter()
+        .filter(|option| option.default.is_none())
+        .collect();
+    assert_eq!(
+        without
+            .iter()
+            .map(|option| option.key.as_str())
+            .collect::<Vec<_>>(),
+        ["request_entity_types", "anonymous_principal"],
+    );
+}

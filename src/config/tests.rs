@@ -1,0 +1,215 @@
+//! What each key may hold.
+
+use super::*;
+
+fn raw(toml: &str) -> RawConfig {
+    toml::from_str(toml).unwrap()
+}
+
+#[track_caller]
+fn refused(toml: &str, message: &str) {
+    let error = raw(toml).check().expect_err(toml);
+    assert_eq!(error.to_string(), message, "for {toml}");
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let config = RawConfig::default().check().unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.policies, PathBuf::from("./policies"));
+    assert_eq!(config.listen, [Listen::Tcp("127.0.0.1".to_owned(), 50051)]);
+    assert_eq!(config.pdp, Settings::default());
+    assert_eq!(config.drain_timeout, Duration::from_secs(25));
+}
+
+#[test]
+fn every_key_reaches_its_field() {
+    let config = raw(r#"
+policies = "/etc/policies"
+listen = ["[::1]:1", "unix:///run/pdp.sock"]
+validation = "warn"
+on_policy_error = "deny"
+request_entity_types = ["Shop::Order", "User"]
+anonymous_principal = 'User::"nobody"'
+start_unready = true
+allow_empty = true
+watch = "poll"
+poll_interval = "1m"
+quiet_period = "70ms"
+max_reload_delay = "8s"
+max_file_bytes = 2
+max_total_bytes = 3
+cache_bytes = 4
+max_message_bytes = 2048
+max_batch_items = 6
+max_request_entities = 7
+max_value_depth = 8
+max_concurrent_streams = 9
+keepalive_interval = "10s"
+keepalive_timeout = "11s"
+drain_timeout = "12s"
+log = "cedar_pdp=debug"
+log_format = "json"
+"#)
+    .check()
+    .unwrap();
+    let expected = Config {
+        policies: "/etc/policies".into(),
+        listen: vec![
+            Listen::Tcp("::1".to_owned(), 1),
+            Listen::Unix("/run/pdp.sock".into()),
+        ],
+        pdp: Settings {
+            validation: Validation::Warn,
+            on_policy_error: OnPolicyError::Deny,
+            request_entity_types: Some(["Shop::Order", "User"].map(str::to_owned).into()),
+        },
+        anonymous_principal: Some(Uid::new("User", "nobody")),
+        store: StoreConfig {
+            start_unready: true,
+            allow_empty: true,
+            watch: WatchMode::Poll,
+            poll_interval: Duration::from_secs(60),
+            quiet_period: Duration::from_millis(70),
+            max_reload_delay: Duration::from_secs(8),
+            max_file_bytes: 2,
+            max_total_bytes: 3,
+        },
+        cache: CacheConfig {
+            bytes: NonZeroU64::new(4),
+        },
+        limits: Limits {
+            max_message_bytes: 2048,
+            max_batch_items: 6,
+            max_request_entities: 7,
+            max_value_depth: 8,
+            max_concurrent_streams: 9,
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(11),
+        },
+        drain_timeout: Duration::from_secs(12),
+        log: LogConfig {
+            filter: "cedar_pdp=debug".to_owned(),
+            format: LogFormat::Json,
+        },
+    };
+    assert_eq!(config, expected);
+    let again = RawConfig::from(&config).check().unwrap();
+    assert_eq!(again, config, "its own text means the same");
+}
+
+#[test]
+fn a_word_that_a_key_does_not_have_is_refused_with_those_it_has() {
+    refused(
+        r#"validation = "lax""#,
+        "`validation` is `lax`; allowed: strict, warn, off",
+    );
+    refused(
+        r#"on_policy_error = "Deny""#,
+        "`on_policy_error` is `Deny`; allowed: skip, deny",
+    );
+    refused(
+        r#"watch = "inotify""#,
+        "`watch` is `inotify`; allowed: events, poll",
+    );
+    refused(
+        r#"log_format = """#,
+        "`log_format` is ``; allowed: text, json",
+    );
+}
+
+#[test]
+fn zero_and_absurd_numbers_are_refused_with_the_range() {
+    for (key, lowest, highest) in [
+        ("max_file_bytes", 1, 4_294_967_296_i64),
+        ("max_total_bytes", 1, 68_719_476_736),
+        ("cache_bytes", 0, 68_719_476_736),
+        ("max_message_bytes", 1024, 1_073_741_824),
+        ("max_batch_items", 1, 1_000_000),
+        ("max_request_entities", 1, 1_000_000),
+        ("max_value_depth", 1, 32),
+        ("max_concurrent_streams", 1, 1_000_000),
+    ] {
+        for value in [-1, lowest - 1, highest + 1, i64::MAX] {
+            refused(
+                &format!("{key} = {value}"),
+                &format!("`{key}` is {value}; allowed: {lowest} to {highest}"),
+            );
+        }
+        for value in [lowest, highest] {
+            raw(&format!("{key} = {value}")).check().expect(key);
+        }
+    }
+}
+
+#[test]
+fn zero_and_absurd_durations_are_refused_with_the_range() {
+    for (key, lowest, highest) in [
+        ("poll_interval", "10ms", "1h"),
+        ("quiet_period", "1ms", "1m"),
+        ("max_reload_delay", "50ms", "1h"),
+        ("keepalive_interval", "100ms", "1h"),
+        ("keepalive_timeout", "100ms", "1h"),
+        ("drain_timeout", "1ms", "1h"),
+    ] {
+        for value in ["0s", "999us", "2h"] {
+            refused(
+                &format!("{key} = '{value}'"),
+                &format!("`{key}` is {value}; allowed: {lowest} to {highest}"),
+            );
+        }
+        for value in [lowest, highest] {
+            raw(&format!("{key} = '{value}'")).check().expect(key);
+        }
+    }
+    refused(
+        "drain_timeout = '25'",
+        "`drain_timeout` is `25`, which is no duration such as `5s` or `50ms`: \
+         time unit needed, for example 25sec or 25ms",
+    );
+}
+
+#[test]
+fn a_reload_may_be_held_back_no_shorter_than_the_quiet_period() {
+    refused(
+        "quiet_period = '10s'\nmax_reload_delay = '9s'",
+        "`max_reload_delay` is 9s; allowed: 10s to 1h",
+    );
+    let config = raw("quiet_period = '10s'").check().unwrap();
+    assert_eq!(config.store.max_reload_delay, Duration::from_secs(10));
+}
+
+#[test]
+fn no_cache_bytes_turn_the_cache_off() {
+    assert_eq!(raw("cache_bytes = 0").check().unwrap().cache.bytes, None);
+}
+
+#[test]
+fn an_empty_list_of_request_entity_types_is_none_not_any() {
+    for toml in ["request_entity_types = []", "request_entity_types = ['']"] {
+        let config = raw(toml).check().unwrap();
+        assert_eq!(config.pdp.request_entity_types, Some([].into()));
+    }
+}
+
+#[test]
+fn text_that_cannot_be_read_is_refused() {
+    refused("policies = ''", "`policies` is empty");
+    refused("listen = []", "`listen` is empty");
+    refused(
+        "listen = ['127.0.0.1:1', 'localhost']",
+        "`listen` is wrong: `localhost` has no port; write HOST:PORT, [V6]:PORT or unix:PATH",
+    );
+    refused(
+        "anonymous_principal = 'nobody'",
+        "`anonymous_principal` is wrong: `nobody` is no uid such as `User::\"alice\"`: \
+         unexpected end of input",
+    );
+    refused(
+        "request_entity_types = ['User', 'Shop::']",
+        "`request_entity_types` names `Shop::`, which is no entity type such as `Shop::Order`",
+    );
+    refused("log = ' '", "`log` is empty");
+    let error = raw("log = 'cedar_pdp=loud'").check().unwrap_err();
+    assert!(error.to_string().starts_with("`log` is `cedar_pdp=loud`"));
+}

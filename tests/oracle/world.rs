@@ -1,0 +1,475 @@
+//! A world: what stands in a policy directory, how it changes, and as which files it is written.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cedar_pdp::pdp::query::{Record, RequestEntity, Uid};
+use cedar_pdp::pdp::snapshot::Validation;
+use cedar_policy::{
+    Policy, PolicyId, PolicySet, Schema, SchemaFragment, SlotId, Template, ValidationMode,
+    Validator,
+};
+use serde_json::json;
+
+use crate::policies::{Drawn, arguments, draw};
+use crate::rng::Rng;
+use crate::shape::{Attributes, Shape};
+use crate::values::{
+    ATTRIBUTES, IDS, TAGS, TYPES, Ty, cedar_uid, json, other_value, rank, string_text, tag_type,
+    uid_text, value,
+};
+
+/// Relative path and text.
+pub(crate) type Files = BTreeMap<String, String>;
+
+/// Where policies and templates stand. Ten and more in a file show how ids are sorted.
+const POLICY_FILES: &[&str] = &["a.cedar", "dir/b.cedar", "dir/more/c.cedar.json", "z.cedar"];
+
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) shape: Shape,
+    /// The schema, when the directory has one.
+    schema: Option<Schema>,
+    validation: Validation,
+    policies: Vec<Written>,
+    links: Vec<Link>,
+    entities: BTreeMap<Uid, RequestEntity>,
+    /// Numbers policies and links, so that ids are never given twice.
+    serial: usize,
+    /// How files are split and values are written.
+    style: Rng,
+}
+
+#[derive(Clone, Debug)]
+struct Written {
+    drawn: Drawn,
+    serial: usize,
+    /// Whether it has an `@id`.
+    named: bool,
+    file: &'static str,
+}
+
+#[derive(Clone, Debug)]
+struct Link {
+    serial: usize,
+    template: usize,
+    principal: Option<Uid>,
+    resource: Option<Uid>,
+    /// In a `.cedar.json` file rather than in a `.links.json` one.
+    in_json: bool,
+}
+
+impl World {
+    pub(crate) fn draw(rng: &mut Rng, validation: Validation) -> Self {
+        let shape = Shape::draw(rng);
+        let has_schema = match validation {
+            Validation::Strict | Validation::Warn => rng.chance(88),
+            Validation::Off => rng.chance(50),
+        };
+        let schema = has_schema.then(|| {
+            let [types, rest] = shape.schema();
+            let (schema, _) = Schema::from_cedarschema_str(&format!("{types}{rest}")).unwrap();
+            schema
+        });
+        let mut world = Self {
+            shape,
+            schema,
+            validation,
+            policies: Vec::new(),
+            links: Vec::new(),
+            entities: BTreeMap::new(),
+            serial: 0,
+            style: rng.clone(),
+        };
+        for _ in 0..rng.between(5, 16) {
+            world.add_policy(rng);
+        }
+        for _ in 0..rng.between(0, 8) {
+            world.add_link(rng);
+        }
+        for (type_name, _) in TYPES {
+            for id in IDS {
+                if rng.chance(78) {
+                    world.store(entity(rng, &world.shape, Uid::new(*type_name, *id)));
+                }
+            }
+        }
+        if world.schema.is_none() {
+            world.store_actions(rng);
+        }
+        world
+    }
+
+    /// The next revision: a few things are different.
+    pub(crate) fn changed(&self, rng: &mut Rng) -> Self {
+        if rng.chance(8) {
+            return Self::draw(rng, self.validation);
+        }
+        let mut world = self.clone();
+        world.style = rng.clone();
+        for _ in 0..rng.between(1, 3) {
+            match rng.below(5) {
+                0 => {
+                    let at = rng.below(world.policies.len());
+                    let gone = world.policies.remove(at).serial;
+                    world.links.retain(|link| link.template != gone);
+                    world.add_policy(rng);
+                }
+                1 => world.add_link(rng),
+                2 if !world.links.is_empty() => {
+                    let at = rng.below(world.links.len());
+                    world.links.remove(at);
+                }
+                3 => {
+                    for written in &mut world.policies {
+                        if rng.chance(30) {
+                            written.file = rng.pick(POLICY_FILES);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let stored: Vec<Uid> = world.entities.keys().cloned().collect();
+        for uid in rng.some(&stored, 25) {
+            if uid.type_name.ends_with("Action") {
+                continue;
+            }
+            if rng.chance(25) {
+                world.entities.remove(&uid);
+            } else {
+                world.store(entity(rng, &world.shape, uid));
+            }
+        }
+        world
+    }
+
+    pub(crate) fn has_schema(&self) -> bool {
+        self.schema.is_some()
+    }
+
+    /// Whether requests are checked against the schema.
+    pub(crate) fn validates(&self) -> bool {
+        self.has_schema() && self.validation != Validation::Off
+    }
+
+    pub(crate) fn stored(&self, uid: &Uid) -> Option<&RequestEntity> {
+        self.entities.get(uid)
+    }
+
+    /// Whether only what the strict validator takes may stand here.
+    fn must_validate(&self) -> Option<&Schema> {
+        match self.validation {
+            Validation::Strict => self.schema.as_ref(),
+            Validation::Warn | Validation::Off => None,
+        }
+    }
+
+    fn store(&mut self, entity: RequestEntity) {
+        self.entities.insert(entity.uid.clone(), entity);
+    }
+
+    /// Without a schema, only stored action entities can make action groups.
+    fn store_actions(&mut self, rng: &mut Rng) {
+        for action in self.shape.actions.clone() {
+            if rng.chance(70) {
+                let parent = |id: &&str| Uid::new(action.type_name, *id);
+                self.store(RequestEntity {
+                    uid: action.uid(),
+                    attributes: Record::default(),
+                    parents: action.groups.iter().map(parent).collect(),
+                    tags: Record::default(),
+                });
+            }
+        }
+    }
+
+    fn add_policy(&mut self, rng: &mut Rng) {
+        let wild = self.must_validate().is_none();
+        let drawn = (0..50)
+            .map(|_| draw(rng, &self.shape, wild))
+            .find(|drawn| self.fits(drawn, None))
+            .expect("the generator draws policies that validate");
+        self.serial += 1;
+        self.policies.push(Written {
+            drawn,
+            serial: self.serial,
+            named: rng.chance(50),
+            file: rng.pick(POLICY_FILES),
+        });
+    }
+
+    fn add_link(&mut self, rng: &mut Rng) {
+        let templates: Vec<&Written> = self
+            .policies
+            .iter()
+            .filter(|written| written.drawn.is_template())
+            .collect();
+        if templates.is_empty() {
+            return;
+        }
+        let template = (*rng.pick(&templates)).clone();
+        for _ in 0..10 {
+            let link = Link {
+                serial: self.serial + 1,
+                template: template.serial,
+                principal: None,
+                resource: None,
+                in_json: rng.chance(30),
+            };
+            let (principal, resource) = arguments(rng, template.drawn.slots);
+            let link = Link {
+                principal,
+                resource,
+                ..link
+            };
+            if self.fits(&template.drawn, Some(&link)) {
+                self.serial += 1;
+                self.links.push(link);
+                return;
+            }
+        }
+    }
+
+    /// Whether the strict validator takes it, where it must.
+    fn fits(&self, drawn: &Drawn, link: Option<&Link>) -> bool {
+        let mut set = PolicySet::new();
+        if drawn.is_template() {
+            let template = Template::parse(Some(PolicyId::new("t")), &drawn.text).unwrap();
+            set.add_template(template).unwrap();
+            if let Some(link) = link {
+                let slots = slots(link);
+                if set
+                    .link(PolicyId::new("t"), PolicyId::new("l"), slots)
+                    .is_err()
+                {
+                    return false;
+                }
+            }
+        } else {
+            set.add(Policy::parse(None, &drawn.text).unwrap_or_else(|e| {
+                panic!("{}\n{e:?}", drawn.text);
+            }))
+            .unwrap();
+        }
+        let Some(schema) = self.must_validate() else {
+            return true;
+        };
+        Validator::new(schema.clone())
+            .validate(&set, ValidationMode::Strict)
+            .validation_passed()
+    }
+
+    /// The policy directory.
+    pub(crate) fn files(&self) -> Files {
+        let mut style = self.style.clone();
+        let mut files = Files::new();
+        if self.schema.is_some() {
+            let [types, rest] = self.shape.schema();
+            for (name, text) in [("types", types), ("dir/actions", rest)] {
+                match style.chance(30) {
+                    true => {
+                        let (fragment, _) = SchemaFragment::from_cedarschema_str(&text).unwrap();
+                        let json = fragment.to_json_string().unwrap();
+                        files.insert(format!("{name}.cedarschema.json"), json);
+                    }
+                    false => {
+                        files.insert(format!("{name}.cedarschema"), text);
+                    }
+                }
+            }
+        }
+        self.write_entities(&mut style, &mut files);
+        self.write_policies(&mut style, &mut files);
+        files
+    }
+
+    fn write_entities(&self, style: &mut Rng, files: &mut Files) {
+        let names = ["entities.json", "dir/people.entities.json"];
+        let mut arrays = [Vec::new(), Vec::new()];
+        for entity in self.entities.values() {
+            let implicit = self.has_schema() && style.chance(40);
+            let fields = |record: &Record| -> serde_json::Map<String, serde_json::Value> {
+                record
+                    .iter()
+                    .map(|(name, value)| (name.to_owned(), json(value, implicit)))
+                    .collect()
+            };
+            let uid = |uid: &Uid| json!({"type": uid.type_name, "id": uid.id});
+            let mut written = json!({
+                "uid": uid(&entity.uid),
+                "attrs": fields(&entity.attributes),
+                "parents": entity.parents.iter().map(uid).collect::<Vec<_>>(),
+            });
+            if !entity.tags.is_empty() {
+                written["tags"] = fields(&entity.tags).into();
+            }
+            arrays[style.below(2)].push(written);
+        }
+        for (name, array) in names.into_iter().zip(arrays) {
+            let text = serde_json::to_string_pretty(&array).unwrap();
+            files.insert(name.to_owned(), text);
+        }
+    }
+
+    fn write_policies(&self, style: &mut Rng, files: &mut Files) {
+        let mut templates: HashMap<usize, String> = HashMap::new();
+        let mut policy_sets: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
+        for file in POLICY_FILES {
+            let here = self.policies.iter().filter(|written| written.file == *file);
+            let mut text = String::from("// Policies and templates, numbered from 0.\n");
+            let mut set = json!({"staticPolicies": {}, "templates": {}, "templateLinks": []});
+            for (number, written) in here.enumerate() {
+                let mut id = format!("{file}#{number}");
+                // What the oracle checks its own numbering by.
+                let mut annotations = format!("@ordinal(\"{number}\")\n");
+                if written.named || file.ends_with(".json") {
+                    id = match written.serial % 7 {
+                        0 => format!("p\"{}\" é", written.serial),
+                        _ => format!("p{}", written.serial),
+                    };
+                }
+                if written.named {
+                    annotations.push_str(&format!("@id({})\n", string_text(&id)));
+                }
+                let policy = format!("{annotations}{}\n", written.drawn.text);
+                if file.ends_with(".json") {
+                    let (kind, json) = match written.drawn.is_template() {
+                        true => ("templates", Template::parse(None, &policy).unwrap().to_json()),
+                        false => ("staticPolicies", Policy::parse(None, &policy).unwrap().to_json()),
+                    };
+                    set[kind][&id] = json.unwrap();
+                } else {
+                    text.push_str(&policy);
+                }
+                templates.insert(written.serial, id);
+            }
+            if file.ends_with(".json") {
+                policy_sets.insert(file, set);
+            } else {
+                files.insert((*file).to_owned(), text);
+            }
+        }
+
+        let mut links = Vec::new();
+        for link in &self.links {
+            let template = &templates[&link.template];
+            let id = format!("link{}", link.serial);
+            let mut arguments = serde_json::Map::new();
+            for (slot, uid) in [("?principal", &link.principal), ("?resource", &link.resource)] {
+                if let Some(uid) = uid {
+                    arguments.insert(
+                        slot.to_owned(),
+                        match link.in_json {
+                            true => json!({"__entity": {"type": uid.type_name, "id": uid.id}}),
+                            false => json!(uid_text(uid)),
+                        },
+                    );
+                }
+            }
+            if link.in_json {
+                for set in policy_sets.values_mut() {
+                    if let Some(links) = set["templateLinks"].as_array_mut() {
+                        links.push(
+                            json!({"templateId": template, "newId": id, "values": arguments}),
+                        );
+                    }
+                }
+            } else {
+                links.push(json!({"template_id": template, "link_id": id, "args": arguments}));
+            }
+        }
+        for (file, set) in policy_sets {
+            files.insert(file.to_owned(), serde_json::to_string_pretty(&set).unwrap());
+        }
+        if !links.is_empty() || style.chance(50) {
+            // Before or after the files of its templates.
+            let name = if style.chance(50) { "0.links.json" } else { "zz/all.links.json" };
+            files.insert(name.to_owned(), serde_json::to_string_pretty(&links).unwrap());
+        }
+    }
+}
+
+fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
+    let principal = link.principal.iter().map(|uid| (SlotId::principal(), uid));
+    let resource = link.resource.iter().map(|uid| (SlotId::resource(), uid));
+    principal
+        .chain(resource)
+        .map(|(slot, uid)| (slot, cedar_uid(uid).unwrap()))
+        .collect()
+}
+
+/// An entity of this shape; without a schema some stray from it.
+pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
+    let attributes = record(rng, &shape.attributes(&uid.type_name), ATTRIBUTES);
+    let mut parents = Vec::new();
+    for (type_name, above) in TYPES {
+        if *type_name != uid.type_name || above.is_empty() {
+            continue;
+        }
+        for _ in 0..rng.below(3) {
+            let parent_type = *rng.pick(above);
+            let least = match parent_type == uid.type_name {
+                true => rank(&uid.id) + 1,
+                false => 0,
+            };
+            let later = &IDS[least.min(IDS.len())..];
+            if !later.is_empty() {
+                parents.push(Uid::new(parent_type, *rng.pick(later)));
+            }
+        }
+    }
+    parents.sort();
+    parents.dedup();
+    let mut tags = BTreeMap::new();
+    if shape.has_tags(&uid.type_name) {
+        for tag in rng.some(TAGS, 50) {
+            tags.insert(tag.to_owned(), value(rng, tag_type(&uid.type_name)));
+        }
+    }
+    RequestEntity {
+        uid,
+        attributes,
+        parents,
+        tags: tags.into(),
+    }
+}
+
+/// Values for these attributes, optional ones now and then.
+pub(crate) fn record(rng: &mut Rng, attributes: &Attributes, types: &[(&str, Ty)]) -> Record {
+    let mut fields = BTreeMap::new();
+    for (name, required) in attributes {
+        if !required && rng.chance(50) {
+            continue;
+        }
+        if let Some((_, ty)) = types.iter().find(|(known, _)| known == name) {
+            fields.insert((*name).to_owned(), value(rng, *ty));
+        }
+    }
+    fields.into()
+}
+
+/// The same record with one field of another type, too many, or missing.
+pub(crate) fn bent(rng: &mut Rng, record: &Record) -> Record {
+    let mut fields: BTreeMap<String, _> = record
+        .iter()
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .collect();
+    let names: Vec<String> = fields.keys().cloned().collect();
+    match rng.below(3) {
+        0 if !names.is_empty() => {
+            fields.remove(rng.pick(&names));
+        }
+        1 => {
+            fields.insert("surplus".to_owned(), value(rng, Ty::Long));
+        }
+        _ => {
+            let (name, ty) = *rng.pick(ATTRIBUTES);
+            let name = match names.is_empty() {
+                true => name,
+                false => rng.pick(&names),
+            };
+            fields.insert(name.to_owned(), other_value(rng, ty));
+        }
+    }
+    fields.into()
+}
