@@ -9,6 +9,7 @@
 
 pub mod answer;
 pub mod authorize;
+mod bind;
 pub mod compile;
 pub mod diagnostic;
 mod entities;

@@ -189,7 +189,7 @@ mod tests {
         let uid = text.parse::<Uid>().unwrap();
         assert_eq!(uid, Uid::new(type_name, id));
         assert_eq!(
-            parse_uid(&uid.to_string()),
+            uid.to_string().parse::<Uid>(),
             Ok(uid),
             "what is shown can be read"
         );

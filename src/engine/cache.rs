@@ -39,10 +39,13 @@ pub struct CacheFigures {
     pub capacity_bytes: u64,
 }
 
+/// Revision and query as bytes.
+type Key = Box<[u8]>;
+
 /// Answers by revision and query.
 #[derive(Debug)]
 pub(super) struct Cache {
-    answers: moka::sync::Cache<Box<[u8]>, Arc<Answer>>,
+    answers: moka::sync::Cache<Key, Arc<Answer>>,
     capacity_bytes: NonZeroU64,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -62,7 +65,7 @@ impl Cache {
         let counted = Arc::clone(&evictions);
         let answers = moka::sync::Cache::builder()
             .max_capacity(capacity_bytes.get())
-            .weigher(|key: &Box<[u8]>, answer: &Arc<Answer>| {
+            .weigher(|key: &Key, answer: &Arc<Answer>| {
                 u32::try_from(weight(key, answer)).unwrap_or(u32::MAX)
             })
             .eviction_listener(move |_, _, cause| match cause {

@@ -100,7 +100,10 @@ fn compile_here(sources: &Sources, settings: &Settings) -> Result<Snapshot, Comp
             entities::read(entity_files, Some(schema.as_ref()), &mut findings)
         }
         // Judged by no schema, entities would be found wrong, or right, for no reason.
-        schema::Read::Broken => None,
+        schema::Read::Broken => {
+            entities::check_syntax(entity_files, &mut findings);
+            None
+        }
     };
     let schema = match schema {
         schema::Read::Schema(schema) => Some(schema),
@@ -215,9 +218,9 @@ fn assemble(
         entities: entities
             .iter()
             .filter(|entity| {
-                !schema
+                schema
                     .as_ref()
-                    .is_some_and(|schema| schema.get_action_id(entity.uid()).is_some())
+                    .is_none_or(|schema| schema.get_action_id(entity.uid()).is_none())
             })
             .count(),
     };
@@ -307,4 +310,4 @@ fn depth(expr: &Expr) -> usize {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -214,10 +214,22 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
     let written = || {
         let policy = rule.policy.template().loc()?;
         let text = policy.snippet()?;
-        // Cedar makes `unless { x }` the operand `!x` and may give it no place of its own.
-        let place = operand
-            .source_loc()
-            .or_else(|| operand.subexpressions().find_map(|part| part.source_loc()))?;
+        // Cedar makes `unless { x }` the operand `!x` and gives it the place of the clause.
+        let (operand, place) = match (operand.source_loc()?, operand.expr_kind()) {
+            (
+                place,
+                ast::ExprKind::UnaryApp {
+                    op: ast::UnaryOp::Not,
+                    arg,
+                },
+            ) if place
+                .snippet()
+                .is_some_and(|text| text.starts_with("unless")) =>
+            {
+                (arg.as_ref(), arg.source_loc()?)
+            }
+            (place, _) => (operand, place),
+        };
         let start = place.start().checked_sub(policy.start())?;
         let (kind, clause) = nesting::clauses(text)
             .into_iter()
@@ -225,7 +237,9 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
         Some(Clause {
             kind,
             text: text.get(clause)?.to_owned(),
-            operand: place.snippet()?.to_owned(),
+            operand: place
+                .snippet()
+                .map_or_else(|| operand.to_string(), str::to_owned),
             place: Place {
                 file: rule.template_file.clone(),
                 position: Some(Position::of(&place.src, place.start())),

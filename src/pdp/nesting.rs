@@ -11,7 +11,7 @@ use super::explain::ClauseKind;
 /// The most brackets within brackets in a policy or schema text.
 pub const MAX_BRACKETS: usize = 128;
 
-/// The most operators, member accesses and clauses that can pile up on one another in a policy:
+/// The most `&&`, `||` and other operators that can pile up on one another in a policy:
 /// `a && b && c …` builds a tree as deep as it is long.
 pub const MAX_CHAIN: usize = 4_000;
 
@@ -39,49 +39,90 @@ pub(super) enum Language {
     Json,
 }
 
+/// What has piled up between a bracket and the next separator in it.
+///
+/// `a && b || c` builds a tree as deep as it has `&&` and `||`, with the operands as leaves; so the
+/// depth is at most their number and the size of the largest operand. `if … then … else if …`
+/// nests however it is broken up, so its words count as `&&` does.
+#[derive(Clone, Copy, Default)]
+struct Pile {
+    logical: usize,
+    largest_operand: usize,
+    operand: usize,
+}
+
+impl Pile {
+    fn depth(self) -> usize {
+        self.logical + self.largest_operand.max(self.operand)
+    }
+
+    fn next_operand(&mut self) {
+        self.logical += 1;
+        self.largest_operand = self.largest_operand.max(self.operand);
+        self.operand = 0;
+    }
+}
+
 /// Checks that `text` nests no deeper than the parsers can bear.
 pub(super) fn check(text: &str, language: Language) -> Result<(), TooDeep> {
     let limit = match language {
         Language::Policies | Language::Schema => MAX_BRACKETS,
         Language::Json => MAX_JSON_BRACKETS,
     };
-    // One count of piled-up operators for each open bracket, and their sum.
-    let mut frames = vec![0_usize];
-    let mut piled = 0_usize;
+    // For each open bracket, what stands in it so far: the deepest element, and the present one.
+    let mut open: Vec<(usize, Pile)> = vec![(0, Pile::default())];
     for token in Tokens::new(text, language) {
+        let too_deep = |limit| {
+            Err(TooDeep {
+                limit,
+                offset: token.span.start,
+            })
+        };
         match token.kind {
             TokenKind::Open => {
-                frames.push(0);
-                if frames.len() > limit + 1 {
-                    return Err(TooDeep {
-                        limit,
-                        offset: token.span.start,
-                    });
+                open.push((0, Pile::default()));
+                if open.len() > limit + 1 {
+                    return too_deep(limit);
                 }
+                continue;
             }
             TokenKind::Close => {
-                if frames.len() > 1 {
-                    piled -= frames.pop().unwrap_or_default();
+                // A bracket that closes nothing is the parser's to refuse.
+                if open.len() > 1
+                    && let Some((deepest, pile)) = open.pop()
+                    && let Some((_, outer)) = open.last_mut()
+                {
+                    outer.operand += 1 + deepest.max(pile.depth());
                 }
             }
             TokenKind::Separator => {
-                if let Some(here) = frames.last_mut() {
-                    piled -= *here;
-                    *here = 0;
+                if let Some((deepest, pile)) = open.last_mut() {
+                    *deepest = (*deepest).max(pile.depth());
+                    *pile = Pile::default();
                 }
             }
-            TokenKind::Operator | TokenKind::Word => {
-                if let Some(here) = frames.last_mut() {
-                    *here += 1;
-                    piled += 1;
-                }
-                if piled > MAX_CHAIN && language == Language::Policies {
-                    return Err(TooDeep {
-                        limit: MAX_CHAIN,
-                        offset: token.span.start,
-                    });
+            TokenKind::Logical => {
+                if let Some((_, pile)) = open.last_mut() {
+                    pile.next_operand();
                 }
             }
+            TokenKind::Word => {
+                if let Some((_, pile)) = open.last_mut() {
+                    match text.get(token.span.clone()) {
+                        Some("if" | "then" | "else" | "when" | "unless") => pile.next_operand(),
+                        Some(_) | None => pile.operand += 1,
+                    }
+                }
+            }
+            TokenKind::Operator => {
+                if let Some((_, pile)) = open.last_mut() {
+                    pile.operand += 1;
+                }
+            }
+        }
+        let piled = open.last().map_or(0, |(_, pile)| pile.depth());
+        if language == Language::Policies && piled > MAX_CHAIN {
+            return too_deep(MAX_CHAIN);
         }
     }
     Ok(())
@@ -110,7 +151,7 @@ pub(super) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
                 Some("unless") => open = Some((ClauseKind::Unless, token.span.start)),
                 Some(_) | None => {}
             },
-            TokenKind::Word | TokenKind::Separator | TokenKind::Operator => {}
+            TokenKind::Word | TokenKind::Separator | TokenKind::Logical | TokenKind::Operator => {}
         }
     }
     found
@@ -124,6 +165,8 @@ enum TokenKind {
     Separator,
     /// A name or keyword.
     Word,
+    /// `&&` or `||`.
+    Logical,
     /// Any other sign.
     Operator,
 }
@@ -203,6 +246,13 @@ impl Iterator for Tokens<'_> {
                         span: start..self.at,
                     });
                 }
+                b'&' | b'|' if self.byte(start + 1) == Some(byte) => {
+                    self.at = start + 2;
+                    return Some(Token {
+                        kind: TokenKind::Logical,
+                        span: start..self.at,
+                    });
+                }
                 b'!' | b'&' | b'|' | b'=' | b'<' | b'>' | b'+' | b'-' | b'*' | b'.' | b':'
                 | b'?' | b'%' | b'/' => TokenKind::Operator,
                 _ => {
@@ -257,8 +307,21 @@ mod tests {
 
     #[test]
     fn a_long_chain_of_operators_is_bounded_and_many_short_policies_are_not() {
-        let chain = vec!["true"; MAX_CHAIN].join(" && ");
-        assert!(check(&policy(&chain), Language::Policies).is_err());
+        for link in [
+            "true && ",
+            "context.x || ",
+            "if a then b && c else ",
+            "1 + ",
+            "a.b.c.",
+            "if ",
+        ] {
+            assert!(
+                check(&policy(&link.repeat(MAX_CHAIN)), Language::Policies).is_err(),
+                "{link}"
+            );
+        }
+        let long = vec!["context.x == 1"; MAX_CHAIN - 20].join(" || ");
+        assert_eq!(check(&policy(&long), Language::Policies), Ok(()));
         let many = policy("true && true").repeat(10_000);
         assert_eq!(check(&many, Language::Policies), Ok(()));
     }

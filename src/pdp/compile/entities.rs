@@ -29,6 +29,16 @@ impl Origin<'_> {
     }
 }
 
+/// Finds what is wrong with `files` whatever the schema says.
+pub(super) fn check_syntax<'a>(
+    files: impl Iterator<Item = &'a SourceFile>,
+    findings: &mut Findings,
+) {
+    for file in files {
+        let _: Option<Vec<&RawValue>> = parse_json(file, findings);
+    }
+}
+
 /// Reads all of `files`; `None` when the findings say why there is no store.
 pub(super) fn read<'a>(
     files: impl Iterator<Item = &'a SourceFile>,

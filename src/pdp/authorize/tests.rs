@@ -1,0 +1,551 @@
+//! What a decision is, read as a specification. That it is Cedar's on everything else is proved
+//! by the property test in `tests/oracle.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::*;
+use crate::pdp::compile;
+use crate::pdp::query::{Problem, Record, RequestEntity, Uid, Value};
+use crate::pdp::snapshot::{Settings, Validation};
+use crate::pdp::sources::{FileKind, SourceFile, Sources};
+
+fn snapshot(files: &[(&str, &str)], settings: Settings) -> Snapshot {
+    let files = files
+        .iter()
+        .map(|(path, text)| SourceFile {
+            path: (*path).to_owned(),
+            kind: FileKind::of(path).expect("a name that matches"),
+            text: Arc::from(*text),
+        })
+        .collect();
+    compile(&Sources::new(files, vec![], vec![]), &settings).expect("sources that compile")
+}
+
+fn policies(text: &str) -> Snapshot {
+    snapshot(&[("policies.cedar", text)], Settings::default())
+}
+
+fn query(principal: &str, action: &str, resource: &str) -> Query {
+    Query {
+        principal: principal.parse().unwrap(),
+        action: action.parse().unwrap(),
+        resource: resource.parse().unwrap(),
+        context: Record::default(),
+        entities: vec![],
+        explain: false,
+    }
+}
+
+fn read() -> Query {
+    query(r#"User::"alice""#, r#"Action::"read""#, r#"Doc::"1""#)
+}
+
+fn record(fields: &[(&str, Value)]) -> Record {
+    let fields: BTreeMap<String, Value> = fields
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()))
+        .collect();
+    fields.into()
+}
+
+fn determining(answer: &Answer) -> Vec<&str> {
+    answer
+        .diagnostics
+        .determining
+        .iter()
+        .map(PolicyId::as_str)
+        .collect()
+}
+
+#[track_caller]
+fn check(snapshot: &Snapshot, query: &Query, decision: Decision, ids: &[&str]) {
+    let answer = authorize(snapshot, query).expect("a valid query");
+    assert_eq!(
+        (answer.decision, determining(&answer)),
+        (decision, ids.to_vec())
+    );
+}
+
+#[track_caller]
+fn invalid(snapshot: &Snapshot, query: &Query) -> (String, Problem) {
+    let error = authorize(snapshot, query).expect_err("an invalid query");
+    (error.field.as_str().to_owned(), error.problem)
+}
+
+#[test]
+fn without_a_satisfied_permit_the_answer_is_deny() {
+    check(
+        &policies(r#"permit(principal == User::"bob", action, resource);"#),
+        &read(),
+        Decision::Deny,
+        &[],
+    );
+}
+
+#[test]
+fn one_forbid_outweighs_every_permit() {
+    let snapshot = policies(
+        r#"
+permit(principal, action, resource);
+forbid(principal == User::"alice", action, resource);
+"#,
+    );
+    check(&snapshot, &read(), Decision::Deny, &["policies.cedar#1"]);
+}
+
+#[test]
+fn the_id_of_a_policy_is_its_annotation_or_its_place() {
+    let snapshot = policies(
+        r#"
+permit(principal, action, resource);
+@id("b") permit(principal, action, resource);
+permit(principal == ?principal, action, resource);
+permit(principal, action, resource);
+"#,
+    );
+    check(
+        &snapshot,
+        &read(),
+        Decision::Allow,
+        &["b", "policies.cedar#0", "policies.cedar#3"],
+    );
+}
+
+#[test]
+fn a_policy_that_fails_is_skipped_and_named() {
+    let snapshot = policies(
+        r#"
+@id("fails") forbid(principal, action, resource) when { context.nothing == 1 };
+@id("holds") permit(principal, action, resource);
+"#,
+    );
+    let answer = authorize(&snapshot, &read()).unwrap();
+    assert_eq!(
+        (answer.decision, determining(&answer)),
+        (Decision::Allow, vec!["holds"])
+    );
+    let [error] = answer.diagnostics.errors.as_slice() else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(error.policy.as_str(), "fails");
+    assert!(
+        error
+            .message
+            .starts_with("error while evaluating policy `fails`: "),
+        "{}",
+        error.message
+    );
+}
+
+#[test]
+fn a_forbid_that_fails_denies_where_that_is_set() {
+    let text = r#"
+@id("fails") forbid(principal, action, resource) when { context.nothing == 1 };
+@id("holds") permit(principal, action, resource);
+@id("permit-fails") permit(principal, action, resource) when { context.nothing == 1 };
+"#;
+    let settings = Settings {
+        on_policy_error: OnPolicyError::Deny,
+        ..Settings::default()
+    };
+    let answer = authorize(&snapshot(&[("p.cedar", text)], settings), &read()).unwrap();
+    assert_eq!(
+        (answer.decision, determining(&answer)),
+        (Decision::Deny, vec!["fails"])
+    );
+    assert_eq!(answer.diagnostics.errors.len(), 2);
+}
+
+#[test]
+fn the_schema_supplies_the_hierarchy_of_actions_in_every_mode() {
+    let files = [
+        (
+            "s.cedarschema",
+            r#"
+entity User, Doc;
+action any;
+action read in [any] appliesTo { principal: User, resource: Doc };
+"#,
+        ),
+        (
+            "p.cedar",
+            r#"@id("group") permit(principal, action in Action::"any", resource);"#,
+        ),
+    ];
+    for validation in [Validation::Strict, Validation::Warn, Validation::Off] {
+        let snapshot = snapshot(
+            &files,
+            Settings {
+                validation,
+                ..Settings::default()
+            },
+        );
+        check(&snapshot, &read(), Decision::Allow, &["group"]);
+    }
+}
+
+/// A schema with a required and an optional attribute, and one of each kind of thing to get wrong.
+const SCHEMA: &str = r#"
+entity Group;
+entity User in [Group] { name: String, nick?: String };
+entity Doc { owner?: User } tags Long;
+entity Color enum ["red"];
+action read appliesTo { principal: User, resource: Doc, context: { amount: decimal, deep?: { x: Set<Long> } } };
+action paint appliesTo { principal: User, resource: Color, context: {} };
+"#;
+
+fn with_schema(validation: Validation) -> Snapshot {
+    let policy = "permit(principal, action, resource);";
+    snapshot(
+        &[("s.cedarschema", SCHEMA), ("p.cedar", policy)],
+        Settings {
+            validation,
+            ..Settings::default()
+        },
+    )
+}
+
+fn amount() -> (&'static str, Value) {
+    ("amount", Value::Decimal("1.0".to_owned()))
+}
+
+#[test]
+fn a_request_that_does_not_fit_the_schema_is_refused_by_its_field() {
+    let snapshot = with_schema(Validation::Strict);
+    let good = Query {
+        context: record(&[amount()]),
+        ..read()
+    };
+    check(&snapshot, &good, Decision::Allow, &["p.cedar#0"]);
+    let with = |context: &[(&str, Value)]| Query {
+        context: record(context),
+        ..good.clone()
+    };
+    let uid = |type_name: &str| Uid::new(type_name, "x");
+    for (query, field) in [
+        (
+            Query {
+                principal: uid("Nobody"),
+                ..good.clone()
+            },
+            "principal.type",
+        ),
+        (
+            Query {
+                resource: uid("Nothing"),
+                ..good.clone()
+            },
+            "resource.type",
+        ),
+        (
+            Query {
+                principal: uid("Doc"),
+                ..good.clone()
+            },
+            "principal.type",
+        ),
+        (
+            Query {
+                resource: uid("User"),
+                ..good.clone()
+            },
+            "resource.type",
+        ),
+        (
+            Query {
+                action: Uid::new("Action", "write"),
+                ..good.clone()
+            },
+            "action",
+        ),
+        (
+            Query {
+                action: Uid::new("Action", "paint"),
+                resource: uid("Color"),
+                ..with(&[])
+            },
+            "resource.id",
+        ),
+        (with(&[]), r#"context["amount"]"#),
+        (with(&[("amount", Value::Long(1))]), r#"context["amount"]"#),
+        (
+            with(&[amount(), ("more", Value::Long(1))]),
+            r#"context["more"]"#,
+        ),
+        (
+            with(&[amount(), ("deep", record(&[]).into_value())]),
+            r#"context["deep"]"#,
+        ),
+        (
+            with(&[("amount", Value::Decimal("x".to_owned()))]),
+            r#"context["amount"]"#,
+        ),
+    ] {
+        assert_eq!(invalid(&snapshot, &query).0, field, "{query:?}");
+    }
+}
+
+trait IntoValue {
+    fn into_value(self) -> Value;
+}
+
+impl IntoValue for Record {
+    fn into_value(self) -> Value {
+        Value::Record(self)
+    }
+}
+
+#[test]
+fn without_validation_a_request_need_not_fit_but_its_entities_must() {
+    let snapshot = with_schema(Validation::Off);
+    check(&snapshot, &read(), Decision::Allow, &["p.cedar#0"]);
+    let query = Query {
+        entities: vec![entity(r#"User::"alice""#, &[], &[])],
+        ..read()
+    };
+    assert_eq!(
+        invalid(&snapshot, &query).0,
+        r#"entities[0].attributes["name"]"#
+    );
+}
+
+fn entity(uid: &str, attributes: &[(&str, Value)], parents: &[&str]) -> RequestEntity {
+    RequestEntity {
+        uid: uid.parse().unwrap(),
+        attributes: record(attributes),
+        parents: parents
+            .iter()
+            .map(|parent| parent.parse().unwrap())
+            .collect(),
+        tags: Record::default(),
+    }
+}
+
+#[test]
+fn a_request_entity_that_is_wrong_is_refused_by_its_field() {
+    let snapshot = with_schema(Validation::Strict);
+    let name = ("name", Value::String("Alice".to_owned()));
+    let user = |attributes: &[(&str, Value)], parents: &[&str]| {
+        entity(r#"User::"alice""#, attributes, parents)
+    };
+    let tagged = RequestEntity {
+        tags: record(&[("t", Value::Bool(true))]),
+        ..entity(r#"Doc::"1""#, &[], &[])
+    };
+    for (entities, field) in [
+        (
+            vec![user(&[("name", Value::Long(1))], &[])],
+            r#"entities[0].attributes["name"]"#,
+        ),
+        (
+            vec![user(&[name.clone(), ("more", Value::Long(1))], &[])],
+            r#"entities[0].attributes["more"]"#,
+        ),
+        (
+            vec![user(&[name.clone()], &[r#"Group::"g""#, r#"Doc::"1""#])],
+            "entities[0].parents[1]",
+        ),
+        (vec![tagged], r#"entities[0].tags["t"]"#),
+        (
+            vec![entity(r#"Nothing::"1""#, &[], &[])],
+            "entities[0].uid.type",
+        ),
+        (
+            vec![entity(r#"Action::"read""#, &[], &[])],
+            "entities[0].uid.type",
+        ),
+        (
+            vec![user(&[name.clone()], &[]), user(&[name.clone()], &[])],
+            "entities[1].uid",
+        ),
+    ] {
+        let query = Query {
+            entities,
+            context: record(&[amount()]),
+            ..read()
+        };
+        assert_eq!(invalid(&snapshot, &query).0, field, "{query:?}");
+    }
+}
+
+#[test]
+fn cycles_are_refused_through_stored_entities_too() {
+    let stored = r#"[{"uid": {"type": "G", "id": "a"}, "attrs": {}, "parents": [{"type": "G", "id": "b"}]}]"#;
+    let snapshot = snapshot(
+        &[
+            ("p.cedar", "permit(principal, action, resource);"),
+            ("entities.json", stored),
+        ],
+        Settings::default(),
+    );
+    for entities in [
+        vec![entity(r#"G::"x""#, &[], &[r#"G::"x""#])],
+        vec![entity(r#"G::"b""#, &[], &[r#"G::"a""#])],
+    ] {
+        let (field, problem) = invalid(&snapshot, &Query { entities, ..read() });
+        assert_eq!(field, "entities[0].parents");
+        assert!(matches!(problem, Problem::Cycle { .. }));
+    }
+}
+
+#[test]
+fn only_the_listed_types_may_be_sent_where_there_is_a_list() {
+    let settings = Settings {
+        request_entity_types: Some(["Doc".to_owned()].into()),
+        ..Settings::default()
+    };
+    let snapshot = snapshot(
+        &[("p.cedar", "permit(principal, action, resource);")],
+        settings,
+    );
+    let sent = |uid: &str| Query {
+        entities: vec![entity(uid, &[], &[])],
+        ..read()
+    };
+    check(
+        &snapshot,
+        &sent(r#"Doc::"1""#),
+        Decision::Allow,
+        &["p.cedar#0"],
+    );
+    assert_eq!(
+        invalid(&snapshot, &sent(r#"User::"alice""#)).0,
+        "entities[0].uid.type"
+    );
+}
+
+#[test]
+fn what_a_policy_reads_through_sent_and_stored_entities_it_gets() {
+    let stored = r#"[
+        {"uid": {"type": "Team", "id": "t"}, "attrs": {"lead": {"__entity": {"type": "User", "id": "lead"}}}, "parents": []},
+        {"uid": {"type": "User", "id": "lead"}, "attrs": {"level": 7}, "parents": []}
+    ]"#;
+    let text = r#"
+@id("lead") permit(principal, action, resource) when { resource.team.lead.level == 7 };
+@id("literal") permit(principal, action, resource) when { Team::"t".lead.level == 7 };
+"#;
+    let snapshot = snapshot(
+        &[("p.cedar", text), ("entities.json", stored)],
+        Settings::default(),
+    );
+    let doc = entity(
+        r#"Doc::"1""#,
+        &[("team", Value::Entity(Uid::new("Team", "t")))],
+        &[],
+    );
+    check(
+        &snapshot,
+        &Query {
+            entities: vec![doc],
+            ..read()
+        },
+        Decision::Allow,
+        &["lead", "literal"],
+    );
+}
+
+#[test]
+fn a_condition_as_deep_as_is_loaded_is_evaluated_on_a_small_stack() {
+    let chain = vec!["context.x == 1"; crate::pdp::MAX_CHAIN - 20].join(" && ");
+    let snapshot = policies(&format!(
+        "permit(principal, action, resource) when {{ {chain} }};"
+    ));
+    let query = Query {
+        context: record(&[("x", Value::Long(1))]),
+        ..read()
+    };
+    std::thread::Builder::new()
+        .stack_size(1 << 20)
+        .spawn(move || check(&snapshot, &query, Decision::Allow, &["policies.cedar#0"]))
+        .unwrap()
+        .join()
+        .unwrap();
+}
+
+#[test]
+fn an_explanation_names_what_determined_and_where_it_stands() {
+    let snapshot =
+        policies("\n@id(\"why\") @reason(\"public\")\npermit(principal, action, resource);");
+    let answer = authorize(
+        &snapshot,
+        &Query {
+            explain: true,
+            ..read()
+        },
+    )
+    .unwrap();
+    let explanation = answer.explanation.unwrap();
+    let [policy] = explanation.determining.as_slice() else {
+        panic!("{explanation:?}")
+    };
+    assert_eq!(policy.policy.as_str(), "why");
+    assert!(
+        policy
+            .annotations
+            .contains(&("reason".to_owned(), "public".to_owned()))
+    );
+    assert_eq!(policy.place.position.map(|position| position.line), Some(2));
+}
+
+#[test]
+fn an_explanation_names_the_first_clause_that_did_not_hold() {
+    let snapshot = policies(
+        r#"
+@id("when") permit(principal, action, resource) when { true && 1 == 2 && false };
+@id("unless") permit(principal, action, resource) when { true } unless { 1 == 1 } when { false };
+@id("error") permit(principal, action, resource) when { context.nothing };
+@id("other") permit(principal == User::"bob", action, resource) when { false };
+"#,
+    );
+    let answer = authorize(
+        &snapshot,
+        &Query {
+            explain: true,
+            ..read()
+        },
+    )
+    .unwrap();
+    let explanation = answer.explanation.unwrap();
+    let told: Vec<_> = explanation
+        .unsatisfied
+        .iter()
+        .map(|permit| {
+            (
+                permit.policy.policy.as_str(),
+                permit.clause.text.as_str(),
+                permit.clause.operand.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("error", "when { context.nothing }", "context.nothing"),
+            ("unless", "unless { 1 == 1 }", "1 == 1"),
+            ("when", "when { true && 1 == 2 && false }", "1 == 2"),
+        ],
+    );
+    assert_eq!(explanation.unsatisfied_total, 3);
+}
+
+#[test]
+fn an_explanation_changes_nothing_else() {
+    let snapshot = policies("permit(principal, action, resource) when { context.nothing };");
+    let plain = authorize(&snapshot, &read()).unwrap();
+    let explained = authorize(
+        &snapshot,
+        &Query {
+            explain: true,
+            ..read()
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        plain,
+        Answer {
+            explanation: None,
+            ..explained
+        }
+    );
+}

@@ -1,0 +1,376 @@
+//! Turns a query into what Cedar evaluates, checked against the schema, and names the field that
+//! does not fit.
+//!
+//! Most of this file runs only when something is wrong: Cedar says that a request does not fit,
+//! and the caller should be told where.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{self, Entity, EntityUID, PartialValue};
+use cedar_policy_core::entities::conformance::{
+    EntitySchemaConformanceChecker, typecheck_value_against_schematype,
+    validate_euids_in_partial_value,
+};
+use cedar_policy_core::entities::{Entities, EntityTypeDescription as _, Schema as _, SchemaType};
+use cedar_policy_core::extensions::Extensions;
+use cedar_policy_core::validator::types::Type;
+use cedar_policy_core::validator::{CoreSchema, RequestValidationError, ValidatorSchema};
+use smol_str::SmolStr;
+
+use super::entities::{EntityStore, HierarchyError, MAX_ANCESTORS, uids_in};
+use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
+use super::snapshot::{Snapshot, Validation};
+
+/// Turns the query's values into Cedar's, checked against the schema.
+pub(super) fn bind<'a>(
+    snapshot: &Snapshot,
+    stored: &'a EntityStore,
+    query: &Query,
+) -> Result<(ast::Request, Cow<'a, Entities>), InvalidQuery> {
+    let names = &snapshot.type_names;
+    let principal = names
+        .uid(&query.principal)
+        .map_err(|error| error.within("principal"))?;
+    let action = names
+        .uid(&query.action)
+        .map_err(|error| error.within("action"))?;
+    let resource = names
+        .uid(&query.resource)
+        .map_err(|error| error.within("resource"))?;
+    let context = names
+        .fields(&query.context)
+        .map_err(|error| error.within("context"))?;
+
+    let entities = if query.entities.is_empty() {
+        Cow::Borrowed(stored.all())
+    } else {
+        let mut roots = vec![principal.clone(), action.clone(), resource.clone()];
+        for value in context.values() {
+            uids_in(value, &mut roots);
+        }
+        roots.extend(snapshot.literals.iter().cloned());
+        Cow::Owned(with_request_entities(
+            snapshot,
+            stored,
+            &query.entities,
+            roots,
+        )?)
+    };
+
+    let schema = match snapshot.settings.validation {
+        Validation::Strict | Validation::Warn => snapshot.schema.as_ref(),
+        Validation::Off => None,
+    };
+    let context = Arc::new(context);
+    let request = ast::Request::new(
+        (principal, None),
+        (action.clone(), None),
+        (resource, None),
+        ast::Context::Value(Arc::clone(&context)),
+        schema,
+        Extensions::all_available(),
+    )
+    .map_err(|error| match schema {
+        Some(schema) => unfit_request(&error, schema, query, &action, &context),
+        None => InvalidQuery::here(Problem::NotApplicable {
+            message: error.to_string(),
+        }),
+    })?;
+    Ok((request, entities))
+}
+
+/// Names the field that a request's validation failed for.
+fn unfit_request(
+    error: &RequestValidationError,
+    schema: &ValidatorSchema,
+    query: &Query,
+    action: &EntityUID,
+    context: &BTreeMap<SmolStr, ast::Value>,
+) -> InvalidQuery {
+    let message = error.to_string();
+    let unknown = |field: &str, type_name: &str| {
+        InvalidQuery::field(
+            "type",
+            Problem::UnknownType {
+                type_name: type_name.to_owned(),
+            },
+        )
+        .within(field)
+    };
+    match error {
+        RequestValidationError::UndeclaredPrincipalType(_) => {
+            unknown("principal", &query.principal.type_name)
+        }
+        RequestValidationError::UndeclaredResourceType(_) => {
+            unknown("resource", &query.resource.type_name)
+        }
+        RequestValidationError::InvalidPrincipalType(_) => {
+            InvalidQuery::field("type", Problem::NotApplicable { message }).within("principal")
+        }
+        RequestValidationError::InvalidResourceType(_) => {
+            InvalidQuery::field("type", Problem::NotApplicable { message }).within("resource")
+        }
+        RequestValidationError::ExternalAction(_) => {
+            InvalidQuery::field("action", Problem::NotApplicable { message })
+        }
+        RequestValidationError::UndeclaredAction(_) if schema.get_action_id(action).is_none() => {
+            InvalidQuery::field(
+                "action",
+                Problem::UnknownAction {
+                    action: action.to_string(),
+                },
+            )
+        }
+        RequestValidationError::InvalidEnumEntity(error) => {
+            let names = |uid: &Uid| {
+                uid.id == AsRef::<str>::as_ref(error.uid.eid())
+                    && uid.type_name == error.uid.entity_type().to_string()
+            };
+            if names(&query.principal) {
+                InvalidQuery::field("id", Problem::SchemaMismatch { message }).within("principal")
+            } else if names(&query.resource) {
+                InvalidQuery::field("id", Problem::SchemaMismatch { message }).within("resource")
+            } else {
+                unfit_context(schema, action, context, message)
+            }
+        }
+        RequestValidationError::UndeclaredAction(_)
+        | RequestValidationError::InvalidContext(_)
+        | RequestValidationError::TypeOfContext(_) => {
+            unfit_context(schema, action, context, message)
+        }
+    }
+}
+
+/// Names the attribute of the context that does not fit; the whole context when none is to blame
+/// alone.
+fn unfit_context(
+    schema: &ValidatorSchema,
+    action: &EntityUID,
+    context: &BTreeMap<SmolStr, ast::Value>,
+    message: String,
+) -> InvalidQuery {
+    let at = |name: &str, message: String| {
+        InvalidQuery::here(Problem::SchemaMismatch { message })
+            .at_key(name)
+            .within("context")
+    };
+    let declared = match schema
+        .get_action_id(action)
+        .and_then(|action| action.context_type())
+    {
+        Some(Type::Record {
+            attrs,
+            open_attributes: _,
+        }) => attrs,
+        Some(
+            Type::Never
+            | Type::Bool(_)
+            | Type::Long
+            | Type::String
+            | Type::Entity(_)
+            | Type::Set { .. }
+            | Type::ExtensionType { .. },
+        )
+        | None => return InvalidQuery::field("context", Problem::SchemaMismatch { message }),
+    };
+    let schema = CoreSchema::new(schema);
+    for (name, value) in context {
+        let value = PartialValue::from(value.clone());
+        match declared.get_attr(name) {
+            None => {
+                return at(
+                    name,
+                    format!("action `{action}` has no such context attribute"),
+                );
+            }
+            Some(attribute) => {
+                let fits = SchemaType::try_from((*attribute.attr_type).clone()).is_ok_and(|ty| {
+                    typecheck_value_against_schematype(&value, &ty, Extensions::all_available())
+                        .is_ok()
+                });
+                if !fits {
+                    return at(name, format!("must be of type {}", attribute.attr_type));
+                }
+            }
+        }
+        if let Err(error) = validate_euids_in_partial_value(&schema, &value) {
+            return at(name, error.to_string());
+        }
+    }
+    for (name, attribute) in declared.iter() {
+        if attribute.is_required && !context.contains_key(name) {
+            return at(name, format!("is missing; action `{action}` requires it"));
+        }
+    }
+    InvalidQuery::field("context", Problem::SchemaMismatch { message })
+}
+
+/// The entities that evaluation can look up, the request's own among them.
+fn with_request_entities(
+    snapshot: &Snapshot,
+    stored: &EntityStore,
+    sent: &[RequestEntity],
+    roots: Vec<EntityUID>,
+) -> Result<Entities, InvalidQuery> {
+    let mut seen: HashSet<EntityUID> = HashSet::with_capacity(sent.len());
+    let mut entities = Vec::with_capacity(sent.len());
+    for (index, entity) in sent.iter().enumerate() {
+        let entity = request_entity(snapshot, entity)
+            .map_err(|error| error.at_index(index).within("entities"))?;
+        if !seen.insert(entity.uid().clone()) {
+            let problem = Problem::DuplicateEntity {
+                uid: entity.uid().to_string(),
+            };
+            return Err(InvalidQuery::field("uid", problem)
+                .at_index(index)
+                .within("entities"));
+        }
+        entities.push(entity);
+    }
+    stored
+        .overlay(entities, roots.into_iter())
+        .map_err(|(index, error)| {
+            let problem = match error {
+                HierarchyError::Cycle(uid) => Problem::Cycle {
+                    uid: uid.to_string(),
+                },
+                HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
+                    uid: uid.to_string(),
+                    limit: MAX_ANCESTORS,
+                },
+            };
+            InvalidQuery::field("parents", problem)
+                .at_index(index)
+                .within("entities")
+        })
+}
+
+/// One entity of a request, with its direct parents, checked against the schema.
+fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Entity, InvalidQuery> {
+    let names = &snapshot.type_names;
+    let uid = names.uid(&sent.uid).map_err(|error| error.within("uid"))?;
+    let in_type = |problem: Problem| Err(InvalidQuery::field("type", problem).within("uid"));
+    let type_name = || sent.uid.type_name.clone();
+    if uid.is_action() {
+        return in_type(Problem::ActionEntity {
+            type_name: type_name(),
+        });
+    }
+    if let Some(accepted) = &snapshot.settings.request_entity_types
+        && !accepted.contains(&sent.uid.type_name)
+    {
+        return in_type(Problem::TypeNotAccepted {
+            type_name: type_name(),
+        });
+    }
+    let attributes = names
+        .fields(&sent.attributes)
+        .map_err(|error| error.within("attributes"))?;
+    let tags = names
+        .fields(&sent.tags)
+        .map_err(|error| error.within("tags"))?;
+    let parents = sent
+        .parents
+        .iter()
+        .enumerate()
+        .map(|(index, parent)| {
+            names
+                .uid(parent)
+                .map_err(|error| error.at_index(index).within("parents"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let partial = |fields: BTreeMap<SmolStr, ast::Value>| {
+        fields
+            .into_iter()
+            .map(|(name, value)| (name, PartialValue::from(value)))
+    };
+    let entity = Entity::new_with_attr_partial_value(
+        uid,
+        partial(attributes),
+        HashSet::new(),
+        parents.iter().cloned().collect(),
+        partial(tags),
+    );
+    // The schema is there in every validation mode, and entities must fit it.
+    if let Some(schema) = &snapshot.schema {
+        fits_schema(&CoreSchema::new(schema), &entity, &parents)?;
+    }
+    Ok(entity)
+}
+
+/// Checks one entity against the schema, as Cedar does when it takes entities, naming the field.
+fn fits_schema(
+    schema: &CoreSchema<'_>,
+    entity: &Entity,
+    parents: &[EntityUID],
+) -> Result<(), InvalidQuery> {
+    let extensions = Extensions::all_available();
+    let checker = EntitySchemaConformanceChecker::new(schema, extensions);
+    let Err(error) = checker.validate_entity(entity) else {
+        return Ok(());
+    };
+
+    // It does not fit; all that follows finds out where.
+    let mismatch = |message: String| Problem::SchemaMismatch { message };
+    let Some(declared) = schema.entity_type(entity.uid().entity_type()) else {
+        let problem = Problem::UnknownType {
+            type_name: entity.uid().entity_type().to_string(),
+        };
+        return Err(InvalidQuery::field("type", problem).within("uid"));
+    };
+    let attributes: HashMap<&SmolStr, &PartialValue> = entity.attrs().collect();
+    let mut required: Vec<SmolStr> = declared.required_attrs().collect();
+    required.sort();
+    if let Some(missing) = required.iter().find(|name| !attributes.contains_key(name)) {
+        let problem = mismatch("is missing; the schema requires it".to_owned());
+        return Err(InvalidQuery::here(problem)
+            .at_key(missing)
+            .within("attributes"));
+    }
+    let fits = |value: &PartialValue, ty: Option<SchemaType>, open: bool| match ty {
+        Some(ty) => {
+            typecheck_value_against_schematype(value, &ty, extensions).is_ok()
+                && validate_euids_in_partial_value(schema, value).is_ok()
+        }
+        None => open && validate_euids_in_partial_value(schema, value).is_ok(),
+    };
+    let mut unfit: Vec<&SmolStr> = entity
+        .attrs()
+        .filter(|(name, value)| !fits(value, declared.attr_type(name), declared.open_attributes()))
+        .map(|(name, _)| name)
+        .collect();
+    unfit.sort();
+    if let Some(name) = unfit.first() {
+        return Err(InvalidQuery::here(mismatch(error.to_string()))
+            .at_key(name)
+            .within("attributes"));
+    }
+    let one = |parent: &EntityUID| {
+        checker.validate_entity_ancestors(entity.uid(), std::iter::once(parent), &declared)
+    };
+    if let Some((index, Err(error))) = parents
+        .iter()
+        .map(one)
+        .enumerate()
+        .find(|(_, result)| result.is_err())
+    {
+        return Err(InvalidQuery::here(mismatch(error.to_string()))
+            .at_index(index)
+            .within("parents"));
+    }
+    let mut unfit: Vec<&SmolStr> = entity
+        .tags()
+        .filter(|(_, value)| !fits(value, declared.tag_type(), false))
+        .map(|(name, _)| name)
+        .collect();
+    unfit.sort();
+    if let Some(name) = unfit.first() {
+        return Err(InvalidQuery::here(mismatch(error.to_string()))
+            .at_key(name)
+            .within("tags"));
+    }
+    Err(InvalidQuery::field("uid", mismatch(error.to_string())))
+}
