@@ -1,12 +1,39 @@
-//! cedar-pdp: a policy decision point for Cedar.
+//! cedar-pdp: a policy decision point. It answers, over gRPC, "may this principal do this action
+//! on this resource?" from Cedar policies in a directory, and follows their edits.
+//!
+//! Two stories run through this crate, and both can be read by opening modules in this order.
+//!
+//! **The ground** both stand on:
+//! - [`pdp`]: sources in, snapshot out; snapshot and query in, answer out. No I/O, no clock.
+//!
+//! **The life of a policy file**, from an author's save to the snapshot in force:
+//! - [`watch`]: something changed, perhaps.
+//! - [`policy_store`]: what the directory holds, whether it has come to rest, whether it may
+//!   replace what is in force.
+//!
+//! **The life of a request**, from a caller's bytes to the answer:
+//! - [`api`]: the doors: bytes to queries, answers to bytes.
+//! - [`engine`]: the one function that every door calls: snapshot, cache, decision.
+//!
+//! **Beside them:**
+//! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
+//! - [`readiness`]: whether callers are welcome.
+//! - [`telemetry`]: what is told on stderr.
+//! - [`app`]: wires the house.
+//! - [`cli`]: the commands.
+//!
+//! The crate has no cargo features.
+
+pub mod pdp;
+
+pub mod policy_store;
+pub mod watch;
 
 pub mod api;
+pub mod engine;
+
 pub mod app;
 pub mod cli;
 pub mod config;
-pub mod engine;
-pub mod pdp;
-pub mod policy_store;
 pub mod readiness;
 pub mod telemetry;
-pub mod watch;

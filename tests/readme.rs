@@ -1,0 +1,44 @@
+//! The README's configuration table is the configuration.
+
+#![allow(
+    clippy::expect_used,
+    reason = "a test says what must hold in the shortest way"
+)]
+
+use std::path::Path;
+
+use cedar_pdp::config::layers::{ConfigOption, options};
+
+/// The table as it must stand in the README.
+fn table() -> String {
+    let mut table = String::from(
+        "| key | environment | flag | default | meaning |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for ConfigOption {
+        key,
+        variable,
+        flag,
+        default,
+        meaning,
+        ..
+    } in options()
+    {
+        let default = default.map_or_else(|| "none".to_owned(), |default| format!("`{default}`"));
+        let meaning = meaning.replace('|', "\\|");
+        table.push_str(&format!(
+            "| `{key}` | `{variable}` | `{flag}` | {default} | {meaning} |\n"
+        ));
+    }
+    table
+}
+
+#[test]
+fn the_configuration_table_of_the_readme_is_complete() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+        .expect("a README");
+    assert!(
+        readme.contains(&table()),
+        "the README's table should be:\n\n{}",
+        table()
+    );
+}
