@@ -14,6 +14,7 @@ mod policy_store;
 mod serve;
 mod status;
 mod to_proto;
+mod turn;
 
 use std::io;
 use std::sync::Arc;

@@ -23,7 +23,7 @@ mod values;
 
 pub use authorize::{authorize, authorize_among};
 pub use compile::{CompileError, StoredEntities, compile};
-pub use entities::MAX_ANCESTORS;
+pub use entities::{MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS};
 pub use nesting::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use snapshot::{Settings, Snapshot};
 pub use values::{MAX_VALUE_DEPTH, is_type_name};

@@ -10,6 +10,7 @@ use super::deadline::Deadline;
 use super::from_proto::{self, RequestRules};
 use super::pb::authorization_service_server::AuthorizationService;
 use super::status::{Rejection, by_contract, to_message};
+use super::turn::Turn;
 use super::{pb, to_proto};
 use crate::engine::Engine;
 use crate::pdp::Snapshot;
@@ -92,10 +93,10 @@ impl AuthorizationService for Authorization {
         }
         // Loaded once: every item is decided on one and the same revision.
         let snapshot = self.snapshot()?;
+        let mut turn = Turn::begin();
         let mut results = Vec::with_capacity(requests.len());
         for request in requests {
-            // A long batch lets other calls on this thread go first now and then.
-            tokio::task::coop::consume_budget().await;
+            turn.yield_when_over().await;
             deadline.check()?;
             results.push(pb::BatchAuthorizeResult {
                 result: Some(match self.decide(&snapshot, request) {
@@ -127,6 +128,7 @@ impl AuthorizationService for Authorization {
             door: self.clone(),
             items: request.into_inner(),
             deadline,
+            turn: Turn::begin(),
         };
         Ok(Response::new(Box::pin(stream::try_unfold(
             state,
@@ -141,11 +143,12 @@ struct AnswerStream {
     door: Authorization,
     items: Streaming<pb::StreamAuthorizeRequest>,
     deadline: Deadline,
+    turn: Turn,
 }
 
 impl AnswerStream {
     async fn next(mut self) -> Result<Option<(pb::StreamAuthorizeResponse, Self)>, Status> {
-        tokio::task::coop::consume_budget().await;
+        self.turn.yield_when_over().await;
         let item = tokio::select! {
             biased;
             () = self.door.draining.draining() => return Err(Rejection::ShuttingDown.into()),

@@ -19,7 +19,9 @@ use cedar_policy_core::validator::types::Type;
 use cedar_policy_core::validator::{CoreSchema, RequestValidationError, ValidatorSchema};
 use smol_str::SmolStr;
 
-use super::entities::{EntityStore, HierarchyError, MAX_ANCESTORS, uids_in};
+use super::entities::{
+    EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, OverlayError, uids_in,
+};
 use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
 use super::snapshot::{Snapshot, Validation};
 
@@ -232,19 +234,27 @@ fn with_request_entities(
     }
     stored
         .overlay(entities, roots.into_iter())
-        .map_err(|(index, error)| {
-            let problem = match error {
-                HierarchyError::Cycle(uid) => Problem::Cycle {
-                    uid: uid.to_string(),
-                },
-                HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
-                    uid: uid.to_string(),
-                    limit: MAX_ANCESTORS,
-                },
-            };
-            InvalidQuery::field("parents", problem)
-                .at_index(index)
-                .within("entities")
+        .map_err(|error| match error {
+            OverlayError::TooLarge => {
+                let problem = Problem::HierarchyTooLarge {
+                    limit: MAX_REQUEST_HIERARCHY_STEPS,
+                };
+                InvalidQuery::field("entities", problem)
+            }
+            OverlayError::Entity(index, error) => {
+                let problem = match error {
+                    HierarchyError::Cycle(uid) => Problem::Cycle {
+                        uid: uid.to_string(),
+                    },
+                    HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
+                        uid: uid.to_string(),
+                        limit: MAX_ANCESTORS,
+                    },
+                };
+                InvalidQuery::field("parents", problem)
+                    .at_index(index)
+                    .within("entities")
+            }
         })
 }
 

@@ -16,6 +16,22 @@ use cedar_policy_core::extensions::Extensions;
 /// otherwise cost its length squared.
 pub const MAX_ANCESTORS: usize = 1_000;
 
+/// The most steps from an entity to a parent that closing the hierarchy for one request may take.
+///
+/// A request within the limits of its size can still send a hierarchy whose closure costs the
+/// cube of it; a request that brings a thousand entities with fifty ancestors each takes a
+/// hundred thousand steps.
+pub const MAX_REQUEST_HIERARCHY_STEPS: usize = 200_000;
+
+/// Why a request's entities cannot join the stored ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum OverlayError {
+    /// The fault lies with the entity of this index.
+    Entity(usize, HierarchyError),
+    /// All together take more than [`MAX_REQUEST_HIERARCHY_STEPS`].
+    TooLarge,
+}
+
 /// Why a hierarchy cannot be closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum HierarchyError {
@@ -92,12 +108,12 @@ impl EntityStore {
     ///
     /// # Errors
     ///
-    /// The index in `sent` of an entity on a cycle, or with too many ancestors.
+    /// [`OverlayError`].
     pub(super) fn overlay(
         &self,
         sent: Vec<Entity>,
         roots: impl Iterator<Item = EntityUID>,
-    ) -> Result<Entities, (usize, HierarchyError)> {
+    ) -> Result<Entities, OverlayError> {
         let order: Vec<EntityUID> = sent.iter().map(|entity| entity.uid().clone()).collect();
         let union = Union {
             stored: self,
@@ -106,18 +122,36 @@ impl EntityStore {
                 .map(|entity| (entity.uid().clone(), entity))
                 .collect(),
         };
+        let mut steps = Steps {
+            left: MAX_REQUEST_HIERARCHY_STEPS,
+        };
         // Stored entities alone have no cycle, so every cycle passes through a sent one, and
         // looking up from each of these finds them all.
         for (index, uid) in order.into_iter().enumerate() {
-            match union.ancestors(&uid, MAX_ANCESTORS) {
-                None => return Err((index, HierarchyError::TooManyAncestors(uid))),
-                Some(ancestors) if ancestors.contains(&uid) => {
-                    return Err((index, HierarchyError::Cycle(uid)));
-                }
-                Some(_) => {}
+            let ancestors = union.ancestors(&uid, &mut steps)?;
+            if ancestors.contains(&uid) {
+                return Err(OverlayError::Entity(index, HierarchyError::Cycle(uid)));
+            }
+            if ancestors.len() > MAX_ANCESTORS {
+                return Err(OverlayError::Entity(
+                    index,
+                    HierarchyError::TooManyAncestors(uid),
+                ));
             }
         }
-        Ok(union.reachable(roots))
+        union.reachable(roots, &mut steps)
+    }
+}
+
+/// The steps that closing may still take.
+struct Steps {
+    left: usize,
+}
+
+impl Steps {
+    fn take(&mut self, steps: usize) -> Result<(), OverlayError> {
+        self.left = self.left.checked_sub(steps).ok_or(OverlayError::TooLarge)?;
+        Ok(())
     }
 }
 
@@ -134,23 +168,31 @@ impl Union<'_> {
             .or_else(|| self.stored.by_uid.get(uid).map(Arc::as_ref))
     }
 
-    /// All that is reached going up from `uid`; `None` when that is more than `most`.
-    fn ancestors(&self, uid: &EntityUID, most: usize) -> Option<HashSet<EntityUID>> {
-        let mut found: HashSet<EntityUID> = HashSet::new();
-        let mut open: Vec<&EntityUID> = self.direct(uid)?.parents().collect();
-        while let Some(uid) = open.pop() {
-            if found.insert(uid.clone()) {
-                if found.len() > most {
-                    return None;
+    /// All that is reached going up from `uid`.
+    fn ancestors(
+        &self,
+        uid: &EntityUID,
+        steps: &mut Steps,
+    ) -> Result<HashSet<&EntityUID>, OverlayError> {
+        let mut found: HashSet<&EntityUID> = HashSet::new();
+        let mut open: Vec<&Entity> = self.direct(uid).into_iter().collect();
+        while let Some(entity) = open.pop() {
+            for parent in entity.parents() {
+                steps.take(1)?;
+                if found.insert(parent) {
+                    open.extend(self.direct(parent));
                 }
-                open.extend(self.direct(uid).into_iter().flat_map(Entity::parents));
             }
         }
-        Some(found)
+        Ok(found)
     }
 
     /// The part of the union that evaluation can look up, beginning at `roots`.
-    fn reachable(&self, roots: impl Iterator<Item = EntityUID>) -> Entities {
+    fn reachable(
+        &self,
+        roots: impl Iterator<Item = EntityUID>,
+        steps: &mut Steps,
+    ) -> Result<Entities, OverlayError> {
         let mut seen: HashSet<EntityUID> = HashSet::new();
         let mut open: Vec<EntityUID> = roots.collect();
         let mut reached: Vec<Arc<Entity>> = Vec::new();
@@ -158,7 +200,7 @@ impl Union<'_> {
             if !seen.insert(uid.clone()) {
                 continue;
             }
-            let Some(entity) = self.closed(&uid) else {
+            let Some(entity) = self.closed(&uid, steps)? else {
                 continue;
             };
             for (_, value) in entity.attrs().chain(entity.tags()) {
@@ -168,25 +210,44 @@ impl Union<'_> {
             }
             reached.push(entity);
         }
-        cedar_entities(reached)
+        Ok(cedar_entities(reached))
     }
 
     /// The entity of this uid, its ancestors complete.
-    fn closed(&self, uid: &EntityUID) -> Option<Arc<Entity>> {
+    fn closed(
+        &self,
+        uid: &EntityUID,
+        steps: &mut Steps,
+    ) -> Result<Option<Arc<Entity>>, OverlayError> {
         // A stored entity with no sent ancestor keeps its ancestors: every way up from it stands
         // in the store alone.
         if !self.sent.contains_key(uid)
             && let Some(stored) = self.stored.by_uid.get(uid)
-            && !self.sent.keys().any(|sent| stored.is_descendant_of(sent))
+            && !self.is_below_sent(stored)
         {
-            return Some(Arc::clone(stored));
+            return Ok(Some(Arc::clone(stored)));
         }
-        let mut entity = self.direct(uid)?.clone();
+        let Some(direct) = self.direct(uid) else {
+            return Ok(None);
+        };
+        let mut entity = direct.clone();
         entity.remove_all_indirect_ancestors();
-        for ancestor in self.ancestors(uid, usize::MAX).unwrap_or_default() {
-            entity.add_indirect_ancestor(ancestor);
+        for ancestor in self.ancestors(uid, steps)? {
+            entity.add_indirect_ancestor(ancestor.clone());
         }
-        Some(Arc::new(entity))
+        Ok(Some(Arc::new(entity)))
+    }
+
+    /// Whether a sent entity is among the ancestors that `stored` has in the store. Looks through
+    /// whichever are fewer.
+    fn is_below_sent(&self, stored: &Entity) -> bool {
+        if stored.ancestors().take(self.sent.len() + 1).count() <= self.sent.len() {
+            stored
+                .ancestors()
+                .any(|ancestor| self.sent.contains_key(ancestor))
+        } else {
+            self.sent.keys().any(|sent| stored.is_descendant_of(sent))
+        }
     }
 }
 
@@ -205,6 +266,12 @@ pub(super) fn uids_in(value: &Value, found: &mut Vec<EntityUID>) {
 }
 
 /// Cedar's view of entities whose ancestors are complete and whose uids are distinct.
+#[expect(
+    clippy::expect_used,
+    reason = "adding fails by a schema (there is none), by the closure (it is assumed), or by two \
+              entities of one uid, and callers pass each uid once; to go on without the entities \
+              would be to lose what a forbid reads"
+)]
 fn cedar_entities(entities: impl IntoIterator<Item = Arc<Entity>>) -> Entities {
     Entities::new()
         .add_entities(
@@ -213,10 +280,7 @@ fn cedar_entities(entities: impl IntoIterator<Item = Arc<Entity>>) -> Entities {
             TCComputation::AssumeAlreadyComputed,
             Extensions::all_available(),
         )
-        // INVARIANT: this can fail by a schema (there is none), by the closure (it is assumed) or
-        // by two entities of one uid (callers pass each uid once). Should it fail all the same,
-        // a store without entities denies what it does not know.
-        .unwrap_or_default()
+        .expect("distinct uids")
 }
 
 /// The indirect ancestors of every entity, by uid.
@@ -389,7 +453,24 @@ mod tests {
         let sent = vec![entity("x", &[]), entity("c", &["a"])];
         assert!(matches!(
             store.overlay(sent, std::iter::empty()),
-            Err((1, HierarchyError::Cycle(_)))
+            Err(OverlayError::Entity(1, HierarchyError::Cycle(_)))
         ));
+    }
+
+    #[test]
+    fn a_hierarchy_whose_closure_costs_too_much_is_refused() {
+        let ids: Vec<String> = (0..700).map(|n| n.to_string()).collect();
+        let sent = ids
+            .iter()
+            .enumerate()
+            .map(|(n, id)| {
+                entity(
+                    id,
+                    &ids[n + 1..].iter().map(String::as_str).collect::<Vec<_>>(),
+                )
+            })
+            .collect();
+        let refused = EntityStore::default().overlay(sent, std::iter::empty());
+        assert_eq!(refused.unwrap_err(), OverlayError::TooLarge);
     }
 }

@@ -326,6 +326,12 @@ pub enum Problem {
         /// The type that was sent.
         type_name: String,
     },
+    /// The request's entities together take too long to join the stored ones.
+    #[error("the hierarchy of these entities takes more than {limit} steps to follow")]
+    HierarchyTooLarge {
+        /// The most steps that are taken.
+        limit: usize,
+    },
     /// More ancestors than the limit.
     #[error("`{uid}` would have more than {limit} ancestors")]
     TooManyAncestors {

@@ -1,0 +1,26 @@
+//! Lets other calls on the same thread go first when one call has run for a while.
+
+use std::time::{Duration, Instant};
+
+/// The longest that one call decides without a break: some hundred ordinary decisions, and little
+/// beside what a caller waits for anyway.
+const LONGEST: Duration = Duration::from_micros(500);
+
+/// How long a batch or stream has had the thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn(Instant);
+
+impl Turn {
+    /// Begins now.
+    pub(super) fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Gives the thread up for a moment if the turn has lasted long enough.
+    pub(super) async fn yield_when_over(&mut self) {
+        if self.0.elapsed() >= LONGEST {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
+        }
+    }
+}
