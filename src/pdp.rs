@@ -5,7 +5,7 @@
 //!
 //! In reading order: a policy directory is [`sources`], [`mod@compile`] makes them a [`snapshot`] (or
 //! says in [`diagnostic`]s why not); a [`query`] is decided by [`mod@authorize`] on a snapshot, and
-//! the [`answer`] may carry an explanation ([`explain`]).
+//! the [`answer`] may carry an [`explanation`].
 
 pub mod answer;
 pub mod authorize;
@@ -13,7 +13,9 @@ mod bind;
 pub mod compile;
 pub mod diagnostic;
 mod entities;
-pub mod explain;
+mod explain;
+pub mod explanation;
+pub mod id;
 pub mod json;
 mod nesting;
 pub mod query;

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use super::pb;
 use super::status::Rejection;
-use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError, PolicyId, Revision};
+use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError};
 use crate::pdp::diagnostic::Position;
-use crate::pdp::explain::{
+use crate::pdp::explanation::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
     UnsatisfiedPermit,
 };
+use crate::pdp::id::{PolicyId, Revision};
 use crate::pdp::query::{InvalidQuery, Problem, Query, Record, RequestEntity, Uid, Value};
 
 /// What a request may hold.

@@ -7,7 +7,7 @@ use super::pb;
 use crate::engine::cache::CacheFigures;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pdp::explain::{
+use crate::pdp::explanation::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
     UnsatisfiedPermit,
 };

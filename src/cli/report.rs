@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::pdp::answer::Answer;
-use crate::pdp::explain::{
+use crate::pdp::explanation::{
     ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
 };
 

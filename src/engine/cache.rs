@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use moka::notification::RemovalCause;
 
 use super::key;
-use crate::pdp::answer::{Answer, PolicyError, Revision};
-use crate::pdp::explain::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
+use crate::pdp::answer::{Answer, PolicyError};
+use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
+use crate::pdp::id::Revision;
 use crate::pdp::query::{InvalidQuery, Query};
 
 /// How much is remembered.
@@ -139,8 +140,7 @@ fn weight(key: &[u8], answer: &Answer) -> usize {
         explanation,
     } = answer;
     // The ids and the revision are shared with the snapshot: the pointers count, not the text.
-    let determining =
-        diagnostics.determining.capacity() * size_of::<crate::pdp::answer::PolicyId>();
+    let determining = diagnostics.determining.capacity() * size_of::<crate::pdp::id::PolicyId>();
     let errors: usize = diagnostics
         .errors
         .iter()

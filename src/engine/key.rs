@@ -4,7 +4,7 @@
 //! different queries share a key. The key holds all of the query: a part left out would be a
 //! wrong answer the day a policy reads it.
 
-use crate::pdp::answer::Revision;
+use crate::pdp::id::Revision;
 use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 
 /// Writes the key of `query` under `revision` to `out`, which is cleared first.

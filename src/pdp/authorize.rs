@@ -6,11 +6,12 @@ use cedar_policy_core::entities::Entities;
 use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
 use cedar_policy_core::extensions::Extensions;
 
-use super::answer::{Answer, Decision, Diagnostics, PolicyError, PolicyId};
+use super::answer::{Answer, Decision, Diagnostics, PolicyError};
 use super::bind::bind;
 use super::compile::StoredEntities;
 use super::entities::EntityStore;
 use super::explain::explain;
+use super::id::PolicyId;
 use super::query::{InvalidQuery, Query};
 use super::snapshot::{OnPolicyError, Rule, Snapshot};
 

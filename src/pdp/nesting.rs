@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::explain::ClauseKind;
+use super::explanation::ClauseKind;
 
 /// The most brackets within brackets in a policy or schema text.
 pub const MAX_BRACKETS: usize = 128;

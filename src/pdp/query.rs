@@ -32,11 +32,14 @@ impl fmt::Display for Uid {
     }
 }
 
+/// The longest written uid that is parsed, in bytes: Cedar's parser is not for text without bound.
+pub const MAX_UID_BYTES: usize = 4_096;
+
 /// Why a text is no uid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUid {
     /// Longer than any uid that is read.
-    #[error("a uid has at most {most} bytes, not {0}", most = super::values::MAX_UID_BYTES)]
+    #[error("a uid has at most {most} bytes, not {0}", most = MAX_UID_BYTES)]
     TooLong(usize),
     /// Cedar does not read it.
     #[error("`{text}` is no uid such as `User::\"alice\"`: {reason}")]

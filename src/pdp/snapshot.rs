@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use cedar_policy_core::ast::{self, EntityUID};
 use cedar_policy_core::validator::ValidatorSchema;
 
-use super::answer::{PolicyId, Revision};
 use super::diagnostic::Diagnostic;
 use super::entities::EntityStore;
-use super::explain::Place;
+use super::explanation::Place;
+use super::id::{PolicyId, Revision};
 use super::values::TypeNames;
 
 /// What the operator decided about deciding; fixed for the life of the process.

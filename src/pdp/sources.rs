@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::answer::Revision;
 use super::diagnostic::Diagnostic;
+use super::id::Revision;
 
 /// What a file of a policy directory holds, told by its name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,16 +9,13 @@ use cedar_policy_core::extensions::Extensions;
 use smol_str::SmolStr;
 
 use super::nesting::{self, Language};
-use super::query::{InvalidQuery, InvalidUid, Problem, Record, Uid, Value};
+use super::query::{InvalidQuery, InvalidUid, MAX_UID_BYTES, Problem, Record, Uid, Value};
 
 /// The most sets and records within one another that a value may have, counting itself.
 pub const MAX_VALUE_DEPTH: usize = 32;
 
 /// The longest entity type name that is parsed, in bytes.
 const MAX_TYPE_NAME_BYTES: usize = 4_096;
-
-/// The longest written uid that is parsed, in bytes: Cedar's parser is not for text without bound.
-pub(super) const MAX_UID_BYTES: usize = 4_096;
 
 /// The entity types that a snapshot mentions, by their text.
 ///

@@ -1,7 +1,7 @@
 //! Reads a policy directory from disk: files, links followed, and what tells one reading from another.
 //!
 //! The only module that reads policy files. What a file means is not known here: that is
-//! [`compile`](crate::pdp::compile), which also reports the problems found here.
+//! [`compile`](crate::pdp::compile()), which also reports the problems found here.
 
 mod walk;
 
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::pdp::answer::Revision;
 use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::id::Revision;
 use crate::pdp::sources::{SourceFile, Sources};
 use crate::watch::Places;
 

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::pdp::answer::Revision;
 use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::id::Revision;
 use crate::pdp::snapshot::Counts;
 
 /// Most findings that a status holds of one kind.

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 
 use super::Findings;
 use super::schema::{json_offset, located};
-use crate::pdp::answer::PolicyId;
 use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pdp::explain::Place;
+use crate::pdp::explanation::Place;
+use crate::pdp::id::PolicyId;
 use crate::pdp::nesting::{self, Language};
 use crate::pdp::snapshot::Rule;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};

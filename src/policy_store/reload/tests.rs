@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::super::source::SourceLimits;
 use super::super::{ReloadsClosed, StatusReader};
 use super::*;
-use crate::pdp::answer::Revision;
+use crate::pdp::id::Revision;
 use crate::watch::Mode;
 
 const PERMIT: &str = "permit(principal, action, resource);\n";
