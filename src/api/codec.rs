@@ -5,6 +5,8 @@
 use std::marker::PhantomData;
 
 use prost::Message;
+use prost::bytes::Buf as _;
+use prost::encoding::{WireType, decode_varint};
 use tonic::Status;
 use tonic::codec::{BufferSettings, DecodeBuf};
 use tonic_prost::{ProstDecoder, ProstEncoder};
@@ -51,6 +53,12 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // A byte or two can become an item of two hundred, so they are counted before they do.
+        if has_more_fields(buf.chunk(), MAX_FIELDS) {
+            return Err(Status::resource_exhausted(format!(
+                "a message of more than {MAX_FIELDS} items"
+            )));
+        }
         // prost fails for one reason only, and this is the only place that sees nothing else:
         // further up, INTERNAL may be a fault of ours.
         self.0
@@ -60,5 +68,65 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
 
     fn buffer_settings(&self) -> BufferSettings {
         self.0.buffer_settings()
+    }
+}
+
+/// The most fields that a message may have at its top level: requests of a batch, entries of a
+/// context, entities. The configured limits are lower and are checked with the message at hand.
+pub(crate) const MAX_FIELDS: usize = 100_000;
+
+/// Whether the message in `bytes` has more than `most` fields at its top level. Bytes that are no
+/// message have as many as can be read of them.
+fn has_more_fields(mut bytes: &[u8], most: usize) -> bool {
+    // The shortest field has two bytes.
+    if bytes.len() <= 2 * most {
+        return false;
+    }
+    for _ in 0..=most {
+        if skip_field(&mut bytes).is_none() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Moves past one field; `None` at the end, and for what is no field.
+fn skip_field(bytes: &mut &[u8]) -> Option<()> {
+    let tag = decode_varint(bytes).ok()?;
+    let length = match WireType::try_from(tag & 7).ok()? {
+        WireType::Varint => {
+            decode_varint(bytes).ok()?;
+            0
+        }
+        WireType::SixtyFourBit => 8,
+        WireType::LengthDelimited => usize::try_from(decode_varint(bytes).ok()?).ok()?,
+        WireType::ThirtyTwoBit => 4,
+        // Groups are no part of proto3; what they hold counts for itself.
+        WireType::StartGroup | WireType::EndGroup => 0,
+    };
+    *bytes = bytes.get(length..)?;
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_counted_at_the_top_level_only() {
+        let request = [0x0a, 0x02, 0x0a, 0x00];
+        assert!(has_more_fields(&request.repeat(101), 100));
+        assert!(!has_more_fields(&request.repeat(100), 100));
+        assert!(!has_more_fields(
+            &[&[0x0a, 0x80, 0x02][..], &[0x0a, 0x00].repeat(128)].concat(),
+            100
+        ));
+    }
+
+    #[test]
+    fn what_is_no_message_is_left_to_the_decoder() {
+        for bytes in [&[0xff; 1_000][..], &[0x0a; 1_000], &[0x0f; 1_000]] {
+            assert!(!has_more_fields(bytes, 400), "{bytes:?}");
+        }
     }
 }

@@ -51,6 +51,7 @@ pub(super) async fn accept_loop(
     mut draining: ReadinessReader,
     alive: Alive,
 ) {
+    let mut is_failing = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -58,18 +59,10 @@ pub(super) async fn accept_loop(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(Connection::Tcp(stream)) => {
+            Ok(accepted) => {
+                is_failing = false;
                 tokio::spawn(connection(
-                    stream,
-                    Arc::clone(&doors),
-                    limits.clone(),
-                    draining.clone(),
-                    alive.clone(),
-                ));
-            }
-            Ok(Connection::Unix(stream)) => {
-                tokio::spawn(connection(
-                    stream,
+                    accepted,
                     Arc::clone(&doors),
                     limits.clone(),
                     draining.clone(),
@@ -79,21 +72,49 @@ pub(super) async fn accept_loop(
             // The caller left between its connect and our accept; the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                // Once for each time of trouble: it is met anew at every attempt.
+                if !is_failing {
+                    tracing::warn!(%error, "cannot accept connections");
+                }
+                is_failing = true;
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Serves one connection to its end; once draining begins it takes no new call and ends after the
-/// last one in flight.
+/// Serves one connection to its end.
 async fn connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    accepted: Connection,
     doors: Arc<Doors>,
     limits: ConnectionLimits,
     mut draining: ReadinessReader,
     _alive: Alive,
+) {
+    // hyper asks a silent caller for a sign of life once it has said that it speaks HTTP/2, and
+    // waits for that for ever.
+    let greeted = tokio::select! {
+        greeted = tokio::time::timeout(limits.keepalive_timeout, accepted.greeted()) => greeted,
+        () = draining.draining() => return,
+    };
+    match greeted {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return tracing::debug!(%error, "connection ended before its first call"),
+        Err(_elapsed) => return tracing::debug!("connection closed: it never said what it wants"),
+    }
+    match accepted {
+        Connection::Tcp(stream) => serve_http2(stream, doors, limits, draining).await,
+        Connection::Unix(stream) => serve_http2(stream, doors, limits, draining).await,
+    }
+}
+
+/// Serves HTTP/2 on `stream`; once draining begins it takes no new call and ends after the last one
+/// in flight.
+async fn serve_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    doors: Arc<Doors>,
+    limits: ConnectionLimits,
+    mut draining: ReadinessReader,
 ) {
     let service = service_fn(move |request| {
         let doors = Arc::clone(&doors);
@@ -121,6 +142,11 @@ async fn connection(
 
 /// One call: its deadline kept, its status in the contract's words.
 async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response<Body> {
+    if !is_grpc(&request) {
+        let mut refused = http::Response::new(Body::empty());
+        *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return refused;
+    }
     let deadline = Deadline::begin(request.headers());
     let mut request = request.map(Body::new);
     let response = match deadline.at() {
@@ -134,6 +160,19 @@ async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response
         }
     };
     by_contract(response)
+}
+
+/// Whether the call is one of gRPC, whose protocol asks for 415 otherwise.
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+fn is_grpc(request: &http::Request<Incoming>) -> bool {
+    let kind = request
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
+    request.method() == http::Method::POST
+        && kind
+            .and_then(|kind| kind.strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// tonic refuses a message beyond the size limit as OUT_OF_RANGE; the contract says

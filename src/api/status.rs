@@ -36,14 +36,36 @@ pub(super) enum Rejection {
     ShuttingDown,
 }
 
+/// The longest text of an error, and the longest field path, in bytes.
+///
+/// A status travels in HTTP headers, of which many callers take 8 KiB in all, and errors quote what
+/// the caller sent.
+const LONGEST_MESSAGE: usize = 600;
+const LONGEST_FIELD: usize = 1_500;
+
+/// `text`, cut off at a character before `most` bytes, and marked as cut.
+fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mut end = most;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", text.get(..end).unwrap_or_default())
+}
+
 impl From<Rejection> for Status {
     fn from(rejection: Rejection) -> Self {
-        let message = rejection.to_string();
+        let message = shortened(&rejection.to_string(), LONGEST_MESSAGE);
         match rejection {
             Rejection::Invalid(InvalidQuery { field, problem }) => Self::with_error_details(
                 Code::InvalidArgument,
                 message,
-                ErrorDetails::with_bad_request_violation(field.as_str(), problem.to_string()),
+                ErrorDetails::with_bad_request_violation(
+                    shortened(field.as_str(), LONGEST_FIELD),
+                    shortened(&problem.to_string(), LONGEST_MESSAGE),
+                ),
             ),
             Rejection::TokensNotConfigured => Self::with_error_details(
                 Code::Unauthenticated,

@@ -27,6 +27,8 @@ pub(super) fn run(config: Config) -> anyhow::Result<Outcome> {
 async fn serve(config: Config) -> anyhow::Result<Outcome> {
     // Before anything else: a signal during a slow start must stop it too.
     let mut stop = Stop::listen()?;
+    // Unheard, a SIGHUP would end the process; one that comes early is answered by a reread.
+    let hangup = listen_for(SignalKind::hangup())?;
     let app = tokio::select! {
         bound = app::bind(config) => match bound {
             Ok(app) => app,
@@ -46,7 +48,7 @@ async fn serve(config: Config) -> anyhow::Result<Outcome> {
         }
         stdout.flush().context("cannot write to stdout")?;
     }
-    let reloading = tokio::spawn(reload_on_hangup(app.reloads())?);
+    let reloading = tokio::spawn(reload_on_hangup(hangup, app.reloads()));
     let (drained, draining) = tokio::sync::oneshot::channel();
     let running = app.run(async move {
         stop.requested().await;
@@ -57,8 +59,7 @@ async fn serve(config: Config) -> anyhow::Result<Outcome> {
         () = running => {}
         () = second_signal(draining) => {
             tracing::warn!("told to stop twice, stopping at once");
-            // Calls are cut off, which is not a good end. A socket file stays behind; the next
-            // start replaces it.
+            // Calls are cut off, which is not a good end. Socket files are gone since the first.
             std::process::exit(1);
         }
     }
@@ -74,10 +75,9 @@ struct Stop {
 
 impl Stop {
     fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen_for(SignalKind::terminate())?,
+            interrupt: listen_for(SignalKind::interrupt())?,
         })
     }
 
@@ -97,15 +97,16 @@ async fn second_signal(draining: tokio::sync::oneshot::Receiver<Stop>) {
     }
 }
 
+fn listen_for(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("cannot listen for signals")
+}
+
 /// Rereads the policy directory at each SIGHUP. What became of it is logged by the store.
-fn reload_on_hangup(reloads: Reloads) -> anyhow::Result<impl Future<Output = ()>> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: rereading the policy directory");
-            if let Err(error) = reloads.reload().await {
-                tracing::warn!(%error, "cannot reload");
-            }
+async fn reload_on_hangup(mut hangup: Signal, reloads: Reloads) {
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: rereading the policy directory");
+        if let Err(error) = reloads.reload().await {
+            tracing::warn!(%error, "cannot reload");
         }
-    })
+    }
 }

@@ -114,9 +114,13 @@ impl EntityStore {
         sent: Vec<Entity>,
         roots: impl Iterator<Item = EntityUID>,
     ) -> Result<Entities, OverlayError> {
-        let order: Vec<EntityUID> = sent.iter().map(|entity| entity.uid().clone()).collect();
         let union = Union {
             stored: self,
+            order: sent
+                .iter()
+                .enumerate()
+                .map(|(index, entity)| (entity.uid().clone(), index))
+                .collect(),
             sent: sent
                 .into_iter()
                 .map(|entity| (entity.uid().clone(), entity))
@@ -125,20 +129,7 @@ impl EntityStore {
         let mut steps = Steps {
             left: MAX_REQUEST_HIERARCHY_STEPS,
         };
-        // Stored entities alone have no cycle, so every cycle passes through a sent one, and
-        // looking up from each of these finds them all.
-        for (index, uid) in order.into_iter().enumerate() {
-            let ancestors = union.ancestors(&uid, &mut steps)?;
-            if ancestors.contains(&uid) {
-                return Err(OverlayError::Entity(index, HierarchyError::Cycle(uid)));
-            }
-            if ancestors.len() > MAX_ANCESTORS {
-                return Err(OverlayError::Entity(
-                    index,
-                    HierarchyError::TooManyAncestors(uid),
-                ));
-            }
-        }
+        union.check_cycles(&mut steps)?;
         union.reachable(roots, &mut steps)
     }
 }
@@ -159,6 +150,8 @@ impl Steps {
 struct Union<'a> {
     stored: &'a EntityStore,
     sent: HashMap<EntityUID, Entity>,
+    /// Where each sent entity stands in the request.
+    order: HashMap<EntityUID, usize>,
 }
 
 impl Union<'_> {
@@ -168,7 +161,60 @@ impl Union<'_> {
             .or_else(|| self.stored.by_uid.get(uid).map(Arc::as_ref))
     }
 
-    /// All that is reached going up from `uid`.
+    /// Finds a cycle by going up from every sent entity, each entity on the way once.
+    ///
+    /// Stored entities alone have none, so every cycle passes through a sent one.
+    fn check_cycles(&self, steps: &mut Steps) -> Result<(), OverlayError> {
+        let mut indices: Vec<(&usize, &EntityUID)> =
+            self.order.iter().map(|(uid, index)| (index, uid)).collect();
+        indices.sort_unstable();
+        // False while an entity is on the way up from here, true once all above it is seen.
+        let mut done: HashMap<&EntityUID, bool> = HashMap::new();
+        for (index, root) in indices {
+            if done.contains_key(root) {
+                continue;
+            }
+            let mut path: Vec<(&EntityUID, Vec<&EntityUID>)> = Vec::new();
+            let mut next = Some(root);
+            loop {
+                if let Some(uid) = next.take() {
+                    done.insert(uid, false);
+                    let parents: Vec<&EntityUID> = self
+                        .direct(uid)
+                        .map(|entity| entity.parents().collect())
+                        .unwrap_or_default();
+                    steps.take(parents.len())?;
+                    path.push((uid, parents));
+                }
+                let Some((uid, unvisited)) = path.last_mut() else {
+                    break;
+                };
+                match unvisited.pop() {
+                    Some(parent) => match done.get(parent) {
+                        None => next = Some(parent),
+                        Some(true) => {}
+                        Some(false) => {
+                            // Of those on the cycle, name one that the caller sent.
+                            let of_cycle = path.iter().rev().map(|(uid, _)| *uid);
+                            let sent = of_cycle
+                                .filter_map(|uid| self.order.get(uid))
+                                .next()
+                                .unwrap_or(index);
+                            let cycle = HierarchyError::Cycle(parent.clone());
+                            return Err(OverlayError::Entity(*sent, cycle));
+                        }
+                    },
+                    None => {
+                        done.insert(uid, true);
+                        path.pop();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All that is reached going up from `uid`; more than [`MAX_ANCESTORS`] are an error.
     fn ancestors(
         &self,
         uid: &EntityUID,
@@ -182,6 +228,14 @@ impl Union<'_> {
                 if found.insert(parent) {
                     open.extend(self.direct(parent));
                 }
+            }
+            if found.len() > MAX_ANCESTORS {
+                let too_many = HierarchyError::TooManyAncestors(uid.clone());
+                // A stored entity can come to have too many only by the sent ones together.
+                return Err(match self.order.get(uid) {
+                    Some(index) => OverlayError::Entity(*index, too_many),
+                    None => OverlayError::TooLarge,
+                });
             }
         }
         Ok(found)

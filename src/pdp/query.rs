@@ -165,10 +165,14 @@ impl FieldPath {
         self.within(&format!("[{index}]"))
     }
 
-    /// This path, inside the entry `key` of a map. The key is escaped as in a Cedar string.
+    /// This path, inside the entry `key` of a map. The key is escaped as in a Cedar string, and
+    /// cut off when it is longer than any that a person wrote.
     #[must_use]
     pub fn at_key(self, key: &str) -> Self {
-        self.within(&format!("[\"{}\"]", key.escape_debug()))
+        const LONGEST: usize = 128;
+        let shown: String = key.chars().take(LONGEST).collect();
+        let more = if shown.len() < key.len() { "…" } else { "" };
+        self.within(&format!("[\"{}{more}\"]", shown.escape_debug()))
     }
 
     /// The path's text.
