@@ -101,8 +101,8 @@ fn skip_field(bytes: &mut &[u8]) -> Option<()> {
         WireType::SixtyFourBit => 8,
         WireType::LengthDelimited => usize::try_from(decode_varint(bytes).ok()?).ok()?,
         WireType::ThirtyTwoBit => 4,
-        // Groups are no part of proto3; what they hold counts for itself.
-        WireType::StartGroup | WireType::EndGroup => 0,
+        // Groups are no part of proto3.
+        WireType::StartGroup | WireType::EndGroup => return None,
     };
     *bytes = bytes.get(length..)?;
     Some(())

@@ -194,11 +194,14 @@ impl Union<'_> {
                         None => next = Some(parent),
                         Some(true) => {}
                         Some(false) => {
-                            // Of those on the cycle, name one that the caller sent.
-                            let of_cycle = path.iter().rev().map(|(uid, _)| *uid);
+                            // Of the sent entities on the cycle, the first is named.
+                            let of_cycle = path
+                                .iter()
+                                .map(|(uid, _)| *uid)
+                                .skip_while(|uid| *uid != parent);
                             let sent = of_cycle
                                 .filter_map(|uid| self.order.get(uid))
-                                .next()
+                                .min()
                                 .unwrap_or(index);
                             let cycle = HierarchyError::Cycle(parent.clone());
                             return Err(OverlayError::Entity(*sent, cycle));

@@ -29,10 +29,10 @@ struct Path {
 impl Conditions<'_> {
     /// `when` and `unless` clauses; none for many.
     pub(crate) fn clauses(&mut self) -> String {
-        let count = *self.rng.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
+        let count = self.rng.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
         (0..count)
             .map(|_| {
-                let kind = *self.rng.pick(&["when", "when", "unless"]);
+                let kind = self.rng.pick(&["when", "when", "unless"]);
                 format!(" {kind} {{ {} }}", self.condition(2))
             })
             .collect()
@@ -63,13 +63,12 @@ impl Conditions<'_> {
     fn atom(&mut self) -> String {
         match self.rng.below(24) {
             0 => return self.action_test(),
-            1 => return self.tag_test(),
-            2 => return "true".to_owned(),
+            1 => return "true".to_owned(),
             // Fails whatever is asked, where an entity of the kind exists; the validator cannot
             // know.
-            3 | 4 => return self.overflow(),
+            2..=4 => return self.overflow(),
             5 if self.wild => {
-                return (*self.rng.pick(&[
+                return (self.rng.pick(&[
                     "principal.nonsense",
                     "context.nonsense.more",
                     "1 + \"x\" == 2",
@@ -103,23 +102,21 @@ impl Conditions<'_> {
         format!("action {operator} {action}")
     }
 
-    fn tag_test(&mut self) -> String {
+    /// Into a tag of a principal or resource.
+    fn tag_path(&mut self) -> Path {
         let (variable, type_name) = self.entity_variable();
         let key = match self.rng.below(4) {
             0 if self.wild => "context.key".to_owned(),
-            _ => string_text(self.rng.pick::<&str>(TAGS)),
+            _ => string_text(self.rng.pick(TAGS)),
         };
-        let mut guards = vec![
-            format!("{variable} is {type_name}"),
-            format!("{variable}.hasTag({key})"),
-        ];
-        let tag = format!("{variable}.getTag({key})");
-        let test = self.test(&tag, tag_type(type_name), &mut guards);
-        if self.wild {
-            guards.retain(|_| self.rng.chance(60));
+        Path {
+            guards: vec![
+                format!("{variable} is {type_name}"),
+                format!("{variable}.hasTag({key})"),
+            ],
+            text: format!("{variable}.getTag({key})"),
+            ty: tag_type(type_name),
         }
-        guards.push(test);
-        guards.join(" && ")
     }
 
     fn overflow(&mut self) -> String {
@@ -152,7 +149,7 @@ impl Conditions<'_> {
     }
 
     fn path(&mut self) -> Path {
-        let mut path = match self.rng.below(10) {
+        let mut path = match self.rng.below(12) {
             0..=6 => {
                 let (variable, type_name) = self.entity_variable();
                 Path {
@@ -162,8 +159,9 @@ impl Conditions<'_> {
                 }
             }
             7 | 8 => self.context_path(),
+            9 | 10 => self.tag_path(),
             _ => {
-                let type_name = *self.rng.pick(&["User", "Doc", "Folder"]);
+                let type_name = self.rng.pick(&["User", "Doc", "Folder"]);
                 Path {
                     guards: Vec::new(),
                     text: uid_text(&uid(self.rng, type_name)),
@@ -181,14 +179,14 @@ impl Conditions<'_> {
 
     fn context_path(&mut self) -> Path {
         let actions = self.shape.leaves();
-        let (action, applies) = *self.rng.pick(&actions);
+        let (action, applies) = self.rng.pick(&actions);
         let required: Vec<&str> = applies
             .context
             .iter()
             .filter_map(|(name, required)| required.then_some(*name))
             .collect();
         if !required.is_empty() && self.rng.chance(40) {
-            let name = *self.rng.pick(&required);
+            let name = self.rng.pick(&required);
             let ty = CONTEXT.iter().find(|(known, _)| *known == name).unwrap().1;
             return Path {
                 guards: vec![format!("action == {}", uid_text(&action.uid()))],
@@ -196,7 +194,7 @@ impl Conditions<'_> {
                 ty,
             };
         }
-        let (name, ty) = *self.rng.pick(CONTEXT);
+        let (name, ty) = self.rng.pick(CONTEXT);
         Path {
             guards: vec![format!("context has {name}")],
             text: format!("context.{name}"),
@@ -220,15 +218,19 @@ impl Conditions<'_> {
                     let required: Vec<(&str, bool)> =
                         declared.iter().filter(|(_, r)| *r).copied().collect();
                     if required.is_empty() || self.rng.chance(30) {
-                        *self.rng.pick(&declared)
+                        self.rng.pick(&declared)
                     } else {
-                        *self.rng.pick(&required)
+                        self.rng.pick(&required)
                     }
                 };
-                let ty = ATTRIBUTES.iter().find(|(known, _)| *known == name).unwrap().1;
+                let ty = ATTRIBUTES
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .unwrap()
+                    .1;
                 (name, ty, required)
             }
-            Ty::Record => *self.rng.pick(RECORD),
+            Ty::Record => self.rng.pick(RECORD),
             Ty::Bool
             | Ty::Long
             | Ty::String
@@ -240,7 +242,11 @@ impl Conditions<'_> {
         };
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !required || self.rng.chance(15) {
-            let name = if plain { name.to_owned() } else { string_text(name) };
+            let name = if plain {
+                name.to_owned()
+            } else {
+                string_text(name)
+            };
             path.guards.push(format!("{} has {name}", path.text));
         }
         path.text = match plain {
@@ -280,15 +286,20 @@ impl Conditions<'_> {
 
     fn test(&mut self, text: &str, ty: Ty, guards: &mut Vec<String>) -> String {
         match ty {
-            Ty::Bool => (*self.rng.pick(&["{}", "{} == true", "!{}"])).replace("{}", text),
+            Ty::Bool => (self.rng.pick(&["{}", "{} == true", "!{}"])).replace("{}", text),
             Ty::Long => {
-                let operator = *self.rng.pick(&["<", "<=", ">", ">=", "==", "!=", ">", "<"]);
+                let operator = self.rng.pick(&["<", "<=", ">", ">=", "==", "!=", ">", "<"]);
                 let other = self.other(ty, guards);
-                let form = self.rng.pick(&["{}", "{}", "{}", "{} + 1", "{} * 2", "-{}", "{} - 3"]);
+                let form = self
+                    .rng
+                    .pick(&["{}", "{}", "{}", "{} + 1", "{} * 2", "-{}", "{} - 3"]);
                 format!("{} {operator} {other}", form.replace("{}", text))
             }
             Ty::String => match self.rng.below(3) {
-                0 => format!("{text} like \"{}\"", self.rng.pick(&["x*", "*", "*y*", "1.*", "\\*"])),
+                0 => format!(
+                    "{text} like \"{}\"",
+                    self.rng.pick(&["x*", "*", "*y*", "1.*", "\\*"])
+                ),
                 1 => format!("{text} != {}", self.other(ty, guards)),
                 _ => format!("{text} == {}", self.other(ty, guards)),
             },
@@ -306,12 +317,16 @@ impl Conditions<'_> {
             },
             Ty::Decimal => {
                 let other = self.other(ty, guards);
-                let test = self.rng.pick(&["{}.lessThan(%)", "{}.greaterThanOrEqual(%)", "{} == %"]);
+                let test =
+                    self.rng
+                        .pick(&["{}.lessThan(%)", "{}.greaterThanOrEqual(%)", "{} == %"]);
                 test.replace('%', &other).replace("{}", text)
             }
             Ty::Ip => {
                 let other = self.other(ty, guards);
-                let test = self.rng.pick(&["{}.isInRange(%)", "{}.isIpv4()", "{} == %"]);
+                let test = self
+                    .rng
+                    .pick(&["{}.isInRange(%)", "{}.isIpv4()", "{} == %"]);
                 test.replace('%', &other).replace("{}", text)
             }
             Ty::Datetime => {
@@ -327,7 +342,9 @@ impl Conditions<'_> {
             }
             Ty::Duration => {
                 let other = self.other(ty, guards);
-                let test = self.rng.pick(&["{} < %", "{} == %", "{}.toHours() >= 1", "{} >= %"]);
+                let test = self
+                    .rng
+                    .pick(&["{} < %", "{} == %", "{}.toHours() >= 1", "{} >= %"]);
                 test.replace('%', &other).replace("{}", text)
             }
         }
@@ -348,8 +365,14 @@ impl Conditions<'_> {
         match self.rng.below(8) {
             0 => format!("{text} == {}", self.other(Ty::Entity(type_name), guards)),
             1 => format!("{text} in {}", self.literal(Ty::Entity("Org"))),
-            2 => format!("{text} in {}", self.other(Ty::Set(&Ty::Entity("Group")), guards)),
-            3 => format!("{text} is {type_name} in {}", self.literal(Ty::Entity(above))),
+            2 => format!(
+                "{text} in {}",
+                self.other(Ty::Set(&Ty::Entity("Group")), guards)
+            ),
+            3 => format!(
+                "{text} is {type_name} in {}",
+                self.literal(Ty::Entity(above))
+            ),
             4 => {
                 let (one, other) = (
                     self.literal(Ty::Entity(above)),

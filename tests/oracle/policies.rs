@@ -24,9 +24,9 @@ impl Drawn {
 pub(crate) fn draw(rng: &mut Rng, shape: &Shape, wild: bool) -> Drawn {
     let slots = match rng.chance(28) {
         false => (false, false),
-        true => *rng.pick(&[(true, false), (false, true), (true, true)]),
+        true => rng.pick(&[(true, false), (false, true), (true, true)]),
     };
-    let effect = if rng.chance(24) { "forbid" } else { "permit" };
+    let effect = if rng.chance(20) { "forbid" } else { "permit" };
     let principal = constraint(rng, "principal", PRINCIPALS, slots.0, wild);
     let action = action_constraint(rng, shape);
     let resource = constraint(rng, "resource", RESOURCES, slots.1, wild);
@@ -52,7 +52,7 @@ fn constraint(
         true => "Ghost",
         false => rng.pick(types),
     };
-    let above = *rng.pick(match own {
+    let above = rng.pick(match own {
         "User" => &["Group", "Group", "Org"] as &[&'static str],
         "Group" => &["Group", "Org"],
         _ => &["Folder"],
@@ -62,7 +62,7 @@ fn constraint(
         true => format!("?{variable}"),
         false => uid_text(&uid(rng, type_name)),
     };
-    match rng.below(12) {
+    match rng.below(16) {
         0 | 1 => format!("{variable} == {}", target(rng, own)),
         2..=4 => format!("{variable} in {}", target(rng, same_or_above)),
         5 | 6 => format!("{variable} is {own} in {}", target(rng, above)),
@@ -74,7 +74,7 @@ fn constraint(
 
 fn action_constraint(rng: &mut Rng, shape: &Shape) -> String {
     let action = |rng: &mut Rng| uid_text(&rng.pick(&shape.actions).uid());
-    match rng.below(8) {
+    match rng.below(10) {
         0 => format!("action == {}", action(rng)),
         1 | 2 => format!("action in {}", action(rng)),
         3 => format!("action in [{}, {}]", action(rng), action(rng)),
@@ -84,8 +84,8 @@ fn action_constraint(rng: &mut Rng, shape: &Shape) -> String {
 
 /// What a link puts into `?principal` and `?resource`.
 pub(crate) fn arguments(rng: &mut Rng, slots: (bool, bool)) -> (Option<Uid>, Option<Uid>) {
-    let principal = *rng.pick(&["User", "Group", "Group", "Org"]);
-    let resource = *rng.pick(&["Doc", "Folder", "Folder", "Shop::Order"]);
+    let principal = rng.pick(&["User", "Group", "Group", "Org"]);
+    let resource = rng.pick(&["Doc", "Folder", "Folder", "Shop::Order"]);
     (
         slots.0.then(|| uid(rng, principal)),
         slots.1.then(|| uid(rng, resource)),

@@ -66,7 +66,7 @@ impl Shape {
             .map(|(type_name, _)| {
                 let shape = EntityShape {
                     attributes: attributes(rng, ATTRIBUTES, 45),
-                    tags: rng.chance(70),
+                    tags: rng.chance(80),
                 };
                 (*type_name, shape)
             })
@@ -96,9 +96,7 @@ impl Shape {
     }
 
     pub(crate) fn has_tags(&self, type_name: &str) -> bool {
-        self.entities
-            .get(type_name)
-            .is_some_and(|shape| shape.tags)
+        self.entities.get(type_name).is_some_and(|shape| shape.tags)
     }
 
     /// The actions that requests ask for.
@@ -167,8 +165,9 @@ fn distinct(rng: &mut Rng, from: &[&'static str]) -> Vec<&'static str> {
 }
 
 fn attributes(rng: &mut Rng, from: &[(&'static str, Ty)], percent: usize) -> Attributes {
-    from.iter()
-        .filter_map(|(name, _)| rng.chance(percent).then(|| (*name, rng.chance(60))))
+    rng.some(from, percent)
+        .into_iter()
+        .map(|(name, _)| (name, rng.chance(60)))
         .collect()
 }
 

@@ -75,9 +75,9 @@ pub(crate) const RECORD: &[(&str, Ty, bool)] = &[
 /// The type of tags on entities of `type_name`, where they may have any.
 pub(crate) fn tag_type(type_name: &str) -> Ty {
     match type_name {
-        "Doc" => Ty::String,
+        "User" => Ty::Entity("Doc"),
+        "Doc" | "Shop::Order" => Ty::Entity("User"),
         "Folder" => Ty::Set(&Ty::String),
-        "Shop::Order" => Ty::Entity("User"),
         _ => Ty::Long,
     }
 }
@@ -115,36 +115,47 @@ pub(crate) fn id(rng: &mut Rng) -> &'static str {
 
 pub(crate) fn uid(rng: &mut Rng, type_name: &str) -> Uid {
     if type_name == "Tier" {
-        return Uid::new("Tier", *rng.pick(&["gold", "silver"]));
+        return Uid::new("Tier", rng.pick(&["gold", "silver"]));
     }
     Uid::new(type_name, id(rng))
 }
 
 pub(crate) fn value(rng: &mut Rng, ty: Ty) -> Value {
-    let text = |rng: &mut Rng, texts: &[&str]| (*rng.pick(texts)).to_owned();
+    let text = |rng: &mut Rng, texts: &[&str]| (rng.pick(texts)).to_owned();
     match ty {
         Ty::Bool => Value::Bool(rng.chance(60)),
-        Ty::Long => Value::Long(*rng.pick(&[0, 1, 2, 3, 5, 8, -1, 4, 6, i64::MAX, i64::MIN])),
+        Ty::Long => Value::Long(rng.pick(&[0, 1, 2, 3, 5, 8, -1, 4, 6, i64::MAX, i64::MIN])),
         Ty::String => Value::String(text(rng, &["x", "y", "xyz", "", "k0", "1.50", "é\"\n"])),
         Ty::Entity(type_name) => Value::Entity(uid(rng, type_name)),
         Ty::Set(member) => Value::Set((0..rng.below(4)).map(|_| value(rng, *member)).collect()),
         Ty::Record => {
-            let fields: BTreeMap<String, Value> = RECORD
-                .iter()
-                .filter_map(|(name, ty, required)| {
-                    (*required || rng.chance(50)).then(|| ((*name).to_owned(), value(rng, *ty)))
-                })
-                .collect();
+            let mut fields = BTreeMap::new();
+            for (name, ty, required) in RECORD {
+                if *required || rng.chance(50) {
+                    fields.insert((*name).to_owned(), value(rng, *ty));
+                }
+            }
             Value::Record(fields.into())
         }
         Ty::Decimal => Value::Decimal(text(rng, &["0.0", "1.0", "1.00", "1.5", "-2.25", "9.9999"])),
         Ty::Ip => Value::Ip(text(
             rng,
-            &["10.0.0.1", "10.0.0.1/32", "10.0.0.0/8", "192.168.1.7", "::1"],
+            &[
+                "10.0.0.1",
+                "10.0.0.1/32",
+                "10.0.0.0/8",
+                "192.168.1.7",
+                "::1",
+            ],
         )),
         Ty::Datetime => Value::Datetime(text(
             rng,
-            &["2024-01-01", "2024-10-15T11:35:00Z", "2024-10-15T13:35:00.000+0200", "1970-01-01"],
+            &[
+                "2024-01-01",
+                "2024-10-15T11:35:00Z",
+                "2024-10-15T13:35:00.000+0200",
+                "1970-01-01",
+            ],
         )),
         Ty::Duration => Value::Duration(text(rng, &["1h", "60m", "-1d", "1d2h3m4s5ms", "0ms"])),
     }
@@ -213,9 +224,16 @@ pub(crate) fn json(value: &Value, implicit: bool) -> serde_json::Value {
         Value::String(text) => json!(text),
         Value::Entity(uid) => {
             let uid = json!({"type": uid.type_name, "id": uid.id});
-            if implicit { uid } else { json!({"__entity": uid}) }
+            if implicit {
+                uid
+            } else {
+                json!({"__entity": uid})
+            }
         }
-        Value::Set(members) => members.iter().map(|member| json(member, implicit)).collect(),
+        Value::Set(members) => members
+            .iter()
+            .map(|member| json(member, implicit))
+            .collect(),
         Value::Record(fields) => fields
             .iter()
             .map(|(name, field)| (name.to_owned(), json(field, implicit)))
@@ -250,9 +268,7 @@ pub(crate) fn expression(value: &Value) -> Result<RestrictedExpression, String> 
     })
 }
 
-pub(crate) fn expressions(
-    fields: &Record,
-) -> Result<Vec<(String, RestrictedExpression)>, String> {
+pub(crate) fn expressions(fields: &Record) -> Result<Vec<(String, RestrictedExpression)>, String> {
     fields
         .iter()
         .map(|(name, field)| Ok((name.to_owned(), expression(field)?)))

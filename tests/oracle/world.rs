@@ -21,7 +21,8 @@ use crate::values::{
 /// Relative path and text.
 pub(crate) type Files = BTreeMap<String, String>;
 
-/// Where policies and templates stand. Ten and more in a file show how ids are sorted.
+/// Where policies and templates stand; now and then all in the first, so that numbers reach ten
+/// and ids are seen to be sorted as text.
 const POLICY_FILES: &[&str] = &["a.cedar", "dir/b.cedar", "dir/more/c.cedar.json", "z.cedar"];
 
 #[derive(Clone, Debug)]
@@ -80,7 +81,7 @@ impl World {
             serial: 0,
             style: rng.clone(),
         };
-        for _ in 0..rng.between(5, 16) {
+        for _ in 0..rng.between(7, 18) {
             world.add_policy(rng);
         }
         for _ in 0..rng.between(0, 8) {
@@ -89,19 +90,27 @@ impl World {
         for (type_name, _) in TYPES {
             for id in IDS {
                 if rng.chance(78) {
-                    world.store(entity(rng, &world.shape, Uid::new(*type_name, *id)));
+                    world.store_drawn(rng, Uid::new(*type_name, *id));
                 }
             }
         }
-        if world.schema.is_none() {
-            world.store_actions(rng);
+        if rng.chance(15) {
+            for written in &mut world.policies {
+                written.file = POLICY_FILES[0];
+            }
+        }
+        match &world.schema {
+            None => world.store_actions(rng, 70),
+            // Stored all the same, they must be the schema's.
+            Some(_) if rng.chance(8) => world.store_actions(rng, 100),
+            Some(_) => {}
         }
         world
     }
 
     /// The next revision: a few things are different.
     pub(crate) fn changed(&self, rng: &mut Rng) -> Self {
-        if rng.chance(8) {
+        if rng.chance(4) {
             return Self::draw(rng, self.validation);
         }
         let mut world = self.clone();
@@ -137,7 +146,7 @@ impl World {
             if rng.chance(25) {
                 world.entities.remove(&uid);
             } else {
-                world.store(entity(rng, &world.shape, uid));
+                world.store_drawn(rng, uid);
             }
         }
         world
@@ -164,14 +173,22 @@ impl World {
         }
     }
 
+    fn store_drawn(&mut self, rng: &mut Rng, uid: Uid) {
+        let mut entity = entity(rng, &self.shape, uid);
+        if !self.has_schema() && rng.chance(25) {
+            entity.attributes = bent(rng, &entity.attributes);
+        }
+        self.store(entity);
+    }
+
     fn store(&mut self, entity: RequestEntity) {
         self.entities.insert(entity.uid.clone(), entity);
     }
 
     /// Without a schema, only stored action entities can make action groups.
-    fn store_actions(&mut self, rng: &mut Rng) {
+    fn store_actions(&mut self, rng: &mut Rng, percent: usize) {
         for action in self.shape.actions.clone() {
-            if rng.chance(70) {
+            if rng.chance(percent) {
                 let parent = |id: &&str| Uid::new(action.type_name, *id);
                 self.store(RequestEntity {
                     uid: action.uid(),
@@ -207,7 +224,7 @@ impl World {
         if templates.is_empty() {
             return;
         }
-        let template = (*rng.pick(&templates)).clone();
+        let template = (rng.pick(&templates)).clone();
         for _ in 0..10 {
             let link = Link {
                 serial: self.serial + 1,
@@ -329,13 +346,24 @@ impl World {
                     };
                 }
                 if written.named {
-                    annotations.push_str(&format!("@id({})\n", string_text(&id)));
+                    // In JSON it is an annotation like any other, so there it lies.
+                    let text = match file.ends_with(".json") {
+                        true => "p1".to_owned(),
+                        false => id.clone(),
+                    };
+                    annotations.push_str(&format!("@id({})\n", string_text(&text)));
                 }
                 let policy = format!("{annotations}{}\n", written.drawn.text);
                 if file.ends_with(".json") {
                     let (kind, json) = match written.drawn.is_template() {
-                        true => ("templates", Template::parse(None, &policy).unwrap().to_json()),
-                        false => ("staticPolicies", Policy::parse(None, &policy).unwrap().to_json()),
+                        true => (
+                            "templates",
+                            Template::parse(None, &policy).unwrap().to_json(),
+                        ),
+                        false => (
+                            "staticPolicies",
+                            Policy::parse(None, &policy).unwrap().to_json(),
+                        ),
                     };
                     set[kind][&id] = json.unwrap();
                 } else {
@@ -355,7 +383,10 @@ impl World {
             let template = &templates[&link.template];
             let id = format!("link{}", link.serial);
             let mut arguments = serde_json::Map::new();
-            for (slot, uid) in [("?principal", &link.principal), ("?resource", &link.resource)] {
+            for (slot, uid) in [
+                ("?principal", &link.principal),
+                ("?resource", &link.resource),
+            ] {
                 if let Some(uid) = uid {
                     arguments.insert(
                         slot.to_owned(),
@@ -383,8 +414,15 @@ impl World {
         }
         if !links.is_empty() || style.chance(50) {
             // Before or after the files of its templates.
-            let name = if style.chance(50) { "0.links.json" } else { "zz/all.links.json" };
-            files.insert(name.to_owned(), serde_json::to_string_pretty(&links).unwrap());
+            let name = if style.chance(50) {
+                "0.links.json"
+            } else {
+                "zz/all.links.json"
+            };
+            files.insert(
+                name.to_owned(),
+                serde_json::to_string_pretty(&links).unwrap(),
+            );
         }
     }
 }
@@ -398,7 +436,7 @@ fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
         .collect()
 }
 
-/// An entity of this shape; without a schema some stray from it.
+/// An entity of this shape.
 pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     let attributes = record(rng, &shape.attributes(&uid.type_name), ATTRIBUTES);
     let mut parents = Vec::new();
@@ -407,14 +445,14 @@ pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
             continue;
         }
         for _ in 0..rng.below(3) {
-            let parent_type = *rng.pick(above);
+            let parent_type = rng.pick(above);
             let least = match parent_type == uid.type_name {
                 true => rank(&uid.id) + 1,
                 false => 0,
             };
             let later = &IDS[least.min(IDS.len())..];
             if !later.is_empty() {
-                parents.push(Uid::new(parent_type, *rng.pick(later)));
+                parents.push(Uid::new(parent_type, rng.pick(later)));
             }
         }
     }
@@ -457,18 +495,18 @@ pub(crate) fn bent(rng: &mut Rng, record: &Record) -> Record {
     let names: Vec<String> = fields.keys().cloned().collect();
     match rng.below(3) {
         0 if !names.is_empty() => {
-            fields.remove(rng.pick(&names));
+            fields.remove(&rng.pick(&names));
         }
         1 => {
             fields.insert("surplus".to_owned(), value(rng, Ty::Long));
         }
         _ => {
-            let (name, ty) = *rng.pick(ATTRIBUTES);
+            let (name, ty) = rng.pick(ATTRIBUTES);
             let name = match names.is_empty() {
-                true => name,
+                true => name.to_owned(),
                 false => rng.pick(&names),
             };
-            fields.insert(name.to_owned(), other_value(rng, ty));
+            fields.insert(name, other_value(rng, ty));
         }
     }
     fields.into()

@@ -52,6 +52,11 @@ pub(super) fn read<'a>(
         Extensions::all_available(),
         TCComputation::AssumeAlreadyComputed,
     );
+    let untyped = EntityJsonParser::new(
+        None::<&CoreSchema<'_>>,
+        Extensions::all_available(),
+        TCComputation::AssumeAlreadyComputed,
+    );
     let checker = core_schema
         .as_ref()
         .map(|schema| EntitySchemaConformanceChecker::new(schema, Extensions::all_available()));
@@ -69,22 +74,7 @@ pub(super) fn read<'a>(
                 file,
                 start: offset_in(&file.text, raw.get()),
             };
-            let entity = parser
-                .single_from_json_str(raw.get())
-                .map_err(|error| with_causes(&error))
-                .and_then(|entity| {
-                    // The schema's actions hold their whole ancestry, so they are compared when the
-                    // hierarchy is closed.
-                    match &checker {
-                        Some(checker) if !entity.uid().is_action() => {
-                            checker
-                                .validate_entity(&entity)
-                                .map_err(|error| with_causes(&error))?;
-                        }
-                        Some(_) | None => {}
-                    }
-                    Ok(entity)
-                });
+            let entity = read_one(raw.get(), &parser, &untyped, checker.as_ref());
             match entity {
                 Err(message) => {
                     findings.add(origin.error(message));
@@ -145,4 +135,31 @@ pub(super) fn read<'a>(
         }
     }
     complete.then(|| store.with_closed(schema.action_entities()))
+}
+
+/// Reads one entity, and checks it against the schema unless it is an action.
+fn read_one(
+    json: &str,
+    parser: &EntityJsonParser<'_, '_, CoreSchema<'_>>,
+    untyped: &EntityJsonParser<'_, '_, CoreSchema<'_>>,
+    checker: Option<&EntitySchemaConformanceChecker<'_, CoreSchema<'_>>>,
+) -> Result<Entity, String> {
+    let entity = parser.single_from_json_str(json).or_else(|error| {
+        // With the schema, Cedar compares an action with its declaration, which holds its whole
+        // ancestry, before there is a hierarchy to close. So actions are read without, and are
+        // compared once theirs is closed.
+        match untyped.single_from_json_str(json) {
+            Ok(action) if action.uid().is_action() => Ok(action),
+            Ok(_) | Err(_) => Err(with_causes(&error)),
+        }
+    })?;
+    match checker {
+        Some(checker) if !entity.uid().is_action() => {
+            checker
+                .validate_entity(&entity)
+                .map_err(|error| with_causes(&error))?;
+        }
+        Some(_) | None => {}
+    }
+    Ok(entity)
 }

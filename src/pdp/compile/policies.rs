@@ -247,8 +247,8 @@ impl PolicyCollection {
             let origin = Origin::new(file, offset_in(&file.text, raw.get()));
             match serde_json::from_str::<est::TemplateLink>(raw.get()) {
                 Ok(link) => links.push(Link {
-                    template: link.template_id.to_string(),
-                    id: link.new_id.to_string(),
+                    template: AsRef::<str>::as_ref(&link.template_id).to_owned(),
+                    id: AsRef::<str>::as_ref(&link.new_id).to_owned(),
                     args: link
                         .values
                         .into_iter()

@@ -301,3 +301,47 @@ fn without_a_schema_it_is_said_that_nothing_is_validated() {
             .any(|warning| warning.message.contains("no schema"))
     );
 }
+
+#[test]
+fn actions_may_be_stored_with_their_direct_parents_as_the_schema_has_them() {
+    let schema = "entity User, Doc; action all; action view in [all]; action read in [view] appliesTo { principal: User, resource: Doc };";
+    let action = |id: &str, parent: &str| {
+        format!(
+            r#"{{"uid": {{"type": "Action", "id": "{id}"}}, "attrs": {{}}, "parents": [{{"type": "Action", "id": "{parent}"}}]}}"#
+        )
+    };
+    let all = r#"{"uid": {"type": "Action", "id": "all"}, "attrs": {}, "parents": []}"#;
+    let stored = |read_in: &str| {
+        format!(
+            "[{}, {}, {all}]",
+            action("read", read_in),
+            action("view", "all")
+        )
+    };
+    assert_eq!(
+        good(&[
+            ("s.cedarschema", schema),
+            ("entities.json", &stored("view"))
+        ])
+        .counts()
+        .entities,
+        0
+    );
+    let other = stored("other");
+    assert_eq!(
+        bad(&[("s.cedarschema", schema), ("entities.json", &other)]).len(),
+        1
+    );
+}
+
+#[test]
+fn ids_in_json_are_taken_as_they_are() {
+    let template = JSON_POLICY.replace(
+        r#""principal": {"op": "All"}"#,
+        r#""principal": {"op": "==", "slot": "?principal"}"#,
+    );
+    let json = format!(
+        r#"{{"templates": {{"a \"t\"\n": {template}}}, "templateLinks": [{{"templateId": "a \"t\"\n", "newId": "l\"", "values": {{"?principal": {{"type": "User", "id": "b"}}}}}}]}}"#
+    );
+    assert_eq!(ids(&good(&[("p.cedar.json", &json)])), ["l\""]);
+}

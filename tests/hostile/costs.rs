@@ -1,0 +1,347 @@
+//! Requests within every limit that must not cost what their sender would like them to.
+
+use std::time::{Duration, Instant};
+
+use prost::Message as _;
+use prost::bytes::Bytes;
+use tonic::Code;
+
+use crate::house::House;
+use crate::raw::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
+use crate::requests::{BARE, good};
+use crate::support::Server;
+use crate::wire;
+
+/// The size of a message here: a quarter of what is taken.
+const WHOLE: usize = 1 << 20;
+
+/// The most memory that the process ever held, in KiB.
+fn most_kib(server: &Server) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn uid(type_name: &str, id: &str) -> Vec<u8> {
+    [
+        wire::field(1, type_name.as_bytes()),
+        wire::field(2, id.as_bytes()),
+    ]
+    .concat()
+}
+
+fn with(field: u64, content: &[u8]) -> Vec<u8> {
+    [good().encode_to_vec(), wire::field(field, content)].concat()
+}
+
+fn in_context(value: &[u8]) -> Vec<u8> {
+    with(5, &[wire::field(1, b"v"), wire::field(2, value)].concat())
+}
+
+/// A set in the context of as many members as the message holds; `member` makes the nth.
+fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
+    let mut members = Vec::new();
+    for n in 0.. {
+        let next = wire::field(1, &member(n));
+        if members.len() + next.len() > WHOLE - 1_000 {
+            break;
+        }
+        members.extend(next);
+    }
+    in_context(&wire::field(5, &members))
+}
+
+/// Entities each of whose parents are the `width` that follow it.
+fn lattice(entities: usize, width: usize) -> Vec<u8> {
+    let id = |n: usize| format!("{n:03}");
+    let mut message = good().encode_to_vec();
+    for n in 0..entities {
+        let mut entity = wire::field(1, &uid("T", &id(n)));
+        for parent in (n + 1)..(n + 1 + width).min(entities) {
+            entity.extend(wire::field(3, &uid("T", &id(parent))));
+        }
+        message.extend(wire::field(6, &entity));
+    }
+    message
+}
+
+/// A short name for each number.
+fn name(mut n: usize) -> String {
+    let mut name = String::from("T");
+    while n > 0 {
+        name.push(char::from(b'a' + (n % 26) as u8));
+        n /= 26;
+    }
+    name
+}
+
+/// Every case: what it is, how it is sent, and the message.
+fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let type_of = |n: usize| wire::field(4, &uid(&name(n), ""));
+    let long_type =
+        |n: usize| wire::field(4, &uid(&format!("{}{}", "a::".repeat(1_360), name(n)), ""));
+    let mut keys = good().encode_to_vec();
+    for n in 0..75_000 {
+        keys.extend(wire::field(
+            5,
+            &[
+                wire::field(1, name(n).as_bytes()),
+                wire::field(2, &[0x08, 1]),
+            ]
+            .concat(),
+        ));
+    }
+    let mut items = Vec::new();
+    for n in 0..1_000 {
+        let mut item = good().encode_to_vec();
+        item.extend(wire::field(
+            5,
+            &[wire::field(1, b"v"), wire::field(2, &type_of(n))].concat(),
+        ));
+        let members: Vec<u8> = (0..60)
+            .flat_map(|m| wire::field(1, &type_of(1_000 * n + m)))
+            .collect();
+        item.extend(wire::field(
+            5,
+            &[
+                wire::field(1, b"w"),
+                wire::field(2, &wire::field(5, &members)),
+            ]
+            .concat(),
+        ));
+        items.extend(wire::field(1, &item));
+    }
+    // Each item another one, or the cache would answer.
+    let numbered = |n: u64| {
+        let number = [vec![0x10], wire::varint(n)].concat();
+        wire::field(5, &[wire::field(1, b"n"), wire::field(2, &number)].concat())
+    };
+    let chain = lattice(600, 1);
+    let chains = (0..75)
+        .flat_map(|n| wire::field(1, &[chain.clone(), numbered(n)].concat()))
+        .collect();
+    vec![
+        (
+            "1,000 entities with 100 parents each",
+            AUTHORIZE,
+            lattice(1_000, 100),
+        ),
+        ("1,000 entities in a chain", AUTHORIZE, lattice(1_000, 1)),
+        ("a batch of chains of 600 entities", BATCH, chains),
+        (
+            "a set of entities, each of another type",
+            AUTHORIZE,
+            huge_set(type_of),
+        ),
+        (
+            "a set of entities with long types",
+            AUTHORIZE,
+            huge_set(long_type),
+        ),
+        (
+            "a batch of items with entities of other types",
+            BATCH,
+            items,
+        ),
+        (
+            "a set of longs",
+            AUTHORIZE,
+            huge_set(|n| [vec![0x10], wire::varint(n as u64)].concat()),
+        ),
+        (
+            "a set of sets",
+            AUTHORIZE,
+            huge_set(|n| {
+                wire::field(
+                    5,
+                    &wire::field(1, &[vec![0x10], wire::varint(n as u64)].concat()),
+                )
+            }),
+        ),
+        (
+            "a set of equal strings",
+            AUTHORIZE,
+            huge_set(|_| wire::field(3, &[b'x'; 1_000])),
+        ),
+        (
+            "a set of similar records",
+            AUTHORIZE,
+            huge_set(|n| {
+                let field = |name: &str, n: usize| {
+                    wire::field(
+                        1,
+                        &[
+                            wire::field(1, name.as_bytes()),
+                            wire::field(2, &[vec![0x10], wire::varint(n as u64)].concat()),
+                        ]
+                        .concat(),
+                    )
+                };
+                wire::field(6, &[field("a", 1), field("b", 2), field("z", n)].concat())
+            }),
+        ),
+        (
+            "a set of decimals",
+            AUTHORIZE,
+            huge_set(|n| wire::field(7, format!("{n}.0").as_bytes())),
+        ),
+        (
+            "a set of datetimes",
+            AUTHORIZE,
+            huge_set(|n| {
+                wire::field(
+                    9,
+                    format!("2024-01-01T00:00:00.{:03}Z", n % 1_000).as_bytes(),
+                )
+            }),
+        ),
+        (
+            "a set of values without a kind",
+            AUTHORIZE,
+            in_context(&wire::field(5, &[0x0a, 0].repeat(WHOLE / 2 - 1_000))),
+        ),
+        (
+            "entities that say nothing",
+            AUTHORIZE,
+            [good().encode_to_vec(), [0x32, 0].repeat(WHOLE / 2 - 1_000)].concat(),
+        ),
+        (
+            "requests that say nothing",
+            BATCH,
+            [0x0a, 0].repeat(WHOLE / 2),
+        ),
+        ("context of many keys", AUTHORIZE, keys),
+        (
+            "parents that say nothing",
+            AUTHORIZE,
+            with(
+                6,
+                &[
+                    wire::field(1, &uid("T", "")),
+                    [0x1a, 0].repeat(WHOLE / 2 - 1_000),
+                ]
+                .concat(),
+            ),
+        ),
+    ]
+}
+
+/// A message of this size, whatever it says, takes no more than this, even in a debug build on a
+/// busy machine: processor time, not time on the wall.
+const MOST_CPU: Duration = Duration::from_secs(2);
+
+/// A message beyond the limits on entities or items is refused before it has cost this much.
+const MOST_MIB_REFUSED: u64 = 32;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_message_costs_seconds_and_none_beyond_the_limits_costs_memory() {
+    let mut over = Vec::new();
+    for (case, path, message) in cases() {
+        assert!(message.len() <= WHOLE, "{case}: {}", message.len());
+        let mut house = House::open(BARE, &[]).await;
+        house.goes_on("nothing").await;
+        let (memory, cpu) = (most_kib(&house.server), cpu(&house.server));
+        let other = house.another().await;
+        let watched =
+            tokio::spawn(async move { slowest(&other, Duration::from_millis(100)).await });
+        let outcome = house.caller.call(path, &message).await;
+        let took = self::cpu(&house.server).saturating_sub(cpu);
+        let grown = most_kib(&house.server).saturating_sub(memory) >> 10;
+        let slowest = watched.await.unwrap();
+        let code = outcome.code();
+        println!(
+            "{case}: {} KiB, {took:?} of processor, {grown} MiB, another caller's slowest call {slowest:?}, {code:?}",
+            message.len() >> 10,
+        );
+        if took > MOST_CPU || (code == Code::ResourceExhausted && grown > MOST_MIB_REFUSED) {
+            over.push(format!("{case}: {took:?}, {grown} MiB, {code:?}"));
+        }
+        house.goes_on(case).await;
+        house.close().await;
+    }
+    assert!(over.is_empty(), "{over:#?}");
+}
+
+/// The processor time that the process has taken; counted in hundredths of a second.
+fn cpu(server: &Server) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+    let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(10 * ticks)
+}
+
+/// The slowest of the good calls made one after another for so long, and at least one.
+async fn slowest(caller: &Caller, long: Duration) -> Duration {
+    let begun = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while begun.elapsed() < long {
+        let asked = Instant::now();
+        crate::house::allowed(caller, "a good call beside").await;
+        slowest = slowest.max(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    slowest
+}
+
+/// Calls that never end: the message is whole, or nearly, and the body goes on.
+async fn held(caller: &Caller, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
+    let body = Bytes::copy_from_slice(body);
+    let mut held = Vec::new();
+    for _ in 0..calls {
+        let mut call = caller.open(post(path).body(()).unwrap()).await.unwrap();
+        call.body.send_data(body.clone(), false).unwrap();
+        held.push(call);
+    }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_do_not_end_hold_little_more_than_their_bytes() {
+    let quarter = WHOLE;
+    let mut over = Vec::new();
+    for (case, path, body) in [
+        (
+            "whole messages of requests that say nothing",
+            BATCH,
+            wire::framed(&[0x0a, 0].repeat(quarter / 2)),
+        ),
+        (
+            "whole messages of entities that say nothing",
+            AUTHORIZE,
+            wire::framed(&[0x32, 0].repeat(quarter / 2)),
+        ),
+        (
+            "cut messages",
+            AUTHORIZE,
+            wire::framed_as(0, quarter as u32, &vec![0; quarter - 1]),
+        ),
+        ("heads alone", STREAM, wire::framed_as(0, 4 << 20, &[])),
+    ] {
+        let mut house = House::open(BARE, &[]).await;
+        house.goes_on("nothing").await;
+        let before = house.server.resident_kib();
+        let caller = house.another().await;
+        let calls = held(&caller, path, &body, 4).await;
+        let mut grown = 0;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            grown = grown.max(house.server.resident_kib().saturating_sub(before) >> 10);
+        }
+        let sent = (4 * body.len()) >> 20;
+        println!("4 calls, {case}: {sent} MiB sent, {grown} MiB held");
+        if grown > 4 * sent as u64 + 16 {
+            over.push(format!("{case}: {sent} MiB sent, {grown} MiB held"));
+        }
+        house.goes_on_elsewhere(case).await;
+        drop((calls, caller));
+        house.close().await;
+    }
+    assert!(over.is_empty(), "{over:#?}");
+}

@@ -1,0 +1,229 @@
+//! An HTTP/2 connection that sends whatever it is told.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream, SendStream};
+use prost::Message;
+use prost::bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::support::PATIENCE;
+use crate::wire::framed;
+
+pub(crate) const AUTHORIZE: &str = "/pdp.v1.AuthorizationService/Authorize";
+pub(crate) const BATCH: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
+pub(crate) const STREAM: &str = "/pdp.v1.AuthorizationService/StreamAuthorize";
+
+/// One connection.
+pub(crate) struct Caller {
+    sender: SendRequest<Bytes>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The status of HTTP.
+    pub(crate) http: u16,
+    /// The status of gRPC, from headers or trailers; `None` when there was none.
+    pub(crate) status: Option<Status>,
+    /// The messages, without their frames.
+    pub(crate) messages: Vec<Bytes>,
+    /// What HTTP/2 says of a call that broke off.
+    pub(crate) broken: Option<h2::Error>,
+}
+
+impl Outcome {
+    /// The code; panics when there is no gRPC status.
+    pub(crate) fn code(&self) -> Code {
+        self.status
+            .as_ref()
+            .unwrap_or_else(|| panic!("no gRPC status: {self:?}"))
+            .code()
+    }
+
+    /// The only message.
+    pub(crate) fn message<M: Message + Default>(&self) -> M {
+        assert_eq!(self.code(), Code::Ok, "{self:?}");
+        assert_eq!(self.messages.len(), 1, "{self:?}");
+        M::decode(self.messages[0].clone()).unwrap()
+    }
+
+    /// All messages.
+    pub(crate) fn messages<M: Message + Default>(&self) -> Vec<M> {
+        self.messages
+            .iter()
+            .map(|bytes| M::decode(bytes.clone()).unwrap())
+            .collect()
+    }
+}
+
+/// The fields that `google.rpc.BadRequest` names.
+pub(crate) fn fields_of(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let violations = details
+        .bad_request()
+        .map(|bad| bad.field_violations.clone())
+        .unwrap_or_default();
+    violations
+        .into_iter()
+        .map(|violation| violation.field)
+        .collect()
+}
+
+/// A POST as gRPC makes it.
+pub(crate) fn post(path: &str) -> http::request::Builder {
+    http::Request::post(format!("http://pdp.test{path}"))
+        .version(http::Version::HTTP_2)
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+}
+
+impl Caller {
+    /// Connects to `address`.
+    pub(crate) async fn connect(address: &str) -> Self {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20);
+        Self::connect_as(address, &builder).await
+    }
+
+    /// Connects with these settings.
+    pub(crate) async fn connect_as(address: &str, builder: &h2::client::Builder) -> Self {
+        let socket = TcpStream::connect(address)
+            .await
+            .expect("the server accepts");
+        socket.set_nodelay(true).unwrap();
+        let (sender, connection) = builder
+            .handshake::<_, Bytes>(socket)
+            .await
+            .expect("the server speaks HTTP/2");
+        let driver = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Self { sender, driver }
+    }
+
+    /// Opens a call: the body is still to be sent, the answer still to be read.
+    pub(crate) async fn open(&self, request: http::Request<()>) -> Result<Call, h2::Error> {
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, body) = sender.send_request(request, false)?;
+        Ok(Call { response, body })
+    }
+
+    /// One call with this body, which need not be one frame.
+    pub(crate) async fn send(&self, request: http::Request<()>, body: Vec<u8>) -> Outcome {
+        let whole = async {
+            match self.open(request).await {
+                Ok(mut call) => {
+                    let _ = call.body.send_data(body.into(), true);
+                    call.outcome().await
+                }
+                Err(broken) => Outcome {
+                    http: 0,
+                    status: None,
+                    messages: vec![],
+                    broken: Some(broken),
+                },
+            }
+        };
+        tokio::time::timeout(PATIENCE, whole)
+            .await
+            .expect("the call ends")
+    }
+
+    /// One call with one message.
+    pub(crate) async fn call(&self, path: &str, message: &[u8]) -> Outcome {
+        self.send(post(path).body(()).unwrap(), framed(message))
+            .await
+    }
+}
+
+/// A call under way.
+pub(crate) struct Call {
+    pub(crate) response: h2::client::ResponseFuture,
+    pub(crate) body: SendStream<Bytes>,
+}
+
+impl Call {
+    /// Breaks it off.
+    pub(crate) fn reset(mut self) {
+        self.body.send_reset(Reason::CANCEL);
+    }
+
+    /// Reads it to its end.
+    pub(crate) async fn outcome(self) -> Outcome {
+        let mut outcome = Outcome {
+            http: 0,
+            status: None,
+            messages: vec![],
+            broken: None,
+        };
+        let response = match self.response.await {
+            Ok(response) => response,
+            Err(broken) => {
+                return Outcome {
+                    broken: Some(broken),
+                    ..outcome
+                };
+            }
+        };
+        outcome.http = response.status().as_u16();
+        outcome.status = Status::from_header_map(response.headers());
+        let (body, trailers) = match read(response.into_body()).await {
+            Ok(read) => read,
+            Err(broken) => {
+                return Outcome {
+                    broken: Some(broken),
+                    ..outcome
+                };
+            }
+        };
+        if let Some(trailers) = trailers {
+            outcome.status = Status::from_header_map(&trailers).or(outcome.status);
+        }
+        let mut rest = Bytes::from(body);
+        while rest.len() >= 5 {
+            let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+            outcome.messages.push(rest.slice(5..5 + length));
+            rest = rest.slice(5 + length..);
+        }
+        outcome
+    }
+}
+
+async fn read(mut stream: RecvStream) -> Result<(Vec<u8>, Option<http::HeaderMap>), h2::Error> {
+    let mut body = Vec::new();
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        let _ = stream.flow_control().release_capacity(data.len());
+        body.extend_from_slice(&data);
+    }
+    let trailers = poll_fn(|cx| stream.poll_trailers(cx)).await?;
+    Ok((body, trailers))
+}
+
+/// Waits until `holds`.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
+        "{what} never came"
+    );
+}

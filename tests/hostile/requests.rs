@@ -1,0 +1,140 @@
+//! Requests to spoil, and the policies that they are asked of.
+
+use std::collections::BTreeMap;
+
+use cedar_pdp::api::pb;
+use pb::value::Kind;
+
+use crate::support::{uid, value};
+
+/// A schema with every kind of field, stored entities, and three policies.
+pub(crate) const HOUSE: &[(&str, &str)] = &[
+    (
+        "house.cedarschema",
+        r#"
+entity Team in [Team];
+entity User in [Team] = { age?: Long, balance?: decimal, net?: ipaddr, since?: datetime, leave?: duration, friend?: User, home?: { street?: String } } tags String;
+entity Doc in [Doc] = { title: String };
+entity Color enum ["red", "green"];
+entity Robot;
+action read appliesTo {
+  principal: User, resource: Doc,
+  context: { amount?: Long, limit?: decimal, from?: ipaddr, at?: datetime, span?: duration, names?: Set<String>, limits?: Set<decimal>,
+             who?: User, color?: Color, place?: { x?: Long, limit?: decimal } },
+};
+action pay appliesTo { principal: User, resource: Doc, context: { amount: Long } };
+"#,
+    ),
+    (
+        "house.cedar",
+        r#"
+permit(principal, action == Action::"read", resource);
+@id("team") permit(principal in Team::"top", action, resource) when { principal has age && principal.age > 3 };
+@id("pay") forbid(principal, action == Action::"pay", resource) when { context.amount < 0 };
+"#,
+    ),
+    (
+        "house.entities.json",
+        r#"[
+{"uid": {"type": "User", "id": "alice"}, "attrs": {"age": 40}, "parents": [{"type": "Team", "id": "a"}]},
+{"uid": {"type": "Team", "id": "a"}, "attrs": {}, "parents": [{"type": "Team", "id": "b"}]},
+{"uid": {"type": "Team", "id": "b"}, "attrs": {}, "parents": [{"type": "Team", "id": "top"}]},
+{"uid": {"type": "Doc", "id": "1"}, "attrs": {"title": "One"}, "parents": []}
+]"#,
+    ),
+];
+
+/// No schema: any value may stand anywhere.
+pub(crate) const BARE: &[(&str, &str)] = &[(
+    "bare.cedar",
+    "permit(principal, action, resource);\nforbid(principal in T::\"none\", action, resource);\n",
+)];
+
+/// May alice read document 1? Yes, in either house.
+pub(crate) fn good() -> pb::AuthorizeRequest {
+    pb::AuthorizeRequest {
+        identity: Some(pb::authorize_request::Identity::Principal(uid(
+            "User", "alice",
+        ))),
+        action: Some(uid("", "read")),
+        resource: Some(uid("Doc", "1")),
+        ..pb::AuthorizeRequest::default()
+    }
+}
+
+/// A good request, changed.
+pub(crate) fn spoilt(change: impl FnOnce(&mut pb::AuthorizeRequest)) -> pb::AuthorizeRequest {
+    let mut request = good();
+    change(&mut request);
+    request
+}
+
+/// Another principal.
+pub(crate) fn principal(uid: pb::EntityUid) -> pb::AuthorizeRequest {
+    spoilt(|r| r.identity = Some(pb::authorize_request::Identity::Principal(uid)))
+}
+
+/// With this in the context.
+pub(crate) fn context(name: &str, kind: Kind) -> pb::AuthorizeRequest {
+    spoilt(|r| {
+        r.context.insert(name.to_owned(), value(kind));
+    })
+}
+
+/// With these entities.
+pub(crate) fn entities(entities: Vec<pb::Entity>) -> pb::AuthorizeRequest {
+    spoilt(|r| r.entities = entities)
+}
+
+/// An entity with parents.
+pub(crate) fn entity(own: pb::EntityUid, parents: Vec<pb::EntityUid>) -> pb::Entity {
+    pb::Entity {
+        uid: Some(own),
+        parents,
+        ..pb::Entity::default()
+    }
+}
+
+/// The user bob with this attribute.
+pub(crate) fn attribute(name: &str, kind: Kind) -> pb::AuthorizeRequest {
+    let mut bob = entity(uid("User", "bob"), vec![]);
+    bob.attributes.insert(name.to_owned(), value(kind));
+    entities(vec![bob])
+}
+
+/// The user bob with this tag.
+pub(crate) fn tag(name: &str, kind: Kind) -> pb::AuthorizeRequest {
+    let mut bob = entity(uid("User", "bob"), vec![]);
+    bob.tags.insert(name.to_owned(), value(kind));
+    entities(vec![bob])
+}
+
+/// A uid whose id is not set.
+pub(crate) fn without_id(type_name: &str) -> pb::EntityUid {
+    pb::EntityUid {
+        r#type: type_name.to_owned(),
+        id: None,
+    }
+}
+
+/// A value without a kind.
+pub(crate) fn without_kind() -> pb::Value {
+    pb::Value { kind: None }
+}
+
+/// A text.
+pub(crate) fn text(text: &str) -> pb::Value {
+    value(Kind::String(text.to_owned()))
+}
+
+/// A set.
+pub(crate) fn set(values: Vec<pb::Value>) -> Kind {
+    Kind::Set(pb::ValueList { values })
+}
+
+/// A record of one field.
+pub(crate) fn record(name: &str, field: pb::Value) -> Kind {
+    Kind::Record(pb::ValueRecord {
+        fields: BTreeMap::from([(name.to_owned(), field)]),
+    })
+}

@@ -1,0 +1,176 @@
+//! What is under test: the loader, the snapshot and the engine, with the cache and without.
+
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::sync::Arc;
+
+use cedar_pdp::engine::Engine;
+use cedar_pdp::engine::cache::CacheSettings;
+use cedar_pdp::pdp::answer::{Answer, Decision};
+use cedar_pdp::pdp::query::{InvalidQuery, Query};
+use cedar_pdp::pdp::{Settings, Snapshot, compile};
+use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
+use cedar_pdp::policy_store::{Publisher, snapshots};
+
+use crate::plain::{Counts, Expected};
+use crate::world::Files;
+
+/// One policy directory with one engine and cache for the life of it.
+pub(crate) struct House {
+    directory: tempfile::TempDir,
+    settings: Settings,
+    written: Files,
+    reading: Option<Reading>,
+    publisher: Publisher,
+    cached: Engine,
+    uncached: Engine,
+}
+
+impl House {
+    pub(crate) fn new(settings: Settings, cache_bytes: u64) -> Self {
+        let (publisher, reader) = snapshots();
+        let engine = |capacity_bytes| Engine::new(reader.clone(), CacheSettings { capacity_bytes });
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            settings,
+            written: Files::new(),
+            reading: None,
+            cached: engine(NonZeroU64::new(cache_bytes)),
+            uncached: engine(None),
+            publisher,
+        }
+    }
+
+    /// Puts `files` in force, or says why not.
+    pub(crate) fn load(&mut self, files: &Files) -> Result<Arc<Snapshot>, String> {
+        self.write(files);
+        let root = self.directory.path();
+        let reading = read(root, &SourceLimits::default(), self.reading.as_ref());
+        let compiled = compile(reading.sources(), &self.settings);
+        self.reading = Some(reading);
+        let snapshot = compiled.map_err(|error| format!("{:#?}", error.errors))?;
+        self.publisher.publish(Arc::new(snapshot));
+        Ok(self.cached.snapshot().unwrap())
+    }
+
+    fn write(&mut self, files: &Files) {
+        let root = self.directory.path();
+        for path in self
+            .written
+            .keys()
+            .filter(|path| !files.contains_key(*path))
+        {
+            std::fs::remove_file(root.join(path)).unwrap();
+        }
+        for (path, text) in files {
+            if self.written.get(path) != Some(text) {
+                let path = root.join(path);
+                std::fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+        }
+        self.written.clone_from(files);
+    }
+
+    pub(crate) fn forget(&self) {
+        self.cached.forget();
+    }
+
+    /// Asks `query` in every way there is, and says which answer is not `expected`.
+    pub(crate) fn check(
+        &self,
+        snapshot: &Snapshot,
+        query: &Query,
+        expected: &Expected,
+    ) -> Result<(), String> {
+        for explain in [query.explain, !query.explain] {
+            let query = Query {
+                explain,
+                ..query.clone()
+            };
+            for (way, engine) in [
+                ("the cache cold", &self.cached),
+                ("the cache warm", &self.cached),
+                ("no cache", &self.uncached),
+            ] {
+                let got = engine.authorize(snapshot, &query);
+                compare(snapshot, &query, got.as_deref(), expected)
+                    .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn counts(snapshot: &Snapshot) -> Counts {
+    let counts = snapshot.counts();
+    (
+        counts.policies,
+        counts.templates,
+        counts.links,
+        counts.entities,
+    )
+}
+
+fn compare(
+    snapshot: &Snapshot,
+    query: &Query,
+    got: Result<&Answer, &InvalidQuery>,
+    expected: &Expected,
+) -> Result<(), String> {
+    let (answer, (allow, determining, errors)) = match (got, expected) {
+        (Err(_), Expected::Refused(_)) => return Ok(()),
+        (
+            Ok(answer),
+            Expected::Answered {
+                allow,
+                determining,
+                errors,
+            },
+        ) => (answer, (allow, determining, errors)),
+        (Ok(_), Expected::Refused(_)) => return Err("Cedar refuses the request".to_owned()),
+        (Err(_), Expected::Answered { .. }) => return Err("Cedar takes the request".to_owned()),
+    };
+    if (answer.decision == Decision::Allow) != *allow {
+        return Err("the decision differs".to_owned());
+    }
+    let ids: Vec<&str> = answer
+        .diagnostics
+        .determining
+        .iter()
+        .map(|id| id.as_str())
+        .collect();
+    if ids != *determining {
+        return Err("determining policies differ".to_owned());
+    }
+    let failed: Vec<(&str, &str)> = answer
+        .diagnostics
+        .errors
+        .iter()
+        .map(|error| (error.policy.as_str(), error.message.as_str()))
+        .collect();
+    if !failed
+        .into_iter()
+        .eq(errors.iter().map(|(id, text)| (id.as_str(), text.as_str())))
+    {
+        return Err("errors differ".to_owned());
+    }
+    if answer.revision != *snapshot.revision() {
+        return Err("the answer is of another revision".to_owned());
+    }
+    match &answer.explanation {
+        None if query.explain => Err("the explanation is missing".to_owned()),
+        Some(_) if !query.explain => Err("an explanation nobody asked for".to_owned()),
+        None => Ok(()),
+        Some(explanation) => {
+            let explained = explanation.determining.iter().map(|e| e.policy.as_str());
+            if !explained.eq(ids.iter().copied()) {
+                return Err("other policies are explained than determined".to_owned());
+            }
+            if !(ids.is_empty() || explanation.unsatisfied.is_empty()) {
+                return Err("permits are listed though a policy determined".to_owned());
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,576 @@
+//! Cases that are easy to get wrong, a sentence each; Cedar says here too what is right.
+
+use cedar_pdp::pdp::Settings;
+use cedar_pdp::pdp::answer::Decision;
+use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
+use cedar_pdp::pdp::snapshot::{OnPolicyError, Validation};
+
+use crate::house::House;
+use crate::plain::{Expected, Plain};
+
+const OFF: Settings = Settings {
+    validation: Validation::Off,
+    on_policy_error: OnPolicyError::Skip,
+    request_entity_types: None,
+};
+
+const STRICT: Settings = Settings {
+    validation: Validation::Strict,
+    ..OFF
+};
+
+fn user(id: &str) -> Uid {
+    Uid::new("User", id)
+}
+
+fn group(id: &str) -> Uid {
+    Uid::new("Group", id)
+}
+
+/// `User::"ann"` reads `Doc::"1"`.
+fn ann_reads() -> Query {
+    Query {
+        principal: user("ann"),
+        action: Uid::new("Action", "read"),
+        resource: Uid::new("Doc", "1"),
+        context: Record::default(),
+        entities: Vec::new(),
+        explain: false,
+    }
+}
+
+fn fields<const N: usize>(fields: [(&str, Value); N]) -> Record {
+    let fields = fields.map(|(name, value)| (name.to_owned(), value));
+    std::collections::BTreeMap::from(fields).into()
+}
+
+fn with_context<const N: usize>(values: [(&str, Value); N]) -> Query {
+    Query {
+        context: fields(values),
+        ..ann_reads()
+    }
+}
+
+fn sending<const N: usize>(entities: [RequestEntity; N]) -> Query {
+    Query {
+        entities: entities.into(),
+        ..ann_reads()
+    }
+}
+
+fn entity<const N: usize>(uid: Uid, parents: [Uid; N]) -> RequestEntity {
+    RequestEntity {
+        uid,
+        attributes: Record::default(),
+        parents: parents.into(),
+        tags: Record::default(),
+    }
+}
+
+/// What is to come out: a decision and what determined it, or nothing.
+type Outcome<'a> = Option<(Decision, &'a [&'a str])>;
+
+const REFUSED: Outcome<'static> = None;
+
+fn allowed<'a>(by: &'a [&'a str]) -> Outcome<'a> {
+    Some((Decision::Allow, by))
+}
+
+fn denied<'a>(by: &'a [&'a str]) -> Outcome<'a> {
+    Some((Decision::Deny, by))
+}
+
+/// Asks each of `queries` on a directory of `files`, all with one cache.
+fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<'_>)]) {
+    let files = files
+        .iter()
+        .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
+        .collect();
+    let plain = Plain::load(&files, &settings).unwrap();
+    let mut house = House::new(settings, 1 << 20);
+    let snapshot = house.load(&files).unwrap();
+    for (query, outcome) in queries {
+        let expected = plain.authorize(query);
+        let is_as_said = match (&expected, outcome) {
+            (Expected::Refused(_), None) => true,
+            (
+                Expected::Answered {
+                    allow, determining, ..
+                },
+                Some((decision, by)),
+            ) => *allow == (*decision == Decision::Allow) && determining == by,
+            _ => false,
+        };
+        assert!(is_as_said, "Cedar says {expected:#?} to {query:#?}");
+        if let Err(why) = house.check(&snapshot, query, &expected) {
+            panic!("{why}\nexpected {expected:#?}\nasked {query:#?}");
+        }
+    }
+}
+
+const SCHEMA: &str = r#"
+entity User in [Group] { level?: Long };
+entity Group in [Group];
+entity Doc;
+action "all";
+action "view" in ["all"];
+action "read" in ["view"] appliesTo {
+    principal: [User], resource: [Doc], context: { n?: Long, labels?: Set<String> }
+};
+"#;
+
+#[test]
+fn action_groups_come_from_the_schema() {
+    let policies = r#"permit(principal, action in Action::"all", resource);"#;
+    check(
+        STRICT,
+        &[("p.cedar", policies), ("s.cedarschema", SCHEMA)],
+        &[(ann_reads(), allowed(&["p.cedar#0"]))],
+    );
+    check(
+        OFF,
+        &[("p.cedar", policies), ("s.cedarschema", SCHEMA)],
+        &[(ann_reads(), allowed(&["p.cedar#0"]))],
+    );
+}
+
+#[test]
+fn actions_of_the_schema_may_be_stored_too() {
+    let entities = r#"[
+        {"uid": {"type": "Action", "id": "read"}, "attrs": {}, "parents": [{"type": "Action", "id": "view"}]},
+        {"uid": {"type": "Action", "id": "view"}, "attrs": {}, "parents": [{"type": "Action", "id": "all"}]},
+        {"uid": {"type": "Action", "id": "all"}, "attrs": {}, "parents": []}
+    ]"#;
+    check(
+        STRICT,
+        &[
+            (
+                "p.cedar",
+                r#"permit(principal, action in Action::"all", resource);"#,
+            ),
+            ("s.cedarschema", SCHEMA),
+            ("entities.json", entities),
+        ],
+        &[
+            (ann_reads(), allowed(&["p.cedar#0"])),
+            (sending([entity(user("ann"), [])]), allowed(&["p.cedar#0"])),
+        ],
+    );
+}
+
+#[test]
+fn without_a_schema_action_groups_come_from_stored_entities() {
+    let policies = r#"permit(principal, action in Action::"all", resource);"#;
+    let entities = r#"[
+        {"uid": {"type": "Action", "id": "read"}, "attrs": {}, "parents": [{"type": "Action", "id": "view"}]},
+        {"uid": {"type": "Action", "id": "view"}, "attrs": {}, "parents": [{"type": "Action", "id": "all"}]}
+    ]"#;
+    check(OFF, &[("p.cedar", policies)], &[(ann_reads(), denied(&[]))]);
+    check(
+        OFF,
+        &[("p.cedar", policies), ("entities.json", entities)],
+        &[
+            (ann_reads(), allowed(&["p.cedar#0"])),
+            (sending([entity(user("ann"), [])]), allowed(&["p.cedar#0"])),
+        ],
+    );
+}
+
+#[test]
+fn a_template_may_stand_in_another_file_than_its_link() {
+    check(
+        OFF,
+        &[
+            (
+                "z.cedar",
+                r#"permit(principal == ?principal, action, resource == ?resource);"#,
+            ),
+            (
+                "a.links.json",
+                r#"[{"template_id": "z.cedar#0", "link_id": "ann",
+                     "args": {"?principal": "User::\"ann\"", "?resource": "Doc::\"1\""}}]"#,
+            ),
+            (
+                "b.cedar.json",
+                r#"{"staticPolicies": {}, "templates": {}, "templateLinks": [
+                    {"templateId": "z.cedar#0", "newId": "other", "values": {
+                        "?principal": {"__entity": {"type": "User", "id": "ann"}},
+                        "?resource": {"__entity": {"type": "Doc", "id": "2"}}}}]}"#,
+            ),
+        ],
+        &[
+            (ann_reads(), allowed(&["ann"])),
+            (
+                Query {
+                    resource: Uid::new("Doc", "2"),
+                    ..ann_reads()
+                },
+                allowed(&["other"]),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn ids_of_links_in_json_are_taken_as_they_are() {
+    check(
+        OFF,
+        &[(
+            "p.cedar.json",
+            r#"{"staticPolicies": {},
+                "templates": {"the \"t\"": {"effect": "permit", "principal": {"op": "==", "slot": "?principal"},
+                    "action": {"op": "All"}, "resource": {"op": "All"}, "conditions": []}},
+                "templateLinks": [{"templateId": "the \"t\"", "newId": "a\n\"link\"",
+                    "values": {"?principal": {"__entity": {"type": "User", "id": "ann"}}}}]}"#,
+        )],
+        &[(ann_reads(), allowed(&["a\n\"link\""]))],
+    );
+}
+
+const STAFF: &str = r#"[
+    {"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": [{"type": "Group", "id": "team"}]},
+    {"uid": {"type": "Group", "id": "team"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]}
+]"#;
+
+#[test]
+fn a_replaced_group_changes_the_access_of_its_descendants() {
+    check(
+        STRICT,
+        &[
+            (
+                "p.cedar",
+                r#"permit(principal in Group::"staff", action, resource);
+@id("guests") permit(principal in Group::"guests", action, resource);"#,
+            ),
+            ("s.cedarschema", SCHEMA),
+            ("entities.json", STAFF),
+        ],
+        &[
+            (ann_reads(), allowed(&["p.cedar#0"])),
+            (sending([entity(group("team"), [])]), denied(&[])),
+            (
+                sending([entity(group("team"), [group("guests")])]),
+                allowed(&["guests"]),
+            ),
+            (
+                sending([entity(group("team"), [group("staff")])]),
+                allowed(&["p.cedar#0"]),
+            ),
+            (sending([entity(user("ann"), [])]), denied(&[])),
+            // `Group::"staff"` is a parent that is stored nowhere.
+            (
+                sending([entity(group("staff"), [group("guests")])]),
+                allowed(&["guests", "p.cedar#0"]),
+            ),
+            (
+                sending([entity(group("other"), [group("guests")])]),
+                allowed(&["p.cedar#0"]),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_replaced_group_is_seen_from_whatever_attribute_leads_to_it() {
+    let owner = r#"[
+        {"uid": {"type": "Doc", "id": "1"}, "attrs": {"owner": {"__entity": {"type": "User", "id": "ann"}}}, "parents": []},
+        {"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": [{"type": "Group", "id": "team"}],
+         "tags": {"buddy": {"__entity": {"type": "User", "id": "bob"}}}},
+        {"uid": {"type": "User", "id": "bob"}, "attrs": {}, "parents": [{"type": "Group", "id": "bobs"}]},
+        {"uid": {"type": "User", "id": "cyn"}, "attrs": {}, "parents": [{"type": "Group", "id": "cyns"}]}
+    ]"#;
+    check(
+        OFF,
+        &[
+            (
+                "p.cedar",
+                r#"permit(principal, action, resource) when { resource.owner in Group::"staff" };
+permit(principal, action, resource) when { resource.owner.getTag("buddy") in Group::"staff" };
+permit(principal, action, resource) when { User::"cyn" in Group::"staff" };"#,
+            ),
+            ("entities.json", owner),
+        ],
+        &[
+            (ann_reads(), denied(&[])),
+            (
+                sending([entity(group("team"), [group("staff")])]),
+                allowed(&["p.cedar#0"]),
+            ),
+            (
+                sending([entity(user("bob"), [group("staff")])]),
+                allowed(&["p.cedar#1"]),
+            ),
+            (
+                sending([entity(group("bobs"), [group("staff")])]),
+                allowed(&["p.cedar#1"]),
+            ),
+            (
+                sending([entity(group("cyns"), [group("staff")])]),
+                allowed(&["p.cedar#2"]),
+            ),
+            (
+                sending([entity(user("cyn"), [group("staff")])]),
+                allowed(&["p.cedar#2"]),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn request_entities_may_not_close_a_cycle_nor_come_twice_nor_be_actions() {
+    check(
+        OFF,
+        &[
+            ("p.cedar", "permit(principal, action, resource);"),
+            ("entities.json", STAFF),
+        ],
+        &[
+            (sending([entity(group("staff"), [group("team")])]), REFUSED),
+            (sending([entity(group("x"), [group("x")])]), REFUSED),
+            (
+                sending([entity(group("x"), []), entity(group("x"), [])]),
+                REFUSED,
+            ),
+            (sending([entity(Uid::new("Action", "read"), [])]), REFUSED),
+            (sending([entity(group("x"), [])]), allowed(&["p.cedar#0"])),
+        ],
+    );
+}
+
+#[test]
+fn is_and_in_of_a_scope_must_both_hold() {
+    check(
+        OFF,
+        &[
+            (
+                "p.cedar",
+                r#"permit(principal is User in Group::"staff", action, resource);
+permit(principal is Group in Group::"staff", action, resource);
+permit(principal is User in User::"ann", action, resource is Doc);
+permit(principal in User::"ann", action in [Action::"write", Action::"read"], resource in Doc::"1");
+permit(principal is User, action == Action::"read", resource is Folder);"#,
+            ),
+            ("entities.json", STAFF),
+        ],
+        &[
+            (
+                ann_reads(),
+                allowed(&["p.cedar#0", "p.cedar#2", "p.cedar#3"]),
+            ),
+            (
+                Query {
+                    principal: group("team"),
+                    ..ann_reads()
+                },
+                allowed(&["p.cedar#1"]),
+            ),
+            (
+                Query {
+                    principal: user("bob"),
+                    ..ann_reads()
+                },
+                denied(&[]),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn the_order_in_a_set_means_nothing_and_the_nesting_does() {
+    let set = |members: &[&str]| {
+        Value::Set(
+            members
+                .iter()
+                .map(|text| Value::String((*text).to_owned()))
+                .collect(),
+        )
+    };
+    let nothing = || Value::Record(Record::default());
+    check(
+        OFF,
+        &[(
+            "p.cedar",
+            r#"permit(principal, action, resource) when { context.labels == ["a", "b"] };
+permit(principal, action, resource) when { context.labels == [["a"], {}] };"#,
+        )],
+        &[
+            (
+                with_context([("labels", set(&["a", "b"]))]),
+                allowed(&["p.cedar#0"]),
+            ),
+            (
+                with_context([("labels", set(&["b", "a", "b"]))]),
+                allowed(&["p.cedar#0"]),
+            ),
+            (with_context([("labels", set(&["a"]))]), denied(&[])),
+            (
+                with_context([("labels", Value::Set(vec![set(&["a", "b"])]))]),
+                denied(&[]),
+            ),
+            (
+                with_context([("labels", Value::Set(vec![set(&["a"]), nothing()]))]),
+                allowed(&["p.cedar#1"]),
+            ),
+            (
+                with_context([(
+                    "labels",
+                    Value::Set(vec![Value::Set(vec![
+                        Value::String("a".to_owned()),
+                        nothing(),
+                    ])]),
+                )]),
+                denied(&[]),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_value_under_another_name_is_another_request() {
+    let named = |name: &str| with_context([(name, Value::Bool(true))]);
+    let policies = r#"permit(principal, action, resource) when { context has mfa };"#;
+    check(
+        OFF,
+        &[("p.cedar", policies)],
+        &[
+            (named("mfa"), allowed(&["p.cedar#0"])),
+            (named("vip"), denied(&[])),
+        ],
+    );
+}
+
+#[test]
+fn requests_that_differ_in_a_tag_are_different() {
+    let tagged = |level: i64| {
+        sending([RequestEntity {
+            tags: fields([("level", Value::Long(level))]),
+            ..entity(user("ann"), [])
+        }])
+    };
+    let policies =
+        r#"permit(principal, action, resource) when { principal.getTag("level") == 1 };"#;
+    check(
+        OFF,
+        &[("p.cedar", policies)],
+        &[
+            (tagged(1), allowed(&["p.cedar#0"])),
+            (tagged(2), denied(&[])),
+            (sending([entity(user("ann"), [])]), denied(&[])),
+        ],
+    );
+}
+
+#[test]
+fn answers_quote_a_decimal_as_it_was_written() {
+    let price = |text: &str| with_context([("price", Value::Decimal(text.to_owned()))]);
+    check(
+        OFF,
+        &[(
+            "p.cedar",
+            r#"permit(principal, action, resource) when { context.price == decimal("1.0") };
+forbid(principal, action, resource) when { context.price + 1 == 2 };"#,
+        )],
+        &[
+            (price("1.0"), allowed(&["p.cedar#0"])),
+            (price("1.00"), allowed(&["p.cedar#0"])),
+            (price("one"), REFUSED),
+        ],
+    );
+}
+
+#[test]
+fn a_failing_forbid_denies_only_where_the_operator_says_so() {
+    let files = [(
+        "p.cedar",
+        r#"@id("open") permit(principal, action, resource);
+@id("suspended") forbid(principal, action, resource) when { principal.suspended };
+@id("odd") permit(principal, action, resource) when { context.missing };
+@id("frozen") forbid(principal, action, resource) when { context has frozen };"#,
+    )];
+    let frozen = || with_context([("frozen", Value::Bool(true))]);
+    let suspended = |is: bool| {
+        sending([RequestEntity {
+            attributes: fields([("suspended", Value::Bool(is))]),
+            ..entity(user("ann"), [])
+        }])
+    };
+    check(
+        OFF,
+        &files,
+        &[
+            (ann_reads(), allowed(&["open"])),
+            (frozen(), denied(&["frozen"])),
+            (suspended(true), denied(&["suspended"])),
+        ],
+    );
+    let deny = Settings {
+        on_policy_error: OnPolicyError::Deny,
+        ..OFF
+    };
+    check(
+        deny,
+        &files,
+        &[
+            (ann_reads(), denied(&["suspended"])),
+            (frozen(), denied(&["frozen", "suspended"])),
+            (suspended(true), denied(&["suspended"])),
+            // A failing permit denies nothing.
+            (suspended(false), allowed(&["open"])),
+        ],
+    );
+}
+
+#[test]
+fn with_validation_off_requests_go_unchecked_and_entities_must_fit() {
+    let files = [
+        (
+            "p.cedar",
+            r#"permit(principal, action, resource) unless { context.n == 2 };"#,
+        ),
+        ("s.cedarschema", SCHEMA),
+    ];
+    let ill_typed = || with_context([("n", Value::String("one".to_owned()))]);
+    let stranger = || Query {
+        principal: Uid::new("Robot", "r"),
+        ..with_context([("n", Value::Long(1))])
+    };
+    let level = |level: Value| {
+        let mut query = with_context([("n", Value::Long(1))]);
+        query.entities.push(RequestEntity {
+            attributes: fields([("level", level)]),
+            ..entity(user("ann"), [group("team")])
+        });
+        query
+    };
+    let robot = || {
+        let mut query = stranger();
+        query.entities.push(entity(query.principal.clone(), []));
+        query
+    };
+    check(
+        OFF,
+        &files,
+        &[
+            (ill_typed(), allowed(&["p.cedar#0"])),
+            (stranger(), allowed(&["p.cedar#0"])),
+            (level(Value::Long(1)), allowed(&["p.cedar#0"])),
+            (level(Value::Bool(true)), REFUSED),
+            (robot(), REFUSED),
+        ],
+    );
+    let warn = Settings {
+        validation: Validation::Warn,
+        ..OFF
+    };
+    check(
+        warn,
+        &files,
+        &[
+            (ill_typed(), REFUSED),
+            (stranger(), REFUSED),
+            (level(Value::Long(1)), allowed(&["p.cedar#0"])),
+            // The policy is not what the validator takes, but loaded; it fails here.
+            (ann_reads(), denied(&[])),
+        ],
+    );
+}

@@ -1,0 +1,228 @@
+//! Draws requests, and requests that differ from another in one thing only.
+
+use std::collections::BTreeMap;
+
+use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
+
+use crate::rng::Rng;
+use crate::shape::Attributes;
+use crate::values::{
+    ATTRIBUTES, CONTEXT, IDS, PRINCIPALS, RESOURCES, TYPES, id, other_value, uid, value,
+};
+use crate::world::{World, bent, entity, record};
+
+/// Families of requests for `world`.
+pub(crate) fn draw(rng: &mut Rng, world: &World, count: usize) -> Vec<Query> {
+    let mut queries: Vec<Query> = Vec::new();
+    while queries.len() < count {
+        let query = match queries.len() {
+            0 => one(rng, world),
+            _ if rng.chance(45) => one(rng, world),
+            _ => {
+                let base = rng.pick(&queries);
+                varied(rng, world, base)
+            }
+        };
+        if !queries.contains(&query) {
+            queries.push(query);
+        }
+    }
+    queries
+}
+
+fn one(rng: &mut Rng, world: &World) -> Query {
+    let leaves = world.shape.leaves();
+    let (action, applies) = rng.pick(&leaves);
+    let mut action = action.uid();
+    if rng.chance(3) {
+        action = match rng.chance(50) {
+            true => rng.pick(&world.shape.actions).uid(),
+            false => Uid::new("Action", "unheard of"),
+        };
+    }
+    let principal = match rng.chance(2) {
+        true => rng.pick(&["Org", "Ghost", "Tier", "if", "Action", "User"]),
+        false => rng.pick(&applies.principals),
+    };
+    let resource = match rng.chance(2) {
+        true => rng.pick(&["Org", "Ghost", "Shop::Ghost", "9", "Action", "Doc"]),
+        false => rng.pick(&applies.resources),
+    };
+    let mut context = record(rng, &applies.context, CONTEXT);
+    if rng.chance(if world.validates() { 2 } else { 20 }) {
+        context = bent(rng, &context);
+    }
+    let mut query = Query {
+        principal: uid(rng, principal),
+        action,
+        resource: uid(rng, resource),
+        context,
+        entities: Vec::new(),
+        explain: false,
+    };
+    if rng.chance(45) {
+        for _ in 0..rng.between(1, 4) {
+            let sent = request_entity(rng, world, &query);
+            let is_new = query.entities.iter().all(|entity| entity.uid != sent.uid);
+            if is_new || rng.chance(3) {
+                query.entities.push(sent);
+            }
+        }
+    }
+    query
+}
+
+/// Shadows a stored entity, supplies a parent that the store only names, or is of no concern.
+fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity {
+    let known = |uid: &Uid| {
+        let sent = query.entities.iter().find(|entity| entity.uid == *uid);
+        sent.or_else(|| world.stored(uid)).cloned()
+    };
+    let mut own = match rng.below(6) {
+        0 | 1 => query.principal.clone(),
+        2 | 3 => query.resource.clone(),
+        _ => {
+            let (type_name, _) = rng.pick(TYPES);
+            uid(rng, type_name)
+        }
+    };
+    // Up the hierarchy, to where others hang.
+    while rng.chance(45)
+        && let Some(entity) = known(&own)
+        && !entity.parents.is_empty()
+    {
+        own = rng.pick(&entity.parents);
+    }
+    if rng.chance(1) {
+        own = Uid::new(
+            rng.pick(&["Ghost", "Action", "Shop::Action", "Tier"]),
+            id(rng),
+        );
+    }
+    let mut sent = entity(rng, &world.shape, own);
+    if rng.chance(if world.has_schema() { 2 } else { 20 }) {
+        sent.attributes = bent(rng, &sent.attributes);
+    }
+    if rng.chance(1) {
+        sent.tags = bent(rng, &sent.tags);
+    }
+    if rng.chance(4) {
+        // May close a cycle, or be of a type that the schema does not let be a parent.
+        let parent_type = match rng.chance(80) {
+            true => sent.uid.type_name.clone(),
+            false => rng.pick(TYPES).0.to_owned(),
+        };
+        sent.parents
+            .push(Uid::new(parent_type, rng.pick(&IDS[..4])));
+    }
+    sent
+}
+
+fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
+    let mut query = base;
+    match rng.below(10) {
+        0 => {
+            let type_name = match rng.chance(80) {
+                true => query.principal.type_name.clone(),
+                false => rng.pick(PRINCIPALS).to_owned(),
+            };
+            query.principal = uid(rng, &type_name);
+        }
+        1 => {
+            let type_name = match rng.chance(80) {
+                true => query.resource.type_name.clone(),
+                false => rng.pick(RESOURCES).to_owned(),
+            };
+            query.resource = uid(rng, &type_name);
+        }
+        2 => {
+            let leaves = world.shape.leaves();
+            let (action, applies) = rng.pick(&leaves);
+            query.action = action.uid();
+            if world.validates() && rng.chance(80) {
+                query.principal = {
+                    let type_name = rng.pick(&applies.principals);
+                    uid(rng, type_name)
+                };
+                query.resource = {
+                    let type_name = rng.pick(&applies.resources);
+                    uid(rng, type_name)
+                };
+                query.context = record(rng, &applies.context, CONTEXT);
+            }
+        }
+        3 | 4 => query.context = altered(rng, &query.context, CONTEXT),
+        5 if !query.entities.is_empty() => {
+            let at = rng.below(query.entities.len());
+            query.entities.remove(at);
+        }
+        6 if !query.entities.is_empty() => {
+            let at = rng.below(query.entities.len());
+            let sent = &mut query.entities[at];
+            sent.attributes = altered(rng, &sent.attributes, ATTRIBUTES);
+        }
+        7 if !query.entities.is_empty() => {
+            let at = rng.below(query.entities.len());
+            let sent = &mut query.entities[at];
+            if sent.parents.is_empty() || rng.chance(30) {
+                sent.parents = entity(rng, &world.shape, sent.uid.clone()).parents;
+            } else {
+                let at = rng.below(sent.parents.len());
+                let type_name = sent.parents[at].type_name.clone();
+                sent.parents[at] = uid(rng, &type_name);
+            }
+        }
+        9 if !query.entities.is_empty() => {
+            let at = rng.below(query.entities.len());
+            let sent = &mut query.entities[at];
+            sent.tags = entity(rng, &world.shape, sent.uid.clone()).tags;
+        }
+        8 if !world.validates() => {
+            let known: Attributes = query
+                .context
+                .iter()
+                .filter_map(|(name, _)| CONTEXT.iter().find(|(known, _)| *known == name))
+                .map(|(name, _)| (*name, true))
+                .collect();
+            query.context = record(rng, &known, CONTEXT);
+        }
+        _ => {
+            let sent = request_entity(rng, world, &query);
+            if query.entities.iter().all(|entity| entity.uid != sent.uid) {
+                query.entities.push(sent);
+            }
+        }
+    }
+    query
+}
+
+/// The same record with one field's value another, or a set in it in another order.
+fn altered(rng: &mut Rng, record: &Record, types: &[(&str, crate::values::Ty)]) -> Record {
+    let mut fields: BTreeMap<String, Value> = record
+        .iter()
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .collect();
+    let names: Vec<String> = fields.keys().cloned().collect();
+    if names.is_empty() {
+        return record.clone();
+    }
+    let name = rng.pick(&names);
+    let Some((_, ty)) = types.iter().find(|(known, _)| *known == name) else {
+        return record.clone();
+    };
+    if let Some(Value::Set(members)) = fields.get_mut(&name)
+        && members.len() > 1
+        && rng.chance(60)
+    {
+        rng.shuffle(members);
+        let again = members[0].clone();
+        members.push(again);
+        return fields.into();
+    }
+    let drawn = match rng.chance(4) {
+        true => other_value(rng, *ty),
+        false => value(rng, *ty),
+    };
+    fields.insert(name, drawn);
+    fields.into()
+}
