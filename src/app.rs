@@ -42,7 +42,7 @@ pub struct App {
     engine: Arc<Engine>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
-    nothing_loaded: Pending,
+    nothing_loaded: Option<Pending>,
     drain_timeout: Duration,
 }
 
@@ -61,6 +61,7 @@ pub async fn bind(config: Config) -> Result<App, BindError> {
         reloads,
         reloader,
     } = opened;
+    let nothing_loaded = reader.load().is_none().then_some(nothing_loaded);
     let engine = Arc::new(Engine::new(
         reader.clone(),
         CacheSettings {
@@ -141,14 +142,14 @@ impl App {
 }
 
 /// Lets callers in at the first snapshot; at each later one, frees what only the old one needed.
-async fn follow_snapshots(mut snapshots: Reader, engine: Arc<Engine>, nothing_loaded: Pending) {
-    let mut nothing_loaded = Some(nothing_loaded);
-    loop {
-        if snapshots.load().is_some() && nothing_loaded.take().is_none() {
+async fn follow_snapshots(
+    mut snapshots: Reader,
+    engine: Arc<Engine>,
+    mut nothing_loaded: Option<Pending>,
+) {
+    while snapshots.changed().await.is_ok() {
+        if nothing_loaded.take().is_none() {
             engine.forget();
-        }
-        if snapshots.changed().await.is_err() {
-            return;
         }
     }
 }

@@ -6,11 +6,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -116,9 +118,15 @@ async fn serve_http2(
     limits: ConnectionLimits,
     mut draining: ReadinessReader,
 ) {
+    let calls = Calls::default();
+    let in_flight = calls.clone();
     let service = service_fn(move |request| {
         let doors = Arc::clone(&doors);
-        async move { Ok::<_, Infallible>(call(&doors, request).await) }
+        let begun = in_flight.begin();
+        async move {
+            let response = call(&doors, request).await;
+            Ok::<_, Infallible>(response.map(|body| CountedBody { body, _call: begun }))
+        }
     });
     let serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -131,12 +139,78 @@ async fn serve_http2(
         ended = serving.as_mut() => ended,
         () = draining.draining() => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            tokio::select! {
+                ended = serving => ended,
+                // hyper would also wait for a caller that never answers its last ping.
+                () = calls.over() => return,
+            }
         }
     };
     if let Err(error) = ended {
         // A caller that goes away or speaks no HTTP/2 is its own affair.
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Counts the calls in flight on one connection, their answers included until they are written.
+#[derive(Clone, Debug, Default)]
+struct Calls(Arc<AtomicUsize>);
+
+/// One call in flight.
+#[derive(Debug)]
+struct CallInFlight(Calls);
+
+impl Calls {
+    fn begin(&self) -> CallInFlight {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        CallInFlight(self.clone())
+    }
+
+    /// Returns when no call was in flight at two looks in a row. Between them, what was written
+    /// last finds its way out.
+    async fn over(&self) {
+        const PAUSE: Duration = Duration::from_millis(250);
+        let mut quiet = 0;
+        while quiet < 2 {
+            tokio::time::sleep(PAUSE).await;
+            quiet = if self.0.load(Ordering::Relaxed) == 0 {
+                quiet + 1
+            } else {
+                0
+            };
+        }
+    }
+}
+
+impl Drop for CallInFlight {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer, which keeps its call in flight.
+struct CountedBody {
+    body: Body,
+    _call: CallInFlight,
+}
+
+impl hyper::body::Body for CountedBody {
+    type Data = <Body as hyper::body::Body>::Data;
+    type Error = <Body as hyper::body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

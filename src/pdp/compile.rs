@@ -36,7 +36,7 @@ const EVALUATE_STACK_BYTES_RESERVED: usize = 256 << 10;
 /// Why sources did not become a snapshot: every finding, warnings included, sorted by file and
 /// place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} findings refuse the policy directory, the first: {}", .errors.len(), first_text(.errors))]
+#[error("the policy directory is refused; findings: {}, the first: {}", .errors.len(), first_text(.errors))]
 pub struct CompileError {
     /// What refuses the load; never empty.
     pub errors: Vec<Diagnostic>,

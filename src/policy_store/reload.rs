@@ -47,7 +47,7 @@ pub struct Opened {
 
 /// The directory cannot be loaded, and the store was not to wait for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policy directory cannot be loaded: {} findings", .diagnostics.len())]
+#[error("the policy directory cannot be loaded; findings: {}", .diagnostics.len())]
 pub struct OpenRefused {
     /// Every reason.
     pub diagnostics: Vec<Diagnostic>,

@@ -2,6 +2,7 @@
 
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -9,9 +10,11 @@
     reason = "a test says what must hold in the shortest way, and each test uses a part of this"
 )]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,6 +22,7 @@ use std::time::{Duration, Instant};
 use cedar_pdp::api::pb;
 use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
 use cedar_pdp::api::pb::policy_store_service_client::PolicyStoreServiceClient;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
@@ -29,8 +33,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The server binary: the one that cargo built for the tests, or the one that
 /// `CEDAR_PDP_TEST_BINARY` names, so that the same tests can be run against a release build.
 pub fn binary() -> PathBuf {
-    std::env::var_os("CEDAR_PDP_TEST_BINARY")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_cedar-pdp")), PathBuf::from)
+    std::env::var_os("CEDAR_PDP_TEST_BINARY").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_cedar-pdp")),
+        PathBuf::from,
+    )
 }
 
 /// A command for the binary, without the environment of whoever runs the tests.
@@ -101,17 +107,27 @@ impl Server {
         let stderr_reader = std::thread::spawn(move || {
             let mut line = Vec::new();
             while log.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                kept.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                kept.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
         });
-        let mut server = Self { child, addresses: Vec::new(), stderr, stderr_reader: Some(stderr_reader) };
+        let mut server = Self {
+            child,
+            addresses: Vec::new(),
+            stderr,
+            stderr_reader: Some(stderr_reader),
+        };
         let mut stdout = BufReader::new(server.child.stdout.take().unwrap());
         while server.addresses.len() < addresses {
             let mut line = String::new();
             if stdout.read_line(&mut line).unwrap() == 0 {
                 let status = server.child.wait().unwrap();
-                panic!("the server ended ({status}) before it listened:\n{}", server.log());
+                panic!(
+                    "the server ended ({status}) before it listened:\n{}",
+                    server.log()
+                );
             }
             if let Some(address) = line.trim_end().strip_prefix("listening on ") {
                 server.addresses.push(address.to_owned());
@@ -141,7 +157,11 @@ impl Server {
     pub fn wait_for_log(&self, text: &str) {
         let begun = Instant::now();
         while !self.log().contains(text) {
-            assert!(begun.elapsed() < PATIENCE, "`{text}` was never logged:\n{}", self.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "`{text}` was never logged:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -153,7 +173,11 @@ impl Server {
 
     /// Sends a signal by its name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 
@@ -167,7 +191,11 @@ impl Server {
                 }
                 return status;
             }
-            assert!(begun.elapsed() < PATIENCE, "the server does not end:\n{}", self.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the server does not end:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -175,8 +203,14 @@ impl Server {
     /// Resident memory now, in KiB.
     pub fn resident_kib(&self) -> u64 {
         let mut text = String::new();
-        std::fs::File::open(format!("/proc/{}/status", self.pid())).unwrap().read_to_string(&mut text).unwrap();
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        std::fs::File::open(format!("/proc/{}/status", self.pid()))
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("VmRSS");
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
@@ -205,13 +239,24 @@ impl Drop for Server {
 
 /// A connection to `address`, as the server printed it.
 pub async fn channel(address: &str) -> Channel {
-    let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
-    Endpoint::from_shared(uri).unwrap().connect().await.expect("the server accepts")
+    let uri = if address.starts_with("unix:") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
+    Endpoint::from_shared(uri)
+        .unwrap()
+        .connect()
+        .await
+        .expect("the server accepts")
 }
 
 /// The uid `type_name::"id"`.
 pub fn uid(type_name: &str, id: &str) -> pb::EntityUid {
-    pb::EntityUid { r#type: type_name.to_owned(), id: Some(id.to_owned()) }
+    pb::EntityUid {
+        r#type: type_name.to_owned(),
+        id: Some(id.to_owned()),
+    }
 }
 
 /// A uid as Cedar writes it.
@@ -223,7 +268,9 @@ pub fn parse_uid(text: &str) -> pb::EntityUid {
 /// A request by three uids as Cedar writes them.
 pub fn request(principal: &str, action: &str, resource: &str) -> pb::AuthorizeRequest {
     pb::AuthorizeRequest {
-        identity: Some(pb::authorize_request::Identity::Principal(parse_uid(principal))),
+        identity: Some(pb::authorize_request::Identity::Principal(parse_uid(
+            principal,
+        ))),
         action: Some(parse_uid(action)),
         resource: Some(parse_uid(resource)),
         ..pb::AuthorizeRequest::default()
@@ -242,10 +289,20 @@ pub async fn wait_for_status(
     mut holds: impl FnMut(&pb::StoreStatus) -> bool,
 ) -> pb::StoreStatus {
     let mut store = server.policy_store().await;
-    let mut watch = store.watch_status(pb::WatchStatusRequest {}).await.unwrap().into_inner();
+    let mut watch = store
+        .watch_status(pb::WatchStatusRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     let waiting = async {
         loop {
-            let status = watch.message().await.unwrap().expect("the watch goes on").status.unwrap();
+            let status = watch
+                .message()
+                .await
+                .unwrap()
+                .expect("the watch goes on")
+                .status
+                .unwrap();
             if holds(&status) {
                 return status;
             }
@@ -254,5 +311,181 @@ pub async fn wait_for_status(
     match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(status) => status,
         Err(_) => panic!("the status never showed {what}:\n{}", server.log()),
+    }
+}
+
+/// The revision of these served files, worked out as the contract says and not by our own code.
+pub fn revision(files: &[(&str, &str)]) -> String {
+    let files: BTreeMap<&[u8], &[u8]> = files
+        .iter()
+        .map(|(path, text)| (path.as_bytes(), text.as_bytes()))
+        .collect();
+    let mut digest = Sha256::new();
+    for part in files.iter().flat_map(|(path, text)| [path, text]) {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    digest
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// What an answer said.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Said {
+    pub is_allow: bool,
+    pub determining: Vec<String>,
+    pub revision: String,
+}
+
+impl From<pb::AuthorizeResponse> for Said {
+    fn from(response: pb::AuthorizeResponse) -> Self {
+        assert_ne!(response.decision(), pb::Decision::Unspecified);
+        Self {
+            is_allow: response.decision() == pb::Decision::Allow,
+            determining: response.determining_policies,
+            revision: response.revision,
+        }
+    }
+}
+
+/// Clients that ask the same all the time, each in its own way and on its own connection.
+pub struct Askers {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<BTreeMap<Said, u64>>>,
+}
+
+impl Askers {
+    /// Starts one client that asks one by one, one that asks in batches, and one on a stream;
+    /// each has had an answer when this returns. `pause` leaves the processor to others.
+    pub async fn start(server: &Server, request: &pb::AuthorizeRequest, pause: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = Vec::new();
+        for way in [Way::OneByOne, Way::InBatches, Way::OnAStream] {
+            let mut asker = Asker::connect(server, way, request.clone()).await;
+            let mut said = BTreeMap::new();
+            asker.ask(&mut said).await;
+            let stop = Arc::clone(&stop);
+            tasks.push(tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    asker.ask(&mut said).await;
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                said
+            }));
+        }
+        Self { stop, tasks }
+    }
+
+    /// Ends the clients. Gives everything that was answered, with how often; fails when a single
+    /// call failed.
+    pub async fn finish(self) -> BTreeMap<Said, u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = BTreeMap::new();
+        for task in self.tasks {
+            for (said, count) in task.await.expect("no call fails") {
+                *all.entry(said).or_default() += count;
+            }
+        }
+        all
+    }
+}
+
+enum Way {
+    OneByOne,
+    InBatches,
+    OnAStream,
+}
+
+enum Asker {
+    OneByOne(AuthorizationServiceClient<Channel>, pb::AuthorizeRequest),
+    InBatches(AuthorizationServiceClient<Channel>, pb::AuthorizeRequest),
+    OnAStream {
+        items: tokio::sync::mpsc::Sender<pb::StreamAuthorizeRequest>,
+        answers: tonic::Streaming<pb::StreamAuthorizeResponse>,
+        next: u64,
+        request: pb::AuthorizeRequest,
+    },
+}
+
+impl Asker {
+    async fn connect(server: &Server, way: Way, request: pb::AuthorizeRequest) -> Self {
+        let mut client = server.authorization().await;
+        match way {
+            Way::OneByOne => Self::OneByOne(client, request),
+            Way::InBatches => Self::InBatches(client, request),
+            Way::OnAStream => {
+                let (items, sent) = tokio::sync::mpsc::channel(1);
+                let sent = tokio_stream::wrappers::ReceiverStream::new(sent);
+                let answers = client.stream_authorize(sent).await.unwrap().into_inner();
+                Self::OnAStream {
+                    items,
+                    answers,
+                    next: 0,
+                    request,
+                }
+            }
+        }
+    }
+
+    async fn ask(&mut self, said: &mut BTreeMap<Said, u64>) {
+        let mut note = |response: pb::AuthorizeResponse| {
+            *said.entry(response.into()).or_default() += 1;
+        };
+        match self {
+            Self::OneByOne(client, request) => {
+                note(
+                    client
+                        .authorize(request.clone())
+                        .await
+                        .unwrap()
+                        .into_inner(),
+                );
+            }
+            Self::InBatches(client, request) => {
+                let requests = vec![request.clone(); 3];
+                let batch = pb::BatchAuthorizeRequest { requests };
+                let answered = client.batch_authorize(batch).await.unwrap().into_inner();
+                assert_eq!(answered.results.len(), 3);
+                for result in answered.results {
+                    match result.result {
+                        Some(pb::batch_authorize_result::Result::Response(response)) => {
+                            assert_eq!(response.revision, answered.revision);
+                            note(response);
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            Self::OnAStream {
+                items,
+                answers,
+                next,
+                request,
+            } => {
+                *next += 1;
+                let item = pb::StreamAuthorizeRequest {
+                    correlation_id: *next,
+                    request: Some(request.clone()),
+                };
+                items.send(item).await.unwrap();
+                let answer = answers
+                    .message()
+                    .await
+                    .unwrap()
+                    .expect("the stream goes on");
+                assert_eq!(answer.correlation_id, *next);
+                match answer.result {
+                    Some(pb::stream_authorize_response::Result::Response(response)) => {
+                        note(response)
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 }

@@ -343,7 +343,10 @@ fn a_request_entity_that_is_wrong_is_refused_by_its_field() {
             r#"entities[0].attributes["more"]"#,
         ),
         (
-            vec![user(&[name.clone()], &[r#"Group::"g""#, r#"Doc::"1""#])],
+            vec![user(
+                std::slice::from_ref(&name),
+                &[r#"Group::"g""#, r#"Doc::"1""#],
+            )],
             "entities[0].parents[1]",
         ),
         (vec![tagged], r#"entities[0].tags["t"]"#),
@@ -356,7 +359,10 @@ fn a_request_entity_that_is_wrong_is_refused_by_its_field() {
             "entities[0].uid.type",
         ),
         (
-            vec![user(&[name.clone()], &[]), user(&[name.clone()], &[])],
+            vec![
+                user(std::slice::from_ref(&name), &[]),
+                user(std::slice::from_ref(&name), &[]),
+            ],
             "entities[1].uid",
         ),
     ] {

@@ -28,8 +28,11 @@ fn good(files: &[(&str, &str)]) -> Snapshot {
     compile_files(files, Validation::Strict).unwrap_or_else(|error| panic!("{error:#?}"))
 }
 
-/// The places of all errors, and their text.
-fn bad(files: &[(&str, &str)]) -> Vec<(String, Option<(u32, u32)>, String)> {
+/// A finding's file, line and column, and text.
+type Found = (String, Option<(u32, u32)>, String);
+
+/// All errors.
+fn bad(files: &[(&str, &str)]) -> Vec<Found> {
     let error = compile_files(files, Validation::Strict).expect_err("sources that do not compile");
     error
         .errors
