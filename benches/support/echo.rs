@@ -1,0 +1,119 @@
+//! The baseline: servers that decode a request and answer a constant.
+//!
+//! Each runs in a process of its own, the benchmark's program started again with its name as the
+//! argument, so that its CPU is its own.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use cedar_pdp::api::pb;
+use cedar_pdp::api::pb::authorization_service_server::{
+    AuthorizationService, AuthorizationServiceServer,
+};
+use futures_util::stream::Empty;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::world;
+
+/// The echo on the runtime, the HTTP/2 and the sockets that `cedar-pdp serve` uses. Whatever
+/// changes there changes here.
+pub const ECHO: &str = "echo";
+/// The echo as whoever has read tonic's guide would write it.
+pub const DEFAULT_ECHO: &str = "default-echo";
+
+const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+#[derive(Clone)]
+struct Echo(pb::AuthorizeResponse);
+
+#[tonic::async_trait]
+impl AuthorizationService for Echo {
+    async fn authorize(
+        &self,
+        request: Request<pb::AuthorizeRequest>,
+    ) -> Result<Response<pb::AuthorizeResponse>, Status> {
+        // Decoded by now; who answers has to look at it.
+        std::hint::black_box(request.into_inner());
+        Ok(Response::new(self.0.clone()))
+    }
+
+    async fn batch_authorize(
+        &self,
+        _: Request<pb::BatchAuthorizeRequest>,
+    ) -> Result<Response<pb::BatchAuthorizeResponse>, Status> {
+        Err(Status::unimplemented("an echo of Authorize only"))
+    }
+
+    type StreamAuthorizeStream = Empty<Result<pb::StreamAuthorizeResponse, Status>>;
+
+    async fn stream_authorize(
+        &self,
+        _: Request<Streaming<pb::StreamAuthorizeRequest>>,
+    ) -> Result<Response<Self::StreamAuthorizeStream>, Status> {
+        Err(Status::unimplemented("an echo of Authorize only"))
+    }
+}
+
+/// Serves [`ECHO`] until killed.
+pub fn serve() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(ANY_PORT).await?;
+        say_address(listener.local_addr()?)?;
+        let service = AuthorizationServiceServer::new(Echo(world::answer()));
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let service = service.clone();
+            tokio::spawn(async move {
+                let call = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                    let mut service = service.clone();
+                    async move {
+                        Ok::<_, Infallible>(
+                            service
+                                .call(request.map(Body::new))
+                                .await
+                                .unwrap_or_else(|never| match never {}),
+                        )
+                    }
+                });
+                // A caller that goes away is no matter here: the caller's side counts its answers.
+                let _ = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), call)
+                    .await;
+            });
+        }
+    })
+}
+
+/// Serves [`DEFAULT_ECHO`] until killed.
+#[tokio::main]
+pub async fn serve_as_the_guide_writes_it() -> anyhow::Result<()> {
+    // The guide's `serve(address)` does this, but does not tell which port it got.
+    let incoming = TcpIncoming::bind(ANY_PORT)?.with_nodelay(Some(true));
+    say_address(incoming.local_addr()?)?;
+    tonic::transport::Server::builder()
+        .add_service(AuthorizationServiceServer::new(Echo(world::answer())))
+        .serve_with_incoming(incoming)
+        .await?;
+    Ok(())
+}
+
+/// As `cedar-pdp serve` says it.
+fn say_address(address: SocketAddr) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "listening on {address}")?;
+    stdout.flush()?;
+    Ok(())
+}

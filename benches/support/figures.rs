@@ -1,0 +1,69 @@
+//! Repeated measurements, what is said of them, and how it is printed.
+
+/// Measurements of one thing.
+pub struct Spread(Vec<f64>);
+
+impl Spread {
+    /// Of at least one measurement.
+    pub fn of(measurements: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = measurements.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        assert!(!sorted.is_empty(), "nothing was measured");
+        Self(sorted)
+    }
+
+    pub fn least(&self) -> f64 {
+        self.percentile(0)
+    }
+
+    pub fn median(&self) -> f64 {
+        self.percentile(50)
+    }
+
+    pub fn most(&self) -> f64 {
+        self.percentile(100)
+    }
+
+    /// The least measurement that `percent` of them do not exceed.
+    pub fn percentile(&self, percent: usize) -> f64 {
+        let rank = (self.0.len() * percent).div_ceil(100).max(1);
+        self.0.get(rank - 1).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The median, with the extremes behind it.
+    pub fn show(&self, decimals: usize) -> String {
+        let (median, least, most) = (self.median(), self.least(), self.most());
+        format!("{median:.decimals$} ({least:.decimals$} to {most:.decimals$})")
+    }
+}
+
+/// Prints `rows` under `head`, the first column to the left and the others to the right.
+pub fn print_table<const N: usize>(
+    title: &str,
+    head: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) {
+    let table: Vec<[String; N]> = std::iter::once(head.map(str::to_owned))
+        .chain(rows)
+        .collect();
+    let width = |column: usize| {
+        table
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(String::len)
+            .max()
+            .unwrap_or(0)
+    };
+    println!("\n{title}");
+    for row in &table {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = width(column);
+            if column == 0 {
+                format!("  {cell:<width$}")
+            } else {
+                format!("{cell:>width$}")
+            }
+        });
+        println!("{}", cells.collect::<Vec<_>>().join("   "));
+    }
+}

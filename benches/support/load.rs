@@ -1,0 +1,231 @@
+//! Load on a server, from another process, every call of it answered well or it is an error.
+//!
+//! It comes from h2load (<https://nghttp2.org>), which posts one body over and over. Calls that
+//! differ come from a generator of our own: the benchmark's program started again, and the `h2`
+//! crate. Both keep as many calls in flight on as many connections; but how they gather frames
+//! into writes differs, and with it what a call costs the server, so figures under the one are
+//! not to be held against figures under the other.
+
+use std::cell::Cell;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
+use std::rc::Rc;
+
+use anyhow::{Context as _, bail, ensure};
+use cedar_pdp::api::pb;
+use h2::client::SendRequest;
+use prost::Message as _;
+use prost::bytes::{Buf as _, Bytes};
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+
+pub const CONNECTIONS: usize = 8;
+/// On each connection.
+pub const IN_FLIGHT: usize = 16;
+
+/// The argument that makes this program the generator.
+pub const GENERATOR: &str = "generate";
+
+const METHOD: &str = "/pdp.v1.AuthorizationService/Authorize";
+
+/// Where calls come from.
+pub enum Load {
+    /// h2load, with the body that this file holds.
+    H2load(PathBuf),
+    /// Our generator, with the bodies that this file holds, in turn.
+    Own(PathBuf),
+}
+
+impl Load {
+    /// h2load posting `requests`, of which there must be one.
+    pub fn h2load(file: PathBuf, requests: &[pb::AuthorizeRequest]) -> anyhow::Result<Self> {
+        ensure!(requests.len() == 1, "h2load posts one body");
+        fs::write(&file, bodies(requests))?;
+        Ok(Self::H2load(file))
+    }
+
+    /// Our generator posting `requests`.
+    pub fn own(file: PathBuf, requests: &[pb::AuthorizeRequest]) -> anyhow::Result<Self> {
+        fs::write(&file, bodies(requests))?;
+        Ok(Self::Own(file))
+    }
+
+    /// Makes `calls` calls to the server at `address`, and returns when all are answered.
+    pub fn run(&self, address: &str, calls: usize) -> anyhow::Result<()> {
+        match self {
+            Self::H2load(body) => {
+                let output = Command::new("h2load")
+                    .args([
+                        "--clients",
+                        &CONNECTIONS.to_string(),
+                        "--max-concurrent-streams",
+                        &IN_FLIGHT.to_string(),
+                    ])
+                    .args(["--requests", &calls.to_string(), "--threads", "1"])
+                    .args([
+                        "--header",
+                        "content-type: application/grpc",
+                        "--header",
+                        "te: trailers",
+                    ])
+                    .arg("--data")
+                    .arg(body)
+                    .arg(format!("http://{address}{METHOD}"))
+                    .output()
+                    .map_err(missing_h2load)?;
+                let said = String::from_utf8_lossy(&output.stdout);
+                let all =
+                    format!("{calls} done, {calls} succeeded, 0 failed, 0 errored, 0 timeout");
+                ensure!(
+                    output.status.success() && said.contains(&all),
+                    "not every call succeeded: {said}"
+                );
+            }
+            Self::Own(bodies) => {
+                let status = Command::new(std::env::current_exe()?)
+                    .args([GENERATOR, address, &calls.to_string()])
+                    .arg(bodies)
+                    .status()
+                    .context("cannot start the generator")?;
+                ensure!(status.success(), "the generator failed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says at once, and not after minutes, that h2load is not there.
+pub fn find_h2load() -> anyhow::Result<()> {
+    Command::new("h2load")
+        .arg("--version")
+        .output()
+        .map_err(missing_h2load)?;
+    Ok(())
+}
+
+fn missing_h2load(error: io::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context(
+        "cannot run `h2load`, which this benchmark needs (on Debian: apt install nghttp2-client)",
+    )
+}
+
+/// The bodies of calls, one after the other: each a message with gRPC's prefix, which tells its
+/// length.
+fn bodies(requests: &[pb::AuthorizeRequest]) -> Vec<u8> {
+    let mut bodies = Vec::new();
+    for request in requests {
+        let message = request.encode_to_vec();
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        bodies.push(0);
+        bodies.extend_from_slice(&length.to_be_bytes());
+        bodies.extend_from_slice(&message);
+    }
+    bodies
+}
+
+/// The bodies in `file`, apart.
+fn read_bodies(file: &str) -> anyhow::Result<Vec<Bytes>> {
+    let mut rest = Bytes::from(fs::read(file)?);
+    let mut bodies = Vec::new();
+    while rest.has_remaining() {
+        let length = rest.get(1..5).context("a body is cut short")?.get_u32();
+        let body = 5 + usize::try_from(length)?;
+        ensure!(body <= rest.len(), "a body is cut short");
+        bodies.push(rest.split_to(body));
+    }
+    ensure!(!bodies.is_empty(), "`{file}` holds no bodies");
+    Ok(bodies)
+}
+
+/// The generator: takes an address, a number of calls, and a file of bodies.
+pub fn generate(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let (Some(address), Some(calls), Some(file)) =
+        (arguments.next(), arguments.next(), arguments.next())
+    else {
+        bail!("the generator needs an address, a number of calls and a file");
+    };
+    let turns = Rc::new(Turns {
+        bodies: read_bodies(&file)?,
+        taken: Cell::new(0),
+        calls: calls.parse()?,
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let mut callers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let stream = TcpStream::connect(&address).await?;
+            stream.set_nodelay(true)?;
+            let (client, connection) = h2::client::handshake(stream).await?;
+            tokio::task::spawn_local(connection);
+            for _ in 0..IN_FLIGHT {
+                callers.push(tokio::task::spawn_local(call_in_turn(
+                    client.clone(),
+                    address.clone(),
+                    Rc::clone(&turns),
+                )));
+            }
+        }
+        for caller in callers {
+            caller.await??;
+        }
+        Ok(())
+    })
+}
+
+/// Whose turn it is: the bodies one after the other, over all connections, until all calls are made.
+struct Turns {
+    bodies: Vec<Bytes>,
+    taken: Cell<usize>,
+    calls: usize,
+}
+
+impl Turns {
+    fn next(&self) -> Option<Bytes> {
+        let turn = self.taken.replace(self.taken.get() + 1);
+        if turn >= self.calls {
+            return None;
+        }
+        self.bodies.get(turn % self.bodies.len()).cloned()
+    }
+}
+
+async fn call_in_turn(
+    mut client: SendRequest<Bytes>,
+    address: String,
+    turns: Rc<Turns>,
+) -> anyhow::Result<()> {
+    let request = http::Request::post(format!("http://{address}{METHOD}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())?;
+    while let Some(body) = turns.next() {
+        client = client.ready().await?;
+        let (answer, mut sending) = client.send_request(request.clone(), false)?;
+        sending.send_data(body, true)?;
+        let answer = answer.await?;
+        ensure!(
+            answer.status() == http::StatusCode::OK,
+            "a call was answered with {}",
+            answer.status()
+        );
+        let mut body = answer.into_body();
+        while let Some(data) = body.data().await {
+            body.flow_control().release_capacity(data?.len())?;
+        }
+        let trailers = body
+            .trailers()
+            .await?
+            .context("a call was answered without a gRPC status")?;
+        ensure!(
+            trailers
+                .get("grpc-status")
+                .is_some_and(|status| status == "0"),
+            "a call was answered with {trailers:?}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Server processes: started, asked, and their CPU read from the system's own accounting.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cedar_pdp::api::pb;
+use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+use super::running::Server;
+
+/// Starts this very program again as the server that `role` names.
+pub fn start_again_as(role: &str) -> anyhow::Result<Server> {
+    let mut command =
+        Command::new(std::env::current_exe().context("cannot tell where this program is")?);
+    command.arg(role);
+    Ok(Server::spawn(command, 1))
+}
+
+/// A caller that waits for each answer.
+pub struct Caller {
+    runtime: Runtime,
+    client: AuthorizationServiceClient<Channel>,
+}
+
+impl Caller {
+    /// Connects to `server`.
+    pub fn of(server: &Server) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let client = runtime.block_on(server.authorization());
+        Ok(Self { runtime, client })
+    }
+
+    /// One unary call.
+    pub fn authorize(
+        &mut self,
+        request: pb::AuthorizeRequest,
+    ) -> anyhow::Result<pb::AuthorizeResponse> {
+        Ok(self
+            .runtime
+            .block_on(self.client.authorize(request))?
+            .into_inner())
+    }
+}
+
+/// Reads the CPU that a process uses from now on.
+///
+/// `/proc/PID/stat` counts ticks of 10 ms; the scheduler's figures of the process's threads are
+/// the same time, user and system, in nanoseconds.
+pub struct CpuMeter {
+    pid: u32,
+    before: BTreeMap<u32, Duration>,
+}
+
+impl CpuMeter {
+    pub fn start(pid: u32) -> anyhow::Result<Self> {
+        Ok(Self {
+            pid,
+            before: cpu_by_thread(pid)?,
+        })
+    }
+
+    /// What has been used since the start. What a thread used that has ended since is missing;
+    /// the threads that serve do not end.
+    pub fn used(&self) -> anyhow::Result<Duration> {
+        let now = cpu_by_thread(self.pid)?;
+        let used = |(thread, now): (u32, Duration)| {
+            now.saturating_sub(self.before.get(&thread).copied().unwrap_or_default())
+        };
+        Ok(now.into_iter().map(used).sum())
+    }
+}
+
+fn cpu_by_thread(pid: u32) -> anyhow::Result<BTreeMap<u32, Duration>> {
+    let mut threads = BTreeMap::new();
+    let directory = format!("/proc/{pid}/task");
+    for thread in fs::read_dir(&directory).with_context(|| format!("cannot read `{directory}`"))? {
+        let thread = thread?;
+        let file = thread.path().join("schedstat");
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            // It ended just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !thread.path().exists() => {
+                continue;
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read `{}`", file.display()));
+            }
+        };
+        let nanoseconds = text
+            .split_whitespace()
+            .next()
+            .and_then(|on_cpu| on_cpu.parse().ok());
+        let on_cpu = nanoseconds.with_context(|| format!("`{}` holds `{text}`", file.display()))?;
+        let id = thread
+            .file_name()
+            .to_string_lossy()
+            .parse()
+            .context("a thread has a number")?;
+        threads.insert(id, Duration::from_nanos(on_cpu));
+    }
+    Ok(threads)
+}
