@@ -75,6 +75,13 @@ pub async fn bind(config: Config) -> Result<App, BindError> {
         readiness: readiness.reader(),
     };
     let server = Server::open(&config.listen, &house, &api_settings(&config)).await?;
+    for address in server
+        .addresses()
+        .iter()
+        .filter(|address| !address.is_local())
+    {
+        tracing::warn!(%address, "listening beyond this machine, without TLS and for every caller");
+    }
     let drain_timeout = config.drain_timeout;
     Ok(App {
         server,

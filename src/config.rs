@@ -35,10 +35,10 @@ pub struct RawConfig {
     /// Where to listen: HOST:PORT or unix:PATH; may be given several times
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<Vec<String>>,
-    /// Whether a policy that the schema rejects refuses the load; off validates no requests either
+    /// What a policy that the schema rejects does: strict refuses the load, warn reports it, off validates nothing, no requests either
     #[arg(long, value_name = "strict|warn|off")]
     pub validation: Option<String>,
-    /// What a forbid does whose evaluation failed: skip is Cedar's rule
+    /// What a forbid does whose evaluation failed: skip, which is Cedar's rule, or deny
     #[arg(long, value_name = "skip|deny")]
     pub on_policy_error: Option<String>,
     /// The entity types that callers may send, separated by commas; an empty list is none, without this option any
@@ -53,7 +53,7 @@ pub struct RawConfig {
     /// Load a directory, a schema or a policy file that has become empty
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_empty: Option<bool>,
-    /// How a change in the directory is noticed; events are backed by polling
+    /// How a change in the directory is noticed: by events, backed by polling, or by poll alone
     #[arg(long, value_name = "events|poll")]
     pub watch: Option<String>,
     /// How often the directory is reread even though no event came
@@ -101,7 +101,7 @@ pub struct RawConfig {
     /// What is logged, in the syntax of tracing's EnvFilter
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
-    /// How a log line is written
+    /// How a log line is written: text or json
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<String>,
 }

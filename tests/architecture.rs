@@ -1,4 +1,4 @@
-//! Who may look at whom, read from the source: what DESIGN.md and STYLE.md say of it, as tests.
+//! Who may look at whom, read from the source: what ARCHITECTURE.md says of it, as tests.
 //!
 //! Production code only: a file called `tests.rs`, what stands below a folder `tests`, and an
 //! inline `mod tests` may name what they need.

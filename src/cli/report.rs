@@ -58,6 +58,10 @@ pub(super) fn write_explanation(out: &mut String, explanation: &Explanation) -> 
             out,
             "because no permit has a scope that matches the request"
         )?,
+        1 => writeln!(
+            out,
+            "because the one permit whose scope matches is not satisfied:"
+        )?,
         total => writeln!(
             out,
             "because of {total} permits whose scope matches, none is satisfied:"
