@@ -53,6 +53,9 @@ pub(super) struct Cache {
     evictions: Arc<AtomicU64>,
 }
 
+/// The most memory that a thread keeps for writing keys between two lookups.
+const LARGEST_KEPT_KEY_BYTES: usize = 64 << 10;
+
 thread_local! {
     /// Where keys are written for lookup; only a miss copies its key.
     static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -93,6 +96,9 @@ impl Cache {
         decide: impl FnOnce() -> Result<Answer, InvalidQuery>,
     ) -> Result<Arc<Answer>, InvalidQuery> {
         KEY.with_borrow_mut(|key| {
+            // One huge request must not hold its key's memory on every thread for ever.
+            key.clear();
+            key.shrink_to(LARGEST_KEPT_KEY_BYTES);
             key::encode(key, revision, query);
             if let Some(answer) = self.answers.get(key.as_slice()) {
                 self.hits.fetch_add(1, Ordering::Relaxed);

@@ -14,6 +14,7 @@ use super::explain::explain;
 use super::id::PolicyId;
 use super::query::{InvalidQuery, Query};
 use super::snapshot::{OnPolicyError, Rule, Snapshot};
+use super::values::bounded_text;
 
 /// Decides `query` against one snapshot.
 ///
@@ -123,7 +124,7 @@ fn policy_error(rule: &Rule, error: EvaluationError) -> PolicyError {
     PolicyError {
         policy: PolicyId::clone(&rule.id),
         // The text that users of Cedar's public authorizer see.
-        message: cedar_policy::AuthorizationError::from(error).to_string(),
+        message: bounded_text(&cedar_policy::AuthorizationError::from(error)),
     }
 }
 

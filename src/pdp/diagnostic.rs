@@ -59,6 +59,39 @@ impl Position {
     }
 }
 
+/// Where the lines of a text begin, for who needs many places in it.
+pub(super) struct Lines(Vec<usize>);
+
+impl Lines {
+    /// Walks over `text` once.
+    pub(super) fn of(text: &str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Self(
+            std::iter::once(0)
+                .chain(breaks.map(|(at, _)| at + 1))
+                .collect(),
+        )
+    }
+
+    /// The place of byte `offset` in `text`, the one that these are the lines of.
+    pub(super) fn position(&self, text: &str, offset: usize) -> Position {
+        let line = self.0.partition_point(|start| *start <= offset);
+        let start = line
+            .checked_sub(1)
+            .and_then(|line| self.0.get(line))
+            .copied()
+            .unwrap_or(0);
+        let within = Position::of(
+            text.get(start..).unwrap_or_default(),
+            offset.saturating_sub(start),
+        );
+        Position {
+            line: u32::try_from(line).unwrap_or(u32::MAX),
+            column: within.column,
+        }
+    }
+}
+
 /// The text that a finding points into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {
@@ -241,6 +274,13 @@ mod tests {
         let x = text.find('x').unwrap();
         assert_eq!(Position::of(text, x), Position { line: 2, column: 4 });
         assert_eq!(Position::of(text, 999), Position { line: 2, column: 5 });
+        for at in (0..text.len()).filter(|at| text.is_char_boundary(*at)) {
+            assert_eq!(
+                Lines::of(text).position(text, at),
+                Position::of(text, at),
+                "{at}"
+            );
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::explanation::{
 };
 use super::nesting;
 use super::snapshot::Rule;
+use super::values::bounded_text;
 
 /// Explains a decision: `determining` are the rules that settled it, of all `rules`.
 pub(super) fn explain(
@@ -84,10 +85,12 @@ fn is_true(value: &ast::Value) -> bool {
 /// The first operand of the condition's `&&`, in source order, that is not true.
 fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, ClauseOutcome)> {
     for operand in operands(rule.policy.non_scope_constraints()?) {
-        let outcome = match evaluator.interpret(operand, rule.policy.env()) {
+        // An operand that is no truth value fails as an operand, and Cedar says how.
+        let asked = ast::Expr::and(operand.clone(), ast::Expr::val(true));
+        let outcome = match evaluator.interpret(&asked, rule.policy.env()) {
             Ok(value) if is_true(&value) => continue,
             Ok(_) => ClauseOutcome::NotSatisfied,
-            Err(error) => ClauseOutcome::Failed(error.to_string()),
+            Err(error) => ClauseOutcome::Failed(bounded_text(&error)),
         };
         return Some((clause_of(rule, operand), outcome));
     }

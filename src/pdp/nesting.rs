@@ -231,7 +231,8 @@ impl Iterator for Tokens<'_> {
                     continue;
                 }
                 b'/' if !json && self.byte(start + 1) == Some(b'/') => {
-                    self.at = self.after_while(start, |b| b != b'\n');
+                    // Cedar ends a comment at a carriage return too.
+                    self.at = self.after_while(start, |b| b != b'\n' && b != b'\r');
                     continue;
                 }
                 b'(' | b'[' | b'{' => TokenKind::Open,
@@ -303,6 +304,13 @@ mod tests {
             policy(&format!("context.x == \"\\\"{brackets}\""))
         );
         assert_eq!(check(&text, Language::Policies), Ok(()));
+    }
+
+    #[test]
+    fn a_carriage_return_ends_a_comment() {
+        let hidden = policy(&format!("//\r{}true{}", "(".repeat(300), ")".repeat(300)));
+        assert!(check(&hidden, Language::Policies).is_err());
+        assert!(check(&format!("//\r{}", "Set<".repeat(300)), Language::Schema).is_err());
     }
 
     #[test]

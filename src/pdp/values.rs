@@ -224,6 +224,41 @@ static EXTENSIONS: LazyLock<Constructors> = LazyLock::new(|| Constructors {
     duration: Constructor::new("duration"),
 });
 
+/// The longest text of an error that an answer carries, in bytes.
+///
+/// Cedar's errors quote values, and a value can be as long as a message; a thousand policies that
+/// fail on one long id must not make a thousand copies of it.
+const LONGEST_ERROR: usize = 2_000;
+
+/// The text of `error`, cut off where it becomes too long to be carried.
+pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
+    use std::fmt::Write as _;
+
+    struct Bounded(String);
+
+    impl std::fmt::Write for Bounded {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let mut room = LONGEST_ERROR.saturating_sub(self.0.len());
+            if text.len() <= room {
+                self.0.push_str(text);
+                return Ok(());
+            }
+            while !text.is_char_boundary(room) {
+                room -= 1;
+            }
+            self.0.push_str(text.get(..room).unwrap_or_default());
+            self.0.push('…');
+            // Ends the formatting: what follows would be thrown away.
+            Err(std::fmt::Error)
+        }
+    }
+
+    let mut text = Bounded(String::new());
+    // An error says that the text was cut, which it shows itself.
+    let _ = write!(text, "{error}");
+    text.0
+}
+
 /// An error with all its causes on one line.
 pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

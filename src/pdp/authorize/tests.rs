@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::pdp::compile;
+use crate::pdp::explanation::ClauseOutcome;
 use crate::pdp::query::{Problem, Record, RequestEntity, Uid, Value};
 use crate::pdp::snapshot::{Settings, Validation};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
@@ -553,5 +554,35 @@ fn an_explanation_changes_nothing_else() {
             explanation: None,
             ..explained
         }
+    );
+}
+
+#[test]
+fn an_operand_that_is_no_truth_value_is_explained_as_failing() {
+    let snapshot = policies("permit(principal, action, resource) when { context.x };");
+    let query = Query {
+        context: record(&[("x", Value::String("s".to_owned()))]),
+        explain: true,
+        ..read()
+    };
+    let explanation = authorize(&snapshot, &query).unwrap().explanation.unwrap();
+    assert!(
+        matches!(&explanation.unsatisfied[0].outcome, ClauseOutcome::Failed(message) if message.contains("expected bool"))
+    );
+}
+
+#[test]
+fn an_error_that_quotes_a_long_value_is_cut_off() {
+    let snapshot = policies("permit(principal, action, resource) when { resource.owner == 1 };");
+    let query = Query {
+        resource: Uid::new("Doc", "x".repeat(1_000_000)),
+        ..read()
+    };
+    let answer = authorize(&snapshot, &query).unwrap();
+    let message = &answer.diagnostics.errors[0].message;
+    assert!(
+        message.len() < 3_000 && message.ends_with('…'),
+        "{}",
+        message.len()
     );
 }

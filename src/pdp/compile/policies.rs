@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::Findings;
 use super::schema::{json_offset, located};
-use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pdp::diagnostic::{Diagnostic, Lines, Position};
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
 use crate::pdp::nesting::{self, Language};
@@ -123,12 +123,20 @@ impl PolicyCollection {
     /// The templates' number, the policies and templates in each file, and the rules sorted by id.
     pub(super) fn into_rules(self) -> (usize, BTreeMap<String, usize>, Vec<Rule>) {
         let templates = self.set.templates().count();
+        let mut lines: HashMap<&str, Lines> = HashMap::new();
         let mut rules: Vec<Rule> = self
             .set
             .policies()
             .filter_map(|policy| {
                 let id = PolicyId::new(policy.id().as_ref());
-                let place = self.origins.get(&id)?.place();
+                let origin = self.origins.get(&id)?;
+                let lines = lines
+                    .entry(&origin.file)
+                    .or_insert_with(|| Lines::of(&origin.text));
+                let place = Place {
+                    file: origin.file.clone(),
+                    position: Some(lines.position(&origin.text, origin.start)),
+                };
                 let template = policy
                     .template_id()
                     .map(|template| PolicyId::new(template.as_ref()));

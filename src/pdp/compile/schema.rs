@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use cedar_policy::{Schema, SchemaFragment};
+use cedar_policy_core::validator::ValidatorSchema;
+use cedar_policy_core::validator::types::Type;
 use miette::Diagnostic as _;
 
 use super::Findings;
@@ -38,12 +40,91 @@ pub(super) fn read(sources: &Sources, findings: &mut Findings) -> Read {
         return Read::Broken;
     }
     match Schema::from_schema_fragments(fragments) {
-        Ok(schema) => Read::Schema(schema),
+        Ok(schema) => match too_large(schema.as_ref()) {
+            None => Read::Schema(schema),
+            Some(message) => {
+                findings.add(Diagnostic::error(
+                    files.first().map_or("", |file| &file.path),
+                    message,
+                ));
+                Read::Broken
+            }
+        },
         Err(error) => {
             findings.add(whole(&files, &error));
             Read::Broken
         }
     }
+}
+
+/// The most records and sets within one another in the type of an attribute, tag or context.
+const MAX_TYPE_DEPTH: usize = 64;
+
+/// The most parts that such a type may have, all common types written out.
+const MAX_TYPE_PARTS: usize = 10_000;
+
+/// What is wrong with a schema whose types cost too much to check values by.
+///
+/// Each text is bounded, but common types that name one another make types as deep as they are
+/// many, and twice as large with each.
+fn too_large(schema: &ValidatorSchema) -> Option<String> {
+    let of_entities = schema.entity_types().flat_map(|ty| {
+        let attributes = ty
+            .attributes()
+            .iter()
+            .map(|(_, attribute)| attribute.attr_type.as_ref());
+        attributes
+            .chain(ty.tag_type())
+            .map(|found| (ty.name().to_string(), found))
+    });
+    let of_actions = schema.action_ids().filter_map(|action| {
+        action
+            .context_type()
+            .map(|found| (action.name().to_string(), found))
+    });
+    of_entities.chain(of_actions).find_map(|(owner, found)| {
+        let mut parts = 0;
+        let mut open = vec![(found, 1)];
+        while let Some((part, depth)) = open.pop() {
+            parts += 1;
+            if depth > MAX_TYPE_DEPTH {
+                return Some(format!(
+                    "a type of `{owner}` is nested deeper than {MAX_TYPE_DEPTH} levels"
+                ));
+            }
+            if parts > MAX_TYPE_PARTS {
+                return Some(format!(
+                    "a type of `{owner}` has more than {MAX_TYPE_PARTS} parts"
+                ));
+            }
+            match part {
+                Type::Record {
+                    attrs,
+                    open_attributes: _,
+                } => {
+                    open.extend(
+                        attrs
+                            .iter()
+                            .map(|(_, attribute)| (attribute.attr_type.as_ref(), depth + 1)),
+                    );
+                }
+                Type::Set { element_type } => {
+                    open.extend(
+                        element_type
+                            .iter()
+                            .map(|element| (element.as_ref(), depth + 1)),
+                    );
+                }
+                Type::Never
+                | Type::Bool(_)
+                | Type::Long
+                | Type::String
+                | Type::Entity(_)
+                | Type::ExtensionType { .. } => {}
+            }
+        }
+        None
+    })
 }
 
 fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment> {

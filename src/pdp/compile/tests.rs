@@ -348,3 +348,29 @@ fn ids_in_json_are_taken_as_they_are() {
     );
     assert_eq!(ids(&good(&[("p.cedar.json", &json)])), ["l\""]);
 }
+
+#[test]
+fn common_types_that_grow_on_one_another_are_bounded() {
+    let chain = |fields: &[&str], length: usize| {
+        let mut schema = String::from("entity User { a?: A0 };\n");
+        for n in 0..length {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|field| format!("{field}?: A{}", n + 1))
+                .collect();
+            schema.push_str(&format!("type A{n} = {{ {} }};\n", fields.join(", ")));
+        }
+        schema + &format!("type A{length} = Long;\n")
+    };
+    assert!(good(&[("s.cedarschema", &chain(&["x"], 60))]).has_schema());
+    assert!(
+        bad(&[("s.cedarschema", &chain(&["x"], 1_000))])[0]
+            .2
+            .contains("deeper")
+    );
+    assert!(
+        bad(&[("s.cedarschema", &chain(&["x", "y"], 18))])[0]
+            .2
+            .contains("parts")
+    );
+}
