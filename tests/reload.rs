@@ -1017,7 +1017,7 @@ fn start_without_privileges(policies: &Path, arguments: &[&str]) -> Server {
     if !rustix::process::geteuid().is_root() {
         return serve(support::command());
     }
-    let mut command = Command::new("setpriv");
+    let mut command = support::without_settings(Command::new("setpriv"));
     command
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
         .arg(support::binary());

@@ -41,7 +41,11 @@ pub fn binary() -> PathBuf {
 
 /// A command for the binary, without the environment of whoever runs the tests.
 pub fn command() -> Command {
-    let mut command = Command::new(binary());
+    without_settings(Command::new(binary()))
+}
+
+/// `command`, without the settings in the environment of whoever runs the tests.
+pub fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CEDAR_PDP_") {
             command.env_remove(name);
