@@ -14,6 +14,7 @@ use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal};
 
 use super::diagnostic::{Diagnostic, Severity};
 use super::entities::EntityStore;
+use super::nesting::{self, Language};
 use super::snapshot::{Counts, Settings, Snapshot, Validation};
 use super::sources::{FileKind, SourceFile, Sources};
 use super::values::TypeNames;
@@ -55,6 +56,17 @@ struct Findings(Vec<Diagnostic>);
 impl Findings {
     fn add(&mut self, finding: Diagnostic) {
         self.0.push(finding);
+    }
+
+    /// Whether the text of `file` nests no deeper than its parser can bear. If not, a finding says
+    /// where.
+    fn bounded(&mut self, file: &SourceFile, language: Language) -> bool {
+        let Err(deep) = nesting::check(&file.text, language) else {
+            return true;
+        };
+        let span = deep.offset..deep.offset + 1;
+        self.add(Diagnostic::error(&file.path, deep.to_string()).at(&file.text, span));
+        false
     }
 
     fn has_errors(&self) -> bool {

@@ -162,11 +162,7 @@ impl PolicyCollection {
 
     fn read_cedar(&mut self, file: &SourceFile, findings: &mut Findings) {
         self.per_file.insert(file.path.clone(), 0);
-        if let Err(deep) = nesting::check(&file.text, Language::Policies) {
-            findings.add(
-                Diagnostic::error(&file.path, deep.to_string())
-                    .at(&file.text, deep.offset..deep.offset + 1),
-            );
+        if !findings.bounded(file, Language::Policies) {
             return;
         }
         let parsed = match PolicySet::from_str(&file.text) {
@@ -467,11 +463,7 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
     file: &'a SourceFile,
     findings: &mut Findings,
 ) -> Option<T> {
-    if let Err(deep) = nesting::check(&file.text, Language::Json) {
-        findings.add(
-            Diagnostic::error(&file.path, deep.to_string())
-                .at(&file.text, deep.offset..deep.offset + 1),
-        );
+    if !findings.bounded(file, Language::Json) {
         return None;
     }
     match serde_json::from_str(&file.text) {

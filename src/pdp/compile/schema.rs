@@ -9,7 +9,7 @@ use miette::Diagnostic as _;
 
 use super::Findings;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::nesting::{self, Language};
+use crate::pdp::nesting::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::values::with_causes;
 
@@ -137,11 +137,7 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
         | FileKind::Links
         | FileKind::Tests => Language::Schema,
     };
-    if let Err(deep) = nesting::check(&file.text, language) {
-        findings.add(
-            Diagnostic::error(&file.path, deep.to_string())
-                .at(&file.text, deep.offset..deep.offset + 1),
-        );
+    if !findings.bounded(file, language) {
         return None;
     }
     if language == Language::Json {
