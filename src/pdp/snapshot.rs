@@ -44,6 +44,26 @@ pub enum OnPolicyError {
     Deny,
 }
 
+/// The attributes of the context that policies can read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContextReads {
+    /// Any: a policy uses the context as a whole.
+    All,
+    /// These and no others, sorted.
+    Named(Vec<String>),
+}
+
+impl ContextReads {
+    /// Whether the attribute `name` can matter.
+    #[must_use]
+    pub fn reads(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.binary_search_by(|n| n.as_str().cmp(name)).is_ok(),
+        }
+    }
+}
+
 /// How many things a snapshot holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -132,6 +152,13 @@ impl Snapshot {
     #[must_use]
     pub fn policies_per_file(&self) -> &BTreeMap<String, usize> {
         &self.policies_per_file
+    }
+
+    /// What of the context an answer to a request for this action can depend on.
+    #[must_use]
+    pub fn context_reads(&self, action_type: &str, action_id: &str) -> &ContextReads {
+        let _ = (action_type, action_id);
+        &ContextReads::All
     }
 
     /// The static policies and links, sorted by id.
