@@ -1,9 +1,10 @@
 //! Where policies come from, and which snapshot of them is in force.
 //!
 //! `source` reads the directory, `reload` decides when what was read replaces the snapshot in
-//! force, `status` is what it tells about that. Nothing here evaluates a policy, and nothing here
-//! answers a caller.
+//! force, `status` is what it tells about that; `aside` runs the long work of both. Nothing here
+//! evaluates a policy, and nothing here answers a caller.
 
+mod aside;
 pub mod reload;
 pub mod source;
 pub mod status;

@@ -1,12 +1,15 @@
 //! A policy directory as the commands see it: read and compiled as `serve` would.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::config::Config;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::Sources;
-use crate::pdp::{CompileError, Snapshot, compile};
+use crate::pdp::{CompileError, Snapshot, Workers, compile_from};
 use crate::policy_store::{SourceLimits, source};
+
+/// How often to look at a directory that changes while it is looked at.
+const LOOKS: usize = 5;
 
 /// What a directory came to.
 pub(super) struct Directory {
@@ -18,7 +21,8 @@ pub(super) struct Directory {
 
 /// Reads and compiles the directory that `config` names.
 ///
-/// Once, without waiting for it to come to rest: who runs a command has done writing.
+/// Without waiting for it to come to rest: who runs a command has done writing. But what changes
+/// in that very moment is looked at again.
 pub(super) fn load(config: &Config) -> anyhow::Result<Directory> {
     let limits = SourceLimits {
         file_bytes: config.store.max_file_bytes,
@@ -31,10 +35,22 @@ pub(super) fn load(config: &Config) -> anyhow::Result<Directory> {
             config.policies.display()
         )
     })?;
-    let reading = source::read(&config.policies, &limits, None);
-    let sources = reading.sources().clone();
-    let compiled = compile(&sources, &config.pdp);
-    Ok(Directory { sources, compiled })
+    let workers = Workers {
+        threads: source::cores(),
+        ..Workers::default()
+    };
+    for _ in 0..LOOKS {
+        let reading = source::read(&config.policies, &limits, None, &workers);
+        let compiled = compile_from(None, reading.sources(), &config.pdp, &workers);
+        if !reading.is_torn() {
+            let sources = reading.into_sources();
+            return Ok(Directory { sources, compiled });
+        }
+    }
+    bail!(
+        "the policy directory `{}` is being written",
+        config.policies.display()
+    )
 }
 
 /// The findings as people read them, one after the other with a blank line between.

@@ -133,11 +133,18 @@ fn run_file(
         took: Duration::ZERO,
         failure: Some(message),
     };
-    if let Err(error) = json::check_depth(&file.text) {
+    let text = match file.text() {
+        Ok(text) => text,
+        Err(changed) => {
+            results.push(unreadable(1, changed.to_string()));
+            return;
+        }
+    };
+    if let Err(error) = json::check_depth(&text) {
         results.push(unreadable(1, error.to_string()));
         return;
     }
-    let tests: Vec<&RawValue> = match serde_json::from_str(&file.text) {
+    let tests: Vec<&RawValue> = match serde_json::from_str(&text) {
         Ok(tests) => tests,
         Err(error) => {
             results.push(unreadable(
@@ -149,8 +156,8 @@ fn run_file(
     };
     for raw in tests {
         let begun = Instant::now();
-        let offset = (raw.get().as_ptr() as usize).saturating_sub(file.text.as_ptr() as usize);
-        let line = Position::of(&file.text, offset).line;
+        let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+        let line = Position::of(&text, offset).line;
         let (name, failure) = match serde_json::from_str::<TestJson<'_>>(raw.get()) {
             Err(error) => ("(unreadable)".to_owned(), Some(error.to_string())),
             Ok(test) => {
@@ -219,11 +226,8 @@ fn run_one(
 
 /// The entities that a test brings, in place or in a file beside it.
 fn entities(raw: &RawValue, test_file: &SourceFile, config: &Config) -> Result<SourceFile, String> {
-    let source = |path: String, text: &str| SourceFile {
-        path,
-        kind: FileKind::Entities,
-        text: Arc::from(text),
-    };
+    let source =
+        |path: String, text: &str| SourceFile::held(path, FileKind::Entities, Arc::from(text));
     let Ok(name) = serde_json::from_str::<String>(raw.get()) else {
         return Ok(source(
             format!("{} (entities of a test)", test_file.path),

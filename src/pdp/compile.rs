@@ -9,12 +9,14 @@ mod schema;
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use cedar_policy::{Schema, ValidationMode, Validator};
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal};
 
 use super::diagnostic::{Diagnostic, Severity};
 use super::entities::EntityStore;
+use super::id::Revision;
 use super::nesting::{self, Language};
 use super::snapshot::{Counts, Settings, Snapshot, Validation};
 use super::sources::{FileKind, SourceFile, Sources};
@@ -59,15 +61,22 @@ impl Findings {
         self.0.push(finding);
     }
 
-    /// Whether the text of `file` nests no deeper than its parser can bear. If not, a finding says
-    /// where.
-    fn bounded(&mut self, file: &SourceFile, language: Language) -> bool {
-        let Err(deep) = nesting::check(&file.text, language) else {
-            return true;
+    /// The text of `file`, which nests no deeper than its parser can bear. If it does, or is not
+    /// to be had any more, a finding says so.
+    fn bounded(&mut self, file: &SourceFile, language: Language) -> Option<Arc<str>> {
+        let text = match file.text() {
+            Ok(text) => text,
+            Err(changed) => {
+                self.add(Diagnostic::error(&file.path, changed.to_string()));
+                return None;
+            }
+        };
+        let Err(deep) = nesting::check(&text, language) else {
+            return Some(text);
         };
         let span = deep.offset..deep.offset + 1;
-        self.add(Diagnostic::error(&file.path, deep.to_string()).at(&file.text, span));
-        false
+        self.add(Diagnostic::error(&file.path, deep.to_string()).at(&text, span));
+        None
     }
 
     fn has_errors(&self) -> bool {
@@ -178,17 +187,24 @@ fn compile_here(sources: &Sources, settings: &Settings) -> Result<Snapshot, Comp
         );
     }
 
+    let revision = match sources.revision() {
+        Ok(revision) => Some(revision),
+        Err(changed) => {
+            findings.add(Diagnostic::error("", format!("the directory {changed}")));
+            None
+        }
+    };
     let (errors, warnings) = findings.sorted();
-    match entities {
-        Some(entities) if errors.is_empty() => Ok(assemble(
-            sources,
+    match (entities, revision) {
+        (Some(entities), Some(revision)) if errors.is_empty() => Ok(assemble(
+            revision,
             settings,
             policies,
             schema.as_ref(),
             entities,
             warnings,
         )),
-        Some(_) | None => Err(CompileError { errors, warnings }),
+        (Some(_) | None, Some(_) | None) => Err(CompileError { errors, warnings }),
     }
 }
 
@@ -248,7 +264,7 @@ fn validate(
 }
 
 fn assemble(
-    sources: &Sources,
+    revision: Revision,
     settings: &Settings,
     policies: PolicyCollection,
     schema: Option<&Schema>,
@@ -304,7 +320,7 @@ fn assemble(
     let type_names = TypeNames::new(declared.chain(stored).chain(actions));
 
     Snapshot {
-        revision: sources.revision(),
+        revision,
         settings: settings.clone(),
         counts,
         warnings,

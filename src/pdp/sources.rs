@@ -3,8 +3,13 @@
 //! Nothing here reads a disk: `policy_store::source` does, and hands the result to
 //! [`compile`](crate::pdp::compile()). That a name decides a file's kind is a rule of the policy
 //! directory and so stands here, where every reader of a directory can ask it.
+//!
+//! Stored entities can be more text than there is memory for, so a file may leave its text where
+//! it lies and fetch it when it is asked for, by a [`TextSource`] that somebody else provides.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -113,16 +118,144 @@ impl FileKind {
     }
 }
 
+/// SHA-256 of the bytes of one file: equal digests, equal files.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentDigest([u8; 32]);
+
+impl ContentDigest {
+    /// The digest of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+}
+
+impl fmt::Debug for ContentDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Revision::from_digest(&self.0))
+    }
+}
+
+/// A text that was left where it lies is no longer what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("changed while it was being loaded")]
+pub struct TextChanged;
+
+/// Where a text lies that nobody holds.
+pub trait TextSource: fmt::Debug + Send + Sync {
+    /// Fetches the whole text. May block.
+    ///
+    /// # Errors
+    ///
+    /// [`TextChanged`] when it is not, or cannot be shown to be, the text that was seen first.
+    fn read(&self) -> Result<Arc<str>, TextChanged>;
+}
+
 /// One file of a policy directory, as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SourceFile {
     /// The path relative to the directory, its parts separated by `/`.
     pub path: String,
     /// What the file holds.
     pub kind: FileKind,
-    /// The whole content.
-    pub text: Arc<str>,
+    /// The digest of its bytes.
+    pub digest: ContentDigest,
+    text: Text,
 }
+
+#[derive(Clone, Debug)]
+enum Text {
+    Held(Arc<str>),
+    Elsewhere(Arc<Elsewhere>),
+}
+
+#[derive(Debug)]
+struct Elsewhere {
+    source: Box<dyn TextSource>,
+    /// It was asked for, and was no longer what it had been.
+    has_changed: AtomicBool,
+}
+
+impl SourceFile {
+    /// A file whose text is kept in memory.
+    #[must_use]
+    pub fn held(path: String, kind: FileKind, text: Arc<str>) -> Self {
+        Self {
+            path,
+            kind,
+            digest: ContentDigest::of(text.as_bytes()),
+            text: Text::Held(text),
+        }
+    }
+
+    /// A file whose text is left where it lies; `digest` is that of the text that was seen there.
+    #[must_use]
+    pub fn elsewhere(
+        path: String,
+        kind: FileKind,
+        digest: ContentDigest,
+        source: Box<dyn TextSource>,
+    ) -> Self {
+        let has_changed = AtomicBool::new(false);
+        Self {
+            path,
+            kind,
+            digest,
+            text: Text::Elsewhere(Arc::new(Elsewhere {
+                source,
+                has_changed,
+            })),
+        }
+    }
+
+    /// The whole text. Free where it is held; else it is fetched, at each call anew.
+    ///
+    /// # Errors
+    ///
+    /// [`TextChanged`] when the text is elsewhere and no longer what it was.
+    pub fn text(&self) -> Result<Arc<str>, TextChanged> {
+        match &self.text {
+            Text::Held(text) => Ok(Arc::clone(text)),
+            Text::Elsewhere(elsewhere) => elsewhere.note(elsewhere.source.read()),
+        }
+    }
+
+    /// The whole text where it is held, as that of every kind but [`FileKind::Entities`] is.
+    #[must_use]
+    pub fn held_text(&self) -> Option<&Arc<str>> {
+        match &self.text {
+            Text::Held(text) => Some(text),
+            Text::Elsewhere(_) => None,
+        }
+    }
+
+    /// Whether the text was asked for and was no longer what it had been.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        match &self.text {
+            Text::Held(_) => false,
+            Text::Elsewhere(elsewhere) => elsewhere.has_changed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Elsewhere {
+    fn note<T>(&self, fetched: Result<T, TextChanged>) -> Result<T, TextChanged> {
+        if fetched.is_err() {
+            self.has_changed.store(true, Ordering::Relaxed);
+        }
+        fetched
+    }
+}
+
+/// Files are equal when they are called alike, and hold the same: where that lies is no matter.
+impl PartialEq for SourceFile {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, self.kind, self.digest) == (&other.path, other.kind, other.digest)
+    }
+}
+
+impl Eq for SourceFile {}
 
 /// Everything that was read of a policy directory at one moment.
 #[derive(Clone, Debug, Default)]
@@ -177,16 +310,20 @@ impl Sources {
     ///
     /// Equal content has an equal revision on any machine, and no two different contents share
     /// the hashed text, because the lengths make it unambiguous.
-    #[must_use]
-    pub fn revision(&self) -> Revision {
+    ///
+    /// # Errors
+    ///
+    /// [`TextChanged`] when a text is elsewhere and no longer what it was.
+    pub fn revision(&self) -> Result<Revision, TextChanged> {
         let mut digest = Sha256::new();
         for file in self.files.iter().filter(|file| file.kind.is_served()) {
-            for part in [file.path.as_bytes(), file.text.as_bytes()] {
+            let text = file.text()?;
+            for part in [file.path.as_bytes(), text.as_bytes()] {
                 digest.update((part.len() as u64).to_be_bytes());
                 digest.update(part);
             }
         }
-        Revision::from_digest(&digest.finalize().into())
+        Ok(Revision::from_digest(&digest.finalize().into()))
     }
 }
 
@@ -197,10 +334,9 @@ mod tests {
     fn sources(files: &[(&str, &str)]) -> Sources {
         let files = files
             .iter()
-            .map(|(path, text)| SourceFile {
-                path: (*path).to_owned(),
-                kind: FileKind::of(path).expect("a name that matches"),
-                text: Arc::from(*text),
+            .map(|(path, text)| {
+                let kind = FileKind::of(path).expect("a name that matches");
+                SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
             })
             .collect();
         Sources::new(files, Vec::new(), Vec::new())
@@ -244,7 +380,7 @@ mod tests {
     fn the_revision_depends_on_content_alone_and_not_on_order() {
         let one = sources(&[("a.cedar", "1"), ("b.cedar", "2")]);
         let other = sources(&[("b.cedar", "2"), ("a.cedar", "1")]);
-        assert_eq!(one.revision(), other.revision());
+        assert_eq!(one.revision().unwrap(), other.revision().unwrap());
     }
 
     #[test]
@@ -252,6 +388,44 @@ mod tests {
         let one = sources(&[("a.cedar", "b.cedar")]);
         let other = sources(&[("a.cedarb.cedar", "")]);
         assert_ne!(one.revision(), other.revision());
+    }
+
+    /// A text that is another by the time it is asked for.
+    #[derive(Debug)]
+    struct Gone;
+
+    impl TextSource for Gone {
+        fn read(&self) -> Result<Arc<str>, TextChanged> {
+            Err(TextChanged)
+        }
+    }
+
+    #[test]
+    fn a_text_that_changed_elsewhere_is_noticed_and_has_no_revision() {
+        let digest = ContentDigest::of(b"[]");
+        let file = SourceFile::elsewhere(
+            "entities.json".into(),
+            FileKind::Entities,
+            digest,
+            Box::new(Gone),
+        );
+        let sources = Sources::new(vec![file.clone()], vec![], vec![]);
+        assert!(!file.has_changed(), "nobody has asked yet");
+        assert_eq!(sources.revision(), Err(TextChanged));
+        assert!(file.has_changed());
+    }
+
+    #[test]
+    fn files_of_one_name_and_content_are_equal_wherever_the_text_lies() {
+        let kind = FileKind::Entities;
+        let held = SourceFile::held("entities.json".into(), kind, "[]".into());
+        let digest = ContentDigest::of(b"[]");
+        let elsewhere = SourceFile::elsewhere("entities.json".into(), kind, digest, Box::new(Gone));
+        assert_eq!(held, elsewhere);
+        assert_ne!(
+            held,
+            SourceFile::held("entities.json".into(), kind, "[1]".into())
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! A tick leads to a look. A look that finds something new is followed by others until two in a
 //! row agree; then it is compiled, and published or refused. One task does this, so that there is
-//! one order of events; its long work runs on blocking threads.
+//! one order of events; its long work runs on threads that give way to those that serve.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::Instant;
 
+use super::aside::{Manners, aside};
 use super::source::{self, Reading};
 use super::status::{
     FINDINGS_TOLD, Loaded, RefusedReload, ReloadOutcome, StatusReader, StoreStatus,
 };
 use super::suspicion::suspicions;
 use super::{Publisher, Reader, ReloadReport, Reloads, StoreSettings, Waiting, snapshots};
-use crate::pdp::compile::{CompileError, compile};
+use crate::pdp::Workers;
+use crate::pdp::compile::{CompileError, compile_from};
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::snapshot::{Settings, Snapshot};
 use crate::pdp::sources::Sources;
@@ -62,10 +63,11 @@ pub struct OpenRefused {
 /// [`OpenRefused`] when the directory is bad or does not come to rest, unless `start_unready` is
 /// set: then the store opens without a snapshot, and its status says why.
 pub async fn open(settings: StoreSettings) -> Result<Opened, OpenRefused> {
-    open_with(settings, compile).await
+    open_with(settings, compile_from).await
 }
 
-type Compile = fn(&Sources, &Settings) -> Result<Snapshot, CompileError>;
+type Compile =
+    fn(Option<&Snapshot>, &Sources, &Settings, &Workers) -> Result<Snapshot, CompileError>;
 
 async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, OpenRefused> {
     let (publisher, reader) = snapshots();
@@ -135,6 +137,16 @@ struct Refused {
     report: RefusedReload,
 }
 
+/// What became of loading content that was at rest.
+enum Loading {
+    /// It is in force.
+    Published,
+    /// It cannot be, for these reasons.
+    Refused(Vec<Diagnostic>),
+    /// It was at rest no more.
+    Torn,
+}
+
 /// Content that is new, and that the next look has yet to confirm.
 #[derive(Debug)]
 struct Unsettled {
@@ -201,12 +213,17 @@ impl Reloader {
         }
         match self.unsettled.take() {
             Some(earlier) if reading.confirms(&earlier.reading) => {
-                let loaded = self.load(reading).await;
-                self.answer(match loaded {
-                    Ok(()) => ReloadOutcome::Reloaded,
-                    Err(_) => ReloadOutcome::Refused,
-                });
-                loaded
+                match self.load(&reading).await {
+                    Loading::Published => {
+                        self.answer(ReloadOutcome::Reloaded);
+                        Ok(())
+                    }
+                    Loading::Refused(reasons) => {
+                        self.answer(ReloadOutcome::Refused);
+                        Err(reasons)
+                    }
+                    Loading::Torn => self.wait_longer(earlier, reading),
+                }
             }
             Some(earlier) => self.wait_longer(earlier, reading),
             None => {
@@ -227,8 +244,11 @@ impl Reloader {
         let previous = self.last.take();
         let watcher = self.watcher.take();
         let began = Instant::now();
-        let done = spawn_blocking(move || {
-            let reading = source::read(&settings.directory, &settings.limits, previous.as_deref());
+        let manners = self.manners();
+        let done = aside(manners, move || {
+            let workers = manners.workers();
+            let (directory, limits) = (&settings.directory, &settings.limits);
+            let reading = source::read(directory, limits, previous.as_deref(), &workers);
             let watcher = watcher.map(|mut watcher| {
                 watcher.set(reading.places());
                 watcher
@@ -246,7 +266,7 @@ impl Reloader {
                 // The watcher went down with the thread.
                 let (watcher, ticks) = crate::watch::watch(self.settings.watch, self.settings.poll);
                 (self.watcher, self.ticks) = (Some(watcher), ticks);
-                let text = format!("the reading failed within cedar-pdp: {}", failure(error));
+                let text = format!("the reading failed within cedar-pdp: {error}");
                 Arc::new(Reading::of_problem(Diagnostic::error("", text)))
             }
         };
@@ -362,17 +382,20 @@ impl Reloader {
     }
 
     /// Compiles content that is at rest, and puts it in force or refuses it.
-    async fn load(&mut self, reading: Arc<Reading>) -> Result<(), Vec<Diagnostic>> {
+    async fn load(&mut self, reading: &Arc<Reading>) -> Loading {
         let began = Instant::now();
         let (settings, compile) = (Arc::clone(&self.settings), self.compile);
+        let manners = self.manners();
         let old = self
             .in_force
             .as_ref()
             .map(|in_force| Arc::clone(&in_force.snapshot));
-        let content = Arc::clone(&reading);
-        let done = spawn_blocking(move || {
+        let content = Arc::clone(reading);
+        let done = aside(manners, move || {
             let sources = content.sources();
-            let new = compile(sources, &settings.deciding).map_err(|error| error.errors)?;
+            let workers = manners.workers();
+            let new = compile(old.as_deref(), sources, &settings.deciding, &workers);
+            let new = new.map_err(|error| error.errors)?;
             let suspicions = match &old {
                 Some(old) if !settings.allow_empty => suspicions(old, &new, sources),
                 Some(_) | None => Vec::new(),
@@ -385,18 +408,27 @@ impl Reloader {
         })
         .await;
         let compiled = done.unwrap_or_else(|error| {
-            let text = format!("loading failed within cedar-pdp: {}", failure(error));
+            let text = format!("loading failed within cedar-pdp: {error}");
             Err(vec![Diagnostic::error("", text)])
         });
         match compiled {
             Ok(snapshot) => {
-                self.publish(reading, Arc::new(snapshot), began.elapsed());
-                Ok(())
+                self.publish(Arc::clone(reading), Arc::new(snapshot), began.elapsed());
+                Loading::Published
             }
+            // What was found is as likely the fault of a text that changed under the compiler.
+            Err(_) if reading.is_torn() => Loading::Torn,
             Err(diagnostics) => {
-                self.refuse(reading, &diagnostics);
-                Err(diagnostics)
+                self.refuse(Arc::clone(reading), &diagnostics);
+                Loading::Refused(diagnostics)
             }
+        }
+    }
+
+    fn manners(&self) -> Manners {
+        match self.in_force {
+            Some(_) => Manners::GiveWay,
+            None => Manners::Hurry,
         }
     }
 
@@ -442,7 +474,9 @@ impl Reloader {
             warnings: of_content,
         });
         // Perhaps the last handle on it; a large snapshot takes long to drop.
-        drop(spawn_blocking(move || drop(old)));
+        if old.is_some() {
+            drop(aside(Manners::GiveWay, move || drop(old)));
+        }
     }
 
     fn refuse(&mut self, reading: Arc<Reading>, diagnostics: &[Diagnostic]) {
@@ -501,18 +535,6 @@ fn log_finding(finding: &Diagnostic) {
         drawn = %finding.render(false),
         "finding in the policy directory"
     );
-}
-
-/// What a thread of ours that failed had to say.
-fn failure(error: JoinError) -> String {
-    match error.try_into_panic() {
-        Ok(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            text.unwrap_or("panicked").to_owned()
-        }
-        Err(error) => error.to_string(),
-    }
 }
 
 #[cfg(test)]

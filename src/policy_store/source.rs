@@ -3,19 +3,21 @@
 //! The only module that reads policy files. What a file means is not known here: that is
 //! [`compile`](crate::pdp::compile()), which also reports the problems found here.
 
+mod file;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::id::Revision;
-use crate::pdp::sources::{SourceFile, Sources};
+use crate::pdp::sources::{SourceFile, Sources, TextChanged};
 use crate::watch::Places;
+pub use file::cores;
 
 /// How much is read before a directory counts as a mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +47,17 @@ impl Default for SourceLimits {
 ///
 /// Never fails: what could not be read is a problem in the sources. A file that has not changed
 /// since `previous` is taken from there. Blocks; costs a few system calls for each file, link and
-/// directory, and never waits for a FIFO or a device.
+/// directory, and reads the others' files on this thread and `workers`. It never waits for a FIFO
+/// or a device, and keeps no text of stored entities.
 #[must_use]
-pub fn read(directory: &Path, limits: &SourceLimits, previous: Option<&Reading>) -> Reading {
+pub fn read(
+    directory: &Path,
+    limits: &SourceLimits,
+    previous: Option<&Reading>,
+    workers: &Workers,
+) -> Reading {
     let began = SystemTime::now();
-    walk::walk(directory, limits, previous, began)
+    walk::walk(directory, limits, previous, workers, began)
 }
 
 /// A policy directory as it was read once.
@@ -82,9 +90,18 @@ impl Reading {
         &self.sources
     }
 
-    /// The content digest. Costs a hash over all files.
+    /// The files and what was wrong with them.
     #[must_use]
-    pub fn revision(&self) -> Revision {
+    pub fn into_sources(self) -> Sources {
+        self.sources
+    }
+
+    /// The content digest. Costs a hash over all files.
+    ///
+    /// # Errors
+    ///
+    /// [`TextChanged`] when a file is not what was read any more.
+    pub fn revision(&self) -> Result<Revision, TextChanged> {
         self.sources.revision()
     }
 
@@ -94,10 +111,11 @@ impl Reading {
         &self.places
     }
 
-    /// Whether something changed while this was read, so that it may mix old and new.
+    /// Whether something changed while this was read, or before a text that was left in its file
+    /// was fetched from there, so that it may mix old and new.
     #[must_use]
     pub fn is_torn(&self) -> bool {
-        !self.torn.is_empty()
+        !self.torn.is_empty() || self.sources.files().iter().any(SourceFile::has_changed)
     }
 
     /// Whether this and an `earlier` reading found the same, untouched between the two.
@@ -127,8 +145,10 @@ impl Reading {
     pub fn changes_since(&self, earlier: &Self) -> BTreeSet<String> {
         let mut names: BTreeSet<String> = self.torn.union(&earlier.torn).cloned().collect();
         for (one, other) in [(self, earlier), (earlier, self)] {
+            let changed = one.sources.files().iter().filter(|file| file.has_changed());
+            names.extend(changed.map(|file| file.path.clone()));
             for (path, file) in &one.prints.files {
-                if other.prints.files.get(path) != Some(file) || one.text(path) != other.text(path)
+                if other.prints.files.get(path) != Some(file) || one.file(path) != other.file(path)
                 {
                     names.insert(path.clone());
                 }
@@ -142,22 +162,20 @@ impl Reading {
         names
     }
 
-    fn text(&self, path: &str) -> Option<&Arc<str>> {
+    fn file(&self, path: &str) -> Option<&SourceFile> {
         let files = self.sources.files();
         let found = files.binary_search_by(|file| file.path.as_bytes().cmp(path.as_bytes()));
-        found
-            .ok()
-            .and_then(|at| files.get(at))
-            .map(|file| &file.text)
+        found.ok().and_then(|at| files.get(at))
     }
 
-    /// The text of a file that surely still says the same, because nothing about it has changed.
-    fn unchanged(&self, path: &str, seen: &Seen) -> Option<&Arc<str>> {
+    /// The file that surely still says the same, because nothing about it has changed.
+    fn unchanged(&self, path: &str, seen: &Seen) -> Option<&SourceFile> {
         // Git's rule for its index: a file written in the same tick of the clock after it was
         // read looks unchanged, so only what was old already when it was read is trusted.
         let is_certain =
             self.prints.files.get(path) == Some(seen) && seen.print.is_older_than(self.began);
-        is_certain.then(|| self.text(path)).flatten()
+        let file = is_certain.then(|| self.file(path)).flatten();
+        file.filter(|file| !file.has_changed())
     }
 }
 

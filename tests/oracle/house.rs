@@ -8,7 +8,7 @@ use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::pdp::answer::{Answer, Decision};
 use cedar_pdp::pdp::query::{InvalidQuery, Query};
-use cedar_pdp::pdp::{Settings, Snapshot, compile};
+use cedar_pdp::pdp::{Settings, Snapshot, Workers, compile};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
@@ -45,7 +45,12 @@ impl House {
     pub(crate) fn load(&mut self, files: &Files) -> Result<Arc<Snapshot>, String> {
         self.write(files);
         let root = self.directory.path();
-        let reading = read(root, &SourceLimits::default(), self.reading.as_ref());
+        let reading = read(
+            root,
+            &SourceLimits::default(),
+            self.reading.as_ref(),
+            &Workers::default(),
+        );
         let compiled = compile(reading.sources(), &self.settings);
         self.reading = Some(reading);
         let snapshot = compiled.map_err(|error| format!("{:#?}", error.errors))?;

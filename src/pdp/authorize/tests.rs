@@ -14,10 +14,9 @@ use crate::pdp::sources::{FileKind, SourceFile, Sources};
 fn snapshot(files: &[(&str, &str)], settings: Settings) -> Snapshot {
     let files = files
         .iter()
-        .map(|(path, text)| SourceFile {
-            path: (*path).to_owned(),
-            kind: FileKind::of(path).expect("a name that matches"),
-            text: Arc::from(*text),
+        .map(|(path, text)| {
+            let kind = FileKind::of(path).expect("a name that matches");
+            SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
         })
         .collect();
     compile(&Sources::new(files, vec![], vec![]), &settings).expect("sources that compile")

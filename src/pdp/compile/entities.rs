@@ -1,6 +1,7 @@
 //! Reads the stored entities of all their files into one store.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use cedar_policy_core::ast::{Entity, EntityUID};
 use cedar_policy_core::entities::conformance::EntitySchemaConformanceChecker;
@@ -13,6 +14,7 @@ use super::Findings;
 use super::policies::{offset_in, parse_json};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::entities::{EntityStore, HierarchyError, MAX_ANCESTORS};
+use crate::pdp::nesting::Language;
 use crate::pdp::sources::SourceFile;
 use crate::pdp::values::with_causes;
 
@@ -20,12 +22,13 @@ use crate::pdp::values::with_causes;
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     file: &'a SourceFile,
+    text: &'a Arc<str>,
     start: usize,
 }
 
 impl Origin<'_> {
     fn error(&self, message: impl Into<String>) -> Diagnostic {
-        Diagnostic::error(&self.file.path, message).at(&self.file.text, self.start..self.start)
+        Diagnostic::error(&self.file.path, message).at(self.text, self.start..self.start)
     }
 }
 
@@ -35,7 +38,9 @@ pub(super) fn check_syntax<'a>(
     findings: &mut Findings,
 ) {
     for file in files {
-        let _: Option<Vec<&RawValue>> = parse_json(file, findings);
+        if let Some(text) = findings.bounded(file, Language::Json) {
+            let _: Option<Vec<&RawValue>> = parse_json(file, &text, findings);
+        }
     }
 }
 
@@ -62,17 +67,25 @@ pub(super) fn read<'a>(
         .map(|schema| EntitySchemaConformanceChecker::new(schema, Extensions::all_available()));
 
     let mut complete = true;
+    let texts: Vec<(&SourceFile, Arc<str>)> = files
+        .filter_map(|file| {
+            let text = findings.bounded(file, Language::Json);
+            complete &= text.is_some();
+            Some((file, text?))
+        })
+        .collect();
     let mut origins: HashMap<EntityUID, Origin<'_>> = HashMap::new();
     let mut entities: Vec<Entity> = Vec::new();
-    for file in files {
-        let Some(list) = parse_json::<Vec<&RawValue>>(file, findings) else {
+    for (file, text) in &texts {
+        let Some(list) = parse_json::<Vec<&RawValue>>(file, text, findings) else {
             complete = false;
             continue;
         };
         for raw in list {
             let origin = Origin {
                 file,
-                start: offset_in(&file.text, raw.get()),
+                text,
+                start: offset_in(text, raw.get()),
             };
             let entity = read_one(raw.get(), &parser, &untyped, checker.as_ref());
             match entity {
@@ -82,7 +95,7 @@ pub(super) fn read<'a>(
                 }
                 Ok(entity) => match origins.get(entity.uid()) {
                     Some(first) => {
-                        let Position { line, column } = Position::of(&first.file.text, first.start);
+                        let Position { line, column } = Position::of(first.text, first.start);
                         findings.add(origin.error(format!(
                             "entity `{}` is defined twice, here and at {}:{line}:{column}",
                             entity.uid(),

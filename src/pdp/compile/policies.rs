@@ -36,10 +36,10 @@ struct Origin {
 }
 
 impl Origin {
-    fn new(file: &SourceFile, start: usize) -> Self {
+    fn new(file: &SourceFile, text: &Arc<str>, start: usize) -> Self {
         Self {
             file: file.path.clone(),
-            text: Arc::clone(&file.text),
+            text: Arc::clone(text),
             start,
         }
     }
@@ -162,17 +162,17 @@ impl PolicyCollection {
 
     fn read_cedar(&mut self, file: &SourceFile, findings: &mut Findings) {
         self.per_file.insert(file.path.clone(), 0);
-        if !findings.bounded(file, Language::Policies) {
+        let Some(text) = findings.bounded(file, Language::Policies) else {
             return;
-        }
-        let parsed = match PolicySet::from_str(&file.text) {
+        };
+        let parsed = match PolicySet::from_str(&text) {
             Ok(parsed) => parsed,
             Err(errors) => {
                 for error in errors.iter() {
                     findings.add(located(
                         Diagnostic::error(&file.path, error.to_string()),
                         error,
-                        &file.text,
+                        &text,
                     ));
                 }
                 return;
@@ -181,12 +181,12 @@ impl PolicyCollection {
         for policy in parsed.policies() {
             let ast: &ast::Policy = policy.as_ref();
             let start = ast.loc().map_or(0, cedar_policy_core::parser::Loc::start);
-            let id = cedar_id(file, policy.id(), policy.annotation("id"), start, findings);
-            if self.claim(&id, Origin::new(file, start), findings) {
+            let origin = Origin::new(file, &text, start);
+            let id = cedar_id(&origin, policy.id(), policy.annotation("id"), findings);
+            if self.claim(&id, origin.clone(), findings) {
                 self.add(
                     policy.new_id(cedar_policy::PolicyId::new(&id)),
-                    file,
-                    start,
+                    &origin,
                     findings,
                 );
             }
@@ -194,18 +194,12 @@ impl PolicyCollection {
         for template in parsed.templates() {
             let ast: &ast::Template = template.as_ref();
             let start = ast.loc().map_or(0, cedar_policy_core::parser::Loc::start);
-            let id = cedar_id(
-                file,
-                template.id(),
-                template.annotation("id"),
-                start,
-                findings,
-            );
-            if self.claim(&id, Origin::new(file, start), findings) {
+            let origin = Origin::new(file, &text, start);
+            let id = cedar_id(&origin, template.id(), template.annotation("id"), findings);
+            if self.claim(&id, origin.clone(), findings) {
                 self.add_template(
                     template.new_id(cedar_policy::PolicyId::new(&id)),
-                    file,
-                    start,
+                    &origin,
                     findings,
                 );
             }
@@ -214,13 +208,15 @@ impl PolicyCollection {
 
     fn read_json(&mut self, file: &SourceFile, links: &mut Vec<Link>, findings: &mut Findings) {
         self.per_file.insert(file.path.clone(), 0);
-        let Some(json) = parse_json::<PolicySetJson<'_>>(file, findings) else {
+        let Some(text) = findings.bounded(file, Language::Json) else {
+            return;
+        };
+        let Some(json) = parse_json::<PolicySetJson<'_>>(file, &text, findings) else {
             return;
         };
         for (entries, is_template) in [(json.static_policies, false), (json.templates, true)] {
             for (id, raw) in entries.0 {
-                let start = offset_in(&file.text, raw.get());
-                let place = Origin::new(file, start);
+                let place = Origin::new(file, &text, offset_in(&text, raw.get()));
                 if !self.claim(&id, place.clone(), findings) {
                     continue;
                 }
@@ -232,12 +228,12 @@ impl PolicyCollection {
                         let template = est
                             .try_into_ast_template(core_id)
                             .map_err(|e| with_causes(&e))?;
-                        self.add_template(template.into(), file, start, findings);
+                        self.add_template(template.into(), &place, findings);
                     } else {
                         let policy = est
                             .try_into_ast_policy(core_id)
                             .map_err(|e| with_causes(&e))?;
-                        self.add(policy.into(), file, start, findings);
+                        self.add(policy.into(), &place, findings);
                     }
                     Ok(())
                 });
@@ -248,7 +244,7 @@ impl PolicyCollection {
             }
         }
         for raw in json.template_links {
-            let origin = Origin::new(file, offset_in(&file.text, raw.get()));
+            let origin = Origin::new(file, &text, offset_in(&text, raw.get()));
             match serde_json::from_str::<est::TemplateLink>(raw.get()) {
                 Ok(link) => links.push(Link {
                     template: AsRef::<str>::as_ref(&link.template_id).to_owned(),
@@ -282,34 +278,27 @@ impl PolicyCollection {
         true
     }
 
-    fn add(
-        &mut self,
-        policy: cedar_policy::Policy,
-        file: &SourceFile,
-        start: usize,
-        findings: &mut Findings,
-    ) {
+    fn add(&mut self, policy: cedar_policy::Policy, origin: &Origin, findings: &mut Findings) {
         match self.set.add(policy) {
-            Ok(()) => self.count(file),
-            Err(error) => findings.add(Origin::new(file, start).error(with_causes(&error))),
+            Ok(()) => self.count(&origin.file),
+            Err(error) => findings.add(origin.error(with_causes(&error))),
         }
     }
 
     fn add_template(
         &mut self,
         template: cedar_policy::Template,
-        file: &SourceFile,
-        start: usize,
+        origin: &Origin,
         findings: &mut Findings,
     ) {
         match self.set.add_template(template) {
-            Ok(()) => self.count(file),
-            Err(error) => findings.add(Origin::new(file, start).error(with_causes(&error))),
+            Ok(()) => self.count(&origin.file),
+            Err(error) => findings.add(origin.error(with_causes(&error))),
         }
     }
 
-    fn count(&mut self, file: &SourceFile) {
-        *self.per_file.entry(file.path.clone()).or_default() += 1;
+    fn count(&mut self, file: &str) {
+        *self.per_file.entry(file.to_owned()).or_default() += 1;
     }
 
     fn link(&mut self, link: Link, findings: &mut Findings) {
@@ -339,25 +328,24 @@ impl PolicyCollection {
 
 /// The id of a policy or template in Cedar syntax: its `@id`, else its file and its number there.
 fn cedar_id(
-    file: &SourceFile,
+    origin: &Origin,
     generated: &cedar_policy::PolicyId,
     annotation: Option<&str>,
-    start: usize,
     findings: &mut Findings,
 ) -> String {
     // Cedar numbers the policies and templates of a text in order: `policy0`, `policy1`, …
     let generated: &str = generated.as_ref();
     let number = generated.strip_prefix("policy").unwrap_or(generated);
-    let numbered = || format!("{}#{number}", file.path);
+    let numbered = || format!("{}#{number}", origin.file);
     match annotation {
         None => numbered(),
         Some("") => {
             findings.add(
                 Diagnostic::warning(
-                    &file.path,
+                    &origin.file,
                     format!("`@id` is empty; the id is `{}`", numbered()),
                 )
-                .at(&file.text, start..start),
+                .at(&origin.text, origin.start..origin.start),
             );
             numbered()
         }
@@ -418,8 +406,11 @@ struct LinkJson {
 }
 
 fn read_links(file: &SourceFile, links: &mut Vec<Link>, findings: &mut Findings) {
-    for raw in parse_json::<Vec<&RawValue>>(file, findings).unwrap_or_default() {
-        let origin = Origin::new(file, offset_in(&file.text, raw.get()));
+    let Some(text) = findings.bounded(file, Language::Json) else {
+        return;
+    };
+    for raw in parse_json::<Vec<&RawValue>>(file, &text, findings).unwrap_or_default() {
+        let origin = Origin::new(file, &text, offset_in(&text, raw.get()));
         match read_link(raw, origin.clone()) {
             Ok(link) => links.push(link),
             Err(message) => findings.add(origin.error(format!("template link: {message}"))),
@@ -458,20 +449,18 @@ fn read_link(raw: &RawValue, origin: Origin) -> Result<Link, String> {
     })
 }
 
-/// Reads the JSON text of `file`, bounded in depth, or adds a finding at the place it breaks.
+/// Reads the JSON text of `file`, which is bounded, or adds a finding at the place it breaks.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(
-    file: &'a SourceFile,
+    file: &SourceFile,
+    text: &'a Arc<str>,
     findings: &mut Findings,
 ) -> Option<T> {
-    if !findings.bounded(file, Language::Json) {
-        return None;
-    }
-    match serde_json::from_str(&file.text) {
+    match serde_json::from_str(text) {
         Ok(value) => Some(value),
         Err(error) => {
             let finding = Diagnostic::error(&file.path, error.to_string());
-            findings.add(match json_offset(&error, &file.text) {
-                Some(at) => finding.at(&file.text, at..at),
+            findings.add(match json_offset(&error, text) {
+                Some(at) => finding.at(text, at..at),
                 None => finding,
             });
             None

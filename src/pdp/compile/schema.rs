@@ -137,27 +137,25 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
         | FileKind::Links
         | FileKind::Tests => Language::Schema,
     };
-    if !findings.bounded(file, language) {
-        return None;
-    }
+    let text = findings.bounded(file, language)?;
     if language == Language::Json {
-        return SchemaFragment::from_json_str(&file.text)
+        return SchemaFragment::from_json_str(&text)
             .map_err(|error| {
                 let finding = Diagnostic::error(&file.path, with_causes(&error));
                 findings.add(
-                    json_position(&error, &file.text)
-                        .map_or(finding.clone(), |at| finding.at(&file.text, at..at)),
+                    json_position(&error, &text)
+                        .map_or(finding.clone(), |at| finding.at(&text, at..at)),
                 );
             })
             .ok();
     }
-    match SchemaFragment::from_cedarschema_str(&file.text) {
+    match SchemaFragment::from_cedarschema_str(&text) {
         Ok((fragment, warnings)) => {
             for warning in warnings {
                 findings.add(located(
                     Diagnostic::warning(&file.path, warning.to_string()),
                     &warning,
-                    &file.text,
+                    &text,
                 ));
             }
             Some(fragment)
@@ -169,7 +167,7 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
                     located(
                         Diagnostic::error(&file.path, error.to_string()),
                         error,
-                        &file.text,
+                        &text,
                     )
                 })
                 .collect();
@@ -177,7 +175,7 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
                 findings.add(located(
                     Diagnostic::error(&file.path, with_causes(&error)),
                     &error,
-                    &file.text,
+                    &text,
                 ));
             }
             for finding in related {
@@ -200,14 +198,14 @@ fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic
         && let Ok(contents) = code.read_span(label.inner(), 0, 0)
     {
         let span = label.offset()..label.offset() + label.len();
-        let pointed = files.iter().filter(|file| {
-            file.text
-                .as_bytes()
-                .get(contents.span().offset()..contents.span().offset() + contents.span().len())
-                == Some(contents.data())
+        let shown = contents.span().offset()..contents.span().offset() + contents.span().len();
+        let pointed = files.iter().find_map(|file| {
+            let text = file.held_text()?;
+            let is_there = text.as_bytes().get(shown.clone()) == Some(contents.data());
+            is_there.then_some((file, text))
         });
-        if let Some(file) = pointed.clone().next() {
-            return with_help(Diagnostic::error(&file.path, message), error).at(&file.text, span);
+        if let Some((file, text)) = pointed {
+            return with_help(Diagnostic::error(&file.path, message), error).at(text, span);
         }
     }
     match files {
@@ -222,7 +220,10 @@ fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic
                 .trim_matches('"');
             let mentioning: Vec<&str> = files
                 .iter()
-                .filter(|file| !base.is_empty() && file.text.contains(base))
+                .filter(|file| {
+                    let text = file.held_text().map_or("", |text| text);
+                    !base.is_empty() && text.contains(base)
+                })
                 .map(|file| file.path.as_str())
                 .collect();
             let finding = match mentioning.as_slice() {

@@ -10,10 +10,9 @@ use crate::pdp::sources::{FileKind, SourceFile};
 fn compile_files(files: &[(&str, &str)], validation: Validation) -> Result<Snapshot, CompileError> {
     let files = files
         .iter()
-        .map(|(path, text)| SourceFile {
-            path: (*path).to_owned(),
-            kind: FileKind::of(path).expect("a name that matches"),
-            text: Arc::from(*text),
+        .map(|(path, text)| {
+            let kind = FileKind::of(path).expect("a name that matches");
+            SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
         })
         .collect();
     let settings = Settings {

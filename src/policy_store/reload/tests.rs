@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -56,7 +57,9 @@ impl Desk {
     }
 
     fn revision(&self) -> Revision {
-        source::read(&self.directory, &SourceLimits::default(), None).revision()
+        let (limits, workers) = (SourceLimits::default(), Workers::default());
+        let reading = source::read(&self.directory, &limits, None, &workers);
+        reading.revision().unwrap()
     }
 
     fn settings(&self, mode: Mode) -> StoreSettings {
@@ -97,7 +100,7 @@ struct Running {
 
 impl Running {
     async fn start(settings: StoreSettings) -> Self {
-        Self::start_with(settings, compile).await
+        Self::start_with(settings, compile_from).await
     }
 
     async fn start_with(settings: StoreSettings, compile: Compile) -> Self {
@@ -641,13 +644,18 @@ async fn a_store_may_start_unready_and_wait_for_a_good_directory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_while_compiling_is_a_refusal_and_not_the_end() {
-    fn fragile(sources: &Sources, settings: &Settings) -> Result<Snapshot, CompileError> {
+    fn fragile(
+        previous: Option<&Snapshot>,
+        sources: &Sources,
+        settings: &Settings,
+        workers: &Workers,
+    ) -> Result<Snapshot, CompileError> {
         let is_bomb = sources
             .files()
             .iter()
-            .any(|file| file.text.contains("bomb"));
+            .any(|file| file.text().unwrap().contains("bomb"));
         assert!(!is_bomb, "boom");
-        compile(sources, settings)
+        compile_from(previous, sources, settings, workers)
     }
     let desk = one_policy();
     let mut running = Running::start_with(desk.settings(Mode::Events), fragile).await;
@@ -661,6 +669,97 @@ async fn a_panic_while_compiling_is_a_refusal_and_not_the_end() {
 
     desk.write("a.cedar", FORBID);
     running.until_loaded(&desk.revision()).await;
+}
+
+/// Entities that the compiler finds changed when it comes to read them.
+struct Meddling {
+    path: PathBuf,
+    times: u32,
+}
+
+impl Meddling {
+    /// Writes the file, unless it has done so often enough.
+    fn meddle(&mut self) {
+        if self.times > 0 {
+            self.times -= 1;
+            let entities = format!(
+                r#"[{{"uid":{{"type":"U","id":"{}"}},"attrs":{{}},"parents":[]}}]"#,
+                self.times
+            );
+            fs::write(&self.path, entities).unwrap();
+        }
+    }
+}
+
+fn one_policy_and_entities() -> Desk {
+    Desk::with(&[("a.cedar", PERMIT), ("entities.json", "[]")])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_changes_while_it_is_loaded_is_looked_at_again_and_not_refused() {
+    static MEDDLING: Mutex<Option<Meddling>> = Mutex::new(None);
+    fn meddled(
+        previous: Option<&Snapshot>,
+        sources: &Sources,
+        settings: &Settings,
+        workers: &Workers,
+    ) -> Result<Snapshot, CompileError> {
+        MEDDLING.lock().unwrap().as_mut().unwrap().meddle();
+        compile_from(previous, sources, settings, workers)
+    }
+    let desk = one_policy_and_entities();
+    let path = desk.directory.join("entities.json");
+    *MEDDLING.lock().unwrap() = Some(Meddling { path, times: 3 });
+    let mut running = Running::start_with(desk.settings(Mode::Events), meddled).await;
+    let status = running.until_loaded(&desk.revision()).await;
+    assert_eq!(status.loaded.as_ref().unwrap().counts.entities, 1);
+    assert_eq!((status.reloads.refused, status.reloads.reloaded), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_changes_whenever_it_is_loaded_is_held_back() {
+    static MEDDLING: Mutex<Option<Meddling>> = Mutex::new(None);
+    fn meddled(
+        previous: Option<&Snapshot>,
+        sources: &Sources,
+        settings: &Settings,
+        workers: &Workers,
+    ) -> Result<Snapshot, CompileError> {
+        MEDDLING.lock().unwrap().as_mut().unwrap().meddle();
+        compile_from(previous, sources, settings, workers)
+    }
+    let desk = one_policy_and_entities();
+    let path = desk.directory.join("entities.json");
+    let times = u32::MAX;
+    *MEDDLING.lock().unwrap() = Some(Meddling { path, times });
+    let settings = StoreSettings {
+        longest_delay: Duration::from_millis(200),
+        ..desk.settings(Mode::Events)
+    };
+    let refused = open_with(settings, meddled).await.unwrap_err();
+    assert_eq!(refused.diagnostics[0].file, "entities.json");
+    assert!(refused.diagnostics[0].message.starts_with("held back"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_in_force_is_handed_to_the_compiler_and_nothing_at_the_start() {
+    static PREVIOUS: Mutex<Vec<Option<Revision>>> = Mutex::new(Vec::new());
+    fn noted(
+        previous: Option<&Snapshot>,
+        sources: &Sources,
+        settings: &Settings,
+        workers: &Workers,
+    ) -> Result<Snapshot, CompileError> {
+        let revision = previous.map(|snapshot| snapshot.revision().clone());
+        PREVIOUS.lock().unwrap().push(revision);
+        compile_from(previous, sources, settings, workers)
+    }
+    let desk = one_policy();
+    let first = desk.revision();
+    let mut running = Running::start_with(desk.settings(Mode::Events), noted).await;
+    desk.write("a.cedar", FORBID);
+    running.until_loaded(&desk.revision()).await;
+    assert_eq!(*PREVIOUS.lock().unwrap(), [None, Some(first)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::pdp::sources::{ContentDigest, TextSource as _};
 
 fn directory(files: &[(&str, &str)]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -24,16 +26,33 @@ fn directory(files: &[(&str, &str)]) -> TempDir {
 }
 
 fn read_all(directory: &TempDir) -> Reading {
-    read(directory.path(), &SourceLimits::default(), None)
+    read_after(directory, None)
+}
+
+fn read_after(directory: &TempDir, previous: Option<&Reading>) -> Reading {
+    read_at(directory.path(), &SourceLimits::default(), previous)
+}
+
+fn read_at(directory: &Path, limits: &SourceLimits, previous: Option<&Reading>) -> Reading {
+    let threads = NonZeroUsize::new(3).unwrap();
+    let workers = Workers {
+        threads,
+        ..Workers::default()
+    };
+    read(directory, limits, previous, &workers)
 }
 
 fn read_within(directory: &TempDir, limits: SourceLimits) -> Reading {
-    read(directory.path(), &limits, None)
+    read_at(directory.path(), &limits, None)
 }
 
 fn paths(reading: &Reading) -> Vec<&str> {
     let files = reading.sources().files().iter();
     files.map(|file| file.path.as_str()).collect()
+}
+
+fn held(reading: &Reading, file: usize) -> &str {
+    reading.sources().files()[file].held_text().unwrap()
 }
 
 /// The directory has this one problem and no other, in this file, in such words.
@@ -60,7 +79,7 @@ fn names_that_match_are_read_and_others_passed_over() {
         paths(&reading),
         ["a.cedarschema", "b.cedar", "deep/down/entities.json"]
     );
-    assert_eq!(&*reading.sources().files()[1].text, "b");
+    assert_eq!(held(&reading, 1), "b");
     assert!(reading.sources().problems().is_empty());
     assert!(reading.sources().warnings().is_empty());
 }
@@ -86,7 +105,7 @@ fn a_config_map_is_read_through_its_links() {
     symlink("..data/a.cedar", directory.path().join("a.cedar")).unwrap();
     let reading = read_all(&directory);
     assert_eq!(paths(&reading), ["a.cedar"]);
-    assert_eq!(&*reading.sources().files()[0].text, "permit");
+    assert_eq!(held(&reading, 0), "permit");
 }
 
 #[test]
@@ -103,7 +122,7 @@ fn a_link_may_stand_for_the_directory_itself() {
     let outer = directory(&[]);
     let link = outer.path().join("policies");
     symlink(far.path(), &link).unwrap();
-    let reading = read(&link, &SourceLimits::default(), None);
+    let reading = read_at(&link, &SourceLimits::default(), None);
     assert_eq!(paths(&reading), ["a.cedar"]);
 }
 
@@ -115,7 +134,7 @@ fn a_directory_that_is_missing_or_none_is_a_problem() {
         ("a.cedar", "not a directory"),
     ] {
         let path = directory.path().join(name);
-        check_problem(&read(&path, &SourceLimits::default(), None), "", says);
+        check_problem(&read_at(&path, &SourceLimits::default(), None), "", says);
     }
 }
 
@@ -316,7 +335,7 @@ fn directories_that_multiply_through_links_end_at_the_limit() {
 fn two_readings_of_an_untouched_directory_confirm_each_other() {
     let directory = directory(&[("a.cedar", "permit"), ("sub/b.cedar", "forbid")]);
     let one = read_all(&directory);
-    let two = read(directory.path(), &SourceLimits::default(), Some(&one));
+    let two = read_after(&directory, Some(&one));
     assert!(two.confirms(&one) && two.loads_like(&one));
     assert!(two.changes_since(&one).is_empty());
 }
@@ -365,18 +384,99 @@ fn policy_tests_do_not_make_content_differ() {
 #[test]
 fn a_file_that_was_old_when_it_was_read_is_taken_over_and_a_fresh_one_read_again() {
     let directory = directory(&[("a.cedar", "permit")]);
+    let path = directory.path().join("a.cedar");
     let mut one = read_all(&directory);
-    let text = |reading: &Reading| Arc::clone(&reading.sources().files()[0].text);
-    let again = |one: &Reading| read(directory.path(), &SourceLimits::default(), Some(one));
 
-    // Written a moment before it was read: another write in that moment could look the same.
-    assert!(!Arc::ptr_eq(&text(&one), &text(&again(&one))));
+    // Written again in the moment in which it was read, so that nothing tells of it.
+    fs::write(&path, "forbid").unwrap();
+    let print = Fingerprint::of(&fs::metadata(&path).unwrap());
+    one.prints.files.get_mut("a.cedar").unwrap().print = print;
+    assert_eq!(held(&read_after(&directory, Some(&one)), 0), "forbid");
 
     one.began += Duration::from_secs(3600);
-    assert!(Arc::ptr_eq(&text(&one), &text(&again(&one))));
+    assert_eq!(held(&read_after(&directory, Some(&one)), 0), "permit");
 
-    fs::write(directory.path().join("a.cedar"), "forbid").unwrap();
-    assert_eq!(&*text(&again(&one)), "forbid");
+    fs::write(&path, "forbid all").unwrap();
+    assert_eq!(held(&read_after(&directory, Some(&one)), 0), "forbid all");
+}
+
+#[test]
+fn the_text_of_stored_entities_is_left_in_its_file_and_fetched_from_there() {
+    let directory = directory(&[("entities.json", "[]")]);
+    let reading = read_all(&directory);
+    let file = &reading.sources().files()[0];
+    assert_eq!(file.held_text(), None);
+    assert_eq!(file.text().as_deref(), Ok("[]"));
+    assert_eq!(file.digest, ContentDigest::of(b"[]"));
+}
+
+#[test]
+fn a_text_that_changed_after_it_was_seen_is_not_taken_for_what_it_was() {
+    for change in [
+        (|path| fs::write(path, "[1]").unwrap()) as fn(&Path),
+        |path| fs::remove_file(path).unwrap(),
+        |path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        },
+    ] {
+        let directory = directory(&[("entities.json", "[]")]);
+        let reading = read_all(&directory);
+        change(&directory.path().join("entities.json"));
+        assert!(!reading.is_torn(), "nobody has asked yet");
+        assert_eq!(reading.sources().files()[0].text(), Err(TextChanged));
+        assert!(reading.is_torn());
+        assert_eq!(
+            Vec::from_iter(reading.changes_since(&reading)),
+            ["entities.json"]
+        );
+    }
+}
+
+#[test]
+fn a_text_that_changed_within_one_tick_of_the_clock_is_noticed_too() {
+    let directory = directory(&[("entities.json", "[1]")]);
+    let path = directory.path().join("entities.json");
+    fs::write(&path, "[2]").unwrap();
+    let source = file::FileText::new(
+        path.clone(),
+        Fingerprint::of(&fs::metadata(&path).unwrap()),
+        ContentDigest::of(b"[1]"),
+    );
+    assert_eq!(source.read(), Err(TextChanged));
+}
+
+#[test]
+fn a_file_whose_text_was_found_changed_is_read_again_however_old() {
+    let directory = directory(&[("entities.json", "[]")]);
+    let path = directory.path().join("entities.json");
+    let mut one = read_all(&directory);
+    one.began += Duration::from_secs(3600);
+    // Away for a moment, as it is for somebody who may open no more files.
+    fs::rename(&path, directory.path().join("away")).unwrap();
+    assert!(one.sources().files()[0].text().is_err());
+    fs::rename(directory.path().join("away"), &path).unwrap();
+    let print = Fingerprint::of(&fs::metadata(&path).unwrap());
+    one.prints.files.get_mut("entities.json").unwrap().print = print;
+
+    let two = read_after(&directory, Some(&one));
+    assert!(!two.is_torn());
+    assert_eq!(two.sources().files()[0].text().as_deref(), Ok("[]"));
+}
+
+#[test]
+fn many_files_read_by_several_threads_are_each_what_they_are() {
+    let directory = directory(&[]);
+    for n in 0..40 {
+        let text = format!("{n}").repeat(100_000);
+        fs::write(directory.path().join(format!("{n:02}.cedar")), text).unwrap();
+    }
+    let reading = read_all(&directory);
+    for (n, file) in reading.sources().files().iter().enumerate() {
+        assert_eq!(file.path, format!("{n:02}.cedar"));
+        assert_eq!(held(&reading, n), format!("{n}").repeat(100_000));
+        assert_eq!(file.digest, ContentDigest::of(held(&reading, n).as_bytes()));
+    }
 }
 
 #[test]
@@ -417,7 +517,7 @@ fn a_reading_that_is_not_torn_never_mixes_two_versions() {
             }
             whole += 1;
             let files = reading.sources().files();
-            let is_mixed = files.iter().any(|file| file.text != files[0].text);
+            let is_mixed = files.iter().any(|file| file.digest != files[0].digest);
             if is_mixed {
                 stop.store(true, Ordering::Relaxed);
             }

@@ -5,17 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, FileType, Metadata};
-use std::io::{self, ErrorKind, Read as _};
+use std::fs::{self, FileType, Metadata};
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{Mode, OFlags};
-
+use super::file::{self, Outcome, Unread};
 use super::{Fingerprint, Fingerprints, Reading, Seen, SourceLimits};
+use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::watch::Places;
@@ -27,6 +26,7 @@ pub(super) fn walk(
     directory: &Path,
     limits: &SourceLimits,
     previous: Option<&Reading>,
+    workers: &Workers,
     began: SystemTime,
 ) -> Reading {
     let mut walk = Walk {
@@ -35,6 +35,7 @@ pub(super) fn walk(
         root: directory.to_owned(),
         ancestors: Vec::new(),
         files: Vec::new(),
+        unread: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
         prints: Fingerprints::default(),
@@ -43,10 +44,10 @@ pub(super) fn walk(
         bytes: 0,
         visited: 0,
         is_full: false,
-        has_read: false,
     };
     walk.root(directory);
-    walk.verify();
+    let has_read = walk.read(workers);
+    walk.verify(has_read);
     Reading {
         sources: Sources::new(walk.files, walk.problems, walk.warnings),
         prints: walk.prints,
@@ -64,6 +65,8 @@ struct Walk<'a> {
     /// Device and inode of the directories that we are in, to see a link that leads back.
     ancestors: Vec<(u64, u64)>,
     files: Vec<SourceFile>,
+    /// Files that cannot be taken from the previous reading.
+    unread: Vec<Unread>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
     prints: Fingerprints,
@@ -73,8 +76,6 @@ struct Walk<'a> {
     visited: usize,
     /// A limit of the whole directory is reached; it was reported, and the rest is left out.
     is_full: bool,
-    /// Some file was really read, and not taken from the previous reading.
-    has_read: bool,
 }
 
 /// Why a path led nowhere.
@@ -184,71 +185,55 @@ impl Walk<'_> {
         if !self.has_room() {
             return;
         }
-        let (seen, text) = match self.text(&at, &path) {
-            Ok(Some(found)) => found,
-            Ok(None) => return,
+        // Looked at before it is opened: opening a device may do something.
+        let found = match fs::symlink_metadata(&at) {
+            Ok(found) => found,
             Err(error) => return self.lost(&path, &error),
         };
-        self.bytes = self.bytes.saturating_add(text.len() as u64);
-        if self.bytes > self.limits.total_bytes {
-            self.is_full = true;
-            let text = format!(
-                "the files hold more than the {} bytes allowed together",
-                self.limits.total_bytes
-            );
-            return self.problem("", text);
-        }
-        self.prints.files.insert(path.clone(), seen);
-        self.files.push(SourceFile { path, kind, text });
-    }
-
-    /// The file's text; `None` when that is refused, and why was noted.
-    fn text(&mut self, at: &Path, path: &str) -> io::Result<Option<(Seen, Arc<str>)>> {
-        let found = fs::symlink_metadata(at)?;
-        // Looked at before it is opened: opening a device may do something.
-        if !self.is_acceptable(path, &found) {
-            return Ok(None);
+        if !self.is_acceptable(&path, &found) || !self.has_room_for(found.len()) {
+            return;
         }
         let print = Fingerprint::of(&found);
         let seen = Seen {
-            at: at.to_owned(),
+            at: at.clone(),
             print,
         };
         let known = self
             .previous
-            .and_then(|reading| reading.unchanged(path, &seen));
-        if let Some(text) = known {
-            return Ok(Some((seen, Arc::clone(text))));
+            .and_then(|reading| reading.unchanged(&path, &seen));
+        match known {
+            Some(file) => self.files.push(file.clone()),
+            None => self.unread.push(Unread {
+                path: path.clone(),
+                kind,
+                at,
+                print,
+            }),
         }
-        // It may be another file by now: a FIFO would block us, a link lead elsewhere.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(at, flags, Mode::empty())?);
-        let found = file.metadata()?;
-        if !self.is_acceptable(path, &found) {
-            return Ok(None);
-        }
-        if Fingerprint::of(&found) != print {
-            self.torn.insert(path.to_owned());
-        }
-        self.has_read = true;
-        let mut bytes = Vec::with_capacity(usize::try_from(found.len()).unwrap_or_default());
-        file.take(self.limits.file_bytes.saturating_add(1))
-            .read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > self.limits.file_bytes {
-            self.too_large(path, bytes.len() as u64);
-            return Ok(None);
-        }
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some((seen, Arc::from(text)))),
-            Err(error) => {
-                self.problems.push(not_utf8(
-                    path,
-                    error.utf8_error().valid_up_to(),
-                    error.as_bytes(),
-                ));
-                Ok(None)
+        self.prints.files.insert(path, seen);
+    }
+
+    /// Reads what must be read; true when there was any.
+    fn read(&mut self, workers: &Workers) -> bool {
+        let unread = std::mem::take(&mut self.unread);
+        let outcomes = file::read_all(&unread, self.limits.file_bytes, self.previous, workers);
+        for (file, outcome) in unread.iter().zip(outcomes) {
+            match outcome {
+                Outcome::File(found, bytes) => {
+                    // Some files hold more than the system says, those of `/proc` for example.
+                    if self.has_room_for(bytes.saturating_sub(file.print.size)) {
+                        self.files.push(found);
+                    }
+                }
+                Outcome::TooLarge(bytes) => self.too_large(&file.path, bytes),
+                Outcome::Refused(problem) => self.problems.push(problem),
+                Outcome::Changed => {
+                    self.torn.insert(file.path.clone());
+                }
+                Outcome::Failed(error) => self.lost(&file.path, &error),
             }
         }
+        !unread.is_empty()
     }
 
     fn is_acceptable(&mut self, path: &str, found: &Metadata) -> bool {
@@ -275,6 +260,18 @@ impl Walk<'_> {
         if self.visited > self.limits.files && !self.is_full {
             self.is_full = true;
             let text = format!("more than {} files and directories", self.limits.files);
+            self.problem("", text);
+        }
+        !self.is_full
+    }
+
+    /// Takes `bytes` from what all files together may hold.
+    fn has_room_for(&mut self, bytes: u64) -> bool {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.limits.total_bytes && !self.is_full {
+            self.is_full = true;
+            let allowed = self.limits.total_bytes;
+            let text = format!("the files hold more than the {allowed} bytes allowed together");
             self.problem("", text);
         }
         !self.is_full
@@ -390,10 +387,9 @@ impl Walk<'_> {
 
     /// Looks once more at everything that was seen: what differs now may have been read half old
     /// and half new.
-    fn verify(&mut self) {
-        let is_as_before = |previous: &Reading| {
-            !self.has_read && !previous.is_torn() && previous.prints == self.prints
-        };
+    fn verify(&mut self, has_read: bool) {
+        let is_as_before =
+            |previous: &Reading| !has_read && !previous.is_torn() && previous.prints == self.prints;
         if self.previous.is_some_and(is_as_before) {
             return;
         }
@@ -458,17 +454,4 @@ fn reason(error: &io::Error) -> String {
     } else {
         error.to_string()
     }
-}
-
-fn not_utf8(path: &str, offset: usize, bytes: &[u8]) -> Diagnostic {
-    // The line with the first bad byte is the last one that is shown.
-    let line = bytes
-        .get(offset..)
-        .and_then(|rest| rest.iter().position(|byte| *byte == b'\n'));
-    let shown = bytes
-        .get(..line.map_or(bytes.len(), |length| offset + length))
-        .unwrap_or(bytes);
-    let text: Arc<str> = Arc::from(String::from_utf8_lossy(shown));
-    let bad = char::REPLACEMENT_CHARACTER.len_utf8();
-    Diagnostic::error(path, "is not UTF-8").at(&text, offset..offset + bad)
 }

@@ -1,0 +1,116 @@
+//! Runs long work beside the service, on threads that give way to those that serve.
+//!
+//! Not on the runtime's blocking threads: a thread that gave way may not take it back, and the
+//! runtime would lend it to others.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::source;
+use crate::pdp::Workers;
+
+/// How nice a thread is that gives way. Not the most there is: on a machine that is busy
+/// throughout, a change of the policies should still come into force within moments.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+/// Whether there is somebody to give way to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manners {
+    /// Nothing is served yet, and everybody waits for this.
+    Hurry,
+    /// Callers are served meanwhile.
+    GiveWay,
+}
+
+impl Manners {
+    /// The threads that work of this kind may use besides its own.
+    pub(super) fn workers(self) -> Workers {
+        Workers {
+            threads: source::cores(),
+            begin: self.begin(),
+        }
+    }
+
+    fn begin(self) -> fn() {
+        match self {
+            Self::Hurry => || {},
+            Self::GiveWay => give_way,
+        }
+    }
+}
+
+/// Lowers the priority of this thread, and of those it starts.
+fn give_way() {
+    // Elsewhere this would be the whole process. An error leaves the priority as it was.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, NICENESS);
+}
+
+/// Work that ended without a result; the text says why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Failed(String);
+
+/// Starts `work` on a thread of its own at once; the result may be waited for.
+///
+/// Who drops it leaves the work to end by itself.
+///
+/// # Errors
+///
+/// [`Failed`] when the work panics, or no thread is to be had.
+pub(super) fn aside<T: Send + 'static>(
+    manners: Manners,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, Failed>> {
+    let (done, result) = oneshot::channel();
+    let begin = manners.begin();
+    let run = move || {
+        begin();
+        // Nobody may be waiting any more.
+        let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
+    };
+    let started = thread::Builder::new()
+        .name("policy-store".to_owned())
+        .spawn(run);
+    async move {
+        started.map_err(|error| Failed(format!("cannot start a thread: {error}")))?;
+        match result.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(panic)) => Err(Failed(said(&*panic).to_owned())),
+            Err(_) => Err(Failed("the thread ended early".to_owned())),
+        }
+    }
+}
+
+/// What a panic had to say.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("panicked")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_its_words() {
+        let failed = aside(Manners::Hurry, || -> () { panic!("boom {}", 1) }).await;
+        assert_eq!(failed.unwrap_err().to_string(), "boom 1");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn work_beside_the_service_gives_way_and_the_service_does_not() {
+        let priority = || rustix::process::getpriority_process(None).unwrap();
+        let own = priority();
+        let hurrying = aside(Manners::Hurry, priority).await.unwrap();
+        let giving_way = aside(Manners::GiveWay, priority).await.unwrap();
+        assert_eq!((hurrying, priority()), (own, own));
+        assert!(giving_way >= NICENESS.max(own), "{giving_way}");
+    }
+}

@@ -1,0 +1,212 @@
+//! Reads one file that the walk has found, now or again later, and many of them at once.
+//!
+//! The text of stored entities is hashed and let go: there may be more of it than there is memory
+//! for. Whoever needs it reads it again, and gets it only if it is still the same.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Fingerprint, Reading};
+use crate::pdp::Workers;
+use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::sources::{ContentDigest, FileKind, SourceFile, TextChanged, TextSource};
+
+/// Fewer bytes than this are read sooner than a thread is started.
+const WORTH_A_THREAD: u64 = 1 << 20;
+
+/// A file that is to be read.
+pub(super) struct Unread {
+    pub(super) path: String,
+    pub(super) kind: FileKind,
+    /// Where it really lies.
+    pub(super) at: PathBuf,
+    /// As the walk has met it.
+    pub(super) print: Fingerprint,
+}
+
+/// What became of reading one file.
+pub(super) enum Outcome {
+    /// It was read whole, and holds so many bytes.
+    File(SourceFile, u64),
+    /// It holds more than is allowed: so much at least.
+    TooLarge(u64),
+    /// It cannot be used as it is.
+    Refused(Diagnostic),
+    /// It is another file than the walk has met.
+    Changed,
+    Failed(io::Error),
+}
+
+/// Reads `files`, no more than `most` bytes of each, on several threads where that is worth it.
+/// The outcomes are in the order of the files.
+pub(super) fn read_all(
+    files: &[Unread],
+    most: u64,
+    previous: Option<&Reading>,
+    workers: &Workers,
+) -> Vec<Outcome> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let (mut done, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(file) = files.get(n) else {
+                return done;
+            };
+            done.push((n, file.read(most, previous, &mut buffer)));
+        }
+    };
+    let bytes = files.iter().map(|file| file.print.size).sum::<u64>();
+    let helpers = usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(usize::MAX);
+    let helpers = helpers.min(workers.threads.get() - 1);
+    let mut done = thread::scope(|scope| {
+        let helpers: Vec<_> = (0..helpers)
+            .map_while(|_| {
+                let help = || {
+                    (workers.begin)();
+                    work()
+                };
+                // Without helpers it takes longer, and that is all.
+                thread::Builder::new().spawn_scoped(scope, help).ok()
+            })
+            .collect();
+        let mut done = work();
+        for helper in helpers {
+            match helper.join() {
+                Ok(more) => done.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        done
+    });
+    done.sort_unstable_by_key(|(n, _)| *n);
+    done.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// As many threads as the machine runs at once.
+#[must_use]
+pub fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+impl Unread {
+    fn read(&self, most: u64, previous: Option<&Reading>, buffer: &mut Vec<u8>) -> Outcome {
+        let read = open(&self.at).and_then(|(file, found)| {
+            if Fingerprint::of(&found) != self.print {
+                return Ok(false);
+            }
+            fill(buffer, file, &found, most.saturating_add(1))?;
+            Ok(true)
+        });
+        match read {
+            Ok(true) => {}
+            Ok(false) => return Outcome::Changed,
+            Err(error) => return Outcome::Failed(error),
+        }
+        let bytes = buffer.len() as u64;
+        if bytes > most {
+            return Outcome::TooLarge(bytes);
+        }
+        let text = match str::from_utf8(buffer) {
+            Ok(text) => text,
+            Err(error) => {
+                return Outcome::Refused(not_utf8(&self.path, error.valid_up_to(), buffer));
+            }
+        };
+        let (path, kind) = (self.path.clone(), self.kind);
+        let file = match kind {
+            FileKind::Entities => {
+                let digest = ContentDigest::of(buffer);
+                let source = FileText::new(self.at.clone(), self.print, digest);
+                SourceFile::elsewhere(path, kind, digest, Box::new(source))
+            }
+            FileKind::Policies
+            | FileKind::PoliciesJson
+            | FileKind::Schema
+            | FileKind::SchemaJson
+            | FileKind::Links
+            | FileKind::Tests => {
+                let known = previous.and_then(|reading| reading.file(&path)?.held_text());
+                match known.filter(|known| ***known == *text) {
+                    // One copy of a text that was read twice is enough.
+                    Some(known) => SourceFile::held(path, kind, Arc::clone(known)),
+                    None => SourceFile::held(path, kind, Arc::from(text)),
+                }
+            }
+        };
+        Outcome::File(file, bytes)
+    }
+}
+
+/// A text that is left in its file.
+#[derive(Debug)]
+pub(super) struct FileText {
+    at: PathBuf,
+    print: Fingerprint,
+    digest: ContentDigest,
+}
+
+impl FileText {
+    pub(super) fn new(at: PathBuf, print: Fingerprint, digest: ContentDigest) -> Self {
+        Self { at, print, digest }
+    }
+}
+
+impl TextSource for FileText {
+    fn read(&self) -> Result<Arc<str>, TextChanged> {
+        // Whatever fails, the next look at the directory finds out and tells.
+        let changed = |_| TextChanged;
+        let (file, found) = open(&self.at).map_err(changed)?;
+        if Fingerprint::of(&found) != self.print {
+            return Err(TextChanged);
+        }
+        let mut bytes = Vec::new();
+        fill(&mut bytes, file, &found, u64::MAX).map_err(changed)?;
+        if ContentDigest::of(&bytes) != self.digest {
+            return Err(TextChanged);
+        }
+        String::from_utf8(bytes)
+            .map(Arc::from)
+            .map_err(|_| TextChanged)
+    }
+}
+
+/// Opens the file at `at`, which may have become something else: a FIFO would block us, a link
+/// lead elsewhere.
+fn open(at: &Path) -> io::Result<(File, Metadata)> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(at, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    Ok((file, found))
+}
+
+/// Makes `buffer` what `file` holds, or its first `most` bytes.
+fn fill(buffer: &mut Vec<u8>, file: File, found: &Metadata, most: u64) -> io::Result<()> {
+    buffer.clear();
+    // One byte more than there should be, so that the end is seen without another allocation.
+    let size = usize::try_from(found.len().min(most)).unwrap_or_default();
+    buffer.reserve_exact(size.saturating_add(1));
+    file.take(most).read_to_end(buffer)?;
+    Ok(())
+}
+
+fn not_utf8(path: &str, offset: usize, bytes: &[u8]) -> Diagnostic {
+    // The line with the first bad byte is the last one that is shown.
+    let line = bytes
+        .get(offset..)
+        .and_then(|rest| rest.iter().position(|byte| *byte == b'\n'));
+    let shown = bytes
+        .get(..line.map_or(bytes.len(), |length| offset + length))
+        .unwrap_or(bytes);
+    let text: Arc<str> = Arc::from(String::from_utf8_lossy(shown));
+    let bad = char::REPLACEMENT_CHARACTER.len_utf8();
+    Diagnostic::error(path, "is not UTF-8").at(&text, offset..offset + bad)
+}
