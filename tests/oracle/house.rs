@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::pdp::answer::{Answer, Decision};
-use cedar_pdp::pdp::query::{InvalidQuery, Query};
+use cedar_pdp::pdp::query::Query;
 use cedar_pdp::pdp::{Settings, Snapshot, Workers, compile};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
@@ -120,7 +120,7 @@ pub(crate) fn counts(snapshot: &Snapshot) -> Counts {
 fn compare(
     snapshot: &Snapshot,
     query: &Query,
-    got: Result<&Answer, &InvalidQuery>,
+    got: Result<&Answer, &NoAnswer>,
     expected: &Expected,
 ) -> Result<(), String> {
     let (answer, (allow, determining, errors)) = match (got, expected) {
