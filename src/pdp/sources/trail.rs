@@ -1,8 +1,9 @@
 //! Computes the revision of a list of files, and goes on from an earlier one where few differ.
 //!
 //! By contract the revision is one hash over all files in order, so a change costs what comes
-//! after it and not what changed: half a second for a gigabyte at the worst. It is meant to be
-//! computed beside what takes longer.
+//! after it and not what changed: two thirds of a second for a gigabyte at the worst. It is meant
+//! to be computed beside what takes longer. Fetching texts on a thread of its own, ahead of the
+//! hash, was measured and gains nothing.
 
 use sha2::{Digest as _, Sha256};
 
@@ -32,12 +33,12 @@ impl Trail {
         };
         let mut hash = states.last().cloned().unwrap_or_default();
         for file in files.skip(same) {
-            for length_or_path in [
+            for part in [
                 &(file.path.len() as u64).to_be_bytes(),
                 file.path.as_bytes(),
                 &file.bytes().to_be_bytes(),
             ] {
-                hash.update(length_or_path);
+                hash.update(part);
             }
             file.stream(&mut |piece| hash.update(piece))?;
             states.push(hash.clone());
