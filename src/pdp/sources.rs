@@ -7,14 +7,17 @@
 //! Stored entities can be more text than there is memory for, so a file may leave its text where
 //! it lies and fetch it when it is asked for, by a [`TextSource`] that somebody else provides.
 
+mod trail;
+
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 
 use super::diagnostic::Diagnostic;
 use super::id::Revision;
+use trail::Trail;
 
 /// What a file of a policy directory holds, told by its name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,6 +133,23 @@ impl ContentDigest {
     }
 }
 
+/// Makes a [`ContentDigest`] of bytes that come piece by piece.
+#[derive(Clone, Debug, Default)]
+pub struct ContentHasher(Sha256);
+
+impl ContentHasher {
+    /// Adds the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of all pieces together.
+    #[must_use]
+    pub fn finish(self) -> ContentDigest {
+        ContentDigest(self.0.finalize().into())
+    }
+}
+
 impl fmt::Debug for ContentDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", Revision::from_digest(&self.0))
@@ -149,6 +169,13 @@ pub trait TextSource: fmt::Debug + Send + Sync {
     ///
     /// [`TextChanged`] when it is not, or cannot be shown to be, the text that was seen first.
     fn read(&self) -> Result<Arc<str>, TextChanged>;
+
+    /// Gives the bytes of the text to `take`, piece by piece, without ever holding all. May block.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read); what was given until then is worth nothing.
+    fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged>;
 }
 
 /// One file of a policy directory, as it was read.
@@ -172,6 +199,7 @@ enum Text {
 #[derive(Debug)]
 struct Elsewhere {
     source: Box<dyn TextSource>,
+    bytes: u64,
     /// It was asked for, and was no longer what it had been.
     has_changed: AtomicBool,
 }
@@ -188,23 +216,35 @@ impl SourceFile {
         }
     }
 
-    /// A file whose text is left where it lies; `digest` is that of the text that was seen there.
+    /// A file whose text is left where it lies; `digest` and `bytes` are those of the text that
+    /// was seen there.
     #[must_use]
     pub fn elsewhere(
         path: String,
         kind: FileKind,
         digest: ContentDigest,
+        bytes: u64,
         source: Box<dyn TextSource>,
     ) -> Self {
-        let has_changed = AtomicBool::new(false);
+        let text = Text::Elsewhere(Arc::new(Elsewhere {
+            source,
+            bytes,
+            has_changed: AtomicBool::new(false),
+        }));
         Self {
             path,
             kind,
             digest,
-            text: Text::Elsewhere(Arc::new(Elsewhere {
-                source,
-                has_changed,
-            })),
+            text,
+        }
+    }
+
+    /// How many bytes the text has.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match &self.text {
+            Text::Held(text) => text.len() as u64,
+            Text::Elsewhere(elsewhere) => elsewhere.bytes,
         }
     }
 
@@ -226,6 +266,27 @@ impl SourceFile {
         match &self.text {
             Text::Held(text) => Some(text),
             Text::Elsewhere(_) => None,
+        }
+    }
+
+    /// Gives the bytes of the text to `take`, piece by piece.
+    fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
+        match &self.text {
+            Text::Held(text) => {
+                take(text.as_bytes());
+                Ok(())
+            }
+            Text::Elsewhere(elsewhere) => {
+                let mut given = 0;
+                let streamed = elsewhere.source.stream(&mut |piece| {
+                    given += piece.len() as u64;
+                    take(piece);
+                });
+                elsewhere.note(match streamed {
+                    Ok(()) if given == elsewhere.bytes => Ok(()),
+                    Ok(()) | Err(TextChanged) => Err(TextChanged),
+                })
+            }
         }
     }
 
@@ -263,6 +324,8 @@ pub struct Sources {
     files: Vec<SourceFile>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
+    /// Of the served files, once somebody has asked.
+    trail: OnceLock<Result<Arc<Trail>, TextChanged>>,
 }
 
 impl Sources {
@@ -279,6 +342,7 @@ impl Sources {
             files,
             problems,
             warnings,
+            trail: OnceLock::new(),
         }
     }
 
@@ -311,127 +375,48 @@ impl Sources {
     /// Equal content has an equal revision on any machine, and no two different contents share
     /// the hashed text, because the lengths make it unambiguous.
     ///
+    /// Computed once: who asks meanwhile waits. Costs a hash over all files.
+    ///
     /// # Errors
     ///
     /// [`TextChanged`] when a text is elsewhere and no longer what it was.
     pub fn revision(&self) -> Result<Revision, TextChanged> {
-        let mut digest = Sha256::new();
-        for file in self.files.iter().filter(|file| file.kind.is_served()) {
-            let text = file.text()?;
-            for part in [file.path.as_bytes(), text.as_bytes()] {
-                digest.update((part.len() as u64).to_be_bytes());
-                digest.update(part);
+        self.revision_after(None)
+    }
+
+    /// The [`revision`](Self::revision), computed from that of `earlier` sources where these are
+    /// known: costs a hash over the first file that differs and what comes after it.
+    ///
+    /// # Errors
+    ///
+    /// As [`revision`](Self::revision).
+    pub fn revision_after(&self, earlier: Option<&Self>) -> Result<Revision, TextChanged> {
+        let trail = self.trail.get_or_init(|| {
+            let known = earlier.and_then(|earlier| match earlier.trail.get()? {
+                Ok(trail) => Some((earlier, trail)),
+                Err(TextChanged) => None,
+            });
+            let Some((earlier, trail)) = known else {
+                return Trail::of(self.served(), None).map(Arc::new);
+            };
+            if self.served().eq(earlier.served()) {
+                return Ok(Arc::clone(trail));
             }
+            let both = self.served().zip(earlier.served());
+            let same = both.take_while(|(one, other)| one == other).count();
+            Trail::of(self.served(), Some((trail, same))).map(Arc::new)
+        });
+        match trail {
+            Ok(trail) => Ok(trail.revision().clone()),
+            Err(changed) => Err(*changed),
         }
-        Ok(Revision::from_digest(&digest.finalize().into()))
+    }
+
+    /// The files that are served, sorted by path.
+    pub fn served(&self) -> impl Iterator<Item = &SourceFile> {
+        self.files.iter().filter(|file| file.kind.is_served())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sources(files: &[(&str, &str)]) -> Sources {
-        let files = files
-            .iter()
-            .map(|(path, text)| {
-                let kind = FileKind::of(path).expect("a name that matches");
-                SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
-            })
-            .collect();
-        Sources::new(files, Vec::new(), Vec::new())
-    }
-
-    #[test]
-    fn a_name_tells_what_a_file_holds() {
-        for (name, kind) in [
-            ("documents.cedar", Some(FileKind::Policies)),
-            ("documents.cedar.json", Some(FileKind::PoliciesJson)),
-            ("a.cedarschema", Some(FileKind::Schema)),
-            ("a.cedarschema.json", Some(FileKind::SchemaJson)),
-            ("entities.json", Some(FileKind::Entities)),
-            ("users.entities.json", Some(FileKind::Entities)),
-            ("myentities.json", None),
-            ("a.links.json", Some(FileKind::Links)),
-            ("a.test.json", Some(FileKind::Tests)),
-            ("README.md", None),
-            ("cedar", None),
-        ] {
-            assert_eq!(FileKind::of(name), kind, "{name}");
-        }
-    }
-
-    #[test]
-    fn names_that_nearly_match_are_near_misses() {
-        for name in [
-            "schema.json",
-            "users.entity.json",
-            "Documents.CEDAR",
-            "links.json",
-        ] {
-            assert!(FileKind::near_miss(name).is_some(), "{name}");
-        }
-        for name in ["README.md", "notes.txt", "documents.cedar", "package.json"] {
-            assert_eq!(FileKind::near_miss(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn the_revision_depends_on_content_alone_and_not_on_order() {
-        let one = sources(&[("a.cedar", "1"), ("b.cedar", "2")]);
-        let other = sources(&[("b.cedar", "2"), ("a.cedar", "1")]);
-        assert_eq!(one.revision().unwrap(), other.revision().unwrap());
-    }
-
-    #[test]
-    fn moving_bytes_between_name_and_content_changes_the_revision() {
-        let one = sources(&[("a.cedar", "b.cedar")]);
-        let other = sources(&[("a.cedarb.cedar", "")]);
-        assert_ne!(one.revision(), other.revision());
-    }
-
-    /// A text that is another by the time it is asked for.
-    #[derive(Debug)]
-    struct Gone;
-
-    impl TextSource for Gone {
-        fn read(&self) -> Result<Arc<str>, TextChanged> {
-            Err(TextChanged)
-        }
-    }
-
-    #[test]
-    fn a_text_that_changed_elsewhere_is_noticed_and_has_no_revision() {
-        let digest = ContentDigest::of(b"[]");
-        let file = SourceFile::elsewhere(
-            "entities.json".into(),
-            FileKind::Entities,
-            digest,
-            Box::new(Gone),
-        );
-        let sources = Sources::new(vec![file.clone()], vec![], vec![]);
-        assert!(!file.has_changed(), "nobody has asked yet");
-        assert_eq!(sources.revision(), Err(TextChanged));
-        assert!(file.has_changed());
-    }
-
-    #[test]
-    fn files_of_one_name_and_content_are_equal_wherever_the_text_lies() {
-        let kind = FileKind::Entities;
-        let held = SourceFile::held("entities.json".into(), kind, "[]".into());
-        let digest = ContentDigest::of(b"[]");
-        let elsewhere = SourceFile::elsewhere("entities.json".into(), kind, digest, Box::new(Gone));
-        assert_eq!(held, elsewhere);
-        assert_ne!(
-            held,
-            SourceFile::held("entities.json".into(), kind, "[1]".into())
-        );
-    }
-
-    #[test]
-    fn policy_tests_are_not_in_the_revision() {
-        let without = sources(&[("a.cedar", "1")]);
-        let with = sources(&[("a.cedar", "1"), ("a.test.json", "[]")]);
-        assert_eq!(without.revision(), with.revision());
-    }
-}
+mod tests;

@@ -55,34 +55,67 @@ fn give_way() {
 #[error("{0}")]
 pub(super) struct Failed(String);
 
-/// Starts `work` on a thread of its own at once; the result may be waited for.
+/// Work that runs on a thread of its own.
 ///
-/// Who drops it leaves the work to end by itself.
-///
-/// # Errors
-///
-/// [`Failed`] when the work panics, or no thread is to be had.
+/// Who drops it leaves the work to end by itself; what comes of it is then dropped elsewhere too,
+/// for that may take long.
+#[derive(Debug)]
+pub(super) struct Aside<T: Send + 'static> {
+    result: Option<oneshot::Receiver<Result<T, Failed>>>,
+}
+
+impl<T: Send + 'static> Aside<T> {
+    /// Waits for what comes of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`] when the work panicked, or no thread was to be had.
+    pub(super) async fn outcome(mut self) -> Result<T, Failed> {
+        let ended = || Failed("the thread ended early".to_owned());
+        match &mut self.result {
+            Some(result) => result.await.unwrap_or_else(|_| Err(ended())),
+            None => Err(ended()),
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Aside<T> {
+    fn drop(&mut self) {
+        if let Some(result) = self.result.take().filter(|result| !result.is_empty()) {
+            let drop = move || {
+                Manners::GiveWay.begin()();
+                drop(result);
+            };
+            // Without a thread it is dropped here, and now.
+            let _ = thread::Builder::new().spawn(drop);
+        }
+    }
+}
+
+/// Starts `work` on a thread of its own at once.
 pub(super) fn aside<T: Send + 'static>(
     manners: Manners,
     work: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = Result<T, Failed>> {
+) -> Aside<T> {
     let (done, result) = oneshot::channel();
     let begin = manners.begin();
     let run = move || {
         begin();
+        let worked = catch_unwind(AssertUnwindSafe(work));
         // Nobody may be waiting any more.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
+        let _ = done.send(worked.map_err(|panic| Failed(said(&*panic).to_owned())));
     };
-    let started = thread::Builder::new()
-        .name("policy-store".to_owned())
-        .spawn(run);
-    async move {
-        started.map_err(|error| Failed(format!("cannot start a thread: {error}")))?;
-        match result.await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(panic)) => Err(Failed(said(&*panic).to_owned())),
-            Err(_) => Err(Failed("the thread ended early".to_owned())),
+    let thread = thread::Builder::new().name("policy-store".to_owned());
+    let result = match thread.spawn(run) {
+        Ok(_) => result,
+        Err(error) => {
+            let (done, result) = oneshot::channel();
+            let _ = done.send(Err(Failed(format!("cannot start a thread: {error}"))));
+            result
         }
+    };
+    Aside {
+        result: Some(result),
     }
 }
 
@@ -99,8 +132,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_with_its_words() {
-        let failed = aside(Manners::Hurry, || -> () { panic!("boom {}", 1) }).await;
-        assert_eq!(failed.unwrap_err().to_string(), "boom 1");
+        let failed = aside(Manners::Hurry, || -> () { panic!("boom {}", 1) });
+        assert_eq!(failed.outcome().await.unwrap_err().to_string(), "boom 1");
     }
 
     #[cfg(target_os = "linux")]
@@ -108,8 +141,8 @@ mod tests {
     async fn work_beside_the_service_gives_way_and_the_service_does_not() {
         let priority = || rustix::process::getpriority_process(None).unwrap();
         let own = priority();
-        let hurrying = aside(Manners::Hurry, priority).await.unwrap();
-        let giving_way = aside(Manners::GiveWay, priority).await.unwrap();
+        let hurrying = aside(Manners::Hurry, priority).outcome().await.unwrap();
+        let giving_way = aside(Manners::GiveWay, priority).outcome().await.unwrap();
         assert_eq!((hurrying, priority()), (own, own));
         assert!(giving_way >= NICENESS.max(own), "{giving_way}");
     }

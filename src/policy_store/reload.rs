@@ -7,12 +7,13 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::aside::{Manners, aside};
+use super::aside::{Aside, Manners, aside};
 use super::source::{self, Reading};
 use super::status::{
     FINDINGS_TOLD, Loaded, RefusedReload, ReloadOutcome, StatusReader, StoreStatus,
@@ -56,7 +57,8 @@ pub struct OpenRefused {
 
 /// Loads the policy directory for the first time.
 ///
-/// Takes the quiet period at least, because the first content too must be at rest.
+/// Takes the quiet period at least, because the first content too must be at rest, unless its time
+/// stamps show that it has been for long.
 ///
 /// # Errors
 ///
@@ -147,10 +149,19 @@ enum Loading {
     Torn,
 }
 
+/// What compiling came to, and how long it took.
+#[derive(Debug)]
+struct Compiled {
+    snapshot: Result<Snapshot, Vec<Diagnostic>>,
+    took: Duration,
+}
+
 /// Content that is new, and that the next look has yet to confirm.
 #[derive(Debug)]
 struct Unsettled {
     reading: Arc<Reading>,
+    /// Mostly it is confirmed, so what it compiles to is found out meanwhile.
+    compiling: Option<Aside<Compiled>>,
     since: Instant,
     pause: Duration,
     is_held_back: bool,
@@ -212,8 +223,8 @@ impl Reloader {
             return Ok(());
         }
         match self.unsettled.take() {
-            Some(earlier) if reading.confirms(&earlier.reading) => {
-                match self.load(&reading).await {
+            Some(mut earlier) if reading.confirms(&earlier.reading) => {
+                match self.load(&mut earlier, &reading).await {
                     Loading::Published => {
                         self.answer(ReloadOutcome::Reloaded);
                         Ok(())
@@ -227,10 +238,21 @@ impl Reloader {
             }
             Some(earlier) => self.wait_longer(earlier, reading),
             None => {
+                let since = Instant::now();
+                // What has been at rest for so long need not be waited for. What has not is new to
+                // callers, who are served meanwhile and to whom time matters.
+                let is_at_rest = reading.is_at_rest(self.settings.quiet);
+                let is_compiled_early =
+                    !is_at_rest && !reading.is_torn() && self.in_force.is_some();
                 self.unsettled = Some(Unsettled {
+                    compiling: is_compiled_early.then(|| self.compile_aside(&reading)),
                     reading,
-                    since: Instant::now(),
-                    pause: self.pause(self.settings.quiet),
+                    since,
+                    pause: if is_at_rest {
+                        Duration::ZERO
+                    } else {
+                        self.settings.quiet
+                    },
                     is_held_back: false,
                 });
                 Ok(())
@@ -255,6 +277,7 @@ impl Reloader {
             });
             (reading, watcher)
         })
+        .outcome()
         .await;
         self.rest = began.elapsed().saturating_mul(2).min(LONGEST_PAUSE);
         let reading = match done {
@@ -282,6 +305,9 @@ impl Reloader {
         if let Some(in_force) = &mut self.in_force
             && reading.loads_like(&in_force.reading)
         {
+            // The same files have the same revision, which the next change is to start from.
+            let before = in_force.reading.sources();
+            let _ = reading.sources().revision_after(Some(before));
             let before = std::mem::replace(&mut in_force.reading, Arc::clone(reading));
             let warnings = warnings(reading, &in_force.warnings);
             self.stand(&before, reading, warnings);
@@ -345,6 +371,8 @@ impl Reloader {
         }
         self.unsettled = Some(Unsettled {
             reading,
+            // It changes while it is looked at, so compiling it early would be for nothing.
+            compiling: None,
             since: earlier.since,
             pause: self.pause(pause),
             is_held_back: is_late,
@@ -382,47 +410,68 @@ impl Reloader {
     }
 
     /// Compiles content that is at rest, and puts it in force or refuses it.
-    async fn load(&mut self, reading: &Arc<Reading>) -> Loading {
-        let began = Instant::now();
-        let (settings, compile) = (Arc::clone(&self.settings), self.compile);
-        let manners = self.manners();
-        let old = self
-            .in_force
-            .as_ref()
-            .map(|in_force| Arc::clone(&in_force.snapshot));
-        let content = Arc::clone(reading);
-        let done = aside(manners, move || {
-            let sources = content.sources();
-            let workers = manners.workers();
-            let new = compile(old.as_deref(), sources, &settings.deciding, &workers);
-            let new = new.map_err(|error| error.errors)?;
-            let suspicions = match &old {
-                Some(old) if !settings.allow_empty => suspicions(old, &new, sources),
-                Some(_) | None => Vec::new(),
-            };
-            if suspicions.is_empty() {
-                Ok(new)
-            } else {
-                Err(suspicions)
-            }
-        })
-        .await;
-        let compiled = done.unwrap_or_else(|error| {
+    ///
+    /// `reading` confirms `earlier`, so either may be compiled for the other.
+    async fn load(&mut self, earlier: &mut Unsettled, reading: &Arc<Reading>) -> Loading {
+        let compiling = earlier.compiling.take();
+        let compiling = compiling.unwrap_or_else(|| self.compile_aside(reading));
+        let compiled = compiling.outcome().await.unwrap_or_else(|error| {
             let text = format!("loading failed within cedar-pdp: {error}");
-            Err(vec![Diagnostic::error("", text)])
+            Compiled {
+                snapshot: Err(vec![Diagnostic::error("", text)]),
+                took: Duration::ZERO,
+            }
         });
-        match compiled {
+        match compiled.snapshot {
             Ok(snapshot) => {
-                self.publish(Arc::clone(reading), Arc::new(snapshot), began.elapsed());
+                // The same files have the same revision, which the next change is to start from.
+                let before = earlier.reading.sources();
+                let _ = reading.sources().revision_after(Some(before));
+                self.publish(Arc::clone(reading), Arc::new(snapshot), compiled.took);
                 Loading::Published
             }
             // What was found is as likely the fault of a text that changed under the compiler.
-            Err(_) if reading.is_torn() => Loading::Torn,
+            Err(_) if reading.is_torn() || earlier.reading.is_torn() => Loading::Torn,
             Err(diagnostics) => {
                 self.refuse(Arc::clone(reading), &diagnostics);
                 Loading::Refused(diagnostics)
             }
         }
+    }
+
+    /// Begins to compile what was read, in the place of what is in force.
+    fn compile_aside(&self, reading: &Arc<Reading>) -> Aside<Compiled> {
+        let (settings, compile) = (Arc::clone(&self.settings), self.compile);
+        let manners = self.manners();
+        let old = self.in_force.as_ref().map(|in_force| {
+            let (reading, snapshot) = (&in_force.reading, &in_force.snapshot);
+            (Arc::clone(reading), Arc::clone(snapshot))
+        });
+        let content = Arc::clone(reading);
+        aside(manners, move || {
+            let began = Instant::now();
+            let sources = content.sources();
+            let workers = manners.workers();
+            let (before, old) = old.unzip();
+            let compiled = thread::scope(|scope| {
+                // One hash over all files in order cannot be divided, so it is begun first. The
+                // compiler asks for it last; without this thread it would then compute it.
+                let hash = || sources.revision_after(before.as_deref().map(Reading::sources));
+                let _ = thread::Builder::new().spawn_scoped(scope, hash);
+                compile(old.as_deref(), sources, &settings.deciding, &workers)
+            });
+            let suspicions = match (&old, &compiled) {
+                (Some(old), Ok(new)) if !settings.allow_empty => suspicions(old, new, sources),
+                (Some(_) | None, Ok(_) | Err(_)) => Vec::new(),
+            };
+            let snapshot = match compiled {
+                Ok(snapshot) if suspicions.is_empty() => Ok(snapshot),
+                Ok(_) => Err(suspicions),
+                Err(error) => Err(error.errors),
+            };
+            let took = began.elapsed();
+            Compiled { snapshot, took }
+        })
     }
 
     fn manners(&self) -> Manners {

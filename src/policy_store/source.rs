@@ -69,6 +69,8 @@ pub struct Reading {
     /// What changed while it was read; a reading with such names may mix old and new.
     torn: BTreeSet<String>,
     began: SystemTime,
+    /// When the last thing happened to a file, link or directory of these, as far as they tell.
+    newest: Option<Stamp>,
 }
 
 impl Reading {
@@ -81,6 +83,7 @@ impl Reading {
             places: Places::default(),
             torn: BTreeSet::new(),
             began: SystemTime::now(),
+            newest: None,
         }
     }
 
@@ -118,6 +121,17 @@ impl Reading {
         !self.torn.is_empty() || self.sources.files().iter().any(SourceFile::has_changed)
     }
 
+    /// Whether nothing was written for at least `quiet` before this was read, by the time stamps of
+    /// all that was met. Where these are coarse it takes longer for a directory to be at rest.
+    #[must_use]
+    pub fn is_at_rest(&self, quiet: Duration) -> bool {
+        let quiet = quiet.max(RACY);
+        !self.is_torn()
+            && self
+                .newest
+                .is_some_and(|newest| newest.is_before(self.began, quiet))
+    }
+
     /// Whether this and an `earlier` reading found the same, untouched between the two.
     #[must_use]
     pub fn confirms(&self, earlier: &Self) -> bool {
@@ -132,11 +146,8 @@ impl Reading {
     /// problems. Costs little when files were taken over from one reading to the next.
     #[must_use]
     pub fn loads_like(&self, other: &Self) -> bool {
-        fn served(reading: &Reading) -> impl Iterator<Item = &SourceFile> {
-            let files = reading.sources.files().iter();
-            files.filter(|file| file.kind.is_served())
-        }
-        served(self).eq(served(other)) && self.sources.problems() == other.sources.problems()
+        self.sources.served().eq(other.sources.served())
+            && self.sources.problems() == other.sources.problems()
     }
 
     /// What changed between an `earlier` reading and this, or while either was read: relative
@@ -202,9 +213,26 @@ struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds since the epoch, as are those of `changed`.
-    modified: (i64, i64),
-    changed: (i64, i64),
+    modified: Stamp,
+    changed: Stamp,
+}
+
+/// A time stamp of a file: seconds and nanoseconds since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp(i64, i64);
+
+impl Stamp {
+    /// Whether this is more than `by` before `moment`.
+    fn is_before(self, moment: SystemTime, by: Duration) -> bool {
+        let limit = moment
+            .checked_sub(by)
+            .and_then(|limit| limit.duration_since(UNIX_EPOCH).ok())
+            .and_then(|limit| {
+                let seconds = i64::try_from(limit.as_secs()).ok()?;
+                Some(Self(seconds, i64::from(limit.subsec_nanos())))
+            });
+        limit.is_some_and(|limit| self < limit)
+    }
 }
 
 /// Longer than the coarsest time stamps that a file system keeps (FAT: 2 s).
@@ -216,20 +244,18 @@ impl Fingerprint {
             device: found.dev(),
             inode: found.ino(),
             size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
+            modified: Stamp(found.mtime(), found.mtime_nsec()),
+            changed: Stamp(found.ctime(), found.ctime_nsec()),
         }
     }
 
+    /// When the last thing happened to it. A file that was renamed tells so in `changed` alone.
+    fn newest(&self) -> Stamp {
+        self.modified.max(self.changed)
+    }
+
     fn is_older_than(&self, moment: SystemTime) -> bool {
-        let limit = moment
-            .checked_sub(RACY)
-            .and_then(|limit| limit.duration_since(UNIX_EPOCH).ok())
-            .and_then(|limit| {
-                let seconds = i64::try_from(limit.as_secs()).ok()?;
-                Some((seconds, i64::from(limit.subsec_nanos())))
-            });
-        limit.is_some_and(|limit| self.modified < limit && self.changed < limit)
+        self.newest().is_before(moment, RACY)
     }
 }
 

@@ -17,10 +17,15 @@ use rustix::fs::{Mode, OFlags};
 use super::{Fingerprint, Reading};
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::sources::{ContentDigest, FileKind, SourceFile, TextChanged, TextSource};
+use crate::pdp::sources::{
+    ContentDigest, ContentHasher, FileKind, SourceFile, TextChanged, TextSource,
+};
 
 /// Fewer bytes than this are read sooner than a thread is started.
 const WORTH_A_THREAD: u64 = 1 << 20;
+
+/// How many bytes of a text are held at once where the whole is not wanted.
+const PIECE: usize = 64 << 10;
 
 /// A file that is to be read.
 pub(super) struct Unread {
@@ -30,6 +35,8 @@ pub(super) struct Unread {
     pub(super) at: PathBuf,
     /// As the walk has met it.
     pub(super) print: Fingerprint,
+    /// Whether whoever finds it with the same fingerprint later finds it with the same content.
+    pub(super) is_certain: bool,
 }
 
 /// What became of reading one file.
@@ -99,11 +106,11 @@ pub fn cores() -> NonZeroUsize {
 
 impl Unread {
     fn read(&self, most: u64, previous: Option<&Reading>, buffer: &mut Vec<u8>) -> Outcome {
-        let read = open(&self.at).and_then(|(file, found)| {
+        let read = open(&self.at).and_then(|(mut file, found)| {
             if Fingerprint::of(&found) != self.print {
                 return Ok(false);
             }
-            fill(buffer, file, &found, most.saturating_add(1))?;
+            fill(buffer, &mut file, self.print.size, most.saturating_add(1))?;
             Ok(true)
         });
         match read {
@@ -125,8 +132,12 @@ impl Unread {
         let file = match kind {
             FileKind::Entities => {
                 let digest = ContentDigest::of(buffer);
-                let source = FileText::new(self.at.clone(), self.print, digest);
-                SourceFile::elsewhere(path, kind, digest, Box::new(source))
+                let source = FileText {
+                    at: self.at.clone(),
+                    print: self.print,
+                    digest: (!self.is_certain).then_some(digest),
+                };
+                SourceFile::elsewhere(path, kind, digest, bytes, Box::new(source))
             }
             FileKind::Policies
             | FileKind::PoliciesJson
@@ -149,33 +160,67 @@ impl Unread {
 /// A text that is left in its file.
 #[derive(Debug)]
 pub(super) struct FileText {
-    at: PathBuf,
-    print: Fingerprint,
-    digest: ContentDigest,
+    pub(super) at: PathBuf,
+    pub(super) print: Fingerprint,
+    /// To be checked where the fingerprint is not enough.
+    pub(super) digest: Option<ContentDigest>,
 }
 
 impl FileText {
-    pub(super) fn new(at: PathBuf, print: Fingerprint, digest: ContentDigest) -> Self {
-        Self { at, print, digest }
+    /// What `take` makes of the open file, if that is the same as ever before and after.
+    fn fetch<T>(&self, take: impl FnOnce(&mut File) -> io::Result<T>) -> Result<T, TextChanged> {
+        let fetch = || {
+            let (mut file, found) = open(&self.at)?;
+            if Fingerprint::of(&found) != self.print {
+                return Ok(None);
+            }
+            let taken = take(&mut file)?;
+            let is_same = Fingerprint::of(&file.metadata()?) == self.print;
+            Ok(is_same.then_some(taken))
+        };
+        // Whatever fails, the next look at the directory finds out and tells.
+        fetch()
+            .map_err(|_: io::Error| TextChanged)?
+            .ok_or(TextChanged)
+    }
+
+    fn check(&self, found: impl FnOnce() -> ContentDigest) -> Result<(), TextChanged> {
+        match self.digest {
+            Some(digest) if found() != digest => Err(TextChanged),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
 impl TextSource for FileText {
     fn read(&self) -> Result<Arc<str>, TextChanged> {
-        // Whatever fails, the next look at the directory finds out and tells.
-        let changed = |_| TextChanged;
-        let (file, found) = open(&self.at).map_err(changed)?;
-        if Fingerprint::of(&found) != self.print {
-            return Err(TextChanged);
-        }
         let mut bytes = Vec::new();
-        fill(&mut bytes, file, &found, u64::MAX).map_err(changed)?;
-        if ContentDigest::of(&bytes) != self.digest {
-            return Err(TextChanged);
-        }
+        self.fetch(|file| fill(&mut bytes, file, self.print.size, u64::MAX))?;
+        self.check(|| ContentDigest::of(&bytes))?;
         String::from_utf8(bytes)
             .map(Arc::from)
             .map_err(|_| TextChanged)
+    }
+
+    fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
+        let mut digest = ContentHasher::default();
+        self.fetch(|file| {
+            let mut buffer = vec![0; PIECE];
+            loop {
+                let length = match file.read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(length) => length,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(error),
+                };
+                let piece = buffer.get(..length).unwrap_or_default();
+                if self.digest.is_some() {
+                    digest.update(piece);
+                }
+                take(piece);
+            }
+        })?;
+        self.check(|| digest.finish())
     }
 }
 
@@ -188,11 +233,11 @@ fn open(at: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, found))
 }
 
-/// Makes `buffer` what `file` holds, or its first `most` bytes.
-fn fill(buffer: &mut Vec<u8>, file: File, found: &Metadata, most: u64) -> io::Result<()> {
+/// Makes `buffer` what `file`, said to be of `size`, holds, or its first `most` bytes.
+fn fill(buffer: &mut Vec<u8>, file: &mut File, size: u64, most: u64) -> io::Result<()> {
     buffer.clear();
     // One byte more than there should be, so that the end is seen without another allocation.
-    let size = usize::try_from(found.len().min(most)).unwrap_or_default();
+    let size = usize::try_from(size.min(most)).unwrap_or_default();
     buffer.reserve_exact(size.saturating_add(1));
     file.take(most).read_to_end(buffer)?;
     Ok(())

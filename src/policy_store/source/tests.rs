@@ -341,6 +341,26 @@ fn two_readings_of_an_untouched_directory_confirm_each_other() {
 }
 
 #[test]
+fn a_directory_is_at_rest_when_nothing_in_it_is_younger_than_the_quiet_period() {
+    let directory = directory(&[("sub/a.cedar", "permit"), ("README.md", "")]);
+    let aged = |hours: u64| {
+        let mut reading = read_all(&directory);
+        reading.began += Duration::from_secs(hours * 3600);
+        reading
+    };
+    let quiet = Duration::from_millis(50);
+    assert!(!aged(0).is_at_rest(quiet), "written a moment ago");
+    assert!(!aged(0).is_at_rest(Duration::ZERO), "clocks may be coarse");
+    assert!(aged(1).is_at_rest(quiet));
+    assert!(!aged(1).is_at_rest(Duration::from_secs(2 * 3600)));
+
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    let file = fs::File::open(directory.path().join("sub/a.cedar")).unwrap();
+    file.set_modified(old).unwrap();
+    assert!(!aged(0).is_at_rest(quiet), "it may have been moved there");
+}
+
+#[test]
 fn a_file_written_anew_with_the_same_content_loads_alike_but_does_not_confirm() {
     let directory = directory(&[("a.cedar", "permit"), ("b.cedar", "forbid")]);
     let one = read_all(&directory);
@@ -407,7 +427,10 @@ fn the_text_of_stored_entities_is_left_in_its_file_and_fetched_from_there() {
     let file = &reading.sources().files()[0];
     assert_eq!(file.held_text(), None);
     assert_eq!(file.text().as_deref(), Ok("[]"));
-    assert_eq!(file.digest, ContentDigest::of(b"[]"));
+    assert_eq!((file.digest, file.bytes()), (ContentDigest::of(b"[]"), 2));
+    let held = SourceFile::held(file.path.clone(), file.kind, "[]".into());
+    let held = Sources::new(vec![held], vec![], vec![]);
+    assert_eq!(reading.revision(), held.revision());
 }
 
 #[test]
@@ -438,12 +461,14 @@ fn a_text_that_changed_within_one_tick_of_the_clock_is_noticed_too() {
     let directory = directory(&[("entities.json", "[1]")]);
     let path = directory.path().join("entities.json");
     fs::write(&path, "[2]").unwrap();
-    let source = file::FileText::new(
-        path.clone(),
-        Fingerprint::of(&fs::metadata(&path).unwrap()),
-        ContentDigest::of(b"[1]"),
-    );
-    assert_eq!(source.read(), Err(TextChanged));
+    let source = |text: &str| file::FileText {
+        print: Fingerprint::of(&fs::metadata(&path).unwrap()),
+        at: path.clone(),
+        digest: Some(ContentDigest::of(text.as_bytes())),
+    };
+    assert_eq!(source("[1]").read(), Err(TextChanged));
+    assert_eq!(source("[1]").stream(&mut |_| {}), Err(TextChanged));
+    assert_eq!(source("[2]").stream(&mut |_| {}), Ok(()));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::file::{self, Outcome, Unread};
-use super::{Fingerprint, Fingerprints, Reading, Seen, SourceLimits};
+use super::{Fingerprint, Fingerprints, Reading, Seen, SourceLimits, Stamp};
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
@@ -30,6 +30,7 @@ pub(super) fn walk(
     began: SystemTime,
 ) -> Reading {
     let mut walk = Walk {
+        began,
         limits,
         previous,
         root: directory.to_owned(),
@@ -44,6 +45,7 @@ pub(super) fn walk(
         bytes: 0,
         visited: 0,
         is_full: false,
+        newest: None,
     };
     walk.root(directory);
     let has_read = walk.read(workers);
@@ -54,10 +56,12 @@ pub(super) fn walk(
         places: walk.places,
         torn: walk.torn,
         began,
+        newest: walk.newest,
     }
 }
 
 struct Walk<'a> {
+    began: SystemTime,
     limits: &'a SourceLimits,
     previous: Option<&'a Reading>,
     /// The directory without links, once that is known.
@@ -76,6 +80,7 @@ struct Walk<'a> {
     visited: usize,
     /// A limit of the whole directory is reached; it was reported, and the rest is left out.
     is_full: bool,
+    newest: Option<Stamp>,
 }
 
 /// Why a path led nowhere.
@@ -114,7 +119,10 @@ impl Walk<'_> {
     /// Reads the directory at `at`, a path without links, which callers see as `shown`.
     fn directory(&mut self, at: &Path, shown: &str) {
         let identity = match fs::symlink_metadata(at) {
-            Ok(found) => (found.dev(), found.ino()),
+            Ok(found) => {
+                self.met(&Fingerprint::of(&found));
+                (found.dev(), found.ino())
+            }
             Err(error) => return self.lost(shown, &error),
         };
         if self.ancestors.contains(&identity) {
@@ -190,10 +198,11 @@ impl Walk<'_> {
             Ok(found) => found,
             Err(error) => return self.lost(&path, &error),
         };
+        let print = Fingerprint::of(&found);
+        self.met(&print);
         if !self.is_acceptable(&path, &found) || !self.has_room_for(found.len()) {
             return;
         }
-        let print = Fingerprint::of(&found);
         let seen = Seen {
             at: at.clone(),
             print,
@@ -208,6 +217,7 @@ impl Walk<'_> {
                 kind,
                 at,
                 print,
+                is_certain: print.is_older_than(self.began),
             }),
         }
         self.prints.files.insert(path, seen);
@@ -319,6 +329,7 @@ impl Walk<'_> {
                         print: Fingerprint::of(&found),
                         at: next,
                     };
+                    self.met(&seen.print);
                     let name = self.shown(&seen.at);
                     // Many files may come through one link; it must be the same for all.
                     let first = self
@@ -405,6 +416,10 @@ impl Walk<'_> {
                 self.torn.insert(self.shown(path));
             }
         }
+    }
+
+    fn met(&mut self, print: &Fingerprint) {
+        self.newest = self.newest.max(Some(print.newest()));
     }
 
     fn shown(&self, path: &Path) -> String {
