@@ -8,6 +8,7 @@
     reason = "each benchmark is a program of its own, and uses a part of this"
 )]
 
+pub mod dataset;
 pub mod echo;
 pub mod figures;
 pub mod load;
