@@ -79,7 +79,7 @@ impl Dataset {
             text: title,
             level: rng.below(LEVELS),
             owner: rng.below(self.users),
-            labels: (n % 8 != 0).then(|| [0, 1, 4].map(|step| (first + step) % LABELS)),
+            labels: (!n.is_multiple_of(8)).then(|| [0, 1, 4].map(|step| (first + step) % LABELS)),
             remark,
         }
     }
