@@ -26,7 +26,9 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-pub use entities::EntityKind;
+pub use entities::{EntityKind, entity_file};
+pub use policies::policy_file;
+pub use requests::Ask;
 
 use hierarchy::Hierarchy;
 use outline::Outline;
@@ -85,6 +87,20 @@ impl Dataset {
         );
         self.write_policies(directory)?;
         self.write_entities(directory)
+    }
+
+    /// How many groups and folders are above a user's, and a document's, parents and among them, for
+    /// some thousand of each.
+    pub fn ancestors(&self) -> Vec<usize> {
+        let of = |kind, hierarchy: &Hierarchy, count: usize| -> Vec<usize> {
+            (0..count)
+                .step_by((count / 2_000).max(1))
+                .map(|n| hierarchy.with_ancestors(self.parents(kind, n)).len())
+                .collect()
+        };
+        let mut all = of(EntityKind::User, &self.groups, self.users);
+        all.extend(of(EntityKind::Document, &self.folders, self.documents));
+        all
     }
 
     pub fn policies(&self) -> usize {

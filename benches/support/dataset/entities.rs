@@ -1,9 +1,12 @@
 //! Entities by kind and number, and how they are written.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+
+use cedar_pdp::pdp::query::{Record, RequestEntity, Uid, Value};
 
 use super::{Dataset, rng, write_files};
 
@@ -23,6 +26,16 @@ pub enum EntityKind {
     Group,
     Folder,
     Document,
+}
+
+impl EntityKind {
+    /// What such entities are in.
+    fn container(self) -> Self {
+        match self {
+            Self::User | Self::Group => Self::Group,
+            Self::Document | Self::Folder => Self::Folder,
+        }
+    }
 }
 
 /// An entity's type and id.
@@ -94,6 +107,37 @@ impl Dataset {
         }
     }
 
+    /// The entity as a request brings it.
+    pub fn request_entity(&self, kind: EntityKind, n: usize) -> RequestEntity {
+        let uid = |name: Name| Uid::new(name.type_name, name.id);
+        let attributes = self.attributes(kind, n);
+        let mut fields = BTreeMap::from([
+            ("title".to_owned(), Value::String(attributes.text)),
+            ("level".to_owned(), Value::Long(attributes.level as i64)),
+            (
+                "owner".to_owned(),
+                Value::Entity(uid(self.name(EntityKind::User, attributes.owner))),
+            ),
+        ]);
+        if let Some(labels) = attributes.labels {
+            let labels = labels.map(|n| Value::String(label(n))).to_vec();
+            fields.insert("labels".to_owned(), Value::Set(labels));
+        }
+        if let Some(remark) = attributes.remark {
+            fields.insert("remark".to_owned(), Value::String(remark));
+        }
+        RequestEntity {
+            uid: uid(self.name(kind, n)),
+            attributes: Record::from(fields),
+            parents: self
+                .parents(kind, n)
+                .into_iter()
+                .map(|parent| uid(self.name(kind.container(), parent)))
+                .collect(),
+            tags: Record::default(),
+        }
+    }
+
     pub(super) fn write_entities(&self, directory: &Path) -> anyhow::Result<()> {
         let directory = directory.join("entities");
         fs::create_dir(&directory)?;
@@ -128,15 +172,11 @@ impl Dataset {
             write!(out, r#","remark":"{remark}""#)?;
         }
         out.write_all(br#"},"parents":["#)?;
-        let container = match kind {
-            EntityKind::User | EntityKind::Group => EntityKind::Group,
-            EntityKind::Document | EntityKind::Folder => EntityKind::Folder,
-        };
         for (at, parent) in self.parents(kind, n).into_iter().enumerate() {
             if at > 0 {
                 out.write_all(b",")?;
             }
-            out.write_all(json(self.name(container, parent)).as_bytes())?;
+            out.write_all(json(self.name(kind.container(), parent)).as_bytes())?;
         }
         out.write_all(b"]}")
     }

@@ -23,6 +23,10 @@ const MOST_DRAWS: usize = 100_000;
 /// One request, as a message and as a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
+    /// The number of the user who is the principal.
+    pub user: usize,
+    /// The number of the document that is the resource.
+    pub document: usize,
     pub principal: Name,
     pub action: String,
     pub resource: Name,
@@ -78,6 +82,36 @@ impl Ask {
 }
 
 impl Dataset {
+    /// `ask` bringing five entities along: the principal, the resource and its owner, and a group
+    /// and a folder that they are in. They say what is stored of them, so the decision stays; who
+    /// decides cannot know that.
+    pub fn bringing_entities(&self, ask: &Ask) -> Query {
+        let owner = self.attributes(EntityKind::Document, ask.document).owner;
+        let first = |kind, n| self.parents(kind, n).first().copied().unwrap_or(0);
+        let mut brought = vec![
+            (EntityKind::User, ask.user),
+            (EntityKind::Document, ask.document),
+            (EntityKind::User, owner),
+            (EntityKind::Group, first(EntityKind::User, ask.user)),
+            (
+                EntityKind::Folder,
+                first(EntityKind::Document, ask.document),
+            ),
+        ];
+        if owner == ask.user {
+            // No entity may come twice.
+            brought.remove(2);
+            brought.push((EntityKind::User, (owner + 1) % self.users));
+        }
+        Query {
+            entities: brought
+                .into_iter()
+                .map(|(kind, n)| self.request_entity(kind, n))
+                .collect(),
+            ..ask.query()
+        }
+    }
+
     /// So many requests, allowed and denied ones in turn.
     pub fn requests(&self, count: usize) -> anyhow::Result<Vec<Ask>> {
         ensure!(
@@ -139,6 +173,8 @@ impl Dataset {
 
     fn ask(&self, user: usize, verb: usize, document: usize) -> Ask {
         Ask {
+            user,
+            document,
             principal: self.name(EntityKind::User, user),
             action: action_id(verb, self.document_type(document)),
             resource: self.name(EntityKind::Document, document),
