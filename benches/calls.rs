@@ -24,6 +24,10 @@ use support::processes::{Caller, CpuMeter, start_again_as};
 use support::running::Server;
 use support::world;
 
+/// The echoes run on the allocator of the service.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A round is one run against each server.
 const ROUNDS: usize = 31;
 /// Many short runs rather than few long ones: the servers of one round meet the same machine, and
