@@ -5,9 +5,11 @@
 //! size, under the same load and in the same round. Rounds take the servers in turn: what slows
 //! the machine for a second slows them all.
 //!
-//! Load comes from outside, from h2load. It sends one body over and over, so the rows over 1,000
-//! different requests, and the echoes they are compared with, have a generator of our own
+//! Load comes from outside, from h2load. It sends one body over and over, so the tables over
+//! different requests, the echoes' rows in them too, have a generator of our own
 //! (`support/load.rs`): the shape of the load is part of the figure.
+//!
+//! `cargo bench --bench calls [-- --quick]`
 //!
 //! Not measured here: latency, and how many calls a second a machine can answer.
 
@@ -17,12 +19,12 @@ use anyhow::{Context as _, ensure};
 use cedar_pdp::api::pb::AuthorizeRequest;
 use prost::Message as _;
 
-use support::echo;
 use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
 use support::processes::{Caller, CpuMeter, start_again_as};
 use support::running::Server;
-use support::world;
+use support::targets::{self, Target, thousands};
+use support::{Sizes, echo, world};
 
 /// A round is one run against each server.
 const ROUNDS: usize = 31;
@@ -30,14 +32,15 @@ const ROUNDS: usize = 31;
 /// a run that was disturbed does not move the median.
 const CALLS_PER_RUN: usize = 10_000;
 const HOT_REQUESTS: usize = 1_000;
+const DISTINCT_REQUESTS: usize = 100_000;
 
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
+    let (sizes, arguments) = support::arguments();
+    match arguments.first().map(String::as_str) {
         Some(echo::ECHO) => echo::serve(),
         Some(echo::DEFAULT_ECHO) => echo::serve_as_the_guide_writes_it(),
-        Some(load::GENERATOR) => load::generate(arguments),
-        _ => measure(),
+        Some(load::GENERATOR) => load::generate(arguments.get(1..).unwrap_or_default()),
+        _ => measure(sizes),
     }
 }
 
@@ -47,18 +50,25 @@ struct Subject {
     server: Server,
 }
 
-fn measure() -> anyhow::Result<()> {
+/// Where each stands among the subjects.
+const ECHO: usize = 0;
+const DEFAULT_ECHO: usize = 1;
+const CACHED: usize = 2;
+const UNCACHED: usize = 3;
+
+fn measure(sizes: Sizes) -> anyhow::Result<()> {
     load::find_h2load()?;
     let policies = world::policy_directory()?;
-    let requests: Vec<_> = (0..HOT_REQUESTS).map(world::request).collect();
+    let requests: Vec<_> = (0..DISTINCT_REQUESTS).map(world::request).collect();
+    let hot = requests.get(..HOT_REQUESTS).unwrap_or_default();
     let bodies = tempfile::tempdir()?;
     let one = Load::h2load(
         bodies.path().join("one"),
         requests.get(..1).unwrap_or_default(),
     )?;
-    let many = Load::own(bodies.path().join("many"), &requests)?;
+    let hot_load = Load::own(bodies.path().join("hot"), hot)?;
+    let distinct_load = Load::own(bodies.path().join("distinct"), &requests)?;
 
-    // The echoes come first: the ratios are over their columns.
     let subjects = [
         Subject {
             name: "echo",
@@ -78,14 +88,14 @@ fn measure() -> anyhow::Result<()> {
         },
     ];
     for Subject { name, server } in &subjects {
-        check(server, &requests)
-            .with_context(|| format!("`{name}` does not answer as it should"))?;
+        check(server, hot).with_context(|| format!("`{name}` does not answer as it should"))?;
     }
 
+    let rounds = sizes.of(ROUNDS, 3);
     println!(
         "Server CPU, user and system, of one unary Authorize call.\n\
          {CONNECTIONS} TCP connections with {IN_FLIGHT} calls in flight on each; {CALLS_PER_RUN} calls a run; \
-         median of {ROUNDS} interleaved rounds (least to most).\n\
+         median of {rounds} interleaved rounds (least to most).\n\
          \n\
          echo          decodes the request, answers a constant: generated code on hyper's HTTP/2 and the runtime we serve on\n\
          default echo  the same service as the tonic guide writes it: `tonic::transport::Server` on the default runtime\n\
@@ -94,12 +104,56 @@ fn measure() -> anyhow::Result<()> {
         world::POLICIES,
         world::ENTITIES,
     );
-    measure_under("one request again and again, from h2load", &one, &subjects)?;
-    measure_under(
-        &format!("{HOT_REQUESTS} different requests in turn, from our own generator"),
-        &many,
+    Round::warm_up(&one, &subjects, CALLS_PER_RUN)?;
+    Round::measure(
+        "one request again and again, from h2load",
+        &one,
         &subjects,
-    )
+        rounds,
+    )?;
+
+    Round::warm_up(&hot_load, &subjects, CALLS_PER_RUN)?;
+    let hot = Round::measure(
+        &format!(
+            "{} different requests in turn, from our own generator",
+            thousands(HOT_REQUESTS)
+        ),
+        &hot_load,
+        &subjects,
+        rounds,
+    )?;
+
+    Round::warm_up(&distinct_load, &subjects, DISTINCT_REQUESTS)?;
+    let [_, _, cached, _] = &subjects;
+    let mut caller = Caller::of(&cached.server)?;
+    let before = caller.cache()?;
+    let distinct = Round::measure(
+        &format!(
+            "{} different requests in turn, from our own generator",
+            thousands(DISTINCT_REQUESTS)
+        ),
+        &distinct_load,
+        &subjects,
+        rounds,
+    )?;
+    let after = caller.cache()?;
+    ensure!(
+        after.misses == before.misses && after.entries as usize >= DISTINCT_REQUESTS,
+        "the cache does not hold {DISTINCT_REQUESTS} answers: {before:?}, then {after:?}"
+    );
+    println!(
+        "  The cache: {} answers, {:.1} MiB by its own count, no miss while measured.",
+        after.entries,
+        after.bytes as f64 / f64::from(1 << 20)
+    );
+
+    hot.target(targets::CACHED_HOT, CACHED, ECHO);
+    distinct.target(targets::CACHED_MANY, CACHED, ECHO);
+    hot.target(targets::CACHED_DEFAULT_ECHO, CACHED, DEFAULT_ECHO);
+    distinct.target(targets::CACHED_MANY_DEFAULT_ECHO, CACHED, DEFAULT_ECHO);
+    distinct.target(targets::UNCACHED, UNCACHED, ECHO);
+    targets::print_rows(sizes);
+    Ok(())
 }
 
 /// One call for each request, to see what h2load does not look at: the answer.
@@ -121,44 +175,73 @@ fn check(server: &Server, requests: &[AuthorizeRequest]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure_under(title: &str, load: &Load, subjects: &[Subject]) -> anyhow::Result<()> {
-    for Subject { server, .. } in subjects {
-        load.run(server.address(), CALLS_PER_RUN)?;
+/// Microseconds per call: by round, then by subject.
+struct Round(Vec<Vec<f64>>);
+
+impl Round {
+    fn warm_up(load: &Load, subjects: &[Subject], calls: usize) -> anyhow::Result<()> {
+        for Subject { server, .. } in subjects {
+            load.run(server.address(), calls)?;
+        }
+        Ok(())
     }
-    // By round, then by subject.
-    let mut rounds = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let round: anyhow::Result<Vec<f64>> = subjects
+
+    fn measure(
+        title: &str,
+        load: &Load,
+        subjects: &[Subject],
+        rounds: usize,
+    ) -> anyhow::Result<Self> {
+        let round = || {
+            subjects
+                .iter()
+                .map(|subject| microseconds_per_call(&subject.server, load))
+                .collect::<anyhow::Result<Vec<f64>>>()
+        };
+        let measured = Self(
+            (0..rounds)
+                .map(|_| round())
+                .collect::<anyhow::Result<_>>()?,
+        );
+        let rows = subjects
             .iter()
-            .map(|subject| microseconds_per_call(&subject.server, load))
-            .collect();
-        rounds.push(round?);
+            .enumerate()
+            .map(|(subject, Subject { name, .. })| {
+                [
+                    (*name).to_owned(),
+                    measured.of(subject).show(2),
+                    measured.over(subject, ECHO).show(2),
+                    measured.over(subject, DEFAULT_ECHO).show(2),
+                ]
+            });
+        print_table(title, ["", "us a call", "x echo", "x default echo"], rows);
+        Ok(measured)
     }
-    let column = |subject: usize| {
-        rounds
+
+    fn column(&self, subject: usize) -> impl Iterator<Item = f64> {
+        self.0
             .iter()
             .filter_map(move |round| round.get(subject).copied())
-    };
-    let over = |subject, baseline| {
-        Spread::of(
-            column(subject)
-                .zip(column(baseline))
-                .map(|(ours, theirs)| ours / theirs),
-        )
-    };
-    let rows = subjects
-        .iter()
-        .enumerate()
-        .map(|(subject, Subject { name, .. })| {
-            [
-                (*name).to_owned(),
-                Spread::of(column(subject)).show(2),
-                over(subject, 0).show(2),
-                over(subject, 1).show(2),
-            ]
-        });
-    print_table(title, ["", "us a call", "x echo", "x default echo"], rows);
-    Ok(())
+    }
+
+    fn of(&self, subject: usize) -> Spread {
+        Spread::of(self.column(subject))
+    }
+
+    /// The ratio in each round.
+    fn over(&self, subject: usize, baseline: usize) -> Spread {
+        let pairs = self.column(subject).zip(self.column(baseline));
+        Spread::of(pairs.map(|(ours, theirs)| ours / theirs))
+    }
+
+    fn target(&self, target: Target, subject: usize, baseline: usize) {
+        target.measured(&format!(
+            "{:.2} x ({:.2} us / {:.2} us)",
+            self.over(subject, baseline).median(),
+            self.of(subject).median(),
+            self.of(baseline).median()
+        ));
+    }
 }
 
 fn microseconds_per_call(server: &Server, load: &Load) -> anyhow::Result<f64> {

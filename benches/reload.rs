@@ -1,69 +1,127 @@
-//! How long a saved policy takes to decide: from the last write to the first new answer.
+//! How long a saved file takes to decide: from the last write to the first new answer. And what
+//! other callers notice of it.
 //!
-//! On the worked example, with default settings, the way editors and `sed -i` write: a temporary
-//! file renamed over the old one. A caller asks once a millisecond, so a figure may be that much
-//! and the time of a call too high. The baseline is the quiet period, which is in every figure
-//! and is the least that it can be.
+//! With default settings, the way editors and `sed -i` write: a temporary file renamed over the
+//! old one. A caller asks once a millisecond, so a figure may be that much and the time of a call
+//! too high. The baseline is the quiet period, which is in every figure and is the least that it
+//! can be.
+//!
+//! `cargo bench --bench reload [-- --quick]`
 
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use cedar_pdp::api::pb;
 use cedar_pdp::api::pb::Decision;
 use cedar_pdp::config::Config;
 
+use support::dataset::{Dataset, EntityKind, entity_file, policy_file};
 use support::figures::{Spread, print_table};
+use support::pressure::{Call, Pressure};
 use support::processes::Caller;
-use support::running::{PATIENCE, Server, request, shipped_policies};
+use support::running::{Server, request, shipped_policies};
+use support::targets::{self, Target, thousands};
+use support::{Sizes, running};
 
 const SAMPLES: usize = 20;
 const ASKED_EVERY: Duration = Duration::from_millis(1);
 /// Between samples, so that each write finds the service at rest.
 const REST: Duration = Duration::from_millis(150);
+/// How long an edit may take to be served before the benchmark ends with an error.
+const PATIENCE: Duration = Duration::from_secs(120);
 
-const EDITED: &str = "public.cedar";
-const CONDITION: &str = "when { resource.published }";
-const OPPOSITE: &str = "when { !resource.published }";
+/// Others call so often while the reloads run.
+const CALLS_EVERY: Duration = Duration::from_millis(1);
+/// Different requests that the others make in turn.
+const CALLED: usize = 10_000;
+/// At rest with the others calling, before each sample.
+const REST_UNDER_CALLS: Duration = Duration::from_millis(700);
 
 fn main() -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
-    copy(&shipped_policies(), directory.path())?;
-    let edited = directory.path().join(EDITED);
-    let permitting = fs::read_to_string(&edited)?;
-    ensure!(
-        permitting.contains(CONDITION),
-        "`{EDITED}` no longer says `{CONDITION}`"
-    );
-    let denying = permitting.replace(CONDITION, OPPOSITE);
+    let (sizes, _) = support::arguments();
+    measure_example(sizes)?;
+    measure_at_scale(sizes)?;
+    targets::print_rows(sizes);
+    Ok(())
+}
 
-    let server = Server::start(directory.path(), &[]);
-    let mut caller = Caller::of(&server)?;
-    ensure!(
-        ask(&mut caller)? == Decision::Allow,
-        "the unedited example does not allow"
-    );
-    let mut edits = [(&denying, Decision::Deny), (&permitting, Decision::Allow)]
-        .into_iter()
-        .cycle();
-    let mut sample = || -> anyhow::Result<f64> {
-        let (text, expected) = edits.next().context("edits go on for ever")?;
-        sleep(REST);
-        until_answered(&mut caller, &edited, text, expected)
-    };
-    sample().context("while warming up")?;
-    let samples = (0..SAMPLES)
-        .map(|_| sample())
-        .collect::<anyhow::Result<Vec<_>>>()?;
+/// A file with two texts, a request, and what it is answered under each.
+struct Edit {
+    file: PathBuf,
+    texts: [(String, Decision); 2],
+    request: pb::AuthorizeRequest,
+    /// The text that is in force.
+    current: usize,
+}
 
-    let quiet = Config::default().store.quiet_period.as_secs_f64() * 1e3;
-    println!(
-        "From the rename of one policy file to the first answer by it: the worked example, default settings.\n\
-         Baseline: the quiet period of {quiet} ms, which is part of each figure. {SAMPLES} samples."
-    );
+impl Edit {
+    /// Of a file that is now the first of the texts.
+    fn new(
+        file: PathBuf,
+        texts: [(String, Decision); 2],
+        request: pb::AuthorizeRequest,
+        caller: &mut Caller,
+    ) -> anyhow::Result<Self> {
+        let [(_, expected), _] = &texts;
+        let answer = caller.authorize(request.clone())?;
+        ensure!(
+            answer.decision() == *expected,
+            "before any edit of `{}` the answer is {answer:?}",
+            file.display()
+        );
+        Ok(Self {
+            file,
+            texts,
+            request,
+            current: 0,
+        })
+    }
+
+    /// Renames the other text over the file, and gives when that was and when the first call was
+    /// answered by it.
+    fn until_answered(&mut self, caller: &mut Caller) -> anyhow::Result<(Instant, Instant)> {
+        self.current = 1 - self.current;
+        let (text, expected) = self.texts.get(self.current).context("one of two")?;
+        // A name that begins with a dot is no policy file.
+        let temporary = self.file.with_file_name(".saving");
+        fs::write(&temporary, text)?;
+        let begun = Instant::now();
+        fs::rename(&temporary, &self.file)?;
+        while caller.authorize(self.request.clone())?.decision() != *expected {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "an edit of `{}` was never served",
+                self.file.display()
+            );
+            sleep(ASKED_EVERY);
+        }
+        Ok((begun, Instant::now()))
+    }
+
+    /// The milliseconds of `samples` edits, each after a rest, and one before that does not count.
+    fn samples(&mut self, caller: &mut Caller, samples: usize) -> anyhow::Result<Vec<f64>> {
+        let mut times = Vec::new();
+        for _ in 0..=samples {
+            sleep(REST);
+            let (begun, answered) = self.until_answered(caller)?;
+            times.push((answered - begun).as_secs_f64() * 1e3);
+        }
+        times.remove(0);
+        Ok(times)
+    }
+}
+
+fn quiet_ms() -> f64 {
+    Config::default().store.quiet_period.as_secs_f64() * 1e3
+}
+
+fn print_reloads(title: &str, target: Target, samples: &[f64]) {
+    let quiet = quiet_ms();
     let row = |name: &str, spread: &Spread, decimals| {
         [
             name.to_owned(),
@@ -72,48 +130,246 @@ fn main() -> anyhow::Result<()> {
             format!("{:.decimals$}", spread.percentile(90)),
         ]
     };
+    let ms = Spread::of(samples.iter().copied());
+    let ratio = Spread::of(samples.iter().map(|ms| ms / quiet));
     print_table(
-        "reload",
+        title,
         ["", "least", "median", "p90"],
-        [
-            row("ms", &Spread::of(samples.iter().copied()), 1),
-            row(
-                "x quiet period",
-                &Spread::of(samples.iter().map(|ms| ms / quiet)),
-                2,
-            ),
-        ],
+        [row("ms", &ms, 1), row("x quiet period", &ratio, 2)],
     );
+    target.measured(&format!(
+        "{:.0} ms, p90 {:.0} ms ({:.1} x the quiet period of {quiet} ms)",
+        ms.median(),
+        ms.percentile(90),
+        ratio.median()
+    ));
+}
+
+fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
+    const CONDITION: &str = "when { resource.published }";
+    const OPPOSITE: &str = "when { !resource.published }";
+    let directory = tempfile::tempdir()?;
+    copy(&shipped_policies(), directory.path())?;
+    let file = directory.path().join("public.cedar");
+    let permitting = fs::read_to_string(&file)?;
+    ensure!(
+        permitting.contains(CONDITION),
+        "`public.cedar` no longer says `{CONDITION}`"
+    );
+    let denying = permitting.replace(CONDITION, OPPOSITE);
+    let server = Server::start(directory.path(), &[]);
+    let mut caller = Caller::of(&server)?;
+    let mut edit = Edit::new(
+        file,
+        [(permitting, Decision::Allow), (denying, Decision::Deny)],
+        request(
+            r#"Platform::Visitor::"anonymous""#,
+            r#"Invoicing::Action::"readPriceList""#,
+            r#"Invoicing::PriceList::"2026-standard""#,
+        ),
+        &mut caller,
+    )?;
+    println!(
+        "From the rename of a file to the first answer by it, default settings. {} samples.\n\
+         Baseline: the quiet period of {} ms, which is part of each figure.",
+        sizes.of(SAMPLES, 3),
+        quiet_ms()
+    );
+    let samples = edit.samples(&mut caller, sizes.of(SAMPLES, 3))?;
+    print_reloads("the worked example", targets::RELOAD_EXAMPLE, &samples);
     Ok(())
 }
 
-/// Renames `text` over `file`, and gives the milliseconds until a call is answered by it.
-fn until_answered(
-    caller: &mut Caller,
-    file: &Path,
-    text: &str,
-    expected: Decision,
-) -> anyhow::Result<f64> {
-    // A name that begins with a dot is no policy file.
-    let temporary = file.with_file_name(".saving");
-    fs::write(&temporary, text)?;
-    let begun = Instant::now();
-    fs::rename(&temporary, file)?;
-    while ask(caller)? != expected {
-        ensure!(begun.elapsed() < PATIENCE, "the edit was never served");
-        sleep(ASKED_EVERY);
+fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
+    let (policies, entities) = sizes.of((100_000, 1_000_000), (1_000, 10_000));
+    let samples = sizes.of(SAMPLES, 3);
+    let directory = tempfile::tempdir()?;
+    let dataset = Dataset::new(policies, entities)?;
+    dataset.write(directory.path())?;
+    let probes = Probes::write(&dataset, directory.path())?;
+    let server = Server::start(directory.path(), &[]);
+    let mut caller = Caller::of(&server)?;
+    let mut of_policies = probes.of_policies(&mut caller)?;
+    let mut of_entities = probes.of_entities(&mut caller)?;
+
+    let size = format!(
+        "{} policies and {} entities",
+        thousands(policies),
+        thousands(entities)
+    );
+    let times = of_policies.samples(&mut caller, samples)?;
+    print_reloads(
+        &format!("one policy file of 1,000 changed; {size}"),
+        targets::RELOAD_POLICIES,
+        &times,
+    );
+    let times = of_entities.samples(&mut caller, samples)?;
+    print_reloads(
+        &format!("one entity file of 1,000 changed; {size}"),
+        targets::RELOAD_ENTITIES,
+        &times,
+    );
+
+    let requests = dataset.requests(CALLED)?;
+    let requests: Vec<_> = requests.iter().map(|ask| ask.message()).collect();
+    let mut over_rest = Vec::new();
+    let mut rows = Vec::new();
+    for (name, edit) in [
+        ("a policy file", &mut of_policies),
+        ("an entity file", &mut of_entities),
+    ] {
+        let pressure = Pressure::start(server.address(), requests.clone(), CALLS_EVERY);
+        let mut reloads = Vec::new();
+        sleep(REST_UNDER_CALLS);
+        for _ in 0..samples {
+            sleep(REST_UNDER_CALLS);
+            reloads.push(edit.until_answered(&mut caller)?);
+        }
+        let calls = pressure.finish()?;
+        let latencies = Latencies::of(&calls, &reloads);
+        let ratio = latencies.during.percentile(99) / latencies.at_rest.percentile(99);
+        rows.push(latencies.row(name, "at rest", &latencies.at_rest, 1.0));
+        rows.push(latencies.row(name, "during reloads", &latencies.during, ratio));
+        over_rest.push((name, ratio, latencies));
     }
-    Ok(begun.elapsed().as_secs_f64() * 1e3)
+    print_table(
+        &format!("calls in ms, one each {CALLS_EVERY:?}, at rest and while reloads run; {size}"),
+        ["", "calls", "p50", "p99", "most", "p99 x at rest"],
+        rows,
+    );
+    let worst = over_rest
+        .iter()
+        .max_by(|(_, one, _), (_, other, _)| one.total_cmp(other));
+    let (name, ratio, latencies) = worst.context("there are two kinds of reload")?;
+    targets::LATENCY_IN_RELOAD.measured(&format!(
+        "{ratio:.2} x ({:.2} ms / {:.2} ms; {name}, the worse of the two)",
+        latencies.during.percentile(99),
+        latencies.at_rest.percentile(99)
+    ));
+    Ok(())
 }
 
-/// Whether a visitor reads the price list, which `public.cedar` decides.
-fn ask(caller: &mut Caller) -> anyhow::Result<Decision> {
-    let answer = caller.authorize(request(
-        r#"Platform::Visitor::"anonymous""#,
-        r#"Invoicing::Action::"readPriceList""#,
-        r#"Invoicing::PriceList::"2026-standard""#,
-    ))?;
-    Ok(answer.decision())
+/// Milliseconds of calls that began from a write to the first answer by it, and of those well
+/// before a write.
+struct Latencies {
+    during: Spread,
+    at_rest: Spread,
+}
+
+impl Latencies {
+    fn of(calls: &[Call], reloads: &[(Instant, Instant)]) -> Self {
+        let ms = |call: &Call| call.took.as_secs_f64() * 1e3;
+        let during = |call: &&Call| {
+            reloads
+                .iter()
+                .any(|(begun, answered)| (*begun..*answered).contains(&call.begun))
+        };
+        // The first half of the rest is left to what a reload leaves behind: a cache to fill again,
+        // an old snapshot to free.
+        let at_rest = |call: &&Call| {
+            reloads.iter().any(|(begun, _)| {
+                begun
+                    .checked_sub(REST_UNDER_CALLS / 2)
+                    .is_some_and(|since| (since..*begun).contains(&call.begun))
+            })
+        };
+        Self {
+            during: Spread::of(calls.iter().filter(during).map(ms)),
+            at_rest: Spread::of(calls.iter().filter(at_rest).map(ms)),
+        }
+    }
+
+    fn row(&self, name: &str, when: &str, spread: &Spread, ratio: f64) -> [String; 6] {
+        [
+            format!("{name}, {when}"),
+            spread.len().to_string(),
+            format!("{:.3}", spread.median()),
+            format!("{:.3}", spread.percentile(99)),
+            format!("{:.3}", spread.most()),
+            format!("{ratio:.2}"),
+        ]
+    }
+}
+
+/// Two requests whose answers tell which text of a file is in force: one asks for a policy that one
+/// text of a policy file holds and the other does not, one for a policy that reads what an entity
+/// file says of user 0.
+struct Probes {
+    policy_file: PathBuf,
+    entity_file: PathBuf,
+    by_policy: pb::AuthorizeRequest,
+    by_entity: pb::AuthorizeRequest,
+    probe: String,
+}
+
+/// No level in the data set is as high.
+const LEVEL: usize = 1_000;
+
+impl Probes {
+    /// Adds to the `directory` what the probes need besides.
+    fn write(dataset: &Dataset, directory: &Path) -> anyhow::Result<Self> {
+        let user = dataset.name(EntityKind::User, 0);
+        // Type 0, and so the actions with 00.
+        let document = dataset.name(EntityKind::Document, 0);
+        let head = format!("permit (principal == {user}, action, resource == {document})");
+        fs::write(
+            directory.join("probe.cedar"),
+            format!(
+                "@id(\"probe-level\")\n{head}\nwhen {{ context.channel == \"probe-level\" && principal.level >= {LEVEL} }};\n"
+            ),
+        )?;
+        let by = |channel: &str| {
+            let mut request = request(
+                &user.to_string(),
+                "Action::\"read00\"",
+                &document.to_string(),
+            );
+            let value = |kind| running::value(kind);
+            request.context.extend([
+                (
+                    "channel".to_owned(),
+                    value(pb::value::Kind::String(channel.to_owned())),
+                ),
+                ("mfa".to_owned(), value(pb::value::Kind::Bool(true))),
+                // More than any other permit bears.
+                ("amount".to_owned(), value(pb::value::Kind::Long(1_000_000))),
+            ]);
+            request
+        };
+        Ok(Self {
+            policy_file: directory.join("policies").join(policy_file(0)),
+            entity_file: directory.join("entities").join(entity_file(0)),
+            by_policy: by("probe"),
+            by_entity: by("probe-level"),
+            probe: format!("\n@id(\"probe\")\n{head}\nwhen {{ context.channel == \"probe\" }};\n"),
+        })
+    }
+
+    fn of_policies(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+        let without = fs::read_to_string(&self.policy_file)?;
+        let with = format!("{without}{}", self.probe);
+        Edit::new(
+            self.policy_file.clone(),
+            [(without, Decision::Deny), (with, Decision::Allow)],
+            self.by_policy.clone(),
+            caller,
+        )
+    }
+
+    fn of_entities(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+        let low = fs::read_to_string(&self.entity_file)?;
+        let (before, after) = low
+            .split_once("\"level\":")
+            .context("user 0, the first, has a level")?;
+        let rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
+        let high = format!("{before}\"level\":{LEVEL}{rest}");
+        Edit::new(
+            self.entity_file.clone(),
+            [(low, Decision::Deny), (high, Decision::Allow)],
+            self.by_entity.clone(),
+            caller,
+        )
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -71,6 +71,12 @@ pub struct RawConfig {
     /// The most that is read from the directory, all files together
     #[arg(long, value_name = "BYTES")]
     pub max_total_bytes: Option<i64>,
+    /// The memory that policies and stored entities may take; a load beyond it is refused
+    #[arg(long, value_name = "BYTES")]
+    pub max_store_bytes: Option<i64>,
+    /// The most policies whose scope may match one request
+    #[arg(long, value_name = "COUNT")]
+    pub max_candidates: Option<i64>,
     /// The memory that remembered decisions may take; 0 turns the cache off
     #[arg(long, value_name = "BYTES")]
     pub cache_bytes: Option<i64>,
@@ -316,6 +322,8 @@ impl RawConfig {
         read!(pdp.validation: word, VALIDATION);
         read!(pdp.on_policy_error: word, ON_POLICY_ERROR);
         read!(pdp.request_entity_types: entity_types);
+        read!(pdp.max_store_bytes: number, 1..=64 * GIB);
+        read!(pdp.max_candidates: number, 1..=MILLION);
 
         let store = &mut config.store;
         read!(store.start_unready: switch);
@@ -378,6 +386,8 @@ impl From<&Config> for RawConfig {
             max_reload_delay: duration(store.max_reload_delay),
             max_file_bytes: number(store.max_file_bytes),
             max_total_bytes: number(store.max_total_bytes),
+            max_store_bytes: number(pdp.max_store_bytes),
+            max_candidates: number(pdp.max_candidates),
             cache_bytes: number(cache.bytes.map_or(0, NonZeroU64::get)),
             max_message_bytes: number(limits.max_message_bytes),
             max_batch_items: number(limits.max_batch_items),

@@ -7,8 +7,9 @@ mod key;
 
 use std::sync::Arc;
 
+use crate::pdp::NoAnswer;
 use crate::pdp::answer::Answer;
-use crate::pdp::query::{InvalidQuery, Query};
+use crate::pdp::query::Query;
 use crate::pdp::{Snapshot, authorize};
 use crate::policy_store::Reader;
 use cache::{Cache, CacheFigures, CacheSettings};
@@ -45,7 +46,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`InvalidQuery`] when the query is malformed or does not fit the snapshot's schema.
+    /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when
+    /// deciding it would take more than it may.
     #[tracing::instrument(level = "debug", skip_all, fields(
         action.r#type = %query.action.type_name,
         principal.r#type = %query.principal.type_name,
@@ -53,11 +55,7 @@ impl Engine {
         revision = %snapshot.revision(),
         cache = tracing::field::Empty,
     ))]
-    pub fn authorize(
-        &self,
-        snapshot: &Snapshot,
-        query: &Query,
-    ) -> Result<Arc<Answer>, InvalidQuery> {
+    pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<Arc<Answer>, NoAnswer> {
         let Some(cache) = &self.cache else {
             return authorize(snapshot, query).map(Arc::new);
         };

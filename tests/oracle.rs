@@ -186,6 +186,7 @@ fn settings(rng: &mut Rng) -> Settings {
         validation,
         on_policy_error,
         request_entity_types,
+        ..Settings::default()
     }
 }
 

@@ -47,9 +47,16 @@ impl AuthorizationService for Echo {
 
     async fn batch_authorize(
         &self,
-        _: Request<pb::BatchAuthorizeRequest>,
+        request: Request<pb::BatchAuthorizeRequest>,
     ) -> Result<Response<pb::BatchAuthorizeResponse>, Status> {
-        Err(Status::unimplemented("an echo of Authorize only"))
+        let requests = std::hint::black_box(request.into_inner().requests);
+        let result = pb::BatchAuthorizeResult {
+            result: Some(pb::batch_authorize_result::Result::Response(self.0.clone())),
+        };
+        Ok(Response::new(pb::BatchAuthorizeResponse {
+            results: vec![result; requests.len()],
+            revision: self.0.revision.clone(),
+        }))
     }
 
     type StreamAuthorizeStream = Empty<Result<pb::StreamAuthorizeResponse, Status>>;

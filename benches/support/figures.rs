@@ -12,6 +12,12 @@ impl Spread {
         Self(sorted)
     }
 
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty, reason = "there is always a measurement")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn least(&self) -> f64 {
         self.percentile(0)
     }

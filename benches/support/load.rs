@@ -6,7 +6,8 @@
 //! into writes differs, and with it what a call costs the server, so figures under the one are
 //! not to be held against figures under the other.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +17,6 @@ use std::rc::Rc;
 use anyhow::{Context as _, bail, ensure};
 use cedar_pdp::api::pb;
 use h2::client::SendRequest;
-use prost::Message as _;
 use prost::bytes::{Buf as _, Bytes};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
@@ -29,13 +29,24 @@ pub const IN_FLIGHT: usize = 16;
 pub const GENERATOR: &str = "generate";
 
 const METHOD: &str = "/pdp.v1.AuthorizationService/Authorize";
+const BATCH_METHOD: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 
 /// Where calls come from.
 pub enum Load {
     /// h2load, with the body that this file holds.
     H2load(PathBuf),
     /// Our generator, with the bodies that this file holds, in turn.
-    Own(PathBuf),
+    Own(Bodies),
+}
+
+/// The bodies of calls of one method, in a file.
+pub struct Bodies {
+    file: PathBuf,
+    method: &'static str,
+    count: usize,
+    /// The one that the next run begins with: a run goes on where the last one on the same server
+    /// ended, so that short runs, too, come round to all of them.
+    next: RefCell<HashMap<String, usize>>,
 }
 
 impl Load {
@@ -48,8 +59,36 @@ impl Load {
 
     /// Our generator posting `requests`.
     pub fn own(file: PathBuf, requests: &[pb::AuthorizeRequest]) -> anyhow::Result<Self> {
-        fs::write(&file, bodies(requests))?;
-        Ok(Self::Own(file))
+        Self::own_of(file, METHOD, requests)
+    }
+
+    /// Our generator posting batches of `batch` out of `requests`.
+    pub fn own_batches(
+        file: PathBuf,
+        requests: &[pb::AuthorizeRequest],
+        batch: usize,
+    ) -> anyhow::Result<Self> {
+        let batches: Vec<_> = requests
+            .chunks(batch)
+            .map(|requests| pb::BatchAuthorizeRequest {
+                requests: requests.to_vec(),
+            })
+            .collect();
+        Self::own_of(file, BATCH_METHOD, &batches)
+    }
+
+    fn own_of(
+        file: PathBuf,
+        method: &'static str,
+        messages: &[impl prost::Message],
+    ) -> anyhow::Result<Self> {
+        fs::write(&file, bodies(messages))?;
+        Ok(Self::Own(Bodies {
+            file,
+            method,
+            count: messages.len(),
+            next: RefCell::default(),
+        }))
     }
 
     /// Makes `calls` calls to the server at `address`, and returns when all are answered.
@@ -84,12 +123,16 @@ impl Load {
                 );
             }
             Self::Own(bodies) => {
+                let mut next = bodies.next.borrow_mut();
+                let first = next.entry(address.to_owned()).or_default();
                 let status = Command::new(std::env::current_exe()?)
-                    .args([GENERATOR, address, &calls.to_string()])
-                    .arg(bodies)
+                    .args([GENERATOR, address, &calls.to_string(), &first.to_string()])
+                    .arg(bodies.method)
+                    .arg(&bodies.file)
                     .status()
                     .context("cannot start the generator")?;
                 ensure!(status.success(), "the generator failed");
+                *first = (*first + calls) % bodies.count;
             }
         }
         Ok(())
@@ -113,10 +156,10 @@ fn missing_h2load(error: io::Error) -> anyhow::Error {
 
 /// The bodies of calls, one after the other: each a message with gRPC's prefix, which tells its
 /// length.
-fn bodies(requests: &[pb::AuthorizeRequest]) -> Vec<u8> {
+fn bodies(messages: &[impl prost::Message]) -> Vec<u8> {
     let mut bodies = Vec::new();
-    for request in requests {
-        let message = request.encode_to_vec();
+    for message in messages {
+        let message = message.encode_to_vec();
         let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
         bodies.push(0);
         bodies.extend_from_slice(&length.to_be_bytes());
@@ -139,15 +182,16 @@ fn read_bodies(file: &str) -> anyhow::Result<Vec<Bytes>> {
     Ok(bodies)
 }
 
-/// The generator: takes an address, a number of calls, and a file of bodies.
-pub fn generate(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
-    let (Some(address), Some(calls), Some(file)) =
-        (arguments.next(), arguments.next(), arguments.next())
-    else {
-        bail!("the generator needs an address, a number of calls and a file");
+/// The generator: takes an address, a number of calls, the number of the first body, a method, and
+/// a file of bodies.
+pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
+    let [address, calls, first, method, file] = arguments else {
+        bail!("the generator needs an address, two numbers, a method and a file");
     };
+    let url = format!("http://{address}{method}");
     let turns = Rc::new(Turns {
-        bodies: read_bodies(&file)?,
+        bodies: read_bodies(file)?,
+        first: first.parse()?,
         taken: Cell::new(0),
         calls: calls.parse()?,
     });
@@ -157,14 +201,14 @@ pub fn generate(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<(
     LocalSet::new().block_on(&runtime, async {
         let mut callers = Vec::new();
         for _ in 0..CONNECTIONS {
-            let stream = TcpStream::connect(&address).await?;
+            let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let (client, connection) = h2::client::handshake(stream).await?;
             tokio::task::spawn_local(connection);
             for _ in 0..IN_FLIGHT {
                 callers.push(tokio::task::spawn_local(call_in_turn(
                     client.clone(),
-                    address.clone(),
+                    url.clone(),
                     Rc::clone(&turns),
                 )));
             }
@@ -179,6 +223,7 @@ pub fn generate(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<(
 /// Whose turn it is: the bodies one after the other, over all connections, until all calls are made.
 struct Turns {
     bodies: Vec<Bytes>,
+    first: usize,
     taken: Cell<usize>,
     calls: usize,
 }
@@ -189,16 +234,17 @@ impl Turns {
         if turn >= self.calls {
             return None;
         }
-        self.bodies.get(turn % self.bodies.len()).cloned()
+        let body = (self.first + turn) % self.bodies.len();
+        self.bodies.get(body).cloned()
     }
 }
 
 async fn call_in_turn(
     mut client: SendRequest<Bytes>,
-    address: String,
+    url: String,
     turns: Rc<Turns>,
 ) -> anyhow::Result<()> {
-    let request = http::Request::post(format!("http://{address}{METHOD}"))
+    let request = http::Request::post(url)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;

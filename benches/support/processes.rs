@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cedar_pdp::api::pb;
 use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::pb::policy_store_service_client::PolicyStoreServiceClient;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
@@ -26,6 +27,7 @@ pub fn start_again_as(role: &str) -> anyhow::Result<Server> {
 pub struct Caller {
     runtime: Runtime,
     client: AuthorizationServiceClient<Channel>,
+    store: PolicyStoreServiceClient<Channel>,
 }
 
 impl Caller {
@@ -34,8 +36,12 @@ impl Caller {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let client = runtime.block_on(server.authorization());
-        Ok(Self { runtime, client })
+        let channel = runtime.block_on(server.channel());
+        Ok(Self {
+            runtime,
+            client: AuthorizationServiceClient::new(channel.clone()),
+            store: PolicyStoreServiceClient::new(channel),
+        })
     }
 
     /// One unary call.
@@ -47,6 +53,55 @@ impl Caller {
             .runtime
             .block_on(self.client.authorize(request))?
             .into_inner())
+    }
+
+    /// One batch.
+    pub fn authorize_batch(
+        &mut self,
+        requests: Vec<pb::AuthorizeRequest>,
+    ) -> anyhow::Result<pb::BatchAuthorizeResponse> {
+        let batch = pb::BatchAuthorizeRequest { requests };
+        Ok(self
+            .runtime
+            .block_on(self.client.batch_authorize(batch))?
+            .into_inner())
+    }
+
+    /// What the cache did so far.
+    pub fn cache(&mut self) -> anyhow::Result<pb::CacheFigures> {
+        let status = self
+            .runtime
+            .block_on(self.store.get_status(pb::GetStatusRequest {}))?
+            .into_inner();
+        status.cache.context("the cache is off")
+    }
+}
+
+/// The memory of a process, in MiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Resident now.
+    pub resident: f64,
+    /// The most that was ever resident.
+    pub peak: f64,
+}
+
+impl Memory {
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        let file = format!("/proc/{pid}/status");
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read `{file}`"))?;
+        let mebibytes = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .and_then(|rest| rest.split_whitespace().next())
+                .and_then(|kib| kib.parse::<f64>().ok())
+                .map(|kib| kib / 1024.0)
+                .with_context(|| format!("`{file}` says nothing of {name}"))
+        };
+        Ok(Self {
+            resident: mebibytes("VmRSS:")?,
+            peak: mebibytes("VmHWM:")?,
+        })
     }
 }
 

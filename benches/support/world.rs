@@ -21,6 +21,11 @@ const TEAMS: usize = 10;
 const USERS: usize = 490;
 const DOCUMENTS: usize = 490;
 
+/// Users with documents of their own team's folder.
+const PAIRS: usize = USERS * DOCUMENTS / TEAMS;
+/// As many as there are pairs and sums below a thousand.
+pub const DISTINCT_REQUESTS: usize = PAIRS * 750;
+
 const SCHEMA: &str = r#"
 entity Team;
 entity Folder;
@@ -109,12 +114,14 @@ fn entities() -> Vec<Value> {
         .collect()
 }
 
-/// Request number `n`; up to the product of teammates and documents no two are equal.
+/// Request number `n`; the first [`DISTINCT_REQUESTS`] differ from each other.
 pub fn request(n: usize) -> pb::AuthorizeRequest {
     use pb::value::Kind;
     let user = n % USERS;
     // Of the user's own team's folder, for `TEAMS` divides `DOCUMENTS`; another one each time round.
     let document = (user + TEAMS * (n / USERS)) % DOCUMENTS;
+    // Another one when all pairs have been; as many bytes, and as good for every policy.
+    let sum = 250 + (n / PAIRS) as i64;
     pb::AuthorizeRequest {
         identity: Some(pb::authorize_request::Identity::Principal(uid(
             "User",
@@ -128,7 +135,7 @@ pub fn request(n: usize) -> pb::AuthorizeRequest {
                 value(Kind::String("mobile".to_owned())),
             ),
             ("mfa".to_owned(), value(Kind::Bool(true))),
-            ("sum".to_owned(), value(Kind::Long(250))),
+            ("sum".to_owned(), value(Kind::Long(sum))),
         ]),
         ..pb::AuthorizeRequest::default()
     }

@@ -3,6 +3,7 @@
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
 
 /// The `domain` of every `google.rpc.ErrorInfo` of ours.
@@ -14,6 +15,9 @@ pub(super) enum Rejection {
     /// The request is malformed or does not fit the schema.
     #[error(transparent)]
     Invalid(#[from] InvalidQuery),
+    /// Deciding the request would take more than it may.
+    #[error("{0}")]
+    TooCostly(NoAnswer),
     /// The request holds more of something than is taken.
     #[error("more than {most} {what}")]
     TooMany {
@@ -55,6 +59,17 @@ fn shortened(text: &str, most: usize) -> String {
     format!("{}…", text.get(..end).unwrap_or_default())
 }
 
+impl From<NoAnswer> for Rejection {
+    fn from(no_answer: NoAnswer) -> Self {
+        match no_answer {
+            NoAnswer::Invalid(invalid) => Self::Invalid(invalid),
+            NoAnswer::TooManyPolicies { .. } | NoAnswer::TooManyEntities { .. } => {
+                Self::TooCostly(no_answer)
+            }
+        }
+    }
+}
+
 impl From<Rejection> for Status {
     fn from(rejection: Rejection) -> Self {
         let message = shortened(&rejection.to_string(), LONGEST_MESSAGE);
@@ -72,7 +87,9 @@ impl From<Rejection> for Status {
                 message,
                 ErrorDetails::with_error_info("TOKENS_NOT_CONFIGURED", ERROR_DOMAIN, []),
             ),
-            Rejection::TooMany { .. } => Self::resource_exhausted(message),
+            Rejection::TooMany { .. } | Rejection::TooCostly(_) => {
+                Self::resource_exhausted(message)
+            }
             Rejection::NothingLoaded | Rejection::ShuttingDown => Self::unavailable(message),
             Rejection::DeadlinePassed => Self::deadline_exceeded(message),
         }

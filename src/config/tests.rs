@@ -42,6 +42,8 @@ max_total_bytes = 3
 cache_bytes = 4
 max_message_bytes = 2048
 max_batch_items = 6
+max_candidates = 13
+max_store_bytes = 14
 max_request_entities = 7
 max_value_depth = 8
 max_concurrent_streams = 9
@@ -63,6 +65,8 @@ log_format = "json"
             validation: Validation::Warn,
             on_policy_error: OnPolicyError::Deny,
             request_entity_types: Some(["Shop::Order", "User"].map(str::to_owned).into()),
+            max_candidates: 13,
+            max_store_bytes: 14,
         },
         anonymous_principal: Some(Uid::new("User", "nobody")),
         store: StoreConfig {
@@ -123,6 +127,8 @@ fn zero_and_absurd_numbers_are_refused_with_the_range() {
     for (key, lowest, highest) in [
         ("max_file_bytes", 1, 4_294_967_296_i64),
         ("max_total_bytes", 1, 68_719_476_736),
+        ("max_store_bytes", 1, 68_719_476_736),
+        ("max_candidates", 1, 1_000_000),
         ("cache_bytes", 0, 68_719_476_736),
         ("max_message_bytes", 1024, 1_073_741_824),
         ("max_batch_items", 1, 1_000_000),

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use moka::notification::RemovalCause;
 
 use super::key;
+use crate::pdp::NoAnswer;
 use crate::pdp::answer::{Answer, PolicyError};
 use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
 use crate::pdp::id::Revision;
-use crate::pdp::query::{InvalidQuery, Query};
+use crate::pdp::query::Query;
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,8 @@ impl Cache {
         &self,
         revision: &Revision,
         query: &Query,
-        decide: impl FnOnce() -> Result<Answer, InvalidQuery>,
-    ) -> Result<Arc<Answer>, InvalidQuery> {
+        decide: impl FnOnce() -> Result<Answer, NoAnswer>,
+    ) -> Result<Arc<Answer>, NoAnswer> {
         KEY.with_borrow_mut(|key| {
             // One huge request must not hold its key's memory on every thread for ever.
             key.clear();
@@ -207,7 +208,7 @@ fn policy_weight(policy: &ExplainedPolicy) -> usize {
 mod tests {
     use super::*;
     use crate::pdp::answer::{Decision, Diagnostics};
-    use crate::pdp::query::{Problem, Record, Uid};
+    use crate::pdp::query::{InvalidQuery, Problem, Record, Uid};
 
     fn cache(capacity_bytes: u64) -> Cache {
         Cache::new(CacheSettings {
@@ -259,7 +260,7 @@ mod tests {
     #[test]
     fn a_query_that_cannot_be_decided_leaves_nothing_behind() {
         let cache = cache(1 << 20);
-        let invalid = InvalidQuery::field("context", Problem::Missing);
+        let invalid = NoAnswer::from(InvalidQuery::field("context", Problem::Missing));
         let refused = cache.get_or_decide(&revision(1), &query("alice"), || Err(invalid.clone()));
         assert_eq!(refused.unwrap_err(), invalid);
         assert_eq!(cache.figures().entries, 0);

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::explanation::Explanation;
 use super::id::{PolicyId, Revision};
+use super::query::InvalidQuery;
 
 /// The answer to "may this principal do this action on this resource?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,4 +53,24 @@ pub struct Answer {
     pub revision: Revision,
     /// Present exactly when the query asked for it.
     pub explanation: Option<Box<Explanation>>,
+}
+
+/// Why a query has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It cannot be decided as it stands.
+    #[error(transparent)]
+    Invalid(#[from] InvalidQuery),
+    /// More policies match its principal, action and resource than may be evaluated.
+    #[error("more than {most} policies match this principal, action and resource")]
+    TooManyPolicies {
+        /// The most that may.
+        most: usize,
+    },
+    /// Its policies read more entities than may be looked up.
+    #[error("the policies that match look up more than {most} entities")]
+    TooManyEntities {
+        /// The most that may.
+        most: usize,
+    },
 }

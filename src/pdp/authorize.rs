@@ -1,18 +1,19 @@
 //! Decides one query on one snapshot.
 
+use std::sync::Arc;
+
 use cedar_policy_core::ast;
 use cedar_policy_core::authorizer::AuthorizationError;
-use cedar_policy_core::entities::Entities;
 use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
 use cedar_policy_core::extensions::Extensions;
 
-use super::answer::{Answer, Decision, Diagnostics, PolicyError};
-use super::bind::bind;
+use super::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
+use super::bind::{Bound, bind};
 use super::compile::StoredEntities;
 use super::entities::EntityStore;
 use super::explain::explain;
 use super::id::PolicyId;
-use super::query::{InvalidQuery, Query};
+use super::query::Query;
 use super::snapshot::{OnPolicyError, Rule, Snapshot};
 use super::values::bounded_text;
 
@@ -23,10 +24,14 @@ use super::values::bounded_text;
 /// diagnostics. It is Cedar's answer: `cedar_policy::Authorizer` over the whole policy set and
 /// entities gives the same decision, determining policies and errors.
 ///
+/// Costs what the policies cost whose scope matches and the entities that they look up, however
+/// many others there are.
+///
 /// # Errors
 ///
-/// [`InvalidQuery`] when the query is malformed or does not fit the snapshot's schema.
-pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, InvalidQuery> {
+/// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when deciding
+/// it would take more than it may.
+pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, NoAnswer> {
     authorize_on(snapshot, &snapshot.entities, query)
 }
 
@@ -39,35 +44,49 @@ pub fn authorize_among(
     snapshot: &Snapshot,
     entities: &StoredEntities,
     query: &Query,
-) -> Result<Answer, InvalidQuery> {
+) -> Result<Answer, NoAnswer> {
     authorize_on(snapshot, entities.store(), query)
+}
+
+/// How many policies deciding `query` evaluates: those whose scope matches it.
+///
+/// # Errors
+///
+/// As [`authorize`].
+pub fn candidates(snapshot: &Snapshot, query: &Query) -> Result<usize, NoAnswer> {
+    bind(snapshot, &snapshot.entities, query).map(|bound| bound.candidates.len())
 }
 
 fn authorize_on(
     snapshot: &Snapshot,
     stored: &EntityStore,
     query: &Query,
-) -> Result<Answer, InvalidQuery> {
-    let (request, entities) = bind(snapshot, stored, query)?;
+) -> Result<Answer, NoAnswer> {
+    let bound = bind(snapshot, stored, query)?;
     // Cedar fails an evaluation for want of stack, and a `forbid` that fails is skipped: whatever
     // thread this is, the deepest condition must have room.
     stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
-        Ok(decide(snapshot, query, request, &entities))
+        Ok(decide(snapshot, query, bound))
     })
 }
 
-fn decide(
-    snapshot: &Snapshot,
-    query: &Query,
-    request: ast::Request,
-    entities: &Entities,
-) -> Answer {
-    let evaluator = Evaluator::new(request, entities, Extensions::all_available());
+fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
+    let Bound {
+        request,
+        candidates,
+        entities,
+    } = bound;
+    let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
+    let candidates: Vec<&Rule> = candidates
+        .into_iter()
+        .filter_map(|number| snapshot.rules.get(number as usize))
+        .map(Arc::as_ref)
+        .collect();
     let mut permits: Vec<&Rule> = Vec::new();
     let mut forbids: Vec<&Rule> = Vec::new();
     let mut errors: Vec<PolicyError> = Vec::new();
     // Rules are sorted by id, and so is all that is collected from them.
-    for rule in &snapshot.rules {
+    for rule in &candidates {
         let effect = rule.policy.effect();
         match (satisfied(&evaluator, rule), effect) {
             (Ok(true), ast::Effect::Permit) => permits.push(rule),
@@ -89,7 +108,7 @@ fn decide(
     };
     let explanation = query
         .explain
-        .then(|| Box::new(explain(&snapshot.rules, &determining, &evaluator)));
+        .then(|| Box::new(explain(&candidates, &determining, &evaluator)));
     Answer {
         decision,
         diagnostics: Diagnostics {
@@ -101,14 +120,15 @@ fn decide(
     }
 }
 
+/// Whether the condition of a policy holds whose scope does.
 fn satisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Result<bool, EvaluationError> {
-    match evaluator
-        .interpret(&rule.condition, rule.policy.env())?
-        .value
-    {
+    let Some(condition) = rule.policy.non_scope_constraints() else {
+        return Ok(true);
+    };
+    match evaluator.interpret(condition, rule.policy.env())?.value {
         ast::ValueKind::Lit(ast::Literal::Bool(satisfied)) => Ok(satisfied),
-        // A condition is a conjunction and so a truth value or an error; should it ever be
-        // something else, Cedar's own evaluation says in its words what that means.
+        // A condition that is no truth value is an error; Cedar's evaluation of the whole says in
+        // its words which.
         ast::ValueKind::Lit(_)
         | ast::ValueKind::Set(_)
         | ast::ValueKind::Record(_)

@@ -4,7 +4,6 @@
 //! Most of this file runs only when something is wrong: Cedar says that a request does not fit,
 //! and the caller should be told where.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -19,18 +18,31 @@ use cedar_policy_core::validator::types::Type;
 use cedar_policy_core::validator::{CoreSchema, RequestValidationError, ValidatorSchema};
 use smol_str::SmolStr;
 
+use super::answer::NoAnswer;
 use super::entities::{
-    EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, OverlayError, uids_in,
+    EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, OverlayError, View,
 };
+use super::index::{RuleNumber, Subject, Subjects, TooManyCandidates};
+use super::lookups::{LookupError, MAX_LOOKUPS, Variables, gather};
 use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
 use super::snapshot::{Snapshot, Validation};
 
-/// Turns the query's values into Cedar's, checked against the schema.
-pub(super) fn bind<'a>(
+/// A query as Cedar evaluates it.
+pub(super) struct Bound {
+    pub(super) request: ast::Request,
+    /// The policies whose scope it meets, in the order of the snapshot's rules.
+    pub(super) candidates: Vec<RuleNumber>,
+    /// What those can look up.
+    pub(super) entities: Entities,
+}
+
+/// Turns the query's values into Cedar's, checked against the schema, and finds the policies and
+/// entities that it takes to decide it.
+pub(super) fn bind(
     snapshot: &Snapshot,
-    stored: &'a EntityStore,
+    stored: &EntityStore,
     query: &Query,
-) -> Result<(ast::Request, Cow<'a, Entities>), InvalidQuery> {
+) -> Result<Bound, NoAnswer> {
     let names = &snapshot.type_names;
     let principal = names
         .uid(&query.principal)
@@ -45,42 +57,94 @@ pub(super) fn bind<'a>(
         .fields(&query.context)
         .map_err(|error| error.within("context"))?;
 
-    let entities = if query.entities.is_empty() {
-        Cow::Borrowed(stored.all())
-    } else {
-        let mut roots = vec![principal.clone(), action.clone(), resource.clone()];
-        for value in context.values() {
-            uids_in(value, &mut roots);
-        }
-        roots.extend(snapshot.literals.iter().cloned());
-        Cow::Owned(with_request_entities(
-            snapshot,
-            stored,
-            &query.entities,
-            roots,
-        )?)
-    };
+    let sent = sent_entities(snapshot, &query.entities)?;
+    let mut view = View::with_sent(stored, sent).map_err(refused_hierarchy)?;
+    let context = Arc::new(context);
+    let request = request(
+        snapshot,
+        query,
+        (principal.clone(), action.clone(), resource.clone()),
+        &context,
+    )?;
 
+    let most = snapshot.settings.max_candidates;
+    let subjects = Subjects {
+        principal: subject(&mut view, &query.principal).map_err(refused_hierarchy)?,
+        action: subject(&mut view, &query.action).map_err(refused_hierarchy)?,
+        resource: subject(&mut view, &query.resource).map_err(refused_hierarchy)?,
+    };
+    let candidates = if query.explain {
+        snapshot.index.of_scope(&subjects, most)
+    } else {
+        snapshot.index.candidates(&subjects, most)
+    };
+    let candidates = candidates.map_err(|TooManyCandidates| NoAnswer::TooManyPolicies { most })?;
+    let rules = candidates
+        .iter()
+        .filter_map(|number| snapshot.rules.get(*number as usize))
+        .map(Arc::as_ref);
+    let variables = Variables {
+        principal: &principal,
+        action: &action,
+        resource: &resource,
+        context: &context,
+    };
+    let entities = gather(&mut view, &variables, rules).map_err(|error| match error {
+        LookupError::Overlay(error) => refused_hierarchy(error).into(),
+        LookupError::TooMany => NoAnswer::TooManyEntities { most: MAX_LOOKUPS },
+    })?;
+    Ok(Bound {
+        request,
+        candidates,
+        entities,
+    })
+}
+
+/// What scopes can tell of one variable of the request.
+fn subject(view: &mut View<'_>, uid: &Uid) -> Result<Subject, OverlayError> {
+    let number = view.number_of(uid);
+    let mut ancestors = match number {
+        Some(number) => view.ancestors(number)?,
+        None => Vec::new(),
+    };
+    ancestors.sort_unstable();
+    Ok(Subject {
+        uid: number,
+        ty: view.type_number(&uid.type_name),
+        ancestors,
+    })
+}
+
+fn request(
+    snapshot: &Snapshot,
+    query: &Query,
+    (principal, action, resource): (EntityUID, EntityUID, EntityUID),
+    context: &Arc<BTreeMap<SmolStr, ast::Value>>,
+) -> Result<ast::Request, InvalidQuery> {
     let schema = match snapshot.settings.validation {
         Validation::Strict | Validation::Warn => snapshot.schema.as_ref(),
         Validation::Off => None,
     };
-    let context = Arc::new(context);
-    let request = ast::Request::new(
+    let schema = schema.filter(|_| {
+        let (principal, resource) = (principal.entity_type(), resource.entity_type());
+        !snapshot
+            .fit
+            .is_certain(principal, &action, resource, context)
+    });
+    ast::Request::new(
         (principal, None),
         (action.clone(), None),
         (resource, None),
-        ast::Context::Value(Arc::clone(&context)),
+        ast::Context::Value(Arc::clone(context)),
         schema,
         Extensions::all_available(),
     )
     .map_err(|error| match schema {
-        Some(schema) => unfit_request(&error, schema, query, &action, &context),
+        Some(schema) => unfit_request(&error, schema, query, &action, context),
         None => InvalidQuery::here(Problem::NotApplicable {
             message: error.to_string(),
         }),
-    })?;
-    Ok((request, entities))
+    })
 }
 
 /// Names the field that a request's validation failed for.
@@ -210,13 +274,8 @@ fn unfit_context(
     InvalidQuery::field("context", Problem::SchemaMismatch { message })
 }
 
-/// The entities that evaluation can look up, the request's own among them.
-fn with_request_entities(
-    snapshot: &Snapshot,
-    stored: &EntityStore,
-    sent: &[RequestEntity],
-    roots: Vec<EntityUID>,
-) -> Result<Entities, InvalidQuery> {
+/// The entities that the request brings, with their direct parents.
+fn sent_entities(snapshot: &Snapshot, sent: &[RequestEntity]) -> Result<Vec<Entity>, InvalidQuery> {
     let mut seen: HashSet<EntityUID> = HashSet::with_capacity(sent.len());
     let mut entities = Vec::with_capacity(sent.len());
     for (index, entity) in sent.iter().enumerate() {
@@ -232,30 +291,33 @@ fn with_request_entities(
         }
         entities.push(entity);
     }
-    stored
-        .overlay(entities, roots.into_iter())
-        .map_err(|error| match error {
-            OverlayError::TooLarge => {
-                let problem = Problem::HierarchyTooLarge {
-                    limit: MAX_REQUEST_HIERARCHY_STEPS,
-                };
-                InvalidQuery::field("entities", problem)
-            }
-            OverlayError::Entity(index, error) => {
-                let problem = match error {
-                    HierarchyError::Cycle(uid) => Problem::Cycle {
-                        uid: uid.to_string(),
-                    },
-                    HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
-                        uid: uid.to_string(),
-                        limit: MAX_ANCESTORS,
-                    },
-                };
-                InvalidQuery::field("parents", problem)
-                    .at_index(index)
-                    .within("entities")
-            }
-        })
+    Ok(entities)
+}
+
+/// Names the entity whose parents make a hierarchy that is refused.
+fn refused_hierarchy(error: OverlayError) -> InvalidQuery {
+    match error {
+        OverlayError::TooLarge => {
+            let problem = Problem::HierarchyTooLarge {
+                limit: MAX_REQUEST_HIERARCHY_STEPS,
+            };
+            InvalidQuery::field("entities", problem)
+        }
+        OverlayError::Entity(index, error) => {
+            let problem = match error {
+                HierarchyError::Cycle(uid) => Problem::Cycle {
+                    uid: uid.to_string(),
+                },
+                HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
+                    uid: uid.to_string(),
+                    limit: MAX_ANCESTORS,
+                },
+            };
+            InvalidQuery::field("parents", problem)
+                .at_index(index)
+                .within("entities")
+        }
+    }
 }
 
 /// One entity of a request, with its direct parents, checked against the schema.

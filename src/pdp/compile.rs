@@ -1,27 +1,35 @@
 //! Makes sources a snapshot, or says everything that is wrong with them.
 //!
 //! All or nothing: policies, schema, links and entities are checked together, because each may be
-//! good and their combination not. Nothing here knows what was loaded before.
+//! good and their combination not. Files are read one by one, at the same time; what was made of a
+//! file is kept in the snapshot, for the next one to be made from.
 
 mod entities;
 mod policies;
 mod schema;
+mod workers;
 
-use std::collections::HashSet;
-use std::num::NonZeroUsize;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use cedar_policy::{Schema, ValidationMode, Validator};
-use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal};
+use cedar_policy::Schema;
+use cedar_policy_core::ast::{Expr, ExprKind};
+use cedar_policy_core::validator::ValidatorSchema;
 
 use super::diagnostic::{Diagnostic, Severity};
 use super::entities::EntityStore;
-use super::id::Revision;
+use super::entities::segment::Segment;
+use super::fit::Fit;
+use super::index::{Index, Scope};
 use super::nesting::{self, Language};
-use super::snapshot::{Counts, Settings, Snapshot, Validation};
-use super::sources::{FileKind, SourceFile, Sources};
+use super::projection::Projections;
+use super::snapshot::{Counts, Rule, Settings, Snapshot, Validation};
+use super::sources::{ContentDigest, FileKind, SourceFile, Sources};
+use super::uids::Uids;
 use super::values::TypeNames;
-use policies::PolicyCollection;
+use entities::{EntityReader, Read};
+use policies::{Judge, Links, PolicyFile};
+pub use workers::Workers;
 
 /// The stack that parsing and validating can need: a paren costs Cedar's parser some 14 KiB
 /// (several times that unoptimised), an operator of a chain a few.
@@ -61,22 +69,15 @@ impl Findings {
         self.0.push(finding);
     }
 
-    /// The text of `file`, which nests no deeper than its parser can bear. If it does, or is not
-    /// to be had any more, a finding says so.
-    fn bounded(&mut self, file: &SourceFile, language: Language) -> Option<Arc<str>> {
-        let text = match file.text() {
-            Ok(text) => text,
-            Err(changed) => {
-                self.add(Diagnostic::error(&file.path, changed.to_string()));
-                return None;
-            }
-        };
-        let Err(deep) = nesting::check(&text, language) else {
-            return Some(text);
+    /// Whether the text of the file at `path` nests no deeper than its parser can bear. If not, a finding says
+    /// where.
+    fn bounded(&mut self, path: &str, text: &Arc<str>, language: Language) -> bool {
+        let Err(deep) = nesting::check(text, language) else {
+            return true;
         };
         let span = deep.offset..deep.offset + 1;
-        self.add(Diagnostic::error(&file.path, deep.to_string()).at(&text, span));
-        None
+        self.add(Diagnostic::error(path, deep.to_string()).at(text, span));
+        false
     }
 
     fn has_errors(&self) -> bool {
@@ -107,26 +108,6 @@ pub fn compile(sources: &Sources, settings: &Settings) -> Result<Snapshot, Compi
     compile_from(None, sources, settings, &Workers::default())
 }
 
-/// The threads that compiling may use.
-#[derive(Clone, Copy, Debug)]
-pub struct Workers {
-    /// How many.
-    pub threads: NonZeroUsize,
-    /// What each does first; where threads that serve share the machine, this is the place to give
-    /// way to them.
-    pub begin: fn(),
-}
-
-impl Default for Workers {
-    /// One, which gives way to nobody.
-    fn default() -> Self {
-        Self {
-            threads: NonZeroUsize::MIN,
-            begin: || {},
-        }
-    }
-}
-
 /// Makes `sources` a snapshot as [`compile`] does, taking over from `previous` what was made of
 /// files that have not changed since. The snapshot is the same with and without.
 ///
@@ -139,73 +120,441 @@ pub fn compile_from(
     settings: &Settings,
     workers: &Workers,
 ) -> Result<Snapshot, CompileError> {
-    let _ = (previous, workers);
-    stacker::grow(COMPILE_STACK_BYTES, || compile_here(sources, settings))
+    stacker::grow(COMPILE_STACK_BYTES, || {
+        Compilation {
+            previous,
+            sources,
+            settings,
+            workers,
+            findings: Findings::default(),
+        }
+        .run()
+    })
 }
 
-fn compile_here(sources: &Sources, settings: &Settings) -> Result<Snapshot, CompileError> {
-    let mut findings = Findings::default();
-    for finding in sources.problems().iter().chain(sources.warnings()) {
-        findings.add(finding.clone());
-    }
+/// What a snapshot was made of, by file, for the next one to be made from.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    schema: Option<Arc<Schema>>,
+    schema_files: Vec<(String, ContentDigest)>,
+    policies: HashMap<String, (ContentDigest, Arc<ReadPolicies>)>,
+    links: Arc<Links>,
+    entities: HashMap<String, (ContentDigest, Arc<Segment>)>,
+}
 
-    let schema = schema::read(sources, &mut findings);
-    let policies = policies::read(sources, &mut findings);
-    let entity_files = sources.of_kind(FileKind::Entities);
-    let entities = match &schema {
-        schema::Read::None => entities::read(entity_files, None, &mut findings),
-        schema::Read::Schema(schema) => {
-            entities::read(entity_files, Some(schema.as_ref()), &mut findings)
-        }
-        // Judged by no schema, entities would be found wrong, or right, for no reason.
-        schema::Read::Broken => {
-            entities::check_syntax(entity_files, &mut findings);
-            None
-        }
-    };
-    let schema = match schema {
-        schema::Read::Schema(schema) => Some(schema),
-        schema::Read::None | schema::Read::Broken => None,
-    };
+/// A file of policies, with the scopes of its rules.
+#[derive(Debug)]
+struct ReadPolicies {
+    file: Arc<PolicyFile>,
+    /// In the order of the file's rules; numbered in the snapshot's table of uids.
+    scopes: Vec<Scope>,
+    /// How deep the deepest condition is.
+    depth: usize,
+}
 
-    if let Some(schema) = &schema {
-        validate(&policies, schema, settings.validation, &mut findings);
-    }
-    if policies.is_empty() && !findings.has_errors() {
-        findings.add(Diagnostic::warning(
-            "",
-            "there is no policy: every request is denied",
-        ));
-    }
-    if schema.is_none() && settings.validation != Validation::Off && !findings.has_errors() {
-        findings.add(
-            Diagnostic::warning(
+/// One snapshot being made.
+struct Compilation<'a> {
+    previous: Option<&'a Snapshot>,
+    sources: &'a Sources,
+    settings: &'a Settings,
+    workers: &'a Workers,
+    findings: Findings,
+}
+
+/// Policies of all files, ready to be filed.
+struct CompiledPolicies {
+    rules: policies::Rules,
+    /// In the order of the rules.
+    scopes: Vec<Scope>,
+    depth: usize,
+    made: HashMap<String, (ContentDigest, Arc<ReadPolicies>)>,
+}
+
+impl Compilation<'_> {
+    fn run(mut self) -> Result<Snapshot, CompileError> {
+        let sources = self.sources;
+        for finding in sources.problems().iter().chain(sources.warnings()) {
+            self.findings.add(finding.clone());
+        }
+        let schema_files =
+            self.files(|kind| matches!(kind, FileKind::Schema | FileKind::SchemaJson));
+        let schema_files: Vec<(String, ContentDigest)> = schema_files
+            .iter()
+            .map(|file| (file.path.clone(), file.digest))
+            .collect();
+        // What was made under another schema is made anew.
+        let made = self
+            .previous
+            .map(|previous| &previous.made)
+            .filter(|made| made.schema_files == schema_files);
+        let schema = match made {
+            Some(made) => match &made.schema {
+                Some(schema) => schema::Read::Schema(Arc::clone(schema)),
+                None => schema::Read::None,
+            },
+            None => schema::read(sources, &mut self.findings),
+        };
+        // Numbers go on from snapshot to snapshot until too many of them stand for nothing.
+        let known = made
+            .zip(self.previous)
+            .filter(|(_, previous)| !previous.entities.is_littered());
+        let uids = known.map_or_else(Arc::default, |(_, previous)| {
+            Arc::clone(&previous.entities.uids)
+        });
+
+        let entities = match &schema {
+            schema::Read::None => self.entities(None, made, uids),
+            schema::Read::Schema(schema) => {
+                self.entities(Some(schema.as_ref().as_ref()), made, uids)
+            }
+            // Judged by no schema, entities would be found wrong, or right, for no reason.
+            schema::Read::Broken => {
+                for file in sources.of_kind(FileKind::Entities) {
+                    entities::check_syntax(file, &mut self.findings);
+                }
+                None
+            }
+        };
+        let schema = match schema {
+            schema::Read::Schema(schema) => Some(schema),
+            schema::Read::None | schema::Read::Broken => None,
+        };
+        let (entities, segments) = entities.unzip();
+        let mut entities = entities.unwrap_or_default();
+        let policies = self.policies(schema.as_deref(), made, known.is_some(), &mut entities.uids);
+
+        if policies.rules.rules.is_empty() && !self.findings.has_errors() {
+            self.findings.add(Diagnostic::warning(
                 "",
-                "there is no schema: neither policies nor requests are validated",
-            )
-            .with_help("add a `*.cedarschema` file, or say `--validation off`"),
-        );
+                "there is no policy: every request is denied",
+            ));
+        }
+        if schema.is_none()
+            && self.settings.validation != Validation::Off
+            && !self.findings.has_errors()
+        {
+            self.findings.add(
+                Diagnostic::warning(
+                    "",
+                    "there is no schema: neither policies nor requests are validated",
+                )
+                .with_help("add a `*.cedarschema` file, or say `--validation off`"),
+            );
+        }
+        let revision = sources.revision();
+        if let Err(error) = &revision {
+            self.findings.add(Diagnostic::error("", error.to_string()));
+        }
+        let made = Made {
+            schema,
+            schema_files,
+            policies: policies.made,
+            links: Arc::clone(&policies.rules.links),
+            entities: segments.unwrap_or_default(),
+        };
+        let index = Index::new(policies.scopes);
+        let bytes = entities.bytes() + index.bytes() + policy_bytes(&policies.rules.rules);
+        self.check_bounds(bytes, &index, &policies.rules.rules);
+
+        let (errors, warnings) = self.findings.sorted();
+        let (Ok(revision), true) = (revision, errors.is_empty()) else {
+            return Err(CompileError { errors, warnings });
+        };
+        let schema: Option<ValidatorSchema> = made
+            .schema
+            .as_deref()
+            .map(|schema| AsRef::<ValidatorSchema>::as_ref(schema).clone());
+        let rules = policies.rules;
+        let links = rules.rules.iter().filter(|rule| rule.template.is_some());
+        let links = links.count();
+        Ok(Snapshot {
+            revision,
+            settings: self.settings.clone(),
+            counts: Counts {
+                policies: rules.rules.len() - links,
+                templates: rules.templates,
+                links,
+                entities: count_entities(&entities, schema.as_ref()),
+            },
+            warnings,
+            policies_per_file: rules.per_file,
+            type_names: TypeNames::new(
+                entities.uids.types().iter().cloned().chain(
+                    schema
+                        .iter()
+                        .flat_map(|schema| schema.entity_types().map(|ty| ty.name().clone())),
+                ),
+            ),
+            fit: Fit::of(schema.as_ref()),
+            projections: Projections::new(&rules.rules, &index, &entities),
+            index,
+            schema,
+            rules: rules.rules,
+            entities,
+            bytes,
+            made,
+            stack_bytes: EVALUATE_STACK_BYTES_RESERVED
+                + policies.depth * EVALUATE_STACK_BYTES_PER_LEVEL,
+        })
     }
 
-    let revision = match sources.revision() {
-        Ok(revision) => Some(revision),
-        Err(changed) => {
-            findings.add(Diagnostic::error("", format!("the directory {changed}")));
-            None
-        }
-    };
-    let (errors, warnings) = findings.sorted();
-    match (entities, revision) {
-        (Some(entities), Some(revision)) if errors.is_empty() => Ok(assemble(
-            revision,
-            settings,
-            policies,
-            schema.as_ref(),
-            entities,
-            warnings,
-        )),
-        (Some(_) | None, Some(_) | None) => Err(CompileError { errors, warnings }),
+    fn files(&self, of: impl Fn(FileKind) -> bool) -> Vec<&'_ SourceFile> {
+        let files = self.sources.files().iter();
+        files.filter(|file| of(file.kind)).collect()
     }
+
+    fn entities(
+        &mut self,
+        schema: Option<&ValidatorSchema>,
+        made: Option<&Made>,
+        mut uids: Arc<Uids>,
+    ) -> Option<(EntityStore, HashMap<String, (ContentDigest, Arc<Segment>)>)> {
+        let sources = self.sources;
+        let files: Vec<&SourceFile> = sources.of_kind(FileKind::Entities).collect();
+        let reader = EntityReader::new(schema);
+        let known = |file: &SourceFile| {
+            let (digest, segment) = made?.entities.get(&file.path)?;
+            (*digest == file.digest).then_some(segment)
+        };
+        let new: Vec<&SourceFile> = files
+            .iter()
+            .copied()
+            .filter(|file| known(file).is_none())
+            .collect();
+        let mut drafts = self
+            .workers
+            .each(&new, |file| {
+                let mut findings = Findings::default();
+                let draft = reader.read(file, &mut findings);
+                (draft, findings)
+            })
+            .into_iter();
+        let mut read = Vec::with_capacity(files.len());
+        let mut is_good = true;
+        for file in &files {
+            if let Some(segment) = known(file) {
+                let old = self.previous.map(|previous| &previous.entities.uids);
+                let moved = match old.filter(|old| !old.is_ancestor_of(&uids)) {
+                    None => Ok(Arc::clone(segment)),
+                    Some(old) => segment.moved(old, &mut uids).map(Arc::new),
+                };
+                match moved {
+                    Ok(segment) => read.push(Read::Known(segment)),
+                    Err(error) => {
+                        self.findings
+                            .add(Diagnostic::error(&file.path, error.to_string()));
+                        is_good = false;
+                    }
+                }
+                continue;
+            }
+            if let Some((draft, findings)) = drafts.next() {
+                self.findings.0.extend(findings.0);
+                match draft {
+                    Some(draft) => read.push(Read::Draft(draft)),
+                    None => is_good = false,
+                }
+            }
+        }
+        if !is_good {
+            return None;
+        }
+        let (store, segments) = reader.assemble(&files, read, uids, &mut self.findings)?;
+        let made = files
+            .iter()
+            .zip(segments)
+            .map(|(file, segment)| (file.path.clone(), (file.digest, segment)))
+            .collect();
+        Some((store, made))
+    }
+
+    fn policies(
+        &mut self,
+        schema: Option<&Schema>,
+        made: Option<&Made>,
+        numbers_go_on: bool,
+        uids: &mut Arc<Uids>,
+    ) -> CompiledPolicies {
+        let judge = Judge {
+            schema,
+            validation: self.settings.validation,
+        };
+        let sources = self.sources;
+        let files: Vec<&SourceFile> = sources
+            .files()
+            .iter()
+            .filter(|file| match file.kind {
+                FileKind::Policies | FileKind::PoliciesJson | FileKind::Links => true,
+                FileKind::Schema | FileKind::SchemaJson | FileKind::Entities | FileKind::Tests => {
+                    false
+                }
+            })
+            .collect();
+        let known = |file: &SourceFile| {
+            let (digest, read) = made?.policies.get(&file.path)?;
+            (*digest == file.digest).then_some(read)
+        };
+        let new: Vec<&SourceFile> = files
+            .iter()
+            .copied()
+            .filter(|file| known(file).is_none())
+            .collect();
+        let mut fresh = self
+            .workers
+            .each(&new, |file| {
+                let mut findings = Findings::default();
+                let read = match file.text() {
+                    Ok(text) => policies::read(file, &text, judge, &mut findings),
+                    Err(error) => {
+                        findings.add(Diagnostic::error(&file.path, error.to_string()));
+                        PolicyFile::default()
+                    }
+                };
+                let depth = depth_of(&read);
+                (Arc::new(read), depth, findings)
+            })
+            .into_iter();
+        let mut all: Vec<Arc<ReadPolicies>> = Vec::with_capacity(files.len());
+        for file in &files {
+            let read = match known(file) {
+                Some(read) if numbers_go_on => Arc::clone(read),
+                Some(read) => Arc::new(ReadPolicies {
+                    file: Arc::clone(&read.file),
+                    scopes: self.scopes(&read.file.rules, uids),
+                    depth: read.depth,
+                }),
+                None => {
+                    let Some((read, depth, findings)) = fresh.next() else {
+                        continue;
+                    };
+                    self.findings.0.extend(findings.0);
+                    Arc::new(ReadPolicies {
+                        scopes: self.scopes(&read.rules, uids),
+                        file: read,
+                        depth,
+                    })
+                }
+            };
+            all.push(read);
+        }
+
+        let combined: Vec<Arc<PolicyFile>> =
+            all.iter().map(|read| Arc::clone(&read.file)).collect();
+        let texts = |path: &str| {
+            let file = files.iter().find(|file| file.path == path)?;
+            file.text().ok()
+        };
+        let previous = made.map(|made| &made.links);
+        let rules = policies::combine(&combined, texts, judge, previous, &mut self.findings);
+        // The rules were sorted; their scopes are brought into the same order.
+        let mut scope_of: HashMap<*const Rule, &Scope> = HashMap::new();
+        for read in &all {
+            let rules = read.file.rules.iter().map(Arc::as_ptr);
+            scope_of.extend(rules.zip(&read.scopes));
+        }
+        let mut scopes = Vec::with_capacity(rules.rules.len());
+        for rule in &rules.rules {
+            match scope_of.get(&Arc::as_ptr(rule)) {
+                Some(scope) => scopes.push((*scope).clone()),
+                // A link's, which its file could not know.
+                None => scopes.extend(self.scopes(std::slice::from_ref(rule), uids)),
+            }
+        }
+        let depth = all.iter().map(|read| read.depth).max().unwrap_or(0);
+        CompiledPolicies {
+            made: files
+                .iter()
+                .zip(&all)
+                .map(|(file, read)| (file.path.clone(), (file.digest, Arc::clone(read))))
+                .collect(),
+            rules,
+            scopes,
+            depth,
+        }
+    }
+
+    fn scopes(&mut self, rules: &[Arc<Rule>], uids: &mut Arc<Uids>) -> Vec<Scope> {
+        let of = |rule: &Arc<Rule>| match Scope::of(&rule.policy, uids) {
+            Ok(scope) => scope,
+            Err(error) => {
+                self.findings
+                    .add(Diagnostic::error(rule.file.as_ref(), error.to_string()));
+                Scope::default()
+            }
+        };
+        rules.iter().map(of).collect()
+    }
+
+    /// Refuses what would take more memory than it may, and warns of what no request could ask.
+    fn check_bounds(&mut self, bytes: usize, index: &Index, rules: &[Arc<Rule>]) {
+        let most = self.settings.max_store_bytes;
+        if bytes as u64 > most {
+            self.findings.add(
+                Diagnostic::error(
+                    "",
+                    format!("policies and entities take {bytes} bytes, and {most} are allowed"),
+                )
+                .with_help("raise `--max-store-bytes`, if the machine has the memory"),
+            );
+        }
+        let largest = index.largest_bucket();
+        let most = self.settings.max_candidates;
+        if largest.len() > most
+            && let Some(first) = largest.first().and_then(|at| rules.get(*at as usize))
+        {
+            self.findings.add(
+                Diagnostic::warning(
+                    first.file.as_ref(),
+                    format!(
+                        "{} policies, `{}` among them, may match one and the same request, which \
+                         is refused when more than {most} do",
+                        largest.len(),
+                        first.id,
+                    ),
+                )
+                .with_help("narrow their scopes, or raise `--max-candidates`"),
+            );
+        }
+    }
+}
+
+/// How many entities there are, without the actions that the schema supplies.
+fn count_entities(entities: &EntityStore, schema: Option<&ValidatorSchema>) -> usize {
+    let all = entities.len();
+    match schema {
+        None => all,
+        Some(schema) => {
+            let supplied = schema.action_ids().filter(|action| {
+                let number = entities.uids.number_of_uid(action.name());
+                number.is_some_and(|number| entities.location(number).is_some())
+            });
+            all - supplied.count()
+        }
+    }
+}
+
+/// The memory that policies hold, in bytes: estimated, since Cedar does not tell. A policy holds
+/// its text once and its expression; what was measured over generated policies, rounded up.
+fn policy_bytes(rules: &[Arc<Rule>]) -> usize {
+    const OF_A_RULE: usize = 1_024;
+    const OF_A_PART: usize = 160;
+    let parts = |rule: &Arc<Rule>| match rule.template {
+        // A link shares its template's expression.
+        Some(_) => 0,
+        None => rule
+            .policy
+            .non_scope_constraints()
+            .map_or(0, |condition| condition.subexpressions().count()),
+    };
+    rules
+        .iter()
+        .map(|rule| OF_A_RULE + OF_A_PART * parts(rule))
+        .sum()
+}
+
+/// How deep the deepest condition of a file's policies and templates is.
+fn depth_of(file: &PolicyFile) -> usize {
+    file.conditions().map(depth).max().unwrap_or(0)
 }
 
 /// Entities that stand in for a snapshot's stored ones: a policy test brings its own.
@@ -224,114 +573,16 @@ pub(super) fn stored_entities(
     snapshot: &Snapshot,
 ) -> Result<StoredEntities, Vec<Diagnostic>> {
     let mut findings = Findings::default();
-    let read = stacker::grow(COMPILE_STACK_BYTES, || {
-        entities::read(
-            std::iter::once(file),
-            snapshot.schema.as_ref(),
-            &mut findings,
-        )
+    let reader = EntityReader::new(snapshot.schema.as_ref());
+    let store = stacker::grow(COMPILE_STACK_BYTES, || {
+        let draft = reader.read(file, &mut findings)?;
+        // Numbered on top of the snapshot's, so that its index means the same uids.
+        let uids = Arc::clone(&snapshot.entities.uids);
+        let read = vec![Read::Draft(draft)];
+        let (store, _) = reader.assemble(&[file], read, uids, &mut findings)?;
+        Some(store)
     });
-    read.map(StoredEntities).ok_or(findings.0)
-}
-
-/// Checks the policies, templates and links against the schema.
-fn validate(
-    policies: &PolicyCollection,
-    schema: &Schema,
-    validation: Validation,
-    findings: &mut Findings,
-) {
-    let severity = match validation {
-        Validation::Strict => Severity::Error,
-        Validation::Warn => Severity::Warning,
-        Validation::Off => return,
-    };
-    let result = Validator::new(schema.clone()).validate(policies.set(), ValidationMode::Strict);
-    for error in result.validation_errors() {
-        let finding = policies.finding(error.policy_id(), error);
-        findings.add(Diagnostic {
-            severity,
-            ..finding
-        });
-    }
-    for warning in result.validation_warnings() {
-        let finding = policies.finding(warning.policy_id(), warning);
-        findings.add(Diagnostic {
-            severity: Severity::Warning,
-            ..finding
-        });
-    }
-}
-
-fn assemble(
-    revision: Revision,
-    settings: &Settings,
-    policies: PolicyCollection,
-    schema: Option<&Schema>,
-    entities: EntityStore,
-    warnings: Vec<Diagnostic>,
-) -> Snapshot {
-    let schema = schema.map(|schema| {
-        AsRef::<cedar_policy_core::validator::ValidatorSchema>::as_ref(schema).clone()
-    });
-    let (templates, policies_per_file, rules) = policies.into_rules();
-    let links = rules.iter().filter(|rule| rule.template.is_some()).count();
-    let counts = Counts {
-        policies: rules.len() - links,
-        templates,
-        links,
-        entities: entities
-            .iter()
-            .filter(|entity| {
-                schema
-                    .as_ref()
-                    .is_none_or(|schema| schema.get_action_id(entity.uid()).is_none())
-            })
-            .count(),
-    };
-
-    let mut literals: HashSet<EntityUID> = HashSet::new();
-    let mut deepest = 0;
-    for rule in &rules {
-        deepest = deepest.max(depth(&rule.condition));
-        literals.extend(rule.policy.env().values().cloned());
-        for part in rule
-            .policy
-            .non_scope_constraints()
-            .into_iter()
-            .flat_map(Expr::subexpressions)
-        {
-            if let ExprKind::Lit(Literal::EntityUID(uid)) = part.expr_kind() {
-                literals.insert(uid.as_ref().clone());
-            }
-        }
-    }
-    let declared = schema
-        .iter()
-        .flat_map(|schema| schema.entity_types().map(|ty| ty.name().clone()));
-    let stored = entities
-        .iter()
-        .map(|entity| entity.uid().entity_type().clone());
-    let actions = schema.iter().flat_map(|schema| {
-        schema
-            .action_ids()
-            .map(|action| action.name().entity_type().clone())
-    });
-    let type_names = TypeNames::new(declared.chain(stored).chain(actions));
-
-    Snapshot {
-        revision,
-        settings: settings.clone(),
-        counts,
-        warnings,
-        policies_per_file,
-        schema,
-        rules,
-        literals: literals.into_iter().collect(),
-        entities,
-        type_names,
-        stack_bytes: EVALUATE_STACK_BYTES_RESERVED + deepest * EVALUATE_STACK_BYTES_PER_LEVEL,
-    }
+    store.map(StoredEntities).ok_or(findings.0)
 }
 
 /// How many expressions stand within one another, found without recursing.

@@ -90,6 +90,15 @@ impl Lines {
             column: within.column,
         }
     }
+
+    /// The byte at `position` in `text`, the one that these are the lines of.
+    pub(super) fn offset(&self, text: &str, position: Position) -> usize {
+        let line = (position.line as usize).saturating_sub(1);
+        let start = self.0.get(line).copied().unwrap_or(text.len());
+        let rest = text.get(start..).unwrap_or_default();
+        let column = (position.column as usize).saturating_sub(1);
+        start + rest.chars().take(column).map(char::len_utf8).sum::<usize>()
+    }
 }
 
 /// The text that a finding points into.
@@ -280,6 +289,7 @@ mod tests {
                 Position::of(text, at),
                 "{at}"
             );
+            assert_eq!(Lines::of(text).offset(text, Position::of(text, at)), at);
         }
     }
 

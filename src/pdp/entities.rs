@@ -1,22 +1,28 @@
-//! The stored entities with their hierarchy closed, and what a request's own entities change in it.
+//! The stored entities, and what a request's own entities change in them.
 //!
-//! Cedar's own closure recurses and recomputes the whole store when one entity joins. Ours is
-//! iterative and bounded, and a request pays for the entities that its evaluation can reach.
+//! Cedar's store holds every entity with all its ancestors as uids, and recomputes them all when
+//! one entity joins. This one holds direct parents as numbers and goes up from an entity when it is
+//! asked: what a request costs depends on the entities that it touches. Going up is iterative and
+//! bounded.
+
+pub(super) mod segment;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use cedar_policy_core::ast::{Entity, EntityUID, Literal, PartialValue, Value, ValueKind};
-use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
-use cedar_policy_core::extensions::Extensions;
+use cedar_policy_core::ast::{Entity, EntityUID};
+
+use super::query::Uid;
+use super::uids::{MOST_UIDS, TypeNumber, UidNumber, Uids};
+use segment::Segment;
 
 /// The most ancestors that one entity may have.
 ///
-/// The ancestors of every entity are held as a set; a chain of some thousand entities would
-/// otherwise cost its length squared.
+/// A policy can ask whether an entity is in any of its ancestors, so each of them can cost a
+/// request a step.
 pub const MAX_ANCESTORS: usize = 1_000;
 
-/// The most steps from an entity to a parent that closing the hierarchy for one request may take.
+/// The most steps from an entity to a parent that one request's own entities may cause.
 ///
 /// A request within the limits of its size can still send a hierarchy whose closure costs the
 /// cube of it; a request that brings a thousand entities with fifty ancestors each takes a
@@ -32,7 +38,7 @@ pub(super) enum OverlayError {
     TooLarge,
 }
 
-/// Why a hierarchy cannot be closed.
+/// Why a hierarchy is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum HierarchyError {
     /// The entity is its own ancestor.
@@ -41,373 +47,518 @@ pub(super) enum HierarchyError {
     TooManyAncestors(EntityUID),
 }
 
-/// The stored entities, each with all its ancestors.
-#[derive(Debug, Default)]
+/// The stored entities: the segments of their files, and where in them each uid stands.
+#[derive(Clone, Debug, Default)]
 pub(super) struct EntityStore {
-    closed: Entities,
-    by_uid: HashMap<EntityUID, Arc<Entity>>,
+    pub(super) uids: Arc<Uids>,
+    segments: Vec<Arc<Segment>>,
+    /// By uid number; uids that are only named stand nowhere.
+    locations: Vec<Location>,
+}
+
+/// Where an entity stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    pub(super) segment: u32,
+    pub(super) slot: u32,
+}
+
+impl Location {
+    const NOWHERE: Self = Self {
+        segment: u32::MAX,
+        slot: u32::MAX,
+    };
+}
+
+/// Two places that define one uid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Twice {
+    pub(super) first: Location,
+    pub(super) second: Location,
 }
 
 impl EntityStore {
-    /// Closes the hierarchy of `entities`, which hold direct parents only and no uid twice.
-    pub(super) fn close(entities: Vec<Entity>) -> Result<Self, HierarchyError> {
-        let mut by_uid: HashMap<EntityUID, Entity> = entities
+    /// The store of `segments`, whose numbers are those of `uids`; and which uids stand in two
+    /// places, of which the first counts.
+    pub(super) fn new(uids: Arc<Uids>, segments: Vec<Arc<Segment>>) -> (Self, Vec<Twice>) {
+        let mut store = Self {
+            locations: vec![Location::NOWHERE; uids.len()],
+            uids,
+            segments: Vec::with_capacity(segments.len()),
+        };
+        let mut twice = Vec::new();
+        for segment in segments {
+            twice.extend(store.place(segment));
+        }
+        (store, twice)
+    }
+
+    /// The same store with `segment`, whose entities replace those of the same uid.
+    pub(super) fn with_replacing(mut self, uids: Arc<Uids>, segment: Segment) -> Self {
+        self.uids = uids;
+        self.locations.resize(self.uids.len(), Location::NOWHERE);
+        let replaced = self.place(Arc::new(segment));
+        for Twice { first: _, second } in replaced {
+            if let Some(uid) = self.uid_at(second)
+                && let Some(location) = self.locations.get_mut(uid.index())
+            {
+                *location = second;
+            }
+        }
+        self
+    }
+
+    fn place(&mut self, segment: Arc<Segment>) -> Vec<Twice> {
+        // INVARIANT: there are at most 100,000 files.
+        let number = u32::try_from(self.segments.len()).unwrap_or(u32::MAX);
+        let mut twice = Vec::new();
+        for slot in 0..segment.len() {
+            let here = Location {
+                segment: number,
+                // INVARIANT: a draft refuses what has no 32-bit offset.
+                slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            };
+            let location = segment
+                .uid(slot)
+                .and_then(|uid| self.locations.get_mut(uid.index()));
+            match location {
+                Some(location) if *location == Location::NOWHERE => *location = here,
+                Some(first) => twice.push(Twice {
+                    first: *first,
+                    second: here,
+                }),
+                // INVARIANT: the segment's numbers are those of the table.
+                None => {}
+            }
+        }
+        self.segments.push(segment);
+        twice
+    }
+
+    /// The uid of the entity that stands here.
+    pub(super) fn uid_at(&self, location: Location) -> Option<UidNumber> {
+        self.segments
+            .get(location.segment as usize)?
+            .uid(location.slot as usize)
+    }
+
+    /// The first byte, in its file, of the entity that stands here.
+    pub(super) fn origin(&self, location: Location) -> usize {
+        self.segments
+            .get(location.segment as usize)
+            .map_or(0, |segment| segment.origin(location.slot as usize))
+    }
+
+    /// Where the entity with this uid stands.
+    pub(super) fn location(&self, uid: UidNumber) -> Option<Location> {
+        let found = self.locations.get(uid.index()).copied()?;
+        (found != Location::NOWHERE).then_some(found)
+    }
+
+    fn place_of(&self, uid: UidNumber) -> Option<(&Segment, usize)> {
+        let Location { segment, slot } = self.location(uid)?;
+        let segment = self.segments.get(segment as usize)?;
+        Some((segment, slot as usize))
+    }
+
+    /// The uids of all entities.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = UidNumber> + '_ {
+        let segments = self.segments.iter();
+        segments.flat_map(|segment| (0..segment.len()).filter_map(|slot| segment.uid(slot)))
+    }
+
+    /// How many entities there are.
+    pub(super) fn len(&self) -> usize {
+        let placed = self.locations.iter();
+        placed
+            .filter(|location| **location != Location::NOWHERE)
+            .count()
+    }
+
+    /// The memory that it holds, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let segments: usize = self.segments.iter().map(|segment| segment.bytes()).sum();
+        segments + self.uids.bytes() + self.locations.capacity() * size_of::<Location>()
+    }
+
+    /// Whether much of the uid table is left over from what is gone.
+    pub(super) fn is_littered(&self) -> bool {
+        const KEPT_ANYWAY: usize = 10_000;
+        let named: usize = self.segments.iter().map(|segment| segment.named()).sum();
+        self.uids.len() > KEPT_ANYWAY + 2 * named
+    }
+
+    /// The direct parents of the entity with this uid, which may exist nowhere.
+    pub(super) fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
+        self.place_of(uid)
             .into_iter()
-            .map(|entity| (entity.uid().clone(), entity))
-            .collect();
-        let ancestors = indirect_ancestors(&by_uid)?;
-        for (uid, indirect) in ancestors {
-            if let Some(entity) = by_uid.get_mut(&uid) {
-                for ancestor in indirect {
-                    entity.add_indirect_ancestor(ancestor);
+            .flat_map(|(segment, slot)| segment.parents(slot))
+    }
+
+    /// The entity with this uid as Cedar holds it, with `ancestors`.
+    pub(super) fn entity(&self, uid: UidNumber, ancestors: HashSet<EntityUID>) -> Option<Entity> {
+        let (segment, slot) = self.place_of(uid)?;
+        segment.entity(slot, &self.uids, ancestors)
+    }
+
+    /// All ancestors of the entity with this uid, those that exist nowhere too.
+    pub(super) fn ancestors(&self, uid: UidNumber) -> Vec<UidNumber> {
+        let mut found = Found::default();
+        self.ascend(uid, &mut found, usize::MAX);
+        found.into_numbers()
+    }
+
+    /// Adds all ancestors to `found`, or stops when there are more than `most`.
+    fn ascend(&self, uid: UidNumber, found: &mut Found, most: usize) {
+        let mut next = Some(uid);
+        let mut done = 0;
+        while let Some(uid) = next {
+            for parent in self.parents(uid) {
+                found.insert(parent);
+                if found.len() > most {
+                    return;
+                }
+            }
+            next = found.get(done);
+            done += 1;
+        }
+    }
+
+    /// Checks that no entity is its own ancestor and that none has more than [`MAX_ANCESTORS`].
+    ///
+    /// Takes one pass over all parents, and for an entity that may have too many one way up.
+    pub(super) fn check_hierarchy(&self) -> Result<(), HierarchyError> {
+        /// What is known of an entity: nothing yet, that it is on the way up from here, or a
+        /// number that its ancestors do not exceed.
+        const UNKNOWN: u32 = u32::MAX;
+        const OPEN: u32 = u32::MAX - 1;
+        let mut bounds: Vec<u32> = vec![UNKNOWN; self.uids.len()];
+        let bound = |bounds: &[u32], uid: UidNumber| bounds.get(uid.index()).copied().unwrap_or(0);
+        let set = |bounds: &mut [u32], uid: UidNumber, to: u32| {
+            if let Some(bound) = bounds.get_mut(uid.index()) {
+                *bound = to;
+            }
+        };
+        let most = u32::try_from(MAX_ANCESTORS).unwrap_or(OPEN - 1);
+        let mut found = Found::default();
+        for segment in &self.segments {
+            for root in (0..segment.len()).filter_map(|slot| segment.uid(slot)) {
+                if bound(&bounds, root) != UNKNOWN {
+                    continue;
+                }
+                set(&mut bounds, root, OPEN);
+                let mut path = vec![(root, self.parents(root))];
+                while let Some((uid, unvisited)) = path.last_mut() {
+                    let uid = *uid;
+                    if let Some(parent) = unvisited.next() {
+                        match bound(&bounds, parent) {
+                            OPEN => return Err(HierarchyError::Cycle(self.uids.uid(parent))),
+                            UNKNOWN => {
+                                set(&mut bounds, parent, OPEN);
+                                path.push((parent, self.parents(parent)));
+                            }
+                            _ => {}
+                        }
+                        continue;
+                    }
+                    path.pop();
+                    // Ancestors that are reached two ways are counted twice here, so this may be
+                    // too much; only then are they counted one by one.
+                    let mut at_most = self.parents(uid).fold(0_u32, |sum, parent| {
+                        sum.saturating_add(1).saturating_add(bound(&bounds, parent))
+                    });
+                    if at_most > most {
+                        found.clear();
+                        self.ascend(uid, &mut found, MAX_ANCESTORS);
+                        if found.len() > MAX_ANCESTORS {
+                            return Err(HierarchyError::TooManyAncestors(self.uids.uid(uid)));
+                        }
+                        at_most = u32::try_from(found.len()).unwrap_or(most);
+                    }
+                    set(&mut bounds, uid, at_most);
                 }
             }
         }
-        Ok(Self::of_closed(by_uid.into_values().map(Arc::new)))
-    }
-
-    /// Takes entities whose ancestors are complete.
-    fn of_closed(entities: impl Iterator<Item = Arc<Entity>>) -> Self {
-        let by_uid: HashMap<EntityUID, Arc<Entity>> = entities
-            .map(|entity| (entity.uid().clone(), entity))
-            .collect();
-        let closed = cedar_entities(by_uid.values().map(Arc::clone));
-        Self { closed, by_uid }
-    }
-
-    /// Adds entities whose ancestors are complete and that replace those of the same uid: the
-    /// schema's actions.
-    pub(super) fn with_closed(self, entities: impl Iterator<Item = Arc<Entity>>) -> Self {
-        let mut by_uid = self.by_uid;
-        by_uid.extend(entities.map(|entity| (entity.uid().clone(), entity)));
-        Self::of_closed(by_uid.into_values())
-    }
-
-    /// All of them, closed, as Cedar evaluates with.
-    pub(super) fn all(&self) -> &Entities {
-        &self.closed
-    }
-
-    /// Every entity.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Entity>> {
-        self.by_uid.values()
-    }
-
-    /// What Cedar evaluates a request with that brings `sent` along: the union of the stored and
-    /// the sent ones, a sent one replacing the stored one of its uid, closed anew, and of that
-    /// union the part that evaluation can reach from `roots`.
-    ///
-    /// `sent` hold direct parents only and no uid twice. `roots` are the uids of the request
-    /// itself (principal, action, resource, those in the context) and the literals of policy
-    /// conditions.
-    ///
-    /// The part is as good as the whole: an evaluation looks up entities by uids that it holds,
-    /// and it holds only the roots and what attributes and tags of looked-up entities hold. It
-    /// can test a uid against ancestors but cannot list them. So an entity that is not reached
-    /// from the roots through attributes and tags is never looked up.
-    ///
-    /// # Errors
-    ///
-    /// [`OverlayError`].
-    pub(super) fn overlay(
-        &self,
-        sent: Vec<Entity>,
-        roots: impl Iterator<Item = EntityUID>,
-    ) -> Result<Entities, OverlayError> {
-        let union = Union {
-            stored: self,
-            order: sent
-                .iter()
-                .enumerate()
-                .map(|(index, entity)| (entity.uid().clone(), index))
-                .collect(),
-            sent: sent
-                .into_iter()
-                .map(|entity| (entity.uid().clone(), entity))
-                .collect(),
-        };
-        let mut steps = Steps {
-            left: MAX_REQUEST_HIERARCHY_STEPS,
-        };
-        union.check_cycles(&mut steps)?;
-        union.reachable(roots, &mut steps)
-    }
-}
-
-/// The steps that closing may still take.
-struct Steps {
-    left: usize,
-}
-
-impl Steps {
-    fn take(&mut self, steps: usize) -> Result<(), OverlayError> {
-        self.left = self.left.checked_sub(steps).ok_or(OverlayError::TooLarge)?;
         Ok(())
     }
 }
 
-/// The stored entities with a request's own before them.
-struct Union<'a> {
-    stored: &'a EntityStore,
-    sent: HashMap<EntityUID, Entity>,
-    /// Where each sent entity stands in the request.
-    order: HashMap<EntityUID, usize>,
+/// Uid numbers in the order in which they were found, each once.
+#[derive(Debug, Default)]
+struct Found {
+    order: Vec<UidNumber>,
+    /// Filled once looking through the list would take longer.
+    set: hashbrown::HashSet<UidNumber>,
 }
 
-impl Union<'_> {
-    fn direct(&self, uid: &EntityUID) -> Option<&Entity> {
-        self.sent
-            .get(uid)
-            .or_else(|| self.stored.by_uid.get(uid).map(Arc::as_ref))
+impl Found {
+    const FEW: usize = 32;
+
+    /// Adds `uid`; whether it is new.
+    fn insert(&mut self, uid: UidNumber) -> bool {
+        if self.order.len() < Self::FEW {
+            if self.order.contains(&uid) {
+                return false;
+            }
+        } else {
+            if self.set.is_empty() {
+                self.set.extend(&self.order);
+            }
+            if !self.set.insert(uid) {
+                return false;
+            }
+        }
+        self.order.push(uid);
+        true
+    }
+
+    fn get(&self, at: usize) -> Option<UidNumber> {
+        self.order.get(at).copied()
+    }
+
+    fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    fn clear(&mut self) {
+        self.order.clear();
+        self.set.clear();
+    }
+
+    fn into_numbers(self) -> Vec<UidNumber> {
+        self.order
+    }
+}
+
+/// The stored entities with a request's own before them: the union that the contract speaks of.
+///
+/// A sent entity replaces the stored one of its uid, for its descendants too. Uids that the store
+/// has no number for get numbers here, for as long as the request is decided.
+#[derive(Debug)]
+pub(super) struct View<'a> {
+    store: &'a EntityStore,
+    sent: Vec<Sent>,
+    by_number: HashMap<UidNumber, usize>,
+    others: Vec<EntityUID>,
+    other_numbers: HashMap<EntityUID, UidNumber>,
+    steps_left: usize,
+}
+
+/// An entity that a request brings.
+#[derive(Debug)]
+struct Sent {
+    /// Without ancestors.
+    entity: Entity,
+    number: UidNumber,
+    parents: Vec<UidNumber>,
+}
+
+impl<'a> View<'a> {
+    /// The stored entities alone.
+    pub(super) fn of(store: &'a EntityStore) -> Self {
+        Self {
+            store,
+            sent: Vec::new(),
+            by_number: HashMap::new(),
+            others: Vec::new(),
+            other_numbers: HashMap::new(),
+            steps_left: MAX_REQUEST_HIERARCHY_STEPS,
+        }
+    }
+
+    /// The stored entities with `sent` before them, which hold their direct parents and no other
+    /// ancestors, and no uid twice.
+    ///
+    /// # Errors
+    ///
+    /// [`OverlayError`] when a sent entity is its own ancestor, or following the hierarchy takes
+    /// too many steps.
+    pub(super) fn with_sent(
+        store: &'a EntityStore,
+        sent: Vec<Entity>,
+    ) -> Result<Self, OverlayError> {
+        let mut view = Self::of(store);
+        for (index, entity) in sent.into_iter().enumerate() {
+            let (uid, attributes, _, parents, tags) = entity.into_inner();
+            let number = view.add(&uid);
+            let parents = parents.iter().map(|parent| view.add(parent)).collect();
+            view.by_number.insert(number, index);
+            view.sent.push(Sent {
+                entity: Entity::new_with_attr_partial_value(
+                    uid,
+                    attributes,
+                    HashSet::new(),
+                    HashSet::new(),
+                    tags,
+                ),
+                number,
+                parents,
+            });
+        }
+        view.check_cycles()?;
+        Ok(view)
+    }
+
+    /// Whether the request brings entities.
+    pub(super) fn has_sent(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// The number of `uid`: a uid without one is no entity's, and no policy names it.
+    pub(super) fn number(&self, uid: &EntityUID) -> Option<UidNumber> {
+        let stored = self.store.uids.number_of_uid(uid);
+        stored.or_else(|| self.other_numbers.get(uid).copied())
+    }
+
+    /// The number of a uid as a request names it. Whatever a sent entity is called or is in has
+    /// been given one.
+    pub(super) fn number_of(&self, uid: &Uid) -> Option<UidNumber> {
+        let Uid { type_name, id } = uid;
+        let stored = self.store.uids.number_of(type_name, id);
+        stored.or_else(|| {
+            let other = self.others.iter().position(|other| {
+                let other_id: &str = other.eid().as_ref();
+                other_id == id && other.entity_type().to_string() == *type_name
+            })?;
+            Some(UidNumber(MOST_UIDS + u32::try_from(other).ok()?))
+        })
+    }
+
+    /// The number of the type that is written `name`, if a policy or a stored entity names it.
+    pub(super) fn type_number(&self, name: &str) -> Option<TypeNumber> {
+        self.store.uids.type_number(name)
+    }
+
+    /// The uid with this number.
+    pub(super) fn uid(&self, number: UidNumber) -> Option<EntityUID> {
+        match number.0.checked_sub(MOST_UIDS) {
+            None => Some(self.store.uids.uid(number)),
+            Some(other) => self.others.get(other as usize).cloned(),
+        }
+    }
+
+    fn add(&mut self, uid: &EntityUID) -> UidNumber {
+        if let Some(number) = self.number(uid) {
+            return number;
+        }
+        // INVARIANT: a request's message holds far fewer uids than there are numbers left.
+        let other = u32::try_from(self.others.len()).unwrap_or(u32::MAX - MOST_UIDS);
+        let number = UidNumber(MOST_UIDS + other);
+        self.others.push(uid.clone());
+        self.other_numbers.insert(uid.clone(), number);
+        number
+    }
+
+    fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
+        let sent = self.by_number.get(&uid).and_then(|at| self.sent.get(*at));
+        let stored = match sent {
+            Some(_) => None,
+            None => Some(self.store.parents(uid)),
+        };
+        sent.into_iter()
+            .flat_map(|sent| sent.parents.iter().copied())
+            .chain(stored.into_iter().flatten())
+    }
+
+    /// All ancestors of the entity with this uid, those that exist nowhere too.
+    ///
+    /// # Errors
+    ///
+    /// [`OverlayError`] when the sent entities give it more than [`MAX_ANCESTORS`], or following
+    /// the hierarchy takes too many steps.
+    pub(super) fn ancestors(&mut self, uid: UidNumber) -> Result<Vec<UidNumber>, OverlayError> {
+        if !self.has_sent() {
+            return Ok(self.store.ancestors(uid));
+        }
+        let mut steps = self.steps_left;
+        let mut found = Found::default();
+        let mut next = Some(uid);
+        let mut done = 0;
+        while let Some(below) = next {
+            for parent in self.parents(below) {
+                steps = steps.checked_sub(1).ok_or(OverlayError::TooLarge)?;
+                found.insert(parent);
+            }
+            if found.len() > MAX_ANCESTORS {
+                // A stored entity can come to have too many only by the sent ones together.
+                return Err(match (self.by_number.get(&uid), self.uid(uid)) {
+                    (Some(index), Some(uid)) => {
+                        OverlayError::Entity(*index, HierarchyError::TooManyAncestors(uid))
+                    }
+                    (Some(_) | None, _) => OverlayError::TooLarge,
+                });
+            }
+            next = found.get(done);
+            done += 1;
+        }
+        self.steps_left = steps;
+        Ok(found.into_numbers())
+    }
+
+    /// The entity with this uid as Cedar holds it, with `ancestors`.
+    pub(super) fn entity(&self, uid: UidNumber, ancestors: HashSet<EntityUID>) -> Option<Entity> {
+        match self.by_number.get(&uid).and_then(|at| self.sent.get(*at)) {
+            None => self.store.entity(uid, ancestors),
+            Some(sent) => {
+                let mut entity = sent.entity.clone();
+                for ancestor in ancestors {
+                    entity.add_indirect_ancestor(ancestor);
+                }
+                Some(entity)
+            }
+        }
     }
 
     /// Finds a cycle by going up from every sent entity, each entity on the way once.
     ///
     /// Stored entities alone have none, so every cycle passes through a sent one.
-    fn check_cycles(&self, steps: &mut Steps) -> Result<(), OverlayError> {
-        let mut indices: Vec<(&usize, &EntityUID)> =
-            self.order.iter().map(|(uid, index)| (index, uid)).collect();
-        indices.sort_unstable();
+    fn check_cycles(&mut self) -> Result<(), OverlayError> {
+        let mut steps = self.steps_left;
         // False while an entity is on the way up from here, true once all above it is seen.
-        let mut done: HashMap<&EntityUID, bool> = HashMap::new();
-        for (index, root) in indices {
+        let mut done: hashbrown::HashMap<UidNumber, bool> = hashbrown::HashMap::new();
+        for (index, Sent { number: root, .. }) in self.sent.iter().enumerate() {
             if done.contains_key(root) {
                 continue;
             }
-            let mut path: Vec<(&EntityUID, Vec<&EntityUID>)> = Vec::new();
-            let mut next = Some(root);
-            loop {
-                if let Some(uid) = next.take() {
-                    done.insert(uid, false);
-                    let parents: Vec<&EntityUID> = self
-                        .direct(uid)
-                        .map(|entity| entity.parents().collect())
-                        .unwrap_or_default();
-                    steps.take(parents.len())?;
-                    path.push((uid, parents));
-                }
-                let Some((uid, unvisited)) = path.last_mut() else {
-                    break;
+            done.insert(*root, false);
+            let mut path = vec![(*root, self.parents(*root))];
+            while let Some((uid, unvisited)) = path.last_mut() {
+                let Some(parent) = unvisited.next() else {
+                    done.insert(*uid, true);
+                    path.pop();
+                    continue;
                 };
-                match unvisited.pop() {
-                    Some(parent) => match done.get(parent) {
-                        None => next = Some(parent),
-                        Some(true) => {}
-                        Some(false) => {
-                            // Of the sent entities on the cycle, the first is named.
-                            let of_cycle = path
-                                .iter()
-                                .map(|(uid, _)| *uid)
-                                .skip_while(|uid| *uid != parent);
-                            let sent = of_cycle
-                                .filter_map(|uid| self.order.get(uid))
-                                .min()
-                                .unwrap_or(index);
-                            let cycle = HierarchyError::Cycle(parent.clone());
-                            return Err(OverlayError::Entity(*sent, cycle));
-                        }
-                    },
+                steps = steps.checked_sub(1).ok_or(OverlayError::TooLarge)?;
+                match done.get(&parent) {
+                    Some(true) => {}
                     None => {
-                        done.insert(uid, true);
-                        path.pop();
+                        done.insert(parent, false);
+                        path.push((parent, self.parents(parent)));
+                    }
+                    Some(false) => {
+                        // Of the sent entities on the cycle, the first is named.
+                        let of_cycle = path.iter().map(|(uid, _)| *uid);
+                        let sent = of_cycle
+                            .skip_while(|uid| *uid != parent)
+                            .filter_map(|uid| self.by_number.get(&uid))
+                            .min();
+                        let cycle = match self.uid(parent) {
+                            Some(uid) => HierarchyError::Cycle(uid),
+                            None => return Err(OverlayError::TooLarge),
+                        };
+                        return Err(OverlayError::Entity(*sent.unwrap_or(&index), cycle));
                     }
                 }
             }
         }
+        self.steps_left = steps;
         Ok(())
     }
-
-    /// All that is reached going up from `uid`; more than [`MAX_ANCESTORS`] are an error.
-    fn ancestors(
-        &self,
-        uid: &EntityUID,
-        steps: &mut Steps,
-    ) -> Result<HashSet<&EntityUID>, OverlayError> {
-        let mut found: HashSet<&EntityUID> = HashSet::new();
-        let mut open: Vec<&Entity> = self.direct(uid).into_iter().collect();
-        while let Some(entity) = open.pop() {
-            for parent in entity.parents() {
-                steps.take(1)?;
-                if found.insert(parent) {
-                    open.extend(self.direct(parent));
-                }
-            }
-            if found.len() > MAX_ANCESTORS {
-                let too_many = HierarchyError::TooManyAncestors(uid.clone());
-                // A stored entity can come to have too many only by the sent ones together.
-                return Err(match self.order.get(uid) {
-                    Some(index) => OverlayError::Entity(*index, too_many),
-                    None => OverlayError::TooLarge,
-                });
-            }
-        }
-        Ok(found)
-    }
-
-    /// The part of the union that evaluation can look up, beginning at `roots`.
-    fn reachable(
-        &self,
-        roots: impl Iterator<Item = EntityUID>,
-        steps: &mut Steps,
-    ) -> Result<Entities, OverlayError> {
-        let mut seen: HashSet<EntityUID> = HashSet::new();
-        let mut open: Vec<EntityUID> = roots.collect();
-        let mut reached: Vec<Arc<Entity>> = Vec::new();
-        while let Some(uid) = open.pop() {
-            if !seen.insert(uid.clone()) {
-                continue;
-            }
-            let Some(entity) = self.closed(&uid, steps)? else {
-                continue;
-            };
-            for (_, value) in entity.attrs().chain(entity.tags()) {
-                if let PartialValue::Value(value) = value {
-                    uids_in(value, &mut open);
-                }
-            }
-            reached.push(entity);
-        }
-        Ok(cedar_entities(reached))
-    }
-
-    /// The entity of this uid, its ancestors complete.
-    fn closed(
-        &self,
-        uid: &EntityUID,
-        steps: &mut Steps,
-    ) -> Result<Option<Arc<Entity>>, OverlayError> {
-        // A stored entity with no sent ancestor keeps its ancestors: every way up from it stands
-        // in the store alone.
-        if !self.sent.contains_key(uid)
-            && let Some(stored) = self.stored.by_uid.get(uid)
-            && !self.is_below_sent(stored)
-        {
-            return Ok(Some(Arc::clone(stored)));
-        }
-        let Some(direct) = self.direct(uid) else {
-            return Ok(None);
-        };
-        let mut entity = direct.clone();
-        entity.remove_all_indirect_ancestors();
-        for ancestor in self.ancestors(uid, steps)? {
-            entity.add_indirect_ancestor(ancestor.clone());
-        }
-        Ok(Some(Arc::new(entity)))
-    }
-
-    /// Whether a sent entity is among the ancestors that `stored` has in the store. Looks through
-    /// whichever are fewer.
-    fn is_below_sent(&self, stored: &Entity) -> bool {
-        if stored.ancestors().take(self.sent.len() + 1).count() <= self.sent.len() {
-            stored
-                .ancestors()
-                .any(|ancestor| self.sent.contains_key(ancestor))
-        } else {
-            self.sent.keys().any(|sent| stored.is_descendant_of(sent))
-        }
-    }
-}
-
-/// Adds the uids that `value` holds to `found`.
-pub(super) fn uids_in(value: &Value, found: &mut Vec<EntityUID>) {
-    let mut open = vec![value];
-    while let Some(value) = open.pop() {
-        match &value.value {
-            ValueKind::Lit(Literal::EntityUID(uid)) => found.push(uid.as_ref().clone()),
-            ValueKind::Lit(Literal::Bool(_) | Literal::Long(_) | Literal::String(_))
-            | ValueKind::ExtensionValue(_) => {}
-            ValueKind::Set(members) => open.extend(members.iter()),
-            ValueKind::Record(fields) => open.extend(fields.values()),
-        }
-    }
-}
-
-/// Cedar's view of entities whose ancestors are complete and whose uids are distinct.
-#[expect(
-    clippy::expect_used,
-    reason = "adding fails by a schema (there is none), by the closure (it is assumed), or by two \
-              entities of one uid, and callers pass each uid once; to go on without the entities \
-              would be to lose what a forbid reads"
-)]
-fn cedar_entities(entities: impl IntoIterator<Item = Arc<Entity>>) -> Entities {
-    Entities::new()
-        .add_entities(
-            entities,
-            None::<&NoEntitiesSchema>,
-            TCComputation::AssumeAlreadyComputed,
-            Extensions::all_available(),
-        )
-        .expect("distinct uids")
-}
-
-/// The indirect ancestors of every entity, by uid.
-fn indirect_ancestors(
-    by_uid: &HashMap<EntityUID, Entity>,
-) -> Result<HashMap<EntityUID, Vec<EntityUID>>, HierarchyError> {
-    enum State<'a> {
-        /// On the way down from here; meeting it again is a cycle.
-        Open,
-        /// Every ancestor is known.
-        Done(HashSet<&'a EntityUID>),
-    }
-    let mut states: HashMap<&EntityUID, State<'_>> = HashMap::with_capacity(by_uid.len());
-    for (root, entity) in by_uid {
-        if states.contains_key(root) {
-            continue;
-        }
-        states.insert(root, State::Open);
-        let mut path: Vec<(&EntityUID, Vec<&EntityUID>)> = vec![(root, entity.parents().collect())];
-        while let Some((uid, unvisited)) = path.last_mut() {
-            let uid = *uid;
-            if let Some(parent) = unvisited.pop() {
-                match (states.get(parent), by_uid.get(parent)) {
-                    (Some(State::Open), _) => return Err(HierarchyError::Cycle(parent.clone())),
-                    (Some(State::Done(_)), _) => {}
-                    (None, Some(entity)) => {
-                        states.insert(parent, State::Open);
-                        path.push((parent, entity.parents().collect()));
-                    }
-                    // A parent that exists nowhere has no parents.
-                    (None, None) => {
-                        states.insert(parent, State::Done(HashSet::new()));
-                    }
-                }
-                continue;
-            }
-            path.pop();
-            let mut ancestors: HashSet<&EntityUID> = HashSet::new();
-            for parent in by_uid.get(uid).into_iter().flat_map(Entity::parents) {
-                ancestors.insert(parent);
-                if let Some(State::Done(further)) = states.get(parent) {
-                    ancestors.extend(further);
-                }
-                if ancestors.len() > MAX_ANCESTORS {
-                    return Err(HierarchyError::TooManyAncestors(uid.clone()));
-                }
-            }
-            states.insert(uid, State::Done(ancestors));
-        }
-    }
-    Ok(by_uid
-        .iter()
-        .map(|(uid, entity)| {
-            let indirect = match states.get(uid) {
-                Some(State::Done(ancestors)) => ancestors
-                    .iter()
-                    .filter(|a| !entity.is_child_of(a))
-                    .map(|a| (*a).clone())
-                    .collect(),
-                Some(State::Open) | None => Vec::new(),
-            };
-            (uid.clone(), indirect)
-        })
-        .collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use cedar_policy_core::entities::Dereference;
-
+    use super::segment::Draft;
     use super::*;
 
     fn uid(id: &str) -> EntityUID {
@@ -424,29 +575,46 @@ mod tests {
         )
     }
 
-    fn ancestors(entities: &Entities, id: &str) -> Vec<String> {
-        let mut ids: Vec<String> = match entities.entity(&uid(id)) {
-            Dereference::Data(entity) => entity
-                .ancestors()
-                .map(|uid| AsRef::<str>::as_ref(uid.eid()).to_owned())
-                .collect(),
-            Dereference::NoSuchEntity | Dereference::Residual(_) => panic!("no `{id}`"),
-        };
+    fn store(entities: &[Entity]) -> EntityStore {
+        let mut uids = Arc::default();
+        // Two segments: the hierarchy does not end where a file does.
+        let (one, other) = entities.split_at(entities.len() / 2);
+        let segments = [one, other].map(|entities| {
+            let mut draft = Draft::default();
+            for entity in entities {
+                draft.add(entity, 0).unwrap();
+            }
+            Arc::new(draft.finish(&mut uids).unwrap())
+        });
+        let (store, twice) = EntityStore::new(uids, segments.to_vec());
+        assert!(twice.is_empty(), "{twice:?}");
+        store
+    }
+
+    fn ancestors(view: &mut View<'_>, id: &str) -> Vec<String> {
+        let number = view.number(&uid(id)).unwrap();
+        let found = view.ancestors(number).unwrap();
+        let mut ids: Vec<String> = found
+            .into_iter()
+            .map(|number| AsRef::<str>::as_ref(view.uid(number).unwrap().eid()).to_owned())
+            .collect();
         ids.sort();
         ids
     }
 
     #[test]
     fn every_entity_has_all_its_ancestors_those_that_exist_nowhere_too() {
-        let store = EntityStore::close(vec![
+        let store = store(&[
             entity("a", &["b", "c"]),
             entity("b", &["d"]),
             entity("c", &["d"]),
             entity("d", &["nowhere"]),
-        ])
-        .unwrap();
-        assert_eq!(ancestors(store.all(), "a"), ["b", "c", "d", "nowhere"]);
-        assert_eq!(ancestors(store.all(), "d"), ["nowhere"]);
+        ]);
+        store.check_hierarchy().unwrap();
+        let mut view = View::of(&store);
+        assert_eq!(ancestors(&mut view, "a"), ["b", "c", "d", "nowhere"]);
+        assert_eq!(ancestors(&mut view, "d"), ["nowhere"]);
+        assert_eq!(store.len(), 4);
     }
 
     #[test]
@@ -460,7 +628,7 @@ mod tests {
             ],
         ] {
             assert!(matches!(
-                EntityStore::close(entities),
+                store(&entities).check_hierarchy(),
                 Err(HierarchyError::Cycle(_))
             ));
         }
@@ -468,48 +636,76 @@ mod tests {
 
     #[test]
     fn a_long_chain_is_an_error_and_no_overflow() {
-        let chain = (0..50_000)
+        let chain: Vec<Entity> = (0..50_000)
             .map(|n| entity(&n.to_string(), &[&(n + 1).to_string()]))
             .collect();
         assert!(matches!(
-            EntityStore::close(chain),
+            store(&chain).check_hierarchy(),
             Err(HierarchyError::TooManyAncestors(_))
         ));
     }
 
     #[test]
+    fn ancestors_that_are_reached_many_ways_are_counted_once() {
+        // Each of 200 levels has two entities, and both are in both of the next level: 2²⁰⁰ ways.
+        let levels: Vec<Entity> = (0..200)
+            .flat_map(|level| {
+                ["x", "y"].map(|side| {
+                    let above = ["x", "y"].map(|side| format!("{side}{}", level + 1));
+                    entity(
+                        &format!("{side}{level}"),
+                        &above.each_ref().map(String::as_str),
+                    )
+                })
+            })
+            .collect();
+        let store = store(&levels);
+        store.check_hierarchy().unwrap();
+        assert_eq!(ancestors(&mut View::of(&store), "x0").len(), 400);
+    }
+
+    #[test]
+    fn a_uid_in_two_places_is_told_with_both() {
+        let mut uids = Arc::default();
+        let segments = [7, 9].map(|origin| {
+            let mut draft = Draft::default();
+            draft.add(&entity("a", &[]), origin).unwrap();
+            Arc::new(draft.finish(&mut uids).unwrap())
+        });
+        let (store, twice) = EntityStore::new(uids, segments.to_vec());
+        let [Twice { first, second }] = twice[..] else {
+            panic!("{twice:?}")
+        };
+        assert_eq!((store.origin(first), store.origin(second)), (7, 9));
+        assert_eq!((first.segment, second.segment), (0, 1));
+    }
+
+    #[test]
     fn a_sent_entity_replaces_the_stored_one_for_its_descendants_too() {
-        let store = EntityStore::close(vec![
+        let store = store(&[
             entity("a", &["b"]),
             entity("b", &["old"]),
             entity("other", &["x"]),
-        ])
-        .unwrap();
-        let union = store
-            .overlay(
-                vec![entity("b", &["new"])],
-                [uid("a"), uid("b")].into_iter(),
-            )
-            .unwrap();
-        assert_eq!(ancestors(&union, "a"), ["b", "new"]);
-        assert_eq!(ancestors(&union, "b"), ["new"]);
+        ]);
+        let mut view = View::with_sent(&store, vec![entity("b", &["new"])]).unwrap();
+        assert_eq!(ancestors(&mut view, "a"), ["b", "new"]);
+        assert_eq!(ancestors(&mut view, "b"), ["new"]);
+        assert_eq!(ancestors(&mut view, "other"), ["x"]);
     }
 
     #[test]
     fn a_sent_entity_can_supply_a_parent_that_the_store_only_names() {
-        let store = EntityStore::close(vec![entity("a", &["missing"])]).unwrap();
-        let union = store
-            .overlay(vec![entity("missing", &["top"])], [uid("a")].into_iter())
-            .unwrap();
-        assert_eq!(ancestors(&union, "a"), ["missing", "top"]);
+        let store = store(&[entity("a", &["missing"])]);
+        let mut view = View::with_sent(&store, vec![entity("missing", &["top"])]).unwrap();
+        assert_eq!(ancestors(&mut view, "a"), ["missing", "top"]);
     }
 
     #[test]
     fn a_cycle_through_stored_entities_is_refused_at_the_sent_one() {
-        let store = EntityStore::close(vec![entity("a", &["b"]), entity("b", &["c"])]).unwrap();
+        let store = store(&[entity("a", &["b"]), entity("b", &["c"])]);
         let sent = vec![entity("x", &[]), entity("c", &["a"])];
         assert!(matches!(
-            store.overlay(sent, std::iter::empty()),
+            View::with_sent(&store, sent),
             Err(OverlayError::Entity(1, HierarchyError::Cycle(_)))
         ));
     }
@@ -521,13 +717,12 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(n, id)| {
-                entity(
-                    id,
-                    &ids[n + 1..].iter().map(String::as_str).collect::<Vec<_>>(),
-                )
+                let above: Vec<&str> = ids[n + 1..].iter().map(String::as_str).collect();
+                entity(id, &above)
             })
             .collect();
-        let refused = EntityStore::default().overlay(sent, std::iter::empty());
+        let store = EntityStore::default();
+        let refused = View::with_sent(&store, sent);
         assert_eq!(refused.unwrap_err(), OverlayError::TooLarge);
     }
 }

@@ -14,9 +14,10 @@ use super::nesting;
 use super::snapshot::Rule;
 use super::values::bounded_text;
 
-/// Explains a decision: `determining` are the rules that settled it, of all `rules`.
+/// Explains a decision: `determining` are the rules that settled it, of all `rules` whose scope
+/// matches.
 pub(super) fn explain(
-    rules: &[Rule],
+    rules: &[&Rule],
     determining: &[&Rule],
     evaluator: &Evaluator<'_>,
 ) -> Explanation {
@@ -26,7 +27,7 @@ pub(super) fn explain(
     };
     if determining.is_empty() {
         for rule in rules {
-            if rule.policy.effect() != ast::Effect::Permit || !scope_matches(evaluator, rule) {
+            if rule.policy.effect() != ast::Effect::Permit {
                 continue;
             }
             explanation.unsatisfied_total += 1;
@@ -59,23 +60,8 @@ fn explained(rule: &Rule) -> ExplainedPolicy {
             ast::Effect::Forbid => Effect::Forbid,
         },
         annotations,
-        place: rule.place.clone(),
+        place: rule.place(),
     }
-}
-
-fn scope_matches(evaluator: &Evaluator<'_>, rule: &Rule) -> bool {
-    let policy = &rule.policy;
-    [
-        policy.principal_constraint().as_expr(),
-        policy.action_constraint().as_expr(),
-        policy.resource_constraint().as_expr(),
-    ]
-    .iter()
-    .all(|constraint| {
-        evaluator
-            .interpret(constraint, rule.policy.env())
-            .is_ok_and(|value| is_true(&value))
-    })
 }
 
 fn is_true(value: &ast::Value) -> bool {
@@ -159,7 +145,7 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
                 .snippet()
                 .map_or_else(|| operand.to_string(), str::to_owned),
             place: Place {
-                file: rule.template_file.clone(),
+                file: rule.template_file.to_string(),
                 position: Some(Position::of(&place.src, place.start())),
             },
         })
@@ -168,6 +154,6 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
         kind: ClauseKind::When,
         text: format!("when {{ {operand} }}"),
         operand: operand.to_string(),
-        place: rule.place.clone(),
+        place: rule.place(),
     })
 }

@@ -58,6 +58,13 @@ impl PolicyId {
     }
 }
 
+/// An id is equal to, ordered and hashed like its text.
+impl std::borrow::Borrow<str> for PolicyId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -1,18 +1,24 @@
 //! Everything a decision is made of, immutable and under one revision.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use cedar_policy_core::ast::{self, EntityUID};
+use cedar_policy_core::ast;
 use cedar_policy_core::validator::ValidatorSchema;
 
-use super::diagnostic::Diagnostic;
+use super::compile::Made;
+use super::diagnostic::{Diagnostic, Position};
 use super::entities::EntityStore;
 use super::explanation::Place;
+use super::fit::Fit;
 use super::id::{PolicyId, Revision};
+use super::index::Index;
+use super::projection::Projections;
+use super::reads::Reads;
 use super::values::TypeNames;
 
 /// What the operator decided about deciding; fixed for the life of the process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Whether policies and requests are checked against the schema.
     pub validation: Validation,
@@ -20,6 +26,22 @@ pub struct Settings {
     pub on_policy_error: OnPolicyError,
     /// The entity types that a request may bring; `None` takes any.
     pub request_entity_types: Option<BTreeSet<String>>,
+    /// The most policies that may match one request's principal, action and resource.
+    pub max_candidates: usize,
+    /// The most memory that policies and stored entities may take, in bytes.
+    pub max_store_bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            validation: Validation::default(),
+            on_policy_error: OnPolicyError::default(),
+            request_entity_types: None,
+            max_candidates: 10_000,
+            max_store_bytes: 4 << 30,
+        }
+    }
 }
 
 /// Whether policies and requests are checked against the schema.
@@ -88,11 +110,17 @@ pub struct Snapshot {
     pub(super) policies_per_file: BTreeMap<String, usize>,
     pub(super) schema: Option<ValidatorSchema>,
     /// Static policies and links, sorted by id.
-    pub(super) rules: Vec<Rule>,
-    /// The uids that stand in policy conditions: evaluation can look these up whatever is asked.
-    pub(super) literals: Vec<EntityUID>,
+    pub(super) rules: Vec<Arc<Rule>>,
+    /// The rules by what they demand of a request, each under its place among them.
+    pub(super) index: Index,
     pub(super) entities: EntityStore,
     pub(super) type_names: TypeNames,
+    pub(super) fit: Fit,
+    pub(super) projections: Projections,
+    /// The memory that policies and entities hold, in bytes: counted or estimated.
+    pub(super) bytes: usize,
+    /// What the next snapshot can be made from.
+    pub(super) made: Made,
     /// The stack that evaluating the deepest condition can need.
     pub(super) stack_bytes: usize,
 }
@@ -103,22 +131,23 @@ pub(super) struct Rule {
     pub(super) id: PolicyId,
     /// The template, for a link.
     pub(super) template: Option<PolicyId>,
-    /// Where the policy, or the link, is written.
-    pub(super) place: Place,
+    /// The file that the policy, or the link, is written in, and where.
+    pub(super) file: Arc<str>,
+    pub(super) position: Position,
     /// The file that holds the text: a link's template may stand in another file.
-    pub(super) template_file: String,
+    pub(super) template_file: Arc<str>,
     pub(super) policy: ast::Policy,
-    /// Scope and conditions as one expression. Cedar builds it anew at every evaluation.
-    pub(super) condition: ast::Expr,
+    /// What evaluating its condition can read.
+    pub(super) reads: Arc<Reads>,
 }
 
 /// A policy or link, as a list shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySummary<'a> {
     /// The policy's or the link's id.
     pub id: &'a PolicyId,
     /// Where it is written.
-    pub place: &'a Place,
+    pub place: Place,
     /// The template, for a link.
     pub template: Option<&'a PolicyId>,
 }
@@ -134,6 +163,13 @@ impl Snapshot {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// The memory that policies and stored entities hold, in bytes: counted for entities,
+    /// estimated for policies.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// What the author should look at, though it is loaded.
@@ -157,15 +193,15 @@ impl Snapshot {
     /// What of the context an answer to a request for this action can depend on.
     #[must_use]
     pub fn context_reads(&self, action_type: &str, action_id: &str) -> &ContextReads {
-        let _ = (action_type, action_id);
-        &ContextReads::All
+        let action = self.entities.uids.number_of(action_type, action_id);
+        self.projections.of(action)
     }
 
     /// The static policies and links, sorted by id.
     pub fn policies(&self) -> impl ExactSizeIterator<Item = PolicySummary<'_>> {
         self.rules.iter().map(|rule| PolicySummary {
             id: &rule.id,
-            place: &rule.place,
+            place: rule.place(),
             template: rule.template.as_ref(),
         })
     }

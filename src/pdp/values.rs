@@ -159,7 +159,7 @@ pub fn is_type_name(text: &str) -> bool {
 ///
 /// Cedar's parser takes white space and comments between the parts of a name; a caller's type is
 /// data, so only the one normal spelling is taken.
-fn parse_type_name(text: &str) -> Option<EntityType> {
+pub(super) fn parse_type_name(text: &str) -> Option<EntityType> {
     let is_identifier = |part: &str| {
         let mut bytes = part.bytes();
         bytes

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::pdp::answer::{Answer, Decision};
-use cedar_pdp::pdp::query::{InvalidQuery, Query};
-use cedar_pdp::pdp::{Settings, Snapshot, Workers, compile};
+use cedar_pdp::pdp::query::Query;
+use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
@@ -51,7 +51,14 @@ impl House {
             self.reading.as_ref(),
             &Workers::default(),
         );
-        let compiled = compile(reading.sources(), &self.settings);
+        // Made from what was in force before, as a reload does it.
+        let before = self.cached.snapshot();
+        let compiled = compile_from(
+            before.as_deref(),
+            reading.sources(),
+            &self.settings,
+            &Workers::default(),
+        );
         self.reading = Some(reading);
         let snapshot = compiled.map_err(|error| format!("{:#?}", error.errors))?;
         self.publisher.publish(Arc::new(snapshot));
@@ -120,7 +127,7 @@ pub(crate) fn counts(snapshot: &Snapshot) -> Counts {
 fn compare(
     snapshot: &Snapshot,
     query: &Query,
-    got: Result<&Answer, &InvalidQuery>,
+    got: Result<&Answer, &NoAnswer>,
     expected: &Expected,
 ) -> Result<(), String> {
     let (answer, (allow, determining, errors)) = match (got, expected) {

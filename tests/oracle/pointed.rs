@@ -12,6 +12,8 @@ const OFF: Settings = Settings {
     validation: Validation::Off,
     on_policy_error: OnPolicyError::Skip,
     request_entity_types: None,
+    max_candidates: 10_000,
+    max_store_bytes: 1 << 30,
 };
 
 const STRICT: Settings = Settings {

@@ -1,178 +1,266 @@
-//! Reads policies, templates and links from all their files into one set with one space of ids.
+//! Reads policies, templates and links from all their files into rules with one space of ids.
+//!
+//! A file is read, checked and validated by itself, so that files can be read at the same time and
+//! one that has not changed need not be read again. What concerns several files comes after: ids
+//! that stand twice, and links, whose template may stand in any file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::str::FromStr as _;
 use std::sync::Arc;
 
-use cedar_policy::{EntityUid, PolicySet, SlotId};
+use cedar_policy::{EntityUid, PolicySet, Schema, SlotId, ValidationMode, Validator};
 use cedar_policy_core::{ast, est};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Findings;
 use super::schema::{json_offset, located};
-use crate::pdp::diagnostic::{Diagnostic, Lines, Position};
+use crate::pdp::diagnostic::{Diagnostic, Lines, Position, Severity};
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
 use crate::pdp::nesting::{self, Language};
-use crate::pdp::snapshot::Rule;
-use crate::pdp::sources::{FileKind, SourceFile, Sources};
+use crate::pdp::reads::{self, Reads};
+use crate::pdp::snapshot::{Rule, Validation};
+use crate::pdp::sources::{FileKind, SourceFile};
 use crate::pdp::values::with_causes;
 
-/// Everything that was read, and where each id stands.
+/// What one file of policies or links holds, good in itself.
 #[derive(Debug, Default)]
-pub(super) struct PolicyCollection {
-    set: PolicySet,
-    origins: HashMap<PolicyId, Origin>,
-    per_file: BTreeMap<String, usize>,
+pub(in crate::pdp) struct PolicyFile {
+    pub(super) path: String,
+    /// The static policies.
+    pub(super) rules: Vec<Arc<Rule>>,
+    templates: Vec<Template>,
+    links: Vec<Link>,
+    /// What the author should look at, though it is loaded.
+    warnings: Vec<Diagnostic>,
+}
+
+#[derive(Debug)]
+struct Template {
+    id: PolicyId,
+    template: cedar_policy::Template,
+    reads: Arc<Reads>,
+    origin: Origin,
+}
+
+/// A template link that waits until every template has been read.
+#[derive(Debug)]
+struct Link {
+    template: String,
+    id: PolicyId,
+    args: HashMap<SlotId, EntityUid>,
+    origin: Origin,
 }
 
 /// Where an id stands: its file, and its first byte there.
 #[derive(Clone, Debug)]
 struct Origin {
-    file: String,
+    file: Arc<str>,
     text: Arc<str>,
     start: usize,
+    position: Position,
 }
 
 impl Origin {
-    fn new(file: &SourceFile, text: &Arc<str>, start: usize) -> Self {
-        Self {
-            file: file.path.clone(),
-            text: Arc::clone(text),
-            start,
-        }
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            file: self.file.clone(),
-            position: Some(Position::of(&self.text, self.start)),
-        }
-    }
-
     fn error(&self, message: impl Into<String>) -> Diagnostic {
-        Diagnostic::error(&self.file, message).at(&self.text, self.start..self.start)
-    }
-}
-
-/// A template link that waits until every template has been read.
-struct Link {
-    template: String,
-    id: String,
-    args: HashMap<SlotId, EntityUid>,
-    origin: Origin,
-}
-
-/// Reads all policy and link files.
-pub(super) fn read(sources: &Sources, findings: &mut Findings) -> PolicyCollection {
-    let mut collection = PolicyCollection::default();
-    let mut links = Vec::new();
-    for file in sources.files() {
-        match file.kind {
-            FileKind::Policies => collection.read_cedar(file, findings),
-            FileKind::PoliciesJson => collection.read_json(file, &mut links, findings),
-            FileKind::Links => read_links(file, &mut links, findings),
-            FileKind::Schema | FileKind::SchemaJson | FileKind::Entities | FileKind::Tests => {}
-        }
-    }
-    // Templates may stand in any file, so links come last.
-    for link in links {
-        collection.link(link, findings);
-    }
-    collection
-}
-
-impl PolicyCollection {
-    /// All of them, as Cedar validates them.
-    pub(super) fn set(&self) -> &PolicySet {
-        &self.set
+        Diagnostic::error(self.file.as_ref(), message).at(&self.text, self.start..self.start)
     }
 
-    /// Whether there is neither a policy nor a link.
-    pub(super) fn is_empty(&self) -> bool {
-        self.set.policies().next().is_none()
-    }
-
-    /// What Cedar says of the policy `id`, placed where Cedar says, else where the policy stands.
-    pub(super) fn finding(
-        &self,
-        id: &cedar_policy::PolicyId,
-        said: &dyn miette::Diagnostic,
-    ) -> Diagnostic {
+    /// What Cedar says of what stands here, placed where Cedar says in `written`, else here.
+    fn finding(&self, written: &Self, said: &dyn miette::Diagnostic) -> Diagnostic {
         let message = said.to_string();
-        let Some(origin) = self.origins.get(&PolicyId::new(id.as_ref())) else {
-            return Diagnostic::error("", message);
-        };
-        // A link is judged by its template's text, which may stand in another file.
-        let template = self.set.policy(id).and_then(|policy| policy.template_id());
-        let written = template
-            .and_then(|template| self.origins.get(&PolicyId::new(template.as_ref())))
-            .unwrap_or(origin);
         let has_place = said
             .labels()
             .is_some_and(|mut labels| labels.next().is_some());
         let base = if has_place {
-            Diagnostic::error(&written.file, message)
+            Diagnostic::error(written.file.as_ref(), message)
         } else {
-            origin.error(message)
+            self.error(message)
         };
         located(base, said, &written.text)
     }
+}
 
-    /// The templates' number, the policies and templates in each file, and the rules sorted by id.
-    pub(super) fn into_rules(self) -> (usize, BTreeMap<String, usize>, Vec<Rule>) {
-        let templates = self.set.templates().count();
-        let mut lines: HashMap<&str, Lines> = HashMap::new();
-        let mut rules: Vec<Rule> = self
-            .set
-            .policies()
-            .filter_map(|policy| {
-                let id = PolicyId::new(policy.id().as_ref());
-                let origin = self.origins.get(&id)?;
-                let lines = lines
-                    .entry(&origin.file)
-                    .or_insert_with(|| Lines::of(&origin.text));
-                let place = Place {
-                    file: origin.file.clone(),
-                    position: Some(lines.position(&origin.text, origin.start)),
-                };
-                let template = policy
-                    .template_id()
-                    .map(|template| PolicyId::new(template.as_ref()));
-                let template_file = match &template {
-                    Some(template) => self.origins.get(template)?.file.clone(),
-                    None => place.file.clone(),
-                };
-                let policy: &ast::Policy = policy.as_ref();
-                let (policy, condition) = (policy.clone(), policy.condition());
-                Some(Rule {
-                    id,
-                    template,
-                    place,
-                    template_file,
-                    policy,
-                    condition,
-                })
-            })
-            .collect();
-        rules.sort_by(|a, b| a.id.cmp(&b.id));
-        (templates, self.per_file, rules)
+/// The rules of all links, with what they were made of.
+#[derive(Debug, Default)]
+pub(in crate::pdp) struct Links {
+    rules: Vec<Arc<Rule>>,
+    warnings: Vec<Diagnostic>,
+    /// The files that hold templates or links.
+    files: Vec<Arc<PolicyFile>>,
+}
+
+impl PolicyFile {
+    /// The conditions of all policies and templates.
+    pub(super) fn conditions(&self) -> impl Iterator<Item = &ast::Expr> {
+        let of_policies = self
+            .rules
+            .iter()
+            .filter_map(|rule| rule.policy.non_scope_constraints());
+        let of_templates = self.templates.iter().filter_map(|template| {
+            let template: &ast::Template = template.template.as_ref();
+            template.non_scope_constraints()
+        });
+        of_policies.chain(of_templates)
+    }
+}
+
+/// All rules, sorted by id, and what is counted of them.
+pub(super) struct Rules {
+    pub(super) rules: Vec<Arc<Rule>>,
+    pub(super) links: Arc<Links>,
+    pub(super) templates: usize,
+    pub(super) per_file: BTreeMap<String, usize>,
+}
+
+/// What policies are judged by.
+#[derive(Clone, Copy)]
+pub(super) struct Judge<'a> {
+    pub(super) schema: Option<&'a Schema>,
+    pub(super) validation: Validation,
+}
+
+impl Judge<'_> {
+    /// The validator, and how bad a rejection is; `None` when nothing is validated.
+    fn validator(self) -> Option<(Validator, Severity)> {
+        let severity = match self.validation {
+            Validation::Strict => Severity::Error,
+            Validation::Warn => Severity::Warning,
+            Validation::Off => return None,
+        };
+        Some((Validator::new(self.schema?.clone()), severity))
     }
 
-    fn read_cedar(&mut self, file: &SourceFile, findings: &mut Findings) {
-        self.per_file.insert(file.path.clone(), 0);
-        let Some(text) = findings.bounded(file, Language::Policies) else {
+    /// All that the validator finds, each with the id that it is found at.
+    fn findings(
+        self,
+        set: &PolicySet,
+        find: impl Fn(&cedar_policy::PolicyId, &dyn miette::Diagnostic) -> Option<Diagnostic>,
+        findings: &mut Findings,
+    ) {
+        let Some((validator, severity)) = self.validator() else {
             return;
         };
-        let parsed = match PolicySet::from_str(&text) {
+        let result = validator.validate(set, ValidationMode::Strict);
+        for error in result.validation_errors() {
+            if let Some(finding) = find(error.policy_id(), error) {
+                findings.add(Diagnostic {
+                    severity,
+                    ..finding
+                });
+            }
+        }
+        for warning in result.validation_warnings() {
+            if let Some(finding) = find(warning.policy_id(), warning) {
+                findings.add(Diagnostic {
+                    severity: Severity::Warning,
+                    ..finding
+                });
+            }
+        }
+    }
+}
+
+/// Reads one file of policies or links, and validates the policies in it. Errors are findings; a
+/// file that has any is good for nothing but further findings.
+pub(super) fn read(
+    file: &SourceFile,
+    text: &Arc<str>,
+    judge: Judge<'_>,
+    findings: &mut Findings,
+) -> PolicyFile {
+    let mut own = Findings::default();
+    let mut reading = FileReading {
+        path: &file.path,
+        text,
+        shown: Arc::from(file.path.as_str()),
+        lines: Lines::of(text),
+        set: PolicySet::new(),
+        origins: HashMap::new(),
+        reads: HashMap::new(),
+        templates: Vec::new(),
+        rules: Vec::new(),
+        links: Vec::new(),
+        findings: &mut own,
+    };
+    match file.kind {
+        FileKind::Policies => reading.cedar(),
+        FileKind::PoliciesJson => reading.json(),
+        FileKind::Links => reading.links(),
+        FileKind::Schema | FileKind::SchemaJson | FileKind::Entities | FileKind::Tests => {}
+    }
+    let FileReading {
+        set,
+        origins,
+        templates,
+        rules,
+        links,
+        ..
+    } = reading;
+    let at = |id: &cedar_policy::PolicyId, said: &dyn miette::Diagnostic| {
+        let origin = origins.get(AsRef::<str>::as_ref(id))?;
+        Some(origin.finding(origin, said))
+    };
+    judge.findings(&set, at, &mut own);
+    let (errors, warnings): (Vec<_>, Vec<_>) = own
+        .0
+        .into_iter()
+        .partition(|finding| finding.severity == Severity::Error);
+    for error in errors {
+        findings.add(error);
+    }
+    PolicyFile {
+        path: file.path.clone(),
+        rules,
+        templates,
+        links,
+        warnings,
+    }
+}
+
+/// One file while it is read.
+struct FileReading<'a> {
+    path: &'a str,
+    text: &'a Arc<str>,
+    shown: Arc<str>,
+    lines: Lines,
+    /// All policies and templates, as Cedar validates them.
+    set: PolicySet,
+    origins: HashMap<PolicyId, Origin>,
+    /// Conditions are many and what they read is alike, so it is kept once.
+    reads: HashMap<Reads, Arc<Reads>>,
+    rules: Vec<Arc<Rule>>,
+    templates: Vec<Template>,
+    links: Vec<Link>,
+    findings: &'a mut Findings,
+}
+
+impl FileReading<'_> {
+    fn origin(&self, start: usize) -> Origin {
+        Origin {
+            file: Arc::clone(&self.shown),
+            text: Arc::clone(self.text),
+            start,
+            position: self.lines.position(self.text, start),
+        }
+    }
+
+    fn cedar(&mut self) {
+        if !self
+            .findings
+            .bounded(self.path, self.text, Language::Policies)
+        {
+            return;
+        }
+        let parsed = match PolicySet::from_str(self.text) {
             Ok(parsed) => parsed,
             Err(errors) => {
                 for error in errors.iter() {
-                    findings.add(located(
-                        Diagnostic::error(&file.path, error.to_string()),
+                    self.findings.add(located(
+                        Diagnostic::error(self.path, error.to_string()),
                         error,
-                        &text,
+                        self.text,
                     ));
                 }
                 return;
@@ -181,74 +269,62 @@ impl PolicyCollection {
         for policy in parsed.policies() {
             let ast: &ast::Policy = policy.as_ref();
             let start = ast.loc().map_or(0, cedar_policy_core::parser::Loc::start);
-            let origin = Origin::new(file, &text, start);
-            let id = cedar_id(&origin, policy.id(), policy.annotation("id"), findings);
-            if self.claim(&id, origin.clone(), findings) {
-                self.add(
-                    policy.new_id(cedar_policy::PolicyId::new(&id)),
-                    &origin,
-                    findings,
-                );
+            let id = self.cedar_id(policy.id(), policy.annotation("id"), start);
+            if let Some(origin) = self.claim(&id, start) {
+                self.add(policy.new_id(cedar_policy::PolicyId::new(&id)), origin);
             }
         }
         for template in parsed.templates() {
             let ast: &ast::Template = template.as_ref();
             let start = ast.loc().map_or(0, cedar_policy_core::parser::Loc::start);
-            let origin = Origin::new(file, &text, start);
-            let id = cedar_id(&origin, template.id(), template.annotation("id"), findings);
-            if self.claim(&id, origin.clone(), findings) {
-                self.add_template(
-                    template.new_id(cedar_policy::PolicyId::new(&id)),
-                    &origin,
-                    findings,
-                );
+            let id = self.cedar_id(template.id(), template.annotation("id"), start);
+            if let Some(origin) = self.claim(&id, start) {
+                self.add_template(template.new_id(cedar_policy::PolicyId::new(&id)), origin);
             }
         }
     }
 
-    fn read_json(&mut self, file: &SourceFile, links: &mut Vec<Link>, findings: &mut Findings) {
-        self.per_file.insert(file.path.clone(), 0);
-        let Some(text) = findings.bounded(file, Language::Json) else {
-            return;
-        };
-        let Some(json) = parse_json::<PolicySetJson<'_>>(file, &text, findings) else {
+    fn json(&mut self) {
+        let text = self.text;
+        let Some(json) = parse_json::<PolicySetJson<'_>>(self.path, text, self.findings) else {
             return;
         };
         for (entries, is_template) in [(json.static_policies, false), (json.templates, true)] {
             for (id, raw) in entries.0 {
-                let place = Origin::new(file, &text, offset_in(&text, raw.get()));
-                if !self.claim(&id, place.clone(), findings) {
+                let Some(origin) = self.claim(&id, offset_in(text, raw.get())) else {
                     continue;
-                }
+                };
                 let parsed =
                     serde_json::from_str::<est::Policy>(raw.get()).map_err(|e| with_causes(&e));
                 let core_id = Some(ast::PolicyID::from_string(&id));
+                let place = origin.clone();
                 let added = parsed.and_then(|est| {
                     if is_template {
                         let template = est
                             .try_into_ast_template(core_id)
                             .map_err(|e| with_causes(&e))?;
-                        self.add_template(template.into(), &place, findings);
+                        self.add_template(template.into(), origin);
                     } else {
                         let policy = est
                             .try_into_ast_policy(core_id)
                             .map_err(|e| with_causes(&e))?;
-                        self.add(policy.into(), &place, findings);
+                        self.add(policy.into(), origin);
                     }
                     Ok(())
                 });
                 if let Err(message) = added {
                     let kind = if is_template { "template" } else { "policy" };
-                    findings.add(place.error(format!("{kind} `{id}`: {message}")));
+                    self.findings
+                        .add(place.error(format!("{kind} `{id}`: {message}")));
                 }
             }
         }
         for raw in json.template_links {
-            let origin = Origin::new(file, &text, offset_in(&text, raw.get()));
+            let origin = self.origin(offset_in(text, raw.get()));
             match serde_json::from_str::<est::TemplateLink>(raw.get()) {
-                Ok(link) => links.push(Link {
+                Ok(link) => self.links.push(Link {
                     template: AsRef::<str>::as_ref(&link.template_id).to_owned(),
-                    id: AsRef::<str>::as_ref(&link.new_id).to_owned(),
+                    id: PolicyId::new(link.new_id.as_ref()),
                     args: link
                         .values
                         .into_iter()
@@ -256,100 +332,330 @@ impl PolicyCollection {
                         .collect(),
                     origin,
                 }),
-                Err(error) => {
-                    findings.add(origin.error(format!("template link: {}", with_causes(&error))))
-                }
+                Err(error) => self
+                    .findings
+                    .add(origin.error(format!("template link: {}", with_causes(&error)))),
             }
         }
     }
 
-    /// Takes `id` for what stands at `origin`, unless something else has it.
-    fn claim(&mut self, id: &str, origin: Origin, findings: &mut Findings) -> bool {
-        let id = PolicyId::new(id);
-        if let Some(first) = self.origins.get(&id) {
-            let Place { file, position } = first.place();
-            let Position { line, column } = position.unwrap_or(Position { line: 1, column: 1 });
-            findings.add(origin.error(format!(
-                "policy id `{id}` is defined twice, here and at {file}:{line}:{column}"
-            )));
-            return false;
-        }
-        self.origins.insert(id, origin);
-        true
-    }
-
-    fn add(&mut self, policy: cedar_policy::Policy, origin: &Origin, findings: &mut Findings) {
-        match self.set.add(policy) {
-            Ok(()) => self.count(&origin.file),
-            Err(error) => findings.add(origin.error(with_causes(&error))),
+    fn links(&mut self) {
+        let text = self.text;
+        let raws = parse_json::<Vec<&RawValue>>(self.path, text, self.findings);
+        for raw in raws.unwrap_or_default() {
+            let origin = self.origin(offset_in(text, raw.get()));
+            match read_link(raw, origin.clone()) {
+                Ok(link) => self.links.push(link),
+                Err(message) => self
+                    .findings
+                    .add(origin.error(format!("template link: {message}"))),
+            }
         }
     }
 
-    fn add_template(
+    /// Takes `id` for what begins at `start`, unless something else in this file has it.
+    fn claim(&mut self, id: &str, start: usize) -> Option<Origin> {
+        let origin = self.origin(start);
+        match self.origins.get(id) {
+            Some(first) => {
+                self.findings.add(twice(id, first, &origin));
+                None
+            }
+            None => {
+                self.origins.insert(PolicyId::new(id), origin.clone());
+                Some(origin)
+            }
+        }
+    }
+
+    fn add(&mut self, policy: cedar_policy::Policy, origin: Origin) {
+        let ast: &ast::Policy = policy.as_ref();
+        let ast = ast.clone();
+        if let Err(error) = self.set.add(policy) {
+            return self.findings.add(origin.error(with_causes(&error)));
+        }
+        if let Some(reads) = self.reads_of(ast.non_scope_constraints(), &origin) {
+            self.rules.push(Arc::new(Rule {
+                id: PolicyId::new(ast.id().as_ref()),
+                template: None,
+                file: Arc::clone(&origin.file),
+                position: origin.position,
+                template_file: origin.file,
+                policy: ast,
+                reads,
+            }));
+        }
+    }
+
+    fn add_template(&mut self, template: cedar_policy::Template, origin: Origin) {
+        if let Err(error) = self.set.add_template(template.clone()) {
+            return self.findings.add(origin.error(with_causes(&error)));
+        }
+        let ast: &ast::Template = template.as_ref();
+        if let Some(reads) = self.reads_of(ast.non_scope_constraints(), &origin) {
+            self.templates.push(Template {
+                id: PolicyId::new(ast.id().as_ref()),
+                reads,
+                origin,
+                template,
+            });
+        }
+    }
+
+    fn reads_of(&mut self, condition: Option<&ast::Expr>, origin: &Origin) -> Option<Arc<Reads>> {
+        let found = match condition.map(reads::of).transpose() {
+            Ok(found) => found.unwrap_or_else(Reads::nothing),
+            Err(error) => {
+                self.findings.add(origin.error(error.to_string()));
+                return None;
+            }
+        };
+        if let Some(known) = self.reads.get(&found) {
+            return Some(Arc::clone(known));
+        }
+        let shared = Arc::new(found.clone());
+        self.reads.insert(found, Arc::clone(&shared));
+        Some(shared)
+    }
+
+    /// The id of a policy or template in Cedar syntax: its `@id`, else its file and its number
+    /// there.
+    fn cedar_id(
         &mut self,
-        template: cedar_policy::Template,
-        origin: &Origin,
-        findings: &mut Findings,
-    ) {
-        match self.set.add_template(template) {
-            Ok(()) => self.count(&origin.file),
-            Err(error) => findings.add(origin.error(with_causes(&error))),
-        }
-    }
-
-    fn count(&mut self, file: &str) {
-        *self.per_file.entry(file.to_owned()).or_default() += 1;
-    }
-
-    fn link(&mut self, link: Link, findings: &mut Findings) {
-        if !self.claim(&link.id, link.origin.clone(), findings) {
-            return;
-        }
-        let template = cedar_policy::PolicyId::new(&link.template);
-        if self.set.template(&template).is_none() {
-            findings.add(
-                link.origin
-                    .error(format!("there is no template `{}`", link.template)),
-            );
-            return;
-        }
-        if let Err(error) =
-            self.set
-                .link(template, cedar_policy::PolicyId::new(&link.id), link.args)
-        {
-            findings.add(link.origin.error(format!(
-                "template link `{}`: {}",
-                link.id,
-                with_causes(&error)
-            )));
+        generated: &cedar_policy::PolicyId,
+        annotation: Option<&str>,
+        start: usize,
+    ) -> String {
+        // Cedar numbers the policies and templates of a text in order: `policy0`, `policy1`, …
+        let generated: &str = generated.as_ref();
+        let number = generated.strip_prefix("policy").unwrap_or(generated);
+        let numbered = || format!("{}#{number}", self.path);
+        match annotation {
+            None => numbered(),
+            Some("") => {
+                self.findings.add(
+                    Diagnostic::warning(
+                        self.path,
+                        format!("`@id` is empty; the id is `{}`", numbered()),
+                    )
+                    .at(self.text, start..start),
+                );
+                numbered()
+            }
+            Some(id) => id.to_owned(),
         }
     }
 }
 
-/// The id of a policy or template in Cedar syntax: its `@id`, else its file and its number there.
-fn cedar_id(
-    origin: &Origin,
-    generated: &cedar_policy::PolicyId,
-    annotation: Option<&str>,
+fn twice(id: &str, first: &Origin, second: &Origin) -> Diagnostic {
+    let Position { line, column } = first.position;
+    second.error(format!(
+        "policy id `{id}` is defined twice, here and at {}:{line}:{column}",
+        first.file,
+    ))
+}
+
+/// Puts files together: one space of ids, and the links, taken over from `previous` when no file
+/// with a link or a template has changed.
+pub(super) fn combine(
+    files: &[Arc<PolicyFile>],
+    texts: impl Fn(&str) -> Option<Arc<str>>,
+    judge: Judge<'_>,
+    previous: Option<&Arc<Links>>,
     findings: &mut Findings,
-) -> String {
-    // Cedar numbers the policies and templates of a text in order: `policy0`, `policy1`, …
-    let generated: &str = generated.as_ref();
-    let number = generated.strip_prefix("policy").unwrap_or(generated);
-    let numbered = || format!("{}#{number}", origin.file);
-    match annotation {
-        None => numbered(),
-        Some("") => {
-            findings.add(
-                Diagnostic::warning(
-                    &origin.file,
-                    format!("`@id` is empty; the id is `{}`", numbered()),
-                )
-                .at(&origin.text, origin.start..origin.start),
-            );
-            numbered()
+) -> Rules {
+    for warning in files.iter().flat_map(|file| &file.warnings) {
+        findings.add(warning.clone());
+    }
+    let statics = files.iter().map(|file| file.rules.len()).sum::<usize>();
+    let templates = files.iter().map(|file| file.templates.len()).sum();
+    let links: usize = files.iter().map(|file| file.links.len()).sum();
+
+    let mut ids = Ids {
+        taken: HashMap::with_capacity(statics + templates + links),
+        texts,
+    };
+    for file in files {
+        for rule in &file.rules {
+            ids.claim(&rule.id, &rule.file, rule.position, findings);
         }
-        Some(id) => id.to_owned(),
+        for Template { id, origin, .. } in &file.templates {
+            ids.claim(id, &origin.file, origin.position, findings);
+        }
+    }
+    let mut clashing: HashSet<&PolicyId> = HashSet::new();
+    for Link { id, origin, .. } in files.iter().flat_map(|file| &file.links) {
+        if !ids.claim(id, &origin.file, origin.position, findings) {
+            clashing.insert(id);
+        }
+    }
+
+    let of_links: Vec<Arc<PolicyFile>> = files
+        .iter()
+        .filter(|file| !file.links.is_empty() || !file.templates.is_empty())
+        .cloned()
+        .collect();
+    let same = |links: &&Arc<Links>| {
+        links.files.len() == of_links.len()
+            && links
+                .files
+                .iter()
+                .zip(&of_links)
+                .all(|(one, other)| Arc::ptr_eq(one, other))
+    };
+    let links = match previous.filter(same) {
+        Some(links) => Arc::clone(links),
+        None => Arc::new(link_all(of_links, &clashing, judge, findings)),
+    };
+    for warning in &links.warnings {
+        findings.add(warning.clone());
+    }
+
+    let mut rules: Vec<Arc<Rule>> = Vec::with_capacity(statics + links.rules.len());
+    rules.extend(files.iter().flat_map(|file| &file.rules).cloned());
+    rules.extend(links.rules.iter().cloned());
+    rules.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    let count = |file: &Arc<PolicyFile>| file.rules.len() + file.templates.len();
+    Rules {
+        rules,
+        links,
+        templates,
+        per_file: files
+            .iter()
+            .filter(|file| FileKind::of(&file.path) != Some(FileKind::Links))
+            .map(|file| (file.path.clone(), count(file)))
+            .collect(),
+    }
+}
+
+/// The ids of all files.
+struct Ids<'a, T> {
+    taken: HashMap<&'a PolicyId, (&'a Arc<str>, Position)>,
+    texts: T,
+}
+
+impl<'a, T: Fn(&str) -> Option<Arc<str>>> Ids<'a, T> {
+    /// Takes `id` for what stands here, unless something else has it, which is then a finding.
+    fn claim(
+        &mut self,
+        id: &'a PolicyId,
+        file: &'a Arc<str>,
+        position: Position,
+        findings: &mut Findings,
+    ) -> bool {
+        let Some((first_file, first)) = self.taken.insert(id, (file, position)) else {
+            return true;
+        };
+        // Two of one file are told when it is read, but for its links.
+        let Position { line, column } = first;
+        let message =
+            format!("policy id `{id}` is defined twice, here and at {first_file}:{line}:{column}");
+        let finding = Diagnostic::error(file.as_ref(), message);
+        findings.add(match (self.texts)(file) {
+            Some(text) => {
+                let at = Lines::of(&text).offset(&text, position);
+                finding.at(&text, at..at)
+            }
+            None => finding,
+        });
+        false
+    }
+}
+
+/// Links all links of `files`, but for those whose ids clash, to the templates in them, and
+/// validates what comes of it.
+fn link_all(
+    files: Vec<Arc<PolicyFile>>,
+    clashing: &HashSet<&PolicyId>,
+    judge: Judge<'_>,
+    findings: &mut Findings,
+) -> Links {
+    let mut set = PolicySet::new();
+    let mut templates: HashMap<&str, &Template> = HashMap::new();
+    for template in files.iter().flat_map(|file| &file.templates) {
+        // A double id was told above.
+        if set.add_template(template.template.clone()).is_ok() {
+            templates.insert(template.id.as_str(), template);
+        }
+    }
+    let mut links: HashMap<&str, &Link> = HashMap::new();
+    let mut rules = Vec::new();
+    for link in files.iter().flat_map(|file| &file.links) {
+        let Some(template) = templates.get(link.template.as_str()) else {
+            findings.add(
+                link.origin
+                    .error(format!("there is no template `{}`", link.template)),
+            );
+            continue;
+        };
+        if clashing.contains(&link.id) {
+            continue;
+        }
+        let id = cedar_policy::PolicyId::new(link.id.as_str());
+        let linked = set.link(
+            cedar_policy::PolicyId::new(&link.template),
+            id.clone(),
+            link.args.clone(),
+        );
+        match linked {
+            Ok(()) => {
+                links.insert(link.id.as_str(), link);
+                if let Some(policy) = set.policy(&id) {
+                    let policy: &ast::Policy = policy.as_ref();
+                    rules.push(Arc::new(Rule {
+                        id: link.id.clone(),
+                        template: Some(template.id.clone()),
+                        file: Arc::clone(&link.origin.file),
+                        position: link.origin.position,
+                        template_file: Arc::clone(&template.origin.file),
+                        policy: policy.clone(),
+                        reads: Arc::clone(&template.reads),
+                    }));
+                }
+            }
+            Err(error) => findings.add(link.origin.error(format!(
+                "template link `{}`: {}",
+                link.id,
+                with_causes(&error)
+            ))),
+        }
+    }
+
+    let mut found = Findings::default();
+    let at = |id: &cedar_policy::PolicyId, said: &dyn miette::Diagnostic| {
+        // What is found at a template was found when its file was read.
+        let link = links.get(AsRef::<str>::as_ref(id))?;
+        let written = &templates.get(link.template.as_str())?.origin;
+        Some(link.origin.finding(written, said))
+    };
+    judge.findings(&set, at, &mut found);
+    let mut seen = HashSet::new();
+    let mut warnings = Vec::new();
+    for finding in found.0 {
+        match finding.severity {
+            Severity::Error => findings.add(finding),
+            Severity::Warning => {
+                if seen.insert(finding.to_string()) {
+                    warnings.push(finding);
+                }
+            }
+        }
+    }
+    drop((templates, links));
+    Links {
+        rules,
+        warnings,
+        files,
+    }
+}
+
+impl Rule {
+    /// Where the policy, or the link, is written.
+    pub(in crate::pdp) fn place(&self) -> Place {
+        Place {
+            file: self.file.to_string(),
+            position: Some(self.position),
+        }
     }
 }
 
@@ -405,19 +711,6 @@ struct LinkJson {
     args: BTreeMap<String, String>,
 }
 
-fn read_links(file: &SourceFile, links: &mut Vec<Link>, findings: &mut Findings) {
-    let Some(text) = findings.bounded(file, Language::Json) else {
-        return;
-    };
-    for raw in parse_json::<Vec<&RawValue>>(file, &text, findings).unwrap_or_default() {
-        let origin = Origin::new(file, &text, offset_in(&text, raw.get()));
-        match read_link(raw, origin.clone()) {
-            Ok(link) => links.push(link),
-            Err(message) => findings.add(origin.error(format!("template link: {message}"))),
-        }
-    }
-}
-
 fn read_link(raw: &RawValue, origin: Origin) -> Result<Link, String> {
     let json: LinkJson = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
     let args = json
@@ -443,22 +736,25 @@ fn read_link(raw: &RawValue, origin: Origin) -> Result<Link, String> {
         .collect::<Result<_, String>>()?;
     Ok(Link {
         template: json.template_id,
-        id: json.link_id,
+        id: PolicyId::new(&json.link_id),
         args,
         origin,
     })
 }
 
-/// Reads the JSON text of `file`, which is bounded, or adds a finding at the place it breaks.
+/// Reads the JSON `text` of the file at `path`, bounded in depth, or adds a finding at the place it breaks.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(
-    file: &SourceFile,
+    path: &str,
     text: &'a Arc<str>,
     findings: &mut Findings,
 ) -> Option<T> {
+    if !findings.bounded(path, text, Language::Json) {
+        return None;
+    }
     match serde_json::from_str(text) {
         Ok(value) => Some(value),
         Err(error) => {
-            let finding = Diagnostic::error(&file.path, error.to_string());
+            let finding = Diagnostic::error(path, error.to_string());
             findings.add(match json_offset(&error, text) {
                 Some(at) => finding.at(text, at..at),
                 None => finding,

@@ -18,7 +18,7 @@ pub(super) enum Read {
     /// There is no schema file.
     None,
     /// They make a schema.
-    Schema(Schema),
+    Schema(Arc<Schema>),
     /// They do not; the findings say why.
     Broken,
 }
@@ -41,7 +41,7 @@ pub(super) fn read(sources: &Sources, findings: &mut Findings) -> Read {
     }
     match Schema::from_schema_fragments(fragments) {
         Ok(schema) => match too_large(schema.as_ref()) {
-            None => Read::Schema(schema),
+            None => Read::Schema(Arc::new(schema)),
             Some(message) => {
                 findings.add(Diagnostic::error(
                     files.first().map_or("", |file| &file.path),
@@ -137,25 +137,28 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
         | FileKind::Links
         | FileKind::Tests => Language::Schema,
     };
-    let text = findings.bounded(file, language)?;
+    let text = file.held_text()?;
+    if !findings.bounded(&file.path, text, language) {
+        return None;
+    }
     if language == Language::Json {
-        return SchemaFragment::from_json_str(&text)
+        return SchemaFragment::from_json_str(text)
             .map_err(|error| {
                 let finding = Diagnostic::error(&file.path, with_causes(&error));
                 findings.add(
-                    json_position(&error, &text)
-                        .map_or(finding.clone(), |at| finding.at(&text, at..at)),
+                    json_position(&error, text)
+                        .map_or(finding.clone(), |at| finding.at(text, at..at)),
                 );
             })
             .ok();
     }
-    match SchemaFragment::from_cedarschema_str(&text) {
+    match SchemaFragment::from_cedarschema_str(text) {
         Ok((fragment, warnings)) => {
             for warning in warnings {
                 findings.add(located(
                     Diagnostic::warning(&file.path, warning.to_string()),
                     &warning,
-                    &text,
+                    text,
                 ));
             }
             Some(fragment)
@@ -167,7 +170,7 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
                     located(
                         Diagnostic::error(&file.path, error.to_string()),
                         error,
-                        &text,
+                        text,
                     )
                 })
                 .collect();
@@ -175,7 +178,7 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
                 findings.add(located(
                     Diagnostic::error(&file.path, with_causes(&error)),
                     &error,
-                    &text,
+                    text,
                 ));
             }
             for finding in related {
@@ -198,13 +201,17 @@ fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic
         && let Ok(contents) = code.read_span(label.inner(), 0, 0)
     {
         let span = label.offset()..label.offset() + label.len();
-        let shown = contents.span().offset()..contents.span().offset() + contents.span().len();
-        let pointed = files.iter().find_map(|file| {
-            let text = file.held_text()?;
-            let is_there = text.as_bytes().get(shown.clone()) == Some(contents.data());
-            is_there.then_some((file, text))
+        let pointed = files.iter().filter(|file| {
+            file.held_text()
+                .map(|text| text.as_bytes())
+                .unwrap_or_default()
+                .get(contents.span().offset()..contents.span().offset() + contents.span().len())
+                == Some(contents.data())
         });
-        if let Some((file, text)) = pointed {
+        if let Some((file, text)) = pointed
+            .clone()
+            .find_map(|file| Some((file, file.held_text()?)))
+        {
             return with_help(Diagnostic::error(&file.path, message), error).at(text, span);
         }
     }
@@ -221,8 +228,7 @@ fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic
             let mentioning: Vec<&str> = files
                 .iter()
                 .filter(|file| {
-                    let text = file.held_text().map_or("", |text| text);
-                    !base.is_empty() && text.contains(base)
+                    !base.is_empty() && file.held_text().is_some_and(|text| text.contains(base))
                 })
                 .map(|file| file.path.as_str())
                 .collect();

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::*;
 use crate::pdp::diagnostic::Position;
-use crate::pdp::snapshot::OnPolicyError;
 use crate::pdp::sources::{FileKind, SourceFile};
 
 fn compile_files(files: &[(&str, &str)], validation: Validation) -> Result<Snapshot, CompileError> {
@@ -17,8 +16,7 @@ fn compile_files(files: &[(&str, &str)], validation: Validation) -> Result<Snaps
         .collect();
     let settings = Settings {
         validation,
-        on_policy_error: OnPolicyError::Skip,
-        request_entity_types: None,
+        ..Settings::default()
     };
     compile(&Sources::new(files, vec![], vec![]), &settings)
 }

@@ -1,0 +1,71 @@
+//! A data set, written to disk and loaded as the service loads it, in this process.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use cedar_pdp::pdp::answer::Decision;
+use cedar_pdp::pdp::{Settings, Snapshot, Workers, authorize, compile_from};
+use cedar_pdp::policy_store::{SourceLimits, source};
+use tempfile::TempDir;
+
+use crate::support::dataset::{Ask, Dataset};
+
+/// A snapshot, the directory that it was made of, and requests to decide on it.
+pub(crate) struct Loaded {
+    pub(crate) directory: TempDir,
+    pub(crate) dataset: Dataset,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) asks: Vec<Ask>,
+}
+
+impl Loaded {
+    /// So many policies and entities, and so many requests.
+    pub(crate) fn new(policies: usize, entities: usize, requests: usize) -> anyhow::Result<Self> {
+        let dataset = Dataset::new(policies, entities)?;
+        let directory = tempfile::tempdir()?;
+        dataset.write(directory.path())?;
+        let asks = dataset.requests(requests)?;
+        let snapshot = load(directory.path())?;
+        let loaded = Self {
+            directory,
+            dataset,
+            snapshot,
+            asks,
+        };
+        loaded.check()?;
+        Ok(loaded)
+    }
+
+    /// Decides each request once: what is measured must be what the data set promises.
+    fn check(&self) -> anyhow::Result<()> {
+        for ask in &self.asks {
+            let answer = authorize(&self.snapshot, &ask.query())
+                .with_context(|| format!("{ask:?} cannot be decided"))?;
+            ensure!(
+                (answer.decision == Decision::Allow) == ask.is_allowed,
+                "{ask:?} is decided otherwise: {answer:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The share of requests that are allowed, as decided.
+    pub(crate) fn allowed(&self) -> f64 {
+        let allowed = self.asks.iter().filter(|ask| ask.is_allowed).count();
+        allowed as f64 / self.asks.len() as f64
+    }
+}
+
+fn load(directory: &Path) -> anyhow::Result<Snapshot> {
+    let workers = Workers {
+        threads: std::thread::available_parallelism()?,
+        ..Workers::default()
+    };
+    let reading = source::read(directory, &SourceLimits::default(), None, &workers);
+    Ok(compile_from(
+        None,
+        reading.sources(),
+        &Settings::default(),
+        &workers,
+    )?)
+}

@@ -1,0 +1,87 @@
+//! One stage over and over, in a function of its own, for callgrind to count the instructions of.
+//!
+//! ```sh
+//! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*stage*cached_hit*' \
+//!   target/release/deps/scale-… stage cached_hit 1000
+//! ```
+//!
+//! The instructions collected, divided by the count, are those of one request.
+
+use std::hint::black_box;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use cedar_pdp::engine::Engine;
+use cedar_pdp::engine::cache::CacheSettings;
+use cedar_pdp::pdp::query::Query;
+use cedar_pdp::pdp::{Snapshot, authorize};
+use cedar_pdp::policy_store::snapshots;
+
+use crate::loaded::Loaded;
+
+/// Requests that a stage goes through in turn.
+const REQUESTS: usize = 1_000;
+
+/// Repeats the stage `name` so often, on 12 policies and 1,000 entities or on as many as `size` says.
+pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<()> {
+    let (policies, entities) = match size {
+        [] => (12, 1_000),
+        [policies, entities] => (policies.parse()?, entities.parse()?),
+        _ => bail!("a size is a number of policies and one of entities"),
+    };
+    let loaded = Loaded::new(policies, entities, REQUESTS)?;
+    let plain = || loaded.asks.iter().map(|ask| ask.query()).collect();
+    match name {
+        "uncached" => uncached(&loaded.snapshot, plain(), count),
+        "bringing_entities" => {
+            let bringing = |ask| loaded.dataset.bringing_entities(ask);
+            let queries = loaded.asks.iter().map(bringing).collect();
+            uncached(&loaded.snapshot, queries, count)
+        }
+        "cached_hit" => {
+            let queries: Vec<Query> = plain();
+            let (mut publisher, reader) = snapshots();
+            publisher.publish(Arc::new(loaded.snapshot));
+            let engine = Engine::new(
+                reader,
+                CacheSettings {
+                    capacity_bytes: NonZeroU64::new(64 << 20),
+                },
+            );
+            let snapshot = engine.snapshot().context("a snapshot was published")?;
+            for query in &queries {
+                engine.authorize(&snapshot, query)?;
+            }
+            for query in queries.iter().cycle().take(count) {
+                cached_hit(&engine, &snapshot, query)?;
+            }
+            let figures = engine.cache_figures().context("the cache is on")?;
+            ensure!(
+                figures.hits >= count as u64 && figures.misses == queries.len() as u64,
+                "not every lookup was a hit: {figures:?}"
+            );
+            Ok(())
+        }
+        _ => bail!("`{name}` is none of: cached_hit, uncached, bringing_entities"),
+    }
+}
+
+fn uncached(snapshot: &Snapshot, queries: Vec<Query>, count: usize) -> anyhow::Result<()> {
+    for query in queries.iter().cycle().take(count) {
+        uncached_decision(snapshot, query)?;
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn uncached_decision(snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
+    black_box(authorize(snapshot, query)?);
+    Ok(())
+}
+
+#[inline(never)]
+fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
+    black_box(engine.authorize(snapshot, query)?);
+    Ok(())
+}

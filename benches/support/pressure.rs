@@ -1,0 +1,99 @@
+//! A steady stream of calls to a server, and how long each of them took.
+//!
+//! The calls begin at fixed times, whether the ones before are answered or not: a server that
+//! stands still for a moment is late with all that came in it, not only with one.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use cedar_pdp::api::pb;
+use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::MissedTickBehavior;
+
+/// Calls not yet answered, beyond which the server has failed.
+const MOST_IN_FLIGHT: usize = 100_000;
+
+/// One call: when it began, and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    pub begun: Instant,
+    pub took: Duration,
+}
+
+/// Calls on a thread of its own, until asked for what they took.
+pub struct Pressure {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<Vec<Call>>>,
+}
+
+impl Pressure {
+    /// One call each `pause`, the `requests` in turn, on one connection.
+    pub fn start(address: &str, requests: Vec<pb::AuthorizeRequest>, pause: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let uri = format!("http://{address}");
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            LocalSet::new().block_on(&runtime, call(uri, requests, pause, stopped))
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends it. An error if a single call failed.
+    pub fn finish(self) -> anyhow::Result<Vec<Call>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread
+            .join()
+            .ok()
+            .context("the calling thread broke off")?
+    }
+}
+
+async fn call(
+    uri: String,
+    requests: Vec<pb::AuthorizeRequest>,
+    pause: Duration,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<Vec<Call>> {
+    let client = AuthorizationServiceClient::connect(uri).await?;
+    let requests = Rc::new(requests);
+    let mut ticks = tokio::time::interval(pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut calls = Vec::new();
+    let mut in_flight: JoinSet<anyhow::Result<Call>> = JoinSet::new();
+    let mut turn = 0;
+    while !stop.load(Ordering::Relaxed) {
+        ticks.tick().await;
+        let mut client = client.clone();
+        let requests = Rc::clone(&requests);
+        in_flight.spawn_local(async move {
+            let request = requests.get(turn % requests.len()).cloned();
+            let request = request.context("there are requests")?;
+            let begun = Instant::now();
+            client.authorize(request).await?;
+            Ok(Call {
+                begun,
+                took: begun.elapsed(),
+            })
+        });
+        turn += 1;
+        while let Some(call) = in_flight.try_join_next() {
+            calls.push(call??);
+        }
+        ensure!(
+            in_flight.len() < MOST_IN_FLIGHT,
+            "the server does not answer"
+        );
+    }
+    while let Some(call) = in_flight.join_next().await {
+        calls.push(call??);
+    }
+    Ok(calls)
+}

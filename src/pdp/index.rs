@@ -1,0 +1,479 @@
+//! Which policies a request must evaluate: those whose scope matches it, and no others.
+//!
+//! A policy's condition is its scope, then its `when` and `unless`, joined by a short-circuiting
+//! `&&`; a scope cannot fail. So a policy whose scope does not match adds nothing to decision,
+//! determining policies or errors, and is left out. The same holds for the first operands of the
+//! `&&` that are of the same kind as a scope (`principal in Group::"x"`, `resource is Doc`): they
+//! cannot fail either, and stand first. They are taken into the scope here.
+//!
+//! Every policy is filed under one key that a request must have for the policy to match: a uid
+//! that its principal or resource must be or be in, an action, or a type; of those that it has,
+//! the one that the fewest policies have. A request looks under all keys that it has, and
+//! compares what it finds there with the whole scope.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{
+    ActionConstraint, BinaryOp, EntityReference, EntityUID, Expr, ExprKind, Literal, Policy,
+    PrincipalOrResourceConstraint, SlotId, Var,
+};
+use smallvec::SmallVec;
+
+use super::uids::{TooManyUids, TypeNumber, UidNumber, Uids};
+
+/// What a policy asks of one variable of the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Demand {
+    /// To be this entity.
+    Is(UidNumber),
+    /// To be, or be in, one of these entities.
+    IsIn(SmallVec<[UidNumber; 2]>),
+    /// To be of this type.
+    OfType(TypeNumber),
+}
+
+/// A variable of the request that a scope speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Variable {
+    Principal,
+    Action,
+    Resource,
+}
+
+/// All that a policy demands of a request before its condition is evaluated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Scope {
+    demands: SmallVec<[(Variable, Demand); 3]>,
+    /// How many of them its scope makes; the others were taken from its condition.
+    of_scope: usize,
+}
+
+/// One variable of a request, as far as scopes can tell.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Subject {
+    /// Its number; without one it is none that a policy names.
+    pub(super) uid: Option<UidNumber>,
+    /// Its type's number; without one it is of none that a policy names.
+    pub(super) ty: Option<TypeNumber>,
+    /// All that it is in, sorted.
+    pub(super) ancestors: Vec<UidNumber>,
+}
+
+/// A request, as far as scopes can tell.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Subjects {
+    pub(super) principal: Subject,
+    pub(super) action: Subject,
+    pub(super) resource: Subject,
+}
+
+/// What a policy is filed under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Key {
+    /// The request's variable is this entity, or in it.
+    Entity(Variable, UidNumber),
+    /// The request's variable is of this type.
+    Type(Variable, TypeNumber),
+    /// Any request: the policy demands nothing.
+    Any,
+}
+
+/// The place of a policy among a snapshot's rules.
+pub(super) type RuleNumber = u32;
+
+/// The policies by what they demand.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    scopes: Vec<Scope>,
+    buckets: hashbrown::HashMap<Key, (u32, u32)>,
+    /// The buckets' policies, one bucket after the other.
+    filed: Vec<RuleNumber>,
+}
+
+/// More policies match than may be evaluated for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooManyCandidates;
+
+impl Subject {
+    fn is_in(&self, uid: UidNumber) -> bool {
+        self.uid == Some(uid) || self.ancestors.binary_search(&uid).is_ok()
+    }
+
+    fn meets(&self, demand: &Demand) -> bool {
+        match demand {
+            Demand::Is(uid) => self.uid == Some(*uid),
+            Demand::IsIn(any) => any.iter().any(|uid| self.is_in(*uid)),
+            Demand::OfType(ty) => self.ty == Some(*ty),
+        }
+    }
+
+    fn keys(&self, variable: Variable) -> impl Iterator<Item = Key> + '_ {
+        let entities = self.uid.iter().chain(&self.ancestors);
+        entities
+            .map(move |uid| Key::Entity(variable, *uid))
+            .chain(self.ty.map(|ty| Key::Type(variable, ty)))
+    }
+}
+
+impl Subjects {
+    fn of(&self, variable: Variable) -> &Subject {
+        match variable {
+            Variable::Principal => &self.principal,
+            Variable::Action => &self.action,
+            Variable::Resource => &self.resource,
+        }
+    }
+
+    fn meet(&self, demands: &[(Variable, Demand)]) -> bool {
+        demands
+            .iter()
+            .all(|(variable, demand)| self.of(*variable).meets(demand))
+    }
+}
+
+impl Scope {
+    /// What `policy` demands, its slots filled, and the first operands of its condition that are
+    /// demands too.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyUids`] when there is no number left for a uid that it names.
+    pub(super) fn of(policy: &Policy, uids: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
+        let mut scope = Self::default();
+        scope.constraint(
+            Variable::Principal,
+            policy.principal_constraint().as_inner(),
+            uids,
+        )?;
+        match policy.action_constraint() {
+            ActionConstraint::Any => {}
+            ActionConstraint::Eq(uid) => {
+                let uid = number(uids, uid)?;
+                scope.demands.push((Variable::Action, Demand::Is(uid)));
+            }
+            ActionConstraint::In(any) => {
+                let any = numbers(uids, any.iter().map(AsRef::as_ref))?;
+                scope.demands.push((Variable::Action, Demand::IsIn(any)));
+            }
+        }
+        scope.constraint(
+            Variable::Resource,
+            policy.resource_constraint().as_inner(),
+            uids,
+        )?;
+        scope.of_scope = scope.demands.len();
+        if let Some(condition) = policy.non_scope_constraints() {
+            let slot = |slot: SlotId| policy.env().get(&slot);
+            scope.leading(condition, &slot, uids)?;
+        }
+        Ok(scope)
+    }
+
+    fn constraint(
+        &mut self,
+        variable: Variable,
+        constraint: &PrincipalOrResourceConstraint,
+        uids: &mut Arc<Uids>,
+    ) -> Result<(), TooManyUids> {
+        let mut demand = |demand| self.demands.push((variable, demand));
+        let entity = |reference: &EntityReference, uids: &mut Arc<Uids>| match reference {
+            EntityReference::EUID(uid) => number(uids, uid),
+            // A policy's constraints come with their slots filled, so this is never met; were it,
+            // the scope would be one that nothing meets, and evaluation would fail on the slot.
+            EntityReference::Slot(_) => Err(TooManyUids),
+        };
+        match constraint {
+            PrincipalOrResourceConstraint::Any => {}
+            PrincipalOrResourceConstraint::Eq(reference) => {
+                demand(Demand::Is(entity(reference, uids)?));
+            }
+            PrincipalOrResourceConstraint::In(reference) => {
+                let any = std::iter::once(entity(reference, uids)?).collect();
+                demand(Demand::IsIn(any));
+            }
+            PrincipalOrResourceConstraint::Is(ty) => {
+                demand(Demand::OfType(type_number(uids, ty)));
+            }
+            PrincipalOrResourceConstraint::IsIn(ty, reference) => {
+                let any = std::iter::once(entity(reference, uids)?).collect();
+                demand(Demand::OfType(type_number(uids, ty)));
+                demand(Demand::IsIn(any));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes demands from the front of `condition`'s `&&`, up to the first operand that is none.
+    ///
+    /// Sound because a demand is true or false and never an error: as long as all operands before
+    /// one are demands, a false one makes the condition false and nothing before it can fail.
+    fn leading<'a>(
+        &mut self,
+        condition: &Expr,
+        slot: &impl Fn(SlotId) -> Option<&'a EntityUID>,
+        uids: &mut Arc<Uids>,
+    ) -> Result<(), TooManyUids> {
+        let mut open = vec![condition];
+        while let Some(expr) = open.pop() {
+            if let ExprKind::And { left, right } = expr.expr_kind() {
+                open.extend([right.as_ref(), left.as_ref()]);
+                continue;
+            }
+            match demand(expr, slot, uids)? {
+                Some(found) => self.demands.push(found),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys that a request must have one of, for each demand.
+    fn keys(&self) -> impl Iterator<Item = SmallVec<[Key; 2]>> + '_ {
+        self.demands.iter().map(|(variable, demand)| match demand {
+            Demand::Is(uid) => std::iter::once(Key::Entity(*variable, *uid)).collect(),
+            Demand::IsIn(any) => any.iter().map(|uid| Key::Entity(*variable, *uid)).collect(),
+            Demand::OfType(ty) => std::iter::once(Key::Type(*variable, *ty)).collect(),
+        })
+    }
+
+    /// The actions that it demands, or `None` when it takes any; an action matches if it is one
+    /// of these or in one.
+    pub(super) fn actions(&self) -> Option<Vec<UidNumber>> {
+        self.demands
+            .iter()
+            .find_map(|(variable, demand)| match variable {
+                Variable::Action => match demand {
+                    Demand::Is(uid) => Some(vec![*uid]),
+                    Demand::IsIn(any) => Some(any.to_vec()),
+                    Demand::OfType(_) => None,
+                },
+                Variable::Principal | Variable::Resource => None,
+            })
+    }
+
+    /// Whether it demands nothing, so that every request must evaluate the policy.
+    pub(super) fn is_open(&self) -> bool {
+        self.demands.is_empty()
+    }
+}
+
+/// The demand that `expr` is, if it is one.
+fn demand<'a>(
+    expr: &Expr,
+    slot: &impl Fn(SlotId) -> Option<&'a EntityUID>,
+    uids: &mut Arc<Uids>,
+) -> Result<Option<(Variable, Demand)>, TooManyUids> {
+    fn variable(expr: &Expr) -> Option<Variable> {
+        let ExprKind::Var(var) = expr.expr_kind() else {
+            return None;
+        };
+        match var {
+            Var::Principal => Some(Variable::Principal),
+            Var::Action => Some(Variable::Action),
+            Var::Resource => Some(Variable::Resource),
+            Var::Context => None,
+        }
+    }
+    let uid = |expr: &Expr| {
+        if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
+            Some(uid.as_ref().clone())
+        } else if let ExprKind::Slot(id) = expr.expr_kind() {
+            slot(*id).cloned()
+        } else {
+            None
+        }
+    };
+    if let ExprKind::Is { expr, entity_type } = expr.expr_kind() {
+        return Ok(variable(expr)
+            .map(|variable| (variable, Demand::OfType(type_number(uids, entity_type)))));
+    }
+    let ExprKind::BinaryApp { op, arg1, arg2 } = expr.expr_kind() else {
+        return Ok(None);
+    };
+    if *op == BinaryOp::Eq {
+        let sides = variable(arg1)
+            .zip(uid(arg2))
+            .or_else(|| variable(arg2).zip(uid(arg1)));
+        if let Some((variable, uid)) = sides {
+            return Ok(Some((variable, Demand::Is(number(uids, &uid)?))));
+        }
+    }
+    if *op == BinaryOp::In {
+        let any: Option<Vec<EntityUID>> = if let ExprKind::Set(members) = arg2.expr_kind() {
+            members.iter().map(uid).collect()
+        } else {
+            uid(arg2).map(|uid| vec![uid])
+        };
+        if let Some((variable, any)) = variable(arg1).zip(any) {
+            return Ok(Some((variable, Demand::IsIn(numbers(uids, any.iter())?))));
+        }
+    }
+    Ok(None)
+}
+
+fn number(uids: &mut Arc<Uids>, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
+    // Looked up first: a table that is shared is copied only for what is new in it.
+    match uids.number_of_uid(uid) {
+        Some(number) => Ok(number),
+        None => Arc::make_mut(uids).add_uid(uid),
+    }
+}
+
+fn numbers<'a>(
+    uids: &mut Arc<Uids>,
+    of: impl Iterator<Item = &'a EntityUID>,
+) -> Result<SmallVec<[UidNumber; 2]>, TooManyUids> {
+    of.map(|uid| number(uids, uid)).collect()
+}
+
+fn type_number(uids: &mut Arc<Uids>, ty: &cedar_policy_core::ast::EntityType) -> TypeNumber {
+    match uids.type_number_of(ty) {
+        Some(number) => number,
+        None => Arc::make_mut(uids).add_type(ty),
+    }
+}
+
+impl Index {
+    /// Files policies with these scopes, each under the number of its place among them.
+    pub(super) fn new(scopes: Vec<Scope>) -> Self {
+        let mut popularity: HashMap<Key, u32> = HashMap::new();
+        for key in scopes.iter().flat_map(Scope::keys).flatten() {
+            *popularity.entry(key).or_default() += 1;
+        }
+        let popular = |keys: &SmallVec<[Key; 2]>| -> u64 {
+            keys.iter()
+                .map(|key| u64::from(popularity.get(key).copied().unwrap_or(0)))
+                .sum()
+        };
+        let mut pairs: Vec<(Key, RuleNumber)> = Vec::with_capacity(scopes.len());
+        for (number, scope) in scopes.iter().enumerate() {
+            // INVARIANT: fewer policies than 2³² fit in memory.
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            match scope.keys().min_by_key(popular) {
+                Some(keys) => pairs.extend(keys.into_iter().map(|key| (key, number))),
+                None => pairs.push((Key::Any, number)),
+            }
+        }
+        pairs.sort_unstable();
+        // `principal in [A, A]` has one key twice.
+        pairs.dedup();
+        let mut buckets = hashbrown::HashMap::new();
+        let mut start = 0;
+        for bucket in pairs.chunk_by(|(one, _), (other, _)| one == other) {
+            let length = u32::try_from(bucket.len()).unwrap_or(u32::MAX);
+            if let Some((key, _)) = bucket.first() {
+                buckets.insert(*key, (start, length));
+            }
+            start += length;
+        }
+        Self {
+            scopes,
+            buckets,
+            filed: pairs.into_iter().map(|(_, number)| number).collect(),
+        }
+    }
+
+    /// The policies whose scope a request meets, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyCandidates`] when they are more than `most`.
+    pub(super) fn candidates(
+        &self,
+        subjects: &Subjects,
+        most: usize,
+    ) -> Result<Vec<RuleNumber>, TooManyCandidates> {
+        let keys = subjects
+            .principal
+            .keys(Variable::Principal)
+            .chain(subjects.action.keys(Variable::Action))
+            .chain(subjects.resource.keys(Variable::Resource))
+            .chain(std::iter::once(Key::Any));
+        let mut found: Vec<RuleNumber> = Vec::new();
+        for key in keys {
+            for number in self.bucket(key) {
+                let meets = self
+                    .scopes
+                    .get(*number as usize)
+                    .is_some_and(|scope| subjects.meet(&scope.demands));
+                if meets {
+                    found.push(*number);
+                }
+            }
+            if found.len() > most {
+                // One that is filed under several keys may have been found several times.
+                found.sort_unstable();
+                found.dedup();
+                if found.len() > most {
+                    return Err(TooManyCandidates);
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// The policies whose scope alone a request meets, in order, whatever their conditions say.
+    /// Looks at every policy there is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Index::candidates`].
+    pub(super) fn of_scope(
+        &self,
+        subjects: &Subjects,
+        most: usize,
+    ) -> Result<Vec<RuleNumber>, TooManyCandidates> {
+        let meets = |scope: &Scope| {
+            let demands = scope.demands.get(..scope.of_scope).unwrap_or_default();
+            subjects.meet(demands)
+        };
+        let found: Vec<RuleNumber> = (0..)
+            .zip(&self.scopes)
+            .filter(|(_, scope)| meets(scope))
+            .map(|(number, _)| number)
+            .collect();
+        if found.len() > most {
+            return Err(TooManyCandidates);
+        }
+        Ok(found)
+    }
+
+    fn bucket(&self, key: Key) -> &[RuleNumber] {
+        let Some((start, length)) = self.buckets.get(&key) else {
+            return &[];
+        };
+        let start = *start as usize;
+        self.filed
+            .get(start..start + *length as usize)
+            .unwrap_or_default()
+    }
+
+    /// The scope of a policy.
+    pub(super) fn scope(&self, number: RuleNumber) -> Option<&Scope> {
+        self.scopes.get(number as usize)
+    }
+
+    /// The policies that every request must evaluate.
+    pub(super) fn open(&self) -> &[RuleNumber] {
+        self.bucket(Key::Any)
+    }
+
+    /// The most policies that are filed under one key.
+    pub(super) fn largest_bucket(&self) -> &[RuleNumber] {
+        let largest = self.buckets.iter().max_by_key(|(_, (_, length))| *length);
+        largest.map_or(&[], |(key, _)| self.bucket(*key))
+    }
+
+    /// The memory that it holds, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.scopes.capacity() * size_of::<Scope>()
+            + self.buckets.allocation_size()
+            + self.filed.capacity() * size_of::<RuleNumber>()
+    }
+}
+
+#[cfg(test)]
+mod tests;

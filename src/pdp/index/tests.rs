@@ -1,0 +1,195 @@
+use super::*;
+use crate::pdp::uids::Uids;
+
+/// A request's variables by uid, with what each is in.
+fn subjects(uids: &Uids, principal: &str, resource: &str, ancestors: &[&str]) -> Subjects {
+    let number = |text: &str| {
+        let uid: EntityUID = text.parse().unwrap();
+        (
+            uids.number_of_uid(&uid),
+            uids.type_number_of(uid.entity_type()),
+        )
+    };
+    let subject = |text: &str, ancestors: &[&str]| {
+        let (uid, ty) = number(text);
+        let mut ancestors: Vec<_> = ancestors.iter().filter_map(|text| number(text).0).collect();
+        ancestors.sort_unstable();
+        Subject { uid, ty, ancestors }
+    };
+    Subjects {
+        principal: subject(principal, ancestors),
+        action: subject(r#"Action::"read""#, &[r#"Action::"any""#]),
+        resource: subject(resource, &[]),
+    }
+}
+
+fn index(policies: &[&str]) -> (Arc<Uids>, Index) {
+    let mut uids = Arc::new(Uids::default());
+    let scopes = policies
+        .iter()
+        .map(|text| {
+            let policy = cedar_policy_core::parser::parse_policy(None, text).unwrap();
+            Scope::of(&policy.into(), &mut uids).unwrap()
+        })
+        .collect();
+    (uids, Index::new(scopes))
+}
+
+/// Which of `policies` a request of `User::"a"`, in these ancestors, on `Doc::"d"` finds.
+fn found(policies: &[&str], ancestors: &[&str]) -> Vec<RuleNumber> {
+    let (uids, index) = index(policies);
+    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, ancestors);
+    index.candidates(&subjects, usize::MAX).unwrap()
+}
+
+#[test]
+fn every_kind_of_scope_is_found_exactly_by_what_matches_it() {
+    for (scope, ancestors, expected) in [
+        ("principal, action, resource", &[][..], true),
+        (r#"principal == User::"a", action, resource"#, &[], true),
+        (r#"principal == User::"b", action, resource"#, &[], false),
+        (
+            r#"principal == Group::"g", action, resource"#,
+            &[r#"Group::"g""#],
+            false,
+        ),
+        (r#"principal in User::"a", action, resource"#, &[], true),
+        (
+            r#"principal in Group::"g", action, resource"#,
+            &[r#"Group::"g""#],
+            true,
+        ),
+        (
+            r#"principal in Group::"g", action, resource"#,
+            &[r#"Group::"h""#],
+            false,
+        ),
+        ("principal is User, action, resource", &[], true),
+        ("principal is Group, action, resource", &[], false),
+        (
+            r#"principal is User in Group::"g", action, resource"#,
+            &[r#"Group::"g""#],
+            true,
+        ),
+        (
+            r#"principal is User in Group::"g", action, resource"#,
+            &[],
+            false,
+        ),
+        (
+            r#"principal is Robot in Group::"g", action, resource"#,
+            &[r#"Group::"g""#],
+            false,
+        ),
+        (
+            r#"principal, action == Action::"read", resource"#,
+            &[],
+            true,
+        ),
+        (
+            r#"principal, action == Action::"any", resource"#,
+            &[],
+            false,
+        ),
+        (r#"principal, action in Action::"any", resource"#, &[], true),
+        (
+            r#"principal, action in [Action::"x", Action::"read"], resource"#,
+            &[],
+            true,
+        ),
+        (
+            r#"principal, action in [Action::"any", Action::"read"], resource"#,
+            &[],
+            true,
+        ),
+        (
+            r#"principal, action in [Action::"x"], resource"#,
+            &[],
+            false,
+        ),
+        (r#"principal, action, resource == Doc::"d""#, &[], true),
+        (r#"principal, action, resource in Doc::"e""#, &[], false),
+        ("principal, action, resource is Doc", &[], true),
+    ] {
+        let policy = format!("permit({scope});");
+        let expected: &[RuleNumber] = if expected { &[0] } else { &[] };
+        assert_eq!(
+            found(&[&policy], ancestors),
+            expected,
+            "{scope} {ancestors:?}"
+        );
+    }
+}
+
+#[test]
+fn the_first_operands_of_a_condition_narrow_it_like_its_scope() {
+    let any = "permit(principal, action, resource) when";
+    for (condition, expected) in [
+        (r#"{ principal in Group::"g" && principal.x }"#, true),
+        (r#"{ principal in Group::"h" && principal.x }"#, false),
+        (r#"{ principal in [Group::"h", Group::"g"] }"#, true),
+        ("{ principal in [] }", false),
+        (
+            r#"{ resource is Doc } when { User::"b" == principal }"#,
+            false,
+        ),
+        (
+            r#"{ (principal is User && resource is Doc) && action == Action::"x" }"#,
+            false,
+        ),
+        // What stands behind an operand that can fail must be left to it.
+        (r#"{ principal.x && principal in Group::"h" }"#, true),
+        (r#"{ principal in Group::"h" || true }"#, true),
+        (r#"{ !(principal in Group::"g") }"#, true),
+    ] {
+        let expected: &[RuleNumber] = if expected { &[0] } else { &[] };
+        let policy = format!("{any} {condition};");
+        assert_eq!(
+            found(&[&policy], &[r#"Group::"g""#]),
+            expected,
+            "{condition}"
+        );
+    }
+    let unless = r#"permit(principal, action, resource) unless { principal in Group::"g" };"#;
+    assert_eq!(found(&[unless], &[r#"Group::"g""#]), [0]);
+}
+
+#[test]
+fn a_policy_is_filed_under_what_the_fewest_demand() {
+    let mut policies: Vec<String> = (0..50)
+        .map(|n| format!(r#"permit(principal == User::"{n}", action, resource == Doc::"d");"#))
+        .collect();
+    policies.push("permit(principal, action, resource == Doc::\"d\");".to_owned());
+    let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
+    let (_, index) = index(&policies);
+    assert_eq!(index.largest_bucket().len(), 1);
+    assert_eq!(found(&policies, &[]), [50]);
+}
+
+#[test]
+fn candidates_come_in_order_and_each_once() {
+    let policies = [
+        "permit(principal, action, resource);",
+        r#"permit(principal, action in [Action::"any", Action::"read"], resource);"#,
+        r#"permit(principal == User::"a", action, resource);"#,
+        "forbid(principal, action, resource);",
+    ];
+    assert_eq!(found(&policies, &[]), [0, 1, 2, 3]);
+    let (uids, index) = index(&policies);
+    assert_eq!(index.open(), [0, 3]);
+    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
+    assert_eq!(index.candidates(&subjects, 3), Err(TooManyCandidates));
+    assert!(index.candidates(&subjects, 4).is_ok());
+}
+
+#[test]
+fn whose_scope_matches_is_known_apart_from_the_condition() {
+    let policies = [
+        r#"permit(principal, action, resource) when { principal in Group::"h" };"#,
+        r#"permit(principal == User::"b", action, resource);"#,
+    ];
+    let (uids, index) = index(&policies);
+    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
+    assert_eq!(index.candidates(&subjects, 9), Ok(vec![]));
+    assert_eq!(index.of_scope(&subjects, 9), Ok(vec![0]));
+}

@@ -1,0 +1,114 @@
+//! Which attributes of the context can matter to a request, by its action.
+//!
+//! A policy can read only those attributes of the context that its text names, unless it uses the
+//! context as a whole; and only policies whose scope can match the action are evaluated. What no
+//! such policy reads cannot change an answer. (The text of an evaluation's error can: it lists the
+//! names of the attributes that there are. Names, not values.)
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use smol_str::SmolStr;
+
+use super::entities::EntityStore;
+use super::index::Index;
+use super::snapshot::{ContextReads, Rule};
+use super::uids::UidNumber;
+
+/// The reads of the context by action.
+#[derive(Debug)]
+pub(super) struct Projections {
+    by_action: HashMap<UidNumber, ContextReads>,
+    /// Of an action that no policy names and that is in none.
+    others: ContextReads,
+}
+
+impl Projections {
+    /// What `rules`, which `index` has the scopes of, read.
+    pub(super) fn new(rules: &[Arc<Rule>], index: &Index, entities: &EntityStore) -> Self {
+        let mut any = Names::default();
+        let mut named: HashMap<UidNumber, Names> = HashMap::new();
+        for (number, rule) in (0..).zip(rules) {
+            let reads = &rule.reads.context;
+            match index.scope(number).and_then(|scope| scope.actions()) {
+                None => any.add(reads.as_ref()),
+                Some(actions) => {
+                    for action in actions {
+                        named.entry(action).or_default().add(reads.as_ref());
+                    }
+                }
+            }
+        }
+        let is_action = |number: &UidNumber| {
+            let (ty, _) = entities.uids.parts(*number);
+            entities.uids.entity_type(ty).is_action()
+        };
+        let actions: BTreeSet<UidNumber> = entities
+            .numbers()
+            .filter(is_action)
+            .chain(named.keys().copied())
+            .collect();
+        let by_action = actions
+            .into_iter()
+            .map(|action| {
+                let mut reads = any.clone();
+                let ancestors = entities.ancestors(action);
+                for uid in std::iter::once(&action).chain(&ancestors) {
+                    if let Some(names) = named.get(uid) {
+                        reads.join(names);
+                    }
+                }
+                (action, reads.into())
+            })
+            .collect();
+        Self {
+            by_action,
+            others: any.into(),
+        }
+    }
+
+    /// What policies read of the context of a request for `action`.
+    pub(super) fn of(&self, action: Option<UidNumber>) -> &ContextReads {
+        let found = action.and_then(|action| self.by_action.get(&action));
+        found.unwrap_or(&self.others)
+    }
+}
+
+/// Names that are read; all when `None`.
+#[derive(Clone, Debug)]
+struct Names(Option<BTreeSet<SmolStr>>);
+
+impl Default for Names {
+    fn default() -> Self {
+        Self(Some(BTreeSet::new()))
+    }
+}
+
+impl Names {
+    fn add(&mut self, more: Option<&BTreeSet<SmolStr>>) {
+        match (&mut self.0, more) {
+            (Some(names), Some(more)) => {
+                for name in more {
+                    if !names.contains(name) {
+                        names.insert(name.clone());
+                    }
+                }
+            }
+            (_, None) => self.0 = None,
+            (None, Some(_)) => {}
+        }
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.add(other.0.as_ref());
+    }
+}
+
+impl From<Names> for ContextReads {
+    fn from(Names(names): Names) -> Self {
+        match names {
+            None => Self::All,
+            Some(names) => Self::Named(names.into_iter().map(String::from).collect()),
+        }
+    }
+}

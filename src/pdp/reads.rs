@@ -1,0 +1,431 @@
+//! What evaluating a condition can read: which entities it looks up, and what of the context.
+//!
+//! An evaluation looks up entities by uids that it holds: those of the request, the literals of
+//! the policy, and what attributes and tags of looked-up entities hold. It cannot list a set or an
+//! entity's ancestors. So the places at which a condition looks something up can be read off its
+//! text, as paths such as `resource.owner.team`, and only what stands on those paths at a request
+//! needs to be made into what Cedar evaluates with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cedar_policy_core::ast::{BinaryOp, EntityUID, Expr, ExprKind, Literal, SlotId, Var};
+use smol_str::SmolStr;
+
+/// What a condition can read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Reads {
+    /// The lookups that begin at the request and at the slots of a template, by where they begin.
+    pub(super) roots: BTreeMap<Root, Lookups>,
+    /// The lookups that begin at a uid in the text.
+    pub(super) literals: Vec<(EntityUID, Lookups)>,
+    /// The attributes of the context that are read; `None` when it is used as a whole.
+    pub(super) context: Option<BTreeSet<SmolStr>>,
+}
+
+/// A condition reads through more paths than are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the condition reads attributes along more than {MOST_PATHS} paths")]
+pub(super) struct TooManyPaths;
+
+/// Where a lookup begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Root {
+    Principal,
+    Action,
+    Resource,
+    Context,
+    Slot(SlotId),
+}
+
+/// The lookups at a value, and at what it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Lookups {
+    /// The value, if it is a uid, is looked up.
+    pub(super) entity: bool,
+    /// It is asked what it is in, so its ancestors are needed too.
+    pub(super) ancestors: bool,
+    /// What it holds: attributes of an entity, or fields of a record.
+    pub(super) fields: BTreeMap<SmolStr, Lookups>,
+    /// What its tags hold, whatever they are called.
+    pub(super) tags: Option<Box<Lookups>>,
+}
+
+/// The most paths that are followed in one condition. Conditionals within one another and long
+/// chains of attributes multiply; what people write has a few dozen.
+const MOST_PATHS: usize = 20_000;
+
+/// The reads of `condition`.
+///
+/// Recurses as deep as the condition is nested.
+///
+/// # Errors
+///
+/// [`TooManyPaths`].
+pub(super) fn of(condition: &Expr) -> Result<Reads, TooManyPaths> {
+    let mut reads = Reads::nothing();
+    let mut paths = 0;
+    reads.follow(condition, &mut paths);
+    if paths > MOST_PATHS {
+        return Err(TooManyPaths);
+    }
+    Ok(reads)
+}
+
+/// A path to a value: where it begins, and the steps from there.
+#[derive(Clone, Debug)]
+struct Path {
+    from: From,
+    steps: Vec<Step>,
+}
+
+#[derive(Clone, Debug)]
+enum From {
+    Root(Root),
+    Literal(EntityUID),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Field(SmolStr),
+    AnyTag,
+}
+
+/// What is known of an expression's value.
+#[derive(Clone, Debug)]
+enum Known {
+    /// It stands at one of these paths; with none, it is nothing that can be looked up.
+    At(Vec<Path>),
+    /// It is a record with these fields.
+    Record(BTreeMap<SmolStr, Known>),
+    /// It is one or the other.
+    Either(Vec<Known>),
+}
+
+impl Known {
+    fn nothing() -> Self {
+        Self::At(Vec::new())
+    }
+
+    fn at(from: From) -> Self {
+        Self::At(vec![Path {
+            from,
+            steps: Vec::new(),
+        }])
+    }
+
+    fn step(self, step: &Step) -> Self {
+        match self {
+            Self::At(mut paths) => {
+                for path in &mut paths {
+                    path.steps.push(step.clone());
+                }
+                Self::At(paths)
+            }
+            Self::Record(mut fields) => match step {
+                Step::Field(name) => fields.remove(name).unwrap_or_else(Self::nothing),
+                Step::AnyTag => Self::nothing(),
+            },
+            Self::Either(branches) => {
+                Self::Either(branches.into_iter().map(|known| known.step(step)).collect())
+            }
+        }
+    }
+}
+
+impl Reads {
+    /// The reads of a policy without condition.
+    pub(super) fn nothing() -> Self {
+        Self {
+            context: Some(BTreeSet::new()),
+            ..Self::default()
+        }
+    }
+
+    /// Notes what evaluating `expr` looks up, and says where its value stands.
+    fn follow(&mut self, expr: &Expr, paths: &mut usize) -> Known {
+        if *paths > MOST_PATHS {
+            return Known::nothing();
+        }
+        match expr.expr_kind() {
+            ExprKind::Lit(Literal::EntityUID(uid)) => {
+                Known::at(From::Literal(uid.as_ref().clone()))
+            }
+            ExprKind::Lit(Literal::Bool(_) | Literal::Long(_) | Literal::String(_)) => {
+                Known::nothing()
+            }
+            ExprKind::Var(var) => Known::at(From::Root(match var {
+                Var::Principal => Root::Principal,
+                Var::Action => Root::Action,
+                Var::Resource => Root::Resource,
+                Var::Context => {
+                    // Whoever reads but an attribute of it does not come here.
+                    self.context = None;
+                    Root::Context
+                }
+            })),
+            ExprKind::Slot(slot) => Known::at(From::Root(Root::Slot(*slot))),
+            // Nothing that is loaded holds one, and nothing can be looked up by it.
+            ExprKind::Unknown(_) => Known::nothing(),
+            ExprKind::If {
+                test_expr,
+                then_expr,
+                else_expr,
+            } => {
+                self.follow(test_expr, paths);
+                Known::Either(vec![
+                    self.follow(then_expr, paths),
+                    self.follow(else_expr, paths),
+                ])
+            }
+            ExprKind::And { left, right } | ExprKind::Or { left, right } => {
+                self.follow(left, paths);
+                self.follow(right, paths);
+                Known::nothing()
+            }
+            ExprKind::UnaryApp { op: _, arg } => {
+                self.follow(arg, paths);
+                Known::nothing()
+            }
+            ExprKind::BinaryApp { op, arg1, arg2 } => {
+                let left = self.follow(arg1, paths);
+                self.follow(arg2, paths);
+                match op {
+                    BinaryOp::In => {
+                        self.note(&left, true, paths);
+                        Known::nothing()
+                    }
+                    BinaryOp::GetTag => {
+                        self.note(&left, false, paths);
+                        left.step(&Step::AnyTag)
+                    }
+                    BinaryOp::HasTag => {
+                        self.note(&left, false, paths);
+                        Known::nothing()
+                    }
+                    BinaryOp::Eq
+                    | BinaryOp::Less
+                    | BinaryOp::LessEq
+                    | BinaryOp::Add
+                    | BinaryOp::Sub
+                    | BinaryOp::Mul
+                    | BinaryOp::Contains
+                    | BinaryOp::ContainsAll
+                    | BinaryOp::ContainsAny => Known::nothing(),
+                }
+            }
+            ExprKind::GetAttr { expr, attr } => {
+                let holder = self.holder(expr, attr, paths);
+                self.note(&holder, false, paths);
+                holder.step(&Step::Field(attr.clone()))
+            }
+            ExprKind::HasAttr { expr, attr } => {
+                let holder = self.holder(expr, attr, paths);
+                self.note(&holder, false, paths);
+                Known::nothing()
+            }
+            ExprKind::ExtHasAttr { expr, attrs } => {
+                let mut holder = self.holder(expr, attrs.first(), paths);
+                for attr in attrs {
+                    self.note(&holder, false, paths);
+                    holder = holder.step(&Step::Field(attr.clone()));
+                }
+                Known::nothing()
+            }
+            ExprKind::Like { expr, pattern: _ }
+            | ExprKind::Is {
+                expr,
+                entity_type: _,
+            } => {
+                self.follow(expr, paths);
+                Known::nothing()
+            }
+            // The members of a set cannot be taken out of it again.
+            ExprKind::ExtensionFunctionApp { fn_name: _, args } | ExprKind::Set(args) => {
+                for arg in args.iter() {
+                    self.follow(arg, paths);
+                }
+                Known::nothing()
+            }
+            ExprKind::Record(fields) => Known::Record(
+                fields
+                    .iter()
+                    .map(|(name, field)| (name.clone(), self.follow(field, paths)))
+                    .collect(),
+            ),
+        }
+    }
+
+    /// Follows `expr`, of which only the attribute `attr` is read.
+    fn holder(&mut self, expr: &Expr, attr: &SmolStr, paths: &mut usize) -> Known {
+        if let ExprKind::Var(Var::Context) = expr.expr_kind() {
+            if let Some(read) = &mut self.context {
+                read.insert(attr.clone());
+            }
+            return Known::at(From::Root(Root::Context));
+        }
+        self.follow(expr, paths)
+    }
+
+    /// Notes that `value` is looked up if it is a uid.
+    fn note(&mut self, value: &Known, ancestors: bool, paths: &mut usize) {
+        match value {
+            Known::At(found) => {
+                *paths += found.len();
+                for Path { from, steps } in found {
+                    let mut lookups = match from {
+                        From::Root(root) => self.roots.entry(*root).or_default(),
+                        From::Literal(uid) => {
+                            let known = self.literals.iter().position(|(known, _)| known == uid);
+                            let at = known.unwrap_or_else(|| {
+                                self.literals.push((uid.clone(), Lookups::default()));
+                                self.literals.len() - 1
+                            });
+                            match self.literals.get_mut(at) {
+                                Some((_, lookups)) => lookups,
+                                None => continue,
+                            }
+                        }
+                    };
+                    for step in steps {
+                        lookups = match step {
+                            Step::Field(name) => lookups.fields.entry(name.clone()).or_default(),
+                            Step::AnyTag => lookups.tags.get_or_insert_default(),
+                        };
+                    }
+                    lookups.entity = true;
+                    lookups.ancestors |= ancestors;
+                }
+            }
+            // A record has attributes, and is no entity.
+            Known::Record(_) => {}
+            Known::Either(branches) => {
+                for branch in branches {
+                    self.note(branch, ancestors, paths);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reads(condition: &str) -> Reads {
+        let text = format!("permit(principal, action, resource) when {{ {condition} }};");
+        let policy = cedar_policy_core::parser::parse_policy(None, &text).unwrap();
+        let policy: cedar_policy_core::ast::Policy = policy.into();
+        of(policy.non_scope_constraints().unwrap()).unwrap()
+    }
+
+    /// The looked-up paths; an `^` behind those whose ancestors are needed.
+    fn lookups(condition: &str) -> Vec<String> {
+        fn list(at: &str, lookups: &Lookups, found: &mut Vec<String>) {
+            if lookups.entity {
+                let mark = if lookups.ancestors { "^" } else { "" };
+                found.push(format!("{at}{mark}"));
+            }
+            for (name, below) in &lookups.fields {
+                list(&format!("{at}.{name}"), below, found);
+            }
+            if let Some(below) = &lookups.tags {
+                list(&format!("{at}.*"), below, found);
+            }
+        }
+        let reads = reads(condition);
+        let mut found = Vec::new();
+        for (root, below) in &reads.roots {
+            list(&format!("{root:?}"), below, &mut found);
+        }
+        for (uid, below) in &reads.literals {
+            list(&uid.to_string(), below, &mut found);
+        }
+        found
+    }
+
+    #[test]
+    fn an_entity_is_looked_up_for_its_attributes_its_tags_and_what_it_is_in() {
+        for (condition, expected) in [
+            ("principal == resource", vec![]),
+            ("principal is User", vec![]),
+            ("principal.a > 1", vec!["Principal"]),
+            ("principal has a", vec!["Principal"]),
+            (r#"principal in Group::"g""#, vec!["Principal^"]),
+            (r#"principal.hasTag("t")"#, vec!["Principal"]),
+            ("resource.owner == principal", vec!["Resource"]),
+            (
+                "resource.owner.team == principal.team",
+                vec!["Principal", "Resource", "Resource.owner"],
+            ),
+            (
+                r#"resource.getTag("t") in principal.a"#,
+                vec!["Principal", "Resource", "Resource.*^"],
+            ),
+            (
+                "principal has a.b.c",
+                vec!["Principal", "Principal.a", "Principal.a.b"],
+            ),
+            (
+                r#"User::"x".a && action in Action::"y""#,
+                vec!["Action^", r#"User::"x""#],
+            ),
+            (
+                r#"context.who in Group::"g""#,
+                vec!["Context", "Context.who^"],
+            ),
+        ] {
+            assert_eq!(lookups(condition), expected, "{condition}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_followed_through_records_and_branches() {
+        for (condition, expected) in [
+            ("{a: principal}.a.x", vec!["Principal"]),
+            (
+                "(if context.b then principal else resource.owner).x",
+                vec!["Principal", "Resource", "Resource.owner"],
+            ),
+            (
+                "(if true then {a: principal} else {a: resource}).a has x",
+                vec!["Principal", "Resource"],
+            ),
+            (
+                "[principal, resource.owner].contains(principal)",
+                vec!["Resource"],
+            ),
+        ] {
+            let mut found = lookups(condition);
+            found.retain(|path| !path.starts_with("Context"));
+            assert_eq!(found, expected, "{condition}");
+        }
+    }
+
+    #[test]
+    fn of_the_context_only_what_the_text_names_is_read() {
+        let named = |names: &[&str]| Some(names.iter().map(|name| SmolStr::from(*name)).collect());
+        for (condition, expected) in [
+            ("principal.a", named(&[])),
+            ("context.a && context has b", named(&["a", "b"])),
+            ("context has a.b && context.c.d", named(&["a", "c"])),
+            ("principal.x == context", None),
+            ("(if true then context else context).a", None),
+            ("{c: context}.c.a", None),
+        ] {
+            assert_eq!(reads(condition).context, expected, "{condition}");
+        }
+    }
+
+    #[test]
+    fn a_condition_with_very_many_paths_is_refused() {
+        let base = (0..100).fold("principal".to_owned(), |base, _| {
+            format!("(if context.b then {base} else resource)")
+        });
+        let condition = format!("{base}{}", ".a".repeat(400));
+        let text = format!("permit(principal, action, resource) when {{ {condition} }};");
+        let parse = || cedar_policy_core::parser::parse_policy(None, &text);
+        let policy: cedar_policy_core::ast::Policy = stacker::grow(64 << 20, parse).unwrap().into();
+        let read = stacker::grow(64 << 20, || of(policy.non_scope_constraints().unwrap()));
+        assert_eq!(read, Err(TooManyPaths));
+    }
+}

@@ -1,0 +1,292 @@
+//! Numbers for entity uids: each uid that policies, links and stored entities name has one.
+//!
+//! A uid as Cedar holds it is a type name, an id and a place, a hundred bytes and more; the index,
+//! the hierarchy and the store hold four. Numbers are only ever added, so that a table may be
+//! carried from one snapshot to the next; what is left over is cleared when too much of it has
+//! gathered (`entities::EntityStore::is_littered`).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher as _};
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{Eid, EntityType, EntityUID};
+use hashbrown::{DefaultHashBuilder, HashTable};
+use smol_str::SmolStr;
+
+/// The number of a uid in one [`Uids`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct UidNumber(pub(super) u32);
+
+/// The number of an entity type in one [`Uids`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct TypeNumber(pub(super) u32);
+
+impl UidNumber {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// More uids were named than can be numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {MOST_UIDS} entities are named")]
+pub(super) struct TooManyUids;
+
+/// The most uids that are numbered; the numbers above are for those that one request brings.
+pub(super) const MOST_UIDS: u32 = 1 << 31;
+
+/// Uids by number and numbers by uid.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Uids {
+    types: Vec<EntityType>,
+    /// By the type's written name: how requests name it.
+    type_numbers: HashMap<SmolStr, TypeNumber>,
+    entries: Vec<Entry>,
+    /// Full pages are shared by all tables that descend from the one that wrote them.
+    pages: Vec<Arc<String>>,
+    /// Numbers, hashed by what they stand for.
+    table: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+/// Where a uid's parts stand.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    ty: TypeNumber,
+    page: u32,
+    start: u32,
+    length: u32,
+}
+
+/// Ids are kept in pages of this many bytes; a longer one has a page of its own.
+const PAGE_BYTES: usize = 64 << 10;
+
+impl Uids {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The types that some uid has, or that were added for themselves.
+    pub(super) fn types(&self) -> &[EntityType] {
+        &self.types
+    }
+
+    /// The number of the type that is written `name`.
+    pub(super) fn type_number(&self, name: &str) -> Option<TypeNumber> {
+        self.type_numbers.get(name).copied()
+    }
+
+    /// The number of the type `ty`.
+    pub(super) fn type_number_of(&self, ty: &EntityType) -> Option<TypeNumber> {
+        self.type_number(&type_text(ty))
+    }
+
+    /// The type with this number.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "numbers are given out by this table alone, and never taken back"
+    )]
+    pub(super) fn entity_type(&self, number: TypeNumber) -> &EntityType {
+        &self.types[number.0 as usize]
+    }
+
+    /// The number of the uid with this type and id, if it has one.
+    pub(super) fn number(&self, ty: TypeNumber, id: &str) -> Option<UidNumber> {
+        self.table
+            .find(self.hash(ty, id), |number| self.is(*number, ty, id))
+            .map(|number| UidNumber(*number))
+    }
+
+    /// The number of the uid whose type is written `type_name`, if it has one.
+    pub(super) fn number_of(&self, type_name: &str, id: &str) -> Option<UidNumber> {
+        self.number(self.type_number(type_name)?, id)
+    }
+
+    /// The number of `uid`, if it has one.
+    pub(super) fn number_of_uid(&self, uid: &EntityUID) -> Option<UidNumber> {
+        self.number_of(&type_text(uid.entity_type()), uid.eid().as_ref())
+    }
+
+    /// The type and the id of the uid with this number.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "numbers are given out by this table alone, and never taken back"
+    )]
+    pub(super) fn parts(&self, number: UidNumber) -> (TypeNumber, &str) {
+        let Entry {
+            ty,
+            page,
+            start,
+            length,
+        } = self.entries[number.index()];
+        let start = start as usize;
+        (
+            ty,
+            &self.pages[page as usize][start..start + length as usize],
+        )
+    }
+
+    /// The uid with this number, as Cedar holds it.
+    pub(super) fn uid(&self, number: UidNumber) -> EntityUID {
+        let (ty, id) = self.parts(number);
+        EntityUID::from_components(self.entity_type(ty).clone(), Eid::new(id), None)
+    }
+
+    /// The number of the type `ty`, given now if it had none.
+    pub(super) fn add_type(&mut self, ty: &EntityType) -> TypeNumber {
+        let name = type_text(ty);
+        if let Some(number) = self.type_number(&name) {
+            return number;
+        }
+        // INVARIANT: there are fewer types than uids and declarations, far below 2³².
+        let number = TypeNumber(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
+        // Without the place it was first written at, which would keep that file's text.
+        self.types.push(ty.with_loc(None));
+        self.type_numbers.insert(name, number);
+        number
+    }
+
+    /// The number of the uid with this type and id, given now if it had none.
+    pub(super) fn add(&mut self, ty: TypeNumber, id: &str) -> Result<UidNumber, TooManyUids> {
+        if let Some(number) = self.number(ty, id) {
+            return Ok(number);
+        }
+        let number = u32::try_from(self.entries.len()).map_err(|_| TooManyUids)?;
+        let length = u32::try_from(id.len()).map_err(|_| TooManyUids)?;
+        if number >= MOST_UIDS {
+            return Err(TooManyUids);
+        }
+        let (page, start) = self.write(id)?;
+        self.entries.push(Entry {
+            ty,
+            page,
+            start,
+            length,
+        });
+        let hash = self.hash(ty, id);
+        let (entries, pages, hasher) = (&self.entries, &self.pages, &self.hasher);
+        self.table.insert_unique(hash, number, |other| {
+            let entry = entries.get(*other as usize);
+            entry.map_or(0, |entry| {
+                let page = pages.get(entry.page as usize);
+                let start = entry.start as usize;
+                let id = page.and_then(|page| page.get(start..start + entry.length as usize));
+                hash_of(hasher, entry.ty, id.unwrap_or_default())
+            })
+        });
+        Ok(UidNumber(number))
+    }
+
+    /// The number of `uid`, given now if it had none.
+    pub(super) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
+        let ty = self.add_type(uid.entity_type());
+        self.add(ty, uid.eid().as_ref())
+    }
+
+    /// Whether `other` descends from this table, or is it, so that numbers mean the same in both.
+    pub(super) fn is_ancestor_of(&self, other: &Self) -> bool {
+        // A table that descends shares the first page, and a table that was begun anew does not.
+        match (self.pages.first(), other.pages.first()) {
+            (None, _) => true,
+            (Some(own), Some(others)) => Arc::ptr_eq(own, others),
+            (Some(_), None) => false,
+        }
+    }
+
+    /// Gives back what growing has taken in advance.
+    pub(super) fn shrink(&mut self) {
+        self.entries.shrink_to_fit();
+    }
+
+    /// The memory that the table holds, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let pages: usize = self.pages.iter().map(|page| page.capacity()).sum();
+        pages + self.entries.capacity() * size_of::<Entry>() + self.table.allocation_size()
+    }
+
+    fn write(&mut self, id: &str) -> Result<(u32, u32), TooManyUids> {
+        // A page that an older table shares is left as it is.
+        let has_room = |page: &mut Arc<String>| {
+            Arc::get_mut(page).is_some_and(|page| page.capacity() - page.len() >= id.len())
+        };
+        if !self.pages.last_mut().is_some_and(has_room) {
+            let room = PAGE_BYTES.max(id.len());
+            self.pages.push(Arc::new(String::with_capacity(room)));
+        }
+        let page = u32::try_from(self.pages.len() - 1).map_err(|_| TooManyUids)?;
+        let Some(text) = self.pages.last_mut().and_then(Arc::get_mut) else {
+            return Err(TooManyUids);
+        };
+        let start = u32::try_from(text.len()).map_err(|_| TooManyUids)?;
+        text.push_str(id);
+        Ok((page, start))
+    }
+
+    fn is(&self, number: u32, ty: TypeNumber, id: &str) -> bool {
+        self.parts(UidNumber(number)) == (ty, id)
+    }
+
+    fn hash(&self, ty: TypeNumber, id: &str) -> u64 {
+        hash_of(&self.hasher, ty, id)
+    }
+}
+
+fn hash_of(hasher: &DefaultHashBuilder, ty: TypeNumber, id: &str) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    hasher.write_u32(ty.0);
+    hasher.write(id.as_bytes());
+    hasher.finish()
+}
+
+/// A type's name as requests write it.
+fn type_text(ty: &EntityType) -> SmolStr {
+    use std::fmt::Write as _;
+    let mut text = smol_str::SmolStrBuilder::new();
+    // INVARIANT: writing to a builder cannot fail.
+    let _ = write!(text, "{ty}");
+    text.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uid(ty: &str, id: &str) -> EntityUID {
+        EntityUID::with_eid_and_type(ty, id).unwrap()
+    }
+
+    #[test]
+    fn a_uid_has_one_number_and_is_found_again_by_it() {
+        let mut uids = Uids::default();
+        let alice = uids.add_uid(&uid("User", "alice")).unwrap();
+        let other = uids.add_uid(&uid("Group", "alice")).unwrap();
+        let empty = uids.add_uid(&uid("Group", "")).unwrap();
+        assert_eq!(uids.add_uid(&uid("User", "alice")), Ok(alice));
+        assert!(alice != other && other != empty);
+        assert_eq!(uids.uid(other), uid("Group", "alice"));
+        assert_eq!(uids.number_of("Group", ""), Some(empty));
+        assert_eq!(uids.number_of("Group", "bob"), None);
+        assert_eq!(uids.number_of("Nothing", "alice"), None);
+    }
+
+    #[test]
+    fn a_table_that_grows_leaves_the_one_it_descends_from_as_it_was() {
+        let mut old = Uids::default();
+        for n in 0..10_000 {
+            old.add_uid(&uid("User", &format!("user-{n}"))).unwrap();
+        }
+        let mut new = old.clone();
+        let huge = "x".repeat(PAGE_BYTES * 2);
+        for id in ["another", huge.as_str(), "last"] {
+            let number = new.add_uid(&uid("User", id)).unwrap();
+            assert_eq!(new.parts(number).1, id);
+            assert_eq!(old.number_of("User", id), None);
+        }
+        for n in 0..10_000 {
+            let id = format!("user-{n}");
+            assert_eq!(new.number_of("User", &id), Some(UidNumber(n)));
+            assert_eq!(old.parts(UidNumber(n)).1, id);
+        }
+    }
+}
