@@ -5,6 +5,7 @@
 mod authorization;
 pub mod client;
 mod codec;
+pub mod connection;
 mod deadline;
 mod from_proto;
 mod health;

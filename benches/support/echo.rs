@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use cedar_pdp::api::connection::InConnection;
 use cedar_pdp::api::pb;
 use cedar_pdp::api::pb::authorization_service_server::{
     AuthorizationService, AuthorizationServiceServer,
@@ -14,7 +15,7 @@ use cedar_pdp::api::pb::authorization_service_server::{
 use futures_util::stream::Empty;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
@@ -95,10 +96,12 @@ pub fn serve() -> anyhow::Result<()> {
                     }
                 });
                 // A caller that goes away is no matter here: the caller's side counts its answers.
-                let _ = http2::Builder::new(TokioExecutor::new())
+                let executor = InConnection::default();
+                let serving = http2::Builder::new(executor.clone())
                     .timer(TokioTimer::new())
-                    .serve_connection(TokioIo::new(stream), call)
-                    .await;
+                    .auto_date_header(false)
+                    .serve_connection(TokioIo::new(stream), call);
+                let _ = executor.with_calls(serving).await;
             });
         }
     })

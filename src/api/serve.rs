@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -15,13 +15,14 @@ use std::time::Duration;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::Doors;
+use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::listen::{Connection, Listener};
 use super::status::Rejection;
@@ -128,17 +129,20 @@ async fn serve_http2(
             Ok::<_, Infallible>(response.map(|body| CountedBody { body, _call: begun }))
         }
     });
-    let serving = http2::Builder::new(TokioExecutor::new())
+    let executor = InConnection::default();
+    let serving = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())
+        // Nothing of gRPC looks at it.
+        .auto_date_header(false)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout)
         .serve_connection(TokioIo::new(stream), service);
-    let mut serving = pin!(serving);
+    let mut serving = executor.with_calls(serving);
     let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
+        ended = &mut serving => ended,
         () = draining.draining() => {
-            serving.as_mut().graceful_shutdown();
+            Pin::new(serving.connection()).graceful_shutdown();
             tokio::select! {
                 ended = serving => ended,
                 // hyper would also wait for a caller that never answers its last ping.

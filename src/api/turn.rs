@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// beside what a caller waits for anyway.
 const LONGEST: Duration = Duration::from_micros(500);
 
-/// How long a batch or stream has had the thread.
+/// How long a batch, a stream or a connection has had the thread.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn(Instant);
 
@@ -16,9 +16,14 @@ impl Turn {
         Self(Instant::now())
     }
 
+    /// Whether it has lasted long enough.
+    pub(super) fn is_over(self) -> bool {
+        self.0.elapsed() >= LONGEST
+    }
+
     /// Gives the thread up for a moment if the turn has lasted long enough.
     pub(super) async fn yield_when_over(&mut self) {
-        if self.0.elapsed() >= LONGEST {
+        if self.is_over() {
             tokio::task::yield_now().await;
             self.0 = Instant::now();
         }

@@ -1,0 +1,394 @@
+//! Runs the calls of an HTTP/2 connection within the connection's own task.
+//!
+//! hyper hands each call to an executor, which by custom gives it a task of its own. Then every
+//! answer wakes the connection, and leaves in a write of its own. Here a connection reads all that
+//! has come, its calls run one after the other, and their answers leave together. It halves what
+//! a small call costs.
+//!
+//! What a task would have given is given here too: a call that panics takes no other with it, a
+//! connection that has had its thread for a while lets others go first, and one whose calls are
+//! slow gets more than one thread.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::stream::{FuturesUnordered, Stream as _};
+use futures_util::task::AtomicWaker;
+use hyper::rt::Executor;
+
+use super::turn::Turn;
+
+/// One call, from its headers to the last byte of its answer.
+type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The executor to build a connection with; [`with_calls`](Self::with_calls) then runs both.
+#[derive(Clone, Default)]
+pub struct InConnection {
+    new: Arc<Mutex<Vec<Call>>>,
+}
+
+impl<F> Executor<F> for InConnection
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    /// hyper calls this while the connection is polled, and what it puts here runs right after.
+    fn execute(&self, call: F) {
+        self.list().push(Box::pin(call));
+    }
+}
+
+impl InConnection {
+    /// `connection`, which was built with this executor, together with its calls.
+    ///
+    /// Ends when the connection does; calls that are then still running are dropped, as the
+    /// caller has gone.
+    #[must_use]
+    pub fn with_calls<C>(self, connection: C) -> WithCalls<C> {
+        let bell = Arc::<Bell>::default();
+        WithCalls {
+            connection,
+            new: self,
+            running: FuturesUnordered::new(),
+            ringing: Waker::from(Arc::clone(&bell)),
+            bell,
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Call>> {
+        // A panic elsewhere leaves a list that is none the worse.
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for InConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InConnection").finish_non_exhaustive()
+    }
+}
+
+/// A connection and its calls; a future that is the connection's.
+pub struct WithCalls<C> {
+    connection: C,
+    new: InConnection,
+    /// Polled, and not done at once.
+    running: FuturesUnordered<Guarded>,
+    /// Through which connection and calls wake this task.
+    bell: Arc<Bell>,
+    /// The same, as they are given it.
+    ringing: Waker,
+}
+
+impl<C> WithCalls<C> {
+    /// The connection itself.
+    pub fn connection(&mut self) -> &mut C {
+        &mut self.connection
+    }
+}
+
+impl<C: Future + Unpin> Future for WithCalls<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        let me = &mut *self;
+        let bell = Arc::clone(&me.bell);
+        let ringing = me.ringing.clone();
+        let inner = &mut Context::from_waker(&ringing);
+        let turn = Turn::begin();
+        bell.attend(context.waker());
+        loop {
+            bell.quiet();
+            // Reads what has come, and writes what calls have left.
+            if let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
+                return Poll::Ready(ended);
+            }
+            while let Poll::Ready(Some(())) = Pin::new(&mut me.running).poll_next(inner) {}
+            me.run_new(inner, turn);
+            if turn.is_over() || !tokio::task::coop::has_budget_remaining() {
+                // Others go first. What rang by now is seen to when this task comes round again.
+                bell.leave();
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if bell.is_quiet() && bell.leave() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl<C> WithCalls<C> {
+    /// Runs the calls that have come. When they take longer than a turn, the rest become tasks of
+    /// their own: a connection whose calls are too much for one thread may have the others too.
+    fn run_new(&mut self, context: &mut Context<'_>, turn: Turn) {
+        let mut new = std::mem::take(&mut *self.new.list()).into_iter();
+        for call in new.by_ref() {
+            let mut call = Guarded(Some(call));
+            // Most calls are done at once, and are spared the list of those that are not.
+            // INVARIANT: one that is not has left its waker, which brings this task round, and the
+            // list polls what it was given whenever it is polled itself. It is not polled right
+            // away: a call that yielded means it.
+            if Pin::new(&mut call).poll(context).is_pending() {
+                self.running.push(call);
+            }
+            if turn.is_over() {
+                break;
+            }
+        }
+        for call in new {
+            tokio::spawn(Guarded(Some(call)));
+        }
+    }
+}
+
+/// Wakes a connection's task; or just notes that it was rung while the task is at it.
+///
+/// Each answer rings, for the connection to write it. The runtime would take the task for one
+/// that wants to run again, and might wake another thread to help.
+#[derive(Default)]
+struct Bell {
+    task: AtomicWaker,
+    rung: AtomicBool,
+    attended: AtomicBool,
+}
+
+// INVARIANT: all accesses are sequentially consistent. Either whoever rings sees that nobody
+// attends and wakes the task, or the task, which leaves first and looks at `rung` after, sees that.
+impl Bell {
+    /// The task of `waker` is here.
+    fn attend(&self, waker: &Waker) {
+        self.task.register(waker);
+        self.attended.store(true, Ordering::SeqCst);
+    }
+
+    /// The task sees to what has rung so far.
+    fn quiet(&self) {
+        self.rung.store(false, Ordering::SeqCst);
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.rung.load(Ordering::SeqCst)
+    }
+
+    /// The task goes, if nothing has rung; `false` when it has to stay.
+    fn leave(&self) -> bool {
+        self.attended.store(false, Ordering::SeqCst);
+        if self.is_quiet() {
+            return true;
+        }
+        self.attended.store(true, Ordering::SeqCst);
+        false
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::SeqCst);
+        if !self.attended.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+}
+
+impl<C> Drop for WithCalls<C> {
+    fn drop(&mut self) {
+        // A call holds the executor that it was given to: the ring must be broken.
+        let new = std::mem::take(&mut *self.new.list());
+        drop(new);
+    }
+}
+
+impl<C> fmt::Debug for WithCalls<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WithCalls").finish_non_exhaustive()
+    }
+}
+
+/// A call whose panic is its own end and nobody else's; `None` once it is over.
+struct Guarded(Option<Call>);
+
+impl Future for Guarded {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(call) = &mut self.0 else {
+            return Poll::Ready(());
+        };
+        // What a call shares with others (locks, the connection's streams) is as it would be
+        // after the panic of a task.
+        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) => Poll::Ready(()),
+            Err(_told_by_the_panic_hook) => {
+                tracing::error!("a call failed and was reset; its panic is told above");
+                let call = self.0.take();
+                // Dropping its stream is what resets it; and even that must not end the others.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(call)));
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A connection that has calls for its executor, a few at each poll, and ends when told.
+    struct Busy {
+        executor: InConnection,
+        coming: Vec<Vec<Call>>,
+        end: tokio::sync::oneshot::Receiver<()>,
+    }
+
+    impl Future for Busy {
+        type Output = ();
+
+        fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+            if let Some(calls) = self.coming.pop() {
+                for call in calls {
+                    self.executor.execute(call);
+                }
+                context.waker().wake_by_ref();
+            }
+            Pin::new(&mut self.end).poll(context).map(|_| ())
+        }
+    }
+
+    /// Runs a connection with these calls until `over` is.
+    async fn run(coming: Vec<Vec<Call>>, over: impl Future<Output = ()>) {
+        let executor = InConnection::default();
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let connection = Busy {
+            executor: executor.clone(),
+            coming,
+            end: ended,
+        };
+        let running = executor.with_calls(connection);
+        tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::join!(running, async {
+                over.await;
+                drop(end);
+            });
+        })
+        .await
+        .expect("the connection ends");
+    }
+
+    fn done(count: &Arc<AtomicUsize>) -> Call {
+        let count = Arc::clone(count);
+        Box::pin(async move {
+            count.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    async fn reaches(count: &AtomicUsize, wanted: usize) {
+        while count.load(Ordering::SeqCst) < wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn every_call_runs_also_one_that_waits_or_yields() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let waits = |call: Call| -> Call {
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::task::yield_now().await;
+                call.await;
+            })
+        };
+        let calls = vec![
+            vec![done(&count), waits(done(&count)), done(&count)],
+            vec![waits(done(&count))],
+        ];
+        run(calls, reaches(&count, 4)).await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_takes_no_other_with_it() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let fails_late: Call = Box::pin(async {
+            tokio::task::yield_now().await;
+            panic!("late");
+        });
+        let fails: Call = Box::pin(async { panic!("at once") });
+        let calls = vec![
+            vec![done(&count)],
+            vec![done(&count), fails, fails_late, done(&count)],
+        ];
+        run(calls, reaches(&count, 3)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn slow_calls_get_more_than_one_thread() {
+        // Each holds its thread until it sees the other running.
+        let running = Arc::new(AtomicUsize::new(0));
+        let met = Arc::new(AtomicUsize::new(0));
+        let slow = |call: Call| -> Call {
+            let running = Arc::clone(&running);
+            Box::pin(async move {
+                running.fetch_add(1, Ordering::SeqCst);
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < Duration::from_secs(10) {
+                    if running.load(Ordering::SeqCst) == 2 {
+                        return call.await;
+                    }
+                    std::thread::yield_now();
+                }
+            })
+        };
+        let first: Call = Box::pin(async { std::thread::sleep(Duration::from_millis(2)) });
+        let calls = vec![vec![first, slow(done(&met)), slow(done(&met))]];
+        run(calls, reaches(&met, 2)).await;
+    }
+
+    #[tokio::test]
+    async fn calls_of_a_connection_that_ends_are_dropped() {
+        let token = Arc::new(());
+        let held = Arc::clone(&token);
+        let waits: Call = Box::pin(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        let executor = InConnection::default();
+        // It holds the executor, as hyper's calls do.
+        let (ring, held) = (executor.clone(), Arc::clone(&token));
+        let never_polled: Call = Box::pin(async move {
+            drop((ring, held));
+        });
+        run(vec![vec![waits]], tokio::task::yield_now()).await;
+        let connection = executor.clone().with_calls(std::future::pending::<()>());
+        executor.execute(never_polled);
+        drop((connection, executor));
+        assert_eq!(Arc::strong_count(&token), 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_endless_calls_lets_others_go_first() {
+        let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
+        let endless: Call = Box::pin(async move {
+            while ended.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+                tokio::task::yield_now().await;
+            }
+        });
+        run(vec![vec![endless]], async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            drop(end);
+        })
+        .await;
+    }
+}
