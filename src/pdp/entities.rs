@@ -54,6 +54,42 @@ pub(super) struct EntityStore {
     segments: Vec<Arc<Segment>>,
     /// By uid number; uids that are only named stand nowhere.
     locations: Vec<Location>,
+    hierarchy: Hierarchy,
+}
+
+/// The direct parents of all entities, in one list, so that going up touches little memory.
+#[derive(Clone, Debug, Default)]
+struct Hierarchy {
+    /// By uid number, where its parents begin; they end where the next one's begin.
+    starts: Vec<u32>,
+    parents: Vec<UidNumber>,
+}
+
+impl Hierarchy {
+    fn of(store: &EntityStore) -> Self {
+        let mut starts = Vec::with_capacity(store.locations.len() + 1);
+        let mut parents: Vec<UidNumber> = Vec::with_capacity(store.locations.len());
+        // INVARIANT: a parent takes many bytes of its file, and a store's files are far below 2³²
+        // times that.
+        let offset = |parents: &[UidNumber]| u32::try_from(parents.len()).unwrap_or(u32::MAX);
+        for location in &store.locations {
+            starts.push(offset(&parents));
+            if let Some(segment) = store.segments.get(location.segment as usize) {
+                parents.extend(segment.parents(location.slot as usize));
+            }
+        }
+        starts.push(offset(&parents));
+        parents.shrink_to_fit();
+        Self { starts, parents }
+    }
+
+    fn parents(&self, uid: UidNumber) -> &[UidNumber] {
+        let at = |index: usize| self.starts.get(index).map(|start| *start as usize);
+        match (at(uid.index()), at(uid.index() + 1)) {
+            (Some(start), Some(end)) => self.parents.get(start..end).unwrap_or_default(),
+            (Some(_) | None, _) => &[],
+        }
+    }
 }
 
 /// Where an entity stands.
@@ -85,11 +121,13 @@ impl EntityStore {
             locations: vec![Location::NOWHERE; uids.len()],
             uids,
             segments: Vec::with_capacity(segments.len()),
+            hierarchy: Hierarchy::default(),
         };
         let mut twice = Vec::new();
         for segment in segments {
             twice.extend(store.place(segment));
         }
+        store.hierarchy = Hierarchy::of(&store);
         (store, twice)
     }
 
@@ -105,6 +143,7 @@ impl EntityStore {
                 *location = second;
             }
         }
+        self.hierarchy = Hierarchy::of(&self);
         self
     }
 
@@ -178,7 +217,11 @@ impl EntityStore {
     /// The memory that it holds, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let segments: usize = self.segments.iter().map(|segment| segment.bytes()).sum();
-        segments + self.uids.bytes() + self.locations.capacity() * size_of::<Location>()
+        segments
+            + self.uids.bytes()
+            + self.locations.capacity() * size_of::<Location>()
+            + self.hierarchy.starts.capacity() * size_of::<u32>()
+            + self.hierarchy.parents.capacity() * size_of::<UidNumber>()
     }
 
     /// Whether much of the uid table is left over from what is gone.
@@ -190,9 +233,7 @@ impl EntityStore {
 
     /// The direct parents of the entity with this uid, which may exist nowhere.
     pub(super) fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
-        self.place_of(uid)
-            .into_iter()
-            .flat_map(|(segment, slot)| segment.parents(slot))
+        self.hierarchy.parents(uid).iter().copied()
     }
 
     /// The entity with this uid as Cedar holds it, with `ancestors`.

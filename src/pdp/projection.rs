@@ -29,7 +29,7 @@ impl Projections {
         let mut any = Names::default();
         let mut named: HashMap<UidNumber, Names> = HashMap::new();
         for (number, rule) in (0..).zip(rules) {
-            let reads = &rule.reads.context;
+            let reads = &rule.condition.reads.context;
             match index.scope(number).and_then(|scope| scope.actions()) {
                 None => any.add(reads.as_ref()),
                 Some(actions) => {

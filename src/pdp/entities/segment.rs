@@ -262,30 +262,7 @@ fn renumbered(
     from: &Uids,
     to: &mut Arc<Uids>,
 ) -> Result<Vec<UidNumber>, TooManyUids> {
-    let mut types = HashMap::new();
-    numbers
-        .map(|number| {
-            let (ty, id) = from.parts(number);
-            let ty = match types.get(&ty) {
-                Some(ty) => *ty,
-                // Looked up first, here and below: a table that is shared is copied only for what
-                // is new in it.
-                None => {
-                    let name = from.entity_type(ty);
-                    let found = match to.type_number_of(name) {
-                        Some(found) => found,
-                        None => Arc::make_mut(to).add_type(name),
-                    };
-                    types.insert(ty, found);
-                    found
-                }
-            };
-            match to.number(ty, id) {
-                Some(number) => Ok(number),
-                None => Arc::make_mut(to).add(ty, id),
-            }
-        })
-        .collect()
+    numbers.map(|number| from.moved(number, to)).collect()
 }
 
 impl Segment {
