@@ -137,10 +137,13 @@ pub fn compile_from(
 pub(super) struct Made {
     schema: Option<Arc<Schema>>,
     schema_files: Vec<(String, ContentDigest)>,
-    policies: HashMap<String, (ContentDigest, Arc<ReadPolicies>)>,
+    policies: MadeFiles<ReadPolicies>,
     links: Arc<Links>,
-    entities: HashMap<String, (ContentDigest, Arc<Segment>)>,
+    entities: MadeFiles<Segment>,
 }
+
+/// By path: what was made of a file, and of which content.
+type MadeFiles<T> = HashMap<String, (ContentDigest, Arc<T>)>;
 
 /// A file of policies, with the scopes of its rules.
 #[derive(Debug)]
@@ -168,7 +171,7 @@ struct CompiledPolicies {
     combined: policies::Combined,
     depth: usize,
     bytes: usize,
-    made: HashMap<String, (ContentDigest, Arc<ReadPolicies>)>,
+    made: MadeFiles<ReadPolicies>,
 }
 
 impl Compilation<'_> {
@@ -308,7 +311,7 @@ impl Compilation<'_> {
         schema: Option<&ValidatorSchema>,
         made: Option<&Made>,
         mut uids: Arc<Uids>,
-    ) -> Option<(EntityStore, HashMap<String, (ContentDigest, Arc<Segment>)>)> {
+    ) -> Option<(EntityStore, MadeFiles<Segment>)> {
         let sources = self.sources;
         let files: Vec<&SourceFile> = sources.of_kind(FileKind::Entities).collect();
         let reader = EntityReader::new(schema);
@@ -351,7 +354,7 @@ impl Compilation<'_> {
             if let Some((draft, findings)) = drafts.next() {
                 self.findings.0.extend(findings.0);
                 match draft {
-                    Some(draft) => read.push(Read::Draft(draft)),
+                    Some(draft) => read.push(Read::Draft(Box::new(draft))),
                     None => is_good = false,
                 }
             }
@@ -545,7 +548,7 @@ pub(super) fn stored_entities(
         let draft = reader.read(file, &mut findings)?;
         // Numbered on top of the snapshot's, so that its index means the same uids.
         let uids = Arc::clone(&snapshot.entities.uids);
-        let read = vec![Read::Draft(draft)];
+        let read = vec![Read::Draft(Box::new(draft))];
         let (store, _) = reader.assemble(&[file], read, uids, &mut findings)?;
         Some(store)
     });

@@ -80,7 +80,7 @@ fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, 
 }
 
 /// The operands of a condition's outermost `&&`s from left to right, found without recursing.
-fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
+pub(super) fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
     let mut found = Vec::new();
     let mut open = vec![condition];
     while let Some(expr) = open.pop() {

@@ -286,11 +286,6 @@ impl Scope {
                 Variable::Principal | Variable::Resource => None,
             })
     }
-
-    /// Whether it demands nothing, so that every request must evaluate the policy.
-    pub(super) fn is_open(&self) -> bool {
-        self.demands.is_empty()
-    }
 }
 
 /// `condition` without the first `taken` operands of its `&&`, which are true; `None` when nothing

@@ -67,6 +67,13 @@ impl Projections {
         }
     }
 
+    /// The actions that are known, and what policies read of the context of a request for each.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (UidNumber, &ContextReads)> {
+        self.by_action
+            .iter()
+            .map(|(action, reads)| (*action, reads))
+    }
+
     /// What policies read of the context of a request for `action`.
     pub(super) fn of(&self, action: Option<UidNumber>) -> &ContextReads {
         let found = action.and_then(|action| self.by_action.get(&action));

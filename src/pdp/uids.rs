@@ -220,11 +220,6 @@ impl Uids {
         }
     }
 
-    /// Gives back what growing has taken in advance.
-    pub(super) fn shrink(&mut self) {
-        self.entries.shrink_to_fit();
-    }
-
     /// The memory that the table holds, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let pages: usize = self.pages.iter().map(|page| page.capacity()).sum();

@@ -35,7 +35,7 @@ pub(super) struct EntityReader<'a> {
 /// An entity file that was read.
 pub(super) enum Read {
     /// It has become a draft of a segment.
-    Draft(Draft),
+    Draft(Box<Draft>),
     /// It is as it was.
     Known(Arc<Segment>),
 }
