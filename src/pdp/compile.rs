@@ -362,7 +362,9 @@ impl Compilation<'_> {
         if !is_good {
             return None;
         }
-        let (store, segments) = reader.assemble(&files, read, uids, &mut self.findings)?;
+        let previous = self.previous.map(|previous| &previous.entities);
+        let (store, segments) =
+            reader.assemble(&files, read, uids, previous, &mut self.findings)?;
         let made = files
             .iter()
             .zip(segments)
@@ -549,7 +551,7 @@ pub(super) fn stored_entities(
         // Numbered on top of the snapshot's, so that its index means the same uids.
         let uids = Arc::clone(&snapshot.entities.uids);
         let read = vec![Read::Draft(Box::new(draft))];
-        let (store, _) = reader.assemble(&[file], read, uids, &mut findings)?;
+        let (store, _) = reader.assemble(&[file], read, uids, None, &mut findings)?;
         Some(store)
     });
     store.map(StoredEntities).ok_or(findings.0)

@@ -39,15 +39,8 @@ impl Projections {
                 }
             }
         }
-        let is_action = |number: &UidNumber| {
-            let (ty, _) = entities.uids.parts(*number);
-            entities.uids.entity_type(ty).is_action()
-        };
-        let actions: BTreeSet<UidNumber> = entities
-            .numbers()
-            .filter(is_action)
-            .chain(named.keys().copied())
-            .collect();
+        let actions: BTreeSet<UidNumber> =
+            entities.actions().chain(named.keys().copied()).collect();
         let by_action = actions
             .into_iter()
             .map(|action| {

@@ -91,6 +91,19 @@ impl Uids {
         &self.types[number.0 as usize]
     }
 
+    /// The numbers of the uids whose type `is_wanted`.
+    pub(super) fn numbers_of(
+        &self,
+        is_wanted: impl Fn(&EntityType) -> bool,
+    ) -> impl Iterator<Item = UidNumber> + '_ {
+        let wanted: Vec<bool> = self.types.iter().map(is_wanted).collect();
+        (0..)
+            .map(UidNumber)
+            .zip(&self.entries)
+            .filter(move |(_, entry)| wanted.get(entry.ty.0 as usize) == Some(&true))
+            .map(|(number, _)| number)
+    }
+
     /// The number of the uid with this type and id, if it has one.
     pub(super) fn number(&self, ty: TypeNumber, id: &str) -> Option<UidNumber> {
         self.table

@@ -39,6 +39,7 @@ struct Body {
     names: Vec<SmolStr>,
     /// Values that have no short form: those of extension types.
     others: Vec<Value>,
+    has_actions: bool,
 }
 
 /// Where an entity's parts begin; they end where the next one's begin.
@@ -163,6 +164,7 @@ impl Draft {
 
     /// Writes an entity as Cedar has read it, its direct parents alone among its ancestors.
     pub(in crate::pdp) fn add(&mut self, entity: &Entity, origin: usize) -> Result<(), TooLarge> {
+        self.body.has_actions |= entity.uid().is_action();
         let uid = self.uids.add_uid(entity.uid())?;
         self.begin(uid, origin)?;
         for parent in entity.ancestors() {
@@ -271,6 +273,11 @@ impl Segment {
         self.body.entities.len()
     }
 
+    /// Whether actions are among its entities.
+    pub(in crate::pdp) fn has_actions(&self) -> bool {
+        self.body.has_actions
+    }
+
     /// How many uids it names.
     pub(in crate::pdp) fn named(&self) -> usize {
         self.uids.len()
@@ -284,6 +291,7 @@ impl Segment {
             values,
             names,
             others,
+            has_actions: _,
         } = self.body.as_ref();
         entities.capacity() * size_of::<Stored>()
             + parents.capacity() * size_of::<u32>()
