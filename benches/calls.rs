@@ -26,10 +26,6 @@ use support::running::Server;
 use support::targets::{self, Target, thousands};
 use support::{Sizes, echo, world};
 
-/// The echoes run on the allocator of the service.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// A round is one run against each server.
 const ROUNDS: usize = 31;
 /// Many short runs rather than few long ones: the servers of one round meet the same machine, and

@@ -11,6 +11,7 @@
 mod support;
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -212,7 +213,7 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
 
     let requests = dataset.requests(CALLED)?;
     let requests: Vec<_> = requests.iter().map(|ask| ask.message()).collect();
-    let mut over_rest = Vec::new();
+    let mut measured = Vec::new();
     let mut rows = Vec::new();
     for (name, edit) in [
         ("a policy file", &mut of_policies),
@@ -226,18 +227,25 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
             reloads.push(edit.until_answered(&mut caller)?);
         }
         let calls = pressure.finish()?;
-        let latencies = Latencies::of(&calls, &reloads);
-        let ratio = latencies.during.percentile(99) / latencies.at_rest.percentile(99);
-        rows.push(latencies.row(name, "at rest", &latencies.at_rest, 1.0));
-        rows.push(latencies.row(name, "during reloads", &latencies.during, ratio));
-        over_rest.push((name, ratio, latencies));
+        let latencies = Latencies::of(&calls, &reloads)?;
+        let over_rest = |spread: &Spread| spread.percentile(99) / latencies.at_rest.percentile(99);
+        for (when, spread) in [
+            ("at rest", &latencies.at_rest),
+            ("during reloads", &latencies.during),
+            ("just after", &latencies.after),
+        ] {
+            rows.push(Latencies::row(name, when, spread, over_rest(spread)));
+        }
+        measured.push((name, over_rest(&latencies.during), latencies));
     }
     print_table(
-        &format!("calls in ms, one each {CALLS_EVERY:?}, at rest and while reloads run; {size}"),
+        &format!(
+            "calls in ms, one begun each {CALLS_EVERY:?}, at rest, while reloads run and after; {size}"
+        ),
         ["", "calls", "p50", "p99", "most", "p99 x at rest"],
         rows,
     );
-    let worst = over_rest
+    let worst = measured
         .iter()
         .max_by(|(_, one, _), (_, other, _)| one.total_cmp(other));
     let (name, ratio, latencies) = worst.context("there are two kinds of reload")?;
@@ -249,37 +257,42 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds of calls that began from a write to the first answer by it, and of those well
-/// before a write.
+/// Milliseconds of calls, by when they began: well before a write; from the end of the quiet period
+/// after it, in which nothing happens yet, to the first answer by it; and after that.
 struct Latencies {
-    during: Spread,
     at_rest: Spread,
+    during: Spread,
+    after: Spread,
 }
 
 impl Latencies {
-    fn of(calls: &[Call], reloads: &[(Instant, Instant)]) -> Self {
-        let ms = |call: &Call| call.took.as_secs_f64() * 1e3;
-        let during = |call: &&Call| {
-            reloads
+    fn of(calls: &[Call], reloads: &[(Instant, Instant)]) -> anyhow::Result<Self> {
+        let quiet = Config::default().store.quiet_period;
+        let half = REST_UNDER_CALLS / 2;
+        let among = |span: &dyn Fn(Instant, Instant) -> Range<Instant>| {
+            let begun_then = |call: &&Call| {
+                reloads
+                    .iter()
+                    .any(|(begun, answered)| span(*begun, *answered).contains(&call.begun))
+            };
+            let calls: Vec<f64> = calls
                 .iter()
-                .any(|(begun, answered)| (*begun..*answered).contains(&call.begun))
+                .filter(begun_then)
+                .map(|call| call.took.as_secs_f64() * 1e3)
+                .collect();
+            ensure!(!calls.is_empty(), "no call began in one of the spans");
+            Ok(Spread::of(calls))
         };
-        // The first half of the rest is left to what a reload leaves behind: a cache to fill again,
-        // an old snapshot to free.
-        let at_rest = |call: &&Call| {
-            reloads.iter().any(|(begun, _)| {
-                begun
-                    .checked_sub(REST_UNDER_CALLS / 2)
-                    .is_some_and(|since| (since..*begun).contains(&call.begun))
-            })
-        };
-        Self {
-            during: Spread::of(calls.iter().filter(during).map(ms)),
-            at_rest: Spread::of(calls.iter().filter(at_rest).map(ms)),
-        }
+        Ok(Self {
+            // The half before is left to what a reload leaves behind.
+            at_rest: among(&|begun, _| begun.checked_sub(half).unwrap_or(begun)..begun)?,
+            during: among(&|begun, answered| begun + quiet..answered)?,
+            // A cache to fill again, an old snapshot to free.
+            after: among(&|_, answered| answered..answered + half)?,
+        })
     }
 
-    fn row(&self, name: &str, when: &str, spread: &Spread, ratio: f64) -> [String; 6] {
+    fn row(name: &str, when: &str, spread: &Spread, ratio: f64) -> [String; 6] {
         [
             format!("{name}, {when}"),
             spread.len().to_string(),

@@ -2,15 +2,16 @@
 //! entities that the request brings.
 //!
 //! From the query, as parsed from the wire, to the answer. The stores take turns of some hundred
-//! requests, and no request comes twice in a row: a large store is not in the processor's caches,
-//! and need not be.
+//! requests, and every request is another: little of a large store is in the processor's caches.
+//!
+//! Candidates are the policies that a decision evaluates, those whose scope matches the request.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use cedar_pdp::pdp::query::Query;
-use cedar_pdp::pdp::{Snapshot, authorize};
+use cedar_pdp::pdp::{Snapshot, authorize, candidates};
 
 use crate::loaded::Loaded;
 use crate::support::Sizes;
@@ -40,7 +41,29 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         plain(&large),
     )?;
     plain.print("without entities of its own", &small, &large);
-    plain.target(targets::DECIDE_AT_SCALE);
+    let (few, many) = (candidates_of(&small)?, candidates_of(&large)?);
+    print_table(
+        "candidates of a request",
+        ["", "p50", "p99", "most"],
+        [(&small, &few), (&large, &many)].map(|(loaded, candidates)| {
+            [
+                size_of(loaded),
+                format!("{:.0}", candidates.median()),
+                format!("{:.0}", candidates.percentile(99)),
+                format!("{:.0}", candidates.most()),
+            ]
+        }),
+    );
+    plain.target(
+        targets::DECIDE_AT_SCALE,
+        &format!(
+            "; candidates p50 {:.0} / {:.0}, p99 {:.0} / {:.0}",
+            many.median(),
+            few.median(),
+            many.percentile(99),
+            few.percentile(99)
+        ),
+    );
 
     let bringing = |loaded: &Loaded| {
         let bringing = |ask| loaded.dataset.bringing_entities(ask);
@@ -53,8 +76,25 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         bringing(&large),
     )?;
     bringing.print("bringing 5 entities of its own", &small, &large);
-    bringing.target(targets::REQUEST_ENTITIES);
+    bringing.target(targets::REQUEST_ENTITIES, "");
     Ok(())
+}
+
+fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
+    let counts = loaded
+        .asks
+        .iter()
+        .map(|ask| Ok(candidates(&loaded.snapshot, &ask.query())? as f64))
+        .collect::<anyhow::Result<Vec<f64>>>()?;
+    Ok(Spread::of(counts))
+}
+
+fn size_of(loaded: &Loaded) -> String {
+    format!(
+        "{} policies, {} entities",
+        thousands(loaded.dataset.policies()),
+        thousands(loaded.dataset.entities())
+    )
 }
 
 /// Microseconds of each decision, by turn.
@@ -109,11 +149,7 @@ impl Compared {
     fn print(&self, title: &str, small: &Loaded, large: &Loaded) {
         let row = |loaded: &Loaded, spread: &Spread, ratio: String| {
             [
-                format!(
-                    "{} policies, {} entities",
-                    thousands(loaded.dataset.policies()),
-                    thousands(loaded.dataset.entities())
-                ),
+                size_of(loaded),
                 format!("{:.2}", spread.median()),
                 format!("{:.2}", spread.percentile(99)),
                 ratio,
@@ -129,9 +165,9 @@ impl Compared {
         );
     }
 
-    fn target(&self, target: Target) {
+    fn target(&self, target: Target, besides: &str) {
         target.measured(&format!(
-            "{:.2} x (p50 {:.2} us / {:.2} us, p99 {:.1} us / {:.1} us)",
+            "{:.2} x (p50 {:.2} us / {:.2} us, p99 {:.1} us / {:.1} us{besides})",
             self.ratio().median(),
             self.of_large.median(),
             self.of_small.median(),

@@ -112,12 +112,13 @@ fn draw_panel(svg: &mut String, panel: &Panel, left: f64, (bottom, top): (f64, f
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>"
             );
         }
-        if let Some((x, y)) = places.first() {
+        // At the end, where the lines are farthest apart.
+        if let Some((x, y)) = places.last() {
             let _ = writeln!(
                 svg,
-                "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>",
-                x + 6.0,
-                y - 8.0
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"{colour}\">{name}</text>",
+                x - 8.0,
+                y - 10.0
             );
         }
     }

@@ -21,6 +21,10 @@ pub mod running;
 pub mod targets;
 pub mod world;
 
+/// What decides in this process, and the echoes, run on the allocator of the service.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sizes {
