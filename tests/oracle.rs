@@ -266,8 +266,8 @@ fn try_world(seed: u64) -> Result<Tally, String> {
         let from = rng.below(worlds.len());
         worlds.push(worlds[from].changed(&mut rng));
     }
-    let mut queries = requests::draw(&mut rng, &worlds[0], 12);
-    queries.extend(requests::draw(&mut rng, &worlds[2], 3));
+    let mut queries = requests::draw(&mut rng, &worlds[0], 20);
+    queries.extend(requests::draw(&mut rng, &worlds[2], 6));
     let revisions = worlds
         .iter()
         .map(|world| Revision::of(world, &settings, &queries))

@@ -33,9 +33,78 @@ impl Conditions<'_> {
         (0..count)
             .map(|_| {
                 let kind = self.rng.pick(&["when", "when", "unless"]);
-                format!(" {kind} {{ {} }}", self.condition(2))
+                let condition = match kind {
+                    "when" if self.rng.chance(35) => self.led(),
+                    _ => self.condition(2),
+                };
+                format!(" {kind} {{ {condition} }}")
             })
             .collect()
+    }
+
+    /// A condition whose `&&` begins with what could as well stand in the scope, or nearly does.
+    fn led(&mut self) -> String {
+        let mut operands: Vec<String> = (0..self.rng.between(1, 3)).map(|_| self.lead()).collect();
+        // Behind a condition that can fail, a lead decides whether the failure is seen.
+        for _ in 0..self.rng.pick(&[0, 1, 1, 2]) {
+            let at = self.rng.below(operands.len() + 1);
+            let operand = self.operand(2);
+            operands.insert(at, operand);
+        }
+        let mut text = operands.pop().unwrap_or_default();
+        while let Some(operand) = operands.pop() {
+            text = match self.rng.below(12) {
+                0 => format!("{operand} || {text}"),
+                1 => format!("({operand} && {text})"),
+                2 | 3 => format!("{operand} && ({text})"),
+                _ => format!("{operand} && {text}"),
+            };
+        }
+        text
+    }
+
+    /// A demand on a variable of the request.
+    fn lead(&mut self) -> String {
+        if self.rng.chance(15) {
+            return self.action_test();
+        }
+        let (variable, type_name) = self.entity_variable();
+        let above = match type_name {
+            "User" => &["Group", "Group", "Org"] as &[&'static str],
+            "Group" => &["Group", "Org"],
+            _ => &["Folder", "Folder", "Folder"],
+        };
+        let own = self.uid_text(type_name);
+        let types: [&'static str; 2] = [self.rng.pick(above), self.rng.pick(above)];
+        let [one, other] = types.map(|above| self.uid_text(above));
+        match self.rng.below(14) {
+            0 | 1 => format!("{variable} == {own}"),
+            2 => format!("{own} == {variable}"),
+            3 => format!("{variable} != {own}"),
+            4 | 5 => format!("{variable} is {type_name}"),
+            6 => format!("{variable} is {type_name} in {one}"),
+            7 => format!("{variable} in [{one}, {other}]"),
+            8 => format!("{variable} in [{one}, {variable}]"),
+            9 => format!("!({variable} in {one})"),
+            10 if self.wild => (self.rng.pick(&[
+                "principal in []",
+                "resource in [] || true",
+                "action in Group::\"a\"",
+                "action is User",
+                "action == User::\"a\"",
+                "principal in [Group::\"a\", 1]",
+                "User::\"a\" in Group::\"a\"",
+                "principal == resource",
+                "context in Group::\"a\"",
+                "principal is Ghost",
+            ]))
+            .to_owned(),
+            _ => format!("{variable} in {one}"),
+        }
+    }
+
+    fn uid_text(&mut self, type_name: &str) -> String {
+        uid_text(&uid(self.rng, type_name))
     }
 
     fn condition(&mut self, depth: usize) -> String {
@@ -169,12 +238,41 @@ impl Conditions<'_> {
                 }
             }
         };
-        for _ in 0..3 {
+        for _ in 0..self.rng.pick(&[3, 3, 3, 5]) {
+            if self.rng.chance(8) {
+                self.wrap(&mut path);
+            }
             if self.rng.chance(12) || !self.step(&mut path) {
                 break;
             }
         }
         path
+    }
+
+    /// Puts the value into a record or a branch, and takes it out again.
+    fn wrap(&mut self, path: &mut Path) {
+        let text = &path.text;
+        let test = match self.rng.below(3) {
+            0 => self.action_test(),
+            1 => format!("principal == {}", self.uid_text("User")),
+            _ => format!("resource is {}", self.rng.pick(RESOURCES)),
+        };
+        path.text = match self.rng.below(5) {
+            0 => format!("{{a: {text}, \"b c\": 1}}.a"),
+            1 => format!("{{a: {{b: {text}}}}}.a.b"),
+            2 => format!("(if {test} then {{a: {text}}} else {{a: {text}}}).a"),
+            3 => {
+                let Ty::Entity(type_name) = path.ty else {
+                    return;
+                };
+                let other = self.uid_text(type_name);
+                match self.rng.chance(50) {
+                    true => format!("(if {test} then {other} else {text})"),
+                    false => format!("(if {test} then {text} else {other})"),
+                }
+            }
+            _ => format!("(if {test} then {text} else {text})"),
+        };
     }
 
     fn context_path(&mut self) -> Path {
@@ -205,6 +303,13 @@ impl Conditions<'_> {
     /// Goes on into an attribute or field, if there is any.
     fn step(&mut self, path: &mut Path) -> bool {
         let (name, ty, required) = match path.ty {
+            Ty::Entity(type_name) if self.shape.has_tags(type_name) && self.rng.chance(12) => {
+                let key = string_text(self.rng.pick(TAGS));
+                path.guards.push(format!("{}.hasTag({key})", path.text));
+                path.text = format!("{}.getTag({key})", path.text);
+                path.ty = tag_type(type_name);
+                return true;
+            }
             Ty::Entity(type_name) => {
                 let declared: Vec<(&str, bool)> =
                     self.shape.attributes(type_name).into_iter().collect();
@@ -247,7 +352,16 @@ impl Conditions<'_> {
             } else {
                 string_text(name)
             };
-            path.guards.push(format!("{} has {name}", path.text));
+            let chain = path.guards.last().and_then(|guard| {
+                // `x has a` and then `x.a has b` is `x has a.b`.
+                let (holder, names) = guard.split_once(" has ")?;
+                let ends_here = format!("{holder}.{names}") == path.text;
+                ends_here.then(|| format!("{guard}.{name}"))
+            });
+            match chain {
+                Some(chain) if plain && self.rng.chance(60) => path.guards.push(chain),
+                _ => path.guards.push(format!("{} has {name}", path.text)),
+            }
         }
         path.text = match plain {
             true => format!("{}.{name}", path.text),

@@ -1,5 +1,6 @@
 //! What is under test: the loader, the snapshot and the engine, with the cache and without.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::engine::query_ref::QueryRef;
 use cedar_pdp::pdp::answer::{Answer, Decision};
-use cedar_pdp::pdp::query::Query;
+use cedar_pdp::pdp::query::{Query, Record, Uid, Value};
 use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
@@ -116,8 +117,49 @@ impl House {
                 }
             }
         }
+        // What no policy reads of the context may be anything of its kind.
+        let query = Query {
+            context: other_where_unread(snapshot, query),
+            explain: false,
+            ..query.clone()
+        };
+        for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
+            let got = engine.authorize(snapshot, &query);
+            compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
+                let context = &query.context;
+                format!("with {way}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")
+            })?;
+        }
         Ok(())
     }
+}
+
+/// The context of `query`, other values where no policy reads them. Values of some kinds are left
+/// as they are: the schema may take one and not the other.
+fn other_where_unread(snapshot: &Snapshot, query: &Query) -> Record {
+    let Uid { type_name, id } = &query.action;
+    let reads = snapshot.context_reads(type_name, id);
+    let other = |value: &Value| match value {
+        Value::Bool(value) => Value::Bool(!value),
+        Value::Long(value) => Value::Long(value.wrapping_add(1)),
+        Value::String(text) => Value::String(format!("{text}, or not")),
+        Value::Decimal(text) if text == "1.0" => Value::Decimal("2.5".to_owned()),
+        Value::Entity(_)
+        | Value::Set(_)
+        | Value::Record(_)
+        | Value::Decimal(_)
+        | Value::Ip(_)
+        | Value::Datetime(_)
+        | Value::Duration(_) => value.clone(),
+    };
+    let fields = query.context.iter().map(|(name, value)| {
+        let value = match reads.reads(name) {
+            true => value.clone(),
+            false => other(value),
+        };
+        (name.to_owned(), value)
+    });
+    fields.collect::<BTreeMap<_, _>>().into()
 }
 
 pub(crate) fn counts(snapshot: &Snapshot) -> Counts {

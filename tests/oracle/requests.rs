@@ -35,9 +35,10 @@ fn one(rng: &mut Rng, world: &World) -> Query {
     let (action, applies) = rng.pick(&leaves);
     let mut action = action.uid();
     if rng.chance(3) {
-        action = match rng.chance(50) {
-            true => rng.pick(&world.shape.actions).uid(),
-            false => Uid::new("Action", "unheard of"),
+        action = match rng.below(4) {
+            0 | 1 => rng.pick(&world.shape.actions).uid(),
+            2 => Uid::new("Action", "unheard of"),
+            _ => Uid::new("User", id(rng)),
         };
     }
     let principal = match rng.chance(2) {
@@ -151,7 +152,8 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
                 query.context = record(rng, &applies.context, CONTEXT);
             }
         }
-        3 | 4 => query.context = altered(rng, &query.context, CONTEXT),
+        3 => query.context = altered(rng, &query.context, CONTEXT),
+        4 => query.context = with_or_without_one(rng, world, &query),
         5 if !query.entities.is_empty() => {
             let at = rng.below(query.entities.len());
             query.entities.remove(at);
@@ -194,6 +196,38 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
         }
     }
     query
+}
+
+/// The context with an attribute more or less, mostly one that is declared and optional.
+fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
+    let mut fields: BTreeMap<String, Value> = query
+        .context
+        .iter()
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .collect();
+    let leaves = world.shape.leaves();
+    let declared = leaves
+        .iter()
+        .find(|(action, _)| action.uid() == query.action)
+        .map(|(_, applies)| applies.context.clone())
+        .unwrap_or_default();
+    let optional: Vec<&str> = declared
+        .iter()
+        .filter_map(|(name, required)| (!required).then_some(*name))
+        .collect();
+    let (any, ty) = rng.pick(CONTEXT);
+    let (name, ty) = match optional.is_empty() || !world.validates() && rng.chance(50) {
+        true => (any, ty),
+        false => {
+            let name = rng.pick(&optional);
+            let declared = CONTEXT.iter().find(|(known, _)| *known == name);
+            (name, declared.map_or(ty, |(_, ty)| *ty))
+        }
+    };
+    if fields.remove(name).is_none() {
+        fields.insert(name.to_owned(), value(rng, ty));
+    }
+    fields.into()
 }
 
 /// The same record with one field's value another, or a set in it in another order.

@@ -14,6 +14,19 @@ impl Rng {
         Self(rng.next())
     }
 
+    /// A generator for the thing named `name`, which draws the same whatever else is drawn.
+    pub(crate) fn named(seed: u64, name: &str) -> Self {
+        let digest = name.bytes().fold(seed, |digest, byte| {
+            (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self::new(digest)
+    }
+
+    /// A seed for another generator.
+    pub(crate) fn seed(&mut self) -> u64 {
+        self.next()
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -87,6 +87,40 @@ impl Shape {
         Self { entities, actions }
     }
 
+    /// Changes the actions' groups and what they apply to, or which optional attributes there
+    /// are. Entities that conform go on to do so.
+    pub(crate) fn change(&mut self, rng: &mut Rng) {
+        match rng.below(3) {
+            0 => {
+                for action in &mut self.actions {
+                    if let Some((_, _, _, groups)) = ACTIONS
+                        .iter()
+                        .find(|(ty, id, _, _)| (*ty, *id) == (action.type_name, action.id))
+                    {
+                        action.groups = rng.some(groups, 60);
+                    }
+                }
+            }
+            1 => {
+                for applies in self.actions.iter_mut().filter_map(|a| a.applies.as_mut()) {
+                    if rng.chance(50) {
+                        applies.context = attributes(rng, CONTEXT, 50);
+                    }
+                    if rng.chance(30) {
+                        applies.principals = distinct(rng, PRINCIPALS);
+                    }
+                }
+            }
+            _ => {
+                for shape in self.entities.values_mut() {
+                    for (name, _) in rng.some(ATTRIBUTES, 15) {
+                        shape.attributes.entry(name).or_insert(false);
+                    }
+                }
+            }
+        }
+    }
+
     /// The attributes of an entity type; none for types that no world shapes.
     pub(crate) fn attributes(&self, type_name: &str) -> Attributes {
         self.entities

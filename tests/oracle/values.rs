@@ -100,22 +100,41 @@ pub(crate) const RESOURCES: &[&str] = &["Doc", "Doc", "Folder", "Shop::Order"];
 
 pub(crate) const IDS: &[&str] = &["a", "b", "c", "d", "e", "", "q\"é\n\0"];
 
-pub(crate) fn rank(id: &str) -> usize {
-    IDS.iter().position(|known| *known == id).unwrap_or(0)
+/// Groups and folders that stand one above the other, in worlds that have them: an entity at the
+/// foot has some tens of ancestors. Elsewhere they are uids that nothing knows but a policy.
+pub(crate) const TOWER: &[&str] = &[
+    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
+    "17", "18", "19", "20", "21", "22", "23", "24", "25", "26", "27", "28", "29", "30", "31", "32",
+    "33", "34", "35", "36", "37", "38", "39",
+];
+
+/// The types that towers are of.
+pub(crate) const TOWERS: &[&str] = &["Group", "Folder"];
+
+/// The ids that an entity's parents of its own type may have.
+pub(crate) fn above(id: &str) -> &'static [&'static str] {
+    match IDS.iter().position(|known| *known == id) {
+        Some(rank) => &IDS[rank + 1..],
+        // Of a tower, which no entity of it may leave and come in again below.
+        None => &[],
+    }
 }
 
 pub(crate) fn id(rng: &mut Rng) -> &'static str {
     // Mostly few ids, so that policies, entities and requests meet.
-    if rng.chance(90) {
-        IDS[rng.below(4)]
-    } else {
-        rng.pick(IDS)
+    match rng.below(100) {
+        0..=88 => IDS[rng.below(4)],
+        89 => "nobody",
+        _ => rng.pick(IDS),
     }
 }
 
 pub(crate) fn uid(rng: &mut Rng, type_name: &str) -> Uid {
     if type_name == "Tier" {
         return Uid::new("Tier", rng.pick(&["gold", "silver"]));
+    }
+    if TOWERS.contains(&type_name) && rng.chance(12) {
+        return Uid::new(type_name, rng.pick(TOWER));
     }
     Uid::new(type_name, id(rng))
 }

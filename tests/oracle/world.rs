@@ -14,8 +14,8 @@ use crate::policies::{Drawn, arguments, draw};
 use crate::rng::Rng;
 use crate::shape::{Attributes, Shape};
 use crate::values::{
-    ATTRIBUTES, IDS, TAGS, TYPES, Ty, cedar_uid, json, other_value, rank, string_text, tag_type,
-    uid_text, value,
+    ATTRIBUTES, IDS, TAGS, TOWER, TOWERS, TYPES, Ty, above, cedar_uid, json, other_value,
+    string_text, tag_type, uid_text, value,
 };
 
 /// Relative path and text.
@@ -24,6 +24,14 @@ pub(crate) type Files = BTreeMap<String, String>;
 /// Where policies and templates stand; now and then all in the first, so that numbers reach ten
 /// and ids are seen to be sorted as text.
 const POLICY_FILES: &[&str] = &["a.cedar", "dir/b.cedar", "dir/more/c.cedar.json", "z.cedar"];
+
+/// Where entities stand, some of them.
+const ENTITY_FILES: &[&str] = &[
+    "entities.json",
+    "dir/people.entities.json",
+    "dir/more/things.entities.json",
+    "zz.entities.json",
+];
 
 #[derive(Clone, Debug)]
 pub(crate) struct World {
@@ -36,8 +44,11 @@ pub(crate) struct World {
     entities: BTreeMap<Uid, RequestEntity>,
     /// Numbers policies and links, so that ids are never given twice.
     serial: usize,
-    /// How files are split and values are written.
-    style: Rng,
+    /// How files are split and values are written. What has not changed is written as before, so
+    /// that its file is the same.
+    style: u64,
+    /// The files of entities that have moved from where the style would have them.
+    moved: BTreeMap<Uid, usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,11 +77,7 @@ impl World {
             Validation::Strict | Validation::Warn => rng.chance(88),
             Validation::Off => rng.chance(50),
         };
-        let schema = has_schema.then(|| {
-            let [types, rest] = shape.schema();
-            let (schema, _) = Schema::from_cedarschema_str(&format!("{types}{rest}")).unwrap();
-            schema
-        });
+        let schema = has_schema.then(|| schema(&shape));
         let mut world = Self {
             shape,
             schema,
@@ -79,7 +86,8 @@ impl World {
             links: Vec::new(),
             entities: BTreeMap::new(),
             serial: 0,
-            style: rng.clone(),
+            style: rng.seed(),
+            moved: BTreeMap::new(),
         };
         for _ in 0..rng.between(7, 18) {
             world.add_policy(rng);
@@ -91,6 +99,13 @@ impl World {
             for id in IDS {
                 if rng.chance(78) {
                     world.store_drawn(rng, Uid::new(*type_name, *id));
+                }
+            }
+        }
+        if rng.chance(30) {
+            for type_name in TOWERS {
+                for id in rng.some(TOWER, 95) {
+                    world.store_drawn(rng, Uid::new(*type_name, id));
                 }
             }
         }
@@ -114,8 +129,13 @@ impl World {
             return Self::draw(rng, self.validation);
         }
         let mut world = self.clone();
-        world.style = rng.clone();
-        for _ in 0..rng.between(1, 3) {
+        if rng.chance(20) {
+            world.style = rng.seed();
+        }
+        if rng.chance(15) {
+            world.change_schema(rng);
+        }
+        for _ in 0..rng.between(0, 3) {
             match rng.below(5) {
                 0 => {
                     let at = rng.below(world.policies.len());
@@ -139,17 +159,78 @@ impl World {
             }
         }
         let stored: Vec<Uid> = world.entities.keys().cloned().collect();
-        for uid in rng.some(&stored, 25) {
+        // Of a whole file, or of a few entities here and there.
+        let gone = rng.chance(10).then(|| rng.below(ENTITY_FILES.len()));
+        let share = rng.pick(&[0, 2, 2, 25]);
+        for uid in stored {
             if uid.type_name.ends_with("Action") {
                 continue;
             }
-            if rng.chance(25) {
+            if gone == Some(world.home(&uid)) {
                 world.entities.remove(&uid);
-            } else {
-                world.store_drawn(rng, uid);
+            } else if rng.chance(share) {
+                match rng.below(8) {
+                    0 | 1 => {
+                        world.entities.remove(&uid);
+                    }
+                    2 => {
+                        let home = rng.below(ENTITY_FILES.len());
+                        world.moved.insert(uid, home);
+                    }
+                    _ => world.store_drawn(rng, uid),
+                }
             }
         }
         world
+    }
+
+    /// Other groups of actions, or other optional attributes of contexts and entities; policies
+    /// that no longer validate give way to others.
+    fn change_schema(&mut self, rng: &mut Rng) {
+        self.shape.change(rng);
+        if self.schema.is_some() {
+            self.schema = Some(schema(&self.shape));
+        }
+        let stored = self.entities.keys();
+        if stored
+            .into_iter()
+            .any(|uid| uid.type_name.ends_with("Action"))
+        {
+            let is_all = self.schema.is_some();
+            self.store_actions(rng, if is_all { 100 } else { 70 });
+        }
+        let kept: Vec<Link> = std::mem::take(&mut self.links)
+            .into_iter()
+            .filter(|link| {
+                let template = self.policies.iter().find(|w| w.serial == link.template);
+                template.is_some_and(|template| self.fits(&template.drawn, Some(link)))
+            })
+            .collect();
+        let (fit, unfit): (Vec<_>, Vec<_>) = std::mem::take(&mut self.policies)
+            .into_iter()
+            .partition(|written| self.fits(&written.drawn, None));
+        self.links = kept;
+        self.links
+            .retain(|link| fit.iter().any(|written| written.serial == link.template));
+        self.policies = fit;
+        for _ in unfit {
+            self.add_policy(rng);
+        }
+    }
+
+    /// The file that an entity stands in.
+    fn home(&self, uid: &Uid) -> usize {
+        let Uid { type_name, id } = uid;
+        let home = || {
+            let files = Rng::named(self.style, "files").between(1, ENTITY_FILES.len());
+            Rng::named(self.style, &format!("home of {type_name} {id}")).below(files)
+        };
+        self.moved.get(uid).copied().unwrap_or_else(home)
+    }
+
+    /// A matter of taste that is settled by the style.
+    fn likes(&self, matter: &str, percent: usize) -> bool {
+        Rng::named(self.style, matter).chance(percent)
     }
 
     pub(crate) fn has_schema(&self) -> bool {
@@ -278,12 +359,11 @@ impl World {
 
     /// The policy directory.
     pub(crate) fn files(&self) -> Files {
-        let mut style = self.style.clone();
         let mut files = Files::new();
         if self.schema.is_some() {
             let [types, rest] = self.shape.schema();
             for (name, text) in [("types", types), ("dir/actions", rest)] {
-                match style.chance(30) {
+                match self.likes(name, 30) {
                     true => {
                         let (fragment, _) = SchemaFragment::from_cedarschema_str(&text).unwrap();
                         let json = fragment.to_json_string().unwrap();
@@ -295,16 +375,16 @@ impl World {
                 }
             }
         }
-        self.write_entities(&mut style, &mut files);
-        self.write_policies(&mut style, &mut files);
+        self.write_entities(&mut files);
+        self.write_policies(&mut files);
         files
     }
 
-    fn write_entities(&self, style: &mut Rng, files: &mut Files) {
-        let names = ["entities.json", "dir/people.entities.json"];
-        let mut arrays = [Vec::new(), Vec::new()];
+    fn write_entities(&self, files: &mut Files) {
+        let mut arrays: [Vec<serde_json::Value>; 4] = Default::default();
         for entity in self.entities.values() {
-            let implicit = self.has_schema() && style.chance(40);
+            let Uid { type_name, id } = &entity.uid;
+            let implicit = self.has_schema() && self.likes(&format!("plain {type_name} {id}"), 40);
             let fields = |record: &Record| -> serde_json::Map<String, serde_json::Value> {
                 record
                     .iter()
@@ -320,15 +400,17 @@ impl World {
             if !entity.tags.is_empty() {
                 written["tags"] = fields(&entity.tags).into();
             }
-            arrays[style.below(2)].push(written);
+            arrays[self.home(&entity.uid)].push(written);
         }
-        for (name, array) in names.into_iter().zip(arrays) {
-            let text = serde_json::to_string_pretty(&array).unwrap();
-            files.insert(name.to_owned(), text);
+        for (name, array) in ENTITY_FILES.iter().zip(arrays) {
+            if !array.is_empty() || self.likes(name, 30) {
+                let text = serde_json::to_string_pretty(&array).unwrap();
+                files.insert((*name).to_owned(), text);
+            }
         }
     }
 
-    fn write_policies(&self, style: &mut Rng, files: &mut Files) {
+    fn write_policies(&self, files: &mut Files) {
         let mut templates: HashMap<usize, String> = HashMap::new();
         let mut policy_sets: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
         for file in POLICY_FILES {
@@ -412,9 +494,9 @@ impl World {
         for (file, set) in policy_sets {
             files.insert(file.to_owned(), serde_json::to_string_pretty(&set).unwrap());
         }
-        if !links.is_empty() || style.chance(50) {
+        if !links.is_empty() || self.likes("a file for no links", 50) {
             // Before or after the files of its templates.
-            let name = if style.chance(50) {
+            let name = if self.likes("links come first", 50) {
                 "0.links.json"
             } else {
                 "zz/all.links.json"
@@ -425,6 +507,12 @@ impl World {
             );
         }
     }
+}
+
+fn schema(shape: &Shape) -> Schema {
+    let [types, rest] = shape.schema();
+    let (schema, _) = Schema::from_cedarschema_str(&format!("{types}{rest}")).unwrap();
+    schema
 }
 
 fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
@@ -440,19 +528,28 @@ fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
 pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     let attributes = record(rng, &shape.attributes(&uid.type_name), ATTRIBUTES);
     let mut parents = Vec::new();
-    for (type_name, above) in TYPES {
-        if *type_name != uid.type_name || above.is_empty() {
+    let floor = TOWER.iter().position(|known| *known == uid.id);
+    for (type_name, parent_types) in TYPES {
+        if *type_name != uid.type_name || parent_types.is_empty() {
             continue;
         }
+        if let Some(floor) = floor {
+            let next = &TOWER[floor + 1..TOWER.len().min(floor + 4)];
+            for id in rng.some(next, 60) {
+                parents.push(Uid::new(*type_name, id));
+            }
+        }
         for _ in 0..rng.below(3) {
-            let parent_type = rng.pick(above);
-            let least = match parent_type == uid.type_name {
-                true => rank(&uid.id) + 1,
-                false => 0,
+            let parent_type = rng.pick(parent_types);
+            let ids = match parent_type == uid.type_name {
+                true => above(&uid.id),
+                false => IDS,
             };
-            let later = &IDS[least.min(IDS.len())..];
-            if !later.is_empty() {
-                parents.push(Uid::new(parent_type, rng.pick(later)));
+            if !ids.is_empty() {
+                parents.push(Uid::new(parent_type, rng.pick(ids)));
+            }
+            if floor.is_none() && TOWERS.contains(&parent_type) && rng.chance(15) {
+                parents.push(Uid::new(parent_type, rng.pick(&TOWER[..3])));
             }
         }
     }
