@@ -2,6 +2,7 @@
 //!
 //! Only this module names tonic, http and the generated messages.
 
+mod answer;
 mod authorization;
 pub mod client;
 mod codec;
@@ -10,8 +11,10 @@ mod deadline;
 mod from_proto;
 mod health;
 pub mod listen;
+mod message;
 pub mod pb;
 mod policy_store;
+mod scan;
 mod serve;
 mod status;
 mod to_proto;
@@ -20,12 +23,15 @@ mod turn;
 use std::io;
 use std::sync::Arc;
 
+use hyper::body::Incoming;
 use tokio::sync::mpsc;
+use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
+pub use answer::EncodedAnswer;
 pub use authorization::AuthorizationRules;
 pub use from_proto::RequestRules;
 pub use serve::ConnectionLimits;
@@ -35,9 +41,10 @@ use crate::config::listen::Listen;
 use crate::engine::Engine;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
+use answer::AnswerBody;
 use authorization::Authorization;
+use deadline::Deadline;
 use listen::{BoundAddress, ListenError, Listener};
-use pb::authorization_service_server::AuthorizationServiceServer;
 use pb::policy_store_service_server::PolicyStoreServiceServer;
 
 /// What callers may send.
@@ -55,7 +62,7 @@ pub struct ApiSettings {
 #[derive(Debug)]
 pub struct House {
     /// Decides.
-    pub engine: Arc<Engine>,
+    pub engine: Arc<Engine<EncodedAnswer>>,
     /// Tells what is in force.
     pub status: StatusReader,
     /// Rereads on demand.
@@ -66,7 +73,7 @@ pub struct House {
 
 /// Every service, one match away from a call's path.
 struct Doors {
-    authorization: AuthorizationServiceServer<Authorization>,
+    authorization: Authorization,
     /// The services that are not on the hot path, and UNIMPLEMENTED for all other paths.
     others: Routes,
 }
@@ -82,6 +89,7 @@ impl Doors {
         let authorization = Authorization::new(
             Arc::clone(engine),
             settings.authorization.clone(),
+            settings.max_message_bytes,
             readiness.clone(),
         );
         let store = policy_store::PolicyStore::new(
@@ -103,28 +111,54 @@ impl Doors {
             .add_service(reflection().build_v1alpha()?)
             .prepare();
         Ok(Self {
-            authorization: AuthorizationServiceServer::new(authorization)
-                .max_decoding_message_size(settings.max_message_bytes),
+            authorization,
             others,
         })
     }
 
-    async fn call(&self, request: http::Request<Body>) -> http::Response<Body> {
-        let answered = if request
-            .uri()
-            .path()
-            .starts_with("/pdp.v1.AuthorizationService/")
-        {
-            self.authorization.clone().call(request).await
-        } else {
-            self.others.clone().call(request).await
+    async fn call(
+        &self,
+        request: http::Request<Incoming>,
+        deadline: Deadline,
+    ) -> http::Response<AnswerBody> {
+        let door = &self.authorization;
+        let method = request.uri().path();
+        let response = match method.strip_prefix("/pdp.v1.AuthorizationService/") {
+            Some("Authorize") => door.authorize(request, deadline).await,
+            Some("BatchAuthorize") => door.batch_authorize(request, deadline).await,
+            Some("StreamAuthorize") => door.stream_authorize(request, deadline).await,
+            Some(_) | None => self.others(request, deadline).await,
         };
-        // INVARIANT: both services' error type is `Infallible`.
-        match answered {
-            Ok(response) => response,
+        by_contract(response)
+    }
+
+    async fn others(
+        &self,
+        request: http::Request<Incoming>,
+        deadline: Deadline,
+    ) -> http::Response<AnswerBody> {
+        let request = deadline.put_with(request.map(Body::new));
+        // INVARIANT: the routes' error type is `Infallible`.
+        match self.others.clone().call(request).await {
+            Ok(response) => response.map(AnswerBody::Tonic),
             Err(never) => match never {},
         }
     }
+}
+
+/// tonic refuses a message beyond the size limit as OUT_OF_RANGE; the contract says
+/// RESOURCE_EXHAUSTED. No method of ours has a use for OUT_OF_RANGE.
+fn by_contract(mut response: http::Response<AnswerBody>) -> http::Response<AnswerBody> {
+    if let AnswerBody::Encoded(_) = response.body() {
+        return response;
+    }
+    const OUT_OF_RANGE: i32 = Code::OutOfRange as i32;
+    if let Some(status) = response.headers_mut().get_mut("grpc-status")
+        && status.to_str().ok().and_then(|code| code.parse().ok()) == Some(OUT_OF_RANGE)
+    {
+        *status = http::HeaderValue::from(Code::ResourceExhausted as i32);
+    }
+    response
 }
 
 /// Why the doors could not be opened.

@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 
 use crate::api::listen::BoundAddress;
 use crate::api::{
-    ApiSettings, AuthorizationRules, ConnectionLimits, House, OpenError, RequestRules, Server,
+    ApiSettings, AuthorizationRules, ConnectionLimits, EncodedAnswer, House, OpenError,
+    RequestRules, Server,
 };
 use crate::config::{Config, WatchMode};
 use crate::engine::Engine;
@@ -39,7 +40,7 @@ pub struct App {
     reloads: policy_store::Reloads,
     snapshots: Reader,
     status: StatusReader,
-    engine: Arc<Engine>,
+    engine: Arc<Engine<EncodedAnswer>>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
     nothing_loaded: Option<Pending>,
@@ -151,7 +152,7 @@ impl App {
 /// Lets callers in at the first snapshot; at each later one, frees what only the old one needed.
 async fn follow_snapshots(
     mut snapshots: Reader,
-    engine: Arc<Engine>,
+    engine: Arc<Engine<EncodedAnswer>>,
     mut nothing_loaded: Option<Pending>,
 ) {
     while snapshots.changed().await.is_ok() {

@@ -3,8 +3,10 @@
 //! Nothing here knows a wire format, and nothing here decides by itself.
 
 pub mod cache;
-mod key;
+pub mod key;
+pub mod query_ref;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::pdp::NoAnswer;
@@ -13,15 +15,25 @@ use crate::pdp::query::Query;
 use crate::pdp::{Snapshot, authorize};
 use crate::policy_store::Reader;
 use cache::{Cache, CacheFigures, CacheSettings};
+use query_ref::QueryRef;
 
-/// Answers queries from the snapshot in force, remembering the answers.
-#[derive(Debug)]
-pub struct Engine {
-    snapshots: Reader,
-    cache: Option<Cache>,
+/// What a door makes of an answer, and what is remembered of it.
+pub trait Rendered: Clone + Debug + Send + Sync + 'static {
+    /// Made once for each decision.
+    fn render(answer: Answer) -> Self;
+
+    /// The memory that one holds, in bytes.
+    fn weight(&self) -> usize;
 }
 
-impl Engine {
+/// Answers queries from the snapshot in force, remembering the answers as `A`.
+#[derive(Debug)]
+pub struct Engine<A: Rendered = Arc<Answer>> {
+    snapshots: Reader,
+    cache: Option<Cache<A>>,
+}
+
+impl<A: Rendered> Engine<A> {
     /// An engine over the snapshots that `snapshots` reads.
     #[must_use]
     pub fn new(snapshots: Reader, settings: CacheSettings) -> Self {
@@ -48,20 +60,43 @@ impl Engine {
     ///
     /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when
     /// deciding it would take more than it may.
+    pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
+        let decide = || authorize(snapshot, query).map(A::render);
+        match &self.cache {
+            Some(cache) => Self::ask(cache, snapshot, &QueryRef::from(query), decide),
+            None => decide(),
+        }
+    }
+
+    /// Decides as [`authorize`](Self::authorize) does; the query is copied only when it must be
+    /// decided.
+    ///
+    /// # Errors
+    ///
+    /// As [`authorize`](Self::authorize).
+    pub fn authorize_ref(&self, snapshot: &Snapshot, query: &QueryRef<'_>) -> Result<A, NoAnswer> {
+        let decide = || authorize(snapshot, &query.to_query()).map(A::render);
+        match &self.cache {
+            Some(cache) => Self::ask(cache, snapshot, query, decide),
+            None => decide(),
+        }
+    }
+
     #[tracing::instrument(level = "debug", skip_all, fields(
-        action.r#type = %query.action.type_name,
-        principal.r#type = %query.principal.type_name,
-        resource.r#type = %query.resource.type_name,
+        action.r#type = query.action.type_name,
+        principal.r#type = query.principal.type_name,
+        resource.r#type = query.resource.type_name,
         revision = %snapshot.revision(),
-        cache = tracing::field::Empty,
     ))]
-    pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<Arc<Answer>, NoAnswer> {
-        let Some(cache) = &self.cache else {
-            return authorize(snapshot, query).map(Arc::new);
-        };
-        // The key holds all of the request and the revision, so a hit is a request that was
-        // checked before, in full, on this very content.
-        cache.get_or_decide(snapshot.revision(), query, || authorize(snapshot, query))
+    fn ask(
+        cache: &Cache<A>,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+        decide: impl FnOnce() -> Result<A, NoAnswer>,
+    ) -> Result<A, NoAnswer> {
+        // The key holds of the request all that the outcome can depend on, and answers are kept
+        // by revision: a hit is a request that was checked before on this very content.
+        cache.get_or_decide(snapshot, query, decide)
     }
 
     /// Drops the remembered answers of snapshots that are no longer in force.

@@ -7,6 +7,7 @@
 //! says in [`diagnostic`]s why not); a [`query`] is decided by [`mod@authorize`] on a snapshot, and
 //! the [`answer`] may carry an [`explanation`].
 
+pub mod advice;
 pub mod answer;
 pub mod authorize;
 mod bind;
@@ -29,6 +30,7 @@ pub mod sources;
 mod uids;
 mod values;
 
+pub use advice::advice;
 pub use answer::NoAnswer;
 pub use authorize::{authorize, authorize_among, candidates};
 pub use compile::{CompileError, StoredEntities, Workers, compile, compile_from};

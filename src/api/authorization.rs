@@ -1,17 +1,30 @@
 //! The door of `pdp.v1.AuthorizationService`: parse, ask the engine, answer.
+//!
+//! tonic's generated service is not used here, but what it is made of: messages come as bytes and
+//! are read in place where they have the plain shape (`scan`), and answers go as the bytes that
+//! the engine remembers. Everything else is decoded by prost, with the same errors as ever.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use hyper::body::Incoming;
+use prost::Message as _;
+use prost::bytes::{BufMut as _, Bytes};
+use prost::encoding::{encode_varint, encoded_len_varint};
+use tokio::task::JoinSet;
+use tonic::body::Body;
+use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::answer::{AnswerBody, EncodedAnswer};
 use super::deadline::Deadline;
 use super::from_proto::{self, RequestRules};
-use super::pb::authorization_service_server::AuthorizationService;
+use super::message::{self, Whole};
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
-use super::{pb, to_proto};
+use super::{codec, pb, scan};
 use crate::engine::Engine;
 use crate::pdp::Snapshot;
 use crate::readiness::ReadinessReader;
@@ -28,8 +41,9 @@ pub struct AuthorizationRules {
 /// Answers `pdp.v1.AuthorizationService`.
 #[derive(Clone, Debug)]
 pub(super) struct Authorization {
-    engine: Arc<Engine>,
+    engine: Arc<Engine<EncodedAnswer>>,
     rules: Arc<AuthorizationRules>,
+    max_message_bytes: usize,
     draining: ReadinessReader,
 }
 
@@ -37,15 +51,79 @@ impl Authorization {
     /// A door to `engine`; `draining` ends its streams.
     #[must_use]
     pub(super) fn new(
-        engine: Arc<Engine>,
+        engine: Arc<Engine<EncodedAnswer>>,
         rules: AuthorizationRules,
+        max_message_bytes: usize,
         draining: ReadinessReader,
     ) -> Self {
         Self {
             engine,
             rules: Arc::new(rules),
+            max_message_bytes,
             draining,
         }
+    }
+
+    /// `Authorize`.
+    pub(super) async fn authorize(
+        &self,
+        request: http::Request<Incoming>,
+        deadline: Deadline,
+    ) -> http::Response<AnswerBody> {
+        let (head, body) = request.into_parts();
+        // Whether an encoding is known is for tonic to say, even when it is not used.
+        let body = if head.headers.contains_key("grpc-encoding") {
+            Body::new(body)
+        } else {
+            match message::read(body, self.max_message_bytes).await {
+                Ok(bytes) => {
+                    let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
+                    match self.authorize_in_place(message, deadline) {
+                        Some(Ok(answer)) => return answer.into_response(),
+                        Some(Err(rejection)) => {
+                            return Status::from(rejection).into_http().map(AnswerBody::Tonic);
+                        }
+                        None => Body::new(Whole(Some(bytes))),
+                    }
+                }
+                Err(held) => Body::new(held),
+            }
+        };
+        let request = deadline.put_with(http::Request::from_parts(head, body));
+        self.grpc()
+            .unary(Unary(self), request)
+            .await
+            .map(AnswerBody::Tonic)
+    }
+
+    /// `BatchAuthorize`.
+    pub(super) async fn batch_authorize(
+        &self,
+        request: http::Request<Incoming>,
+        deadline: Deadline,
+    ) -> http::Response<AnswerBody> {
+        let request = deadline.put_with(request.map(Body::new));
+        self.grpc()
+            .unary(Batched(self), request)
+            .await
+            .map(AnswerBody::Tonic)
+    }
+
+    /// `StreamAuthorize`.
+    pub(super) async fn stream_authorize(
+        &self,
+        request: http::Request<Incoming>,
+        deadline: Deadline,
+    ) -> http::Response<AnswerBody> {
+        let request = deadline.put_with(request.map(Body::new));
+        self.grpc()
+            .streaming(Streamed(self), request)
+            .await
+            .map(AnswerBody::Tonic)
+    }
+
+    fn grpc(&self) -> Grpc<codec::Encoded> {
+        Grpc::new(codec::Encoded).max_decoding_message_size(self.max_message_bytes)
     }
 
     fn snapshot(&self) -> Result<Arc<Snapshot>, Rejection> {
@@ -56,84 +134,269 @@ impl Authorization {
         &self,
         snapshot: &Snapshot,
         request: pb::AuthorizeRequest,
-    ) -> Result<pb::AuthorizeResponse, Rejection> {
+    ) -> Result<EncodedAnswer, Rejection> {
         let query = from_proto::query(request, &self.rules.request)?;
-        let answer = self.engine.authorize(snapshot, &query)?;
-        Ok(to_proto::answer(&answer))
+        Ok(self.engine.authorize(snapshot, &query)?)
+    }
+
+    /// Decides a message of the plain shape; of any other `None`, and nothing is decided.
+    fn decide_in_place(
+        &self,
+        snapshot: &Snapshot,
+        message: &[u8],
+    ) -> Option<Result<EncodedAnswer, Rejection>> {
+        let query = scan::query(message, &self.rules.request)?;
+        let answer = self.engine.authorize_ref(snapshot, &query);
+        Some(answer.map_err(Rejection::from))
+    }
+
+    /// `None` for whatever is not simply decided, so that of several faults the same one is told
+    /// as ever.
+    fn authorize_in_place(
+        &self,
+        message: &[u8],
+        deadline: Deadline,
+    ) -> Option<Result<EncodedAnswer, Rejection>> {
+        deadline.check().ok()?;
+        self.decide_in_place(&*self.engine.snapshot()?, message)
     }
 }
 
-/// The answers of one stream.
-type Answers = Pin<Box<dyn Stream<Item = Result<pb::StreamAuthorizeResponse, Status>> + Send>>;
+type Answered<T> = Result<Response<T>, Status>;
 
-#[tonic::async_trait]
-impl AuthorizationService for Authorization {
-    async fn authorize(
-        &self,
-        request: Request<pb::AuthorizeRequest>,
-    ) -> Result<Response<pb::AuthorizeResponse>, Status> {
-        Deadline::of(&request).check()?;
-        let snapshot = self.snapshot()?;
-        Ok(Response::new(self.decide(&snapshot, request.into_inner())?))
-    }
+/// `Authorize` of messages of any shape.
+struct Unary<'a>(&'a Authorization);
 
-    async fn batch_authorize(
-        &self,
-        request: Request<pb::BatchAuthorizeRequest>,
-    ) -> Result<Response<pb::BatchAuthorizeResponse>, Status> {
+impl UnaryService<Bytes> for Unary<'_> {
+    type Response = Bytes;
+    type Future = std::future::Ready<Answered<Bytes>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let deadline = Deadline::of(&request);
-        deadline.check()?;
-        let requests = request.into_inner().requests;
-        if requests.len() > self.rules.max_batch_items {
-            return Err(Rejection::TooMany {
-                what: "requests in one batch",
-                most: self.rules.max_batch_items,
-            }
-            .into());
-        }
-        // Loaded once: every item is decided on one and the same revision.
-        let snapshot = self.snapshot()?;
-        let mut turn = Turn::begin();
-        let mut results = Vec::with_capacity(requests.len());
-        for request in requests {
-            turn.yield_when_over().await;
+        let answer = || {
+            let message: pb::AuthorizeRequest = codec::decode(request.get_ref())?;
             deadline.check()?;
-            results.push(pb::BatchAuthorizeResult {
-                result: Some(match self.decide(&snapshot, request) {
-                    Ok(response) => pb::batch_authorize_result::Result::Response(response),
-                    Err(rejection) => {
-                        pb::batch_authorize_result::Result::Error(to_message(&rejection.into()))
+            let snapshot = self.0.snapshot()?;
+            let answer = self.0.decide(&snapshot, message)?;
+            Ok(Response::new(Bytes::copy_from_slice(answer.message())))
+        };
+        std::future::ready(answer())
+    }
+}
+
+struct Batched<'a>(&'a Authorization);
+
+impl UnaryService<Bytes> for Batched<'_> {
+    type Response = Bytes;
+    type Future = BoxFuture<'static, Answered<Bytes>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let deadline = Deadline::of(&request);
+        let door = self.0.clone();
+        Box::pin(async move {
+            let mut batch = Batch::begin(door, request.into_inner(), deadline)?;
+            if !batch.run()? {
+                // It takes longer than a turn. Elsewhere it holds up nobody who waits for an
+                // answer on this connection, and dropping the set ends it with the call.
+                let mut elsewhere = JoinSet::new();
+                elsewhere.spawn(async move {
+                    loop {
+                        tokio::task::yield_now().await;
+                        if batch.run()? {
+                            return Ok::<_, Status>(batch);
+                        }
                     }
-                }),
-            });
-        }
-        let revision = snapshot.revision().to_string();
-        Ok(Response::new(pb::BatchAuthorizeResponse {
-            results,
-            revision,
-        }))
+                });
+                batch = match elsewhere.join_next().await {
+                    Some(Ok(done)) => done?,
+                    Some(Err(error)) if error.is_panic() => {
+                        std::panic::resume_unwind(error.into_panic())
+                    }
+                    Some(Err(_)) | None => return Err(Rejection::ShuttingDown.into()),
+                };
+            }
+            Ok(Response::new(batch.finish()))
+        })
+    }
+}
+
+/// One batch, decided item by item on one snapshot.
+struct Batch {
+    door: Authorization,
+    snapshot: Arc<Snapshot>,
+    deadline: Deadline,
+    message: Bytes,
+    items: Items,
+    /// A `BatchAuthorizeResponse`, as far as it is known.
+    response: Vec<u8>,
+}
+
+/// What is left of a batch.
+enum Items {
+    /// From this byte of the message on; so many were decided.
+    InPlace {
+        at: usize,
+        decided: usize,
+    },
+    Decoded(std::vec::IntoIter<pb::AuthorizeRequest>),
+}
+
+/// How many items are decided between two looks at the clock.
+const ITEMS_A_LOOK: usize = 4;
+
+impl Batch {
+    fn begin(door: Authorization, message: Bytes, deadline: Deadline) -> Result<Self, Status> {
+        let most = door.rules.max_batch_items;
+        let in_place = scan::batch_len(&message).filter(|&count| count <= most);
+        let items = match in_place {
+            Some(_) if deadline.check().is_ok() && door.engine.snapshot().is_some() => {
+                Items::InPlace { at: 0, decided: 0 }
+            }
+            Some(_) | None => {
+                let requests = decode_batch(&message)?;
+                deadline.check()?;
+                if requests.len() > most {
+                    return Err(Rejection::TooMany {
+                        what: "requests in one batch",
+                        most,
+                    }
+                    .into());
+                }
+                Items::Decoded(requests.into_iter())
+            }
+        };
+        // Loaded once: every item is decided on one and the same revision.
+        let snapshot = door.snapshot()?;
+        Ok(Self {
+            door,
+            snapshot,
+            deadline,
+            message,
+            items,
+            response: Vec::new(),
+        })
     }
 
-    type StreamAuthorizeStream = Answers;
+    /// Decides items for one turn; whether all are decided.
+    fn run(&mut self) -> Result<bool, Status> {
+        let turn = Turn::begin();
+        loop {
+            self.deadline.check()?;
+            for _ in 0..ITEMS_A_LOOK {
+                match self.next()? {
+                    Some(Ok(answer)) => {
+                        put_result(&mut self.response, RESPONSE, answer.message());
+                    }
+                    Some(Err(rejection)) => {
+                        let error = to_message(&rejection.into()).encode_to_vec();
+                        put_result(&mut self.response, ERROR, &error);
+                    }
+                    None => return Ok(true),
+                }
+            }
+            if turn.is_over() {
+                return Ok(false);
+            }
+        }
+    }
 
-    async fn stream_authorize(
-        &self,
-        request: Request<Streaming<pb::StreamAuthorizeRequest>>,
-    ) -> Result<Response<Answers>, Status> {
+    /// Decides the next item.
+    fn next(&mut self) -> Result<Option<Result<EncodedAnswer, Rejection>>, Status> {
+        if let Items::InPlace { at, decided } = &mut self.items {
+            let item = match scan::batch_item(&self.message, at) {
+                Some(None) => return Ok(None),
+                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item),
+                None => None,
+            };
+            if let Some(answer) = item {
+                *decided += 1;
+                return Ok(Some(answer));
+            }
+            // Not of the plain shape, or no request at all, which fails the whole batch: from here
+            // on it goes as prost reads it.
+            let mut requests = decode_batch(&self.message)?.into_iter();
+            requests.by_ref().take(*decided).for_each(drop);
+            self.items = Items::Decoded(requests);
+        }
+        match &mut self.items {
+            Items::Decoded(requests) => Ok(requests
+                .next()
+                .map(|request| self.door.decide(&self.snapshot, request))),
+            Items::InPlace { .. } => Ok(None),
+        }
+    }
+
+    fn finish(self) -> Bytes {
+        const REVISION: u8 = 2;
+        let Self {
+            mut response,
+            snapshot,
+            ..
+        } = self;
+        put(
+            &mut response,
+            REVISION,
+            snapshot.revision().as_str().as_bytes(),
+        );
+        response.into()
+    }
+}
+
+fn decode_batch(message: &[u8]) -> Result<Vec<pb::AuthorizeRequest>, Status> {
+    codec::decode(message).map(|pb::BatchAuthorizeRequest { requests }| requests)
+}
+
+/// The fields of a `BatchAuthorizeResult`.
+const RESPONSE: u8 = 1;
+const ERROR: u8 = 2;
+
+/// Writes a `BatchAuthorizeResult` with one field of the `BatchAuthorizeResponse` that it is in.
+fn put_result(out: &mut Vec<u8>, field: u8, content: &[u8]) {
+    const RESULTS: u8 = 1;
+    let length = content.len() as u64;
+    out.put_u8(tag(RESULTS));
+    encode_varint(1 + encoded_len_varint(length) as u64 + length, out);
+    put(out, field, content);
+}
+
+/// Writes a field that holds a message or a text.
+fn put(out: &mut Vec<u8>, field: u8, content: &[u8]) {
+    out.put_u8(tag(field));
+    encode_varint(content.len() as u64, out);
+    out.put_slice(content);
+}
+
+/// The tag of a length-delimited field.
+const fn tag(field: u8) -> u8 {
+    field << 3 | 2
+}
+
+struct Streamed<'a>(&'a Authorization);
+
+/// The answers of one stream.
+type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
+impl StreamingService<Bytes> for Streamed<'_> {
+    type Response = Bytes;
+    type ResponseStream = Answers;
+    type Future = std::future::Ready<Answered<Answers>>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let deadline = Deadline::of(&request);
-        deadline.check()?;
-        // Nothing loaded is refused before the stream begins; later there always is something.
-        self.snapshot()?;
-        let state = AnswerStream {
-            door: self.clone(),
-            items: request.into_inner(),
-            deadline,
-            turn: Turn::begin(),
+        let begin = || {
+            deadline.check()?;
+            // Nothing loaded is refused before the stream begins; later there always is something.
+            self.0.snapshot()?;
+            let state = AnswerStream {
+                door: self.0.clone(),
+                items: request.into_inner(),
+                deadline,
+                turn: Turn::begin(),
+            };
+            let answers: Answers = Box::pin(stream::try_unfold(state, AnswerStream::next));
+            Ok(Response::new(answers))
         };
-        Ok(Response::new(Box::pin(stream::try_unfold(
-            state,
-            AnswerStream::next,
-        ))))
+        std::future::ready(begin())
     }
 }
 
@@ -141,13 +404,13 @@ impl AuthorizationService for Authorization {
 /// caller that does not read its answers is not read from either, and holds nothing but itself.
 struct AnswerStream {
     door: Authorization,
-    items: Streaming<pb::StreamAuthorizeRequest>,
+    items: Streaming<Bytes>,
     deadline: Deadline,
     turn: Turn,
 }
 
 impl AnswerStream {
-    async fn next(mut self) -> Result<Option<(pb::StreamAuthorizeResponse, Self)>, Status> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Status> {
         self.turn.yield_when_over().await;
         let item = tokio::select! {
             biased;
@@ -155,30 +418,87 @@ impl AnswerStream {
             () = self.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
             item = self.items.message() => item.map_err(by_contract)?,
         };
-        let Some(pb::StreamAuthorizeRequest {
-            correlation_id,
-            request,
-        }) = item
-        else {
+        let Some(message) = item else {
             return Ok(None);
         };
-        // The snapshot in force when the item is read.
-        let decided = self.door.snapshot().and_then(|snapshot| {
+        let (correlation_id, decided) = self.decide(&message)?;
+        Ok(Some((stream_response(correlation_id, decided), self)))
+    }
+
+    /// Decides an item on the snapshot in force now.
+    fn decide(&self, message: &[u8]) -> Result<(u64, Result<EncodedAnswer, Rejection>), Status> {
+        let snapshot = self.door.snapshot();
+        if let Ok(snapshot) = &snapshot
+            && let Some((correlation_id, request)) = scan::stream_item(message)
+            && let Some(decided) = self.door.decide_in_place(snapshot, request)
+        {
+            return Ok((correlation_id, decided));
+        }
+        let pb::StreamAuthorizeRequest {
+            correlation_id,
+            request,
+        } = codec::decode(message)?;
+        let decided = snapshot.and_then(|snapshot| {
             // An item without a request lacks what every request needs.
             self.door.decide(&snapshot, request.unwrap_or_default())
         });
-        let result = match decided {
-            Ok(response) => pb::stream_authorize_response::Result::Response(response),
-            Err(rejection) => {
-                pb::stream_authorize_response::Result::Error(to_message(&rejection.into()))
-            }
-        };
-        Ok(Some((
-            pb::StreamAuthorizeResponse {
+        Ok((correlation_id, decided))
+    }
+}
+
+/// A `StreamAuthorizeResponse`.
+fn stream_response(correlation_id: u64, decided: Result<EncodedAnswer, Rejection>) -> Bytes {
+    const RESPONSE: u8 = 2;
+    let error = match decided {
+        Err(rejection) => to_message(&rejection.into()),
+        Ok(answer) => {
+            // Proto3 leaves out what is zero.
+            let mut response = pb::StreamAuthorizeResponse {
                 correlation_id,
-                result: Some(result),
-            },
-            self,
-        )))
+                result: None,
+            }
+            .encode_to_vec();
+            put(&mut response, RESPONSE, answer.message());
+            return response.into();
+        }
+    };
+    pb::StreamAuthorizeResponse {
+        correlation_id,
+        result: Some(pb::stream_authorize_response::Result::Error(error)),
+    }
+    .encode_to_vec()
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The results of a batch as we write them, read by prost.
+    #[test]
+    fn what_is_written_is_what_prost_reads() {
+        let response = pb::AuthorizeResponse {
+            decision: pb::Decision::Allow.into(),
+            determining_policies: vec!["x".repeat(200)],
+            ..pb::AuthorizeResponse::default()
+        };
+        let error = tonic_types::Status {
+            code: 3,
+            message: "no".to_owned(),
+            details: Vec::new(),
+        };
+        let mut written = Vec::new();
+        put_result(&mut written, RESPONSE, &response.encode_to_vec());
+        put_result(&mut written, ERROR, &error.encode_to_vec());
+        put(&mut written, 2, b"revision");
+        use pb::batch_authorize_result::Result::{Error, Response};
+        let results = [Response(response), Error(error)].map(|result| pb::BatchAuthorizeResult {
+            result: Some(result),
+        });
+        let wanted = pb::BatchAuthorizeResponse {
+            results: results.into(),
+            revision: "revision".to_owned(),
+        };
+        assert_eq!(written, wanted.encode_to_vec());
     }
 }

@@ -5,10 +5,10 @@
 use std::marker::PhantomData;
 
 use prost::Message;
-use prost::bytes::Buf as _;
+use prost::bytes::{Buf as _, BufMut as _, Bytes};
 use prost::encoding::{WireType, decode_varint};
 use tonic::Status;
-use tonic::codec::{BufferSettings, DecodeBuf};
+use tonic::codec::{BufferSettings, DecodeBuf, EncodeBuf};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
 /// Sends `T` and receives `U`, as `application/grpc+proto`.
@@ -53,12 +53,7 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // A byte or two can become an item of two hundred, so they are counted before they do.
-        if has_more_fields(buf.chunk(), MAX_FIELDS) {
-            return Err(Status::resource_exhausted(format!(
-                "a message of more than {MAX_FIELDS} items"
-            )));
-        }
+        check_fields(buf.chunk())?;
         // prost fails for one reason only, and this is the only place that sees nothing else:
         // further up, INTERNAL may be a fault of ours.
         self.0
@@ -68,6 +63,60 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
 
     fn buffer_settings(&self) -> BufferSettings {
         self.0.buffer_settings()
+    }
+}
+
+/// The message in `bytes`, with [`Decoder`]'s errors.
+pub(super) fn decode<T: Message + Default>(bytes: &[u8]) -> Result<T, Status> {
+    check_fields(bytes)?;
+    T::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// A byte or two can become an item of two hundred, so they are counted before they do.
+fn check_fields(bytes: &[u8]) -> Result<(), Status> {
+    if has_more_fields(bytes, MAX_FIELDS) {
+        return Err(Status::resource_exhausted(format!(
+            "a message of more than {MAX_FIELDS} items"
+        )));
+    }
+    Ok(())
+}
+
+/// Sends and receives messages as they are, encoded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Encoded;
+
+impl tonic::codec::Codec for Encoded {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl tonic::codec::Encoder for Encoded {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.put(message);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for Encoded {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buf.copy_to_bytes(buf.remaining())))
     }
 }
 

@@ -7,6 +7,7 @@ use futures_util::stream::{self, Stream};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::answer::EncodedAnswer;
 use super::deadline::Deadline;
 use super::pb::policy_store_service_server::PolicyStoreService;
 use super::status::Rejection;
@@ -22,7 +23,7 @@ const LARGEST_PAGE: usize = 1_000;
 /// Answers `pdp.v1.PolicyStoreService`.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyStore {
-    engine: Arc<Engine>,
+    engine: Arc<Engine<EncodedAnswer>>,
     status: StatusReader,
     reloads: Reloads,
     draining: ReadinessReader,
@@ -32,7 +33,7 @@ impl PolicyStore {
     /// A door to the store; `draining` ends its watches.
     #[must_use]
     pub(super) fn new(
-        engine: Arc<Engine>,
+        engine: Arc<Engine<EncodedAnswer>>,
         status: StatusReader,
         reloads: Reloads,
         draining: ReadinessReader,

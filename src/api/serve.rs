@@ -18,10 +18,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
-use tonic::body::Body;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::Doors;
+use super::answer::AnswerBody;
 use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::listen::{Connection, Listener};
@@ -194,13 +194,13 @@ impl Drop for CallInFlight {
 
 /// The body of an answer, which keeps its call in flight.
 struct CountedBody {
-    body: Body,
+    body: AnswerBody,
     _call: CallInFlight,
 }
 
 impl hyper::body::Body for CountedBody {
-    type Data = <Body as hyper::body::Body>::Data;
-    type Error = <Body as hyper::body::Body>::Error;
+    type Data = <AnswerBody as hyper::body::Body>::Data;
+    type Error = <AnswerBody as hyper::body::Body>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -219,25 +219,22 @@ impl hyper::body::Body for CountedBody {
 }
 
 /// One call: its deadline kept, its status in the contract's words.
-async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response<Body> {
+async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response<AnswerBody> {
     if !is_grpc(&request) {
-        let mut refused = http::Response::new(Body::empty());
+        let mut refused = http::Response::new(AnswerBody::Ended);
         *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return refused;
     }
     let deadline = Deadline::begin(request.headers());
-    let mut request = request.map(Body::new);
-    let response = match deadline.at() {
-        None => doors.call(request).await,
-        Some(at) => {
-            request.extensions_mut().insert(deadline);
-            match tokio::time::timeout_at(at, doors.call(request)).await {
-                Ok(response) => response,
-                Err(_elapsed) => Status::from(Rejection::DeadlinePassed).into_http(),
-            }
-        }
-    };
-    by_contract(response)
+    match deadline.at() {
+        None => doors.call(request, deadline).await,
+        Some(at) => match tokio::time::timeout_at(at, doors.call(request, deadline)).await {
+            Ok(response) => response,
+            Err(_elapsed) => Status::from(Rejection::DeadlinePassed)
+                .into_http()
+                .map(AnswerBody::Tonic),
+        },
+    }
 }
 
 /// Whether the call is one of gRPC, whose protocol asks for 415 otherwise.
@@ -251,16 +248,4 @@ fn is_grpc(request: &http::Request<Incoming>) -> bool {
         && kind
             .and_then(|kind| kind.strip_prefix(b"application/grpc"))
             .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-}
-
-/// tonic refuses a message beyond the size limit as OUT_OF_RANGE; the contract says
-/// RESOURCE_EXHAUSTED. No method of ours has a use for OUT_OF_RANGE.
-fn by_contract(mut response: http::Response<Body>) -> http::Response<Body> {
-    const OUT_OF_RANGE: i32 = Code::OutOfRange as i32;
-    if let Some(status) = response.headers_mut().get_mut("grpc-status")
-        && status.to_str().ok().and_then(|code| code.parse().ok()) == Some(OUT_OF_RANGE)
-    {
-        *status = http::HeaderValue::from(Code::ResourceExhausted as i32);
-    }
-    response
 }

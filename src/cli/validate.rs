@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use super::directory::{self, Directory};
 use super::{Format, Outcome};
 use crate::config::Config;
+use crate::pdp::advice;
+use crate::pdp::advice::{Advice, EveryRequest, Named, RememberedBy};
 use crate::pdp::diagnostic::Diagnostic;
 
 /// Reports on the directory that `config` names; [`Outcome::Good`] exactly when `serve` with the
@@ -39,6 +41,7 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<Outcome> {
                         warnings.len(),
                         snapshot.revision(),
                     )?;
+                    write_advice(&mut stdout, &advice(snapshot))?;
                 }
                 Err(_) => writeln!(
                     stdout,
@@ -72,6 +75,7 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<Outcome> {
                 "diagnostics": findings,
                 "revision": snapshot.map(|snapshot| snapshot.revision().as_str()),
                 "counts": counts,
+                "advice": snapshot.map(|snapshot| advice_json(&advice(snapshot))),
             });
             writeln!(stdout, "{report:#}")?;
         }
@@ -80,5 +84,103 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<Outcome> {
         Outcome::Good
     } else {
         Outcome::No
+    })
+}
+
+/// The most policies of one kind that people are told of; JSON holds all.
+const MOST_TOLD: usize = 20;
+
+/// What an author should know of how these policies are decided.
+fn write_advice(out: &mut impl io::Write, advice: &Advice) -> io::Result<()> {
+    let Advice {
+        every_request,
+        whole_context,
+        remembered_by,
+    } = advice;
+    if !every_request.is_empty() {
+        let count = every_request.len();
+        writeln!(out, "\npolicies that every request must evaluate: {count}")?;
+        for EveryRequest {
+            policy,
+            begins_with,
+        } in every_request.iter().take(MOST_TOLD)
+        {
+            let why = match begins_with {
+                None => "no condition".to_owned(),
+                Some(operand) => format!("open scope, and the condition begins with `{operand}`"),
+            };
+            writeln!(out, "  {}: {why}", shown(policy))?;
+        }
+        and_more(out, count)?;
+    }
+    if !whole_context.is_empty() {
+        let count = whole_context.len();
+        writeln!(
+            out,
+            "\npolicies that use the whole context, so that any attribute in it keeps an answer from \
+             being remembered: {count}"
+        )?;
+        for policy in whole_context.iter().take(MOST_TOLD) {
+            writeln!(out, "  {}", shown(policy))?;
+        }
+        and_more(out, count)?;
+    }
+    let reading = |by: &&RememberedBy| by.attributes.as_ref().is_none_or(|names| !names.is_empty());
+    let count = remembered_by.iter().filter(reading).count();
+    if count > 0 {
+        writeln!(
+            out,
+            "\nwhat answers are remembered by, besides principal, action and resource"
+        )?;
+        for RememberedBy { action, attributes } in
+            remembered_by.iter().filter(reading).take(MOST_TOLD)
+        {
+            let attributes = match attributes {
+                None => "the whole context".to_owned(),
+                Some(names) => format!("context: {}", names.join(", ")),
+            };
+            writeln!(out, "  {action}: {attributes}")?;
+        }
+        and_more(out, count)?;
+    }
+    Ok(())
+}
+
+fn and_more(out: &mut impl io::Write, count: usize) -> io::Result<()> {
+    match count.checked_sub(MOST_TOLD) {
+        Some(more @ 1..) => writeln!(out, "  and {more} more (`--format json` lists all)"),
+        Some(0) | None => Ok(()),
+    }
+}
+
+fn shown(Named { policy, place }: &Named) -> String {
+    match place.position {
+        Some(position) => format!(
+            "`{policy}` ({}:{}:{})",
+            place.file, position.line, position.column
+        ),
+        None => format!("`{policy}` ({})", place.file),
+    }
+}
+
+fn advice_json(advice: &Advice) -> serde_json::Value {
+    let named = |Named { policy, place }: &Named| {
+        serde_json::json!({
+            "policy": policy.as_str(),
+            "file": place.file,
+            "line": place.position.map(|position| position.line),
+            "column": place.position.map(|position| position.column),
+        })
+    };
+    serde_json::json!({
+        "every_request": advice.every_request.iter().map(|found| serde_json::json!({
+            "at": named(&found.policy),
+            "begins_with": found.begins_with,
+        })).collect::<Vec<_>>(),
+        "whole_context": advice.whole_context.iter().map(named).collect::<Vec<_>>(),
+        "remembered_by": advice.remembered_by.iter().map(|by| serde_json::json!({
+            "action": by.action,
+            "attributes": by.attributes,
+        })).collect::<Vec<_>>(),
     })
 }

@@ -1,21 +1,32 @@
 //! Remembers answers, bounded in bytes.
 //!
 //! Only answers are kept: what fails or is cancelled leaves nothing behind. An answer is kept
-//! under the revision it was decided on, so a reload needs no flush to be exact.
+//! under the revision it was decided on, so a reload needs no flush to be exact; and it is found
+//! by the whole of its key, never by a digest.
+//!
+//! There are two tiers. What is asked now stands in `front`, where a hit is a fraction of what it
+//! costs in moka. What falls out there for want of room goes to moka, which keeps it if it is
+//! asked more often than what it would take the place of, and gives it back when it is asked
+//! again. No answer stands in both.
+
+mod front;
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
 
+use super::Rendered;
 use super::key;
+use super::query_ref::QueryRef;
 use crate::pdp::NoAnswer;
+use crate::pdp::Snapshot;
 use crate::pdp::answer::{Answer, PolicyError};
 use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
-use crate::pdp::id::Revision;
-use crate::pdp::query::Query;
+use front::Front;
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +52,19 @@ pub struct CacheFigures {
     pub capacity_bytes: u64,
 }
 
-/// Revision and query as bytes.
+/// Revision and key of a query, one after the other. All revisions are of one length.
 type Key = Box<[u8]>;
 
 /// Answers by revision and query.
 #[derive(Debug)]
-pub(super) struct Cache {
-    answers: moka::sync::Cache<Key, Arc<Answer>>,
+pub(super) struct Cache<A: Rendered> {
+    front: Front<A>,
+    /// What has fallen out of the front.
+    kept: moka::sync::Cache<Key, A, RandomState>,
+    /// Whether anything has since the last reload: else there is no need to look.
+    has_kept: AtomicBool,
+    kept_hits: AtomicU64,
     capacity_bytes: NonZeroU64,
-    hits: AtomicU64,
-    misses: AtomicU64,
     evictions: Arc<AtomicU64>,
 }
 
@@ -62,16 +76,18 @@ thread_local! {
     static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Cache {
+impl<A: Rendered> Cache<A> {
     /// A cache, unless `settings` turn it off.
     pub(super) fn new(settings: CacheSettings) -> Option<Self> {
         let capacity_bytes = settings.capacity_bytes?;
         let evictions = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&evictions);
-        let answers = moka::sync::Cache::builder()
-            .max_capacity(capacity_bytes.get())
-            .weigher(|key: &Key, answer: &Arc<Answer>| {
-                u32::try_from(weight(key, answer)).unwrap_or(u32::MAX)
+        let of_moka = capacity_bytes.get() / 4;
+        let kept = moka::sync::Cache::builder()
+            .max_capacity(of_moka)
+            .weigher(|key: &Key, answer: &A| {
+                let weight = MOKA_ENTRY_BYTES + key.len() + answer.weight();
+                u32::try_from(weight).unwrap_or(u32::MAX)
             })
             .eviction_listener(move |_, _, cause| match cause {
                 RemovalCause::Size => {
@@ -79,56 +95,82 @@ impl Cache {
                 }
                 RemovalCause::Explicit | RemovalCause::Replaced | RemovalCause::Expired => {}
             })
-            .build();
+            .build_with_hasher(RandomState::default());
         Some(Self {
-            answers,
+            front: Front::new(capacity_bytes.get() - of_moka),
+            kept,
+            has_kept: AtomicBool::new(false),
+            kept_hits: AtomicU64::new(0),
             capacity_bytes,
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
             evictions,
         })
     }
 
-    /// The answer to `query` under `revision`, from memory or else from `decide`.
+    /// The answer to `query` on `snapshot`, from memory or else from `decide`.
     pub(super) fn get_or_decide(
         &self,
-        revision: &Revision,
-        query: &Query,
-        decide: impl FnOnce() -> Result<Answer, NoAnswer>,
-    ) -> Result<Arc<Answer>, NoAnswer> {
-        KEY.with_borrow_mut(|key| {
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+        decide: impl FnOnce() -> Result<A, NoAnswer>,
+    ) -> Result<A, NoAnswer> {
+        let revision = snapshot.revision();
+        let action = query.action;
+        let reads = snapshot.context_reads(action.type_name, action.id);
+        KEY.with_borrow_mut(|bytes| {
             // One huge request must not hold its key's memory on every thread for ever.
-            key.clear();
-            key.shrink_to(LARGEST_KEPT_KEY_BYTES);
-            key::encode(key, revision, query);
-            if let Some(answer) = self.answers.get(key.as_slice()) {
-                self.hits.fetch_add(1, Ordering::Relaxed);
+            bytes.clear();
+            bytes.shrink_to(LARGEST_KEPT_KEY_BYTES);
+            bytes.extend_from_slice(revision.as_str().as_bytes());
+            key::encode(bytes, reads, query);
+            let key = bytes.get(revision.as_str().len()..).unwrap_or_default();
+            let hash = self.front.hash(key);
+            if let Some(answer) = self.front.get(revision, hash, key) {
                 return Ok(answer);
             }
-            self.misses.fetch_add(1, Ordering::Relaxed);
-            let answer = Arc::new(decide()?);
-            self.answers
-                .insert(key.as_slice().into(), Arc::clone(&answer));
+            let answer = match self.take_kept(bytes) {
+                Some(answer) => answer,
+                None => decide()?,
+            };
+            let fallen = self.front.insert(revision, hash, key, &answer);
+            for (revision, key, answer) in fallen {
+                self.has_kept.store(true, Ordering::Relaxed);
+                let key = [revision.as_str().as_bytes(), &key].concat();
+                self.kept.insert(key.into(), answer);
+            }
             Ok(answer)
         })
     }
 
+    fn take_kept(&self, key: &[u8]) -> Option<A> {
+        if !self.has_kept.load(Ordering::Relaxed) {
+            return None;
+        }
+        let answer = self.kept.remove(key)?;
+        self.kept_hits.fetch_add(1, Ordering::Relaxed);
+        Some(answer)
+    }
+
     /// Drops everything that is held now.
     pub(super) fn forget(&self) {
-        self.answers.invalidate_all();
+        self.has_kept.store(false, Ordering::Relaxed);
+        self.front.forget();
+        self.kept.invalidate_all();
     }
 
     /// What it did so far.
     pub(super) fn figures(&self) -> CacheFigures {
         // What was just inserted or dropped is counted when moka gets round to it; whoever asks
         // for figures wants them true.
-        self.answers.run_pending_tasks();
+        self.kept.run_pending_tasks();
+        let front = self.front.figures();
+        let kept_hits = self.kept_hits.load(Ordering::Relaxed);
         CacheFigures {
-            hits: self.hits.load(Ordering::Relaxed),
-            misses: self.misses.load(Ordering::Relaxed),
+            hits: front.hits + kept_hits,
+            // The front counts whatever it did not have.
+            misses: front.misses.saturating_sub(kept_hits),
             evictions: self.evictions.load(Ordering::Relaxed),
-            entries: self.answers.entry_count(),
-            bytes: self.answers.weighted_size(),
+            entries: front.entries + self.kept.entry_count(),
+            bytes: front.bytes + self.kept.weighted_size(),
             capacity_bytes: self.capacity_bytes.get(),
         }
     }
@@ -136,25 +178,31 @@ impl Cache {
 
 /// What moka and the allocator need for an entry besides key and answer: its node, its place in
 /// the queues, its share of the table and of the frequency sketch. Measured, rounded up.
-const ENTRY_BYTES: usize = 256;
+const MOKA_ENTRY_BYTES: usize = 256;
 
-/// The memory that an entry holds, in bytes.
-fn weight(key: &[u8], answer: &Answer) -> usize {
-    let Answer {
-        decision: _,
-        diagnostics,
-        revision: _,
-        explanation,
-    } = answer;
-    // The ids and the revision are shared with the snapshot: the pointers count, not the text.
-    let determining = diagnostics.determining.capacity() * size_of::<crate::pdp::id::PolicyId>();
-    let errors: usize = diagnostics
-        .errors
-        .iter()
-        .map(|error| size_of::<PolicyError>() + error.message.capacity())
-        .sum();
-    let explained = explanation.as_deref().map_or(0, explanation_weight);
-    ENTRY_BYTES + key.len() + size_of::<Answer>() + determining + errors + explained
+impl Rendered for Arc<Answer> {
+    fn render(answer: Answer) -> Self {
+        Self::new(answer)
+    }
+
+    fn weight(&self) -> usize {
+        let Answer {
+            decision: _,
+            diagnostics,
+            revision: _,
+            explanation,
+        } = &**self;
+        // The ids and the revision are shared with the snapshot: the pointers count, not the text.
+        let determining =
+            diagnostics.determining.capacity() * size_of::<crate::pdp::id::PolicyId>();
+        let errors: usize = diagnostics
+            .errors
+            .iter()
+            .map(|error| size_of::<PolicyError>() + error.message.capacity())
+            .sum();
+        let explained = explanation.as_deref().map_or(0, explanation_weight);
+        size_of::<Answer>() + determining + errors + explained
+    }
 }
 
 fn explanation_weight(explanation: &Explanation) -> usize {
@@ -205,89 +253,4 @@ fn policy_weight(policy: &ExplainedPolicy) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pdp::answer::{Decision, Diagnostics};
-    use crate::pdp::query::{InvalidQuery, Problem, Record, Uid};
-
-    fn cache(capacity_bytes: u64) -> Cache {
-        Cache::new(CacheSettings {
-            capacity_bytes: NonZeroU64::new(capacity_bytes),
-        })
-        .unwrap()
-    }
-
-    fn query(id: &str) -> Query {
-        Query {
-            principal: Uid::new("User", id),
-            action: Uid::new("Action", "read"),
-            resource: Uid::new("Doc", "1"),
-            context: Record::default(),
-            entities: Vec::new(),
-            explain: false,
-        }
-    }
-
-    fn answer(decision: Decision) -> Answer {
-        Answer {
-            decision,
-            diagnostics: Diagnostics::default(),
-            revision: revision(1),
-            explanation: None,
-        }
-    }
-
-    fn revision(n: u8) -> Revision {
-        Revision::from_digest(&[n; 32])
-    }
-
-    #[test]
-    fn an_answer_is_found_again_under_its_revision_and_no_other() {
-        let cache = cache(1 << 20);
-        let asked = |revision: Revision, decision| {
-            cache
-                .get_or_decide(&revision, &query("alice"), || Ok(answer(decision)))
-                .unwrap()
-                .decision
-        };
-        assert_eq!(asked(revision(1), Decision::Allow), Decision::Allow);
-        assert_eq!(asked(revision(1), Decision::Deny), Decision::Allow);
-        assert_eq!(asked(revision(2), Decision::Deny), Decision::Deny);
-        let figures = cache.figures();
-        assert_eq!((figures.hits, figures.misses, figures.entries), (1, 2, 2));
-    }
-
-    #[test]
-    fn a_query_that_cannot_be_decided_leaves_nothing_behind() {
-        let cache = cache(1 << 20);
-        let invalid = NoAnswer::from(InvalidQuery::field("context", Problem::Missing));
-        let refused = cache.get_or_decide(&revision(1), &query("alice"), || Err(invalid.clone()));
-        assert_eq!(refused.unwrap_err(), invalid);
-        assert_eq!(cache.figures().entries, 0);
-    }
-
-    #[test]
-    fn memory_is_bounded_by_evicting() {
-        let cache = cache(100_000);
-        for n in 0..10_000 {
-            cache
-                .get_or_decide(&revision(1), &query(&n.to_string()), || {
-                    Ok(answer(Decision::Deny))
-                })
-                .unwrap();
-        }
-        let figures = cache.figures();
-        assert!(figures.bytes <= figures.capacity_bytes, "{figures:?}");
-        assert!(figures.evictions > 0 && figures.entries > 0, "{figures:?}");
-    }
-
-    #[test]
-    fn without_capacity_there_is_no_cache() {
-        assert!(
-            Cache::new(CacheSettings {
-                capacity_bytes: None
-            })
-            .is_none()
-        );
-    }
-}
+mod tests;

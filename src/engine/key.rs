@@ -1,15 +1,44 @@
-//! What a remembered answer is found by: the revision and the whole query, as unambiguous bytes.
+//! What a remembered answer is found by, beside the revision: the query as unambiguous bytes.
 //!
 //! Every string and list is preceded by its length and every value by its kind, so no two
-//! different queries share a key. The key holds all of the query: a part left out would be a
-//! wrong answer the day a policy reads it.
+//! different queries share a key, but for what is said under "The projection".
+//!
+//! # The projection
+//!
+//! A context attribute that no policy for the action can read (a request id, a clock) must not
+//! make every request a new one. Of such an attribute the key holds less than the value, and is
+//! still exact. What an answer, or an error in its place, depends on is the snapshot and
+//!
+//! 1. what policies read: of the context that are the attributes in [`ContextReads`], which stay
+//!    in full. Error messages quote what a policy read, and beyond it at most the names of a
+//!    record's attributes, which all stay in the key;
+//! 2. what checking the request reads. A name may be undeclared, or a declared one missing: all
+//!    names stay. A value must be of the declared type. Of a bool, a long and a string the kind
+//!    alone tells that, so the kind alone stays. Sets and records have types within, and entities
+//!    may be of an enumerated type: they stay in full. A value of an extension type is checked
+//!    by reading its text: the kind alone stays only where the text is certainly a good one
+//!    (`certain`), and all of it where that is less than certain;
+//! 3. what `explain` shows: with it, everything stays in full;
+//! 4. which entities are there: uids in the context lead to them, and stay in full, as do the
+//!    request's own entities.
+//!
+//! So two requests with one key differ at most in the values of attributes that no policy reads
+//! and that are equally valid: the answer to one is the answer to the other. What is not valid is
+//! never answered, nor remembered.
 
-use crate::pdp::id::Revision;
-use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
+mod certain;
 
-/// Writes the key of `query` under `revision` to `out`, which is cleared first.
-pub(super) fn encode(out: &mut Vec<u8>, revision: &Revision, query: &Query) {
-    let Query {
+use super::query_ref::{EntityRef, QueryRef, UidRef, ValueRef};
+use crate::pdp::snapshot::ContextReads;
+
+/// Writes the key of `query` at the end of `out`; `reads` is what policies for the
+/// query's action can read of the context.
+///
+/// Under one snapshot, queries have one key exactly when they are equal but for the order and
+/// repetition of set members and for the values that the projection leaves out. Sets that hold
+/// values of an extension type keep their order.
+pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
+    let QueryRef {
         principal,
         action,
         resource,
@@ -17,28 +46,69 @@ pub(super) fn encode(out: &mut Vec<u8>, revision: &Revision, query: &Query) {
         entities,
         explain,
     } = query;
-    out.clear();
-    string(out, revision.as_str());
     out.push(u8::from(*explain));
-    uid(out, principal);
-    uid(out, action);
-    uid(out, resource);
-    record(out, context);
+    uid(out, *principal);
+    uid(out, *action);
+    uid(out, *resource);
+    length(out, context.len());
+    for (name, field) in context {
+        string(out, name);
+        if *explain || reads.reads(name) {
+            value(out, field);
+        } else {
+            unread(out, field);
+        }
+    }
     length(out, entities.len());
     for entity in entities {
-        let RequestEntity {
+        let EntityRef {
             uid: own,
             attributes,
             parents,
             tags,
         } = entity;
-        uid(out, own);
+        uid(out, *own);
         record(out, attributes);
         length(out, parents.len());
         for parent in parents {
-            uid(out, parent);
+            uid(out, *parent);
         }
         record(out, tags);
+    }
+}
+
+/// Stands before the kind of a value that is left out. No kind is so high.
+const LEFT_OUT: u8 = 0x80;
+
+/// Writes of a value that no policy reads what checking the request reads.
+fn unread(out: &mut Vec<u8>, field: &ValueRef<'_>) {
+    let kind_alone_tells = match field {
+        ValueRef::Bool(_) | ValueRef::Long(_) | ValueRef::String(_) => true,
+        ValueRef::Decimal(text) => certain::is_decimal(text),
+        ValueRef::Ip(text) => certain::is_ip(text),
+        ValueRef::Datetime(text) => certain::is_datetime(text),
+        ValueRef::Duration(text) => certain::is_duration(text),
+        ValueRef::Entity(_) | ValueRef::Set(_) | ValueRef::Record(_) => false,
+    };
+    if kind_alone_tells {
+        out.push(LEFT_OUT | kind(field));
+    } else {
+        value(out, field);
+    }
+}
+
+fn kind(value: &ValueRef<'_>) -> u8 {
+    match value {
+        ValueRef::Bool(_) => 0,
+        ValueRef::Long(_) => 1,
+        ValueRef::String(_) => 2,
+        ValueRef::Entity(_) => 3,
+        ValueRef::Set(_) => 4,
+        ValueRef::Record(_) => 5,
+        ValueRef::Decimal(_) => 6,
+        ValueRef::Ip(_) => 7,
+        ValueRef::Datetime(_) => 8,
+        ValueRef::Duration(_) => 9,
     }
 }
 
@@ -60,76 +130,62 @@ fn string(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn uid(out: &mut Vec<u8>, uid: &Uid) {
-    let Uid { type_name, id } = uid;
+fn uid(out: &mut Vec<u8>, uid: UidRef<'_>) {
+    let UidRef { type_name, id } = uid;
     string(out, type_name);
     string(out, id);
 }
 
-fn record(out: &mut Vec<u8>, record: &Record) {
-    length(out, record.len());
-    for (name, field) in record.iter() {
+/// Writes `fields`; whether there is a value of an extension type among them.
+fn record(out: &mut Vec<u8>, fields: &[(&str, ValueRef<'_>)]) -> bool {
+    length(out, fields.len());
+    let mut extension = false;
+    for (name, field) in fields {
         string(out, name);
-        value(out, field);
+        extension |= value(out, field);
     }
+    extension
 }
 
 /// Writes `value`; whether it holds a value of an extension type.
-fn value(out: &mut Vec<u8>, value: &Value) -> bool {
+fn value(out: &mut Vec<u8>, value: &ValueRef<'_>) -> bool {
+    out.push(kind(value));
     match value {
-        Value::Bool(value) => {
-            out.extend_from_slice(&[0, u8::from(*value)]);
+        ValueRef::Bool(value) => {
+            out.push(u8::from(*value));
             false
         }
-        Value::Long(value) => {
-            out.push(1);
+        ValueRef::Long(value) => {
             out.extend_from_slice(&value.to_le_bytes());
             false
         }
-        Value::String(text) => {
-            out.push(2);
+        ValueRef::String(text) => {
             string(out, text);
             false
         }
-        Value::Entity(entity) => {
-            out.push(3);
-            uid(out, entity);
+        ValueRef::Entity(entity) => {
+            uid(out, *entity);
             false
         }
-        Value::Set(members) => {
-            out.push(4);
-            set(out, members)
-        }
-        Value::Record(fields) => {
-            out.push(5);
-            length(out, fields.len());
-            let mut extension = false;
-            for (name, field) in fields.iter() {
-                string(out, name);
-                extension |= self::value(out, field);
-            }
-            extension
-        }
+        ValueRef::Set(members) => set(out, members),
+        ValueRef::Record(fields) => record(out, fields),
         // Extension values are keyed by their text: `1.0` is `1.00`, but a policy's error
         // message quotes what was written, and the answer carries the message.
-        Value::Decimal(text) => extension(out, 6, text),
-        Value::Ip(text) => extension(out, 7, text),
-        Value::Datetime(text) => extension(out, 8, text),
-        Value::Duration(text) => extension(out, 9, text),
+        ValueRef::Decimal(text)
+        | ValueRef::Ip(text)
+        | ValueRef::Datetime(text)
+        | ValueRef::Duration(text) => {
+            string(out, text);
+            true
+        }
     }
-}
-
-fn extension(out: &mut Vec<u8>, kind: u8, text: &str) -> bool {
-    out.push(kind);
-    string(out, text);
-    true
 }
 
 /// A set is written sorted and without repetition, which mean nothing in Cedar.
 ///
 /// Not so when it holds extension values: of two that are equal but written differently Cedar
 /// keeps one, by order, and may quote it.
-fn set(out: &mut Vec<u8>, members: &[Value]) -> bool {
+fn set(out: &mut Vec<u8>, members: &[ValueRef<'_>]) -> bool {
     let mut extension = false;
     let mut encoded: Vec<Vec<u8>> = members
         .iter()
@@ -155,6 +211,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 
     fn query() -> Query {
         Query {
@@ -168,8 +225,12 @@ mod tests {
     }
 
     fn key(query: &Query) -> Vec<u8> {
-        let mut out = vec![1, 2, 3];
-        encode(&mut out, &Revision::from_digest(&[7; 32]), query);
+        key_where(&ContextReads::All, query)
+    }
+
+    fn key_where(reads: &ContextReads, query: &Query) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(&mut out, reads, &QueryRef::from(query));
         out
     }
 
@@ -272,10 +333,69 @@ mod tests {
         assert_eq!(key(&one), key(&other));
     }
 
+    fn text(text: &str) -> Value {
+        Value::String(text.to_owned())
+    }
+
+    /// Whether requests that differ in an unread attribute have one key.
+    fn is_one_unread(one: Value, other: Value) -> bool {
+        let reads = ContextReads::Named(vec!["read".to_owned()]);
+        let query = |value: Value| with_context(&[("at", value), ("read", long(1))]);
+        let (one, other) = (query(one), query(other));
+        assert_ne!(key(&one), key(&other));
+        let explained = |query: &Query| Query {
+            explain: true,
+            ..query.clone()
+        };
+        assert_ne!(
+            key_where(&reads, &explained(&one)),
+            key_where(&reads, &explained(&other)),
+            "an explanation may show it"
+        );
+        key_where(&reads, &one) == key_where(&reads, &other)
+    }
+
     #[test]
-    fn the_revision_is_in_the_key() {
-        let mut other = Vec::new();
-        encode(&mut other, &Revision::from_digest(&[8; 32]), &query());
-        assert_ne!(key(&query()), other);
+    fn of_an_attribute_that_no_policy_reads_only_what_its_type_depends_on_is_in_the_key() {
+        let time = |text: &str| Value::Datetime(text.to_owned());
+        let decimal = |text: &str| Value::Decimal(text.to_owned());
+        let user = |id: &str| Value::Entity(Uid::new("User", id));
+        assert!(is_one_unread(text("a"), text("b")));
+        assert!(is_one_unread(long(1), long(2)));
+        assert!(is_one_unread(Value::Bool(true), Value::Bool(false)));
+        assert!(is_one_unread(
+            time("2026-01-01T00:00:00Z"),
+            time("2026-01-02T00:00:00Z")
+        ));
+        assert!(!is_one_unread(text("1"), long(1)));
+        assert!(!is_one_unread(decimal("1.0"), decimal("1.x")));
+        assert!(!is_one_unread(decimal("1.y"), decimal("1.x")));
+        assert!(!is_one_unread(decimal("1.0"), text("1.0")));
+        assert!(!is_one_unread(user("a"), user("b")));
+        assert!(!is_one_unread(
+            Value::Set(vec![long(1)]),
+            Value::Set(vec![text("1")])
+        ));
+    }
+
+    #[test]
+    fn the_name_of_an_unread_attribute_and_whether_it_is_there_are_in_the_key() {
+        let none = ContextReads::Named(Vec::new());
+        let keys = [
+            with_context(&[]),
+            with_context(&[("a", long(1))]),
+            with_context(&[("b", long(1))]),
+        ]
+        .map(|query| key_where(&none, &query));
+        assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
+    }
+
+    #[test]
+    fn what_a_policy_reads_is_in_the_key() {
+        let reads = ContextReads::Named(vec!["a".to_owned()]);
+        assert_ne!(
+            key_where(&reads, &with_context(&[("a", long(1))])),
+            key_where(&reads, &with_context(&[("a", long(2))])),
+        );
     }
 }

@@ -14,7 +14,7 @@ use super::entities::EntityStore;
 use super::explain::explain;
 use super::id::PolicyId;
 use super::query::Query;
-use super::snapshot::{OnPolicyError, Rule, Snapshot};
+use super::snapshot::{Condition, OnPolicyError, Rule, Snapshot};
 use super::values::bounded_text;
 
 /// Decides `query` against one snapshot.
@@ -87,8 +87,13 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
     let mut errors: Vec<PolicyError> = Vec::new();
     // Rules are sorted by id, and so is all that is collected from them.
     for rule in &candidates {
-        let effect = rule.policy.effect();
-        match (satisfied(&evaluator, rule), effect) {
+        let condition = if query.explain {
+            &rule.condition
+        } else {
+            &rule.rest
+        };
+        let effect = rule.effect;
+        match (satisfied(&evaluator, rule, condition), effect) {
             (Ok(true), ast::Effect::Permit) => permits.push(rule),
             (Ok(true), ast::Effect::Forbid) => forbids.push(rule),
             (Ok(false), ast::Effect::Permit | ast::Effect::Forbid) => {}
@@ -120,25 +125,31 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
     }
 }
 
-/// Whether the condition of a policy holds whose scope does.
-fn satisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Result<bool, EvaluationError> {
-    let Some(condition) = rule.policy.non_scope_constraints() else {
+/// Whether `condition` holds, of a policy whose scope does.
+fn satisfied(
+    evaluator: &Evaluator<'_>,
+    rule: &Rule,
+    condition: &Condition,
+) -> Result<bool, EvaluationError> {
+    let Some(condition) = condition.expr.as_deref() else {
         return Ok(true);
     };
-    match evaluator.interpret(condition, rule.policy.env())?.value {
-        ast::ValueKind::Lit(ast::Literal::Bool(satisfied)) => Ok(satisfied),
-        // A condition that is no truth value is an error; Cedar's evaluation of the whole says in
-        // its words which.
-        ast::ValueKind::Lit(_)
-        | ast::ValueKind::Set(_)
-        | ast::ValueKind::Record(_)
-        | ast::ValueKind::ExtensionValue(_) => evaluator.evaluate(&rule.policy),
+    if let ast::ValueKind::Lit(ast::Literal::Bool(satisfied)) =
+        evaluator.interpret(condition, rule.slots())?.value
+    {
+        return Ok(satisfied);
     }
+    // A condition that is no truth value is an error, and Cedar says in its words which: as the
+    // operand that it is of the conjunction with the scope.
+    let operand = ast::Expr::and(ast::Expr::val(true), condition.clone());
+    evaluator
+        .interpret(&operand, rule.slots())
+        .map(|value| matches!(value.value, ast::ValueKind::Lit(ast::Literal::Bool(true))))
 }
 
 fn policy_error(rule: &Rule, error: EvaluationError) -> PolicyError {
     let error = AuthorizationError::PolicyEvaluationError {
-        id: rule.policy.id().clone(),
+        id: ast::PolicyID::from_string(rule.id.as_str()),
         error,
     };
     PolicyError {

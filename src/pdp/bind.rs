@@ -79,17 +79,21 @@ pub(super) fn bind(
         snapshot.index.candidates(&subjects, most)
     };
     let candidates = candidates.map_err(|TooManyCandidates| NoAnswer::TooManyPolicies { most })?;
-    let rules = candidates
+    let conditions = candidates
         .iter()
         .filter_map(|number| snapshot.rules.get(*number as usize))
-        .map(Arc::as_ref);
+        .map(|rule| match query.explain {
+            true => (&rule.condition, rule.as_ref()),
+            false => (&rule.rest, rule.as_ref()),
+        });
     let variables = Variables {
         principal: &principal,
         action: &action,
         resource: &resource,
         context: &context,
+        subjects: &subjects,
     };
-    let entities = gather(&mut view, &variables, rules).map_err(|error| match error {
+    let entities = gather(&mut view, &variables, conditions).map_err(|error| match error {
         LookupError::Overlay(error) => refused_hierarchy(error).into(),
         LookupError::TooMany => NoAnswer::TooManyEntities { most: MAX_LOOKUPS },
     })?;

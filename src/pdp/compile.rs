@@ -28,7 +28,7 @@ use super::sources::{ContentDigest, FileKind, SourceFile, Sources};
 use super::uids::Uids;
 use super::values::TypeNames;
 use entities::{EntityReader, Read};
-use policies::{Judge, Links, PolicyFile};
+use policies::{Filed, Judge, Links, PolicyFile};
 pub use workers::Workers;
 
 /// The stack that parsing and validating can need: a paren costs Cedar's parser some 14 KiB
@@ -137,10 +137,13 @@ pub fn compile_from(
 pub(super) struct Made {
     schema: Option<Arc<Schema>>,
     schema_files: Vec<(String, ContentDigest)>,
-    policies: HashMap<String, (ContentDigest, Arc<ReadPolicies>)>,
+    policies: MadeFiles<ReadPolicies>,
     links: Arc<Links>,
-    entities: HashMap<String, (ContentDigest, Arc<Segment>)>,
+    entities: MadeFiles<Segment>,
 }
+
+/// By path: what was made of a file, and of which content.
+type MadeFiles<T> = HashMap<String, (ContentDigest, Arc<T>)>;
 
 /// A file of policies, with the scopes of its rules.
 #[derive(Debug)]
@@ -148,8 +151,6 @@ struct ReadPolicies {
     file: Arc<PolicyFile>,
     /// In the order of the file's rules; numbered in the snapshot's table of uids.
     scopes: Vec<Scope>,
-    /// How deep the deepest condition is.
-    depth: usize,
 }
 
 /// One snapshot being made.
@@ -163,11 +164,14 @@ struct Compilation<'a> {
 
 /// Policies of all files, ready to be filed.
 struct CompiledPolicies {
-    rules: policies::Rules,
+    /// Sorted by id.
+    rules: Vec<Arc<Rule>>,
     /// In the order of the rules.
     scopes: Vec<Scope>,
+    combined: policies::Combined,
     depth: usize,
-    made: HashMap<String, (ContentDigest, Arc<ReadPolicies>)>,
+    bytes: usize,
+    made: MadeFiles<ReadPolicies>,
 }
 
 impl Compilation<'_> {
@@ -223,7 +227,7 @@ impl Compilation<'_> {
         let mut entities = entities.unwrap_or_default();
         let policies = self.policies(schema.as_deref(), made, known.is_some(), &mut entities.uids);
 
-        if policies.rules.rules.is_empty() && !self.findings.has_errors() {
+        if policies.rules.is_empty() && !self.findings.has_errors() {
             self.findings.add(Diagnostic::warning(
                 "",
                 "there is no policy: every request is denied",
@@ -249,12 +253,12 @@ impl Compilation<'_> {
             schema,
             schema_files,
             policies: policies.made,
-            links: Arc::clone(&policies.rules.links),
+            links: Arc::clone(&policies.combined.links),
             entities: segments.unwrap_or_default(),
         };
         let index = Index::new(policies.scopes);
-        let bytes = entities.bytes() + index.bytes() + policy_bytes(&policies.rules.rules);
-        self.check_bounds(bytes, &index, &policies.rules.rules);
+        let bytes = entities.bytes() + index.bytes() + policies.bytes;
+        self.check_bounds(bytes, &index, &policies.rules);
 
         let (errors, warnings) = self.findings.sorted();
         let (Ok(revision), true) = (revision, errors.is_empty()) else {
@@ -265,19 +269,18 @@ impl Compilation<'_> {
             .as_deref()
             .map(|schema| AsRef::<ValidatorSchema>::as_ref(schema).clone());
         let rules = policies.rules;
-        let links = rules.rules.iter().filter(|rule| rule.template.is_some());
-        let links = links.count();
+        let links = policies.combined.links.filed.rules.len();
         Ok(Snapshot {
             revision,
             settings: self.settings.clone(),
             counts: Counts {
-                policies: rules.rules.len() - links,
-                templates: rules.templates,
+                policies: rules.len() - links,
+                templates: policies.combined.templates,
                 links,
                 entities: count_entities(&entities, schema.as_ref()),
             },
             warnings,
-            policies_per_file: rules.per_file,
+            policies_per_file: policies.combined.per_file,
             type_names: TypeNames::new(
                 entities.uids.types().iter().cloned().chain(
                     schema
@@ -286,10 +289,10 @@ impl Compilation<'_> {
                 ),
             ),
             fit: Fit::of(schema.as_ref()),
-            projections: Projections::new(&rules.rules, &index, &entities),
+            projections: Projections::new(&rules, &index, &entities),
             index,
             schema,
-            rules: rules.rules,
+            rules,
             entities,
             bytes,
             made,
@@ -308,7 +311,7 @@ impl Compilation<'_> {
         schema: Option<&ValidatorSchema>,
         made: Option<&Made>,
         mut uids: Arc<Uids>,
-    ) -> Option<(EntityStore, HashMap<String, (ContentDigest, Arc<Segment>)>)> {
+    ) -> Option<(EntityStore, MadeFiles<Segment>)> {
         let sources = self.sources;
         let files: Vec<&SourceFile> = sources.of_kind(FileKind::Entities).collect();
         let reader = EntityReader::new(schema);
@@ -351,7 +354,7 @@ impl Compilation<'_> {
             if let Some((draft, findings)) = drafts.next() {
                 self.findings.0.extend(findings.0);
                 match draft {
-                    Some(draft) => read.push(Read::Draft(draft)),
+                    Some(draft) => read.push(Read::Draft(Box::new(draft))),
                     None => is_good = false,
                 }
             }
@@ -359,7 +362,9 @@ impl Compilation<'_> {
         if !is_good {
             return None;
         }
-        let (store, segments) = reader.assemble(&files, read, uids, &mut self.findings)?;
+        let previous = self.previous.map(|previous| &previous.entities);
+        let (store, segments) =
+            reader.assemble(&files, read, uids, previous, &mut self.findings)?;
         let made = files
             .iter()
             .zip(segments)
@@ -410,79 +415,70 @@ impl Compilation<'_> {
                         PolicyFile::default()
                     }
                 };
-                let depth = depth_of(&read);
-                (Arc::new(read), depth, findings)
+                (Arc::new(read), findings)
             })
             .into_iter();
         let mut all: Vec<Arc<ReadPolicies>> = Vec::with_capacity(files.len());
         for file in &files {
             let read = match known(file) {
                 Some(read) if numbers_go_on => Arc::clone(read),
-                Some(read) => Arc::new(ReadPolicies {
-                    file: Arc::clone(&read.file),
-                    scopes: self.scopes(&read.file.rules, uids),
-                    depth: read.depth,
-                }),
+                Some(read) => self.numbered(&read.file, uids),
                 None => {
-                    let Some((read, depth, findings)) = fresh.next() else {
+                    let Some((read, findings)) = fresh.next() else {
                         continue;
                     };
                     self.findings.0.extend(findings.0);
-                    Arc::new(ReadPolicies {
-                        scopes: self.scopes(&read.rules, uids),
-                        file: read,
-                        depth,
-                    })
+                    self.numbered(&read, uids)
                 }
             };
             all.push(read);
         }
 
-        let combined: Vec<Arc<PolicyFile>> =
+        let in_files: Vec<Arc<PolicyFile>> =
             all.iter().map(|read| Arc::clone(&read.file)).collect();
         let texts = |path: &str| {
             let file = files.iter().find(|file| file.path == path)?;
             file.text().ok()
         };
         let previous = made.map(|made| &made.links);
-        let rules = policies::combine(&combined, texts, judge, previous, &mut self.findings);
-        // The rules were sorted; their scopes are brought into the same order.
-        let mut scope_of: HashMap<*const Rule, &Scope> = HashMap::new();
-        for read in &all {
-            let rules = read.file.rules.iter().map(Arc::as_ptr);
-            scope_of.extend(rules.zip(&read.scopes));
-        }
-        let mut scopes = Vec::with_capacity(rules.rules.len());
-        for rule in &rules.rules {
-            match scope_of.get(&Arc::as_ptr(rule)) {
-                Some(scope) => scopes.push((*scope).clone()),
-                // A link's, which its file could not know.
-                None => scopes.extend(self.scopes(std::slice::from_ref(rule), uids)),
-            }
-        }
-        let depth = all.iter().map(|read| read.depth).max().unwrap_or(0);
+        let combined = policies::combine(&in_files, texts, judge, previous, &mut self.findings);
+        let links = &combined.links.filed;
+        let link_scopes = self.scopes(links, uids);
+        let filed = || in_files.iter().map(|file| &file.filed).chain([links]);
+        let scopes = all.iter().flat_map(|read| &read.scopes).chain(&link_scopes);
+        let mut rules: Vec<(&Arc<Rule>, &Scope)> =
+            filed().flat_map(|filed| &filed.rules).zip(scopes).collect();
+        rules.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
+        let (rules, scopes) = rules
+            .into_iter()
+            .map(|(rule, scope)| (Arc::clone(rule), scope.clone()))
+            .unzip();
         CompiledPolicies {
+            rules,
+            scopes,
+            depth: filed().map(|filed| filed.depth).max().unwrap_or(0),
+            bytes: filed().map(|filed| filed.bytes).sum(),
             made: files
                 .iter()
                 .zip(&all)
                 .map(|(file, read)| (file.path.clone(), (file.digest, Arc::clone(read))))
                 .collect(),
-            rules,
-            scopes,
-            depth,
+            combined,
         }
     }
 
-    fn scopes(&mut self, rules: &[Arc<Rule>], uids: &mut Arc<Uids>) -> Vec<Scope> {
-        let of = |rule: &Arc<Rule>| match Scope::of(&rule.policy, uids) {
-            Ok(scope) => scope,
-            Err(error) => {
-                self.findings
-                    .add(Diagnostic::error(rule.file.as_ref(), error.to_string()));
-                Scope::default()
-            }
-        };
-        rules.iter().map(of).collect()
+    fn numbered(&mut self, file: &Arc<PolicyFile>, uids: &mut Arc<Uids>) -> Arc<ReadPolicies> {
+        Arc::new(ReadPolicies {
+            scopes: self.scopes(&file.filed, uids),
+            file: Arc::clone(file),
+        })
+    }
+
+    fn scopes(&mut self, filed: &Filed, uids: &mut Arc<Uids>) -> Vec<Scope> {
+        filed.scopes(uids).unwrap_or_else(|error| {
+            self.findings.add(Diagnostic::error("", error.to_string()));
+            Vec::new()
+        })
     }
 
     /// Refuses what would take more memory than it may, and warns of what no request could ask.
@@ -533,30 +529,6 @@ fn count_entities(entities: &EntityStore, schema: Option<&ValidatorSchema>) -> u
     }
 }
 
-/// The memory that policies hold, in bytes: estimated, since Cedar does not tell. A policy holds
-/// its text once and its expression; what was measured over generated policies, rounded up.
-fn policy_bytes(rules: &[Arc<Rule>]) -> usize {
-    const OF_A_RULE: usize = 1_024;
-    const OF_A_PART: usize = 160;
-    let parts = |rule: &Arc<Rule>| match rule.template {
-        // A link shares its template's expression.
-        Some(_) => 0,
-        None => rule
-            .policy
-            .non_scope_constraints()
-            .map_or(0, |condition| condition.subexpressions().count()),
-    };
-    rules
-        .iter()
-        .map(|rule| OF_A_RULE + OF_A_PART * parts(rule))
-        .sum()
-}
-
-/// How deep the deepest condition of a file's policies and templates is.
-fn depth_of(file: &PolicyFile) -> usize {
-    file.conditions().map(depth).max().unwrap_or(0)
-}
-
 /// Entities that stand in for a snapshot's stored ones: a policy test brings its own.
 #[derive(Debug)]
 pub struct StoredEntities(EntityStore);
@@ -578,8 +550,8 @@ pub(super) fn stored_entities(
         let draft = reader.read(file, &mut findings)?;
         // Numbered on top of the snapshot's, so that its index means the same uids.
         let uids = Arc::clone(&snapshot.entities.uids);
-        let read = vec![Read::Draft(draft)];
-        let (store, _) = reader.assemble(&[file], read, uids, &mut findings)?;
+        let read = vec![Read::Draft(Box::new(draft))];
+        let (store, _) = reader.assemble(&[file], read, uids, None, &mut findings)?;
         Some(store)
     });
     store.map(StoredEntities).ok_or(findings.0)

@@ -54,6 +54,42 @@ pub(super) struct EntityStore {
     segments: Vec<Arc<Segment>>,
     /// By uid number; uids that are only named stand nowhere.
     locations: Vec<Location>,
+    hierarchy: Hierarchy,
+}
+
+/// The direct parents of all entities, in one list, so that going up touches little memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Hierarchy {
+    /// By uid number, where its parents begin; they end where the next one's begin.
+    starts: Vec<u32>,
+    parents: Vec<UidNumber>,
+}
+
+impl Hierarchy {
+    fn of(store: &EntityStore) -> Self {
+        let mut starts = Vec::with_capacity(store.locations.len() + 1);
+        let mut parents: Vec<UidNumber> = Vec::with_capacity(store.locations.len());
+        // INVARIANT: a parent takes many bytes of its file, and a store's files are far below 2³²
+        // times that.
+        let offset = |parents: &[UidNumber]| u32::try_from(parents.len()).unwrap_or(u32::MAX);
+        for location in &store.locations {
+            starts.push(offset(&parents));
+            if let Some(segment) = store.segments.get(location.segment as usize) {
+                parents.extend(segment.parents(location.slot as usize));
+            }
+        }
+        starts.push(offset(&parents));
+        parents.shrink_to_fit();
+        Self { starts, parents }
+    }
+
+    fn parents(&self, uid: UidNumber) -> &[UidNumber] {
+        let at = |index: usize| self.starts.get(index).map(|start| *start as usize);
+        match (at(uid.index()), at(uid.index() + 1)) {
+            (Some(start), Some(end)) => self.parents.get(start..end).unwrap_or_default(),
+            (Some(_) | None, _) => &[],
+        }
+    }
 }
 
 /// Where an entity stands.
@@ -80,37 +116,41 @@ pub(super) struct Twice {
 impl EntityStore {
     /// The store of `segments`, whose numbers are those of `uids`; and which uids stand in two
     /// places, of which the first counts.
-    pub(super) fn new(uids: Arc<Uids>, segments: Vec<Arc<Segment>>) -> (Self, Vec<Twice>) {
+    ///
+    /// `supplied` come before all others, and may stand among those again: they are what the
+    /// schema says of actions.
+    pub(super) fn new(
+        uids: Arc<Uids>,
+        segments: Vec<Arc<Segment>>,
+        supplied: Option<Segment>,
+    ) -> (Self, Vec<Twice>) {
         let mut store = Self {
             locations: vec![Location::NOWHERE; uids.len()],
             uids,
-            segments: Vec::with_capacity(segments.len()),
+            segments: Vec::with_capacity(segments.len() + 1),
+            hierarchy: Hierarchy::default(),
         };
-        let mut twice = Vec::new();
-        for segment in segments {
-            twice.extend(store.place(segment));
+        // INVARIANT: there are at most 100,000 files, so the number after the last is one.
+        let last = u32::try_from(segments.len()).unwrap_or(u32::MAX);
+        if let Some(supplied) = &supplied {
+            store.place(supplied, last);
         }
+        let mut twice = Vec::new();
+        for (number, segment) in (0..).zip(segments) {
+            let found = store.place(&segment, number);
+            twice.extend(
+                found
+                    .into_iter()
+                    .filter(|twice| twice.first.segment != last),
+            );
+            store.segments.push(segment);
+        }
+        store.segments.extend(supplied.map(Arc::new));
+        store.hierarchy = Hierarchy::of(&store);
         (store, twice)
     }
 
-    /// The same store with `segment`, whose entities replace those of the same uid.
-    pub(super) fn with_replacing(mut self, uids: Arc<Uids>, segment: Segment) -> Self {
-        self.uids = uids;
-        self.locations.resize(self.uids.len(), Location::NOWHERE);
-        let replaced = self.place(Arc::new(segment));
-        for Twice { first: _, second } in replaced {
-            if let Some(uid) = self.uid_at(second)
-                && let Some(location) = self.locations.get_mut(uid.index())
-            {
-                *location = second;
-            }
-        }
-        self
-    }
-
-    fn place(&mut self, segment: Arc<Segment>) -> Vec<Twice> {
-        // INVARIANT: there are at most 100,000 files.
-        let number = u32::try_from(self.segments.len()).unwrap_or(u32::MAX);
+    fn place(&mut self, segment: &Segment, number: u32) -> Vec<Twice> {
         let mut twice = Vec::new();
         for slot in 0..segment.len() {
             let here = Location {
@@ -131,7 +171,6 @@ impl EntityStore {
                 None => {}
             }
         }
-        self.segments.push(segment);
         twice
     }
 
@@ -161,10 +200,34 @@ impl EntityStore {
         Some((segment, slot as usize))
     }
 
-    /// The uids of all entities.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = UidNumber> + '_ {
-        let segments = self.segments.iter();
-        segments.flat_map(|segment| (0..segment.len()).filter_map(|slot| segment.uid(slot)))
+    /// The uids of all actions that are entities.
+    pub(super) fn actions(&self) -> impl Iterator<Item = UidNumber> + '_ {
+        self.uids
+            .numbers_of(|ty| ty.is_action())
+            .filter(|number| self.location(*number).is_some())
+    }
+
+    /// The actions that stand in the segments, in order, with their direct parents.
+    pub(super) fn stored_actions(&self) -> Vec<(Location, Entity)> {
+        let mut found = Vec::new();
+        let segments = (0..).zip(&self.segments);
+        for (number, segment) in segments.filter(|(_, segment)| segment.has_actions()) {
+            for slot in 0..segment.len() {
+                let parents = segment.parents(slot).map(|parent| self.uids.uid(parent));
+                let here = Location {
+                    segment: number,
+                    // INVARIANT: a draft refuses what has no 32-bit offset.
+                    slot: u32::try_from(slot).unwrap_or(u32::MAX),
+                };
+                let entity = segment.entity(slot, &self.uids, parents.collect());
+                found.extend(
+                    entity
+                        .filter(|entity| entity.uid().is_action())
+                        .map(|entity| (here, entity)),
+                );
+            }
+        }
+        found
     }
 
     /// How many entities there are.
@@ -178,7 +241,11 @@ impl EntityStore {
     /// The memory that it holds, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let segments: usize = self.segments.iter().map(|segment| segment.bytes()).sum();
-        segments + self.uids.bytes() + self.locations.capacity() * size_of::<Location>()
+        segments
+            + self.uids.bytes()
+            + self.locations.capacity() * size_of::<Location>()
+            + self.hierarchy.starts.capacity() * size_of::<u32>()
+            + self.hierarchy.parents.capacity() * size_of::<UidNumber>()
     }
 
     /// Whether much of the uid table is left over from what is gone.
@@ -190,9 +257,7 @@ impl EntityStore {
 
     /// The direct parents of the entity with this uid, which may exist nowhere.
     pub(super) fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
-        self.place_of(uid)
-            .into_iter()
-            .flat_map(|(segment, slot)| segment.parents(slot))
+        self.hierarchy.parents(uid).iter().copied()
     }
 
     /// The entity with this uid as Cedar holds it, with `ancestors`.
@@ -222,6 +287,11 @@ impl EntityStore {
             next = found.get(done);
             done += 1;
         }
+    }
+
+    /// Whether `other`, whose numbers are of one line with these, has the very same hierarchy.
+    pub(super) fn has_hierarchy_of(&self, other: &Self) -> bool {
+        self.hierarchy == other.hierarchy
     }
 
     /// Checks that no entity is its own ancestor and that none has more than [`MAX_ANCESTORS`].
@@ -586,7 +656,7 @@ mod tests {
             }
             Arc::new(draft.finish(&mut uids).unwrap())
         });
-        let (store, twice) = EntityStore::new(uids, segments.to_vec());
+        let (store, twice) = EntityStore::new(uids, segments.to_vec(), None);
         assert!(twice.is_empty(), "{twice:?}");
         store
     }
@@ -672,7 +742,7 @@ mod tests {
             draft.add(&entity("a", &[]), origin).unwrap();
             Arc::new(draft.finish(&mut uids).unwrap())
         });
-        let (store, twice) = EntityStore::new(uids, segments.to_vec());
+        let (store, twice) = EntityStore::new(uids, segments.to_vec(), None);
         let [Twice { first, second }] = twice[..] else {
             panic!("{twice:?}")
         };

@@ -27,7 +27,7 @@ pub(super) fn explain(
     };
     if determining.is_empty() {
         for rule in rules {
-            if rule.policy.effect() != ast::Effect::Permit {
+            if rule.effect != ast::Effect::Permit {
                 continue;
             }
             explanation.unsatisfied_total += 1;
@@ -46,20 +46,16 @@ pub(super) fn explain(
 }
 
 fn explained(rule: &Rule) -> ExplainedPolicy {
-    let mut annotations: Vec<(String, String)> = rule
-        .policy
-        .annotations()
-        .map(|(name, value)| (name.to_string(), value.val.to_string()))
-        .collect();
-    annotations.sort();
+    let annotations = rule.annotations.iter();
+    let annotations = annotations.map(|(name, value)| (name.to_string(), value.to_string()));
     ExplainedPolicy {
         policy: rule.id.clone(),
         template: rule.template.clone(),
-        effect: match rule.policy.effect() {
+        effect: match rule.effect {
             ast::Effect::Permit => Effect::Permit,
             ast::Effect::Forbid => Effect::Forbid,
         },
-        annotations,
+        annotations: annotations.collect(),
         place: rule.place(),
     }
 }
@@ -70,10 +66,10 @@ fn is_true(value: &ast::Value) -> bool {
 
 /// The first operand of the condition's `&&`, in source order, that is not true.
 fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, ClauseOutcome)> {
-    for operand in operands(rule.policy.non_scope_constraints()?) {
+    for operand in operands(rule.condition.expr.as_deref()?) {
         // An operand that is no truth value fails as an operand, and Cedar says how.
         let asked = ast::Expr::and(operand.clone(), ast::Expr::val(true));
-        let outcome = match evaluator.interpret(&asked, rule.policy.env()) {
+        let outcome = match evaluator.interpret(&asked, rule.slots()) {
             Ok(value) if is_true(&value) => continue,
             Ok(_) => ClauseOutcome::NotSatisfied,
             Err(error) => ClauseOutcome::Failed(bounded_text(&error)),
@@ -84,7 +80,7 @@ fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, 
 }
 
 /// The operands of a condition's outermost `&&`s from left to right, found without recursing.
-fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
+pub(super) fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
     let mut found = Vec::new();
     let mut open = vec![condition];
     while let Some(expr) = open.pop() {
@@ -116,7 +112,7 @@ fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
 /// A policy in JSON has no text; its operand is rendered as Cedar syntax.
 fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
     let written = || {
-        let policy = rule.policy.template().loc()?;
+        let policy = rule.loc.as_ref()?;
         let text = policy.snippet()?;
         // Cedar makes `unless { x }` the operand `!x` and gives it the place of the clause.
         let (operand, place) = match (operand.source_loc()?, operand.expr_kind()) {

@@ -228,6 +228,41 @@ impl Scope {
         Ok(())
     }
 
+    /// The same scope, numbered in another table.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyUids`] when there is no number left.
+    pub(super) fn moved(&self, from: &Uids, to: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
+        let uid = |uid: &UidNumber, to: &mut Arc<Uids>| from.moved(*uid, to);
+        let demands = self
+            .demands
+            .iter()
+            .map(|(variable, demand)| {
+                let demand = match demand {
+                    Demand::Is(one) => Demand::Is(uid(one, to)?),
+                    Demand::IsIn(any) => Demand::IsIn(
+                        any.iter()
+                            .map(|one| uid(one, to))
+                            .collect::<Result<_, _>>()?,
+                    ),
+                    Demand::OfType(ty) => Demand::OfType(from.moved_type(*ty, to)),
+                };
+                Ok((*variable, demand))
+            })
+            .collect::<Result<_, TooManyUids>>()?;
+        Ok(Self {
+            demands,
+            of_scope: self.of_scope,
+        })
+    }
+
+    /// How many operands at the front of the condition's `&&` were taken as demands: where they
+    /// are met, those operands are true.
+    pub(super) fn operands_taken(&self) -> usize {
+        self.demands.len() - self.of_scope
+    }
+
     /// The keys that a request must have one of, for each demand.
     fn keys(&self) -> impl Iterator<Item = SmallVec<[Key; 2]>> + '_ {
         self.demands.iter().map(|(variable, demand)| match demand {
@@ -251,11 +286,43 @@ impl Scope {
                 Variable::Principal | Variable::Resource => None,
             })
     }
+}
 
-    /// Whether it demands nothing, so that every request must evaluate the policy.
-    pub(super) fn is_open(&self) -> bool {
-        self.demands.is_empty()
+/// `condition` without the first `taken` operands of its `&&`, which are true; `None` when nothing
+/// is left of it.
+pub(super) fn rest(condition: &Arc<Expr>, taken: usize) -> Option<Arc<Expr>> {
+    if taken == 0 {
+        return Some(Arc::clone(condition));
     }
+    let mut operands = Vec::new();
+    let mut open = vec![condition];
+    while let Some(expr) = open.pop() {
+        match expr.expr_kind() {
+            ExprKind::And { left, right } => open.extend([right, left]),
+            ExprKind::Lit(_)
+            | ExprKind::Var(_)
+            | ExprKind::Slot(_)
+            | ExprKind::Unknown(_)
+            | ExprKind::If { .. }
+            | ExprKind::Or { .. }
+            | ExprKind::UnaryApp { .. }
+            | ExprKind::BinaryApp { .. }
+            | ExprKind::ExtensionFunctionApp { .. }
+            | ExprKind::GetAttr { .. }
+            | ExprKind::HasAttr { .. }
+            | ExprKind::ExtHasAttr { .. }
+            | ExprKind::Like { .. }
+            | ExprKind::Is { .. }
+            | ExprKind::Set(_)
+            | ExprKind::Record(_) => operands.push(expr),
+        }
+    }
+    let mut left = operands.into_iter().skip(taken);
+    let first = Arc::clone(left.next()?);
+    // Built up from the left, as the parser does it, so that it is no deeper than it was.
+    Some(left.fold(first, |all, operand| {
+        Arc::new(Expr::and(all.as_ref().clone(), operand.as_ref().clone()))
+    }))
 }
 
 /// The demand that `expr` is, if it is one.

@@ -29,7 +29,7 @@ impl Projections {
         let mut any = Names::default();
         let mut named: HashMap<UidNumber, Names> = HashMap::new();
         for (number, rule) in (0..).zip(rules) {
-            let reads = &rule.reads.context;
+            let reads = &rule.condition.reads.context;
             match index.scope(number).and_then(|scope| scope.actions()) {
                 None => any.add(reads.as_ref()),
                 Some(actions) => {
@@ -39,15 +39,8 @@ impl Projections {
                 }
             }
         }
-        let is_action = |number: &UidNumber| {
-            let (ty, _) = entities.uids.parts(*number);
-            entities.uids.entity_type(ty).is_action()
-        };
-        let actions: BTreeSet<UidNumber> = entities
-            .numbers()
-            .filter(is_action)
-            .chain(named.keys().copied())
-            .collect();
+        let actions: BTreeSet<UidNumber> =
+            entities.actions().chain(named.keys().copied()).collect();
         let by_action = actions
             .into_iter()
             .map(|action| {
@@ -65,6 +58,13 @@ impl Projections {
             by_action,
             others: any.into(),
         }
+    }
+
+    /// The actions that are known, and what policies read of the context of a request for each.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (UidNumber, &ContextReads)> {
+        self.by_action
+            .iter()
+            .map(|(action, reads)| (*action, reads))
     }
 
     /// What policies read of the context of a request for `action`.

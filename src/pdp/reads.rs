@@ -22,6 +22,66 @@ pub(super) struct Reads {
     pub(super) context: Option<BTreeSet<SmolStr>>,
 }
 
+/// Which ancestors of an entity are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Ancestors {
+    /// Whichever a value names that only evaluation knows.
+    pub(super) any: bool,
+    /// Those that the text names.
+    pub(super) named: Vec<Named>,
+}
+
+/// A uid that stands in a policy's text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Named {
+    /// As it is.
+    Literal(EntityUID),
+    /// In a template's slot.
+    Slot(SlotId),
+}
+
+impl Ancestors {
+    /// None at all.
+    const NONE: Self = Self {
+        any: false,
+        named: Vec::new(),
+    };
+
+    /// Those that the right side of an `in` asks for.
+    fn asked_by(right: &Expr) -> Self {
+        let named = |expr: &Expr| {
+            if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
+                Some(Named::Literal(uid.as_ref().clone()))
+            } else if let ExprKind::Slot(slot) = expr.expr_kind() {
+                Some(Named::Slot(*slot))
+            } else {
+                None
+            }
+        };
+        let all: Option<Vec<Named>> = if let ExprKind::Set(members) = right.expr_kind() {
+            members.iter().map(named).collect()
+        } else {
+            named(right).map(|one| vec![one])
+        };
+        match all {
+            Some(named) => Self { any: false, named },
+            None => Self {
+                any: true,
+                named: Vec::new(),
+            },
+        }
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.any |= other.any;
+        for named in &other.named {
+            if !self.named.contains(named) {
+                self.named.push(named.clone());
+            }
+        }
+    }
+}
+
 /// A condition reads through more paths than are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the condition reads attributes along more than {MOST_PATHS} paths")]
@@ -42,8 +102,8 @@ pub(super) enum Root {
 pub(super) struct Lookups {
     /// The value, if it is a uid, is looked up.
     pub(super) entity: bool,
-    /// It is asked what it is in, so its ancestors are needed too.
-    pub(super) ancestors: bool,
+    /// Whether it is asked what it is in, and of what.
+    pub(super) ancestors: Ancestors,
     /// What it holds: attributes of an entity, or fields of a record.
     pub(super) fields: BTreeMap<SmolStr, Lookups>,
     /// What its tags hold, whatever they are called.
@@ -191,15 +251,15 @@ impl Reads {
                 self.follow(arg2, paths);
                 match op {
                     BinaryOp::In => {
-                        self.note(&left, true, paths);
+                        self.note(&left, &Ancestors::asked_by(arg2), paths);
                         Known::nothing()
                     }
                     BinaryOp::GetTag => {
-                        self.note(&left, false, paths);
+                        self.note(&left, &Ancestors::NONE, paths);
                         left.step(&Step::AnyTag)
                     }
                     BinaryOp::HasTag => {
-                        self.note(&left, false, paths);
+                        self.note(&left, &Ancestors::NONE, paths);
                         Known::nothing()
                     }
                     BinaryOp::Eq
@@ -215,18 +275,18 @@ impl Reads {
             }
             ExprKind::GetAttr { expr, attr } => {
                 let holder = self.holder(expr, attr, paths);
-                self.note(&holder, false, paths);
+                self.note(&holder, &Ancestors::NONE, paths);
                 holder.step(&Step::Field(attr.clone()))
             }
             ExprKind::HasAttr { expr, attr } => {
                 let holder = self.holder(expr, attr, paths);
-                self.note(&holder, false, paths);
+                self.note(&holder, &Ancestors::NONE, paths);
                 Known::nothing()
             }
             ExprKind::ExtHasAttr { expr, attrs } => {
                 let mut holder = self.holder(expr, attrs.first(), paths);
                 for attr in attrs {
-                    self.note(&holder, false, paths);
+                    self.note(&holder, &Ancestors::NONE, paths);
                     holder = holder.step(&Step::Field(attr.clone()));
                 }
                 Known::nothing()
@@ -267,7 +327,7 @@ impl Reads {
     }
 
     /// Notes that `value` is looked up if it is a uid.
-    fn note(&mut self, value: &Known, ancestors: bool, paths: &mut usize) {
+    fn note(&mut self, value: &Known, ancestors: &Ancestors, paths: &mut usize) {
         match value {
             Known::At(found) => {
                 *paths += found.len();
@@ -293,7 +353,7 @@ impl Reads {
                         };
                     }
                     lookups.entity = true;
-                    lookups.ancestors |= ancestors;
+                    lookups.ancestors.join(ancestors);
                 }
             }
             // A record has attributes, and is no entity.
@@ -318,12 +378,21 @@ mod tests {
         of(policy.non_scope_constraints().unwrap()).unwrap()
     }
 
-    /// The looked-up paths; an `^` behind those whose ancestors are needed.
+    /// The looked-up paths; an `^` behind those of which any ancestor can be asked for, and those
+    /// that are asked for by name.
     fn lookups(condition: &str) -> Vec<String> {
         fn list(at: &str, lookups: &Lookups, found: &mut Vec<String>) {
             if lookups.entity {
-                let mark = if lookups.ancestors { "^" } else { "" };
-                found.push(format!("{at}{mark}"));
+                let Ancestors { any, named } = &lookups.ancestors;
+                let mark = if *any { "^" } else { "" };
+                let named: String = named
+                    .iter()
+                    .map(|named| match named {
+                        Named::Literal(uid) => format!(" in {uid}"),
+                        Named::Slot(slot) => format!(" in {slot}"),
+                    })
+                    .collect();
+                found.push(format!("{at}{mark}{named}"));
             }
             for (name, below) in &lookups.fields {
                 list(&format!("{at}.{name}"), below, found);
@@ -350,7 +419,16 @@ mod tests {
             ("principal is User", vec![]),
             ("principal.a > 1", vec!["Principal"]),
             ("principal has a", vec!["Principal"]),
-            (r#"principal in Group::"g""#, vec!["Principal^"]),
+            (
+                r#"principal in Group::"g""#,
+                vec![r#"Principal in Group::"g""#],
+            ),
+            (
+                r#"principal in [Group::"g", Group::"h"] && principal in Group::"g""#,
+                vec![r#"Principal in Group::"g" in Group::"h""#],
+            ),
+            (r#"principal in [Group::"g", resource]"#, vec!["Principal^"]),
+            ("principal in resource", vec!["Principal^"]),
             (r#"principal.hasTag("t")"#, vec!["Principal"]),
             ("resource.owner == principal", vec!["Resource"]),
             (
@@ -367,11 +445,11 @@ mod tests {
             ),
             (
                 r#"User::"x".a && action in Action::"y""#,
-                vec!["Action^", r#"User::"x""#],
+                vec![r#"Action in Action::"y""#, r#"User::"x""#],
             ),
             (
                 r#"context.who in Group::"g""#,
-                vec!["Context", "Context.who^"],
+                vec!["Context", r#"Context.who in Group::"g""#],
             ),
         ] {
             assert_eq!(lookups(condition), expected, "{condition}");

@@ -1,10 +1,12 @@
 //! Everything a decision is made of, immutable and under one revision.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use cedar_policy_core::ast;
+use cedar_policy_core::ast::{self, SlotEnv};
+use cedar_policy_core::parser::Loc;
 use cedar_policy_core::validator::ValidatorSchema;
+use smol_str::SmolStr;
 
 use super::compile::Made;
 use super::diagnostic::{Diagnostic, Position};
@@ -125,7 +127,7 @@ pub struct Snapshot {
     pub(super) stack_bytes: usize,
 }
 
-/// A policy or link, ready to be evaluated.
+/// A policy or link, ready to be evaluated: what is needed of it, since there can be very many.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) id: PolicyId,
@@ -136,9 +138,41 @@ pub(super) struct Rule {
     pub(super) position: Position,
     /// The file that holds the text: a link's template may stand in another file.
     pub(super) template_file: Arc<str>,
-    pub(super) policy: ast::Policy,
-    /// What evaluating its condition can read.
+    /// Where in that text; a policy in JSON has none.
+    pub(super) loc: Option<Loc>,
+    pub(super) effect: ast::Effect,
+    /// Sorted by name.
+    pub(super) annotations: Box<[(SmolStr, SmolStr)]>,
+    /// What a link puts in the slots.
+    pub(super) slots: Option<Box<SlotEnv>>,
+    pub(super) condition: Condition,
+    /// What is left of the condition where the scope holds, as [`Index`] reads it.
+    pub(super) rest: Condition,
+}
+
+/// What a policy asks besides its scope.
+#[derive(Clone, Debug)]
+pub(super) struct Condition {
+    /// `None` always holds.
+    pub(super) expr: Option<Arc<ast::Expr>>,
+    /// What evaluating it can read.
     pub(super) reads: Arc<Reads>,
+}
+
+impl Rule {
+    /// What stands in the slots.
+    pub(super) fn slots(&self) -> &SlotEnv {
+        static NONE: LazyLock<SlotEnv> = LazyLock::new(SlotEnv::new);
+        self.slots.as_deref().unwrap_or(&NONE)
+    }
+
+    /// Where the policy, or the link, is written.
+    pub(super) fn place(&self) -> Place {
+        Place {
+            file: self.file.to_string(),
+            position: Some(self.position),
+        }
+    }
 }
 
 /// A policy or link, as a list shows it.

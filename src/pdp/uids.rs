@@ -5,7 +5,6 @@
 //! carried from one snapshot to the next; what is left over is cleared when too much of it has
 //! gathered (`entities::EntityStore::is_littered`).
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Arc;
 
@@ -40,7 +39,8 @@ pub(super) const MOST_UIDS: u32 = 1 << 31;
 pub(super) struct Uids {
     types: Vec<EntityType>,
     /// By the type's written name: how requests name it.
-    type_numbers: HashMap<SmolStr, TypeNumber>,
+    type_numbers: hashbrown::HashMap<SmolStr, TypeNumber>,
+    numbers_of_types: hashbrown::HashMap<EntityType, TypeNumber>,
     entries: Vec<Entry>,
     /// Full pages are shared by all tables that descend from the one that wrote them.
     pages: Vec<Arc<String>>,
@@ -79,7 +79,7 @@ impl Uids {
 
     /// The number of the type `ty`.
     pub(super) fn type_number_of(&self, ty: &EntityType) -> Option<TypeNumber> {
-        self.type_number(&type_text(ty))
+        self.numbers_of_types.get(ty).copied()
     }
 
     /// The type with this number.
@@ -89,6 +89,19 @@ impl Uids {
     )]
     pub(super) fn entity_type(&self, number: TypeNumber) -> &EntityType {
         &self.types[number.0 as usize]
+    }
+
+    /// The numbers of the uids whose type `is_wanted`.
+    pub(super) fn numbers_of(
+        &self,
+        is_wanted: impl Fn(&EntityType) -> bool,
+    ) -> impl Iterator<Item = UidNumber> + '_ {
+        let wanted: Vec<bool> = self.types.iter().map(is_wanted).collect();
+        (0..)
+            .map(UidNumber)
+            .zip(&self.entries)
+            .filter(move |(_, entry)| wanted.get(entry.ty.0 as usize) == Some(&true))
+            .map(|(number, _)| number)
     }
 
     /// The number of the uid with this type and id, if it has one.
@@ -105,7 +118,32 @@ impl Uids {
 
     /// The number of `uid`, if it has one.
     pub(super) fn number_of_uid(&self, uid: &EntityUID) -> Option<UidNumber> {
-        self.number_of(&type_text(uid.entity_type()), uid.eid().as_ref())
+        self.number(self.type_number_of(uid.entity_type())?, uid.eid().as_ref())
+    }
+
+    /// The number in `to`, given now if it had none, of the uid that has `number` here.
+    pub(super) fn moved(
+        &self,
+        number: UidNumber,
+        to: &mut Arc<Self>,
+    ) -> Result<UidNumber, TooManyUids> {
+        let (ty, id) = self.parts(number);
+        let ty = self.moved_type(ty, to);
+        // Looked up first, here and below: a table that is shared is copied only for what is new
+        // in it.
+        match to.number(ty, id) {
+            Some(number) => Ok(number),
+            None => Arc::make_mut(to).add(ty, id),
+        }
+    }
+
+    /// The number in `to`, given now if it had none, of the type that has `number` here.
+    pub(super) fn moved_type(&self, number: TypeNumber, to: &mut Arc<Self>) -> TypeNumber {
+        let ty = self.entity_type(number);
+        match to.type_number_of(ty) {
+            Some(number) => number,
+            None => Arc::make_mut(to).add_type(ty),
+        }
     }
 
     /// The type and the id of the uid with this number.
@@ -135,15 +173,16 @@ impl Uids {
 
     /// The number of the type `ty`, given now if it had none.
     pub(super) fn add_type(&mut self, ty: &EntityType) -> TypeNumber {
-        let name = type_text(ty);
-        if let Some(number) = self.type_number(&name) {
+        if let Some(number) = self.type_number_of(ty) {
             return number;
         }
         // INVARIANT: there are fewer types than uids and declarations, far below 2³².
         let number = TypeNumber(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
         // Without the place it was first written at, which would keep that file's text.
-        self.types.push(ty.with_loc(None));
-        self.type_numbers.insert(name, number);
+        let ty = ty.with_loc(None);
+        self.type_numbers.insert(type_text(&ty), number);
+        self.numbers_of_types.insert(ty.clone(), number);
+        self.types.push(ty);
         number
     }
 
@@ -192,11 +231,6 @@ impl Uids {
             (Some(own), Some(others)) => Arc::ptr_eq(own, others),
             (Some(_), None) => false,
         }
-    }
-
-    /// Gives back what growing has taken in advance.
-    pub(super) fn shrink(&mut self) {
-        self.entries.shrink_to_fit();
     }
 
     /// The memory that the table holds, in bytes.

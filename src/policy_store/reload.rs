@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -90,6 +90,7 @@ async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, 
         in_force: None,
         refused: None,
         unsettled: None,
+        compiling: Weak::new(),
     };
     reloader.first_look().await?;
     Ok(Opened {
@@ -120,6 +121,8 @@ pub struct Reloader {
     in_force: Option<InForce>,
     refused: Option<Refused>,
     unsettled: Option<Unsettled>,
+    /// Lives as long as the latest thread that compiles, waited for or not.
+    compiling: Weak<()>,
 }
 
 #[derive(Debug)]
@@ -240,10 +243,13 @@ impl Reloader {
             None => {
                 let since = Instant::now();
                 // What has been at rest for so long need not be waited for. What has not is new to
-                // callers, who are served meanwhile and to whom time matters.
+                // callers, who are served meanwhile and to whom time matters. But a directory that
+                // is changed to and fro must not have ever more threads compile it.
                 let is_at_rest = reading.is_at_rest(self.settings.quiet);
-                let is_compiled_early =
-                    !is_at_rest && !reading.is_torn() && self.in_force.is_some();
+                let is_compiled_early = !is_at_rest
+                    && !reading.is_torn()
+                    && self.in_force.is_some()
+                    && self.compiling.strong_count() == 0;
                 self.unsettled = Some(Unsettled {
                     compiling: is_compiled_early.then(|| self.compile_aside(&reading)),
                     reading,
@@ -440,7 +446,7 @@ impl Reloader {
     }
 
     /// Begins to compile what was read, in the place of what is in force.
-    fn compile_aside(&self, reading: &Arc<Reading>) -> Aside<Compiled> {
+    fn compile_aside(&mut self, reading: &Arc<Reading>) -> Aside<Compiled> {
         let (settings, compile) = (Arc::clone(&self.settings), self.compile);
         let manners = self.manners();
         let old = self.in_force.as_ref().map(|in_force| {
@@ -448,7 +454,10 @@ impl Reloader {
             (Arc::clone(reading), Arc::clone(snapshot))
         });
         let content = Arc::clone(reading);
+        let running = Arc::new(());
+        self.compiling = Arc::downgrade(&running);
         aside(manners, move || {
+            let _running = running;
             let began = Instant::now();
             let sources = content.sources();
             let workers = manners.workers();

@@ -46,9 +46,9 @@ impl Default for SourceLimits {
 /// Reads all of `directory`.
 ///
 /// Never fails: what could not be read is a problem in the sources. A file that has not changed
-/// since `previous` is taken from there. Blocks; costs a few system calls for each file, link and
-/// directory, and reads the others' files on this thread and `workers`. It never waits for a FIFO
-/// or a device, and keeps no text of stored entities.
+/// since `previous` is taken from there, the others are read on this thread and `workers`. Blocks;
+/// costs a few system calls for each file, link and directory besides. Never waits for a FIFO or a
+/// device, and keeps no text of stored entities.
 #[must_use]
 pub fn read(
     directory: &Path,

@@ -6,10 +6,10 @@
 
 mod plain;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use cedar_policy_core::ast::Entity;
+use cedar_policy_core::ast::{Entity, EntityUID};
 use cedar_policy_core::entities::conformance::EntitySchemaConformanceChecker;
 use cedar_policy_core::entities::{EntityJsonParser, Schema as _, TCComputation};
 use cedar_policy_core::extensions::Extensions;
@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use super::Findings;
 use super::policies::{offset_in, parse_json};
 use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pdp::entities::segment::{Draft, Segment};
+use crate::pdp::entities::segment::{Draft, Segment, TooLarge};
 use crate::pdp::entities::{EntityStore, HierarchyError, Location, MAX_ANCESTORS, Twice};
 use crate::pdp::sources::SourceFile;
 use crate::pdp::uids::Uids;
@@ -35,7 +35,7 @@ pub(super) struct EntityReader<'a> {
 /// An entity file that was read.
 pub(super) enum Read {
     /// It has become a draft of a segment.
-    Draft(Draft),
+    Draft(Box<Draft>),
     /// It is as it was.
     Known(Arc<Segment>),
 }
@@ -136,6 +136,7 @@ impl<'a> EntityReader<'a> {
         files: &[&SourceFile],
         read: Vec<Read>,
         mut uids: Arc<Uids>,
+        previous: Option<&EntityStore>,
         findings: &mut Findings,
     ) -> Option<(EntityStore, Vec<Arc<Segment>>)> {
         let mut segments = Vec::with_capacity(read.len());
@@ -152,81 +153,107 @@ impl<'a> EntityReader<'a> {
             };
             segments.push(segment);
         }
-        let (store, twice) = EntityStore::new(uids, segments.clone());
+        let supplied = match self.supplied(&mut uids) {
+            Ok(supplied) => supplied,
+            Err(error) => {
+                findings.add(Diagnostic::error("", error.to_string()));
+                return None;
+            }
+        };
+        let (store, twice) = EntityStore::new(uids, segments.clone(), supplied);
         if !twice.is_empty() {
             for twice in twice {
                 findings.add(self.twice(files, &store, twice));
             }
             return None;
         }
-        if let Err(error) = store.check_hierarchy() {
-            let (uid, message) = match &error {
-                HierarchyError::Cycle(uid) => (uid, format!("entity `{uid}` is its own ancestor")),
-                HierarchyError::TooManyAncestors(uid) => (
-                    uid,
-                    format!("entity `{uid}` has more than {MAX_ANCESTORS} ancestors"),
-                ),
-            };
-            let location = store
-                .uids
-                .number_of_uid(uid)
-                .and_then(|number| store.location(number));
-            findings.add(at(files, &store, location, message));
+        // With the same hierarchy under the same numbers it was checked before.
+        let is_checked = previous.is_some_and(|previous| {
+            previous.uids.is_ancestor_of(&store.uids) && store.has_hierarchy_of(previous)
+        });
+        if !is_checked && let Err(error) = store.check_hierarchy() {
+            findings.add(refused_hierarchy(files, &store, &error));
             return None;
         }
-        Some((self.with_actions(files, store, findings)?, segments))
+        self.check_actions(files, &store, findings)
+            .then_some((store, segments))
     }
 
-    /// The store with the schema's actions, which those in files must equal.
-    fn with_actions(
-        &self,
-        files: &[&SourceFile],
-        store: EntityStore,
-        findings: &mut Findings,
-    ) -> Option<EntityStore> {
-        let (Some(schema), Some(checker)) = (&self.schema, self.checker()) else {
-            return Some(store);
+    /// The schema's actions.
+    fn supplied(&self, uids: &mut Arc<Uids>) -> Result<Option<Segment>, TooLarge> {
+        let Some(schema) = &self.schema else {
+            return Ok(None);
         };
-        let mut is_good = true;
         let mut draft = Draft::default();
         for action in schema.action_entities() {
-            if draft.add(&action, 0).is_err() {
-                findings.add(Diagnostic::error(
-                    "",
-                    "the schema declares too many actions",
-                ));
-                return None;
+            draft.add(&action, 0)?;
+        }
+        draft.finish(uids).map(Some)
+    }
+
+    /// Whether the actions that stand in files are as the schema says.
+    fn check_actions(
+        &self,
+        files: &[&SourceFile],
+        store: &EntityStore,
+        findings: &mut Findings,
+    ) -> bool {
+        let Some(checker) = self.checker() else {
+            return true;
+        };
+        let mut in_files = store.stored_actions();
+        in_files.retain(|(location, _)| (location.segment as usize) < files.len());
+        let mut seen: HashMap<EntityUID, Location> = HashMap::new();
+        for (second, action) in &in_files {
+            if let Some(first) = seen.insert(action.uid().clone(), *second) {
+                let twice = Twice {
+                    first,
+                    second: *second,
+                };
+                findings.add(self.twice(files, store, twice));
+                return false;
             }
         }
-        for number in store.numbers() {
-            let (ty, _) = store.uids.parts(number);
-            if !store.uids.entity_type(ty).is_action() {
-                continue;
+        // Their hierarchy is closed apart from the schema's, with which it is compared.
+        let mut draft = Draft::default();
+        let mut uids = Arc::default();
+        for (_, action) in &in_files {
+            if let Err(error) = draft.add(action, 0) {
+                findings.add(Diagnostic::error("", error.to_string()));
+                return false;
             }
-            let ancestors: HashSet<_> = store
-                .ancestors(number)
-                .into_iter()
-                .map(|ancestor| store.uids.uid(ancestor))
+        }
+        let segment = match draft.finish(&mut uids) {
+            Ok(segment) => segment,
+            Err(error) => {
+                findings.add(Diagnostic::error("", error.to_string()));
+                return false;
+            }
+        };
+        let (closed, _) = EntityStore::new(uids, vec![Arc::new(segment)], None);
+        if let Err(error) = closed.check_hierarchy() {
+            let (HierarchyError::Cycle(uid) | HierarchyError::TooManyAncestors(uid)) = &error;
+            let location = seen.get(uid).copied();
+            findings.add(at(files, store, location, hierarchy_message(&error)));
+            return false;
+        }
+        let mut is_good = true;
+        for (location, action) in in_files {
+            let Some(number) = closed.uids.number_of_uid(action.uid()) else {
+                continue;
+            };
+            let ancestors = closed.ancestors(number).into_iter();
+            let ancestors = ancestors
+                .map(|ancestor| closed.uids.uid(ancestor))
                 .collect();
-            if let Some(action) = store.entity(number, ancestors)
+            if let Some(action) = closed.entity(number, ancestors)
                 && let Err(error) = checker.validate_action(&action)
             {
-                let location = store.location(number);
-                findings.add(at(files, &store, location, with_causes(&error)));
+                findings.add(at(files, store, Some(location), with_causes(&error)));
                 is_good = false;
             }
         }
-        if !is_good {
-            return None;
-        }
-        let mut uids = Arc::clone(&store.uids);
-        match draft.finish(&mut uids) {
-            Ok(actions) => Some(store.with_replacing(uids, actions)),
-            Err(error) => {
-                findings.add(Diagnostic::error("", error.to_string()));
-                None
-            }
-        }
+        is_good
     }
 
     fn twice(&self, files: &[&SourceFile], store: &EntityStore, twice: Twice) -> Diagnostic {
@@ -248,6 +275,27 @@ impl<'a> EntityReader<'a> {
             place.unwrap_or_default()
         );
         at(files, store, Some(second), message)
+    }
+}
+
+/// A finding about the entity whose parents make a hierarchy that is refused.
+fn refused_hierarchy(
+    files: &[&SourceFile],
+    store: &EntityStore,
+    error: &HierarchyError,
+) -> Diagnostic {
+    let (HierarchyError::Cycle(uid) | HierarchyError::TooManyAncestors(uid)) = error;
+    let number = store.uids.number_of_uid(uid);
+    let location = number.and_then(|number| store.location(number));
+    at(files, store, location, hierarchy_message(error))
+}
+
+fn hierarchy_message(error: &HierarchyError) -> String {
+    match error {
+        HierarchyError::Cycle(uid) => format!("entity `{uid}` is its own ancestor"),
+        HierarchyError::TooManyAncestors(uid) => {
+            format!("entity `{uid}` has more than {MAX_ANCESTORS} ancestors")
+        }
     }
 }
 

@@ -12,16 +12,18 @@ use cedar_policy::{EntityUid, PolicySet, Schema, SlotId, ValidationMode, Validat
 use cedar_policy_core::{ast, est};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use smol_str::SmolStr;
 
-use super::Findings;
 use super::schema::{json_offset, located};
+use super::{Findings, depth};
 use crate::pdp::diagnostic::{Diagnostic, Lines, Position, Severity};
-use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
+use crate::pdp::index::{self, Scope};
 use crate::pdp::nesting::{self, Language};
-use crate::pdp::reads::{self, Reads};
-use crate::pdp::snapshot::{Rule, Validation};
+use crate::pdp::reads::{self, Reads, TooManyPaths};
+use crate::pdp::snapshot::{Condition, Rule, Validation};
 use crate::pdp::sources::{FileKind, SourceFile};
+use crate::pdp::uids::{TooManyUids, Uids};
 use crate::pdp::values::with_causes;
 
 /// What one file of policies or links holds, good in itself.
@@ -29,18 +31,113 @@ use crate::pdp::values::with_causes;
 pub(in crate::pdp) struct PolicyFile {
     pub(super) path: String,
     /// The static policies.
-    pub(super) rules: Vec<Arc<Rule>>,
+    pub(super) filed: Filed,
     templates: Vec<Template>,
     links: Vec<Link>,
     /// What the author should look at, though it is loaded.
     warnings: Vec<Diagnostic>,
 }
 
+/// Rules with what is needed to file them.
+#[derive(Debug, Default)]
+pub(super) struct Filed {
+    pub(super) rules: Vec<Arc<Rule>>,
+    /// In the order of the rules, and numbered in a table of their own.
+    scopes: Vec<Scope>,
+    uids: Arc<Uids>,
+    /// How many expressions stand within one another in the deepest condition.
+    pub(super) depth: usize,
+    /// The memory that the rules hold, in bytes: estimated, since Cedar does not tell.
+    pub(super) bytes: usize,
+}
+
+impl Filed {
+    /// The rules' scopes, numbered in `uids`.
+    pub(super) fn scopes(&self, uids: &mut Arc<Uids>) -> Result<Vec<Scope>, TooManyUids> {
+        let scopes = self.scopes.iter();
+        scopes.map(|scope| scope.moved(&self.uids, uids)).collect()
+    }
+
+    /// Adds the rule of `policy`, which stands at `origin`.
+    fn add(
+        &mut self,
+        policy: &ast::Policy,
+        template: Option<&Template>,
+        origin: &Origin,
+        known: &mut KnownReads,
+    ) -> Result<(), String> {
+        let scope = Scope::of(policy, &mut self.uids).map_err(|error| error.to_string())?;
+        let condition = policy.non_scope_constraints_arc();
+        let rest = condition.and_then(|condition| index::rest(condition, scope.operands_taken()));
+        for expr in condition.into_iter().chain(&rest) {
+            self.depth = self.depth.max(depth(expr));
+        }
+        self.bytes += match template {
+            Some(_) => BYTES_OF_A_RULE,
+            None => {
+                let parts = condition.map_or(0, |condition| condition.subexpressions().count());
+                BYTES_OF_A_RULE + BYTES_OF_AN_EXPRESSION * parts
+            }
+        };
+        let read = |expr: Option<&Arc<ast::Expr>>, known: &mut KnownReads| {
+            Ok::<_, String>(Condition {
+                expr: expr.cloned(),
+                reads: known.of(expr).map_err(|error| error.to_string())?,
+            })
+        };
+        let condition = read(condition, known)?;
+        let rest = read(rest.as_ref(), known)?;
+        let mut annotations: Vec<(SmolStr, SmolStr)> = policy
+            .annotations()
+            .map(|(name, value)| (SmolStr::from(name.to_string()), value.val.clone()))
+            .collect();
+        annotations.sort();
+        self.rules.push(Arc::new(Rule {
+            id: PolicyId::new(policy.id().as_ref()),
+            template: template.map(|template| template.id.clone()),
+            file: Arc::clone(&origin.file),
+            position: origin.position,
+            template_file: Arc::clone(&template.map_or(origin, |template| &template.origin).file),
+            loc: policy.template().loc().cloned(),
+            effect: policy.effect(),
+            annotations: annotations.into(),
+            slots: (!policy.env().is_empty()).then(|| Box::new(policy.env().clone())),
+            condition,
+            rest,
+        }));
+        self.scopes.push(scope);
+        Ok(())
+    }
+}
+
+/// What a rule and a part of its condition hold in memory; measured over generated policies,
+/// rounded up.
+const BYTES_OF_A_RULE: usize = 1_024;
+const BYTES_OF_AN_EXPRESSION: usize = 160;
+
+/// What conditions read, each kept once: conditions are many, and what they read is often alike.
+#[derive(Default)]
+struct KnownReads(HashMap<Reads, Arc<Reads>>);
+
+impl KnownReads {
+    fn of(&mut self, condition: Option<&Arc<ast::Expr>>) -> Result<Arc<Reads>, TooManyPaths> {
+        let found = match condition {
+            Some(condition) => reads::of(condition)?,
+            None => Reads::nothing(),
+        };
+        if let Some(known) = self.0.get(&found) {
+            return Ok(Arc::clone(known));
+        }
+        let shared = Arc::new(found.clone());
+        self.0.insert(found, Arc::clone(&shared));
+        Ok(shared)
+    }
+}
+
 #[derive(Debug)]
 struct Template {
     id: PolicyId,
     template: cedar_policy::Template,
-    reads: Arc<Reads>,
     origin: Origin,
 }
 
@@ -85,30 +182,14 @@ impl Origin {
 /// The rules of all links, with what they were made of.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Links {
-    rules: Vec<Arc<Rule>>,
+    pub(super) filed: Filed,
     warnings: Vec<Diagnostic>,
     /// The files that hold templates or links.
     files: Vec<Arc<PolicyFile>>,
 }
 
-impl PolicyFile {
-    /// The conditions of all policies and templates.
-    pub(super) fn conditions(&self) -> impl Iterator<Item = &ast::Expr> {
-        let of_policies = self
-            .rules
-            .iter()
-            .filter_map(|rule| rule.policy.non_scope_constraints());
-        let of_templates = self.templates.iter().filter_map(|template| {
-            let template: &ast::Template = template.template.as_ref();
-            template.non_scope_constraints()
-        });
-        of_policies.chain(of_templates)
-    }
-}
-
-/// All rules, sorted by id, and what is counted of them.
-pub(super) struct Rules {
-    pub(super) rules: Vec<Arc<Rule>>,
+/// What several files come to together.
+pub(super) struct Combined {
     pub(super) links: Arc<Links>,
     pub(super) templates: usize,
     pub(super) per_file: BTreeMap<String, usize>,
@@ -178,9 +259,9 @@ pub(super) fn read(
         lines: Lines::of(text),
         set: PolicySet::new(),
         origins: HashMap::new(),
-        reads: HashMap::new(),
+        reads: KnownReads::default(),
         templates: Vec::new(),
-        rules: Vec::new(),
+        filed: Filed::default(),
         links: Vec::new(),
         findings: &mut own,
     };
@@ -194,7 +275,7 @@ pub(super) fn read(
         set,
         origins,
         templates,
-        rules,
+        filed,
         links,
         ..
     } = reading;
@@ -212,7 +293,7 @@ pub(super) fn read(
     }
     PolicyFile {
         path: file.path.clone(),
-        rules,
+        filed,
         templates,
         links,
         warnings,
@@ -228,9 +309,8 @@ struct FileReading<'a> {
     /// All policies and templates, as Cedar validates them.
     set: PolicySet,
     origins: HashMap<PolicyId, Origin>,
-    /// Conditions are many and what they read is alike, so it is kept once.
-    reads: HashMap<Reads, Arc<Reads>>,
-    rules: Vec<Arc<Rule>>,
+    reads: KnownReads,
+    filed: Filed,
     templates: Vec<Template>,
     links: Vec<Link>,
     findings: &'a mut Findings,
@@ -374,16 +454,8 @@ impl FileReading<'_> {
         if let Err(error) = self.set.add(policy) {
             return self.findings.add(origin.error(with_causes(&error)));
         }
-        if let Some(reads) = self.reads_of(ast.non_scope_constraints(), &origin) {
-            self.rules.push(Arc::new(Rule {
-                id: PolicyId::new(ast.id().as_ref()),
-                template: None,
-                file: Arc::clone(&origin.file),
-                position: origin.position,
-                template_file: origin.file,
-                policy: ast,
-                reads,
-            }));
+        if let Err(message) = self.filed.add(&ast, None, &origin, &mut self.reads) {
+            self.findings.add(origin.error(message));
         }
     }
 
@@ -392,30 +464,11 @@ impl FileReading<'_> {
             return self.findings.add(origin.error(with_causes(&error)));
         }
         let ast: &ast::Template = template.as_ref();
-        if let Some(reads) = self.reads_of(ast.non_scope_constraints(), &origin) {
-            self.templates.push(Template {
-                id: PolicyId::new(ast.id().as_ref()),
-                reads,
-                origin,
-                template,
-            });
-        }
-    }
-
-    fn reads_of(&mut self, condition: Option<&ast::Expr>, origin: &Origin) -> Option<Arc<Reads>> {
-        let found = match condition.map(reads::of).transpose() {
-            Ok(found) => found.unwrap_or_else(Reads::nothing),
-            Err(error) => {
-                self.findings.add(origin.error(error.to_string()));
-                return None;
-            }
-        };
-        if let Some(known) = self.reads.get(&found) {
-            return Some(Arc::clone(known));
-        }
-        let shared = Arc::new(found.clone());
-        self.reads.insert(found, Arc::clone(&shared));
-        Some(shared)
+        self.templates.push(Template {
+            id: PolicyId::new(ast.id().as_ref()),
+            origin,
+            template,
+        });
     }
 
     /// The id of a policy or template in Cedar syntax: its `@id`, else its file and its number
@@ -463,11 +516,12 @@ pub(super) fn combine(
     judge: Judge<'_>,
     previous: Option<&Arc<Links>>,
     findings: &mut Findings,
-) -> Rules {
+) -> Combined {
     for warning in files.iter().flat_map(|file| &file.warnings) {
         findings.add(warning.clone());
     }
-    let statics = files.iter().map(|file| file.rules.len()).sum::<usize>();
+    let statics = files.iter().map(|file| file.filed.rules.len());
+    let statics: usize = statics.sum();
     let templates = files.iter().map(|file| file.templates.len()).sum();
     let links: usize = files.iter().map(|file| file.links.len()).sum();
 
@@ -476,7 +530,7 @@ pub(super) fn combine(
         texts,
     };
     for file in files {
-        for rule in &file.rules {
+        for rule in &file.filed.rules {
             ids.claim(&rule.id, &rule.file, rule.position, findings);
         }
         for Template { id, origin, .. } in &file.templates {
@@ -511,13 +565,8 @@ pub(super) fn combine(
         findings.add(warning.clone());
     }
 
-    let mut rules: Vec<Arc<Rule>> = Vec::with_capacity(statics + links.rules.len());
-    rules.extend(files.iter().flat_map(|file| &file.rules).cloned());
-    rules.extend(links.rules.iter().cloned());
-    rules.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-    let count = |file: &Arc<PolicyFile>| file.rules.len() + file.templates.len();
-    Rules {
-        rules,
+    let count = |file: &Arc<PolicyFile>| file.filed.rules.len() + file.templates.len();
+    Combined {
         links,
         templates,
         per_file: files
@@ -579,7 +628,8 @@ fn link_all(
         }
     }
     let mut links: HashMap<&str, &Link> = HashMap::new();
-    let mut rules = Vec::new();
+    let mut filed = Filed::default();
+    let mut reads = KnownReads::default();
     for link in files.iter().flat_map(|file| &file.links) {
         let Some(template) = templates.get(link.template.as_str()) else {
             findings.add(
@@ -602,15 +652,10 @@ fn link_all(
                 links.insert(link.id.as_str(), link);
                 if let Some(policy) = set.policy(&id) {
                     let policy: &ast::Policy = policy.as_ref();
-                    rules.push(Arc::new(Rule {
-                        id: link.id.clone(),
-                        template: Some(template.id.clone()),
-                        file: Arc::clone(&link.origin.file),
-                        position: link.origin.position,
-                        template_file: Arc::clone(&template.origin.file),
-                        policy: policy.clone(),
-                        reads: Arc::clone(&template.reads),
-                    }));
+                    let added = filed.add(policy, Some(template), &link.origin, &mut reads);
+                    if let Err(message) = added {
+                        findings.add(link.origin.error(message));
+                    }
                 }
             }
             Err(error) => findings.add(link.origin.error(format!(
@@ -643,19 +688,9 @@ fn link_all(
     }
     drop((templates, links));
     Links {
-        rules,
+        filed,
         warnings,
         files,
-    }
-}
-
-impl Rule {
-    /// Where the policy, or the link, is written.
-    pub(in crate::pdp) fn place(&self) -> Place {
-        Place {
-            file: self.file.to_string(),
-            position: Some(self.position),
-        }
     }
 }
 

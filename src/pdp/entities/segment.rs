@@ -39,6 +39,7 @@ struct Body {
     names: Vec<SmolStr>,
     /// Values that have no short form: those of extension types.
     others: Vec<Value>,
+    has_actions: bool,
 }
 
 /// Where an entity's parts begin; they end where the next one's begin.
@@ -163,6 +164,7 @@ impl Draft {
 
     /// Writes an entity as Cedar has read it, its direct parents alone among its ancestors.
     pub(in crate::pdp) fn add(&mut self, entity: &Entity, origin: usize) -> Result<(), TooLarge> {
+        self.body.has_actions |= entity.uid().is_action();
         let uid = self.uids.add_uid(entity.uid())?;
         self.begin(uid, origin)?;
         for parent in entity.ancestors() {
@@ -262,36 +264,18 @@ fn renumbered(
     from: &Uids,
     to: &mut Arc<Uids>,
 ) -> Result<Vec<UidNumber>, TooManyUids> {
-    let mut types = HashMap::new();
-    numbers
-        .map(|number| {
-            let (ty, id) = from.parts(number);
-            let ty = match types.get(&ty) {
-                Some(ty) => *ty,
-                // Looked up first, here and below: a table that is shared is copied only for what
-                // is new in it.
-                None => {
-                    let name = from.entity_type(ty);
-                    let found = match to.type_number_of(name) {
-                        Some(found) => found,
-                        None => Arc::make_mut(to).add_type(name),
-                    };
-                    types.insert(ty, found);
-                    found
-                }
-            };
-            match to.number(ty, id) {
-                Some(number) => Ok(number),
-                None => Arc::make_mut(to).add(ty, id),
-            }
-        })
-        .collect()
+    numbers.map(|number| from.moved(number, to)).collect()
 }
 
 impl Segment {
     /// How many entities it holds.
     pub(in crate::pdp) fn len(&self) -> usize {
         self.body.entities.len()
+    }
+
+    /// Whether actions are among its entities.
+    pub(in crate::pdp) fn has_actions(&self) -> bool {
+        self.body.has_actions
     }
 
     /// How many uids it names.
@@ -307,6 +291,7 @@ impl Segment {
             values,
             names,
             others,
+            has_actions: _,
         } = self.body.as_ref();
         entities.capacity() * size_of::<Stored>()
             + parents.capacity() * size_of::<u32>()

@@ -742,6 +742,34 @@ async fn content_that_changes_whenever_it_is_loaded_is_held_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_changed_to_and_fro_is_compiled_by_few_threads_at_once() {
+    static RUNNING: AtomicU64 = AtomicU64::new(0);
+    static MOST: AtomicU64 = AtomicU64::new(0);
+    fn slow(
+        previous: Option<&Snapshot>,
+        sources: &Sources,
+        settings: &Settings,
+        workers: &Workers,
+    ) -> Result<Snapshot, CompileError> {
+        let running = RUNNING.fetch_add(1, Ordering::Relaxed) + 1;
+        MOST.fetch_max(running, Ordering::Relaxed);
+        if previous.is_some() {
+            thread::sleep(Duration::from_millis(300));
+        }
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        compile_from(previous, sources, settings, workers)
+    }
+    let desk = one_policy();
+    let mut running = Running::start_with(desk.settings(Mode::Events), slow).await;
+    for n in 0..40 {
+        desk.write("a.cedar", if n % 2 == 0 { FORBID } else { PERMIT });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    running.until_loaded(&desk.revision()).await;
+    assert!(MOST.load(Ordering::Relaxed) <= 2, "{MOST:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_in_force_is_handed_to_the_compiler_and_nothing_at_the_start() {
     static PREVIOUS: Mutex<Vec<Option<Revision>>> = Mutex::new(Vec::new());
     fn noted(

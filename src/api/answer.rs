@@ -1,0 +1,107 @@
+//! Answers as they travel: encoded once, remembered so, and sent so.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use prost::Message as _;
+use prost::bytes::{BufMut as _, Bytes};
+use tonic::Status;
+use tonic::body::Body;
+
+use super::to_proto;
+use crate::engine::Rendered;
+use crate::pdp::answer::Answer;
+
+/// gRPC's prefix of a message: whether it is compressed, and its length.
+pub(super) const PREFIX_BYTES: usize = 5;
+
+/// An `AuthorizeResponse` with gRPC's prefix, as it goes out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedAnswer(Bytes);
+
+impl Rendered for EncodedAnswer {
+    fn render(answer: Answer) -> Self {
+        let response = to_proto::answer(&answer);
+        let length = response.encoded_len();
+        let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
+        bytes.put_u8(0);
+        // A message of 4 GiB would be refused by any caller, if it were ever made.
+        bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+        response.encode_raw(&mut bytes);
+        Self(bytes.into())
+    }
+
+    fn weight(&self) -> usize {
+        // The count of those who hold it has an allocation of its own.
+        self.0.len() + 4 * size_of::<usize>()
+    }
+}
+
+impl EncodedAnswer {
+    /// The message alone.
+    pub(super) fn message(&self) -> &[u8] {
+        self.0.get(PREFIX_BYTES..).unwrap_or_default()
+    }
+
+    /// The whole answer to a unary call.
+    pub(super) fn into_response(self) -> http::Response<AnswerBody> {
+        let mut response = http::Response::new(AnswerBody::Encoded(self.0));
+        response.headers_mut().insert(
+            http::header::CONTENT_TYPE,
+            http::HeaderValue::from_static("application/grpc"),
+        );
+        response
+    }
+}
+
+/// What a call is answered with: one encoded answer and the status OK, or what tonic made.
+pub(super) enum AnswerBody {
+    Encoded(Bytes),
+    /// The answer is out, its status is not.
+    StatusOk,
+    Ended,
+    Tonic(Body),
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let me = &mut *self;
+        Poll::Ready(match me {
+            Self::Tonic(body) => return Pin::new(body).poll_frame(context),
+            Self::Encoded(_) => match std::mem::replace(me, Self::StatusOk) {
+                Self::Encoded(bytes) => Some(Ok(Frame::data(bytes))),
+                Self::StatusOk | Self::Ended | Self::Tonic(_) => None,
+            },
+            Self::StatusOk => {
+                *me = Self::Ended;
+                let mut trailers = http::HeaderMap::with_capacity(1);
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Self::Ended => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Encoded(_) | Self::StatusOk => false,
+            Self::Ended => true,
+            Self::Tonic(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            // Trailers follow, and gRPC knows no length of a body.
+            Self::Encoded(_) | Self::StatusOk | Self::Ended => SizeHint::default(),
+            Self::Tonic(body) => body.size_hint(),
+        }
+    }
+}

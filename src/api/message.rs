@@ -1,0 +1,102 @@
+//! The body of a unary call: its one message, as it came, or all of it for tonic to make sense of.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::body::{Body as HttpBody, Frame, Incoming};
+use prost::bytes::Bytes;
+
+use super::answer::PREFIX_BYTES;
+
+/// A call's body, what was read of it included.
+pub(super) struct Held {
+    read: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
+    rest: Incoming,
+}
+
+/// Reads `body` for a message that came in one piece and is all there is; what is read otherwise
+/// is held.
+///
+/// Reads no further than that takes: whatever else a caller sends is for tonic to bound.
+pub(super) async fn read(mut body: Incoming, most_bytes: usize) -> Result<Bytes, Held> {
+    let mut read = VecDeque::new();
+    if let Some(first) = next(&mut body).await {
+        match first.map(Frame::into_data) {
+            Ok(Ok(bytes)) if is_whole(&bytes, most_bytes) => {
+                // Some callers end the call in a frame of its own.
+                if body.is_end_stream() {
+                    return Ok(bytes);
+                }
+                match next(&mut body).await {
+                    None => return Ok(bytes),
+                    Some(Ok(frame))
+                        if frame.data_ref().is_some_and(Bytes::is_empty)
+                            && body.is_end_stream() =>
+                    {
+                        return Ok(bytes);
+                    }
+                    Some(other) => read.extend([Ok(Frame::data(bytes)), other]),
+                }
+            }
+            Ok(Ok(bytes)) => read.push_back(Ok(Frame::data(bytes))),
+            Ok(Err(trailers)) => read.push_back(Ok(trailers)),
+            Err(error) => read.push_back(Err(error)),
+        }
+    }
+    Err(Held { read, rest: body })
+}
+
+/// Whether `bytes` are one uncompressed message with its prefix.
+fn is_whole(bytes: &[u8], most_bytes: usize) -> bool {
+    let Some(([compressed, length @ ..], message)) = bytes.split_first_chunk::<PREFIX_BYTES>()
+    else {
+        return false;
+    };
+    *compressed == 0
+        && message.len() <= most_bytes
+        && u32::try_from(message.len()).is_ok_and(|len| len.to_be_bytes() == *length)
+}
+
+async fn next(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+}
+
+/// A body that has been read to its end: one message with its prefix.
+pub(super) struct Whole(pub(super) Option<Bytes>);
+
+impl HttpBody for Whole {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.read.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut self.rest).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.rest.is_end_stream()
+    }
+}

@@ -1,0 +1,388 @@
+//! The tier in front of moka: a table in shards, each under a lock of its own, evicting by second
+//! chance.
+//!
+//! A hit takes the lock, finds the key and notes that it was asked, where moka also writes down
+//! the read for its queues and frequencies. Over 100,000 keys that is the most of what a hit costs.
+
+use std::hash::BuildHasher as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use foldhash::quality::RandomState;
+use hashbrown::HashTable;
+
+use super::Rendered;
+use crate::pdp::id::Revision;
+
+/// What the allocator and the tables need for an entry besides key and answer: its slot and its
+/// place in the table, each with room to grow, and the heads of its allocations. Rounded up.
+const ENTRY_BYTES: usize = 176;
+
+/// As many shards as there are of these in the capacity, up to the most: fewer threads than that
+/// meet at one, and an entry may take up a shard.
+const SHARD_BYTES: u64 = 2 << 20;
+const MOST_SHARDS: u64 = 16;
+
+/// Answers by revision and key.
+#[derive(Debug)]
+pub(super) struct Front<A> {
+    hasher: RandomState,
+    /// A power of two of them.
+    shards: Box<[Mutex<Shard<A>>]>,
+}
+
+/// What the front did since the start of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FrontFigures {
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+}
+
+/// An entry that had to make room, under the revision that it was decided on.
+type Fallen<A> = (Revision, Box<[u8]>, A);
+
+#[derive(Debug)]
+struct Shard<A> {
+    /// Of all entries here; they go when an answer of another comes.
+    revision: Option<Revision>,
+    /// Where in `slots` an entry is.
+    table: HashTable<usize>,
+    slots: Vec<Option<Slot<A>>>,
+    free: Vec<usize>,
+    /// The slot that is next to lose its place.
+    hand: usize,
+    bytes: usize,
+    capacity: usize,
+    hits: u64,
+    misses: u64,
+}
+
+#[derive(Debug)]
+struct Slot<A> {
+    hash: u64,
+    key: Box<[u8]>,
+    answer: A,
+    /// Whether it was asked since the hand last came by.
+    asked: bool,
+}
+
+impl<A: Rendered> Front<A> {
+    /// Holds at most `capacity` bytes.
+    pub(super) fn new(capacity: u64) -> Self {
+        let shards = (capacity / SHARD_BYTES).clamp(1, MOST_SHARDS);
+        let shards = if shards.is_power_of_two() {
+            shards
+        } else {
+            shards.next_power_of_two() / 2
+        };
+        let each = usize::try_from(capacity / shards).unwrap_or(usize::MAX);
+        Self {
+            hasher: RandomState::default(),
+            shards: (0..shards).map(|_| Mutex::new(Shard::new(each))).collect(),
+        }
+    }
+
+    /// What `get` and `insert` find `key` by; equality is on the key.
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// The answer under `key`, if it was decided on `revision`.
+    pub(super) fn get(&self, revision: &Revision, hash: u64, key: &[u8]) -> Option<A> {
+        let shard = &mut *self.shard(hash)?;
+        if shard.revision.as_ref() == Some(revision)
+            && let Some(at) = shard.find(hash, key)
+            && let Some(Some(slot)) = shard.slots.get_mut(at)
+        {
+            slot.asked = true;
+            shard.hits += 1;
+            return Some(slot.answer.clone());
+        }
+        shard.misses += 1;
+        None
+    }
+
+    /// Puts `answer` under `key`, and returns what had to make room: entries that were not asked
+    /// for longest, or itself when it is larger than a shard.
+    pub(super) fn insert(
+        &self,
+        revision: &Revision,
+        hash: u64,
+        key: &[u8],
+        answer: &A,
+    ) -> Vec<Fallen<A>> {
+        let mut fallen = Vec::new();
+        // Freed after the lock is given back, like what is returned.
+        let mut _outdated = None;
+        let Some(mut shard) = self.shard(hash) else {
+            return fallen;
+        };
+        if shard.revision.as_ref() != Some(revision) {
+            _outdated = Some(shard.clear());
+            shard.revision = Some(revision.clone());
+        }
+        let weight = weight(key, answer);
+        if weight > shard.capacity {
+            fallen.push((revision.clone(), key.into(), answer.clone()));
+            return fallen;
+        }
+        // Two threads may have decided the same; their answers are the same, too.
+        if shard.find(hash, key).is_some() {
+            return fallen;
+        }
+        while shard.bytes + weight > shard.capacity {
+            match shard.evict() {
+                Some((key, answer)) => fallen.push((revision.clone(), key, answer)),
+                None => break,
+            }
+        }
+        shard.put(
+            Slot {
+                hash,
+                key: key.into(),
+                answer: answer.clone(),
+                asked: false,
+            },
+            weight,
+        );
+        fallen
+    }
+
+    /// Drops everything.
+    pub(super) fn forget(&self) {
+        for shard in &self.shards {
+            let outdated = lock(shard).clear();
+            drop(outdated);
+        }
+    }
+
+    pub(super) fn figures(&self) -> FrontFigures {
+        let mut sum = FrontFigures::default();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            sum.hits += shard.hits;
+            sum.misses += shard.misses;
+            sum.entries += shard.table.len() as u64;
+            sum.bytes += shard.bytes as u64;
+        }
+        sum
+    }
+
+    /// `None` never: there is a power of two of shards. The table uses the hash's other bits.
+    fn shard(&self, hash: u64) -> Option<MutexGuard<'_, Shard<A>>> {
+        let at = (hash >> 32) as usize & (self.shards.len() - 1);
+        self.shards.get(at).map(lock)
+    }
+}
+
+fn lock<A>(shard: &Mutex<Shard<A>>) -> MutexGuard<'_, Shard<A>> {
+    // Nothing that is done under the lock can fail half way but for want of memory, which ends
+    // the process.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The memory that an entry holds, in bytes.
+fn weight<A: Rendered>(key: &[u8], answer: &A) -> usize {
+    ENTRY_BYTES + key.len() + answer.weight()
+}
+
+impl<A: Rendered> Shard<A> {
+    fn new(capacity: usize) -> Self {
+        Self {
+            revision: None,
+            table: HashTable::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            hand: 0,
+            bytes: 0,
+            capacity,
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        let is_it = |&at: &usize| matches!(self.slots.get(at), Some(Some(slot)) if slot.hash == hash && *slot.key == *key);
+        self.table.find(hash, is_it).copied()
+    }
+
+    fn put(&mut self, slot: Slot<A>, weight: usize) {
+        let hash = slot.hash;
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+        };
+        if let Some(place) = self.slots.get_mut(at) {
+            *place = Some(slot);
+        }
+        let slots = &self.slots;
+        self.table
+            .insert_unique(hash, at, |&at| match slots.get(at) {
+                Some(Some(slot)) => slot.hash,
+                // INVARIANT: the table names only slots that are taken.
+                Some(None) | None => 0,
+            });
+        self.bytes += weight;
+    }
+
+    /// Takes out the first entry from the hand on that was not asked since the hand came by.
+    fn evict(&mut self) -> Option<(Box<[u8]>, A)> {
+        if self.table.is_empty() {
+            return None;
+        }
+        // INVARIANT: ends in the second round at the latest, for the first one leaves none asked.
+        loop {
+            let at = self.hand;
+            self.hand = if at + 1 < self.slots.len() { at + 1 } else { 0 };
+            let Some(place) = self.slots.get_mut(at) else {
+                continue;
+            };
+            match place {
+                Some(slot) if slot.asked => slot.asked = false,
+                Some(slot) => {
+                    let hash = slot.hash;
+                    if let Ok(found) = self.table.find_entry(hash, |&other| other == at) {
+                        found.remove();
+                    }
+                    let slot = place.take()?;
+                    self.free.push(at);
+                    self.bytes -= weight(&slot.key, &slot.answer);
+                    return Some((slot.key, slot.answer));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Empties it; dropping what it held is for when its lock is free again.
+    fn clear(&mut self) -> Self {
+        let mut empty = Self::new(self.capacity);
+        (empty.hits, empty.misses) = (self.hits, self.misses);
+        std::mem::replace(self, empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Number(usize);
+
+    impl Rendered for Number {
+        fn render(_: crate::pdp::answer::Answer) -> Self {
+            Self(0)
+        }
+
+        fn weight(&self) -> usize {
+            0
+        }
+    }
+
+    const KEY_BYTES: usize = 8;
+
+    fn key(n: usize) -> [u8; KEY_BYTES] {
+        n.to_le_bytes()
+    }
+
+    fn revision(n: u8) -> Revision {
+        Revision::from_digest(&[n; 32])
+    }
+
+    fn front(entries: usize) -> Front<Number> {
+        Front::new(((ENTRY_BYTES + KEY_BYTES) * entries) as u64)
+    }
+
+    fn insert(front: &Front<Number>, n: usize) -> Vec<usize> {
+        let key = key(n);
+        front
+            .insert(&revision(1), front.hash(&key), &key, &Number(n))
+            .into_iter()
+            .map(|(_, _, Number(n))| n)
+            .collect()
+    }
+
+    fn get(front: &Front<Number>, n: usize) -> Option<usize> {
+        let key = key(n);
+        front
+            .get(&revision(1), front.hash(&key), &key)
+            .map(|Number(n)| n)
+    }
+
+    #[test]
+    fn what_was_asked_gets_a_second_chance() {
+        let front = front(3);
+        for n in 0..3 {
+            assert!(insert(&front, n).is_empty());
+        }
+        assert_eq!(get(&front, 0), Some(0));
+        assert_eq!(insert(&front, 3), [1]);
+        assert_eq!(insert(&front, 4), [2]);
+        assert_eq!(insert(&front, 5), [0], "its chance was taken");
+        assert_eq!((get(&front, 0), get(&front, 3)), (None, Some(3)));
+    }
+
+    #[test]
+    fn keys_of_one_hash_are_told_apart() {
+        let front = front(3);
+        let (one, other) = (key(1), key(2));
+        front.insert(&revision(1), 7, &one, &Number(1));
+        assert_eq!(front.get(&revision(1), 7, &other), None);
+        front.insert(&revision(1), 7, &other, &Number(2));
+        assert_eq!(front.get(&revision(1), 7, &one), Some(Number(1)));
+        assert_eq!(front.get(&revision(1), 7, &other), Some(Number(2)));
+    }
+
+    #[test]
+    fn no_answer_is_met_under_another_revision() {
+        let front = front(3);
+        insert(&front, 1);
+        let key = key(1);
+        let hash = front.hash(&key);
+        assert_eq!(front.get(&revision(2), hash, &key), None);
+        front.insert(&revision(2), hash, &key, &Number(9));
+        assert_eq!(get(&front, 1), None);
+        assert_eq!(front.get(&revision(2), hash, &key), Some(Number(9)));
+    }
+
+    #[test]
+    fn it_holds_what_it_may_and_finds_all_that_it_holds() {
+        let front: Front<Number> = Front::new(8 << 20);
+        assert_eq!(front.shards.len(), 4);
+        let mut held = std::collections::BTreeSet::new();
+        for n in 0..100_000 {
+            held.insert(n);
+            for fallen in insert(&front, n) {
+                assert!(held.remove(&fallen));
+            }
+            if n % 7 == 0 {
+                assert_eq!(get(&front, n), Some(n));
+            }
+        }
+        let figures = front.figures();
+        assert!(
+            figures.bytes <= 8 << 20 && figures.bytes > 7 << 20,
+            "{figures:?}"
+        );
+        assert_eq!(figures.entries, held.len() as u64);
+        for n in 0..100_000 {
+            assert_eq!(get(&front, n), held.contains(&n).then_some(n));
+        }
+        front.forget();
+        assert_eq!((front.figures().entries, front.figures().bytes), (0, 0));
+    }
+
+    #[test]
+    fn what_is_larger_than_a_shard_is_passed_on() {
+        let front = front(1);
+        insert(&front, 1);
+        let key = [0; 100];
+        let fallen = front.insert(&revision(1), front.hash(&key), &key, &Number(2));
+        assert_eq!(fallen.len(), 1);
+        assert_eq!(get(&front, 1), Some(1));
+    }
+}
