@@ -104,6 +104,17 @@ impl Edit {
         Ok((begun, Instant::now()))
     }
 
+    /// Asks for so long, as often as while an edit is awaited: who asks keeps the server awake, and
+    /// calls at rest must not be the slower for waking it.
+    fn ask_for(&self, caller: &mut Caller, rest: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < rest {
+            caller.authorize(self.request.clone())?;
+            sleep(ASKED_EVERY);
+        }
+        Ok(())
+    }
+
     /// The milliseconds of `samples` edits, each after a rest, and one before that does not count.
     fn samples(&mut self, caller: &mut Caller, samples: usize) -> anyhow::Result<Vec<f64>> {
         let mut times = Vec::new();
@@ -221,9 +232,9 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     ] {
         let pressure = Pressure::start(server.address(), requests.clone(), CALLS_EVERY);
         let mut reloads = Vec::new();
-        sleep(REST_UNDER_CALLS);
+        edit.ask_for(&mut caller, REST_UNDER_CALLS)?;
         for _ in 0..samples {
-            sleep(REST_UNDER_CALLS);
+            edit.ask_for(&mut caller, REST_UNDER_CALLS)?;
             reloads.push(edit.until_answered(&mut caller)?);
         }
         let calls = pressure.finish()?;

@@ -25,6 +25,7 @@ mod nesting;
 mod projection;
 pub mod query;
 mod reads;
+mod shortcut;
 pub mod snapshot;
 pub mod sources;
 mod uids;

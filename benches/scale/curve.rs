@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::decide::time_each;
+use crate::decide::{candidates_of, time_each};
 use crate::loaded::Loaded;
 use crate::plain::Plain;
 use crate::support::Sizes;
@@ -15,7 +15,9 @@ use crate::support::figures::{Spread, print_table};
 use crate::support::targets::thousands;
 use crate::svg::{Line, Panel};
 
-const ENTITIES_BESIDE_POLICIES: usize = 10_000;
+/// As many as the authorizer can still be given. With fewer, 100,000 policies would crowd on the
+/// same folders and groups.
+const ENTITIES_BESIDE_POLICIES: usize = MOST_PLAIN_ENTITIES;
 const POLICIES_BESIDE_ENTITIES: usize = 1_000;
 const MOST_PLAIN_ENTITIES: usize = 100_000;
 const REQUESTS: usize = 4_000;
@@ -27,6 +29,7 @@ const LEAST_PLAIN_REQUESTS: usize = 20;
 struct Point {
     policies: usize,
     entities: usize,
+    candidates: Spread,
     ours: Spread,
     plain: Option<Spread>,
 }
@@ -105,6 +108,7 @@ impl Point {
         Ok(Self {
             policies,
             entities,
+            candidates: candidates_of(&loaded)?,
             ours,
             plain,
         })
@@ -117,6 +121,7 @@ fn print(title: &str, points: &[Point], by: impl Fn(&Point) -> usize) {
             |show: &dyn Fn(&Spread) -> String| point.plain.as_ref().map_or("-".to_owned(), show);
         [
             thousands(by(point)),
+            format!("{:.0}", point.candidates.median()),
             format!("{:.2}", point.ours.median()),
             format!("{:.2}", point.ours.percentile(99)),
             plain(&|plain| format!("{:.1}", plain.median())),
@@ -128,6 +133,7 @@ fn print(title: &str, points: &[Point], by: impl Fn(&Point) -> usize) {
         title,
         [
             "",
+            "candidates p50",
             "ours p50 us",
             "p99 us",
             "plain p50 us",

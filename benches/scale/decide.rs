@@ -80,7 +80,8 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
+/// How many policies each request's decision evaluates.
+pub(crate) fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
     let counts = loaded
         .asks
         .iter()

@@ -121,6 +121,9 @@ pub fn print_rows(sizes: super::Sizes) {
     let Ok(rows) = MEASURED.lock() else {
         return;
     };
+    if rows.is_empty() {
+        return;
+    }
     if sizes == super::Sizes::Quick {
         println!("\nRun with --quick: these are not the sizes of the figures.");
     } else {

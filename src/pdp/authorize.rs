@@ -1,14 +1,12 @@
 //! Decides one query on one snapshot.
 
-use std::sync::Arc;
-
 use cedar_policy_core::ast;
 use cedar_policy_core::authorizer::AuthorizationError;
 use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
 use cedar_policy_core::extensions::Extensions;
 
 use super::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
-use super::bind::{Bound, bind};
+use super::bind::{Bound, Candidate, bind};
 use super::compile::StoredEntities;
 use super::entities::EntityStore;
 use super::explain::explain;
@@ -77,23 +75,29 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
         entities,
     } = bound;
     let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
-    let candidates: Vec<&Rule> = candidates
+    let candidates: Vec<(&Rule, Option<bool>)> = candidates
         .into_iter()
-        .filter_map(|number| snapshot.rules.get(number as usize))
-        .map(Arc::as_ref)
+        .filter_map(|Candidate { rule, holds }| {
+            let rule = snapshot.rules.get(rule as usize)?;
+            Some((rule.as_ref(), holds))
+        })
         .collect();
     let mut permits: Vec<&Rule> = Vec::new();
     let mut forbids: Vec<&Rule> = Vec::new();
     let mut errors: Vec<PolicyError> = Vec::new();
     // Rules are sorted by id, and so is all that is collected from them.
-    for rule in &candidates {
+    for (rule, holds) in &candidates {
         let condition = if query.explain {
             &rule.condition
         } else {
             &rule.rest
         };
         let effect = rule.effect;
-        match (satisfied(&evaluator, rule, condition), effect) {
+        let satisfied = match holds {
+            Some(holds) => Ok(*holds),
+            None => satisfied(&evaluator, rule, condition),
+        };
+        match (satisfied, effect) {
             (Ok(true), ast::Effect::Permit) => permits.push(rule),
             (Ok(true), ast::Effect::Forbid) => forbids.push(rule),
             (Ok(false), ast::Effect::Permit | ast::Effect::Forbid) => {}
@@ -111,9 +115,10 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
         (true, false) => (Decision::Allow, permits),
         (true, true) => (Decision::Deny, Vec::new()),
     };
-    let explanation = query
-        .explain
-        .then(|| Box::new(explain(&candidates, &determining, &evaluator)));
+    let explanation = query.explain.then(|| {
+        let candidates: Vec<&Rule> = candidates.iter().map(|(rule, _)| *rule).collect();
+        Box::new(explain(&candidates, &determining, &evaluator))
+    });
     Answer {
         decision,
         diagnostics: Diagnostics {

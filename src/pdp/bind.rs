@@ -25,15 +25,24 @@ use super::entities::{
 use super::index::{RuleNumber, Subject, Subjects, TooManyCandidates};
 use super::lookups::{LookupError, MAX_LOOKUPS, Variables, gather};
 use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
+use super::shortcut::Reading;
 use super::snapshot::{Snapshot, Validation};
 
 /// A query as Cedar evaluates it.
 pub(super) struct Bound {
     pub(super) request: ast::Request,
     /// The policies whose scope it meets, in the order of the snapshot's rules.
-    pub(super) candidates: Vec<RuleNumber>,
-    /// What those can look up.
+    pub(super) candidates: Vec<Candidate>,
+    /// What those can look up that are left to Cedar.
     pub(super) entities: Entities,
+}
+
+/// A policy whose scope the query meets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub(super) rule: RuleNumber,
+    /// Whether its condition holds; `None` when Cedar must say.
+    pub(super) holds: Option<bool>,
 }
 
 /// Turns the query's values into Cedar's, checked against the schema, and finds the policies and
@@ -79,13 +88,6 @@ pub(super) fn bind(
         snapshot.index.candidates(&subjects, most)
     };
     let candidates = candidates.map_err(|TooManyCandidates| NoAnswer::TooManyPolicies { most })?;
-    let conditions = candidates
-        .iter()
-        .filter_map(|number| snapshot.rules.get(*number as usize))
-        .map(|rule| match query.explain {
-            true => (&rule.condition, rule.as_ref()),
-            false => (&rule.rest, rule.as_ref()),
-        });
     let variables = Variables {
         principal: &principal,
         action: &action,
@@ -93,6 +95,39 @@ pub(super) fn bind(
         context: &context,
         subjects: &subjects,
     };
+    let rule = |number: RuleNumber| snapshot.rules.get(number as usize).map(Arc::as_ref);
+    let holds = |number: RuleNumber| {
+        // To explain is to evaluate, every policy in full.
+        let rule = rule(number).filter(|_| !query.explain)?;
+        let Some(condition) = rule.rest.expr.as_deref() else {
+            return Some(true);
+        };
+        let reading = Reading {
+            view: &view,
+            variables: &variables,
+            slots: rule.slots(),
+        };
+        reading.holds(condition)
+    };
+    // Conditions nest; whatever thread this is, the deepest must have room.
+    let candidates: Vec<Candidate> =
+        stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
+            let found = candidates.into_iter();
+            found
+                .map(|rule| Candidate {
+                    rule,
+                    holds: holds(rule),
+                })
+                .collect()
+        });
+    let conditions = candidates
+        .iter()
+        .filter(|candidate| candidate.holds.is_none())
+        .filter_map(|candidate| rule(candidate.rule))
+        .map(|rule| match query.explain {
+            true => (&rule.condition, rule),
+            false => (&rule.rest, rule),
+        });
     let entities = gather(&mut view, &variables, conditions).map_err(|error| match error {
         LookupError::Overlay(error) => refused_hierarchy(error).into(),
         LookupError::TooMany => NoAnswer::TooManyEntities { most: MAX_LOOKUPS },

@@ -10,11 +10,11 @@ pub(super) mod segment;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use cedar_policy_core::ast::{Entity, EntityUID};
+use cedar_policy_core::ast::{Entity, EntityType, EntityUID, PartialValue, Value};
 
 use super::query::Uid;
 use super::uids::{MOST_UIDS, TypeNumber, UidNumber, Uids};
-use segment::Segment;
+use segment::{Segment, Stored};
 
 /// The most ancestors that one entity may have.
 ///
@@ -414,6 +414,17 @@ pub(super) struct View<'a> {
     steps_left: usize,
 }
 
+/// What an entity has under a name.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attribute<'a> {
+    /// This, in the store.
+    Stored(Stored<'a>),
+    /// This, in the request.
+    Sent(&'a Value),
+    /// Nothing.
+    Missing,
+}
+
 /// An entity that a request brings.
 #[derive(Debug)]
 struct Sent {
@@ -497,6 +508,33 @@ impl<'a> View<'a> {
     /// The number of the type that is written `name`, if a policy or a stored entity names it.
     pub(super) fn type_number(&self, name: &str) -> Option<TypeNumber> {
         self.store.uids.type_number(name)
+    }
+
+    /// The attribute `name` of the entity with this uid; `None` when there is no such entity.
+    pub(super) fn attribute(&self, uid: UidNumber, name: &str) -> Option<Attribute<'_>> {
+        match self.by_number.get(&uid).and_then(|at| self.sent.get(*at)) {
+            Some(sent) => Some(match sent.entity.get(name) {
+                Some(PartialValue::Value(value)) => Attribute::Sent(value),
+                Some(PartialValue::Residual(_)) | None => Attribute::Missing,
+            }),
+            None => {
+                let (segment, slot) = self.store.place_of(uid)?;
+                let found = segment.attribute(slot, name);
+                Some(found.map_or(Attribute::Missing, Attribute::Stored))
+            }
+        }
+    }
+
+    /// The type of the uid with this number.
+    pub(super) fn entity_type(&self, uid: UidNumber) -> &EntityType {
+        let other = uid.0.checked_sub(MOST_UIDS);
+        match other.and_then(|other| self.others.get(other as usize)) {
+            Some(uid) => uid.entity_type(),
+            None => {
+                let (ty, _) = self.store.uids.parts(uid);
+                self.store.uids.entity_type(ty)
+            }
+        }
     }
 
     /// The uid with this number.

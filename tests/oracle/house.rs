@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
+use cedar_pdp::engine::query_ref::QueryRef;
 use cedar_pdp::pdp::answer::{Answer, Decision};
 use cedar_pdp::pdp::query::{Query, Record, Uid, Value};
 use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
@@ -109,6 +110,11 @@ impl House {
                 let got = engine.authorize(snapshot, &query);
                 compare(snapshot, &query, got.as_deref(), expected)
                     .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
+                // As a request that is read in place asks it.
+                let borrowed = engine.authorize_ref(snapshot, &QueryRef::from(&query));
+                if borrowed != got {
+                    return Err(format!("with {way}, borrowed: {borrowed:#?}\ngot {got:#?}"));
+                }
             }
         }
         // What no policy reads of the context may be anything of its kind.

@@ -280,7 +280,7 @@ fn variables_that_kubernetes_sets_beside_our_service_are_passed_over() {
 #[test]
 fn every_option_says_what_it_means_and_its_default_when_it_has_one() {
     let options = options();
-    assert_eq!(options.len(), 25);
+    assert_eq!(options.len(), 27);
     for option in &options {
         assert!(!option.meaning.is_empty(), "{option:?}");
     }

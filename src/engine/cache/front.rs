@@ -13,9 +13,9 @@ use hashbrown::HashTable;
 use super::Rendered;
 use crate::pdp::id::Revision;
 
-/// What the allocator and the tables need for an entry besides key and answer: its slot and its
-/// place in the table, each with room to grow, and the heads of its allocations. Rounded up.
-const ENTRY_BYTES: usize = 176;
+/// What the allocator and the table need for an entry besides key and answer: its slot, with room
+/// to grow, and the heads of its allocations. Rounded up.
+const ENTRY_BYTES: usize = 160;
 
 /// As many shards as there are of these in the capacity, up to the most: fewer threads than that
 /// meet at one, and an entry may take up a shard.
@@ -46,11 +46,8 @@ type Fallen<A> = (Revision, Box<[u8]>, A);
 struct Shard<A> {
     /// Of all entries here; they go when an answer of another comes.
     revision: Option<Revision>,
-    /// Where in `slots` an entry is.
-    table: HashTable<usize>,
-    slots: Vec<Option<Slot<A>>>,
-    free: Vec<usize>,
-    /// The slot that is next to lose its place.
+    table: HashTable<Slot<A>>,
+    /// The bucket of the table whose entry is next to lose its place.
     hand: usize,
     bytes: usize,
     capacity: usize,
@@ -92,8 +89,7 @@ impl<A: Rendered> Front<A> {
     pub(super) fn get(&self, revision: &Revision, hash: u64, key: &[u8]) -> Option<A> {
         let shard = &mut *self.shard(hash)?;
         if shard.revision.as_ref() == Some(revision)
-            && let Some(at) = shard.find(hash, key)
-            && let Some(Some(slot)) = shard.slots.get_mut(at)
+            && let Some(slot) = shard.table.find_mut(hash, |slot| slot.is_of(hash, key))
         {
             slot.asked = true;
             shard.hits += 1;
@@ -104,7 +100,7 @@ impl<A: Rendered> Front<A> {
     }
 
     /// Puts `answer` under `key`, and returns what had to make room: entries that were not asked
-    /// for longest, or itself when it is larger than a shard.
+    /// for a while, or itself when it is larger than a shard.
     pub(super) fn insert(
         &self,
         revision: &Revision,
@@ -128,7 +124,7 @@ impl<A: Rendered> Front<A> {
             return fallen;
         }
         // Two threads may have decided the same; their answers are the same, too.
-        if shard.find(hash, key).is_some() {
+        if (shard.table.find(hash, |slot| slot.is_of(hash, key))).is_some() {
             return fallen;
         }
         while shard.bytes + weight > shard.capacity {
@@ -137,15 +133,15 @@ impl<A: Rendered> Front<A> {
                 None => break,
             }
         }
-        shard.put(
-            Slot {
-                hash,
-                key: key.into(),
-                answer: answer.clone(),
-                asked: false,
-            },
-            weight,
-        );
+        let slot = Slot {
+            hash,
+            key: key.into(),
+            answer: answer.clone(),
+            // The hand may be just before it: a newcomer has its chance, too.
+            asked: true,
+        };
+        shard.table.insert_unique(hash, slot, |slot| slot.hash);
+        shard.bytes += weight;
         fallen
     }
 
@@ -187,46 +183,23 @@ fn weight<A: Rendered>(key: &[u8], answer: &A) -> usize {
     ENTRY_BYTES + key.len() + answer.weight()
 }
 
+impl<A> Slot<A> {
+    fn is_of(&self, hash: u64, key: &[u8]) -> bool {
+        self.hash == hash && *self.key == *key
+    }
+}
+
 impl<A: Rendered> Shard<A> {
     fn new(capacity: usize) -> Self {
         Self {
             revision: None,
             table: HashTable::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
             hand: 0,
             bytes: 0,
             capacity,
             hits: 0,
             misses: 0,
         }
-    }
-
-    fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
-        let is_it = |&at: &usize| matches!(self.slots.get(at), Some(Some(slot)) if slot.hash == hash && *slot.key == *key);
-        self.table.find(hash, is_it).copied()
-    }
-
-    fn put(&mut self, slot: Slot<A>, weight: usize) {
-        let hash = slot.hash;
-        let at = match self.free.pop() {
-            Some(at) => at,
-            None => {
-                self.slots.push(None);
-                self.slots.len() - 1
-            }
-        };
-        if let Some(place) = self.slots.get_mut(at) {
-            *place = Some(slot);
-        }
-        let slots = &self.slots;
-        self.table
-            .insert_unique(hash, at, |&at| match slots.get(at) {
-                Some(Some(slot)) => slot.hash,
-                // INVARIANT: the table names only slots that are taken.
-                Some(None) | None => 0,
-            });
-        self.bytes += weight;
     }
 
     /// Takes out the first entry from the hand on that was not asked since the hand came by.
@@ -237,24 +210,20 @@ impl<A: Rendered> Shard<A> {
         // INVARIANT: ends in the second round at the latest, for the first one leaves none asked.
         loop {
             let at = self.hand;
-            self.hand = if at + 1 < self.slots.len() { at + 1 } else { 0 };
-            let Some(place) = self.slots.get_mut(at) else {
+            self.hand = if at + 1 < self.table.num_buckets() {
+                at + 1
+            } else {
+                0
+            };
+            let Ok(mut slot) = self.table.get_bucket_entry(at) else {
                 continue;
             };
-            match place {
-                Some(slot) if slot.asked => slot.asked = false,
-                Some(slot) => {
-                    let hash = slot.hash;
-                    if let Ok(found) = self.table.find_entry(hash, |&other| other == at) {
-                        found.remove();
-                    }
-                    let slot = place.take()?;
-                    self.free.push(at);
-                    self.bytes -= weight(&slot.key, &slot.answer);
-                    return Some((slot.key, slot.answer));
-                }
-                None => {}
+            if std::mem::take(&mut slot.get_mut().asked) {
+                continue;
             }
+            let (Slot { key, answer, .. }, _) = slot.remove();
+            self.bytes -= weight(&key, &answer);
+            return Some((key, answer));
         }
     }
 
@@ -315,15 +284,17 @@ mod tests {
 
     #[test]
     fn what_was_asked_gets_a_second_chance() {
-        let front = front(3);
-        for n in 0..3 {
-            assert!(insert(&front, n).is_empty());
+        let front = front(100);
+        // The last one finds no room, and what falls for it is the first that the hand meets.
+        let fallen: Vec<usize> = (0..=100).flat_map(|n| insert(&front, n)).collect();
+        assert_eq!(fallen.len(), 1);
+        let asked: Vec<usize> = (0..20).filter(|n| get(&front, *n).is_some()).collect();
+        let fallen: Vec<usize> = (200..250).flat_map(|n| insert(&front, n)).collect();
+        assert_eq!(fallen.len(), 50);
+        assert!(fallen.iter().all(|n| *n >= 20 && *n < 200), "{fallen:?}");
+        for n in asked {
+            assert_eq!(get(&front, n), Some(n));
         }
-        assert_eq!(get(&front, 0), Some(0));
-        assert_eq!(insert(&front, 3), [1]);
-        assert_eq!(insert(&front, 4), [2]);
-        assert_eq!(insert(&front, 5), [0], "its chance was taken");
-        assert_eq!((get(&front, 0), get(&front, 3)), (None, Some(3)));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(in crate::pdp) struct Segment {
 
 #[derive(Debug, Default)]
 struct Body {
-    entities: Vec<Stored>,
+    entities: Vec<Slot>,
     /// The parents of all entities, one after the other.
     parents: Vec<u32>,
     /// The attributes and tags of all entities, one after the other, as [`Draft`] writes them.
@@ -44,7 +44,7 @@ struct Body {
 
 /// Where an entity's parts begin; they end where the next one's begin.
 #[derive(Clone, Copy, Debug)]
-struct Stored {
+struct Slot {
     uid: u32,
     parents: u32,
     values: u32,
@@ -86,7 +86,7 @@ impl Draft {
     /// [`name`](Self::name) and value.
     pub(in crate::pdp) fn begin(&mut self, uid: UidNumber, origin: usize) -> Result<(), TooLarge> {
         let offset = |at: usize| u32::try_from(at).map_err(|_| TooLarge);
-        self.body.entities.push(Stored {
+        self.body.entities.push(Slot {
             uid: uid.0,
             parents: offset(self.body.parents.len())?,
             values: offset(self.body.values.len())?,
@@ -293,7 +293,7 @@ impl Segment {
             others,
             has_actions: _,
         } = self.body.as_ref();
-        entities.capacity() * size_of::<Stored>()
+        entities.capacity() * size_of::<Slot>()
             + parents.capacity() * size_of::<u32>()
             + values.capacity()
             + names.capacity() * size_of::<SmolStr>()
@@ -344,13 +344,12 @@ impl Segment {
         ancestors: HashSet<EntityUID>,
     ) -> Option<Entity> {
         let stored = self.body.entities.get(slot)?;
-        let mut reader = Reader {
+        let mut cursor = Cursor {
             segment: self,
-            uids,
             bytes: self.body.values.get(stored.values as usize..)?,
         };
-        let attributes = reader.fields();
-        let tags = reader.fields();
+        let attributes = cursor.fields(uids);
+        let tags = cursor.fields(uids);
         Some(Entity::new_with_attr_partial_value(
             uids.uid(self.global(stored.uid)?),
             attributes,
@@ -360,8 +359,73 @@ impl Segment {
         ))
     }
 
+    /// The attribute `name` of the entity in `slot`, where it stands.
+    pub(in crate::pdp) fn attribute(&self, slot: usize, name: &str) -> Option<Stored<'_>> {
+        let stored = self.body.entities.get(slot)?;
+        let mut cursor = Cursor {
+            segment: self,
+            bytes: self.body.values.get(stored.values as usize..)?,
+        };
+        let count = cursor.number();
+        StoredRecord {
+            count,
+            fields: cursor,
+        }
+        .get(name)
+    }
+
     fn global(&self, number: u32) -> Option<UidNumber> {
         self.uids.get(number as usize).copied()
+    }
+}
+
+/// A value where it stands in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::pdp) enum Stored<'a> {
+    Bool(bool),
+    Long(i64),
+    Text(&'a str),
+    Uid(UidNumber),
+    Set(StoredSet<'a>),
+    Record(StoredRecord<'a>),
+    /// A value of an extension type.
+    Other,
+}
+
+/// A set where it stands in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::pdp) struct StoredSet<'a> {
+    count: u64,
+    members: Cursor<'a>,
+}
+
+/// A record where it stands in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::pdp) struct StoredRecord<'a> {
+    count: u64,
+    fields: Cursor<'a>,
+}
+
+impl<'a> StoredSet<'a> {
+    /// The members; one that was written twice comes twice.
+    pub(in crate::pdp) fn members(self) -> impl Iterator<Item = Stored<'a>> {
+        let mut cursor = self.members;
+        (0..self.count).map(move |_| cursor.next())
+    }
+}
+
+impl<'a> StoredRecord<'a> {
+    /// The field `name`.
+    pub(in crate::pdp) fn get(self, name: &str) -> Option<Stored<'a>> {
+        let mut cursor = self.fields;
+        for _ in 0..self.count {
+            let is_wanted = cursor.name() == name;
+            let value = cursor.next();
+            if is_wanted {
+                return Some(value);
+            }
+        }
+        None
     }
 }
 
@@ -369,61 +433,99 @@ impl Segment {
 ///
 /// INVARIANT: a segment's bytes were written by a draft and never changed, so every read finds
 /// what it expects. What stands for "not found" is never met.
-struct Reader<'a> {
+#[derive(Clone, Copy, Debug)]
+struct Cursor<'a> {
     segment: &'a Segment,
-    uids: &'a Uids,
     bytes: &'a [u8],
 }
 
-impl Reader<'_> {
-    fn fields(&mut self) -> Vec<(SmolStr, PartialValue)> {
-        (0..self.number())
-            .map(|_| (self.name(), PartialValue::Value(self.value())))
-            .collect()
-    }
-
-    fn value(&mut self) -> Value {
+impl<'a> Cursor<'a> {
+    /// The next value, which is passed over with all that it holds.
+    ///
+    /// Recurses as deep as the value is nested, which its file's text bounds.
+    fn next(&mut self) -> Stored<'a> {
         match self.byte() {
-            kind::TRUE => Value::from(true),
+            kind::TRUE => Stored::Bool(true),
             kind::LONG => {
                 let number = self.number();
-                Value::from((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
+                Stored::Long((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
             }
             kind::STRING => {
                 let length = usize::try_from(self.number()).unwrap_or(usize::MAX);
                 let (text, rest) = self.bytes.split_at_checked(length).unwrap_or_default();
                 self.bytes = rest;
-                Value::from(std::str::from_utf8(text).unwrap_or_default())
+                Stored::Text(std::str::from_utf8(text).unwrap_or_default())
             }
             kind::ENTITY => {
                 let number = u32::try_from(self.number()).unwrap_or(u32::MAX);
                 match self.segment.global(number) {
-                    Some(number) => Value::from(self.uids.uid(number)),
-                    None => Value::from(false),
+                    Some(number) => Stored::Uid(number),
+                    None => Stored::Other,
                 }
             }
             kind::SET => {
-                let members: Vec<Value> = (0..self.number()).map(|_| self.value()).collect();
-                Value::set(members, None)
+                let count = self.number();
+                let members = *self;
+                for _ in 0..count {
+                    self.next();
+                }
+                Stored::Set(StoredSet { count, members })
             }
             kind::RECORD => {
-                let fields: BTreeMap<SmolStr, Value> = (0..self.number())
-                    .map(|_| (self.name(), self.value()))
-                    .collect();
-                Value::record_arc(Arc::new(fields), None)
+                let count = self.number();
+                let fields = *self;
+                for _ in 0..count {
+                    self.name();
+                    self.next();
+                }
+                Stored::Record(StoredRecord { count, fields })
             }
             kind::OTHER => {
-                let at = usize::try_from(self.number()).unwrap_or(usize::MAX);
-                let other = self.segment.body.others.get(at);
-                other.cloned().unwrap_or_else(|| Value::from(false))
+                self.number();
+                Stored::Other
             }
-            _ => Value::from(false),
+            _ => Stored::Bool(false),
         }
     }
 
-    fn name(&mut self) -> SmolStr {
+    fn fields(&mut self, uids: &Uids) -> Vec<(SmolStr, PartialValue)> {
+        (0..self.number())
+            .map(|_| (self.name().clone(), PartialValue::Value(self.value(uids))))
+            .collect()
+    }
+
+    /// The next value as Cedar holds it.
+    fn value(&mut self, uids: &Uids) -> Value {
+        let here = *self;
+        match self.next() {
+            Stored::Bool(value) => Value::from(value),
+            Stored::Long(value) => Value::from(value),
+            Stored::Text(text) => Value::from(text),
+            Stored::Uid(number) => Value::from(uids.uid(number)),
+            Stored::Set(StoredSet { count, mut members }) => {
+                let members: Vec<Value> = (0..count).map(|_| members.value(uids)).collect();
+                Value::set(members, None)
+            }
+            Stored::Record(StoredRecord { count, mut fields }) => {
+                let fields: BTreeMap<SmolStr, Value> = (0..count)
+                    .map(|_| (fields.name().clone(), fields.value(uids)))
+                    .collect();
+                Value::record_arc(Arc::new(fields), None)
+            }
+            Stored::Other => {
+                let mut here = here;
+                here.byte();
+                let at = usize::try_from(here.number()).unwrap_or(usize::MAX);
+                let other = self.segment.body.others.get(at);
+                other.cloned().unwrap_or_else(|| Value::from(false))
+            }
+        }
+    }
+
+    fn name(&mut self) -> &'a SmolStr {
+        static NONE: SmolStr = SmolStr::new_static("");
         let at = usize::try_from(self.number()).unwrap_or(usize::MAX);
-        self.segment.body.names.get(at).cloned().unwrap_or_default()
+        self.segment.body.names.get(at).unwrap_or(&NONE)
     }
 
     fn byte(&mut self) -> u8 {

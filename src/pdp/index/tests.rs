@@ -1,3 +1,5 @@
+//! The scope index: what is found under which keys.
+
 use super::*;
 use crate::pdp::uids::Uids;
 

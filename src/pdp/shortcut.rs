@@ -1,0 +1,365 @@
+//! Decides plain conditions without Cedar's evaluator, where there can be no doubt.
+//!
+//! Cedar's evaluator works on entities that have to be made for it, and copies every value that it
+//! touches. Most conditions compare an attribute with a literal, or one uid with another, and can
+//! be read straight off the store. What is decided here is what is certain: true or false by
+//! comparisons of values of one plain kind. Whatever could be an error, and whatever is not
+//! plain, is left to Cedar as a whole condition, which then has the only word on it.
+
+use std::collections::BTreeMap;
+
+use cedar_policy_core::ast::{
+    BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, SlotEnv, UnaryOp, Value, ValueKind,
+    Var,
+};
+use smol_str::SmolStr;
+
+use super::entities::segment::{Stored, StoredRecord, StoredSet};
+use super::entities::{Attribute, View};
+use super::index::{Subject, Subjects};
+use super::lookups::Variables;
+use super::uids::UidNumber;
+
+/// What conditions are read on.
+pub(super) struct Reading<'a> {
+    pub(super) view: &'a View<'a>,
+    pub(super) variables: &'a Variables<'a>,
+    pub(super) slots: &'a SlotEnv,
+}
+
+/// A value that is at hand.
+#[derive(Clone, Copy)]
+enum Known<'a> {
+    Bool(bool),
+    Long(i64),
+    Text(&'a str),
+    Uid(Uid<'a>),
+    Set(Set<'a>),
+    Record(Record<'a>),
+}
+
+#[derive(Clone, Copy)]
+enum Uid<'a> {
+    Numbered(UidNumber),
+    /// As Cedar holds it; it may have a number nevertheless.
+    Cedar(&'a EntityUID),
+}
+
+#[derive(Clone, Copy)]
+enum Set<'a> {
+    Stored(StoredSet<'a>),
+    Cedar(&'a cedar_policy_core::ast::Set),
+}
+
+#[derive(Clone, Copy)]
+enum Record<'a> {
+    Stored(StoredRecord<'a>),
+    Cedar(&'a BTreeMap<SmolStr, Value>),
+}
+
+impl<'a> Known<'a> {
+    fn of_stored(value: Stored<'a>) -> Option<Self> {
+        match value {
+            Stored::Bool(value) => Some(Self::Bool(value)),
+            Stored::Long(value) => Some(Self::Long(value)),
+            Stored::Text(text) => Some(Self::Text(text)),
+            Stored::Uid(uid) => Some(Self::Uid(Uid::Numbered(uid))),
+            Stored::Set(set) => Some(Self::Set(Set::Stored(set))),
+            Stored::Record(record) => Some(Self::Record(Record::Stored(record))),
+            Stored::Other => None,
+        }
+    }
+
+    fn of_cedar(value: &'a Value) -> Option<Self> {
+        match &value.value {
+            ValueKind::Lit(literal) => Some(Self::of_literal(literal)),
+            ValueKind::Set(set) => Some(Self::Set(Set::Cedar(set))),
+            ValueKind::Record(record) => Some(Self::Record(Record::Cedar(record))),
+            ValueKind::ExtensionValue(_) => None,
+        }
+    }
+
+    fn of_literal(literal: &'a Literal) -> Self {
+        match literal {
+            Literal::Bool(value) => Self::Bool(*value),
+            Literal::Long(value) => Self::Long(*value),
+            Literal::String(text) => Self::Text(text),
+            Literal::EntityUID(uid) => Self::Uid(Uid::Cedar(uid)),
+        }
+    }
+}
+
+impl<'a> Reading<'a> {
+    /// Whether `condition` holds; `None` when Cedar must say.
+    ///
+    /// Recurses as deep as the condition is nested.
+    pub(super) fn holds(&self, condition: &'a Expr) -> Option<bool> {
+        match condition.expr_kind() {
+            ExprKind::Lit(_) | ExprKind::GetAttr { .. } => match self.value(condition)? {
+                Known::Bool(value) => Some(value),
+                Known::Long(_)
+                | Known::Text(_)
+                | Known::Uid(_)
+                | Known::Set(_)
+                | Known::Record(_) => None,
+            },
+            ExprKind::And { left, right } => match self.holds(left)? {
+                true => self.holds(right),
+                false => Some(false),
+            },
+            ExprKind::Or { left, right } => match self.holds(left)? {
+                true => Some(true),
+                false => self.holds(right),
+            },
+            ExprKind::UnaryApp {
+                op: UnaryOp::Not,
+                arg,
+            } => self.holds(arg).map(|holds| !holds),
+            ExprKind::BinaryApp { op, arg1, arg2 } => self.compares(*op, arg1, arg2),
+            ExprKind::HasAttr { expr, attr } => self.has(expr, attr),
+            ExprKind::Is { expr, entity_type } => match self.value(expr)? {
+                Known::Uid(uid) => Some(self.entity_type(uid) == entity_type),
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Text(_)
+                | Known::Set(_)
+                | Known::Record(_) => None,
+            },
+            ExprKind::Like { expr, pattern } => match self.value(expr)? {
+                Known::Text(text) => Some(pattern.wildcard_match(text)),
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Uid(_)
+                | Known::Set(_)
+                | Known::Record(_) => None,
+            },
+            ExprKind::Var(_)
+            | ExprKind::Slot(_)
+            | ExprKind::Unknown(_)
+            | ExprKind::If { .. }
+            | ExprKind::UnaryApp { .. }
+            | ExprKind::ExtensionFunctionApp { .. }
+            | ExprKind::ExtHasAttr { .. }
+            | ExprKind::Set(_)
+            | ExprKind::Record(_) => None,
+        }
+    }
+
+    fn compares(&self, op: BinaryOp, left: &'a Expr, right: &'a Expr) -> Option<bool> {
+        match op {
+            BinaryOp::Eq => self.same(self.value(left)?, self.value(right)?),
+            BinaryOp::Less | BinaryOp::LessEq => match (self.value(left)?, self.value(right)?) {
+                (Known::Long(left), Known::Long(right)) if op == BinaryOp::Less => {
+                    Some(left < right)
+                }
+                (Known::Long(left), Known::Long(right)) => Some(left <= right),
+                (
+                    Known::Bool(_)
+                    | Known::Long(_)
+                    | Known::Text(_)
+                    | Known::Uid(_)
+                    | Known::Set(_)
+                    | Known::Record(_),
+                    _,
+                ) => None,
+            },
+            BinaryOp::In => self.is_in(left, right),
+            BinaryOp::Contains => match self.value(left)? {
+                Known::Set(set) => self.contains(set, self.value(right)?),
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Text(_)
+                | Known::Uid(_)
+                | Known::Record(_) => None,
+            },
+            BinaryOp::Add
+            | BinaryOp::Sub
+            | BinaryOp::Mul
+            | BinaryOp::ContainsAll
+            | BinaryOp::ContainsAny
+            | BinaryOp::GetTag
+            | BinaryOp::HasTag => None,
+        }
+    }
+
+    /// The value of `expr`, if it is there and at hand.
+    fn value(&self, expr: &'a Expr) -> Option<Known<'a>> {
+        match expr.expr_kind() {
+            ExprKind::Lit(literal) => Some(Known::of_literal(literal)),
+            ExprKind::Slot(slot) => Some(Known::Uid(Uid::Cedar(self.slots.get(slot)?))),
+            ExprKind::Var(var) => {
+                let Subjects {
+                    principal,
+                    action,
+                    resource,
+                } = self.variables.subjects;
+                let uid = |subject: &Subject, uid: &'a EntityUID| {
+                    let uid = subject.uid.map_or(Uid::Cedar(uid), Uid::Numbered);
+                    Some(Known::Uid(uid))
+                };
+                match var {
+                    Var::Principal => uid(principal, self.variables.principal),
+                    Var::Action => uid(action, self.variables.action),
+                    Var::Resource => uid(resource, self.variables.resource),
+                    Var::Context => Some(Known::Record(Record::Cedar(self.variables.context))),
+                }
+            }
+            ExprKind::GetAttr { expr, attr } => match self.value(expr)? {
+                Known::Uid(uid) => match self.view.attribute(self.number(uid)?, attr)? {
+                    Attribute::Stored(value) => Known::of_stored(value),
+                    Attribute::Sent(value) => Known::of_cedar(value),
+                    Attribute::Missing => None,
+                },
+                Known::Record(Record::Stored(record)) => Known::of_stored(record.get(attr)?),
+                Known::Record(Record::Cedar(record)) => Known::of_cedar(record.get(attr)?),
+                Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
+            },
+            ExprKind::Unknown(_)
+            | ExprKind::If { .. }
+            | ExprKind::And { .. }
+            | ExprKind::Or { .. }
+            | ExprKind::UnaryApp { .. }
+            | ExprKind::BinaryApp { .. }
+            | ExprKind::ExtensionFunctionApp { .. }
+            | ExprKind::HasAttr { .. }
+            | ExprKind::ExtHasAttr { .. }
+            | ExprKind::Like { .. }
+            | ExprKind::Is { .. }
+            | ExprKind::Set(_)
+            | ExprKind::Record(_) => None,
+        }
+    }
+
+    fn has(&self, expr: &'a Expr, attr: &str) -> Option<bool> {
+        match self.value(expr)? {
+            // What does not exist has no attributes.
+            Known::Uid(uid) => {
+                Some(self.number(uid).is_some_and(
+                    |number| match self.view.attribute(number, attr) {
+                        Some(Attribute::Stored(_) | Attribute::Sent(_)) => true,
+                        Some(Attribute::Missing) | None => false,
+                    },
+                ))
+            }
+            Known::Record(Record::Stored(record)) => Some(record.get(attr).is_some()),
+            Known::Record(Record::Cedar(record)) => Some(record.contains_key(attr)),
+            Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
+        }
+    }
+
+    /// Whether two values are equal, if they are of one plain kind.
+    fn same(&self, one: Known<'a>, other: Known<'a>) -> Option<bool> {
+        match (one, other) {
+            (Known::Bool(one), Known::Bool(other)) => Some(one == other),
+            (Known::Long(one), Known::Long(other)) => Some(one == other),
+            (Known::Text(one), Known::Text(other)) => Some(one == other),
+            (Known::Uid(one), Known::Uid(other)) => Some(self.same_uid(one, other)),
+            (
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Text(_)
+                | Known::Uid(_)
+                | Known::Set(_)
+                | Known::Record(_),
+                _,
+            ) => None,
+        }
+    }
+
+    fn same_uid(&self, one: Uid<'a>, other: Uid<'a>) -> bool {
+        match (one, other) {
+            (Uid::Numbered(one), Uid::Numbered(other)) => one == other,
+            (Uid::Cedar(one), Uid::Cedar(other)) => one == other,
+            (Uid::Numbered(number), Uid::Cedar(uid)) | (Uid::Cedar(uid), Uid::Numbered(number)) => {
+                self.view.number(uid) == Some(number)
+            }
+        }
+    }
+
+    /// Whether a set has a member of a plain kind.
+    fn contains(&self, set: Set<'a>, member: Known<'a>) -> Option<bool> {
+        // Values of different kinds are different; only those that are not plain are in doubt.
+        let mut is_in_doubt = matches!(member, Known::Set(_) | Known::Record(_));
+        let mut is_member = |value: Option<Known<'a>>| match value {
+            Some(Known::Set(_) | Known::Record(_)) | None => {
+                is_in_doubt = true;
+                false
+            }
+            Some(value) => self.same(value, member) == Some(true),
+        };
+        let found = match set {
+            Set::Stored(set) => set
+                .members()
+                .any(|value| is_member(Known::of_stored(value))),
+            Set::Cedar(set) => set.iter().any(|value| is_member(Known::of_cedar(value))),
+        };
+        (found || !is_in_doubt).then_some(found)
+    }
+
+    /// Whether a variable of the request is one of the uids on the right, or in one.
+    fn is_in(&self, left: &'a Expr, right: &'a Expr) -> Option<bool> {
+        let Known::Uid(left) = self.value(left)? else {
+            return None;
+        };
+        let any: &[Expr] = match right.expr_kind() {
+            ExprKind::Set(members) => members,
+            ExprKind::Lit(_) | ExprKind::Slot(_) => std::slice::from_ref(right),
+            ExprKind::Var(_)
+            | ExprKind::Unknown(_)
+            | ExprKind::If { .. }
+            | ExprKind::And { .. }
+            | ExprKind::Or { .. }
+            | ExprKind::UnaryApp { .. }
+            | ExprKind::BinaryApp { .. }
+            | ExprKind::ExtensionFunctionApp { .. }
+            | ExprKind::GetAttr { .. }
+            | ExprKind::HasAttr { .. }
+            | ExprKind::ExtHasAttr { .. }
+            | ExprKind::Like { .. }
+            | ExprKind::Is { .. }
+            | ExprKind::Record(_) => return None,
+        };
+        let subject = self.subject(left)?;
+        let mut found = false;
+        for uid in any {
+            // Every member is looked at: one that is no uid makes the whole an error.
+            let Known::Uid(uid) = self.value(uid)? else {
+                return None;
+            };
+            let number = match uid {
+                Uid::Numbered(number) => Some(number),
+                Uid::Cedar(uid) => self.view.number(uid),
+            };
+            found |= self.same_uid(left, uid)
+                || number.is_some_and(|number| subject.ancestors.binary_search(&number).is_ok());
+        }
+        Some(found)
+    }
+
+    /// The variable of the request that `uid` is: the ancestors of others are not at hand.
+    fn subject(&self, uid: Uid<'a>) -> Option<&'a Subject> {
+        let Subjects {
+            principal,
+            action,
+            resource,
+        } = self.variables.subjects;
+        let number = self.number(uid)?;
+        [principal, action, resource]
+            .into_iter()
+            .find(|subject| subject.uid == Some(number))
+    }
+
+    fn number(&self, uid: Uid<'a>) -> Option<UidNumber> {
+        match uid {
+            Uid::Numbered(number) => Some(number),
+            Uid::Cedar(uid) => self.view.number(uid),
+        }
+    }
+
+    fn entity_type(&self, uid: Uid<'a>) -> &EntityType {
+        match uid {
+            Uid::Numbered(number) => self.view.entity_type(number),
+            Uid::Cedar(uid) => uid.entity_type(),
+        }
+    }
+}
