@@ -157,6 +157,13 @@ impl Conditions<'_> {
         }
         let path = self.path();
         let mut guards = path.guards;
+        if self.rng.chance(6)
+            && let Some(has) = guards.pop()
+        {
+            // Asked for its own sake: nothing else reads what it goes through.
+            guards.push(has);
+            return guards.join(" && ");
+        }
         let test = self.test(&path.text, path.ty, &mut guards);
         if self.wild {
             guards.retain(|_| self.rng.chance(60));
@@ -476,7 +483,7 @@ impl Conditions<'_> {
             "Tier" => return format!("{text} == {}", self.literal(Ty::Entity("Tier"))),
             same => same,
         };
-        match self.rng.below(8) {
+        match self.rng.below(10) {
             0 => format!("{text} == {}", self.other(Ty::Entity(type_name), guards)),
             1 => format!("{text} in {}", self.literal(Ty::Entity("Org"))),
             2 => format!(
@@ -487,7 +494,7 @@ impl Conditions<'_> {
                 "{text} is {type_name} in {}",
                 self.literal(Ty::Entity(above))
             ),
-            4 => {
+            4..=6 => {
                 let (one, other) = (
                     self.literal(Ty::Entity(above)),
                     self.literal(Ty::Entity(above)),

@@ -134,8 +134,8 @@ impl House {
     }
 }
 
-/// The context of `query`, other values where no policy reads them. Values of some kinds are left
-/// as they are: the schema may take one and not the other.
+/// The context of `query`, other values where no policy reads them. Some values are left as they
+/// are, since others might be refused where they are taken.
 fn other_where_unread(snapshot: &Snapshot, query: &Query) -> Record {
     let Uid { type_name, id } = &query.action;
     let reads = snapshot.context_reads(type_name, id);
@@ -143,9 +143,13 @@ fn other_where_unread(snapshot: &Snapshot, query: &Query) -> Record {
         Value::Bool(value) => Value::Bool(!value),
         Value::Long(value) => Value::Long(value.wrapping_add(1)),
         Value::String(text) => Value::String(format!("{text}, or not")),
+        Value::Entity(uid) if uid.type_name == "User" => {
+            Value::Entity(Uid::new("User", format!("{}, or not", uid.id)))
+        }
+        Value::Set(members) => Value::Set(members.iter().skip(1).cloned().collect()),
+        Value::Ip(text) if text == "10.0.0.1" => Value::Ip("::2".to_owned()),
         Value::Decimal(text) if text == "1.0" => Value::Decimal("2.5".to_owned()),
         Value::Entity(_)
-        | Value::Set(_)
         | Value::Record(_)
         | Value::Decimal(_)
         | Value::Ip(_)

@@ -1,5 +1,10 @@
 //! Cases that are easy to get wrong, a sentence each; Cedar says here too what is right.
 
+#[path = "pointed/lookups.rs"]
+mod lookups;
+#[path = "pointed/reloads.rs"]
+mod reloads;
+
 use cedar_pdp::pdp::Settings;
 use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
@@ -575,4 +580,40 @@ fn with_validation_off_requests_go_unchecked_and_entities_must_fit() {
             (ann_reads(), denied(&[])),
         ],
     );
+}
+
+#[test]
+fn what_is_read_of_the_context_depends_on_the_action_and_its_groups() {
+    let schema = r#"
+entity User, Doc;
+action "all";
+action "view" in ["all"];
+action "read" in ["view"] appliesTo { principal: [User], resource: [Doc], context: { n: Long, on: Bool, text: String } };
+action "send" appliesTo { principal: [User], resource: [Doc], context: { n: Long, on: Bool, text: String } };
+"#;
+    let policies = r#"permit(principal, action in Action::"all", resource) when { context.n == 1 };
+permit(principal, action == Action::"read", resource) when { context.on };
+permit(principal, action == Action::"send", resource) when { context has text && context.text == "x" };
+permit(principal == User::"bob", action, resource) when { action == Action::"send" && context.on };"#;
+    let asked = |action: &str, n: i64, on: bool, text: &str| Query {
+        action: Uid::new("Action", action),
+        ..with_context([
+            ("n", Value::Long(n)),
+            ("on", Value::Bool(on)),
+            ("text", Value::String(text.to_owned())),
+        ])
+    };
+    for settings in [STRICT, OFF] {
+        check(
+            settings,
+            &[("p.cedar", policies), ("s.cedarschema", schema)],
+            &[
+                (asked("read", 1, false, "x"), allowed(&["p.cedar#0"])),
+                (asked("read", 2, false, "x"), denied(&[])),
+                (asked("read", 2, true, "y"), allowed(&["p.cedar#1"])),
+                (asked("send", 1, true, "x"), allowed(&["p.cedar#2"])),
+                (asked("send", 1, true, "y"), denied(&[])),
+            ],
+        );
+    }
 }

@@ -216,7 +216,8 @@ fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
         .filter_map(|(name, required)| (!required).then_some(*name))
         .collect();
     let (any, ty) = rng.pick(CONTEXT);
-    let (name, ty) = match optional.is_empty() || !world.validates() && rng.chance(50) {
+    let any_percent = if world.validates() { 12 } else { 50 };
+    let (name, ty) = match optional.is_empty() || rng.chance(any_percent) {
         true => (any, ty),
         false => {
             let name = rng.pick(&optional);

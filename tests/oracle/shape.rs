@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use crate::rng::Rng;
-use crate::values::{ATTRIBUTES, CONTEXT, PRINCIPALS, RECORD, RESOURCES, TYPES, Ty, tag_type};
+use crate::values::{
+    ATTRIBUTES, CONTEXT, PLAIN, PRINCIPALS, RECORD, RESOURCES, TYPES, Ty, tag_type,
+};
 use cedar_pdp::pdp::query::Uid;
 
 /// Attribute names, each with whether it is required.
@@ -80,7 +82,7 @@ impl Shape {
                 applies: (!is_group).then(|| Applies {
                     principals: distinct(rng, PRINCIPALS),
                     resources: distinct(rng, RESOURCES),
-                    context: attributes(rng, CONTEXT, 50),
+                    context: context(rng),
                 }),
             })
             .collect();
@@ -104,7 +106,7 @@ impl Shape {
             1 => {
                 for applies in self.actions.iter_mut().filter_map(|a| a.applies.as_mut()) {
                     if rng.chance(50) {
-                        applies.context = attributes(rng, CONTEXT, 50);
+                        applies.context = context(rng);
                     }
                     if rng.chance(30) {
                         applies.principals = distinct(rng, PRINCIPALS);
@@ -203,6 +205,14 @@ fn attributes(rng: &mut Rng, from: &[(&'static str, Ty)], percent: usize) -> Att
         .into_iter()
         .map(|(name, _)| (name, rng.chance(60)))
         .collect()
+}
+
+fn context(rng: &mut Rng) -> Attributes {
+    // Some have a few plain attributes and no others, as most do elsewhere.
+    match rng.chance(40) {
+        true => attributes(rng, &CONTEXT[..PLAIN], 60),
+        false => attributes(rng, CONTEXT, 50),
+    }
 }
 
 fn attributes_text(attributes: &Attributes, types: &[(&str, Ty)]) -> String {

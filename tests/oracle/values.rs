@@ -65,6 +65,9 @@ pub(crate) const CONTEXT: &[(&str, Ty)] = &[
     ("tier", Ty::Entity("Tier")),
 ];
 
+/// How many of them, the first ones, are of a type that a value's kind tells.
+pub(crate) const PLAIN: usize = 4;
+
 /// Name, type and whether it is required.
 pub(crate) const RECORD: &[(&str, Ty, bool)] = &[
     ("dept", Ty::String, true),

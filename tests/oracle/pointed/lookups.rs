@@ -1,0 +1,125 @@
+//! What a condition reads beyond its scope: entities behind attributes, tags, records and branches.
+//!
+//! Each case has one policy that reads in one way, so that no other read brings the same entities.
+
+use super::{OFF, Outcome, allowed, ann_reads, check, denied};
+
+/// `Doc::"1"` is owned by bob, who is in the staff, and tagged with carl, who is in the board.
+const OWNED: &str = r#"[
+    {"uid": {"type": "Doc", "id": "1"},
+     "attrs": {"owner": {"__entity": {"type": "User", "id": "bob"}},
+               "meta": {"author": {"__entity": {"type": "User", "id": "carl"}}}},
+     "tags": {"reviewer": {"__entity": {"type": "User", "id": "carl"}}}, "parents": []},
+    {"uid": {"type": "User", "id": "bob"},
+     "attrs": {"team": {"__entity": {"type": "Team", "id": "red"}}},
+     "parents": [{"type": "Group", "id": "team"}]},
+    {"uid": {"type": "User", "id": "carl"}, "attrs": {"level": 3},
+     "tags": {"buddy": {"__entity": {"type": "User", "id": "bob"}}},
+     "parents": [{"type": "Group", "id": "board"}]},
+    {"uid": {"type": "Team", "id": "red"}, "attrs": {"lead": {"__entity": {"type": "User", "id": "carl"}}}, "parents": []},
+    {"uid": {"type": "Group", "id": "team"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]}
+]"#;
+
+/// Asks whether ann may read `Doc::"1"` under one policy with this condition.
+fn check_condition(condition: &str, outcome: Outcome<'_>) {
+    let policy = format!("permit(principal, action, resource) when {{ {condition} }};");
+    let files = [("p.cedar", policy.as_str()), ("entities.json", OWNED)];
+    check(OFF, &files, &[(ann_reads(), outcome)]);
+}
+
+#[test]
+fn what_a_condition_reads_is_there_however_it_gets_to_it() {
+    for condition in [
+        r#"resource.owner in Group::"staff""#,
+        r#"resource.owner in [Group::"x", Group::"staff"]"#,
+        r#"true && resource.owner in [Group::"staff", principal]"#,
+        r#"resource.owner is User in Group::"staff""#,
+        r#"resource.meta.author in Group::"board""#,
+        r#"resource["meta"]["author"].level == 3"#,
+        "resource.owner.team.lead.level == 3",
+        "resource has owner.team.lead.level",
+        "resource has meta.author.level",
+        r#"resource.getTag("reviewer").level == 3"#,
+        r#"resource.getTag("reviewer").getTag("buddy").team.lead.level == 3"#,
+        r#"resource.getTag("reviewer").getTag("buddy") in Group::"staff""#,
+        r#"resource.getTag("reviewer").hasTag("buddy")"#,
+        r#"(if principal == User::"ann" then resource.owner else principal) in Group::"staff""#,
+        r#"(if principal == User::"bob" then principal else resource.owner) in Group::"staff""#,
+        "(if principal in resource then principal else resource.owner).team.lead.level == 3",
+        "{a: resource.owner}.a.team.lead.level == 3",
+        "{a: {b: resource.owner, c: 1}}.a.b has team.lead",
+        r#"(if principal == User::"ann" then {a: resource.owner} else {a: principal}).a has team"#,
+        r#"User::"bob".team.lead.level == 3"#,
+        r#"User::"bob" in [Group::"y", Group::"staff"]"#,
+        r#"[resource.owner, principal].contains(User::"bob")"#,
+        r#"!(resource.owner in [Group::"x", Group::"y"])"#,
+    ] {
+        check_condition(condition, allowed(&["p.cedar#0"]));
+    }
+}
+
+#[test]
+fn what_is_not_there_is_missing_in_cedars_words() {
+    for condition in [
+        "principal.level == 3",
+        "resource.owner.level == 3",
+        "resource has owner.team.lead.nothing",
+        "resource has meta.author.level.more",
+        r#"resource.getTag("approver").level == 3"#,
+        r#"resource.owner.getTag("buddy").level == 3"#,
+        "resource.owner.team.lead.team.lead",
+        r#"User::"nobody".level == 3"#,
+        r#"User::"nobody" in Group::"staff""#,
+        r#"{a: resource.owner}.b.level == 3"#,
+        r#"resource.meta in Group::"staff""#,
+        "resource.owner",
+        r#"resource.owner && principal == User::"bob""#,
+    ] {
+        check_condition(condition, denied(&[]));
+    }
+}
+
+#[test]
+fn a_leading_operand_counts_only_where_nothing_before_it_can_fail() {
+    for (condition, outcome) in [
+        (
+            r#"principal == User::"ann" && resource is Doc"#,
+            allowed(&["p.cedar#0"]) as Outcome<'_>,
+        ),
+        (
+            r#"User::"ann" == principal && resource in [Doc::"1"]"#,
+            allowed(&["p.cedar#0"]),
+        ),
+        (
+            r#"principal == User::"bob" && resource.nothing"#,
+            denied(&[]),
+        ),
+        (
+            r#"resource.nothing && principal == User::"bob""#,
+            denied(&[]),
+        ),
+        (
+            r#"(principal is User && resource.nothing) && principal == User::"bob""#,
+            denied(&[]),
+        ),
+        (
+            r#"principal == User::"bob" || resource is Doc"#,
+            allowed(&["p.cedar#0"]),
+        ),
+        (
+            r#"(principal == User::"bob" && true) || true"#,
+            allowed(&["p.cedar#0"]),
+        ),
+        (
+            r#"principal != User::"bob" && true"#,
+            allowed(&["p.cedar#0"]),
+        ),
+        (r#"principal is User && 1"#, denied(&[])),
+        (r#"principal in [] && 1"#, denied(&[])),
+        (r#"principal in [User::"bob", resource] && 1"#, denied(&[])),
+        (r#"principal in [User::"ann", 1]"#, denied(&[])),
+        (r#"context == principal || true"#, allowed(&["p.cedar#0"])),
+    ] {
+        check_condition(condition, outcome);
+    }
+}
