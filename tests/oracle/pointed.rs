@@ -617,3 +617,29 @@ permit(principal == User::"bob", action, resource) when { action == Action::"sen
         );
     }
 }
+
+#[test]
+fn an_action_may_be_of_any_type_and_be_sent() {
+    let asked = |parents: &[Uid], urgent: bool| Query {
+        action: user("act"),
+        context: fields([("urgent", Value::Bool(urgent))]),
+        entities: vec![RequestEntity {
+            parents: parents.to_vec(),
+            ..entity(user("act"), [])
+        }],
+        ..ann_reads()
+    };
+    check(
+        OFF,
+        &[(
+            "p.cedar",
+            r#"permit(principal, action, resource) when { action in Group::"acts" && context.urgent };"#,
+        )],
+        &[
+            (asked(&[], true), denied(&[])),
+            (asked(&[group("acts")], true), allowed(&["p.cedar#0"])),
+            (asked(&[group("acts")], false), denied(&[])),
+            (sending([entity(user("act"), [])]), denied(&[])),
+        ],
+    );
+}
