@@ -2,7 +2,9 @@
 //!
 //! Each case has one policy that reads in one way, so that no other read brings the same entities.
 
-use super::{OFF, Outcome, allowed, ann_reads, check, denied};
+use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Value};
+
+use super::{OFF, Outcome, allowed, ann_reads, check, denied, entity, fields, sending, user};
 
 /// `Doc::"1"` is owned by bob, who is in the staff, and tagged with carl, who is in the board.
 const OWNED: &str = r#"[
@@ -121,5 +123,99 @@ fn a_leading_operand_counts_only_where_nothing_before_it_can_fail() {
         (r#"context == principal || true"#, allowed(&["p.cedar#0"])),
     ] {
         check_condition(condition, outcome);
+    }
+}
+
+#[test]
+fn what_is_sent_stands_for_what_is_stored_in_every_attribute() {
+    let stored = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {"level": 3, "team": {"lead": "x"}}, "parents": []}]"#;
+    let sent = |attributes: Record| {
+        sending([RequestEntity {
+            attributes,
+            ..entity(user("ann"), [])
+        }])
+    };
+    let policies = r#"permit(principal, action, resource) when { principal has level };
+permit(principal, action, resource) when { !(principal has level) };
+permit(principal, action, resource) when { principal.level == 3 };
+permit(principal, action, resource) when { principal.team.lead == "x" };
+permit(principal, action, resource) when { principal.level == 4 || principal.team.lead == "x" };"#;
+    check(
+        OFF,
+        &[("p.cedar", policies), ("entities.json", stored)],
+        &[
+            (
+                ann_reads(),
+                allowed(&["p.cedar#0", "p.cedar#2", "p.cedar#3", "p.cedar#4"]),
+            ),
+            (sent(Record::default()), allowed(&["p.cedar#1"])),
+            (
+                sent(fields([("level", Value::Long(4))])),
+                allowed(&["p.cedar#0", "p.cedar#4"]),
+            ),
+            (
+                Query {
+                    principal: user("nobody"),
+                    ..ann_reads()
+                },
+                allowed(&["p.cedar#1"]),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn values_are_compared_as_cedar_compares_them_plain_or_not() {
+    let stored = r#"[{"uid": {"type": "Doc", "id": "1"}, "parents": [], "attrs": {
+        "labels": ["a", "b"], "nested": [["b", "a"], {"x": 1}], "record": {"x": 1}, "empty": [],
+        "prices": [{"__extn": {"fn": "decimal", "arg": "1.0"}}, "1.0"],
+        "price": {"__extn": {"fn": "decimal", "arg": "1.00"}},
+        "owner": {"__entity": {"type": "User", "id": "ann"}}, "n": 1, "t": "1", "y": true}}]"#;
+    for (condition, holds) in [
+        ("resource.nested.contains(resource.labels)", true),
+        ("resource.nested.contains(resource.record)", true),
+        ("resource.labels.contains(resource.labels)", false),
+        ("resource.prices.contains(resource.price)", true),
+        ("resource.prices.contains(\"1.0\")", true),
+        ("resource.prices.contains(1)", false),
+        ("resource.labels.contains(\"a\")", true),
+        ("resource.labels.contains(resource)", false),
+        ("resource.empty.contains(resource.empty)", false),
+        ("resource.labels == [\"b\", \"a\", \"b\"]", true),
+        ("resource.record == {x: 1}", true),
+        ("resource.n == resource.t", false),
+        ("resource.n == resource.y || resource.y", true),
+        ("resource.n.contains(1)", false),
+        ("resource.t < resource.n", false),
+        (
+            "resource.n <= 1 && resource.n < 2 && !(resource.n < 1)",
+            true,
+        ),
+        (
+            "resource.owner == principal && principal == resource.owner",
+            true,
+        ),
+        (
+            "resource.owner in principal && resource.owner in [principal, resource]",
+            true,
+        ),
+        ("resource.owner in [principal, resource.n]", false),
+        ("resource.t like \"1\" && !(resource.t like \"\\*\")", true),
+        ("resource.n like \"1\"", false),
+        ("resource.record has x && !(resource.record has y)", true),
+        ("resource.record.y == 1 || true", false),
+        ("resource.y && resource.n", false),
+        ("!resource.n", false),
+        ("false && resource.nothing", false),
+        ("true || resource.nothing", true),
+        ("context.missing == 1 || true", false),
+    ] {
+        let policy = format!("permit(principal, action, resource) when {{ {condition} }};");
+        let files = [("p.cedar", policy.as_str()), ("entities.json", stored)];
+        let outcome = match holds {
+            true => allowed(&["p.cedar#0"]),
+            false => denied(&[]),
+        };
+        check(OFF, &files, &[(ann_reads(), outcome)]);
     }
 }
