@@ -65,6 +65,9 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         ),
     );
 
+    // What is asked here is what the stored entities cost such a request, so the policies are as
+    // many on both sides.
+    let large = Loaded::new(12, entities, requests)?;
     let bringing = |loaded: &Loaded| {
         let bringing = |ask| loaded.dataset.bringing_entities(ask);
         loaded.asks.iter().map(bringing).collect()
