@@ -284,17 +284,25 @@ mod tests {
 
     #[test]
     fn what_was_asked_gets_a_second_chance() {
-        let front = front(100);
-        // The last one finds no room, and what falls for it is the first that the hand meets.
-        let fallen: Vec<usize> = (0..=100).flat_map(|n| insert(&front, n)).collect();
-        assert_eq!(fallen.len(), 1);
-        let asked: Vec<usize> = (0..20).filter(|n| get(&front, *n).is_some()).collect();
-        let fallen: Vec<usize> = (200..250).flat_map(|n| insert(&front, n)).collect();
-        assert_eq!(fallen.len(), 50);
-        assert!(fallen.iter().all(|n| *n >= 20 && *n < 200), "{fallen:?}");
-        for n in asked {
-            assert_eq!(get(&front, n), Some(n));
+        const ROUNDS: usize = 20;
+        let (mut asked_lost, mut others_lost) = (0, 0);
+        for _ in 0..ROUNDS {
+            let front = front(100);
+            // The last one finds no room, and what falls for it is the first that the hand meets.
+            let fallen: Vec<usize> = (0..=100).flat_map(|n| insert(&front, n)).collect();
+            assert_eq!(fallen.len(), 1);
+            let asked: Vec<usize> = (0..20).filter(|n| get(&front, *n).is_some()).collect();
+            let fallen: Vec<usize> = (200..250).flat_map(|n| insert(&front, n)).collect();
+            assert_eq!(fallen.len(), 50);
+            asked_lost += fallen.iter().filter(|n| asked.contains(n)).count();
+            others_lost += fallen.iter().filter(|n| (20..=100).contains(*n)).count();
         }
+        // Not none of them: the table may move its entries about, and the hand meet one twice.
+        // A fifth was asked; were that nothing, a fifth of what fell would be of them.
+        assert!(
+            asked_lost * 12 < others_lost,
+            "{asked_lost} of those asked, {others_lost} of the others"
+        );
     }
 
     #[test]
