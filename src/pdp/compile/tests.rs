@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::pdp::answer::Decision;
+use crate::pdp::authorize;
 use crate::pdp::diagnostic::Position;
+use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::sources::{FileKind, SourceFile};
 
 fn compile_files(files: &[(&str, &str)], validation: Validation) -> Result<Snapshot, CompileError> {
@@ -370,4 +373,69 @@ fn common_types_that_grow_on_one_another_are_bounded() {
             .2
             .contains("parts")
     );
+}
+
+#[test]
+fn numbers_that_stand_for_nothing_any_more_are_cleared_and_answers_stay_the_same() {
+    let stable = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]}]"#;
+    let policies = r#"permit(principal in Group::"staff", action == Action::"read", resource);
+permit(principal == User::"guest", action, resource) when { resource.open };"#;
+    let passing = |step: usize| {
+        let entities: Vec<String> = (0..6_000)
+            .map(|n| {
+                format!(
+                    r#"{{"uid": {{"type": "Doc", "id": "{step}-{n}"}}, "attrs": {{"open": true}}, "parents": []}}"#
+                )
+            })
+            .collect();
+        format!("[{}]", entities.join(","))
+    };
+    let mut before: Option<Snapshot> = None;
+    let mut cleared = 0;
+    for step in 0..8 {
+        let passing = passing(step);
+        let files = [
+            ("a.entities.json", stable),
+            ("b.entities.json", passing.as_str()),
+            ("p.cedar", policies),
+        ];
+        let files = files.map(|(path, text)| {
+            let kind = FileKind::of(path).expect("a name that matches");
+            SourceFile::held(path.to_owned(), kind, Arc::from(text))
+        });
+        let sources = Sources::new(files.to_vec(), vec![], vec![]);
+        let settings = Settings::default();
+        let snapshot =
+            compile_from(before.as_ref(), &sources, &settings, &Workers::default()).unwrap();
+        let numbers = |snapshot: &Snapshot| snapshot.entities.uids.len();
+        cleared += usize::from(
+            before
+                .as_ref()
+                .is_some_and(|b| numbers(b) > numbers(&snapshot)),
+        );
+        assert!(numbers(&snapshot) < 30_000);
+        let is_allowed = |principal: &str, resource: String| {
+            let query = Query {
+                principal: Uid::new("User", principal),
+                action: Uid::new("Action", "read"),
+                resource: Uid::new("Doc", resource),
+                context: Record::default(),
+                entities: Vec::new(),
+                explain: false,
+            };
+            let answer = authorize(&snapshot, &query).unwrap();
+            answer.decision == Decision::Allow
+        };
+        assert!(is_allowed("ann", format!("{step}-5999")));
+        assert!(is_allowed("guest", format!("{step}-0")));
+        assert!(!is_allowed("bob", format!("{step}-0")));
+        if let Some(gone) = step.checked_sub(1) {
+            assert!(
+                !is_allowed("guest", format!("{gone}-0")),
+                "of the step before"
+            );
+        }
+        before = Some(snapshot);
+    }
+    assert!(cleared > 0, "never");
 }
