@@ -363,3 +363,108 @@ impl<'a> Reading<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use crate::pdp::bind::bind;
+    use crate::pdp::query::{Query, Record, Uid, Value};
+    use crate::pdp::sources::{FileKind, SourceFile, Sources};
+    use crate::pdp::{Settings, compile};
+
+    const ENTITIES: &str = r#"[
+{"uid": {"type": "User", "id": "ann"}, "attrs": {"level": 3, "name": "ann", "tags": ["a", "b"],
+  "boss": {"__entity": {"type": "User", "id": "bob"}}, "home": {"city": "X"},
+  "since": {"__extn": {"fn": "datetime", "arg": "2024-01-01"}}},
+ "parents": [{"type": "Group", "id": "staff"}]},
+{"uid": {"type": "User", "id": "bob"}, "attrs": {"level": 5}, "parents": []}
+]"#;
+
+    /// What is certain of `condition` for `User::"ann"`, asking on `Doc::"d"`, which is not
+    /// stored, with `n: 7` in the context.
+    fn holds(condition: &str) -> Option<bool> {
+        // Nothing that could be taken into the scope stands first.
+        let policy =
+            format!("permit(principal, action, resource) when {{ true && ({condition}) }};");
+        let files = [("p.cedar", policy.as_str()), ("entities.json", ENTITIES)];
+        let files = files.map(|(path, text)| {
+            let kind = FileKind::of(path).expect("a name that matches");
+            SourceFile::held(path.to_owned(), kind, Arc::from(text))
+        });
+        let sources = Sources::new(files.to_vec(), vec![], vec![]);
+        let snapshot = compile(&sources, &Settings::default()).unwrap();
+        let query = Query {
+            principal: Uid::new("User", "ann"),
+            action: Uid::new("Action", "read"),
+            resource: Uid::new("Doc", "d"),
+            context: Record::from(BTreeMap::from([("n".to_owned(), Value::Long(7))])),
+            entities: Vec::new(),
+            explain: false,
+        };
+        let bound = bind(&snapshot, &snapshot.entities, &query).unwrap();
+        bound.candidates.first().expect("it is open").holds
+    }
+
+    #[test]
+    fn comparisons_of_plain_values_are_certain() {
+        for (condition, expected) in [
+            ("principal.level == 3 && context.n > 6", true),
+            ("principal.level < 3 || context.n <= 6", false),
+            (
+                r#"principal.name == "ann" && principal.name like "a*""#,
+                true,
+            ),
+            (
+                r#"principal.boss == User::"bob" && principal.boss.level == 5"#,
+                true,
+            ),
+            (r#"principal.home.city == "Y""#, false),
+            (
+                r#"principal.tags.contains("b") && !principal.tags.contains("c")"#,
+                true,
+            ),
+            ("principal has level && !(principal has nothing)", true),
+            ("resource has level", false),
+            ("resource is Doc && principal is User", true),
+            (
+                r#"principal in Group::"staff" && principal in [User::"ann", User::"bob"]"#,
+                true,
+            ),
+            (r#"principal in [Group::"a", Group::"b"]"#, false),
+            ("context has n && !(context has m)", true),
+        ] {
+            assert_eq!(holds(condition), Some(expected), "{condition}");
+        }
+    }
+
+    #[test]
+    fn what_could_fail_or_is_not_plain_is_left_to_cedar() {
+        for condition in [
+            "principal.nothing == 3",
+            "resource.level == 3",
+            "context.m",
+            "principal.level",
+            r#"principal.level == "3""#,
+            "principal.level + 1 == 4",
+            r#"principal.since < datetime("2025-01-01")"#,
+            "principal.since == principal.since",
+            "principal.tags == principal.tags",
+            r#"principal.boss in Group::"staff""#,
+            // Nothing is stored of it, so it has no number.
+            r#"resource in Doc::"d""#,
+            "principal.tags.containsAny(principal.tags)",
+            "if principal.level == 3 then true else false",
+            // Certain as its first operand is, the second could fail.
+            "principal.level == 3 && principal.nothing",
+        ] {
+            assert_eq!(holds(condition), None, "{condition}");
+        }
+        // And what is false before that is false whatever follows.
+        assert_eq!(
+            holds("principal.level == 4 && principal.nothing"),
+            Some(false)
+        );
+    }
+}
