@@ -6,6 +6,10 @@
 //! In reading order: a policy directory is [`sources`], [`mod@compile`] makes them a [`snapshot`] (or
 //! says in [`diagnostic`]s why not); a [`query`] is decided by [`mod@authorize`] on a snapshot, and
 //! the [`answer`] may carry an [`explanation`].
+//!
+//! Inside, on the way to an answer: `bind` makes the query Cedar's, `index` finds the policies that
+//! can matter, `shortcut` reads the plain ones off the store (`entities`, `uids`), and `lookups`
+//! brings together what the others `reads`.
 
 pub mod advice;
 pub mod answer;
