@@ -462,6 +462,9 @@ impl<'a> View<'a> {
         for (index, entity) in sent.into_iter().enumerate() {
             let (uid, attributes, _, parents, tags) = entity.into_inner();
             let number = view.add(&uid);
+            // In order, so that of several faults the same is told each time.
+            let mut parents: Vec<EntityUID> = parents.into_iter().collect();
+            parents.sort_unstable();
             let parents = parents.iter().map(|parent| view.add(parent)).collect();
             view.by_number.insert(number, index);
             view.sent.push(Sent {
