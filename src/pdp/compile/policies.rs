@@ -438,7 +438,8 @@ impl FileReading<'_> {
         let origin = self.origin(start);
         match self.origins.get(id) {
             Some(first) => {
-                self.findings.add(twice(id, first, &origin));
+                let message = defined_twice(id, &first.file, first.position);
+                self.findings.add(origin.error(message));
                 None
             }
             None => {
@@ -500,12 +501,10 @@ impl FileReading<'_> {
     }
 }
 
-fn twice(id: &str, first: &Origin, second: &Origin) -> Diagnostic {
-    let Position { line, column } = first.position;
-    second.error(format!(
-        "policy id `{id}` is defined twice, here and at {}:{line}:{column}",
-        first.file,
-    ))
+/// What is said of an id that something else has already.
+fn defined_twice(id: &str, first_file: &str, first: Position) -> String {
+    let Position { line, column } = first;
+    format!("policy id `{id}` is defined twice, here and at {first_file}:{line}:{column}")
 }
 
 /// Puts files together: one space of ids, and the links, taken over from `previous` when no file
@@ -596,9 +595,7 @@ impl<'a, T: Fn(&str) -> Option<Arc<str>>> Ids<'a, T> {
             return true;
         };
         // Two of one file are told when it is read, but for its links.
-        let Position { line, column } = first;
-        let message =
-            format!("policy id `{id}` is defined twice, here and at {first_file}:{line}:{column}");
+        let message = defined_twice(id.as_str(), first_file, first);
         let finding = Diagnostic::error(file.as_ref(), message);
         findings.add(match (self.texts)(file) {
             Some(text) => {
