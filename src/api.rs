@@ -4,6 +4,7 @@
 
 mod answer;
 mod authorization;
+mod call;
 pub mod client;
 mod codec;
 pub mod connection;
@@ -43,7 +44,7 @@ use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
 use answer::AnswerBody;
 use authorization::Authorization;
-use deadline::Deadline;
+use call::Call;
 use listen::{BoundAddress, ListenError, Listener};
 use pb::policy_store_service_server::PolicyStoreServiceServer;
 
@@ -119,15 +120,15 @@ impl Doors {
     async fn call(
         &self,
         request: http::Request<Incoming>,
-        deadline: Deadline,
+        call: &Call,
     ) -> http::Response<AnswerBody> {
         let door = &self.authorization;
         let method = request.uri().path();
         let response = match method.strip_prefix("/pdp.v1.AuthorizationService/") {
-            Some("Authorize") => door.authorize(request, deadline).await,
-            Some("BatchAuthorize") => door.batch_authorize(request, deadline).await,
-            Some("StreamAuthorize") => door.stream_authorize(request, deadline).await,
-            Some(_) | None => self.others(request, deadline).await,
+            Some("Authorize") => door.authorize(request, call).await,
+            Some("BatchAuthorize") => door.batch_authorize(request, call).await,
+            Some("StreamAuthorize") => door.stream_authorize(request, call).await,
+            Some(_) | None => self.others(request, call).await,
         };
         by_contract(response)
     }
@@ -135,9 +136,9 @@ impl Doors {
     async fn others(
         &self,
         request: http::Request<Incoming>,
-        deadline: Deadline,
+        call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = deadline.put_with(request.map(Body::new));
+        let request = call.put_with(request.map(Body::new));
         // INVARIANT: the routes' error type is `Infallible`.
         match self.others.clone().call(request).await {
             Ok(response) => response.map(AnswerBody::Tonic),

@@ -26,6 +26,40 @@ pub trait Rendered: Clone + Debug + Send + Sync + 'static {
     fn weight(&self) -> usize;
 }
 
+/// An answer, and how it was come by.
+#[derive(Clone, Debug)]
+pub struct Answered<A> {
+    /// The answer.
+    pub answer: A,
+    /// Whether it was remembered.
+    pub source: Source,
+}
+
+impl<A> Answered<A> {
+    fn remembered(answer: A) -> Self {
+        Self {
+            answer,
+            source: Source::Cache,
+        }
+    }
+
+    fn decided(answer: A) -> Self {
+        Self {
+            answer,
+            source: Source::Decided,
+        }
+    }
+}
+
+/// How an answer was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It was remembered.
+    Cache,
+    /// It was decided for this query.
+    Decided,
+}
+
 /// Answers queries from the snapshot in force, remembering the answers as `A`.
 #[derive(Debug)]
 pub struct Engine<A: Rendered = Arc<Answer>> {
@@ -60,11 +94,11 @@ impl<A: Rendered> Engine<A> {
     ///
     /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when
     /// deciding it would take more than it may.
-    pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
+    pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<Answered<A>, NoAnswer> {
         let decide = || authorize(snapshot, query).map(A::render);
         match &self.cache {
             Some(cache) => Self::ask(cache, snapshot, &QueryRef::from(query), decide),
-            None => decide(),
+            None => decide().map(Answered::decided),
         }
     }
 
@@ -74,11 +108,15 @@ impl<A: Rendered> Engine<A> {
     /// # Errors
     ///
     /// As [`authorize`](Self::authorize).
-    pub fn authorize_ref(&self, snapshot: &Snapshot, query: &QueryRef<'_>) -> Result<A, NoAnswer> {
+    pub fn authorize_ref(
+        &self,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+    ) -> Result<Answered<A>, NoAnswer> {
         let decide = || authorize(snapshot, &query.to_query()).map(A::render);
         match &self.cache {
             Some(cache) => Self::ask(cache, snapshot, query, decide),
-            None => decide(),
+            None => decide().map(Answered::decided),
         }
     }
 
@@ -93,7 +131,7 @@ impl<A: Rendered> Engine<A> {
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         decide: impl FnOnce() -> Result<A, NoAnswer>,
-    ) -> Result<A, NoAnswer> {
+    ) -> Result<Answered<A>, NoAnswer> {
         // The key holds of the request all that the outcome can depend on, and answers are kept
         // by revision: a hit is a request that was checked before on this very content.
         cache.get_or_decide(snapshot, query, decide)

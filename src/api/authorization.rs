@@ -19,7 +19,7 @@ use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::answer::{AnswerBody, EncodedAnswer};
-use super::deadline::Deadline;
+use super::call::Call;
 use super::from_proto::{self, RequestRules};
 use super::message::{self, Whole};
 use super::status::{Rejection, by_contract, to_message};
@@ -68,7 +68,7 @@ impl Authorization {
     pub(super) async fn authorize(
         &self,
         request: http::Request<Incoming>,
-        deadline: Deadline,
+        call: &Call,
     ) -> http::Response<AnswerBody> {
         let (head, body) = request.into_parts();
         // Whether an encoding is known is for tonic to say, even when it is not used.
@@ -78,7 +78,7 @@ impl Authorization {
             match message::read(body, self.max_message_bytes).await {
                 Ok(bytes) => {
                     let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
-                    match self.authorize_in_place(message, deadline) {
+                    match self.authorize_in_place(message, call) {
                         Some(Ok(answer)) => return answer.into_response(),
                         Some(Err(rejection)) => {
                             return Status::from(rejection).into_http().map(AnswerBody::Tonic);
@@ -89,7 +89,7 @@ impl Authorization {
                 Err(held) => Body::new(held),
             }
         };
-        let request = deadline.put_with(http::Request::from_parts(head, body));
+        let request = call.put_with(http::Request::from_parts(head, body));
         self.grpc()
             .unary(Unary(self), request)
             .await
@@ -100,9 +100,9 @@ impl Authorization {
     pub(super) async fn batch_authorize(
         &self,
         request: http::Request<Incoming>,
-        deadline: Deadline,
+        call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = deadline.put_with(request.map(Body::new));
+        let request = call.put_with(request.map(Body::new));
         self.grpc()
             .unary(Batched(self), request)
             .await
@@ -113,9 +113,9 @@ impl Authorization {
     pub(super) async fn stream_authorize(
         &self,
         request: http::Request<Incoming>,
-        deadline: Deadline,
+        call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = deadline.put_with(request.map(Body::new));
+        let request = call.put_with(request.map(Body::new));
         self.grpc()
             .streaming(Streamed(self), request)
             .await
@@ -134,9 +134,10 @@ impl Authorization {
         &self,
         snapshot: &Snapshot,
         request: pb::AuthorizeRequest,
+        _call: &Call,
     ) -> Result<EncodedAnswer, Rejection> {
         let query = from_proto::query(request, &self.rules.request)?;
-        Ok(self.engine.authorize(snapshot, &query)?)
+        Ok(self.engine.authorize(snapshot, &query)?.answer)
     }
 
     /// Decides a message of the plain shape; of any other `None`, and nothing is decided.
@@ -144,10 +145,11 @@ impl Authorization {
         &self,
         snapshot: &Snapshot,
         message: &[u8],
+        _call: &Call,
     ) -> Option<Result<EncodedAnswer, Rejection>> {
         let query = scan::query(message, &self.rules.request)?;
-        let answer = self.engine.authorize_ref(snapshot, &query);
-        Some(answer.map_err(Rejection::from))
+        let answered = self.engine.authorize_ref(snapshot, &query);
+        Some(answered.map(|it| it.answer).map_err(Rejection::from))
     }
 
     /// `None` for whatever is not simply decided, so that of several faults the same one is told
@@ -155,10 +157,10 @@ impl Authorization {
     fn authorize_in_place(
         &self,
         message: &[u8],
-        deadline: Deadline,
+        call: &Call,
     ) -> Option<Result<EncodedAnswer, Rejection>> {
-        deadline.check().ok()?;
-        self.decide_in_place(&*self.engine.snapshot()?, message)
+        call.deadline.check().ok()?;
+        self.decide_in_place(&*self.engine.snapshot()?, message, call)
     }
 }
 
@@ -172,12 +174,12 @@ impl UnaryService<Bytes> for Unary<'_> {
     type Future = std::future::Ready<Answered<Bytes>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let deadline = Deadline::of(&request);
+        let call = Call::of(&request);
         let answer = || {
             let message: pb::AuthorizeRequest = codec::decode(request.get_ref())?;
-            deadline.check()?;
+            call.deadline.check()?;
             let snapshot = self.0.snapshot()?;
-            let answer = self.0.decide(&snapshot, message)?;
+            let answer = self.0.decide(&snapshot, message, &call)?;
             Ok(Response::new(Bytes::copy_from_slice(answer.message())))
         };
         std::future::ready(answer())
@@ -191,10 +193,10 @@ impl UnaryService<Bytes> for Batched<'_> {
     type Future = BoxFuture<'static, Answered<Bytes>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let deadline = Deadline::of(&request);
+        let call = Call::of(&request);
         let door = self.0.clone();
         Box::pin(async move {
-            let mut batch = Batch::begin(door, request.into_inner(), deadline)?;
+            let mut batch = Batch::begin(door, request.into_inner(), call)?;
             if !batch.run()? {
                 // It takes longer than a turn. Elsewhere it holds up nobody who waits for an
                 // answer on this connection, and dropping the set ends it with the call.
@@ -224,7 +226,7 @@ impl UnaryService<Bytes> for Batched<'_> {
 struct Batch {
     door: Authorization,
     snapshot: Arc<Snapshot>,
-    deadline: Deadline,
+    call: Call,
     message: Bytes,
     items: Items,
     /// A `BatchAuthorizeResponse`, as far as it is known.
@@ -245,16 +247,16 @@ enum Items {
 const ITEMS_A_LOOK: usize = 4;
 
 impl Batch {
-    fn begin(door: Authorization, message: Bytes, deadline: Deadline) -> Result<Self, Status> {
+    fn begin(door: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
         let most = door.rules.max_batch_items;
         let in_place = scan::batch_len(&message).filter(|&count| count <= most);
         let items = match in_place {
-            Some(_) if deadline.check().is_ok() && door.engine.snapshot().is_some() => {
+            Some(_) if call.deadline.check().is_ok() && door.engine.snapshot().is_some() => {
                 Items::InPlace { at: 0, decided: 0 }
             }
             Some(_) | None => {
                 let requests = decode_batch(&message)?;
-                deadline.check()?;
+                call.deadline.check()?;
                 if requests.len() > most {
                     return Err(Rejection::TooMany {
                         what: "requests in one batch",
@@ -270,7 +272,7 @@ impl Batch {
         Ok(Self {
             door,
             snapshot,
-            deadline,
+            call,
             message,
             items,
             response: Vec::new(),
@@ -281,7 +283,7 @@ impl Batch {
     fn run(&mut self) -> Result<bool, Status> {
         let turn = Turn::begin();
         loop {
-            self.deadline.check()?;
+            self.call.deadline.check()?;
             for _ in 0..ITEMS_A_LOOK {
                 match self.next()? {
                     Some(Ok(answer)) => {
@@ -305,7 +307,7 @@ impl Batch {
         if let Items::InPlace { at, decided } = &mut self.items {
             let item = match scan::batch_item(&self.message, at) {
                 Some(None) => return Ok(None),
-                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item),
+                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item, &self.call),
                 None => None,
             };
             if let Some(answer) = item {
@@ -321,7 +323,7 @@ impl Batch {
         match &mut self.items {
             Items::Decoded(requests) => Ok(requests
                 .next()
-                .map(|request| self.door.decide(&self.snapshot, request))),
+                .map(|request| self.door.decide(&self.snapshot, request, &self.call))),
             Items::InPlace { .. } => Ok(None),
         }
     }
@@ -382,15 +384,15 @@ impl StreamingService<Bytes> for Streamed<'_> {
     type Future = std::future::Ready<Answered<Answers>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let deadline = Deadline::of(&request);
+        let call = Call::of(&request);
         let begin = || {
-            deadline.check()?;
+            call.deadline.check()?;
             // Nothing loaded is refused before the stream begins; later there always is something.
             self.0.snapshot()?;
             let state = AnswerStream {
                 door: self.0.clone(),
                 items: request.into_inner(),
-                deadline,
+                call,
                 turn: Turn::begin(),
             };
             let answers: Answers = Box::pin(stream::try_unfold(state, AnswerStream::next));
@@ -405,7 +407,7 @@ impl StreamingService<Bytes> for Streamed<'_> {
 struct AnswerStream {
     door: Authorization,
     items: Streaming<Bytes>,
-    deadline: Deadline,
+    call: Call,
     turn: Turn,
 }
 
@@ -415,7 +417,7 @@ impl AnswerStream {
         let item = tokio::select! {
             biased;
             () = self.door.draining.draining() => return Err(Rejection::ShuttingDown.into()),
-            () = self.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
+            () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
             item = self.items.message() => item.map_err(by_contract)?,
         };
         let Some(message) = item else {
@@ -430,7 +432,7 @@ impl AnswerStream {
         let snapshot = self.door.snapshot();
         if let Ok(snapshot) = &snapshot
             && let Some((correlation_id, request)) = scan::stream_item(message)
-            && let Some(decided) = self.door.decide_in_place(snapshot, request)
+            && let Some(decided) = self.door.decide_in_place(snapshot, request, &self.call)
         {
             return Ok((correlation_id, decided));
         }
@@ -440,7 +442,8 @@ impl AnswerStream {
         } = codec::decode(message)?;
         let decided = snapshot.and_then(|snapshot| {
             // An item without a request lacks what every request needs.
-            self.door.decide(&snapshot, request.unwrap_or_default())
+            self.door
+                .decide(&snapshot, request.unwrap_or_default(), &self.call)
         });
         Ok((correlation_id, decided))
     }

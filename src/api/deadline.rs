@@ -22,23 +22,6 @@ impl Deadline {
         Self(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
     }
 
-    /// Puts it with a call, for [`of`](Self::of).
-    pub(super) fn put_with<T>(self, mut request: http::Request<T>) -> http::Request<T> {
-        if self.0.is_some() {
-            request.extensions_mut().insert(self);
-        }
-        request
-    }
-
-    /// The deadline that was put with the call when its headers came.
-    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
-        request
-            .extensions()
-            .get::<Self>()
-            .copied()
-            .unwrap_or_default()
-    }
-
     /// When it passes; `None` is never.
     pub(super) fn at(self) -> Option<Instant> {
         self.0

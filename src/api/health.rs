@@ -10,6 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use super::call::Call;
 use super::deadline::Deadline;
 use super::status::Rejection;
 use crate::readiness::{Health as Readiness, ReadinessReader};
@@ -73,7 +74,7 @@ impl Health for HealthDoor {
             known: SERVICES.contains(&request.get_ref().service.as_str()),
             readiness: self.readiness.clone(),
             draining: self.readiness.clone(),
-            deadline: Deadline::of(&request),
+            deadline: Call::of(&request).deadline,
             sent: None,
         };
         Ok(Response::new(Box::pin(stream::try_unfold(

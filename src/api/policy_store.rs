@@ -8,6 +8,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::answer::EncodedAnswer;
+use super::call::Call;
 use super::deadline::Deadline;
 use super::pb::policy_store_service_server::PolicyStoreService;
 use super::status::Rejection;
@@ -73,7 +74,7 @@ impl PolicyStoreService for PolicyStore {
         let watch = StatusWatch {
             status: self.status.clone(),
             draining: self.draining.clone(),
-            deadline: Deadline::of(&request),
+            deadline: Call::of(&request).deadline,
             sent: None,
         };
         Ok(Response::new(Box::pin(stream::try_unfold(

@@ -22,6 +22,7 @@ use tonic::Status;
 
 use super::Doors;
 use super::answer::AnswerBody;
+use super::call::Call;
 use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::listen::{Connection, Listener};
@@ -225,10 +226,12 @@ async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response
         *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return refused;
     }
-    let deadline = Deadline::begin(request.headers());
-    match deadline.at() {
-        None => doors.call(request, deadline).await,
-        Some(at) => match tokio::time::timeout_at(at, doors.call(request, deadline)).await {
+    let call = Call {
+        deadline: Deadline::begin(request.headers()),
+    };
+    match call.deadline.at() {
+        None => doors.call(request, &call).await,
+        Some(at) => match tokio::time::timeout_at(at, doors.call(request, &call)).await {
             Ok(response) => response,
             Err(_elapsed) => Status::from(Rejection::DeadlinePassed)
                 .into_http()

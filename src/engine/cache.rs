@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
 
-use super::Rendered;
 use super::key;
 use super::query_ref::QueryRef;
+use super::{Answered, Rendered};
 use crate::pdp::NoAnswer;
 use crate::pdp::Snapshot;
 use crate::pdp::answer::{Answer, PolicyError};
@@ -112,7 +112,7 @@ impl<A: Rendered> Cache<A> {
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         decide: impl FnOnce() -> Result<A, NoAnswer>,
-    ) -> Result<A, NoAnswer> {
+    ) -> Result<Answered<A>, NoAnswer> {
         let revision = snapshot.revision();
         let action = query.action;
         let reads = snapshot.context_reads(action.type_name, action.id);
@@ -125,19 +125,19 @@ impl<A: Rendered> Cache<A> {
             let key = bytes.get(revision.as_str().len()..).unwrap_or_default();
             let hash = self.front.hash(key);
             if let Some(answer) = self.front.get(revision, hash, key) {
-                return Ok(answer);
+                return Ok(Answered::remembered(answer));
             }
-            let answer = match self.take_kept(bytes) {
-                Some(answer) => answer,
-                None => decide()?,
+            let answered = match self.take_kept(bytes) {
+                Some(answer) => Answered::remembered(answer),
+                None => Answered::decided(decide()?),
             };
-            let fallen = self.front.insert(revision, hash, key, &answer);
+            let fallen = self.front.insert(revision, hash, key, &answered.answer);
             for (revision, key, answer) in fallen {
                 self.has_kept.store(true, Ordering::Relaxed);
                 let key = [revision.as_str().as_bytes(), &key].concat();
                 self.kept.insert(key.into(), answer);
             }
-            Ok(answer)
+            Ok(answered)
         })
     }
 

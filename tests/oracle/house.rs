@@ -107,11 +107,13 @@ impl House {
                 ("the cache warm", &self.cached),
                 ("no cache", &self.uncached),
             ] {
-                let got = engine.authorize(snapshot, &query);
+                let got = engine.authorize(snapshot, &query).map(|it| it.answer);
                 compare(snapshot, &query, got.as_deref(), expected)
                     .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
                 // As a request that is read in place asks it.
-                let borrowed = engine.authorize_ref(snapshot, &QueryRef::from(&query));
+                let borrowed = engine
+                    .authorize_ref(snapshot, &QueryRef::from(&query))
+                    .map(|it| it.answer);
                 if borrowed != got {
                     return Err(format!("with {way}, borrowed: {borrowed:#?}\ngot {got:#?}"));
                 }
@@ -128,7 +130,7 @@ impl House {
             ..query.clone()
         };
         for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-            let got = engine.authorize(snapshot, &query);
+            let got = engine.authorize(snapshot, &query).map(|it| it.answer);
             compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
                 let context = &query.context;
                 format!("with {way}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")

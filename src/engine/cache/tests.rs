@@ -50,6 +50,7 @@ fn ask(cache: &Answers, snapshot: &Snapshot, query: &Query, otherwise: Decision)
     cache
         .get_or_decide(snapshot, &query.into(), || Ok(answer(snapshot, otherwise)))
         .unwrap()
+        .answer
         .decision
 }
 
