@@ -10,6 +10,7 @@ mod codec;
 pub mod connection;
 mod deadline;
 mod from_proto;
+mod greeting;
 mod health;
 pub mod listen;
 mod message;
@@ -18,14 +19,17 @@ mod policy_store;
 mod scan;
 mod serve;
 mod status;
+mod tls;
 mod to_proto;
 mod turn;
 
 use std::io;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
@@ -36,10 +40,13 @@ pub use answer::EncodedAnswer;
 pub use authorization::AuthorizationRules;
 pub use from_proto::RequestRules;
 pub use serve::ConnectionLimits;
+use serve::Entrance;
 pub use status::ERROR_DOMAIN;
+pub use tls::{ClientCertificates, Tls, TlsError, TlsFigures, TlsSettings};
 
 use crate::config::listen::Listen;
 use crate::engine::Engine;
+use crate::followed::FollowSettings;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
 use answer::AnswerBody;
@@ -48,9 +55,15 @@ use call::Call;
 use listen::{BoundAddress, ListenError, Listener};
 use pb::policy_store_service_server::PolicyStoreServiceServer;
 
-/// What callers may send.
+/// What callers may send, and how they are let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiSettings {
+    /// What is spoken on TCP; `None` is no TLS.
+    pub tls: Option<TlsSettings>,
+    /// Whether callers from beyond this machine may be served without TLS.
+    pub insecure: bool,
+    /// How the files that doors are set by are followed.
+    pub follow: FollowSettings,
     /// What a call to `AuthorizationService` may hold.
     pub authorization: AuthorizationRules,
     /// What a connection may do.
@@ -171,6 +184,17 @@ pub enum OpenError {
     /// The address that the system gave could not be read back.
     #[error("cannot tell the address that was bound: {0}")]
     Address(#[source] io::Error),
+    /// There is nothing to speak TLS with.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Other machines would be served in the clear, and nobody said that they should be.
+    #[error(
+        "`{address}` can be reached from other machines and would be served without TLS: set `tls_cert` and `tls_key`, or `insecure` if that is meant"
+    )]
+    Exposed {
+        /// The address.
+        address: BoundAddress,
+    },
     /// The descriptors that this program was built with are not sound.
     #[error("cannot serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -180,9 +204,10 @@ pub enum OpenError {
 pub struct Server {
     listeners: Vec<Listener>,
     addresses: Vec<BoundAddress>,
-    doors: Arc<Doors>,
-    limits: ConnectionLimits,
-    readiness: ReadinessReader,
+    entrance: Arc<Entrance>,
+    tls: Option<Arc<Tls>>,
+    /// What keeps the doors' own files in view. None of it ends by itself.
+    following: Vec<BoxFuture<'static, ()>>,
 }
 
 impl Server {
@@ -196,23 +221,47 @@ impl Server {
         house: &House,
         settings: &ApiSettings,
     ) -> Result<Self, OpenError> {
-        let doors = Arc::new(Doors::new(house, settings)?);
+        let doors = Doors::new(house, settings)?;
+        let mut following: Vec<BoxFuture<'static, ()>> = Vec::new();
+        let tls = match &settings.tls {
+            None => None,
+            Some(files) => {
+                let (tls, trace) = Tls::open(files.clone())?;
+                following.push(Box::pin(Arc::clone(&tls).follow(settings.follow, trace)));
+                Some(tls)
+            }
+        };
         let mut listeners = Vec::with_capacity(listen.len());
         for address in listen {
             listeners.push(Listener::bind(address).await?);
         }
-        let addresses = listeners
+        let addresses: Vec<_> = listeners
             .iter()
             .map(Listener::address)
             .collect::<Result<_, _>>()
             .map_err(OpenError::Address)?;
-        let readiness = house.readiness.clone();
+        // A name may stand for any address, so this is known only now. Nobody is served before
+        // `run`.
+        if tls.is_none()
+            && !settings.insecure
+            && let Some(address) = addresses.iter().find(|address| !address.is_local())
+        {
+            return Err(OpenError::Exposed {
+                address: address.clone(),
+            });
+        }
+        let entrance = Entrance {
+            doors,
+            tls: tls.clone(),
+            limits: settings.connection.clone(),
+            readiness: house.readiness.clone(),
+        };
         Ok(Self {
             listeners,
             addresses,
-            doors,
-            limits: settings.connection.clone(),
-            readiness,
+            entrance: Arc::new(entrance),
+            tls,
+            following,
         })
     }
 
@@ -222,8 +271,18 @@ impl Server {
         &self.addresses
     }
 
+    /// What is spoken on TCP, to tell figures of.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
+    }
+
     /// Serves until draining begins and the last connection has ended.
     pub async fn run(self) {
+        let mut following = JoinSet::new();
+        for files in self.following {
+            following.spawn(files);
+        }
         let (alive, mut all_gone) = mpsc::channel(1);
         let loops: Vec<_> = self
             .listeners
@@ -231,9 +290,7 @@ impl Server {
             .map(|listener| {
                 tokio::spawn(serve::accept_loop(
                     listener,
-                    Arc::clone(&self.doors),
-                    self.limits.clone(),
-                    self.readiness.clone(),
+                    Arc::clone(&self.entrance),
                     alive.clone(),
                 ))
             })
@@ -246,5 +303,6 @@ impl Server {
         drop(alive);
         // Nothing is ever sent: this returns when the last connection drops its sender.
         let _: Option<std::convert::Infallible> = all_gone.recv().await;
+        following.shutdown().await;
     }
 }

@@ -10,12 +10,13 @@ use tokio::task::JoinSet;
 
 use crate::api::listen::BoundAddress;
 use crate::api::{
-    ApiSettings, AuthorizationRules, ConnectionLimits, EncodedAnswer, House, OpenError,
-    RequestRules, Server,
+    ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits, EncodedAnswer, House,
+    OpenError, RequestRules, Server, TlsSettings,
 };
-use crate::config::{Config, WatchMode};
+use crate::config::{Config, TlsConfig, WatchMode};
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
+use crate::followed::FollowSettings;
 use crate::policy_store::{
     self, OpenRefused, Opened, Reader, Reloader, SourceLimits, StatusReader, StoreSettings,
 };
@@ -76,12 +77,10 @@ pub async fn bind(config: Config) -> Result<App, BindError> {
         readiness: readiness.reader(),
     };
     let server = Server::open(&config.listen, &house, &api_settings(&config)).await?;
-    for address in server
-        .addresses()
-        .iter()
-        .filter(|address| !address.is_local())
+    if config.callers_are_unknown()
+        && let Some(address) = server.addresses().iter().find(|it| !it.is_local())
     {
-        tracing::warn!(%address, "listening beyond this machine, without TLS and for every caller");
+        tracing::warn!(%address, "listening beyond this machine, for whoever can connect");
     }
     let drain_timeout = config.drain_timeout;
     Ok(App {
@@ -172,10 +171,7 @@ fn store_settings(config: &Config) -> StoreSettings {
             ..SourceLimits::default()
         },
         deciding: config.pdp.clone(),
-        watch: match store.watch {
-            WatchMode::Events => watch::Mode::Events,
-            WatchMode::Poll => watch::Mode::Poll,
-        },
+        watch: watch_mode(config),
         poll: store.poll_interval,
         quiet: store.quiet_period,
         longest_delay: store.max_reload_delay,
@@ -184,9 +180,34 @@ fn store_settings(config: &Config) -> StoreSettings {
     }
 }
 
+fn watch_mode(config: &Config) -> watch::Mode {
+    match config.store.watch {
+        WatchMode::Events => watch::Mode::Events,
+        WatchMode::Poll => watch::Mode::Poll,
+    }
+}
+
+fn tls_settings(tls: &TlsConfig) -> TlsSettings {
+    TlsSettings {
+        certificate: tls.certificate.clone(),
+        key: tls.key.clone(),
+        clients: match (&tls.client_authorities, tls.is_client_optional) {
+            (None, _) => ClientCertificates::None,
+            (Some(file), true) => ClientCertificates::Optional(file.clone()),
+            (Some(file), false) => ClientCertificates::Required(file.clone()),
+        },
+    }
+}
+
 fn api_settings(config: &Config) -> ApiSettings {
     let limits = &config.limits;
     ApiSettings {
+        tls: config.tls.as_ref().map(tls_settings),
+        insecure: config.insecure,
+        follow: FollowSettings {
+            watch: watch_mode(config),
+            poll: config.store.poll_interval,
+        },
         authorization: AuthorizationRules {
             request: RequestRules {
                 anonymous_principal: config.anonymous_principal.clone(),
@@ -197,6 +218,7 @@ fn api_settings(config: &Config) -> ApiSettings {
         },
         connection: ConnectionLimits {
             max_concurrent_streams: limits.max_concurrent_streams,
+            handshake_timeout: limits.handshake_timeout,
             keepalive_interval: limits.keepalive_interval,
             keepalive_timeout: limits.keepalive_timeout,
         },

@@ -9,6 +9,7 @@ mod directory;
 mod healthcheck;
 mod report;
 mod serve;
+mod target;
 mod test;
 mod validate;
 
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::config::layers::{self, ConfigArgs, ConfigOption};
 use crate::config::listen::Listen;
 use crate::pdp::query::Uid;
+use target::{OwnCertificate, TargetArgs};
 
 /// Decides, by Cedar policies, whether a principal may do an action on a resource.
 #[derive(Debug, Parser)]
@@ -40,7 +42,7 @@ enum Command {
     /// Say whether serve would load a directory, and all that is wrong with it
     Validate(ValidateArgs),
     /// Ask for one decision, of a directory or of a running service
-    Authorize(AuthorizeArgs),
+    Authorize(Box<AuthorizeArgs>),
     /// Run the policy tests of a directory
     Test(TestArgs),
     /// Print the configuration in force, and where each value was written
@@ -87,6 +89,9 @@ pub struct AuthorizeArgs {
     /// The running service to ask, instead of a directory: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR", conflicts_with = "policies")]
     pub connect: Option<Listen>,
+    /// How to come in there.
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Who wants to act, as User::"alice"
     #[arg(long, value_name = "UID")]
     pub principal: Uid,
@@ -142,6 +147,25 @@ pub struct HealthcheckArgs {
     /// The service to ask; by default, where serve would first listen
     #[arg(long, value_name = "ADDR")]
     pub connect: Option<Listen>,
+    /// How to come in there.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The certificate chain to show, PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        help_heading = "Connection"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "Connection"
+    )]
+    pub tls_key: Option<PathBuf>,
     /// The name to ask for; by default, the whole server
     #[arg(long, value_name = "NAME", default_value = "")]
     pub service: String,
@@ -229,7 +253,12 @@ impl Cli {
                 // INVARIANT: a checked configuration has an address.
                 let address = args.connect.or_else(|| config.listen.into_iter().next());
                 let address = address.context("there is no address to ask")?;
-                healthcheck::run(&address, &args.service)
+                let own = OwnCertificate {
+                    certificate: args.tls_cert.as_deref(),
+                    key: args.tls_key.as_deref(),
+                };
+                let target = target::target(address, &args.target, own)?;
+                healthcheck::run(&target, &args.service)
             }
         }
     }

@@ -35,6 +35,21 @@ pub struct RawConfig {
     /// Where to listen: HOST:PORT or unix:PATH; may be given several times
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<Vec<String>>,
+    /// The certificate chain to serve TCP with, PEM, watched; `authorize --connect` shows it to the service
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<String>,
+    /// Its private key, PEM, watched
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<String>,
+    /// The authorities that certificates of callers are verified by, PEM, watched
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<String>,
+    /// Whether callers must show a certificate: optional verifies one that is shown, required closes a connection without
+    #[arg(long, value_name = "none|optional|required")]
+    pub tls_client_auth: Option<String>,
+    /// Serve other machines without TLS, which is otherwise refused at the start
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure: Option<bool>,
     /// What a policy that the schema rejects does: strict refuses the load, warn reports it, off validates nothing, no requests either
     #[arg(long, value_name = "strict|warn|off")]
     pub validation: Option<String>,
@@ -95,6 +110,9 @@ pub struct RawConfig {
     /// The most calls at a time on one connection
     #[arg(long, value_name = "COUNT")]
     pub max_concurrent_streams: Option<i64>,
+    /// How long a new connection may take for its TLS handshake and its first words before it is closed
+    #[arg(long, value_name = "DURATION")]
+    pub handshake_timeout: Option<String>,
     /// How often a silent connection is asked whether its caller is still there
     #[arg(long, value_name = "DURATION")]
     pub keepalive_interval: Option<String>,
@@ -119,6 +137,10 @@ pub struct Config {
     pub policies: PathBuf,
     /// Where to listen; at least one address.
     pub listen: Vec<Listen>,
+    /// What is spoken on TCP; `None` is no TLS.
+    pub tls: Option<TlsConfig>,
+    /// Whether other machines may be served without TLS.
+    pub insecure: bool,
     /// How decisions are made.
     pub pdp: Settings,
     /// Who a request without identity is; without it such a request is an error.
@@ -140,6 +162,8 @@ impl Default for Config {
         Self {
             policies: PathBuf::from("./policies"),
             listen: vec![Listen::Tcp("127.0.0.1".to_owned(), 50051)],
+            tls: None,
+            insecure: false,
             pdp: Settings::default(),
             anonymous_principal: None,
             store: StoreConfig::default(),
@@ -149,6 +173,39 @@ impl Default for Config {
             log: LogConfig::default(),
         }
     }
+}
+
+impl Config {
+    /// Whether nothing asks a caller on TCP who it is.
+    #[must_use]
+    pub fn callers_are_unknown(&self) -> bool {
+        !self
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_authorities.is_some() && !tls.is_client_optional)
+    }
+}
+
+/// What TLS is spoken with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The file of the certificate chain.
+    pub certificate: PathBuf,
+    /// The file of its key.
+    pub key: PathBuf,
+    /// The file of the authorities that callers' certificates are verified by; `None` asks for none.
+    pub client_authorities: Option<PathBuf>,
+    /// Whether a caller may show none.
+    pub is_client_optional: bool,
+}
+
+/// Whether callers show certificates, as an operator writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ClientAuth {
+    #[default]
+    None,
+    Optional,
+    Required,
 }
 
 /// How the policy directory is read and followed.
@@ -225,6 +282,8 @@ pub struct Limits {
     pub max_value_depth: usize,
     /// The most calls at a time on one connection.
     pub max_concurrent_streams: u32,
+    /// How long a new connection may take to say what it wants.
+    pub handshake_timeout: Duration,
     /// How often a silent connection is asked whether its caller is still there.
     pub keepalive_interval: Duration,
     /// How long the caller may take to say so.
@@ -239,6 +298,7 @@ impl Default for Limits {
             max_request_entities: 1000,
             max_value_depth: 32,
             max_concurrent_streams: 256,
+            handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
         }
@@ -288,6 +348,11 @@ const VALIDATION: &[(&str, Validation)] = &[
 ];
 const ON_POLICY_ERROR: &[(&str, OnPolicyError)] =
     &[("skip", OnPolicyError::Skip), ("deny", OnPolicyError::Deny)];
+const CLIENT_AUTH: &[(&str, ClientAuth)] = &[
+    ("none", ClientAuth::None),
+    ("optional", ClientAuth::Optional),
+    ("required", ClientAuth::Required),
+];
 const WATCH: &[(&str, WatchMode)] = &[("events", WatchMode::Events), ("poll", WatchMode::Poll)];
 const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -315,6 +380,13 @@ impl RawConfig {
         let mut config = Config::default();
         read!(config.policies: path);
         read!(config.listen: listen);
+        read!(config.insecure: switch);
+        let mut files = TlsFiles::default();
+        read!(tls_cert => files.certificate, some_path);
+        read!(tls_key => files.key, some_path);
+        read!(tls_client_ca => files.client_authorities, some_path);
+        read!(tls_client_auth => files.client_auth, word, CLIENT_AUTH);
+        config.tls = files.check()?;
         read!(config.anonymous_principal: uid);
         read!(config.drain_timeout: duration, ms(1)..=HOUR);
 
@@ -345,6 +417,7 @@ impl RawConfig {
         read!(limits.max_request_entities: number, 1..=MILLION);
         read!(limits.max_value_depth: number, 1..=32);
         read!(limits.max_concurrent_streams: number, 1..=MILLION);
+        read!(limits.handshake_timeout: duration, ms(100)..=HOUR);
         read!(limits.keepalive_interval: duration, ms(100)..=HOUR);
         read!(limits.keepalive_timeout: duration, ms(100)..=HOUR);
 
@@ -354,12 +427,69 @@ impl RawConfig {
     }
 }
 
+/// What was written of TLS, key by key.
+#[derive(Default)]
+struct TlsFiles {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_authorities: Option<PathBuf>,
+    client_auth: ClientAuth,
+}
+
+impl TlsFiles {
+    /// What it means together: half of it would be a door that is not as closed as its owner thinks.
+    fn check(self) -> Result<Option<TlsConfig>, InvalidValue> {
+        let needs = |key, other| {
+            let problem = value::Problem::Needs { other };
+            Err(InvalidValue { key, problem })
+        };
+        let Self {
+            certificate,
+            key,
+            client_authorities,
+            client_auth,
+        } = self;
+        let is_client_optional = match (client_auth, &client_authorities) {
+            (ClientAuth::None, Some(_)) => return needs("tls_client_ca", "tls_client_auth"),
+            (ClientAuth::Optional | ClientAuth::Required, None) => {
+                return needs("tls_client_auth", "tls_client_ca");
+            }
+            (ClientAuth::None, None) | (ClientAuth::Required, Some(_)) => false,
+            (ClientAuth::Optional, Some(_)) => true,
+        };
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsConfig {
+                certificate,
+                key,
+                client_authorities,
+                is_client_optional,
+            })),
+            (Some(_), None) => needs("tls_cert", "tls_key"),
+            (None, Some(_)) => needs("tls_key", "tls_cert"),
+            (None, None) if client_authorities.is_some() => needs("tls_client_ca", "tls_cert"),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+impl TlsConfig {
+    fn client_auth(&self) -> ClientAuth {
+        match (&self.client_authorities, self.is_client_optional) {
+            (None, _) => ClientAuth::None,
+            (Some(_), true) => ClientAuth::Optional,
+            (Some(_), false) => ClientAuth::Required,
+        }
+    }
+}
+
 /// The text that means this configuration: checking it gives `config` again.
 impl From<&Config> for RawConfig {
     fn from(config: &Config) -> Self {
         let Config {
             policies,
             listen,
+            tls,
+            insecure,
             pdp,
             anonymous_principal,
             store,
@@ -368,9 +498,21 @@ impl From<&Config> for RawConfig {
             drain_timeout,
             log,
         } = config;
+        let path = |path: &PathBuf| path.display().to_string();
         Self {
-            policies: Some(policies.display().to_string()),
+            policies: Some(path(policies)),
             listen: Some(listen.iter().map(Listen::to_string).collect()),
+            tls_cert: tls.as_ref().map(|tls| path(&tls.certificate)),
+            tls_key: tls.as_ref().map(|tls| path(&tls.key)),
+            tls_client_ca: tls
+                .as_ref()
+                .and_then(|tls| tls.client_authorities.as_ref())
+                .map(path),
+            tls_client_auth: word(
+                tls.as_ref().map(TlsConfig::client_auth).unwrap_or_default(),
+                CLIENT_AUTH,
+            ),
+            insecure: Some(*insecure),
             validation: word(pdp.validation, VALIDATION),
             on_policy_error: word(pdp.on_policy_error, ON_POLICY_ERROR),
             request_entity_types: pdp
@@ -394,6 +536,7 @@ impl From<&Config> for RawConfig {
             max_request_entities: number(limits.max_request_entities),
             max_value_depth: number(limits.max_value_depth),
             max_concurrent_streams: number(limits.max_concurrent_streams),
+            handshake_timeout: duration(limits.handshake_timeout),
             keepalive_interval: duration(limits.keepalive_interval),
             keepalive_timeout: duration(limits.keepalive_timeout),
             drain_timeout: duration(*drain_timeout),

@@ -17,6 +17,7 @@
 //!
 //! **Beside them:**
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
+//! - [`followed`]: small files that may change: certificates, keys, lists.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`telemetry`]: what is told on stderr.
 //! - [`app`]: wires the house.
@@ -35,5 +36,6 @@ pub mod engine;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod followed;
 pub mod readiness;
 pub mod telemetry;

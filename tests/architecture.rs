@@ -78,6 +78,8 @@ const FLOORS: &[Floor] = &[
             "crate::readiness",
             // An address is a value that `config` has checked; a door is opened on it.
             "crate::config::listen",
+            // Certificates and lists of callers are the doors' own, and may change.
+            "crate::followed",
             // `PolicyStoreService` is a door to the store: its status, and reloads on demand.
             "crate::policy_store::StatusReader",
             "crate::policy_store::Reloads",
@@ -90,6 +92,11 @@ const FLOORS: &[Floor] = &[
     // Parsed settings hold the types that the core is set by.
     ("src/config", &["crate"], &["crate::config", "crate::pdp"]),
     ("src/watch", &["crate"], &["crate::watch"]),
+    (
+        "src/followed",
+        &["crate"],
+        &["crate::followed", "crate::watch"],
+    ),
     ("src/readiness", &["crate"], &["crate::readiness"]),
     (
         "src/telemetry",
@@ -136,6 +143,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
         ],
         &["src/api"],
     ),
+    (&["rustls", "tokio_rustls", "x509_parser"], &["src/api"]),
     (&["notify"], &["src/watch"]),
     (&["moka"], &["src/engine/cache"]),
     (&["std::env"], &["src/config"]),
@@ -148,10 +156,13 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/watch",
             // The configuration file.
             "src/config/layers",
+            // Certificates and the like.
+            "src/followed",
             // Files of sockets.
             "src/api/listen",
             // What is part of one request or one test, a report, and whether the directory is there.
             "src/cli/authorize",
+            "src/cli/target",
             "src/cli/test",
             "src/cli/directory",
         ],

@@ -1,6 +1,8 @@
 //! The typed client that our own commands use.
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -22,6 +24,9 @@ pub enum ClientError {
         /// What went wrong.
         message: String,
     },
+    /// The key is none that can be sent.
+    #[error("the bearer key holds what no header can")]
+    Bearer,
     /// The service answered with an error.
     #[error("{code:?}: {message}")]
     Refused {
@@ -47,14 +52,37 @@ impl From<tonic::Status> for ClientError {
 /// How long a command waits for a service before it says that there is none.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Asks the service at `address` to decide `query`.
+/// A running service, and how to come in.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Where it listens.
+    pub address: Listen,
+    /// How it is spoken to on TCP; `None` is in the clear.
+    pub tls: Option<TargetTls>,
+    /// What the caller shows with each call.
+    pub bearer: Option<String>,
+}
+
+/// What TLS is spoken with.
+#[derive(Clone, Debug, Default)]
+pub struct TargetTls {
+    /// The authorities that the service's certificate is verified by, PEM; `None` is those of this
+    /// machine.
+    pub authorities: Option<Vec<u8>>,
+    /// What the caller shows: its certificate and its key, PEM.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name in the service's certificate, where it is not that of the address.
+    pub server_name: Option<String>,
+}
+
+/// Asks `target` to decide `query`.
 ///
 /// # Errors
 ///
 /// [`ClientError`].
-pub fn authorize(address: &Listen, query: &Query) -> Result<Answer, ClientError> {
-    let request = to_proto::request(query);
-    ask(address, |channel| async move {
+pub fn authorize(target: &Target, query: &Query) -> Result<Answer, ClientError> {
+    let request = target.request(to_proto::request(query))?;
+    target.ask(|channel| async move {
         let response = AuthorizationServiceClient::new(channel)
             .authorize(request)
             .await?
@@ -63,16 +91,16 @@ pub fn authorize(address: &Listen, query: &Query) -> Result<Answer, ClientError>
     })
 }
 
-/// Asks the service at `address` whether `service` (the empty name: all of it) is serving.
+/// Asks `target` whether `service` (the empty name: all of it) is serving.
 ///
 /// # Errors
 ///
 /// [`ClientError`].
-pub fn is_serving(address: &Listen, service: &str) -> Result<bool, ClientError> {
-    let request = HealthCheckRequest {
+pub fn is_serving(target: &Target, service: &str) -> Result<bool, ClientError> {
+    let request = target.request(HealthCheckRequest {
         service: service.to_owned(),
-    };
-    ask(address, |channel| async move {
+    })?;
+    target.ask(|channel| async move {
         let response = HealthClient::new(channel)
             .check(request)
             .await?
@@ -81,32 +109,85 @@ pub fn is_serving(address: &Listen, service: &str) -> Result<bool, ClientError> 
     })
 }
 
-/// Connects and asks, on a runtime of its own.
-fn ask<T, F: Future<Output = Result<T, ClientError>>>(
-    address: &Listen,
-    call: impl FnOnce(Channel) -> F,
-) -> Result<T, ClientError> {
-    let failed = |message: String| ClientError::Connect {
-        address: address.to_string(),
-        message,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failed(error.to_string()))?;
-    let uri = match address {
-        Listen::Tcp(..) => format!("http://{address}"),
-        Listen::Unix(path) => format!("unix:{}", path.display()),
-    };
-    runtime.block_on(async {
-        let endpoint = Endpoint::from_shared(uri)
-            .map_err(|error| failed(error.to_string()))?
+impl Target {
+    fn request<T>(&self, message: T) -> Result<Request<T>, ClientError> {
+        let mut request = Request::new(message);
+        if let Some(key) = &self.bearer {
+            let mut shown: MetadataValue<Ascii> = format!("Bearer {key}")
+                .parse()
+                .map_err(|_| ClientError::Bearer)?;
+            shown.set_sensitive(true);
+            request.metadata_mut().insert("authorization", shown);
+        }
+        Ok(request)
+    }
+
+    /// Connects and asks, on a runtime of its own.
+    fn ask<T, F: Future<Output = Result<T, ClientError>>>(
+        &self,
+        call: impl FnOnce(Channel) -> F,
+    ) -> Result<T, ClientError> {
+        let failed = |message: String| ClientError::Connect {
+            address: self.address.to_string(),
+            message,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
+        runtime.block_on(async {
+            let channel = match self.endpoint() {
+                Ok(endpoint) => endpoint.connect().await,
+                Err(error) => Err(error),
+            };
+            let channel = channel.map_err(|error| failed(with_causes(&error)))?;
+            call(channel).await
+        })
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
+        let uri = match (&self.address, &self.tls) {
+            (Listen::Tcp(..), Some(_)) => format!("https://{}", self.address),
+            (Listen::Tcp(..), None) => format!("http://{}", self.address),
+            (Listen::Unix(path), _) => format!("unix:{}", path.display()),
+        };
+        let endpoint = Endpoint::from_shared(uri)?
             .connect_timeout(TIMEOUT)
             .timeout(TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            failed(format!("{error}{}", cause.unwrap_or_default()))
-        })?;
-        call(channel).await
-    })
+        match &self.tls {
+            Some(tls) => endpoint.tls_config(tls.config()),
+            None => Ok(endpoint),
+        }
+    }
+}
+
+impl TargetTls {
+    fn config(&self) -> ClientTlsConfig {
+        let mut config = ClientTlsConfig::new();
+        config = match &self.authorities {
+            Some(pem) => config.ca_certificate(Certificate::from_pem(pem)),
+            None => config.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            config = config.identity(Identity::from_pem(certificate, key));
+        }
+        if let Some(name) = &self.server_name {
+            config = config.domain_name(name);
+        }
+        config
+    }
+}
+
+/// The error and what it came of: of a handshake that failed, the causes say why.
+fn with_causes(error: &tonic::transport::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -3,14 +3,10 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::net::{RecvFlags, recv};
-use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::config::listen::Listen;
@@ -81,50 +77,6 @@ pub(super) enum Listener {
 pub(super) enum Connection {
     Tcp(TcpStream),
     Unix(UnixStream),
-}
-
-/// How every HTTP/2 connection begins (RFC 9113, section 3.4).
-const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// How long a caller that sends its greeting in pieces is left alone between two looks at it.
-const GREETING_PAUSE: Duration = Duration::from_millis(5);
-
-impl Connection {
-    /// Waits until the caller has greeted in full, or has sent what is no greeting, which is then
-    /// for others to refuse. Takes nothing off the connection.
-    ///
-    /// Cancel safe.
-    pub(super) async fn greeted(&self) -> io::Result<()> {
-        loop {
-            let (greeting, length) = match self {
-                Self::Tcp(stream) => {
-                    stream
-                        .async_io(Interest::READABLE, || peek(stream.as_fd()))
-                        .await?
-                }
-                Self::Unix(stream) => {
-                    stream
-                        .async_io(Interest::READABLE, || peek(stream.as_fd()))
-                        .await?
-                }
-            };
-            let so_far = greeting.get(..length).unwrap_or_default();
-            if length == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if so_far.len() == HTTP2_PREFACE.len() || !HTTP2_PREFACE.starts_with(so_far) {
-                return Ok(());
-            }
-            tokio::time::sleep(GREETING_PAUSE).await;
-        }
-    }
-}
-
-/// What has come of a greeting, left where it is, and how many bytes that are.
-fn peek(fd: BorrowedFd<'_>) -> io::Result<([u8; HTTP2_PREFACE.len()], usize)> {
-    let mut greeting = [0; HTTP2_PREFACE.len()];
-    let (length, _) = recv(fd, &mut greeting, RecvFlags::PEEK)?;
-    Ok((greeting, length))
 }
 
 impl Listener {

@@ -17,7 +17,9 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::server::TlsStream;
 use tonic::Status;
 
 use super::Doors;
@@ -25,8 +27,10 @@ use super::answer::AnswerBody;
 use super::call::Call;
 use super::connection::InConnection;
 use super::deadline::Deadline;
+use super::greeting::{self, Opened};
 use super::listen::{Connection, Listener};
 use super::status::Rejection;
+use super::tls::Tls;
 use crate::readiness::ReadinessReader;
 
 /// What a connection may do.
@@ -38,6 +42,17 @@ pub struct ConnectionLimits {
     pub keepalive_interval: Duration,
     /// How long it has to give one.
     pub keepalive_timeout: Duration,
+    /// How long a new connection may take to shake hands and to say that it speaks HTTP/2.
+    pub handshake_timeout: Duration,
+}
+
+/// What every connection comes through.
+pub(super) struct Entrance {
+    pub(super) doors: Doors,
+    /// What is spoken on TCP; `None` is no TLS.
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) limits: ConnectionLimits,
+    pub(super) readiness: ReadinessReader,
 }
 
 /// How long the accept loop rests when the system has no descriptor left to give: long enough
@@ -48,13 +63,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) type Alive = mpsc::Sender<Infallible>;
 
 /// Accepts on `listener` until draining begins.
-pub(super) async fn accept_loop(
-    listener: Listener,
-    doors: Arc<Doors>,
-    limits: ConnectionLimits,
-    mut draining: ReadinessReader,
-    alive: Alive,
-) {
+pub(super) async fn accept_loop(listener: Listener, entrance: Arc<Entrance>, alive: Alive) {
+    let mut draining = entrance.readiness.clone();
     let mut is_failing = false;
     loop {
         let accepted = tokio::select! {
@@ -65,13 +75,7 @@ pub(super) async fn accept_loop(
         match accepted {
             Ok(accepted) => {
                 is_failing = false;
-                tokio::spawn(connection(
-                    accepted,
-                    Arc::clone(&doors),
-                    limits.clone(),
-                    draining.clone(),
-                    alive.clone(),
-                ));
+                tokio::spawn(connection(accepted, Arc::clone(&entrance), alive.clone()));
             }
             // The caller left between its connect and our accept; the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -88,27 +92,44 @@ pub(super) async fn accept_loop(
 }
 
 /// Serves one connection to its end.
-async fn connection(
-    accepted: Connection,
-    doors: Arc<Doors>,
-    limits: ConnectionLimits,
-    mut draining: ReadinessReader,
-    _alive: Alive,
-) {
-    // hyper asks a silent caller for a sign of life once it has said that it speaks HTTP/2, and
-    // waits for that for ever.
+async fn connection(accepted: Connection, entrance: Arc<Entrance>, _alive: Alive) {
+    let mut draining = entrance.readiness.clone();
     let greeted = tokio::select! {
-        greeted = tokio::time::timeout(limits.keepalive_timeout, accepted.greeted()) => greeted,
+        greeted = tokio::time::timeout(
+            entrance.limits.handshake_timeout,
+            greeted(accepted, entrance.tls.as_deref()),
+        ) => greeted,
         () = draining.draining() => return,
     };
     match greeted {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return tracing::debug!(%error, "connection ended before its first call"),
-        Err(_elapsed) => return tracing::debug!("connection closed: it never said what it wants"),
+        Ok(Ok(Greeted::Plain(Connection::Tcp(stream)))) => serve_http2(stream, entrance).await,
+        Ok(Ok(Greeted::Plain(Connection::Unix(stream)))) => serve_http2(stream, entrance).await,
+        Ok(Ok(Greeted::Tls(stream))) => serve_http2(stream, entrance).await,
+        Ok(Err(error)) => tracing::debug!(%error, "connection ended before its first call"),
+        Err(_elapsed) => tracing::debug!("connection closed: it never said what it wants"),
     }
-    match accepted {
-        Connection::Tcp(stream) => serve_http2(stream, doors, limits, draining).await,
-        Connection::Unix(stream) => serve_http2(stream, doors, limits, draining).await,
+}
+
+/// A connection whose caller has said that it speaks HTTP/2, or something that is no greeting.
+enum Greeted {
+    Plain(Connection),
+    Tls(Box<Opened<TlsStream<TcpStream>>>),
+}
+
+/// Waits for the handshake, where there is one, and for the greeting.
+///
+/// hyper asks a silent caller for a sign of life once it has said that it speaks HTTP/2, and waits
+/// for that for ever.
+async fn greeted(accepted: Connection, tls: Option<&Tls>) -> io::Result<Greeted> {
+    match (accepted, tls) {
+        (Connection::Tcp(stream), Some(tls)) => {
+            let stream = tls.accept(stream).await?;
+            Ok(Greeted::Tls(Box::new(Opened::greeted(stream).await?)))
+        }
+        (accepted, _) => {
+            greeting::awaited(&accepted).await?;
+            Ok(Greeted::Plain(accepted))
+        }
     }
 }
 
@@ -116,17 +137,17 @@ async fn connection(
 /// in flight.
 async fn serve_http2(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    doors: Arc<Doors>,
-    limits: ConnectionLimits,
-    mut draining: ReadinessReader,
+    entrance: Arc<Entrance>,
 ) {
+    let mut draining = entrance.readiness.clone();
+    let limits = entrance.limits.clone();
     let calls = Calls::default();
     let in_flight = calls.clone();
     let service = service_fn(move |request| {
-        let doors = Arc::clone(&doors);
+        let entrance = Arc::clone(&entrance);
         let begun = in_flight.begin();
         async move {
-            let response = call(&doors, request).await;
+            let response = call(&entrance.doors, request).await;
             Ok::<_, Infallible>(response.map(|body| CountedBody { body, _call: begun }))
         }
     });

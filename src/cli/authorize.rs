@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
+use super::target::{self, OwnCertificate};
 use super::{AuthorizeArgs, Format, JsonSource, Outcome, directory, report};
 use crate::api::client;
 use crate::config::Config;
@@ -18,7 +19,13 @@ pub(super) fn run(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Outco
     let answer = match &args.connect {
         Some(address) => {
             let query = query(args, None, config)?;
-            client::authorize(address, &query)?
+            // Of this command line alone: what the service is configured with is not the caller's.
+            let flags = &args.config.flags;
+            let own = OwnCertificate {
+                certificate: flags.tls_cert.as_deref().map(Path::new),
+                key: flags.tls_key.as_deref().map(Path::new),
+            };
+            client::authorize(&target::target(address.clone(), &args.target, own)?, &query)?
         }
         None => {
             let directory = directory::load(config)?;

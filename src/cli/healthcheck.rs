@@ -3,12 +3,11 @@
 use std::io::Write as _;
 
 use super::Outcome;
-use crate::api::client;
-use crate::config::listen::Listen;
+use crate::api::client::{self, Target};
 
-/// Asks the service at `address` for the health of `service`.
-pub(super) fn run(address: &Listen, service: &str) -> anyhow::Result<Outcome> {
-    let serving = client::is_serving(address, service)?;
+/// Asks the service at `target` for the health of `service`.
+pub(super) fn run(target: &Target, service: &str) -> anyhow::Result<Outcome> {
+    let serving = client::is_serving(target, service)?;
     writeln!(
         std::io::stdout(),
         "{}",

@@ -27,6 +27,11 @@ fn every_key_reaches_its_field() {
     let config = raw(r#"
 policies = "/etc/policies"
 listen = ["[::1]:1", "unix:///run/pdp.sock"]
+tls_cert = "/tls/tls.crt"
+tls_key = "/tls/tls.key"
+tls_client_ca = "/tls/ca.crt"
+tls_client_auth = "optional"
+insecure = true
 validation = "warn"
 on_policy_error = "deny"
 request_entity_types = ["Shop::Order", "User"]
@@ -47,6 +52,7 @@ max_store_bytes = 14
 max_request_entities = 7
 max_value_depth = 8
 max_concurrent_streams = 9
+handshake_timeout = "9s"
 keepalive_interval = "10s"
 keepalive_timeout = "11s"
 drain_timeout = "12s"
@@ -61,6 +67,13 @@ log_format = "json"
             Listen::Tcp("::1".to_owned(), 1),
             Listen::Unix("/run/pdp.sock".into()),
         ],
+        tls: Some(TlsConfig {
+            certificate: "/tls/tls.crt".into(),
+            key: "/tls/tls.key".into(),
+            client_authorities: Some("/tls/ca.crt".into()),
+            is_client_optional: true,
+        }),
+        insecure: true,
         pdp: Settings {
             validation: Validation::Warn,
             on_policy_error: OnPolicyError::Deny,
@@ -88,6 +101,7 @@ log_format = "json"
             max_request_entities: 7,
             max_value_depth: 8,
             max_concurrent_streams: 9,
+            handshake_timeout: Duration::from_secs(9),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(11),
         },
@@ -100,6 +114,33 @@ log_format = "json"
     assert_eq!(config, expected);
     let again = RawConfig::from(&config).check().unwrap();
     assert_eq!(again, config, "its own text means the same");
+}
+
+#[test]
+fn half_of_tls_is_refused() {
+    let cert = r#"tls_cert = "c""#;
+    let pair = "tls_cert = \"c\"\ntls_key = \"k\"\n";
+    refused(cert, "`tls_cert` needs `tls_key`");
+    refused(r#"tls_key = "k""#, "`tls_key` needs `tls_cert`");
+    refused(
+        &format!("{pair}tls_client_ca = \"a\""),
+        "`tls_client_ca` needs `tls_client_auth`",
+    );
+    for auth in ["optional", "required"] {
+        refused(
+            &format!("{pair}tls_client_auth = \"{auth}\""),
+            "`tls_client_auth` needs `tls_client_ca`",
+        );
+        refused(
+            &format!("tls_client_ca = \"a\"\ntls_client_auth = \"{auth}\""),
+            "`tls_client_ca` needs `tls_cert`",
+        );
+    }
+    let tls = raw(&format!(
+        "{pair}tls_client_ca = \"a\"\ntls_client_auth = \"required\""
+    ));
+    let tls = tls.check().unwrap().tls.unwrap();
+    assert!(!tls.is_client_optional && tls.client_authorities.is_some());
 }
 
 #[test]

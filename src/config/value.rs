@@ -31,6 +31,12 @@ pub enum Problem {
     /// There must be something.
     #[error("is empty")]
     Empty,
+    /// It says nothing by itself.
+    #[error("needs `{other}`")]
+    Needs {
+        /// The key that is missing, or that says otherwise.
+        other: &'static str,
+    },
     /// Not one of the words for this key.
     #[error("is `{text}`; allowed: {allowed}")]
     Word {
@@ -94,6 +100,10 @@ pub(super) fn path(text: String) -> Result<PathBuf, Problem> {
         true => Err(Problem::Empty),
         false => Ok(text.into()),
     }
+}
+
+pub(super) fn some_path(text: String) -> Result<Option<PathBuf>, Problem> {
+    path(text).map(Some)
 }
 
 pub(super) fn listen(texts: Vec<String>) -> Result<Vec<Listen>, Problem> {

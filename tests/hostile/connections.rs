@@ -288,6 +288,8 @@ async fn half_open_connections_do_not_hinder_and_do_not_stay() {
             "200ms",
             "--keepalive-timeout",
             "200ms",
+            "--handshake-timeout",
+            "200ms",
         ],
     )
     .await;

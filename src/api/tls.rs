@@ -1,0 +1,327 @@
+//! Certificates to handshakes: what TLS is spoken with, replaced while connections go on.
+//!
+//! A handshake takes the pair that is in force when it begins. A pair that is written while the
+//! service runs is taken when it is good as a whole, and otherwise changes nothing: what callers
+//! could connect with a moment ago they still can. Who a certificate makes its holder is not known
+//! here.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::followed::{self, FollowSettings, ReadError, Reading, Trace};
+
+/// Where what TLS is spoken with stands, all of it PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// The certificate, and those between it and its root.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// What callers must show.
+    pub clients: ClientCertificates,
+}
+
+/// Whether callers show a certificate, and the authorities that it may be signed by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// None is asked for.
+    None,
+    /// One that is shown must be good.
+    Optional(PathBuf),
+    /// Without a good one there is no connection.
+    Required(PathBuf),
+}
+
+impl ClientCertificates {
+    fn authorities(&self) -> Option<&Path> {
+        match self {
+            Self::None => None,
+            Self::Optional(file) | Self::Required(file) => Some(file),
+        }
+    }
+}
+
+/// Why there is nothing to speak TLS with.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A file holds no PEM, or cut-off PEM.
+    #[error("`{}` does not hold {what} in PEM: {reason}", file.display())]
+    Pem {
+        /// The file.
+        file: PathBuf,
+        /// What should be in it.
+        what: &'static str,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A certificate that is none.
+    #[error("`{}` holds what is no certificate: {reason}", file.display())]
+    Certificate {
+        /// The file.
+        file: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// The key is not that of the certificate, or is none that can be used.
+    #[error("`{}` and `{}` are no pair to serve with: {reason}", certificate.display(), key.display())]
+    Pair {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// No caller could ever connect with what these authorities sign.
+    #[error("`{}` holds no authorities to verify callers by: {reason}", file.display())]
+    Authorities {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It has expired, and what is in force has not.
+    #[error("the certificate in `{}` has expired", file.display())]
+    Expired {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// What TLS is spoken with, and how it came to be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsFigures {
+    /// When the certificate in force expires, in seconds since 1970; of a chain, the first to.
+    pub not_after_unix_seconds: i64,
+    /// How many pairs were taken, the first one included.
+    pub taken: u64,
+    /// How many were refused.
+    pub refused: u64,
+}
+
+/// What handshakes are made with.
+#[derive(Debug)]
+pub struct Tls {
+    settings: TlsSettings,
+    in_force: RwLock<InForce>,
+}
+
+#[derive(Debug)]
+struct InForce {
+    config: Arc<ServerConfig>,
+    figures: TlsFigures,
+}
+
+/// The text of the files.
+struct Texts {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    authorities: Option<Vec<u8>>,
+}
+
+impl Tls {
+    /// Reads the files; gives their trace too, for [`follow`](Self::follow).
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`].
+    pub(super) fn open(settings: TlsSettings) -> Result<(Arc<Self>, Trace), TlsError> {
+        let mut reading = Reading::default();
+        let texts = read(&settings, &mut reading)?;
+        let (config, not_after_unix_seconds) = server_config(&settings, &texts)?;
+        if not_after_unix_seconds <= now() {
+            tracing::warn!(
+                file = %settings.certificate.display(),
+                "the certificate has expired: no caller that looks will connect",
+            );
+        }
+        let in_force = RwLock::new(InForce {
+            config: Arc::new(config),
+            figures: TlsFigures {
+                not_after_unix_seconds,
+                taken: 1,
+                refused: 0,
+            },
+        });
+        Ok((Arc::new(Self { settings, in_force }), reading.trace()))
+    }
+
+    /// Takes what is written to the files from here on, when it is good. Never returns.
+    pub(super) async fn follow(self: Arc<Self>, how: FollowSettings, first: Trace) {
+        let settings = self.settings.clone();
+        let load = move |reading: &mut Reading| read(&settings, reading);
+        followed::follow(how, first, load, |texts| self.take(texts)).await;
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn figures(&self) -> TlsFigures {
+        self.in_force().figures
+    }
+
+    /// Shakes hands; bounding the time is the caller's affair.
+    pub(super) async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        let config = Arc::clone(&self.in_force().config);
+        TlsAcceptor::from(config).accept(stream).await
+    }
+
+    fn in_force(&self) -> std::sync::RwLockReadGuard<'_, InForce> {
+        // It is replaced as a whole, so a panic elsewhere left it whole.
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, texts: Result<Texts, TlsError>) {
+        let is_past = |seconds: i64| seconds <= now();
+        let made = texts
+            .and_then(|texts| server_config(&self.settings, &texts))
+            .and_then(|(config, not_after)| {
+                if is_past(not_after) && !is_past(self.figures().not_after_unix_seconds) {
+                    let file = self.settings.certificate.clone();
+                    return Err(TlsError::Expired { file });
+                }
+                Ok((config, not_after))
+            });
+        let mut in_force = self
+            .in_force
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        match made {
+            Ok((config, not_after)) => {
+                in_force.config = Arc::new(config);
+                in_force.figures.not_after_unix_seconds = not_after;
+                in_force.figures.taken += 1;
+                tracing::info!(
+                    not_after_unix_seconds = not_after,
+                    "new connections are served with a new certificate",
+                );
+            }
+            Err(error) => {
+                in_force.figures.refused += 1;
+                tracing::error!(%error, "the new certificate is refused; the old one stays in force");
+            }
+        }
+    }
+}
+
+fn now() -> i64 {
+    // A clock before 1970 finds nothing expired.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs().cast_signed())
+}
+
+fn read(settings: &TlsSettings, reading: &mut Reading) -> Result<Texts, TlsError> {
+    // All are read whatever becomes of the first: each leaves its trace, by which it is followed.
+    let certificate = reading.read(&settings.certificate);
+    let key = reading.read(&settings.key);
+    let authorities = settings
+        .clients
+        .authorities()
+        .map(|file| reading.read(file))
+        .transpose();
+    Ok(Texts {
+        certificate: certificate?,
+        key: key?,
+        authorities: authorities?,
+    })
+}
+
+/// What the files make, and when it expires.
+fn server_config(settings: &TlsSettings, texts: &Texts) -> Result<(ServerConfig, i64), TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let chain = certificates(&settings.certificate, &texts.certificate)?;
+    let not_after = first_to_expire(&settings.certificate, &chain)?;
+    let key = PrivateKeyDer::from_pem_slice(&texts.key).map_err(|error| TlsError::Pem {
+        file: settings.key.clone(),
+        what: "a private key",
+        reason: error.to_string(),
+    })?;
+    let no_pair = |error: rustls::Error| TlsError::Pair {
+        certificate: settings.certificate.clone(),
+        key: settings.key.clone(),
+        reason: error.to_string(),
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(no_pair)?;
+    let builder = match (settings.clients.authorities(), &texts.authorities) {
+        (Some(file), Some(text)) => {
+            let refused = |reason: String| TlsError::Authorities {
+                file: file.to_owned(),
+                reason,
+            };
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(file, text)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| refused(error.to_string()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match settings.clients {
+                ClientCertificates::Optional(_) => verifier.allow_unauthenticated(),
+                ClientCertificates::None | ClientCertificates::Required(_) => verifier,
+            };
+            let verifier = verifier
+                .build()
+                .map_err(|error| refused(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(no_pair)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    if settings.clients.authorities().is_some() {
+        // A resumed session brings the certificate of its first handshake along without anyone
+        // looking at it again: an authority that was taken away, or a certificate that expired,
+        // would go on being good for it. Connections of gRPC are long, so little is lost.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok((config, not_after))
+}
+
+/// The certificates in `text`, at least one.
+fn certificates(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let failed = |reason: String| TlsError::Pem {
+        file: file.to_owned(),
+        what: "a certificate",
+        reason,
+    };
+    let all: Vec<_> = CertificateDer::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(error.to_string()))?;
+    match all.is_empty() {
+        true => Err(failed("there is none".to_owned())),
+        false => Ok(all),
+    }
+}
+
+/// When the first certificate of the chain expires, in seconds since 1970.
+fn first_to_expire(file: &Path, chain: &[CertificateDer<'_>]) -> Result<i64, TlsError> {
+    let mut first = i64::MAX;
+    for certificate in chain {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| {
+            TlsError::Certificate {
+                file: file.to_owned(),
+                reason: error.to_string(),
+            }
+        })?;
+        first = first.min(parsed.validity().not_after.timestamp());
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests;
