@@ -2,6 +2,7 @@
 //!
 //! Only this module names tonic, http and the generated messages.
 
+pub mod admin;
 mod answer;
 mod authorization;
 mod call;
@@ -9,6 +10,7 @@ pub mod client;
 mod codec;
 pub mod connection;
 mod deadline;
+pub mod figures;
 mod from_proto;
 mod greeting;
 mod health;
@@ -52,6 +54,7 @@ use crate::readiness::ReadinessReader;
 use answer::AnswerBody;
 use authorization::Authorization;
 use call::Call;
+use figures::{CallFigures, Method};
 use listen::{BoundAddress, ListenError, Listener};
 use pb::policy_store_service_server::PolicyStoreServiceServer;
 
@@ -83,6 +86,8 @@ pub struct House {
     pub reloads: Reloads,
     /// Whether calls are welcome, and whether the end has begun.
     pub readiness: ReadinessReader,
+    /// Where calls are counted, if they are.
+    pub figures: Option<Arc<CallFigures>>,
 }
 
 /// Every service, one match away from a call's path.
@@ -90,6 +95,7 @@ struct Doors {
     authorization: Authorization,
     /// The services that are not on the hot path, and UNIMPLEMENTED for all other paths.
     others: Routes,
+    figures: Option<Arc<CallFigures>>,
 }
 
 impl Doors {
@@ -99,12 +105,14 @@ impl Doors {
             status,
             reloads,
             readiness,
+            figures,
         } = house;
         let authorization = Authorization::new(
             Arc::clone(engine),
             settings.authorization.clone(),
             settings.max_message_bytes,
             readiness.clone(),
+            figures.clone(),
         );
         let store = policy_store::PolicyStore::new(
             Arc::clone(engine),
@@ -127,21 +135,30 @@ impl Doors {
         Ok(Self {
             authorization,
             others,
+            figures: figures.clone(),
         })
     }
 
     async fn call(
         &self,
+        method: Method,
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
         let door = &self.authorization;
-        let method = request.uri().path();
-        let response = match method.strip_prefix("/pdp.v1.AuthorizationService/") {
-            Some("Authorize") => door.authorize(request, call).await,
-            Some("BatchAuthorize") => door.batch_authorize(request, call).await,
-            Some("StreamAuthorize") => door.stream_authorize(request, call).await,
-            Some(_) | None => self.others(request, call).await,
+        let response = match method {
+            Method::Authorize => door.authorize(request, call).await,
+            Method::BatchAuthorize => door.batch_authorize(request, call).await,
+            Method::StreamAuthorize => door.stream_authorize(request, call).await,
+            Method::GetStatus
+            | Method::WatchStatus
+            | Method::ListPolicies
+            | Method::Reload
+            | Method::HealthCheck
+            | Method::HealthWatch
+            | Method::Reflection
+            | Method::OldReflection
+            | Method::Other => self.others(request, call).await,
         };
         by_contract(response)
     }

@@ -4,23 +4,28 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 
+use crate::api::admin::{AdminError, AdminServer, Office};
+use crate::api::figures::CallFigures;
 use crate::api::listen::BoundAddress;
 use crate::api::{
     ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits, EncodedAnswer, House,
     OpenError, RequestRules, Server, TlsSettings,
 };
-use crate::config::{Config, TlsConfig, WatchMode};
+use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
+use crate::engine::figures::DecisionFigures;
 use crate::followed::FollowSettings;
 use crate::policy_store::{
     self, OpenRefused, Opened, Reader, Reloader, SourceLimits, StatusReader, StoreSettings,
 };
-use crate::readiness::{Pending, Readiness};
+use crate::readiness::{Pending, Readiness, Wanting};
+use crate::telemetry::log::LogFilter;
+use crate::telemetry::metrics;
 use crate::watch;
 
 /// Why the service could not start.
@@ -32,11 +37,15 @@ pub enum BindError {
     /// A door could not be opened.
     #[error(transparent)]
     Doors(#[from] OpenError),
+    /// The operators' door could not be opened.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 /// The service, bound to its addresses and not yet answering.
 pub struct App {
     server: Server,
+    admin: Option<AdminServer>,
     reloader: Reloader,
     reloads: policy_store::Reloads,
     snapshots: Reader,
@@ -48,14 +57,15 @@ pub struct App {
     drain_timeout: Duration,
 }
 
-/// Wires everything that `config` asks for and binds its addresses.
+/// Wires everything that `config` asks for and binds its addresses; operators may change `log`.
 ///
 /// # Errors
 ///
 /// [`BindError`]; then nothing is left behind.
-pub async fn bind(config: Config) -> Result<App, BindError> {
+pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
+    let started_at = SystemTime::now();
     let readiness = Readiness::new();
-    let nothing_loaded = readiness.pending();
+    let nothing_loaded = readiness.pending(Wanting::Policies);
     let opened = policy_store::open(store_settings(&config)).await?;
     let Opened {
         reader,
@@ -64,17 +74,24 @@ pub async fn bind(config: Config) -> Result<App, BindError> {
         reloader,
     } = opened;
     let nothing_loaded = reader.load().is_none().then_some(nothing_loaded);
-    let engine = Arc::new(Engine::new(
+    // What nobody can read is not counted.
+    let counted = config.admin_listen.as_ref().map(|_| Counted::default());
+    let engine = Engine::new(
         reader.clone(),
         CacheSettings {
             capacity_bytes: config.cache.bytes,
         },
-    ));
+    );
+    let engine = Arc::new(match &counted {
+        Some(counted) => engine.counted(Arc::clone(&counted.decisions)),
+        None => engine,
+    });
     let house = House {
         engine: Arc::clone(&engine),
         status: status.clone(),
         reloads: reloads.clone(),
         readiness: readiness.reader(),
+        figures: counted.as_ref().map(|counted| Arc::clone(&counted.calls)),
     };
     let server = Server::open(&config.listen, &house, &api_settings(&config)).await?;
     if config.callers_are_unknown()
@@ -82,9 +99,35 @@ pub async fn bind(config: Config) -> Result<App, BindError> {
     {
         tracing::warn!(%address, "listening beyond this machine, for whoever can connect");
     }
+    let admin = match (&config.admin_listen, counted) {
+        (Some(address), Some(Counted { decisions, calls })) => {
+            let of_cache = Arc::clone(&engine);
+            let page = metrics::Page::new(metrics::Sources {
+                decisions,
+                calls,
+                store: status.clone(),
+                readiness: readiness.reader(),
+                cache: Box::new(move || of_cache.cache_figures()),
+                started_at,
+            });
+            let office = Office {
+                metrics: Box::new(move || page.text()),
+                metrics_type: metrics::CONTENT_TYPE,
+                log,
+                status: status.clone(),
+                engine: Arc::clone(&engine),
+                readiness: readiness.reader(),
+                started_at,
+                settings: settings(&config),
+            };
+            Some(AdminServer::open(address, office).await?)
+        }
+        (Some(_) | None, None) | (None, Some(_)) => None,
+    };
     let drain_timeout = config.drain_timeout;
     Ok(App {
         server,
+        admin,
         reloader,
         reloads,
         snapshots: reader,
@@ -101,6 +144,12 @@ impl App {
     #[must_use]
     pub fn addresses(&self) -> &[BoundAddress] {
         self.server.addresses()
+    }
+
+    /// Where operators find it, if they do.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<&BoundAddress> {
+        self.admin.as_ref().map(AdminServer::address)
     }
 
     /// The read side of the policy store's status.
@@ -121,6 +170,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let Self {
             server,
+            admin,
             reloader,
             snapshots,
             engine,
@@ -133,6 +183,10 @@ impl App {
         let mut stopping = readiness.reader();
         tasks.spawn(async move { reloader.run(async move { stopping.draining().await }).await });
         tasks.spawn(follow_snapshots(snapshots, engine, nothing_loaded));
+        // To the end: a service that drains is looked at, too.
+        if let Some(admin) = admin {
+            tasks.spawn(admin.run());
+        }
 
         let drained = async {
             shutdown.await;
@@ -146,6 +200,19 @@ impl App {
         }
         tasks.shutdown().await;
     }
+}
+
+/// Where is counted what happens.
+#[derive(Default)]
+struct Counted {
+    decisions: Arc<DecisionFigures>,
+    calls: Arc<CallFigures>,
+}
+
+/// Every setting in force. None of them is a secret: those stand in files, which settings name.
+fn settings(config: &Config) -> serde_json::Value {
+    // Text, lists of text, switches and whole numbers are JSON.
+    serde_json::to_value(RawConfig::from(config)).unwrap_or_default()
 }
 
 /// Lets callers in at the first snapshot; at each later one, frees what only the old one needed.

@@ -50,6 +50,9 @@ pub struct RawConfig {
     /// Serve other machines without TLS, which is otherwise refused at the start
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure: Option<bool>,
+    /// Where operators find metrics, readiness and status over HTTP: HOST:PORT, unix:PATH or off; open to whoever reaches it
+    #[arg(long, value_name = "ADDR|off")]
+    pub admin_listen: Option<String>,
     /// What a policy that the schema rejects does: strict refuses the load, warn reports it, off validates nothing, no requests either
     #[arg(long, value_name = "strict|warn|off")]
     pub validation: Option<String>,
@@ -141,6 +144,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// Whether other machines may be served without TLS.
     pub insecure: bool,
+    /// Where operators find the service, if anywhere.
+    pub admin_listen: Option<Listen>,
     /// How decisions are made.
     pub pdp: Settings,
     /// Who a request without identity is; without it such a request is an error.
@@ -164,6 +169,8 @@ impl Default for Config {
             listen: vec![Listen::Tcp("127.0.0.1".to_owned(), 50051)],
             tls: None,
             insecure: false,
+            // The port that OpenTelemetry gives to pages of metrics.
+            admin_listen: Some(Listen::Tcp("127.0.0.1".to_owned(), 9464)),
             pdp: Settings::default(),
             anonymous_principal: None,
             store: StoreConfig::default(),
@@ -387,6 +394,7 @@ impl RawConfig {
         read!(tls_client_ca => files.client_authorities, some_path);
         read!(tls_client_auth => files.client_auth, word, CLIENT_AUTH);
         config.tls = files.check()?;
+        read!(config.admin_listen: listen_or_off);
         read!(config.anonymous_principal: uid);
         read!(config.drain_timeout: duration, ms(1)..=HOUR);
 
@@ -490,6 +498,7 @@ impl From<&Config> for RawConfig {
             listen,
             tls,
             insecure,
+            admin_listen,
             pdp,
             anonymous_principal,
             store,
@@ -513,6 +522,11 @@ impl From<&Config> for RawConfig {
                 CLIENT_AUTH,
             ),
             insecure: Some(*insecure),
+            admin_listen: Some(
+                admin_listen
+                    .as_ref()
+                    .map_or_else(|| value::OFF.to_owned(), Listen::to_string),
+            ),
             validation: word(pdp.validation, VALIDATION),
             on_policy_error: word(pdp.on_policy_error, ON_POLICY_ERROR),
             request_entity_types: pdp

@@ -3,24 +3,31 @@
 //! Nothing here knows a wire format, and nothing here decides by itself.
 
 pub mod cache;
+pub mod figures;
 pub mod key;
 pub mod query_ref;
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::pdp::NoAnswer;
-use crate::pdp::answer::Answer;
+use crate::pdp::answer::{Answer, Decision};
+use crate::pdp::authorize::Decided;
 use crate::pdp::query::Query;
-use crate::pdp::{Snapshot, authorize};
+use crate::pdp::{Snapshot, authorize_and_tell};
 use crate::policy_store::Reader;
 use cache::{Cache, CacheFigures, CacheSettings};
+use figures::DecisionFigures;
 use query_ref::QueryRef;
 
 /// What a door makes of an answer, and what is remembered of it.
 pub trait Rendered: Clone + Debug + Send + Sync + 'static {
     /// Made once for each decision.
     fn render(answer: Answer) -> Self;
+
+    /// What was decided.
+    fn decision(&self) -> Decision;
 
     /// The memory that one holds, in bytes.
     fn weight(&self) -> usize;
@@ -65,6 +72,7 @@ pub enum Source {
 pub struct Engine<A: Rendered = Arc<Answer>> {
     snapshots: Reader,
     cache: Option<Cache<A>>,
+    figures: Option<Arc<DecisionFigures>>,
 }
 
 impl<A: Rendered> Engine<A> {
@@ -74,6 +82,16 @@ impl<A: Rendered> Engine<A> {
         Self {
             snapshots,
             cache: Cache::new(settings),
+            figures: None,
+        }
+    }
+
+    /// The same, and what it does is counted.
+    #[must_use]
+    pub fn counted(self, figures: Arc<DecisionFigures>) -> Self {
+        Self {
+            figures: Some(figures),
+            ..self
         }
     }
 
@@ -95,11 +113,11 @@ impl<A: Rendered> Engine<A> {
     /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when
     /// deciding it would take more than it may.
     pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<Answered<A>, NoAnswer> {
-        let decide = || authorize(snapshot, query).map(A::render);
-        match &self.cache {
+        let decide = || self.decide(snapshot, query);
+        self.noted(|| match &self.cache {
             Some(cache) => Self::ask(cache, snapshot, &QueryRef::from(query), decide),
             None => decide().map(Answered::decided),
-        }
+        })
     }
 
     /// Decides as [`authorize`](Self::authorize) does; the query is copied only when it must be
@@ -113,11 +131,33 @@ impl<A: Rendered> Engine<A> {
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
     ) -> Result<Answered<A>, NoAnswer> {
-        let decide = || authorize(snapshot, &query.to_query()).map(A::render);
-        match &self.cache {
+        let decide = || self.decide(snapshot, &query.to_query());
+        self.noted(|| match &self.cache {
             Some(cache) => Self::ask(cache, snapshot, query, decide),
             None => decide().map(Answered::decided),
+        })
+    }
+
+    fn decide(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
+        let Decided { answer, candidates } = authorize_and_tell(snapshot, query)?;
+        if let Some(figures) = &self.figures {
+            figures.decided(candidates, answer.diagnostics.errors.len());
         }
+        Ok(A::render(answer))
+    }
+
+    /// Takes the time of `answer`, and counts what it gives.
+    fn noted(
+        &self,
+        answer: impl FnOnce() -> Result<Answered<A>, NoAnswer>,
+    ) -> Result<Answered<A>, NoAnswer> {
+        let Some(figures) = &self.figures else {
+            return answer();
+        };
+        let begun = Instant::now();
+        let answered = answer()?;
+        figures.answered(answered.answer.decision(), answered.source, begun.elapsed());
+        Ok(answered)
     }
 
     #[tracing::instrument(level = "debug", skip_all, fields(

@@ -19,7 +19,8 @@
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
 //! - [`followed`]: small files that may change: certificates, keys, lists.
 //! - [`readiness`]: whether callers are welcome.
-//! - [`telemetry`]: what is told on stderr.
+//! - [`figures`]: counters that cost next to nothing.
+//! - [`telemetry`]: what the service tells of itself: log lines, metrics.
 //! - [`app`]: wires the house.
 //! - [`cli`]: the commands.
 //!
@@ -36,6 +37,7 @@ pub mod engine;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod figures;
 pub mod followed;
 pub mod readiness;
 pub mod telemetry;

@@ -1,8 +1,9 @@
 //! Whether this process should be sent calls: nothing holds it back, and it is not stopping.
 //!
-//! Nothing here knows why. Who is not ready holds a [`Pending`]; who stops the service calls
+//! Who is not ready holds a [`Pending`], which says why; who stops the service calls
 //! [`Readiness::drain`]; the health service watches.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -18,7 +19,32 @@ pub struct ReadinessReader(watch::Receiver<State>);
 /// Holds readiness back until dropped.
 #[must_use = "readiness is held back only as long as this lives"]
 #[derive(Debug)]
-pub struct Pending(Readiness);
+pub struct Pending(Readiness, Wanting);
+
+/// What holds readiness back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wanting {
+    /// No policies have been loaded yet.
+    Policies,
+}
+
+/// Why calls should go elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unready {
+    /// Something has not come yet.
+    Wants(Wanting),
+    /// The service is going down.
+    Draining,
+}
+
+impl fmt::Display for Unready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Wants(Wanting::Policies) => "no policies have been loaded yet",
+            Self::Draining => "the service is shutting down",
+        })
+    }
+}
 
 /// What callers are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,21 +55,33 @@ pub enum Health {
     NotServing,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
-    pending: usize,
+    /// What is wanting, once for each guard.
+    pending: Vec<Wanting>,
     draining: bool,
 }
 
 impl State {
-    fn health(self) -> Health {
-        match self {
-            Self {
-                pending: 0,
-                draining: false,
-            } => Health::Serving,
-            Self { .. } => Health::NotServing,
+    fn health(&self) -> Health {
+        match self.pending.is_empty() && !self.draining {
+            true => Health::Serving,
+            false => Health::NotServing,
         }
+    }
+
+    fn unready(&self) -> Vec<Unready> {
+        let mut reasons = Vec::new();
+        for wanting in &self.pending {
+            let reason = Unready::Wants(*wanting);
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
+        if self.draining {
+            reasons.push(Unready::Draining);
+        }
+        reasons
     }
 }
 
@@ -55,9 +93,9 @@ impl Readiness {
     }
 
     /// Holds readiness back until the guard is dropped. Guards add up.
-    pub fn pending(&self) -> Pending {
-        self.change(|state| state.pending += 1);
-        Pending(self.clone())
+    pub fn pending(&self, wanting: Wanting) -> Pending {
+        self.change(|state| state.pending.push(wanting));
+        Pending(self.clone(), wanting)
     }
 
     /// Ends readiness. There is no way back.
@@ -94,6 +132,12 @@ impl ReadinessReader {
         self.0.borrow().health()
     }
 
+    /// Everything that speaks against sending calls; nothing when they are welcome.
+    #[must_use]
+    pub fn unready(&self) -> Vec<Unready> {
+        self.0.borrow().unready()
+    }
+
     /// Waits until the health turns or draining begins, and tells the health; `None` once nobody
     /// is left who could turn it.
     ///
@@ -114,8 +158,13 @@ impl ReadinessReader {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // INVARIANT: this guard was counted once when it was made, so there is one to take off.
-        self.0.change(|state| state.pending -= 1);
+        let Self(readiness, wanting) = self;
+        readiness.change(|state| {
+            // INVARIANT: this guard's was put there when it was made, and is taken off only here.
+            if let Some(at) = state.pending.iter().position(|other| other == wanting) {
+                state.pending.swap_remove(at);
+            }
+        });
     }
 }
 
@@ -127,7 +176,10 @@ mod tests {
     fn a_service_is_ready_when_the_last_guard_is_dropped() {
         let readiness = Readiness::new();
         let reader = readiness.reader();
-        let (first, second) = (readiness.pending(), readiness.pending());
+        let (first, second) = (
+            readiness.pending(Wanting::Policies),
+            readiness.pending(Wanting::Policies),
+        );
         assert_eq!(reader.health(), Health::NotServing);
         drop(first);
         assert_eq!(reader.health(), Health::NotServing);
@@ -135,10 +187,23 @@ mod tests {
         assert_eq!(reader.health(), Health::Serving);
     }
 
+    #[test]
+    fn what_speaks_against_calls_is_told_once_each() {
+        let readiness = Readiness::new();
+        let reader = readiness.reader();
+        assert_eq!(reader.unready(), []);
+        let wanting = [(); 2].map(|()| readiness.pending(Wanting::Policies));
+        readiness.drain();
+        let policies = Unready::Wants(Wanting::Policies);
+        assert_eq!(reader.unready(), [policies, Unready::Draining]);
+        drop(wanting);
+        assert_eq!(reader.unready(), [Unready::Draining]);
+    }
+
     #[tokio::test]
     async fn a_service_that_drains_never_becomes_ready_again() {
         let readiness = Readiness::new();
-        let pending = readiness.pending();
+        let pending = readiness.pending(Wanting::Policies);
         let mut reader = readiness.reader();
         readiness.drain();
         reader.draining().await;
@@ -149,9 +214,9 @@ mod tests {
     #[tokio::test]
     async fn a_reader_wakes_when_the_health_turns_and_ends_with_the_last_writer() {
         let readiness = Readiness::new();
-        let first = readiness.pending();
+        let first = readiness.pending(Wanting::Policies);
         let mut reader = readiness.reader();
-        drop(readiness.pending());
+        drop(readiness.pending(Wanting::Policies));
         assert!(!reader.0.has_changed().unwrap(), "health is what it was");
         drop(first);
         assert_eq!(reader.changed().await, Some(Health::Serving));

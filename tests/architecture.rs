@@ -63,6 +63,7 @@ const FLOORS: &[Floor] = &[
         // Where the lanes meet: the store hands the engine its `Reader`.
         &[
             "crate::engine",
+            "crate::figures",
             "crate::pdp",
             "crate::policy_store::Reader",
             "crate::policy_store::snapshots",
@@ -87,6 +88,12 @@ const FLOORS: &[Floor] = &[
             "crate::policy_store::ReloadCounts",
             "crate::policy_store::StoreStatus",
             "crate::policy_store::status",
+            // What it has done stands on the operators' page of it.
+            "crate::policy_store::Loaded",
+            "crate::policy_store::RefusedReload",
+            "crate::figures",
+            // The operators' door is where the log's filter is changed.
+            "crate::telemetry::log::LogFilter",
         ],
     ),
     // Parsed settings hold the types that the core is set by.
@@ -98,10 +105,24 @@ const FLOORS: &[Floor] = &[
         &["crate::followed", "crate::watch"],
     ),
     ("src/readiness", &["crate"], &["crate::readiness"]),
+    ("src/figures", &["crate"], &["crate::figures"]),
     (
         "src/telemetry",
-        &["crate"],
-        &["crate::telemetry", "crate::config"],
+        &["crate", "tonic", "hyper", "http", "prost"],
+        &[
+            "crate::telemetry",
+            "crate::config",
+            // What others have counted, for the page of metrics.
+            "crate::figures",
+            "crate::engine::Source",
+            "crate::engine::cache::CacheFigures",
+            "crate::engine::figures",
+            "crate::api::figures",
+            "crate::policy_store::StatusReader",
+            "crate::policy_store::ReloadCounts",
+            "crate::readiness",
+            "crate::pdp::answer::Decision",
+        ],
     ),
     ("src/app", &["crate::cli"], &[]),
     (
@@ -146,6 +167,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
     (&["rustls", "tokio_rustls", "x509_parser"], &["src/api"]),
     (&["notify"], &["src/watch"]),
     (&["moka"], &["src/engine/cache"]),
+    (&["prometheus_client"], &["src/telemetry/metrics"]),
     (&["std::env"], &["src/config"]),
     (
         &["std::fs", "std::os::unix::fs", "rustix::fs", "tokio::fs"],
@@ -160,6 +182,8 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/followed",
             // Files of sockets.
             "src/api/listen",
+            // What the kernel tells of this process.
+            "src/telemetry/process",
             // What is part of one request or one test, a report, and whether the directory is there.
             "src/cli/authorize",
             "src/cli/target",

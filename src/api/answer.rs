@@ -10,9 +10,9 @@ use prost::bytes::{BufMut as _, Bytes};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::to_proto;
+use super::{pb, to_proto};
 use crate::engine::Rendered;
-use crate::pdp::answer::Answer;
+use crate::pdp::answer::{Answer, Decision};
 
 /// gRPC's prefix of a message: whether it is compressed, and its length.
 pub(super) const PREFIX_BYTES: usize = 5;
@@ -34,6 +34,16 @@ impl Rendered for EncodedAnswer {
         bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
         response.encode_raw(&mut bytes);
         Self(bytes.into())
+    }
+
+    fn decision(&self) -> Decision {
+        // INVARIANT: the decision is the first field and is always set, so that its one byte
+        // follows the first tag. Whatever else stood there would not be taken for an ALLOW.
+        const ALLOW: u8 = pb::Decision::Allow as u8;
+        match self.message() {
+            [_, ALLOW, ..] => Decision::Allow,
+            [..] => Decision::Deny,
+        }
     }
 
     fn weight(&self) -> usize {
@@ -106,6 +116,26 @@ impl HttpBody for AnswerBody {
             // Trailers follow, and gRPC knows no length of a body.
             Self::Encoded(_) | Self::StatusOk | Self::Ended => SizeHint::default(),
             Self::Tonic(body) => body.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdp::answer::Diagnostics;
+    use crate::pdp::id::Revision;
+
+    #[test]
+    fn what_was_decided_can_be_read_off_what_is_sent() {
+        for decision in [Decision::Allow, Decision::Deny] {
+            let answer = Answer {
+                decision,
+                diagnostics: Diagnostics::default(),
+                revision: Revision::from_digest(&[0; 32]),
+                explanation: None,
+            };
+            assert_eq!(EncodedAnswer::render(answer).decision(), decision);
         }
     }
 }

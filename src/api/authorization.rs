@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::answer::{AnswerBody, EncodedAnswer};
 use super::call::Call;
+use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
 use super::message::{self, Whole};
 use super::status::{Rejection, by_contract, to_message};
@@ -45,22 +46,25 @@ pub(super) struct Authorization {
     rules: Arc<AuthorizationRules>,
     max_message_bytes: usize,
     draining: ReadinessReader,
+    figures: Option<Arc<CallFigures>>,
 }
 
 impl Authorization {
-    /// A door to `engine`; `draining` ends its streams.
+    /// A door to `engine`; `draining` ends its streams, and `figures` count what it refuses.
     #[must_use]
     pub(super) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         rules: AuthorizationRules,
         max_message_bytes: usize,
         draining: ReadinessReader,
+        figures: Option<Arc<CallFigures>>,
     ) -> Self {
         Self {
             engine,
             rules: Arc::new(rules),
             max_message_bytes,
             draining,
+            figures,
         }
     }
 
@@ -127,7 +131,14 @@ impl Authorization {
     }
 
     fn snapshot(&self) -> Result<Arc<Snapshot>, Rejection> {
-        self.engine.snapshot().ok_or(Rejection::NothingLoaded)
+        let snapshot = self.engine.snapshot().ok_or(Rejection::NothingLoaded);
+        snapshot.inspect_err(|rejection| self.refused(rejection))
+    }
+
+    fn refused(&self, rejection: &Rejection) {
+        if let Some(figures) = &self.figures {
+            figures.refused(rejection);
+        }
     }
 
     fn decide(
@@ -136,8 +147,9 @@ impl Authorization {
         request: pb::AuthorizeRequest,
         _call: &Call,
     ) -> Result<EncodedAnswer, Rejection> {
-        let query = from_proto::query(request, &self.rules.request)?;
-        Ok(self.engine.authorize(snapshot, &query)?.answer)
+        let decided = from_proto::query(request, &self.rules.request)
+            .and_then(|query| Ok(self.engine.authorize(snapshot, &query)?.answer));
+        decided.inspect_err(|rejection| self.refused(rejection))
     }
 
     /// Decides a message of the plain shape; of any other `None`, and nothing is decided.
@@ -149,7 +161,8 @@ impl Authorization {
     ) -> Option<Result<EncodedAnswer, Rejection>> {
         let query = scan::query(message, &self.rules.request)?;
         let answered = self.engine.authorize_ref(snapshot, &query);
-        Some(answered.map(|it| it.answer).map_err(Rejection::from))
+        let decided = answered.map(|it| it.answer).map_err(Rejection::from);
+        Some(decided.inspect_err(|rejection| self.refused(rejection)))
     }
 
     /// `None` for whatever is not simply decided, so that of several faults the same one is told

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
@@ -20,13 +20,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::Doors;
 use super::answer::AnswerBody;
 use super::call::Call;
 use super::connection::InConnection;
 use super::deadline::Deadline;
+use super::figures::{CallFigures, Method, Transport};
 use super::greeting::{self, Opened};
 use super::listen::{Connection, Listener};
 use super::status::Rejection;
@@ -94,6 +95,13 @@ pub(super) async fn accept_loop(listener: Listener, entrance: Arc<Entrance>, ali
 /// Serves one connection to its end.
 async fn connection(accepted: Connection, entrance: Arc<Entrance>, _alive: Alive) {
     let mut draining = entrance.readiness.clone();
+    let _counted = entrance.doors.figures.clone().map(|figures| {
+        let transport = match &accepted {
+            Connection::Tcp(_) => Transport::Tcp,
+            Connection::Unix(_) => Transport::Unix,
+        };
+        OpenConnection::begin(figures, transport)
+    });
     let greeted = tokio::select! {
         greeted = tokio::time::timeout(
             entrance.limits.handshake_timeout,
@@ -133,6 +141,22 @@ async fn greeted(accepted: Connection, tls: Option<&Tls>) -> io::Result<Greeted>
     }
 }
 
+/// A connection, counted for as long as it is open.
+struct OpenConnection(Arc<CallFigures>, Transport);
+
+impl OpenConnection {
+    fn begin(figures: Arc<CallFigures>, transport: Transport) -> Self {
+        figures.opened(transport);
+        Self(figures, transport)
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.closed(self.1);
+    }
+}
+
 /// Serves HTTP/2 on `stream`; once draining begins it takes no new call and ends after the last one
 /// in flight.
 async fn serve_http2(
@@ -144,11 +168,11 @@ async fn serve_http2(
     let calls = Calls::default();
     let in_flight = calls.clone();
     let service = service_fn(move |request| {
-        let entrance = Arc::clone(&entrance);
-        let begun = in_flight.begin();
+        let mut begun = in_flight.begin(Arc::clone(&entrance), request.uri().path());
         async move {
-            let response = call(&entrance.doors, request).await;
-            Ok::<_, Infallible>(response.map(|body| CountedBody { body, _call: begun }))
+            let response = call(&begun.entrance.doors, begun.method, request).await;
+            begun.answers(&response);
+            Ok::<_, Infallible>(response.map(|body| CountedBody { body, call: begun }))
         }
     });
     let executor = InConnection::default();
@@ -182,14 +206,27 @@ async fn serve_http2(
 #[derive(Clone, Debug, Default)]
 struct Calls(Arc<AtomicUsize>);
 
-/// One call in flight.
-#[derive(Debug)]
-struct CallInFlight(Calls);
+/// One call in flight, from its headers to the end of its answer.
+struct CallInFlight {
+    of: Calls,
+    entrance: Arc<Entrance>,
+    method: Method,
+    /// When its headers came; `None` when calls are not counted.
+    begun: Option<Instant>,
+    /// What it has been answered so far: nothing, for a caller that leaves before.
+    code: Code,
+}
 
 impl Calls {
-    fn begin(&self) -> CallInFlight {
+    fn begin(&self, entrance: Arc<Entrance>, path: &str) -> CallInFlight {
         self.0.fetch_add(1, Ordering::Relaxed);
-        CallInFlight(self.clone())
+        CallInFlight {
+            of: self.clone(),
+            method: Method::at(path),
+            begun: entrance.doors.figures.is_some().then(Instant::now),
+            entrance,
+            code: Code::Cancelled,
+        }
     }
 
     /// Returns when no call was in flight at two looks in a row. Between them, what was written
@@ -208,16 +245,38 @@ impl Calls {
     }
 }
 
+impl CallInFlight {
+    /// Notes the status that stands in an answer's head, where an answer without a message has it.
+    fn answers(&mut self, response: &http::Response<AnswerBody>) {
+        match response.body() {
+            AnswerBody::Encoded(_) | AnswerBody::StatusOk => {}
+            AnswerBody::Tonic(_) => self.ends_with(response.headers()),
+            // No call of gRPC; a caller of gRPC would take it for this.
+            AnswerBody::Ended => self.code = Code::Unknown,
+        }
+    }
+
+    /// Notes the status that stands in an answer's trailers.
+    fn ends_with(&mut self, headers: &http::HeaderMap) {
+        if let Some(status) = headers.get("grpc-status") {
+            self.code = Code::from_bytes(status.as_bytes());
+        }
+    }
+}
+
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.of.0.fetch_sub(1, Ordering::Relaxed);
+        if let (Some(begun), Some(figures)) = (self.begun, &self.entrance.doors.figures) {
+            figures.called(self.method, self.code, begun.elapsed());
+        }
     }
 }
 
 /// The body of an answer, which keeps its call in flight.
 struct CountedBody {
     body: AnswerBody,
-    _call: CallInFlight,
+    call: CallInFlight,
 }
 
 impl hyper::body::Body for CountedBody {
@@ -228,7 +287,18 @@ impl hyper::body::Body for CountedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let me = &mut *self;
+        if let AnswerBody::StatusOk = me.body {
+            me.call.code = Code::Ok;
+        }
+        let polled = Pin::new(&mut me.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let AnswerBody::Tonic(_) = me.body
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            me.call.ends_with(trailers);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -241,7 +311,11 @@ impl hyper::body::Body for CountedBody {
 }
 
 /// One call: its deadline kept, its status in the contract's words.
-async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response<AnswerBody> {
+async fn call(
+    doors: &Doors,
+    method: Method,
+    request: http::Request<Incoming>,
+) -> http::Response<AnswerBody> {
     if !is_grpc(&request) {
         let mut refused = http::Response::new(AnswerBody::Ended);
         *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -251,8 +325,8 @@ async fn call(doors: &Doors, request: http::Request<Incoming>) -> http::Response
         deadline: Deadline::begin(request.headers()),
     };
     match call.deadline.at() {
-        None => doors.call(request, &call).await,
-        Some(at) => match tokio::time::timeout_at(at, doors.call(request, &call)).await {
+        None => doors.call(method, request, &call).await,
+        Some(at) => match tokio::time::timeout_at(at, doors.call(method, request, &call)).await {
             Ok(response) => response,
             Err(_elapsed) => Status::from(Rejection::DeadlinePassed)
                 .into_http()

@@ -10,34 +10,35 @@ use crate::app::{self, BindError};
 use crate::config::Config;
 use crate::policy_store::Reloads;
 use crate::telemetry;
+use crate::telemetry::log::LogFilter;
 
 /// Serves with `config` until SIGTERM or SIGINT; a second one ends the process at once.
 pub(super) fn run(config: Config) -> anyhow::Result<Outcome> {
-    telemetry::init(&config.log);
+    let log = telemetry::log::init(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, log));
     // What still runs was given its time by the drain.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config) -> anyhow::Result<Outcome> {
+async fn serve(config: Config, log: LogFilter) -> anyhow::Result<Outcome> {
     // Before anything else: a signal during a slow start must stop it too.
     let mut stop = Stop::listen()?;
     // Unheard, a SIGHUP would end the process; one that comes early is answered by a reread.
     let hangup = listen_for(SignalKind::hangup())?;
     let app = tokio::select! {
-        bound = app::bind(config) => match bound {
+        bound = app::bind(config, log) => match bound {
             Ok(app) => app,
             Err(BindError::Policies(refused)) => {
                 let drawn = directory::render(&refused.diagnostics, false);
                 let _ = writeln!(std::io::stderr(), "{drawn}");
                 return Err(refused.into());
             }
-            Err(error @ BindError::Doors(_)) => return Err(error.into()),
+            Err(error @ (BindError::Doors(_) | BindError::Admin(_))) => return Err(error.into()),
         },
         () = stop.requested() => return Ok(Outcome::Good),
     };
@@ -45,6 +46,9 @@ async fn serve(config: Config) -> anyhow::Result<Outcome> {
         let mut stdout = std::io::stdout().lock();
         for address in app.addresses() {
             writeln!(stdout, "listening on {address}").context("cannot write to stdout")?;
+        }
+        if let Some(address) = app.admin_address() {
+            writeln!(stdout, "admin on {address}").context("cannot write to stdout")?;
         }
         stdout.flush().context("cannot write to stdout")?;
     }

@@ -32,6 +32,7 @@ tls_key = "/tls/tls.key"
 tls_client_ca = "/tls/ca.crt"
 tls_client_auth = "optional"
 insecure = true
+admin_listen = "0.0.0.0:9"
 validation = "warn"
 on_policy_error = "deny"
 request_entity_types = ["Shop::Order", "User"]
@@ -74,6 +75,7 @@ log_format = "json"
             is_client_optional: true,
         }),
         insecure: true,
+        admin_listen: Some(Listen::Tcp("0.0.0.0".to_owned(), 9)),
         pdp: Settings {
             validation: Validation::Warn,
             on_policy_error: OnPolicyError::Deny,
@@ -229,6 +231,18 @@ fn a_reload_may_be_held_back_no_shorter_than_the_quiet_period() {
 #[test]
 fn no_cache_bytes_turn_the_cache_off() {
     assert_eq!(raw("cache_bytes = 0").check().unwrap().cache.bytes, None);
+}
+
+#[test]
+fn the_operators_door_may_be_left_out() {
+    let config = raw("admin_listen = 'off'").check().unwrap();
+    assert_eq!(config.admin_listen, None);
+    let again = RawConfig::from(&config).check().unwrap();
+    assert_eq!(again, config);
+    refused(
+        "admin_listen = 'on'",
+        "`admin_listen` is wrong: `on` has no port; write HOST:PORT, [V6]:PORT or unix:PATH",
+    );
 }
 
 #[test]

@@ -114,6 +114,16 @@ pub(super) fn listen(texts: Vec<String>) -> Result<Vec<Listen>, Problem> {
     addresses.map_err(Problem::Address)
 }
 
+/// What stands for no address.
+pub(super) const OFF: &str = "off";
+
+pub(super) fn listen_or_off(text: String) -> Result<Option<Listen>, Problem> {
+    match text == OFF {
+        true => Ok(None),
+        false => text.parse().map(Some).map_err(Problem::Address),
+    }
+}
+
 pub(super) fn uid(text: String) -> Result<Option<Uid>, Problem> {
     text.parse().map(Some).map_err(Problem::Uid)
 }
@@ -177,7 +187,7 @@ pub(super) fn duration(text: String, range: RangeInclusive<Duration>) -> Result<
     Err(Problem::out_of_range(shown(duration), &range))
 }
 
-pub(super) fn log_filter(text: String) -> Result<String, Problem> {
+pub(crate) fn log_filter(text: String) -> Result<String, Problem> {
     if text.trim().is_empty() {
         return Err(Problem::Empty);
     }

@@ -30,6 +30,24 @@ use super::values::bounded_text;
 /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when deciding
 /// it would take more than it may.
 pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, NoAnswer> {
+    authorize_on(snapshot, &snapshot.entities, query).map(|decided| decided.answer)
+}
+
+/// An answer, and what it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The answer.
+    pub answer: Answer,
+    /// How many policies had a scope that matched.
+    pub candidates: usize,
+}
+
+/// Decides `query` as [`authorize`] does, and tells what it took.
+///
+/// # Errors
+///
+/// As [`authorize`].
+pub fn authorize_and_tell(snapshot: &Snapshot, query: &Query) -> Result<Decided, NoAnswer> {
     authorize_on(snapshot, &snapshot.entities, query)
 }
 
@@ -43,7 +61,7 @@ pub fn authorize_among(
     entities: &StoredEntities,
     query: &Query,
 ) -> Result<Answer, NoAnswer> {
-    authorize_on(snapshot, entities.store(), query)
+    authorize_on(snapshot, entities.store(), query).map(|decided| decided.answer)
 }
 
 /// How many policies deciding `query` evaluates: those whose scope matches it.
@@ -59,12 +77,16 @@ fn authorize_on(
     snapshot: &Snapshot,
     stored: &EntityStore,
     query: &Query,
-) -> Result<Answer, NoAnswer> {
+) -> Result<Decided, NoAnswer> {
     let bound = bind(snapshot, stored, query)?;
+    let candidates = bound.candidates.len();
     // Cedar fails an evaluation for want of stack, and a `forbid` that fails is skipped: whatever
     // thread this is, the deepest condition must have room.
     stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
-        Ok(decide(snapshot, query, bound))
+        Ok(Decided {
+            answer: decide(snapshot, query, bound),
+            candidates,
+        })
     })
 }
 

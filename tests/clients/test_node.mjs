@@ -41,6 +41,8 @@ async function serve(t, policies, { listen = '127.0.0.1:0', args = [] } = {}) {
   const env = Object.fromEntries(
     Object.entries(process.env).filter(([name]) => !name.startsWith('CEDAR_PDP_')),
   );
+  // Its port is one and the same for all services.
+  env.CEDAR_PDP_ADMIN_LISTEN = 'off';
   const server = spawn(
     resolve(root, binary),
     ['serve', '--policies', policies, '--listen', listen, ...args],

@@ -46,6 +46,8 @@ def serving(policies, *arguments, listen="127.0.0.1:0"):
     binary = ROOT / os.environ.get("CEDAR_PDP_TEST_BINARY", target() / "debug/cedar-pdp")
     # The settings of whoever runs the tests are not ours.
     env = {name: value for name, value in os.environ.items() if not name.startswith("CEDAR_PDP_")}
+    # Its port is one and the same for all services.
+    env["CEDAR_PDP_ADMIN_LISTEN"] = "off"
     command = [binary, "serve", "--policies", policies, "--listen", listen, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
         try:

@@ -15,7 +15,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,13 +44,16 @@ pub fn command() -> Command {
     without_settings(Command::new(binary()))
 }
 
-/// `command`, without the settings in the environment of whoever runs the tests.
+/// `command`, without the settings in the environment of whoever runs the tests, and without a
+/// door for operators: many services run at once, and its port is one and the same for all. A test
+/// that wants one gives `--admin-listen`.
 pub fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CEDAR_PDP_") {
             command.env_remove(name);
         }
     }
+    command.env("CEDAR_PDP_ADMIN_LISTEN", "off");
     command
 }
 
@@ -75,6 +78,7 @@ pub struct Server {
     child: Child,
     /// The addresses it printed, as it printed them.
     pub addresses: Vec<String>,
+    admin: mpsc::Receiver<String>,
     stderr: Arc<Mutex<String>>,
     stderr_reader: Option<JoinHandle<()>>,
 }
@@ -117,9 +121,11 @@ impl Server {
                 line.clear();
             }
         });
+        let (tell_admin, admin) = mpsc::channel();
         let mut server = Self {
             child,
             addresses: Vec::new(),
+            admin,
             stderr,
             stderr_reader: Some(stderr_reader),
         };
@@ -138,8 +144,21 @@ impl Server {
             }
         }
         // Whatever else it prints must find a reader.
-        std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if let Some(address) = line.strip_prefix("admin on ") {
+                    let _ = tell_admin.send(address.to_owned());
+                }
+            }
+        });
         server
+    }
+
+    /// Where operators find it. To be asked once.
+    pub fn admin(&self) -> String {
+        self.admin
+            .recv_timeout(PATIENCE)
+            .expect("it has a door for operators")
     }
 
     /// The first address.

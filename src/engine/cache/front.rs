@@ -238,6 +238,7 @@ impl<A: Rendered> Shard<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pdp::answer::Decision;
 
     #[derive(Clone, Debug, PartialEq, Eq)]
     struct Number(usize);
@@ -245,6 +246,10 @@ mod tests {
     impl Rendered for Number {
         fn render(_: crate::pdp::answer::Answer) -> Self {
             Self(0)
+        }
+
+        fn decision(&self) -> Decision {
+            Decision::Deny
         }
 
         fn weight(&self) -> usize {

@@ -1,0 +1,179 @@
+//! The page `/status`: what `GetStatus` tells, the settings, and the process, as JSON.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::Office;
+use crate::engine::cache::CacheFigures;
+use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
+
+/// The page.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusPage<'a> {
+    version: &'static str,
+    started_at: String,
+    uptime_seconds: u64,
+    ready: bool,
+    /// Why not.
+    not_ready: Vec<String>,
+    /// `null` when nothing has been loaded yet.
+    loaded: Option<LoadedPart>,
+    /// `null` when what the directory holds is in force.
+    refused: Option<RefusedPart>,
+    warnings: Vec<Finding>,
+    reloads: ReloadsPart,
+    /// `null` when nothing is remembered.
+    cache: Option<CachePart>,
+    log: String,
+    settings: &'a serde_json::Value,
+}
+
+#[derive(Debug, Serialize)]
+struct LoadedPart {
+    revision: String,
+    at: String,
+    policies: usize,
+    templates: usize,
+    links: usize,
+    entities: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct RefusedPart {
+    at: String,
+    diagnostics: Vec<Finding>,
+    total: usize,
+}
+
+/// A place and what is wrong there; the text of the file is not told here.
+#[derive(Debug, Serialize)]
+struct Finding {
+    file: String,
+    line: Option<u32>,
+    column: Option<u32>,
+    message: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ReloadsPart {
+    reloaded: u64,
+    unchanged: u64,
+    refused: u64,
+    held_back: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct CachePart {
+    hits: u64,
+    misses: u64,
+    evictions: u64,
+    entries: u64,
+    bytes: u64,
+    capacity_bytes: u64,
+}
+
+/// The page as it is now.
+pub(super) fn of(office: &Office) -> StatusPage<'_> {
+    let status = office.status.load();
+    let StoreStatus {
+        loaded,
+        refused,
+        warnings,
+        reloads,
+    } = &*status;
+    let unready = office.readiness.unready();
+    StatusPage {
+        version: env!("CARGO_PKG_VERSION"),
+        started_at: time(office.started_at),
+        // A clock that was set back makes it no younger than new.
+        uptime_seconds: office.started_at.elapsed().unwrap_or_default().as_secs(),
+        ready: unready.is_empty(),
+        not_ready: unready.iter().map(ToString::to_string).collect(),
+        loaded: loaded.as_ref().map(self::loaded),
+        refused: refused.as_ref().map(self::refused),
+        warnings: warnings.iter().map(finding).collect(),
+        reloads: self::reloads(*reloads),
+        cache: office.engine.cache_figures().map(cache),
+        log: office.log.text(),
+        settings: &office.settings,
+    }
+}
+
+fn loaded(loaded: &Loaded) -> LoadedPart {
+    let Loaded {
+        revision,
+        at,
+        counts,
+    } = loaded;
+    LoadedPart {
+        revision: revision.to_string(),
+        at: time(*at),
+        policies: counts.policies,
+        templates: counts.templates,
+        links: counts.links,
+        entities: counts.entities,
+    }
+}
+
+fn refused(refused: &RefusedReload) -> RefusedPart {
+    let RefusedReload {
+        at,
+        diagnostics,
+        total,
+    } = refused;
+    RefusedPart {
+        at: time(*at),
+        diagnostics: diagnostics.iter().map(finding).collect(),
+        total: *total,
+    }
+}
+
+fn finding(diagnostic: &Diagnostic) -> Finding {
+    let position = diagnostic.position;
+    Finding {
+        file: diagnostic.file.clone(),
+        line: position.map(|Position { line, .. }| line),
+        column: position.map(|Position { column, .. }| column),
+        message: diagnostic.message.clone(),
+    }
+}
+
+fn reloads(counts: ReloadCounts) -> ReloadsPart {
+    let ReloadCounts {
+        reloaded,
+        unchanged,
+        refused,
+        held_back,
+    } = counts;
+    ReloadsPart {
+        reloaded,
+        unchanged,
+        refused,
+        held_back,
+    }
+}
+
+fn cache(figures: CacheFigures) -> CachePart {
+    let CacheFigures {
+        hits,
+        misses,
+        evictions,
+        entries,
+        bytes,
+        capacity_bytes,
+    } = figures;
+    CachePart {
+        hits,
+        misses,
+        evictions,
+        entries,
+        bytes,
+        capacity_bytes,
+    }
+}
+
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
