@@ -92,6 +92,7 @@ pub struct House {
 
 /// Every service, one match away from a call's path.
 struct Doors {
+    engine: Arc<Engine<EncodedAnswer>>,
     authorization: Authorization,
     /// The services that are not on the hot path, and UNIMPLEMENTED for all other paths.
     others: Routes,
@@ -133,6 +134,7 @@ impl Doors {
             .add_service(reflection().build_v1alpha()?)
             .prepare();
         Ok(Self {
+            engine: Arc::clone(engine),
             authorization,
             others,
             figures: figures.clone(),

@@ -3,8 +3,8 @@
 //! The only place that knows all the parts. Nothing here decides or parses.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinSet;
 
@@ -16,6 +16,7 @@ use crate::api::{
     OpenError, RequestRules, Server, TlsSettings,
 };
 use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
+use crate::decision_log;
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
 use crate::engine::figures::DecisionFigures;
@@ -28,12 +29,18 @@ use crate::telemetry::log::LogFilter;
 use crate::telemetry::metrics;
 use crate::watch;
 
+/// How long the decision log may take to write what waits, however long the calls took to end.
+const LEAST_FOR_DECISION_LOG: Duration = Duration::from_secs(2);
+
 /// Why the service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The policy directory is bad, and `--start-unready` was not given.
     #[error(transparent)]
     Policies(#[from] OpenRefused),
+    /// Decisions are to be logged, and cannot be.
+    #[error(transparent)]
+    DecisionLog(#[from] decision_log::OpenError),
     /// A door could not be opened.
     #[error(transparent)]
     Doors(#[from] OpenError),
@@ -51,6 +58,7 @@ pub struct App {
     snapshots: Reader,
     status: StatusReader,
     engine: Arc<Engine<EncodedAnswer>>,
+    decision_log: Option<decision_log::Writer>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
     nothing_loaded: Option<Pending>,
@@ -82,8 +90,15 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
             capacity_bytes: config.cache.bytes,
         },
     );
-    let engine = Arc::new(match &counted {
+    let engine = match &counted {
         Some(counted) => engine.counted(Arc::clone(&counted.decisions)),
+        None => engine,
+    };
+    let on_policy_error = config.pdp.on_policy_error;
+    let (log_of_decisions, log_writer) =
+        decision_log::open(&config.decision_log, on_policy_error)?.unzip();
+    let engine = Arc::new(match log_of_decisions {
+        Some(log) => engine.logged(log),
         None => engine,
     });
     let house = House {
@@ -133,6 +148,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
         snapshots: reader,
         status,
         engine,
+        decision_log: log_writer,
         readiness,
         nothing_loaded,
         drain_timeout,
@@ -174,6 +190,7 @@ impl App {
             reloader,
             snapshots,
             engine,
+            decision_log,
             readiness,
             nothing_loaded,
             drain_timeout,
@@ -188,15 +205,25 @@ impl App {
             tasks.spawn(admin.run());
         }
 
+        let drain_ends = OnceLock::new();
         let drained = async {
             shutdown.await;
             tracing::info!(timeout = ?drain_timeout, "draining");
             readiness.drain();
+            let _ = drain_ends.set(Instant::now() + drain_timeout);
             tokio::time::sleep(drain_timeout).await;
         };
         tokio::select! {
             () = server.run() => tracing::info!("stopped"),
             () = drained => tracing::warn!("calls were still in flight when the drain timeout passed"),
+        }
+        if let Some(writer) = decision_log {
+            // What the calls left of the drain timeout, and something if they left nothing: every
+            // decision that was answered should be in the log.
+            let left = drain_ends.get().map_or(Duration::ZERO, |end: &Instant| {
+                end.saturating_duration_since(Instant::now())
+            });
+            writer.finish(left.max(LEAST_FOR_DECISION_LOG)).await;
         }
         tasks.shutdown().await;
     }

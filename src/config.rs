@@ -4,6 +4,7 @@
 //! [`RawConfig::check`] leads from one to the other. Where the text comes from (file, environment,
 //! flags) stands in [`layers`]. Nothing here opens a directory or binds an address.
 
+pub mod decision_log;
 pub mod layers;
 pub mod listen;
 pub mod value;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pdp::query::Uid;
 use crate::pdp::snapshot::{OnPolicyError, Settings, Validation};
+use decision_log::{AttributePath, DecisionLogConfig, WhenFull};
 use listen::Listen;
 use value::InvalidValue;
 
@@ -125,6 +127,27 @@ pub struct RawConfig {
     /// How long calls in flight may take to finish when the service is stopped
     #[arg(long, value_name = "DURATION")]
     pub drain_timeout: Option<String>,
+    /// Where decisions are logged: off, stdout or file:PATH
+    #[arg(long, value_name = "off|stdout|file:PATH")]
+    pub decision_log: Option<String>,
+    /// The share of ALLOWs that the decision log tells, such as 1, 0.1 or 10%; of DENYs it tells all
+    #[arg(long, value_name = "SHARE")]
+    pub decision_log_allow_sample: Option<String>,
+    /// What leaves the process unmasked in the decision log, separated by commas: context.NAME, TYPE.NAME, errors.message; * is any NAME, and alone everything
+    #[arg(long, value_name = "PATH,…", value_delimiter = ',')]
+    pub decision_log_attributes: Option<Vec<String>>,
+    /// What happens when the decision log does not keep up: drop leaves decisions out and counts them, block has calls wait
+    #[arg(long, value_name = "drop|block")]
+    pub decision_log_when_full: Option<String>,
+    /// The memory that decisions may take which wait to be logged
+    #[arg(long, value_name = "BYTES")]
+    pub decision_log_queue_bytes: Option<i64>,
+    /// The size from which the decision log's file makes room for a new one; 0 never
+    #[arg(long, value_name = "BYTES")]
+    pub decision_log_max_file_bytes: Option<i64>,
+    /// How many files of the decision log are kept, the one that is written included
+    #[arg(long, value_name = "COUNT")]
+    pub decision_log_max_files: Option<i64>,
     /// What is logged, in the syntax of tracing's EnvFilter
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -158,6 +181,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long calls in flight may take to finish once the service is stopped.
     pub drain_timeout: Duration,
+    /// What is logged of decisions.
+    pub decision_log: DecisionLogConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -177,6 +202,7 @@ impl Default for Config {
             cache: CacheConfig::default(),
             limits: Limits::default(),
             drain_timeout: Duration::from_secs(25),
+            decision_log: DecisionLogConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -342,6 +368,7 @@ pub enum LogFormat {
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MILLION: i64 = 1_000_000;
+const MIB: i64 = 1 << 20;
 const GIB: i64 = 1 << 30;
 
 const fn ms(count: u64) -> Duration {
@@ -361,6 +388,7 @@ const CLIENT_AUTH: &[(&str, ClientAuth)] = &[
     ("required", ClientAuth::Required),
 ];
 const WATCH: &[(&str, WatchMode)] = &[("events", WatchMode::Events), ("poll", WatchMode::Poll)];
+const WHEN_FULL: &[(&str, WhenFull)] = &[("drop", WhenFull::Drop), ("block", WhenFull::Block)];
 const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 impl RawConfig {
@@ -428,6 +456,15 @@ impl RawConfig {
         read!(limits.handshake_timeout: duration, ms(100)..=HOUR);
         read!(limits.keepalive_interval: duration, ms(100)..=HOUR);
         read!(limits.keepalive_timeout: duration, ms(100)..=HOUR);
+
+        let log = &mut config.decision_log;
+        read!(decision_log => log.destination, destination);
+        read!(decision_log_allow_sample => log.allow_sample, share);
+        read!(decision_log_attributes => log.attributes, attribute_paths);
+        read!(decision_log_when_full => log.when_full, word, WHEN_FULL);
+        read!(decision_log_queue_bytes => log.queue_bytes, number, MIB..=64 * GIB);
+        read!(decision_log_max_file_bytes => log.max_file_bytes, number, 0..=1024 * GIB);
+        read!(decision_log_max_files => log.max_files, number, 1..=1000);
 
         read!(log => config.log.filter, log_filter);
         read!(log_format => config.log.format, word, LOG_FORMAT);
@@ -505,6 +542,7 @@ impl From<&Config> for RawConfig {
             cache,
             limits,
             drain_timeout,
+            decision_log,
             log,
         } = config;
         let path = |path: &PathBuf| path.display().to_string();
@@ -554,6 +592,16 @@ impl From<&Config> for RawConfig {
             keepalive_interval: duration(limits.keepalive_interval),
             keepalive_timeout: duration(limits.keepalive_timeout),
             drain_timeout: duration(*drain_timeout),
+            decision_log: Some(decision_log.destination.to_text()),
+            decision_log_allow_sample: Some(decision_log.allow_sample.to_text()),
+            decision_log_attributes: match decision_log.attributes.as_slice() {
+                [] => None,
+                paths => Some(paths.iter().map(AttributePath::to_text).collect()),
+            },
+            decision_log_when_full: word(decision_log.when_full, WHEN_FULL),
+            decision_log_queue_bytes: number(decision_log.queue_bytes as u64),
+            decision_log_max_file_bytes: number(decision_log.max_file_bytes),
+            decision_log_max_files: number(decision_log.max_files),
             log: Some(log.filter.clone()),
             log_format: word(log.format, LOG_FORMAT),
         }

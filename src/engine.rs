@@ -1,6 +1,7 @@
-//! The one function that every door calls: snapshot in force, cache, PDP.
+//! The one function that every door calls: snapshot in force, cache, PDP, decision log.
 //!
-//! Nothing here knows a wire format, and nothing here decides by itself.
+//! Nothing here knows a wire format, and nothing here decides by itself. What is decided is told to
+//! the decision log here, and not by the doors, so that no door can forget to.
 
 pub mod cache;
 pub mod figures;
@@ -11,9 +12,11 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::decision_log::{Answers, CacheUse, DecisionId, DecisionLog, Origin, Told};
 use crate::pdp::NoAnswer;
-use crate::pdp::answer::{Answer, Decision};
+use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::authorize::Decided;
+use crate::pdp::id::PolicyId;
 use crate::pdp::query::Query;
 use crate::pdp::{Snapshot, authorize_and_tell};
 use crate::policy_store::Reader;
@@ -22,12 +25,9 @@ use figures::DecisionFigures;
 use query_ref::QueryRef;
 
 /// What a door makes of an answer, and what is remembered of it.
-pub trait Rendered: Clone + Debug + Send + Sync + 'static {
+pub trait Rendered: Answers + Clone + Debug + Send + Sync + 'static {
     /// Made once for each decision.
     fn render(answer: Answer) -> Self;
-
-    /// What was decided.
-    fn decision(&self) -> Decision;
 
     /// The memory that one holds, in bytes.
     fn weight(&self) -> usize;
@@ -40,6 +40,8 @@ pub struct Answered<A> {
     pub answer: A,
     /// Whether it was remembered.
     pub source: Source,
+    /// By which it is found in the decision log, if it is there.
+    pub decision_id: Option<DecisionId>,
 }
 
 impl<A> Answered<A> {
@@ -47,6 +49,7 @@ impl<A> Answered<A> {
         Self {
             answer,
             source: Source::Cache,
+            decision_id: None,
         }
     }
 
@@ -54,6 +57,7 @@ impl<A> Answered<A> {
         Self {
             answer,
             source: Source::Decided,
+            decision_id: None,
         }
     }
 }
@@ -67,12 +71,21 @@ pub enum Source {
     Decided,
 }
 
+/// Leave to decide: the decision log has room for what comes of it.
+///
+/// Good until the call waits for something, and for a few decisions: what is let in at a time
+/// is what the log may hold beyond its bound.
+#[must_use]
+#[derive(Debug)]
+pub struct Leave(());
+
 /// Answers queries from the snapshot in force, remembering the answers as `A`.
 #[derive(Debug)]
 pub struct Engine<A: Rendered = Arc<Answer>> {
     snapshots: Reader,
     cache: Option<Cache<A>>,
     figures: Option<Arc<DecisionFigures>>,
+    log: Option<DecisionLog>,
 }
 
 impl<A: Rendered> Engine<A> {
@@ -83,6 +96,7 @@ impl<A: Rendered> Engine<A> {
             snapshots,
             cache: Cache::new(settings),
             figures: None,
+            log: None,
         }
     }
 
@@ -95,6 +109,36 @@ impl<A: Rendered> Engine<A> {
         }
     }
 
+    /// The same, and what it decides is told to `log`.
+    #[must_use]
+    pub fn logged(self, log: DecisionLog) -> Self {
+        Self {
+            log: Some(log),
+            ..self
+        }
+    }
+
+    /// Whether decisions are logged.
+    #[must_use]
+    pub fn is_logged(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Waits until it may decide, which is at once unless the decision log is full and calls are to
+    /// wait for it. Dropping the future has no effect.
+    pub async fn leave(&self) -> Leave {
+        if let Some(log) = &self.log {
+            log.wait_for_room().await;
+        }
+        Leave(())
+    }
+
+    /// Leave to decide, if there is no need to wait for it.
+    pub fn leave_now(&self) -> Option<Leave> {
+        let has_room = self.log.as_ref().is_none_or(DecisionLog::has_room);
+        has_room.then_some(Leave(()))
+    }
+
     /// The snapshot in force; `None` while nothing has been loaded.
     ///
     /// A request or batch calls this once and passes the snapshot down: a reload between two
@@ -104,7 +148,8 @@ impl<A: Rendered> Engine<A> {
         self.snapshots.load()
     }
 
-    /// Decides `query` on `snapshot`, from the cache when it is there.
+    /// Decides `query` on `snapshot`, from the cache when it is there, and tells the decision log
+    /// what came of it.
     ///
     /// Does no I/O and does not block. The answer is the same with and without the cache.
     ///
@@ -112,12 +157,18 @@ impl<A: Rendered> Engine<A> {
     ///
     /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when
     /// deciding it would take more than it may.
-    pub fn authorize(&self, snapshot: &Snapshot, query: &Query) -> Result<Answered<A>, NoAnswer> {
+    pub fn authorize(
+        &self,
+        snapshot: &Snapshot,
+        query: &Query,
+        origin: &Origin<'_>,
+        leave: &Leave,
+    ) -> Result<Answered<A>, NoAnswer> {
         let decide = || self.decide(snapshot, query);
-        self.noted(|| match &self.cache {
-            Some(cache) => Self::ask(cache, snapshot, &QueryRef::from(query), decide),
-            None => decide().map(Answered::decided),
-        })
+        if self.cache.is_none() && self.log.is_none() && self.figures.is_none() {
+            return decide().map(Answered::decided);
+        }
+        self.noted(snapshot, &QueryRef::from(query), origin, leave, decide)
     }
 
     /// Decides as [`authorize`](Self::authorize) does; the query is copied only when it must be
@@ -130,12 +181,11 @@ impl<A: Rendered> Engine<A> {
         &self,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
+        origin: &Origin<'_>,
+        leave: &Leave,
     ) -> Result<Answered<A>, NoAnswer> {
         let decide = || self.decide(snapshot, &query.to_query());
-        self.noted(|| match &self.cache {
-            Some(cache) => Self::ask(cache, snapshot, query, decide),
-            None => decide().map(Answered::decided),
-        })
+        self.noted(snapshot, query, origin, leave, decide)
     }
 
     fn decide(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
@@ -146,18 +196,59 @@ impl<A: Rendered> Engine<A> {
         Ok(A::render(answer))
     }
 
-    /// Takes the time of `answer`, and counts what it gives.
+    /// Takes the time of an answer, counts it and tells the log of it, as far as that is wanted.
     fn noted(
         &self,
-        answer: impl FnOnce() -> Result<Answered<A>, NoAnswer>,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+        origin: &Origin<'_>,
+        _leave: &Leave,
+        decide: impl FnOnce() -> Result<A, NoAnswer>,
     ) -> Result<Answered<A>, NoAnswer> {
-        let Some(figures) = &self.figures else {
-            return answer();
+        let answer = || match &self.cache {
+            Some(cache) => Self::ask(cache, snapshot, query, decide),
+            None => decide().map(Answered::decided),
         };
+        let (figures, log) = (self.figures.as_ref(), self.log.as_ref());
+        if figures.is_none() && log.is_none() {
+            return answer();
+        }
         let begun = Instant::now();
-        let answered = answer()?;
-        figures.answered(answered.answer.decision(), answered.source, begun.elapsed());
+        let answered = answer();
+        let took = begun.elapsed();
+        let mut answered = match answered {
+            Ok(answered) => answered,
+            Err(no_answer) => {
+                self.refused(origin, reason(&no_answer));
+                return Err(no_answer);
+            }
+        };
+        if let Some(figures) = figures {
+            figures.answered(answered.answer.decision(), answered.source, took);
+        }
+        if let Some(log) = log {
+            let told = Told {
+                query,
+                answer: &answered.answer,
+                revision: snapshot.revision(),
+                cache: match (answered.source, &self.cache) {
+                    (Source::Cache, _) => CacheUse::Hit,
+                    (Source::Decided, Some(_)) => CacheUse::Miss,
+                    (Source::Decided, None) => CacheUse::Off,
+                },
+                took,
+            };
+            answered.decision_id = log.decided(origin, &told);
+        }
         Ok(answered)
+    }
+
+    /// Tells the decision log of a request that was refused, and why: by a door, so that it never
+    /// came to a query, or here.
+    pub fn refused(&self, origin: &Origin<'_>, reason: &'static str) {
+        if let Some(log) = &self.log {
+            log.refused(origin, reason);
+        }
     }
 
     #[tracing::instrument(level = "debug", skip_all, fields(
@@ -190,5 +281,31 @@ impl<A: Rendered> Engine<A> {
     #[must_use]
     pub fn cache_figures(&self) -> Option<CacheFigures> {
         self.cache.as_ref().map(Cache::figures)
+    }
+}
+
+/// What the decision log calls it.
+fn reason(no_answer: &NoAnswer) -> &'static str {
+    match no_answer {
+        NoAnswer::Invalid(_) => "INVALID_REQUEST",
+        NoAnswer::TooManyPolicies { .. } => "TOO_MANY_POLICIES",
+        NoAnswer::TooManyEntities { .. } => "TOO_MANY_ENTITIES",
+    }
+}
+
+impl Answers for Arc<Answer> {
+    fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    fn determining(&self) -> impl Iterator<Item = &str> {
+        self.diagnostics.determining.iter().map(PolicyId::as_str)
+    }
+
+    fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.diagnostics
+            .errors
+            .iter()
+            .map(|PolicyError { policy, message }| (policy.as_str(), message.as_str()))
     }
 }

@@ -18,6 +18,7 @@
 //! **Beside them:**
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
 //! - [`followed`]: small files that may change: certificates, keys, lists.
+//! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`figures`]: counters that cost next to nothing.
 //! - [`telemetry`]: what the service tells of itself: log lines, metrics.
@@ -37,6 +38,7 @@ pub mod engine;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod decision_log;
 pub mod figures;
 pub mod followed;
 pub mod readiness;

@@ -67,6 +67,19 @@ const FLOORS: &[Floor] = &[
             "crate::pdp",
             "crate::policy_store::Reader",
             "crate::policy_store::snapshots",
+            // What is decided is told here.
+            "crate::decision_log",
+        ],
+    ),
+    (
+        "src/decision_log",
+        &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
+        &[
+            "crate::decision_log",
+            "crate::pdp",
+            // What was asked, as the engine has it.
+            "crate::engine::query_ref",
+            "crate::config::decision_log",
         ],
     ),
     (
@@ -77,6 +90,8 @@ const FLOORS: &[Floor] = &[
             "crate::engine",
             "crate::pdp",
             "crate::readiness",
+            // What a door knows of a call that the log tells, and the id that a caller is told.
+            "crate::decision_log",
             // An address is a value that `config` has checked; a door is opened on it.
             "crate::config::listen",
             // Certificates and lists of callers are the doors' own, and may change.
@@ -180,6 +195,8 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/config/layers",
             // Certificates and the like.
             "src/followed",
+            // The decision log's files.
+            "src/decision_log/lines",
             // Files of sockets.
             "src/api/listen",
             // What the kernel tells of this process.

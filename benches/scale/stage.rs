@@ -12,6 +12,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
+use cedar_pdp::decision_log::Origin;
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::pdp::query::Query;
@@ -51,7 +52,7 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
             );
             let snapshot = engine.snapshot().context("a snapshot was published")?;
             for query in &queries {
-                engine.authorize(&snapshot, query)?;
+                cached_hit(&engine, &snapshot, query)?;
             }
             for query in queries.iter().cycle().take(count) {
                 cached_hit(&engine, &snapshot, query)?;
@@ -82,6 +83,7 @@ fn uncached_decision(snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
 
 #[inline(never)]
 fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
-    black_box(engine.authorize(snapshot, query)?);
+    let leave = engine.leave_now().context("nothing is logged")?;
+    black_box(engine.authorize(snapshot, query, &Origin::default(), &leave)?);
     Ok(())
 }

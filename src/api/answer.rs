@@ -10,8 +10,10 @@ use prost::bytes::{BufMut as _, Bytes};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::scan::{Content, Fields};
 use super::{pb, to_proto};
-use crate::engine::Rendered;
+use crate::decision_log::{Answers, DecisionId};
+use crate::engine::{Answered, Rendered};
 use crate::pdp::answer::{Answer, Decision};
 
 /// gRPC's prefix of a message: whether it is compressed, and its length.
@@ -36,6 +38,14 @@ impl Rendered for EncodedAnswer {
         Self(bytes.into())
     }
 
+    fn weight(&self) -> usize {
+        // With the counts of those who hold it.
+        self.0.len() + 2 * size_of::<usize>()
+    }
+}
+
+/// Read from the message, for the decision log. Nothing but what `render` wrote stands there.
+impl Answers for EncodedAnswer {
     fn decision(&self) -> Decision {
         // INVARIANT: the decision is the first field and is always set, so that its one byte
         // follows the first tag. Whatever else stood there would not be taken for an ALLOW.
@@ -46,26 +56,97 @@ impl Rendered for EncodedAnswer {
         }
     }
 
-    fn weight(&self) -> usize {
-        // With the counts of those who hold it.
-        self.0.len() + 2 * size_of::<usize>()
+    fn determining(&self) -> impl Iterator<Item = &str> {
+        Fields(self.message()).filter_map(|field| match field {
+            (2, Content::Bytes(id)) => Some(text(id)),
+            (_, Content::Bytes(_) | Content::Varint(_)) => None,
+        })
+    }
+
+    fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
+        Fields(self.message()).filter_map(|field| match field {
+            (3, Content::Bytes(error)) => {
+                let part = |number: u8| {
+                    let found = Fields(error).find_map(|(field, content)| match content {
+                        Content::Bytes(part) if field == number => Some(text(part)),
+                        Content::Bytes(_) | Content::Varint(_) => None,
+                    });
+                    found.unwrap_or_default()
+                };
+                Some((part(1), part(2)))
+            }
+            (_, Content::Bytes(_) | Content::Varint(_)) => None,
+        })
     }
 }
 
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
 impl EncodedAnswer {
-    /// The message alone.
-    pub(super) fn message(&self) -> &[u8] {
+    /// The message alone, as it is remembered.
+    fn message(&self) -> &[u8] {
         self.0.get(PREFIX_BYTES..).unwrap_or_default()
+    }
+}
+
+/// The header that tells what the decision is called.
+const DECISION_ID: http::HeaderName = http::HeaderName::from_static("cedar-pdp-decision-id");
+/// The same as a field of the message: the tag of a text in field 6, and its length.
+const ID_FIELD: [u8; 2] = [6 << 3 | 2, DecisionId::LENGTH as u8];
+
+/// An answer with what is told of this decision alone, and never remembered.
+impl Answered<EncodedAnswer> {
+    /// How long the message is, in bytes.
+    pub(super) fn message_len(&self) -> usize {
+        let id = self
+            .decision_id
+            .map_or(0, |_| ID_FIELD.len() + DecisionId::LENGTH);
+        self.answer.message().len() + id
+    }
+
+    /// Writes the message at the end of `out`.
+    pub(super) fn put_message(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.answer.message());
+        if let Some(id) = &self.decision_id {
+            out.extend_from_slice(&ID_FIELD);
+            out.extend_from_slice(id.as_str().as_bytes());
+        }
     }
 
     /// The whole answer to a unary call.
     pub(super) fn into_response(self) -> http::Response<AnswerBody> {
-        let mut response = http::Response::new(AnswerBody::Encoded(Bytes::from_owner(self.0)));
+        let id = self.decision_id;
+        let bytes = match id {
+            None => Bytes::from_owner(self.answer.0),
+            Some(_) => {
+                let length = self.message_len();
+                let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
+                bytes.put_u8(0);
+                bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+                self.put_message(&mut bytes);
+                bytes.into()
+            }
+        };
+        let mut response = http::Response::new(AnswerBody::Encoded(bytes));
         response.headers_mut().insert(
             http::header::CONTENT_TYPE,
             http::HeaderValue::from_static("application/grpc"),
         );
+        put_decision_id(response.headers_mut(), id);
         response
+    }
+}
+
+/// Tells the caller what the decision is called, if it is in the log.
+pub(super) fn put_decision_id(headers: &mut http::HeaderMap, id: Option<DecisionId>) {
+    if let Some(id) = id
+        && let Ok(mut value) = http::HeaderValue::from_str(id.as_str())
+    {
+        // It is never the same again: nothing is gained if HTTP/2 keeps it in its table.
+        value.set_sensitive(true);
+        headers.insert(DECISION_ID, value);
     }
 }
 
@@ -123,19 +204,33 @@ impl HttpBody for AnswerBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pdp::answer::Diagnostics;
-    use crate::pdp::id::Revision;
+    use crate::pdp::answer::{Diagnostics, PolicyError};
+    use crate::pdp::id::{PolicyId, Revision};
 
     #[test]
-    fn what_was_decided_can_be_read_off_what_is_sent() {
+    fn what_the_log_reads_of_an_encoded_answer_is_what_was_answered() {
         for decision in [Decision::Allow, Decision::Deny] {
             let answer = Answer {
                 decision,
-                diagnostics: Diagnostics::default(),
-                revision: Revision::from_digest(&[0; 32]),
+                diagnostics: Diagnostics {
+                    determining: ["a", "b"].map(PolicyId::new).into(),
+                    errors: [("c", "why"), ("d", "")]
+                        .map(|(policy, message)| PolicyError {
+                            policy: PolicyId::new(policy),
+                            message: message.to_owned(),
+                        })
+                        .into(),
+                },
+                revision: Revision::from_digest(&[7; 32]),
                 explanation: None,
             };
-            assert_eq!(EncodedAnswer::render(answer).decision(), decision);
+            let encoded = EncodedAnswer::render(answer);
+            assert_eq!(encoded.decision(), decision);
+            assert_eq!(encoded.determining().collect::<Vec<_>>(), ["a", "b"]);
+            assert_eq!(
+                encoded.errors().collect::<Vec<_>>(),
+                [("c", "why"), ("d", "")]
+            );
         }
     }
 }

@@ -15,10 +15,11 @@ use prost::bytes::{BufMut as _, Bytes};
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tokio::task::JoinSet;
 use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::answer::{AnswerBody, EncodedAnswer};
+use super::answer::{AnswerBody, EncodedAnswer, put_decision_id};
 use super::call::Call;
 use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
@@ -26,9 +27,13 @@ use super::message::{self, Whole};
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
 use super::{codec, pb, scan};
-use crate::engine::Engine;
+use crate::decision_log::Method;
+use crate::engine::{self, Engine, Leave};
 use crate::pdp::Snapshot;
 use crate::readiness::ReadinessReader;
+
+/// An answer, and what its decision is called.
+type Decided = engine::Answered<EncodedAnswer>;
 
 /// What a call may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +87,8 @@ impl Authorization {
             match message::read(body, self.max_message_bytes).await {
                 Ok(bytes) => {
                     let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
-                    match self.authorize_in_place(message, call) {
+                    let leave = self.engine.leave().await;
+                    match self.authorize_in_place(message, call, &leave) {
                         Some(Ok(answer)) => return answer.into_response(),
                         Some(Err(rejection)) => {
                             return Status::from(rejection).into_http().map(AnswerBody::Tonic);
@@ -145,10 +151,14 @@ impl Authorization {
         &self,
         snapshot: &Snapshot,
         request: pb::AuthorizeRequest,
-        _call: &Call,
-    ) -> Result<EncodedAnswer, Rejection> {
-        let decided = from_proto::query(request, &self.rules.request)
-            .and_then(|query| Ok(self.engine.authorize(snapshot, &query)?.answer));
+        (call, method): (&Call, Method),
+        leave: &Leave,
+    ) -> Result<Decided, Rejection> {
+        let origin = call.origin(method);
+        let query = from_proto::query(request, &self.rules.request)
+            .inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
+        let decided =
+            query.and_then(|query| Ok(self.engine.authorize(snapshot, &query, &origin, leave)?));
         decided.inspect_err(|rejection| self.refused(rejection))
     }
 
@@ -157,11 +167,13 @@ impl Authorization {
         &self,
         snapshot: &Snapshot,
         message: &[u8],
-        _call: &Call,
-    ) -> Option<Result<EncodedAnswer, Rejection>> {
+        (call, method): (&Call, Method),
+        leave: &Leave,
+    ) -> Option<Result<Decided, Rejection>> {
         let query = scan::query(message, &self.rules.request)?;
-        let answered = self.engine.authorize_ref(snapshot, &query);
-        let decided = answered.map(|it| it.answer).map_err(Rejection::from);
+        let origin = call.origin(method);
+        let answered = (self.engine).authorize_ref(snapshot, &query, &origin, leave);
+        let decided = answered.map_err(Rejection::from);
         Some(decided.inspect_err(|rejection| self.refused(rejection)))
     }
 
@@ -171,9 +183,11 @@ impl Authorization {
         &self,
         message: &[u8],
         call: &Call,
-    ) -> Option<Result<EncodedAnswer, Rejection>> {
+        leave: &Leave,
+    ) -> Option<Result<Decided, Rejection>> {
         call.deadline.check().ok()?;
-        self.decide_in_place(&*self.engine.snapshot()?, message, call)
+        let snapshot = self.engine.snapshot()?;
+        self.decide_in_place(&snapshot, message, (call, Method::Authorize), leave)
     }
 }
 
@@ -184,18 +198,25 @@ struct Unary<'a>(&'a Authorization);
 
 impl UnaryService<Bytes> for Unary<'_> {
     type Response = Bytes;
-    type Future = std::future::Ready<Answered<Bytes>>;
+    type Future = BoxFuture<'static, Answered<Bytes>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let call = Call::of(&request);
-        let answer = || {
+        let door = self.0.clone();
+        Box::pin(async move {
             let message: pb::AuthorizeRequest = codec::decode(request.get_ref())?;
+            let leave = door.engine.leave().await;
             call.deadline.check()?;
-            let snapshot = self.0.snapshot()?;
-            let answer = self.0.decide(&snapshot, message, &call)?;
-            Ok(Response::new(Bytes::copy_from_slice(answer.message())))
-        };
-        std::future::ready(answer())
+            let snapshot = door.snapshot()?;
+            let decided = door.decide(&snapshot, message, (&call, Method::Authorize), &leave)?;
+            let mut bytes = Vec::with_capacity(decided.message_len());
+            decided.put_message(&mut bytes);
+            let mut response = Response::new(bytes.into());
+            let mut headers = std::mem::take(response.metadata_mut()).into_headers();
+            put_decision_id(&mut headers, decided.decision_id);
+            *response.metadata_mut() = MetadataMap::from_headers(headers);
+            Ok(response)
+        })
     }
 }
 
@@ -211,12 +232,13 @@ impl UnaryService<Bytes> for Batched<'_> {
         Box::pin(async move {
             let mut batch = Batch::begin(door, request.into_inner(), call)?;
             if !batch.run()? {
-                // It takes longer than a turn. Elsewhere it holds up nobody who waits for an
+                // It takes longer than a turn, or must wait for the decision log. Elsewhere it holds up nobody who waits for an
                 // answer on this connection, and dropping the set ends it with the call.
                 let mut elsewhere = JoinSet::new();
                 elsewhere.spawn(async move {
                     loop {
                         tokio::task::yield_now().await;
+                        let _leave = batch.door.engine.leave().await;
                         if batch.run()? {
                             return Ok::<_, Status>(batch);
                         }
@@ -292,19 +314,24 @@ impl Batch {
         })
     }
 
-    /// Decides items for one turn; whether all are decided.
+    /// Decides items for one turn, or as long as there is leave; whether all are decided.
     fn run(&mut self) -> Result<bool, Status> {
         let turn = Turn::begin();
         loop {
             self.call.deadline.check()?;
+            let Some(leave) = self.door.engine.leave_now() else {
+                return Ok(false);
+            };
             for _ in 0..ITEMS_A_LOOK {
-                match self.next()? {
-                    Some(Ok(answer)) => {
-                        put_result(&mut self.response, RESPONSE, answer.message());
+                match self.next(&leave)? {
+                    Some(Ok(decided)) => {
+                        put_result(&mut self.response, RESPONSE, decided.message_len());
+                        decided.put_message(&mut self.response);
                     }
                     Some(Err(rejection)) => {
                         let error = to_message(&rejection.into()).encode_to_vec();
-                        put_result(&mut self.response, ERROR, &error);
+                        put_result(&mut self.response, ERROR, error.len());
+                        self.response.put_slice(&error);
                     }
                     None => return Ok(true),
                 }
@@ -316,11 +343,12 @@ impl Batch {
     }
 
     /// Decides the next item.
-    fn next(&mut self) -> Result<Option<Result<EncodedAnswer, Rejection>>, Status> {
+    fn next(&mut self, leave: &Leave) -> Result<Option<Result<Decided, Rejection>>, Status> {
+        let of = (&self.call, Method::BatchAuthorize);
         if let Items::InPlace { at, decided } = &mut self.items {
             let item = match scan::batch_item(&self.message, at) {
                 Some(None) => return Ok(None),
-                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item, &self.call),
+                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item, of, leave),
                 None => None,
             };
             if let Some(answer) = item {
@@ -336,7 +364,7 @@ impl Batch {
         match &mut self.items {
             Items::Decoded(requests) => Ok(requests
                 .next()
-                .map(|request| self.door.decide(&self.snapshot, request, &self.call))),
+                .map(|request| self.door.decide(&self.snapshot, request, of, leave))),
             Items::InPlace { .. } => Ok(None),
         }
     }
@@ -348,11 +376,9 @@ impl Batch {
             snapshot,
             ..
         } = self;
-        put(
-            &mut response,
-            REVISION,
-            snapshot.revision().as_str().as_bytes(),
-        );
+        let revision = snapshot.revision().as_str();
+        put_head(&mut response, REVISION, revision.len());
+        response.put_slice(revision.as_bytes());
         response.into()
     }
 }
@@ -365,20 +391,20 @@ fn decode_batch(message: &[u8]) -> Result<Vec<pb::AuthorizeRequest>, Status> {
 const RESPONSE: u8 = 1;
 const ERROR: u8 = 2;
 
-/// Writes a `BatchAuthorizeResult` with one field of the `BatchAuthorizeResponse` that it is in.
-fn put_result(out: &mut Vec<u8>, field: u8, content: &[u8]) {
+/// Writes a `BatchAuthorizeResult`, as a field of the `BatchAuthorizeResponse` that it is in, up to
+/// the content of its one field, which has `length` bytes.
+fn put_result(out: &mut Vec<u8>, field: u8, length: usize) {
     const RESULTS: u8 = 1;
-    let length = content.len() as u64;
+    let of_field = encoded_len_varint(length as u64);
     out.put_u8(tag(RESULTS));
-    encode_varint(1 + encoded_len_varint(length) as u64 + length, out);
-    put(out, field, content);
+    encode_varint((1 + of_field + length) as u64, out);
+    put_head(out, field, length);
 }
 
-/// Writes a field that holds a message or a text.
-fn put(out: &mut Vec<u8>, field: u8, content: &[u8]) {
+/// Writes a field that holds a message or a text, up to its content, which has `length` bytes.
+fn put_head(out: &mut Vec<u8>, field: u8, length: usize) {
     out.put_u8(tag(field));
-    encode_varint(content.len() as u64, out);
-    out.put_slice(content);
+    encode_varint(length as u64, out);
 }
 
 /// The tag of a length-delimited field.
@@ -436,16 +462,26 @@ impl AnswerStream {
         let Some(message) = item else {
             return Ok(None);
         };
-        let (correlation_id, decided) = self.decide(&message)?;
+        let leave = tokio::select! {
+            biased;
+            leave = self.door.engine.leave() => leave,
+            () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
+        };
+        let (correlation_id, decided) = self.decide(&message, &leave)?;
         Ok(Some((stream_response(correlation_id, decided), self)))
     }
 
     /// Decides an item on the snapshot in force now.
-    fn decide(&self, message: &[u8]) -> Result<(u64, Result<EncodedAnswer, Rejection>), Status> {
+    fn decide(
+        &self,
+        message: &[u8],
+        leave: &Leave,
+    ) -> Result<(u64, Result<Decided, Rejection>), Status> {
+        let of = (&self.call, Method::StreamAuthorize);
         let snapshot = self.door.snapshot();
         if let Ok(snapshot) = &snapshot
             && let Some((correlation_id, request)) = scan::stream_item(message)
-            && let Some(decided) = self.door.decide_in_place(snapshot, request, &self.call)
+            && let Some(decided) = self.door.decide_in_place(snapshot, request, of, leave)
         {
             return Ok((correlation_id, decided));
         }
@@ -456,25 +492,26 @@ impl AnswerStream {
         let decided = snapshot.and_then(|snapshot| {
             // An item without a request lacks what every request needs.
             self.door
-                .decide(&snapshot, request.unwrap_or_default(), &self.call)
+                .decide(&snapshot, request.unwrap_or_default(), of, leave)
         });
         Ok((correlation_id, decided))
     }
 }
 
 /// A `StreamAuthorizeResponse`.
-fn stream_response(correlation_id: u64, decided: Result<EncodedAnswer, Rejection>) -> Bytes {
+fn stream_response(correlation_id: u64, decided: Result<Decided, Rejection>) -> Bytes {
     const RESPONSE: u8 = 2;
     let error = match decided {
         Err(rejection) => to_message(&rejection.into()),
-        Ok(answer) => {
+        Ok(decided) => {
             // Proto3 leaves out what is zero.
             let mut response = pb::StreamAuthorizeResponse {
                 correlation_id,
                 result: None,
             }
             .encode_to_vec();
-            put(&mut response, RESPONSE, answer.message());
+            put_head(&mut response, RESPONSE, decided.message_len());
+            decided.put_message(&mut response);
             return response.into();
         }
     };
@@ -504,9 +541,12 @@ mod tests {
             details: Vec::new(),
         };
         let mut written = Vec::new();
-        put_result(&mut written, RESPONSE, &response.encode_to_vec());
-        put_result(&mut written, ERROR, &error.encode_to_vec());
-        put(&mut written, 2, b"revision");
+        put_result(&mut written, RESPONSE, response.encoded_len());
+        written.extend(response.encode_to_vec());
+        put_result(&mut written, ERROR, error.encoded_len());
+        written.extend(error.encode_to_vec());
+        put_head(&mut written, 2, 8);
+        written.extend(b"revision");
         use pb::batch_authorize_result::Result::{Error, Response};
         let results = [Response(response), Error(error)].map(|result| pb::BatchAuthorizeResult {
             result: Some(result),

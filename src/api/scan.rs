@@ -10,7 +10,7 @@
 use std::str;
 
 use super::from_proto::RequestRules;
-use crate::engine::query_ref::{EntityRef, Fields, QueryRef, UidRef, ValueRef};
+use crate::engine::query_ref::{self, EntityRef, QueryRef, UidRef, ValueRef};
 
 /// The most values within one another; prost's own bound on nesting is far above.
 const MAX_DEPTH: usize = 8;
@@ -98,12 +98,26 @@ pub(super) fn stream_item(message: &[u8]) -> Option<(u64, &[u8])> {
     Some((correlation_id.unwrap_or(0), request?))
 }
 
+/// The fields of a message of the plain shape; of any other those before the first that is not.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u8, Content<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut rest = Bytes(self.0);
+        let field = rest.field().flatten();
+        self.0 = rest.0;
+        field
+    }
+}
+
 /// What is left of a message.
 struct Bytes<'a>(&'a [u8]);
 
 /// What stands in a field. The plain shape has fields of no other kind.
 #[derive(Clone, Copy)]
-enum Content<'a> {
+pub(super) enum Content<'a> {
     Varint(u64),
     Bytes(&'a [u8]),
 }
@@ -209,8 +223,8 @@ fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
 }
 
 /// The entries of a map by name; of two with one name prost keeps the later.
-fn sorted(mut fields: Fields<'_>) -> Option<Fields<'_>> {
-    let is_sorted = |fields: &Fields<'_>| {
+fn sorted(mut fields: query_ref::Fields<'_>) -> Option<query_ref::Fields<'_>> {
+    let is_sorted = |fields: &query_ref::Fields<'_>| {
         fields
             .iter()
             .zip(fields.iter().skip(1))
@@ -282,7 +296,7 @@ impl Values {
         Some(members)
     }
 
-    fn record<'a>(&mut self, message: &'a [u8], depth: usize) -> Option<Fields<'a>> {
+    fn record<'a>(&mut self, message: &'a [u8], depth: usize) -> Option<query_ref::Fields<'a>> {
         let mut fields = Vec::new();
         let mut rest = Bytes(message);
         while let Some(field) = rest.field()? {

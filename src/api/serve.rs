@@ -24,7 +24,7 @@ use tonic::{Code, Status};
 
 use super::Doors;
 use super::answer::AnswerBody;
-use super::call::Call;
+use super::call::{Call, TraceId};
 use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::figures::{CallFigures, Method, Transport};
@@ -323,6 +323,10 @@ async fn call(
     }
     let call = Call {
         deadline: Deadline::begin(request.headers()),
+        trace_id: match doors.engine.is_logged() {
+            true => TraceId::of(request.headers()),
+            false => None,
+        },
     };
     match call.deadline.at() {
         None => doors.call(method, request, &call).await,

@@ -40,6 +40,22 @@ pub(super) enum Rejection {
     ShuttingDown,
 }
 
+impl Rejection {
+    /// What the decision log calls it.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_REQUEST",
+            Self::TooCostly(NoAnswer::TooManyPolicies { .. }) => "TOO_MANY_POLICIES",
+            Self::TooCostly(_) => "TOO_MANY_ENTITIES",
+            Self::TooMany { .. } => "TOO_MANY_ITEMS",
+            Self::TokensNotConfigured => "TOKENS_NOT_CONFIGURED",
+            Self::NothingLoaded => "NOTHING_LOADED",
+            Self::DeadlinePassed => "DEADLINE_PASSED",
+            Self::ShuttingDown => "SHUTTING_DOWN",
+        }
+    }
+}
+
 /// The longest text of an error, and the longest field path, in bytes.
 ///
 /// A status travels in HTTP headers, of which many callers take 8 KiB in all, and errors quote what

@@ -43,7 +43,7 @@ pub(super) fn answer(answer: &Answer) -> pb::AuthorizeResponse {
             .collect(),
         revision: revision.to_string(),
         explanation: explanation.as_deref().map(self::explanation),
-        // Decisions have ids once they are logged.
+        // Each decision has its own, and this is what is remembered: it is put in on the way out.
         decision_id: String::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! What each key may hold.
 
+use super::decision_log::Destination;
 use super::*;
 
 fn raw(toml: &str) -> RawConfig {
@@ -57,6 +58,13 @@ handshake_timeout = "9s"
 keepalive_interval = "10s"
 keepalive_timeout = "11s"
 drain_timeout = "12s"
+decision_log = "file:/var/log/decisions.jsonl"
+decision_log_allow_sample = "25%"
+decision_log_attributes = ["context.amount", "User.*"]
+decision_log_when_full = "block"
+decision_log_queue_bytes = 1048577
+decision_log_max_file_bytes = 15
+decision_log_max_files = 16
 log = "cedar_pdp=debug"
 log_format = "json"
 "#)
@@ -108,6 +116,17 @@ log_format = "json"
             keepalive_timeout: Duration::from_secs(11),
         },
         drain_timeout: Duration::from_secs(12),
+        decision_log: DecisionLogConfig {
+            destination: Destination::File("/var/log/decisions.jsonl".into()),
+            allow_sample: "0.25".parse().unwrap(),
+            when_full: WhenFull::Block,
+            queue_bytes: 1_048_577,
+            max_file_bytes: 15,
+            max_files: 16,
+            attributes: ["context.amount", "User.*"]
+                .map(|path| path.parse().unwrap())
+                .into(),
+        },
         log: LogConfig {
             filter: "cedar_pdp=debug".to_owned(),
             format: LogFormat::Json,
@@ -143,6 +162,26 @@ fn half_of_tls_is_refused() {
     ));
     let tls = tls.check().unwrap().tls.unwrap();
     assert!(!tls.is_client_optional && tls.client_authorities.is_some());
+}
+
+#[test]
+fn what_the_decision_log_cannot_be_is_refused_with_what_it_can() {
+    refused(
+        r#"decision_log = "syslog""#,
+        "`decision_log` is `syslog`; allowed: off, stdout, file:PATH",
+    );
+    refused(
+        r#"decision_log_allow_sample = "10""#,
+        "`decision_log_allow_sample` is `10`, which is no share from 0 to 1 such as `0.1` or `10%`",
+    );
+    refused(
+        r#"decision_log_attributes = ["context.x", "amount"]"#,
+        "`decision_log_attributes` names `amount`, which is no attribute such as `context.amount`, `Shop::Order.owner`, `User.*` or `errors.message`",
+    );
+    refused(
+        "decision_log_queue_bytes = 1000",
+        "`decision_log_queue_bytes` is 1000; allowed: 1048576 to 68719476736",
+    );
 }
 
 #[test]

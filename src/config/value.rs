@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::decision_log::{AttributePath, Destination, Share};
 use super::listen::{InvalidAddress, Listen};
 use crate::pdp::is_type_name;
 use crate::pdp::query::{InvalidUid, Uid};
@@ -72,6 +73,26 @@ pub enum Problem {
     /// Not the name of an entity type.
     #[error("names `{text}`, which is no entity type such as `Shop::Order`")]
     EntityType {
+        /// What was written.
+        text: String,
+    },
+    /// Not a place for decisions.
+    #[error("is `{text}`; allowed: off, stdout, file:PATH")]
+    Destination {
+        /// What was written.
+        text: String,
+    },
+    /// Not a share.
+    #[error("is `{text}`, which is no share from 0 to 1 such as `0.1` or `10%`")]
+    Share {
+        /// What was written.
+        text: String,
+    },
+    /// Not the path of an attribute.
+    #[error(
+        "names `{text}`, which is no attribute such as `context.amount`, `Shop::Order.owner`, `User.*` or `errors.message`"
+    )]
+    AttributePath {
         /// What was written.
         text: String,
     },
@@ -185,6 +206,21 @@ pub(super) fn duration(text: String, range: RangeInclusive<Duration>) -> Result<
     let shown = humantime::format_duration;
     let range = shown(*range.start())..=shown(*range.end());
     Err(Problem::out_of_range(shown(duration), &range))
+}
+
+pub(super) fn destination(text: String) -> Result<Destination, Problem> {
+    text.parse().map_err(|_| Problem::Destination { text })
+}
+
+pub(super) fn share(text: String) -> Result<Share, Problem> {
+    text.parse().map_err(|_| Problem::Share { text })
+}
+
+pub(super) fn attribute_paths(paths: Vec<String>) -> Result<Vec<AttributePath>, Problem> {
+    // An empty variable is a list of one empty text, and means what an empty list means.
+    let paths = paths.into_iter().filter(|text| !text.is_empty());
+    let path = |text: String| text.parse().map_err(|_| Problem::AttributePath { text });
+    paths.map(path).collect()
 }
 
 pub(crate) fn log_filter(text: String) -> Result<String, Problem> {

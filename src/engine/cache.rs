@@ -24,7 +24,7 @@ use super::query_ref::QueryRef;
 use super::{Answered, Rendered};
 use crate::pdp::NoAnswer;
 use crate::pdp::Snapshot;
-use crate::pdp::answer::{Answer, Decision, PolicyError};
+use crate::pdp::answer::{Answer, PolicyError};
 use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
 use front::Front;
 
@@ -183,10 +183,6 @@ const MOKA_ENTRY_BYTES: usize = 256;
 impl Rendered for Arc<Answer> {
     fn render(answer: Answer) -> Self {
         Self::new(answer)
-    }
-
-    fn decision(&self) -> Decision {
-        self.decision
     }
 
     fn weight(&self) -> usize {

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 
+use cedar_pdp::decision_log::Origin;
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::engine::query_ref::QueryRef;
@@ -107,12 +108,19 @@ impl House {
                 ("the cache warm", &self.cached),
                 ("no cache", &self.uncached),
             ] {
-                let got = engine.authorize(snapshot, &query).map(|it| it.answer);
+                let leave = engine.leave_now().unwrap();
+                let got = engine.authorize(snapshot, &query, &Origin::default(), &leave);
+                let got = got.map(|it| it.answer);
                 compare(snapshot, &query, got.as_deref(), expected)
                     .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
                 // As a request that is read in place asks it.
                 let borrowed = engine
-                    .authorize_ref(snapshot, &QueryRef::from(&query))
+                    .authorize_ref(
+                        snapshot,
+                        &QueryRef::from(&query),
+                        &Origin::default(),
+                        &leave,
+                    )
                     .map(|it| it.answer);
                 if borrowed != got {
                     return Err(format!("with {way}, borrowed: {borrowed:#?}\ngot {got:#?}"));
@@ -130,7 +138,9 @@ impl House {
             ..query.clone()
         };
         for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-            let got = engine.authorize(snapshot, &query).map(|it| it.answer);
+            let leave = engine.leave_now().unwrap();
+            let got = engine.authorize(snapshot, &query, &Origin::default(), &leave);
+            let got = got.map(|it| it.answer);
             compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
                 let context = &query.context;
                 format!("with {way}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")

@@ -299,6 +299,7 @@ fn every_option_says_what_it_means_and_its_default_when_it_has_one() {
             "tls_client_ca",
             "request_entity_types",
             "anonymous_principal",
+            "decision_log_attributes",
         ],
     );
 }

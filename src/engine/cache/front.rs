@@ -243,13 +243,23 @@ mod tests {
     #[derive(Clone, Debug, PartialEq, Eq)]
     struct Number(usize);
 
+    impl crate::decision_log::Answers for Number {
+        fn decision(&self) -> Decision {
+            Decision::Deny
+        }
+
+        fn determining(&self) -> impl Iterator<Item = &str> {
+            std::iter::empty()
+        }
+
+        fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
+            std::iter::empty()
+        }
+    }
+
     impl Rendered for Number {
         fn render(_: crate::pdp::answer::Answer) -> Self {
             Self(0)
-        }
-
-        fn decision(&self) -> Decision {
-            Decision::Deny
         }
 
         fn weight(&self) -> usize {

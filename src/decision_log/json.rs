@@ -1,0 +1,151 @@
+//! Writes JSON text quickly, in lines that are safe to read on a terminal.
+//!
+//! Not serde: a record is written for each decision, from texts that lie in the caller's bytes.
+
+/// Writes `text` as a JSON string.
+///
+/// Escaped is what JSON asks for, and whatever could make a reader see something else than what
+/// stands there: control characters, line separators, and marks that turn the direction of text.
+pub(super) fn string(line: &mut Vec<u8>, text: &str) {
+    line.push(b'"');
+    let bytes = text.as_bytes();
+    let mut begin = 0;
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let (length, escaped) = match byte {
+            b' ' | b'!' | b'#'..=b'[' | b']'..=b'~' => (1, false),
+            0..=0x7f => (1, true),
+            // The first bytes of what may have to be escaped.
+            0xc2 | 0xd8 | 0xe2 | 0xef => {
+                let character = text.get(at..).and_then(|rest| rest.chars().next());
+                let character = character.unwrap_or_default();
+                (character.len_utf8(), misleads(character))
+            }
+            _ => (1, false),
+        };
+        if escaped {
+            plain(line, text, begin, at);
+            let character = text.get(at..).and_then(|rest| rest.chars().next());
+            escape(line, character.unwrap_or_default());
+            begin = at + length;
+        }
+        at += length;
+    }
+    plain(line, text, begin, bytes.len());
+    line.push(b'"');
+}
+
+fn plain(line: &mut Vec<u8>, text: &str, begin: usize, end: usize) {
+    line.extend_from_slice(text.as_bytes().get(begin..end).unwrap_or_default());
+}
+
+/// Whether a character that is not ASCII is shown as something else than itself.
+fn misleads(character: char) -> bool {
+    matches!(
+        character,
+        '\u{80}'..='\u{9f}'
+            | '\u{61c}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}'
+            | '\u{feff}'
+    )
+}
+
+fn escape(line: &mut Vec<u8>, character: char) {
+    match character {
+        '"' => line.extend_from_slice(br#"\""#),
+        '\\' => line.extend_from_slice(br"\\"),
+        '\n' => line.extend_from_slice(br"\n"),
+        '\r' => line.extend_from_slice(br"\r"),
+        '\t' => line.extend_from_slice(br"\t"),
+        // Nothing that is escaped lies beyond sixteen bits.
+        other => {
+            line.extend_from_slice(br"\u");
+            let code = u32::from(other);
+            for shift in [12, 8, 4, 0] {
+                line.push(hex_digit(code >> shift));
+            }
+        }
+    }
+}
+
+/// The lowest four bits as a digit.
+pub(super) fn hex_digit(bits: u32) -> u8 {
+    let bits = (bits & 0xf) as u8;
+    match bits {
+        0..=9 => b'0' + bits,
+        _ => b'a' + bits - 10,
+    }
+}
+
+/// Writes `number`.
+pub(super) fn number(line: &mut Vec<u8>, number: i64) {
+    if number < 0 {
+        line.push(b'-');
+    }
+    digits(line, number.unsigned_abs(), 1);
+}
+
+/// Writes `number` with at least `least` digits.
+pub(super) fn digits(line: &mut Vec<u8>, mut number: u64, least: usize) {
+    // As many as a `u64` has.
+    let mut digits = [b'0'; 20];
+    let mut length = 0;
+    for digit in digits.iter_mut().rev() {
+        if number == 0 && length >= least {
+            break;
+        }
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+        length += 1;
+    }
+    line.extend_from_slice(digits.get(digits.len() - length..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> String {
+        let mut line = Vec::new();
+        string(&mut line, text);
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn a_string_is_read_back_as_it_was() {
+        let every: String = (0..=0x1_1000).filter_map(char::from_u32).collect();
+        for text in ["", "plain", "\"\\\n\r\t\u{0}", "ä😀\u{2028}x", &every] {
+            let json = written(text);
+            assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_could_mislead_a_reader_is_escaped() {
+        let every: String = (0..=0xffff).filter_map(char::from_u32).collect();
+        let json = written(&every);
+        let left: Vec<char> = json
+            .chars()
+            .filter(|c| c.is_control() || misleads(*c))
+            .collect();
+        assert_eq!(left, []);
+        assert_eq!(written("a\u{7f}\u{1b}[31m"), r#""a\u007f\u001b[31m""#);
+        assert_eq!(written("\u{202e}evil\u{85}"), r#""\u202eevil\u0085""#);
+        assert_eq!(written("grün € 😀"), "\"grün € 😀\"");
+    }
+
+    #[test]
+    fn numbers_are_written_whole() {
+        for n in [0, 7, -1, 42, i64::MAX, i64::MIN] {
+            let mut line = Vec::new();
+            number(&mut line, n);
+            assert_eq!(String::from_utf8(line).unwrap(), n.to_string());
+        }
+        let mut line = Vec::new();
+        digits(&mut line, 42, 6);
+        digits(&mut line, u64::MAX, 1);
+        assert_eq!(line, b"00004218446744073709551615");
+    }
+}

@@ -1,0 +1,237 @@
+//! Puts lines somewhere, whole: what was written of a line before a failure is not written twice.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Where lines can go that are bytes.
+#[derive(Debug)]
+pub(super) enum Lines {
+    Stdout(Open),
+    File(LogFile),
+}
+
+impl Lines {
+    pub(super) fn stdout() -> io::Result<Self> {
+        // Not `Stdout`, which looks for line ends in what is whole lines already.
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(Self::Stdout(Open::new(file, true)))
+    }
+
+    /// Writes some of `lines`; how many bytes of it, whole lines, need not be written again.
+    pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(open) => open.write(lines, lines.len()),
+            Self::File(file) => file.write(lines),
+        }
+    }
+
+    /// Has the disk keep what was written.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(_) => Ok(()),
+            Self::File(file) => file.sync(),
+        }
+    }
+}
+
+/// A file that is written to.
+#[derive(Debug)]
+pub(super) struct Open {
+    file: File,
+    /// So many bytes of the next line are there already.
+    begun: usize,
+    /// Whether what is there ends with a line.
+    ends_line: bool,
+}
+
+impl Open {
+    fn new(file: File, ends_line: bool) -> Self {
+        Self {
+            file,
+            begun: 0,
+            ends_line,
+        }
+    }
+
+    /// Writes from the first `most` bytes of `lines`, of which some may have been written before.
+    fn write(&mut self, lines: &[u8], most: usize) -> io::Result<usize> {
+        if !self.ends_line {
+            // Whoever wrote the last line did not come to its end.
+            write_some(&mut self.file, b"\n")?;
+            self.ends_line = true;
+        }
+        let rest = lines.get(self.begun..most).unwrap_or_default();
+        let there = self.begun + write_some(&mut self.file, rest)?;
+        let whole = whole_lines(lines, there);
+        self.begun = there - whole;
+        Ok(whole)
+    }
+}
+
+/// How many bytes were written, which is at least one.
+fn write_some(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            written => return written,
+        }
+    }
+}
+
+/// How many of the first `most` bytes of `lines` are whole lines.
+fn whole_lines(lines: &[u8], most: usize) -> usize {
+    let first = lines.get(..most).unwrap_or(lines);
+    first
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1)
+}
+
+/// A file of lines at a path, which makes room for the next when it is large enough.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    path: PathBuf,
+    /// 0 is without bound.
+    max_bytes: u64,
+    max_files: u32,
+    open: Option<Open>,
+    /// Whether it has been said that there is no making room.
+    told: bool,
+}
+
+impl LogFile {
+    /// Opens the file at `path`, which may hold lines.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when it cannot be written to.
+    pub(super) fn open(path: &Path, max_bytes: u64, max_files: u32) -> io::Result<Self> {
+        let mut file = Self {
+            path: path.to_owned(),
+            max_bytes,
+            max_files,
+            open: None,
+            told: false,
+        };
+        file.opened()?;
+        Ok(file)
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let (begun, size) = self.opened()?;
+        let room = match self.max_bytes {
+            0 => u64::MAX,
+            max => max.saturating_sub(size),
+        };
+        let room = begun + usize::try_from(room).unwrap_or(usize::MAX);
+        // A line that was begun here ends here.
+        let mut most = whole_lines(lines, room);
+        if most == 0 && begun == 0 && size > 0 {
+            match self.rotate() {
+                // The new file has room for a line of any length.
+                Ok(()) => return self.write(lines),
+                Err(error) => {
+                    if !self.told {
+                        let file = self.path.display();
+                        tracing::warn!(%file, %error, "cannot rotate the decision log, it grows");
+                    }
+                    self.told = true;
+                    most = lines.len();
+                }
+            }
+        }
+        if most == 0 {
+            most = first_line(lines);
+        }
+        match &mut self.open {
+            Some(open) => open.write(lines, most),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Sees to it that what is open is what the path names now, for a file may be renamed or
+    /// removed by others. How much of the next line is in it, and how large it is.
+    fn opened(&mut self) -> io::Result<(usize, u64)> {
+        let named = match std::fs::metadata(&self.path) {
+            Ok(named) => Some(named),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let is_same = |of: &Metadata| {
+            named
+                .as_ref()
+                .is_some_and(|named| (named.dev(), named.ino()) == (of.dev(), of.ino()))
+        };
+        if let Some(open) = &self.open {
+            let of = open.file.metadata()?;
+            if is_same(&of) {
+                return Ok((open.begun, size(&of)));
+            }
+        }
+        // A line that was begun in another file begins anew in this one.
+        self.open = None;
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o640)
+            .open(&self.path)?;
+        let size = size(&file.metadata()?);
+        let mut last = *b"\n";
+        if let Some(at) = size.checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        self.open = Some(Open::new(file, last == *b"\n"));
+        Ok((0, size))
+    }
+
+    /// Renames each file to the next older name, the oldest of those that are kept giving way.
+    fn rotate(&mut self) -> io::Result<()> {
+        for n in (1..self.max_files).rev() {
+            let from = match n {
+                1 => self.path.clone(),
+                n => self.older(n - 1),
+            };
+            match std::fs::rename(from, self.older(n)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        if self.max_files == 1 {
+            std::fs::remove_file(&self.path)?;
+        }
+        self.told = false;
+        self.open = None;
+        Ok(())
+    }
+
+    fn older(&self, n: u32) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{n}"));
+        name.into()
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        match &self.open {
+            Some(open) => open.file.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Only of a regular file does the size say what is in it.
+fn size(of: &Metadata) -> u64 {
+    if of.is_file() { of.len() } else { 0 }
+}
+
+fn first_line(lines: &[u8]) -> usize {
+    let end = lines.iter().position(|byte| *byte == b'\n');
+    end.map_or(lines.len(), |at| at + 1)
+}
+
+#[cfg(test)]
+mod tests;

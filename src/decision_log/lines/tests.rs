@@ -1,0 +1,135 @@
+//! Files of lines: failures in the middle, files that others move, and making room.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+fn write_all(file: &mut LogFile, lines: &str) {
+    let mut rest = lines.as_bytes();
+    while !rest.is_empty() {
+        let written = file.write(rest).unwrap();
+        rest = &rest[written..];
+    }
+}
+
+fn files(directory: &Path) -> Vec<(String, String)> {
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            (name, fs::read_to_string(entry.path()).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_file_that_is_large_enough_makes_room_and_the_oldest_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = LogFile::open(&directory.path().join("log"), 8, 3).unwrap();
+    write_all(&mut file, "1aa\n2bb\n3cc\n4dd\n5ee\n6ff\n7gg\n");
+    // A line that is larger than a file may be has one of its own.
+    write_all(&mut file, "8 is a long line\n9\n");
+    assert_eq!(
+        files(directory.path()),
+        [
+            ("log", "9\n"),
+            ("log.1", "8 is a long line\n"),
+            ("log.2", "7gg\n")
+        ]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+    );
+}
+
+#[test]
+fn with_one_file_the_old_lines_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = LogFile::open(&directory.path().join("log"), 8, 1).unwrap();
+    write_all(&mut file, "1aa\n2bb\n3cc\n");
+    assert_eq!(
+        files(directory.path()),
+        [("log".to_owned(), "3cc\n".to_owned())]
+    );
+}
+
+#[test]
+fn without_a_bound_a_file_grows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = LogFile::open(&directory.path().join("log"), 0, 3).unwrap();
+    write_all(&mut file, &"line\n".repeat(1_000));
+    assert_eq!(files(directory.path()).len(), 1);
+}
+
+#[test]
+fn a_file_that_is_renamed_or_removed_is_opened_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut file = LogFile::open(&path, 0, 3).unwrap();
+    write_all(&mut file, "one\n");
+    fs::rename(&path, directory.path().join("log.old")).unwrap();
+    write_all(&mut file, "two\n");
+    fs::remove_file(&path).unwrap();
+    write_all(&mut file, "three\n");
+    let named = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    assert_eq!(named("log.old"), "one\n");
+    assert_eq!(named("log"), "three\n");
+}
+
+#[test]
+fn a_directory_that_is_gone_fails_until_it_is_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let logs = directory.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let mut file = LogFile::open(&logs.join("log"), 0, 3).unwrap();
+    write_all(&mut file, "one\n");
+    fs::remove_dir_all(&logs).unwrap();
+    file.write(b"two\n").unwrap_err();
+    file.write(b"two\n").unwrap_err();
+    fs::create_dir(&logs).unwrap();
+    write_all(&mut file, "two\n");
+    assert_eq!(fs::read_to_string(logs.join("log")).unwrap(), "two\n");
+}
+
+#[test]
+fn a_line_that_was_begun_is_ended_in_its_file_and_begins_anew_in_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let mut file = LogFile::open(&path, 6, 3).unwrap();
+    file.open.as_mut().unwrap().file.write_all(b"on").unwrap();
+    file.open.as_mut().unwrap().begun = 2;
+    // The end of a line goes where its beginning is, whatever the bound.
+    assert_eq!(file.write(b"one and more\ntwo\n").unwrap(), 13);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "one and more\n");
+
+    file.open.as_mut().unwrap().file.write_all(b"tw").unwrap();
+    file.open.as_mut().unwrap().begun = 2;
+    fs::rename(&path, directory.path().join("moved")).unwrap();
+    write_all(&mut file, "two\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+}
+
+#[test]
+fn a_file_whose_last_line_has_no_end_goes_on_with_a_fresh_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    fs::write(&path, "one\ntw").unwrap();
+    let mut file = LogFile::open(&path, 0, 3).unwrap();
+    write_all(&mut file, "three\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntw\nthree\n");
+}
+
+#[test]
+fn a_full_disk_fails_and_what_follows_is_written_once_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    symlink("/dev/full", &path).unwrap();
+    let mut file = LogFile::open(&path, 100, 3).unwrap();
+    let error = file.write(b"one\n").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    fs::remove_file(&path).unwrap();
+    write_all(&mut file, "one\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "one\n");
+}

@@ -1,0 +1,100 @@
+//! The thread that writes: takes what has come, puts it where it belongs, and does not give up.
+//!
+//! What cannot be written is tried again until it can, or until the process must end. Meanwhile the
+//! queue fills, and what becomes of further decisions is its affair.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::lines::Lines;
+use super::queue::Queue;
+
+/// Between two attempts at writing.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The writing end of the log. Dropped without [`finish`](Self::finish), it loses what waits.
+#[must_use]
+#[derive(Debug)]
+pub struct Writer {
+    queue: Arc<Queue>,
+    /// Says that the thread has come to its end.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Writer {
+    pub(super) fn start(queue: &Arc<Queue>, lines: Lines) -> io::Result<Self> {
+        let (end, ended) = oneshot::channel();
+        let of_thread = Arc::clone(queue);
+        thread::Builder::new()
+            .name("decision-log".to_owned())
+            .spawn(move || {
+                write_all(&of_thread, lines);
+                // Nobody may be waiting for it.
+                let _ = end.send(());
+            })?;
+        Ok(Self {
+            queue: Arc::clone(queue),
+            ended,
+        })
+    }
+
+    /// Writes what waits and ends, at the latest after `within`. What is not written then is
+    /// counted as dropped, and told.
+    pub async fn finish(self, within: Duration) {
+        let Self { queue, ended } = self;
+        queue.close(Instant::now() + within);
+        // The thread gives up by itself, unless it hangs in a write.
+        let patience = within + PAUSE;
+        if tokio::time::timeout(patience, ended).await.is_err() {
+            lost(queue.abandon(&[]));
+        }
+    }
+}
+
+fn lost(decisions: u64) {
+    if decisions > 0 {
+        tracing::warn!(decisions, "the decision log ends without these");
+    }
+}
+
+/// Writes until nothing more comes.
+fn write_all(queue: &Queue, mut lines: Lines) {
+    let mut batch = Vec::new();
+    let mut is_failing = false;
+    while queue.take(&mut batch) {
+        let mut rest = batch.as_slice();
+        while !rest.is_empty() {
+            match lines.write(rest) {
+                Ok(written) => {
+                    let (there, left) = rest.split_at_checked(written).unwrap_or((rest, &[]));
+                    queue.wrote(there);
+                    rest = left;
+                    // A part of a line says nothing yet.
+                    if is_failing && written > 0 {
+                        tracing::info!("the decision log is written again");
+                        is_failing = false;
+                    }
+                }
+                Err(error) => {
+                    queue.write_failed();
+                    // Once for each time of trouble: it is met anew at every attempt.
+                    if !is_failing {
+                        tracing::warn!(%error, "cannot write the decision log");
+                    }
+                    is_failing = true;
+                    if !queue.rest(PAUSE) {
+                        return lost(queue.abandon(rest));
+                    }
+                }
+            }
+        }
+        batch.clear();
+    }
+    if let Err(error) = lines.sync() {
+        tracing::warn!(%error, "cannot tell whether the disk holds all of the decision log");
+    }
+}

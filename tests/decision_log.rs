@@ -1,0 +1,18 @@
+//! The decision log of the running service, read as an operator reads it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what must hold in the shortest way"
+)]
+
+mod support;
+
+#[path = "decision_log/faults.rs"]
+mod faults;
+#[path = "decision_log/house.rs"]
+mod house;
+#[path = "decision_log/records.rs"]
+mod records;

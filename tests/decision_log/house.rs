@@ -1,0 +1,115 @@
+//! A service that logs its decisions to a file, and the lines of that file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cedar_pdp::api::pb;
+use serde_json::Value as Json;
+use tempfile::TempDir;
+
+use crate::support::{PATIENCE, Server, command, policy_directory, request, value};
+
+pub(crate) const POLICIES: &str = r#"
+@id("everyone-reads")
+permit (principal, action == Action::"read", resource);
+@id("small-sums")
+permit (principal, action == Action::"pay", resource) when { context.sum < 100 };
+@id("not-mallory")
+forbid (principal == User::"mallory", action, resource);
+"#;
+
+pub(crate) struct House {
+    pub(crate) server: Server,
+    pub(crate) logs: TempDir,
+    _policies: TempDir,
+}
+
+impl House {
+    /// Starts the service, logging every decision to a file, with these further arguments.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_with(tempfile::tempdir().unwrap(), arguments)
+    }
+
+    /// The same, in a directory that is there.
+    pub(crate) fn start_with(logs: TempDir, arguments: &[&str]) -> Self {
+        let policies = policy_directory(&[("policies.cedar", POLICIES)]);
+        let mut command = command();
+        let file = logs.path().join("decisions");
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
+            .arg(policies.path())
+            .args(arguments)
+            // What the arguments say comes first.
+            .env("CEDAR_PDP_DECISION_LOG", format!("file:{}", file.display()))
+            .env("CEDAR_PDP_DECISION_LOG_ALLOW_SAMPLE", "1");
+        Self {
+            server: Server::spawn(command, 1),
+            logs,
+            _policies: policies,
+        }
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.logs.path().join("decisions")
+    }
+
+    /// The lines of the file that is written, once there are so many.
+    pub(crate) fn lines(&self, count: usize) -> Vec<Json> {
+        let begun = Instant::now();
+        loop {
+            let lines = lines(&self.file());
+            if lines.len() >= count {
+                assert_eq!(lines.len(), count, "{lines:#?}");
+                return lines;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{} of {count} lines:\n{}",
+                lines.len(),
+                self.server.log()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The lines of all files, by the ids of their decisions.
+    pub(crate) fn all_lines(&self) -> BTreeMap<String, Json> {
+        let mut all = BTreeMap::new();
+        for entry in std::fs::read_dir(self.logs.path()).unwrap() {
+            for line in lines(&entry.unwrap().path()) {
+                let id = line["id"].as_str().unwrap().to_owned();
+                assert_eq!(all.insert(id, line), None, "an id is there twice");
+            }
+        }
+        all
+    }
+}
+
+/// The whole lines of a file, each of which must be JSON; none when there is no file.
+pub(crate) fn lines(file: &Path) -> Vec<Json> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}")))
+        .collect()
+}
+
+/// A request that is allowed.
+pub(crate) fn allowed() -> pb::AuthorizeRequest {
+    request(r#"User::"alice""#, r#"Action::"read""#, r#"Doc::"1""#)
+}
+
+/// A request that is denied.
+pub(crate) fn denied() -> pb::AuthorizeRequest {
+    request(r#"User::"mallory""#, r#"Action::"read""#, r#"Doc::"1""#)
+}
+
+/// A request with something in its context.
+pub(crate) fn paying(sum: i64) -> pb::AuthorizeRequest {
+    let sum = value(pb::value::Kind::Long(sum));
+    pb::AuthorizeRequest {
+        context: [("sum".to_owned(), sum)].into(),
+        ..request(r#"User::"alice""#, r#"Action::"pay""#, r#"Bill::"1""#)
+    }
+}
