@@ -11,6 +11,7 @@ pub struct Target {
 }
 
 const CALLS: &str = "cargo bench --bench calls";
+const OBSERVED: &str = "cargo bench --bench observed";
 const DECIDE: &str = "cargo bench --bench scale -- decide";
 const START: &str = "cargo bench --bench scale -- start";
 const RELOAD: &str = "cargo bench --bench reload";
@@ -39,6 +40,21 @@ pub const UNCACHED: Target = Target {
     figure: "uncached unary call (distinct requests, 12 policies, 1,000 entities, 3 plain context attributes) against echo",
     must: "<= 2.2 x",
     command: CALLS,
+};
+pub const METRICS: Target = Target {
+    figure: "cached unary call with metrics, 1,000 hot requests: server CPU against without",
+    must: "<= 1.05 x",
+    command: OBSERVED,
+};
+pub const DECISION_LOG_SAMPLED: Target = Target {
+    figure: "the same with the decision log to a file, the default sample",
+    must: "<= 1.10 x",
+    command: OBSERVED,
+};
+pub const DECISION_LOG: Target = Target {
+    figure: "the same with the decision log to a file, every decision",
+    must: "<= 1.25 x",
+    command: OBSERVED,
 };
 pub const DECIDE_AT_SCALE: Target = Target {
     figure: "in-process uncached decision, 100,000 policies and 1,000,000 entities, against 12 policies and 1,000 entities",

@@ -73,6 +73,11 @@ impl House {
         }
     }
 
+    /// The lines of the file that is written now.
+    pub(crate) fn lines_now(&self) -> Vec<Json> {
+        lines(&self.file())
+    }
+
     /// The lines of all files, by the ids of their decisions.
     pub(crate) fn all_lines(&self) -> BTreeMap<String, Json> {
         let mut all = BTreeMap::new();
@@ -111,5 +116,14 @@ pub(crate) fn paying(sum: i64) -> pb::AuthorizeRequest {
     pb::AuthorizeRequest {
         context: [("sum".to_owned(), sum)].into(),
         ..request(r#"User::"alice""#, r#"Action::"pay""#, r#"Bill::"1""#)
+    }
+}
+
+/// A request with so many bytes in its context.
+pub(crate) fn padded(bytes: usize) -> pb::AuthorizeRequest {
+    let padding = value(pb::value::Kind::String("x".repeat(bytes)));
+    pb::AuthorizeRequest {
+        context: [("padding".to_owned(), padding)].into(),
+        ..allowed()
     }
 }

@@ -66,20 +66,25 @@ async fn a_decision_is_a_line_under_the_id_that_its_caller_is_told() {
 async fn a_remembered_answer_has_an_id_of_its_own_each_time() {
     let house = House::start(&[]);
     let mut ids = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..20 {
         ids.push(ask(&house, allowed()).await);
     }
-    let lines = house.lines(3);
+    let lines = house.lines(20);
     for (line, id) in lines.iter().zip(&ids) {
         assert_eq!(line["id"], id.as_str());
         assert_eq!(line["decision"], "ALLOW");
         assert_eq!(line["determining_policies"], json!(["everyone-reads"]));
     }
     ids.dedup();
-    assert_eq!(ids.len(), 3);
+    assert_eq!(ids.len(), 20);
     assert!(ids.is_sorted(), "{ids:?}");
     let cache: Vec<_> = lines.iter().map(|line| &line["cache"]).collect();
-    assert_eq!(cache, ["miss", "hit", "hit"]);
+    // A look at the directory may come in between, after which answers are not remembered.
+    assert_eq!(cache[0], "miss");
+    assert!(
+        cache.iter().filter(|it| **it == "hit").count() > 10,
+        "{cache:?}"
+    );
 }
 
 #[tokio::test]

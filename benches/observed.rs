@@ -1,0 +1,212 @@
+//! What it costs a cached unary call to be observed: server CPU with something on against everything off.
+//!
+//! Each figure is a ratio to the same service with its defaults, under the same load and in the same
+//! round. Rounds take the servers in turn, as in `calls`.
+//!
+//! `cargo bench --bench observed [-- --quick]`
+
+mod support;
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use prost::Message as _;
+use tempfile::TempDir;
+
+use support::figures::{Spread, print_table};
+use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
+use support::processes::{Caller, CpuMeter};
+use support::running::Server;
+use support::targets::{self, Target, thousands};
+use support::{Sizes, world};
+
+const ROUNDS: usize = 31;
+const CALLS_PER_RUN: usize = 10_000;
+const HOT_REQUESTS: usize = 1_000;
+
+fn main() -> anyhow::Result<()> {
+    let (sizes, arguments) = support::arguments();
+    match arguments.first().map(String::as_str) {
+        Some(load::GENERATOR) => load::generate(arguments.get(1..).unwrap_or_default()),
+        _ => measure(sizes),
+    }
+}
+
+/// A way to run the service, and what its row is called.
+struct Way {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// Whether decisions go to a file.
+    logs: bool,
+    target: Option<Target>,
+}
+
+const WAYS: &[Way] = &[
+    Way {
+        name: "nothing",
+        arguments: &[],
+        logs: false,
+        target: None,
+    },
+    Way {
+        name: "metrics",
+        arguments: &["--admin-listen", "127.0.0.1:0"],
+        logs: false,
+        target: Some(targets::METRICS),
+    },
+    Way {
+        name: "decision log, the default sample",
+        arguments: &[],
+        logs: true,
+        target: Some(targets::DECISION_LOG_SAMPLED),
+    },
+    Way {
+        name: "decision log, every decision",
+        arguments: &["--decision-log-allow-sample", "1"],
+        logs: true,
+        target: Some(targets::DECISION_LOG),
+    },
+    Way {
+        name: "the same, nothing masked",
+        arguments: &[
+            "--decision-log-allow-sample",
+            "1",
+            "--decision-log-attributes",
+            "*",
+        ],
+        logs: true,
+        target: None,
+    },
+];
+
+/// The row that the others are held against.
+const NOTHING: usize = 0;
+
+struct Subject {
+    way: &'static Way,
+    server: Server,
+    _logs: TempDir,
+}
+
+impl Subject {
+    fn start(way: &'static Way, policies: &TempDir) -> anyhow::Result<Self> {
+        let logs = tempfile::tempdir()?;
+        let destination = format!("file:{}", logs.path().join("decisions").display());
+        let mut arguments = way.arguments.to_vec();
+        if way.logs {
+            arguments.extend(["--decision-log", &destination]);
+        }
+        Ok(Self {
+            way,
+            server: Server::start(policies.path(), &arguments),
+            _logs: logs,
+        })
+    }
+
+    fn microseconds_per_call(&self, load: &Load) -> anyhow::Result<f64> {
+        let meter = CpuMeter::start(self.server.pid())?;
+        load.run(self.server.address(), CALLS_PER_RUN)?;
+        // What waits to be written is part of what the calls cost.
+        sleep(Duration::from_millis(100));
+        let used = meter.used()?.as_secs_f64() * 1e6 / CALLS_PER_RUN as f64;
+        // What is not logged would cost nothing.
+        ensure!(
+            !self.server.log().contains("decision log"),
+            "the decision log did not keep up:\n{}",
+            self.server.log()
+        );
+        Ok(used)
+    }
+}
+
+fn measure(sizes: Sizes) -> anyhow::Result<()> {
+    load::find_h2load()?;
+    let policies = world::policy_directory()?;
+    let requests: Vec<_> = (0..HOT_REQUESTS).map(world::request).collect();
+    let bodies = tempfile::tempdir()?;
+    let one = Load::h2load(
+        bodies.path().join("one"),
+        requests.get(..1).unwrap_or_default(),
+    )?;
+    let hot = Load::own(bodies.path().join("hot"), &requests)?;
+    let subjects: Vec<_> = WAYS
+        .iter()
+        .map(|way| Subject::start(way, &policies))
+        .collect::<anyhow::Result<_>>()?;
+    for Subject { way, server, .. } in &subjects {
+        let mut caller = Caller::of(server)?;
+        for request in &requests {
+            let answer = caller.authorize(request.clone())?;
+            ensure!(
+                answer.decision() == world::answer().decision()
+                    && answer.encoded_len() >= world::answer().encoded_len(),
+                "`{}` says {answer:?}",
+                way.name
+            );
+        }
+    }
+    let rounds = sizes.of(ROUNDS, 3);
+    println!(
+        "Server CPU, user and system, of one cached unary Authorize call.\n\
+         {CONNECTIONS} TCP connections with {IN_FLIGHT} calls in flight on each; {CALLS_PER_RUN} calls a run; \
+         median of {rounds} interleaved rounds (least to most)."
+    );
+    let title = "one request again and again, from h2load";
+    rows(title, &subjects, &one, rounds)?;
+    let title = format!(
+        "{} different requests in turn, from our own generator",
+        thousands(HOT_REQUESTS)
+    );
+    let hot = rows(&title, &subjects, &hot, rounds)?;
+    for (at, way) in WAYS.iter().enumerate() {
+        if let Some(target) = way.target {
+            let ratio = over_nothing(&hot, at)?;
+            target.measured(&format!(
+                "{:.2} x ({:.2} us / {:.2} us)",
+                ratio.median(),
+                column(&hot, at).median(),
+                column(&hot, NOTHING).median()
+            ));
+        }
+    }
+    targets::print_rows(sizes);
+    Ok(())
+}
+
+/// Microseconds per call: by round, then by subject.
+type Rounds = Vec<Vec<f64>>;
+
+fn rows(title: &str, subjects: &[Subject], load: &Load, rounds: usize) -> anyhow::Result<Rounds> {
+    for subject in subjects {
+        subject.microseconds_per_call(load)?;
+    }
+    let round = || {
+        let of_each = subjects.iter().map(|it| it.microseconds_per_call(load));
+        of_each.collect::<anyhow::Result<Vec<f64>>>()
+    };
+    let measured: Rounds = (0..rounds)
+        .map(|_| round())
+        .collect::<anyhow::Result<_>>()?;
+    let rows = subjects.iter().enumerate().map(|(at, subject)| {
+        Ok([
+            subject.way.name.to_owned(),
+            column(&measured, at).show(2),
+            over_nothing(&measured, at)?.show(2),
+        ])
+    });
+    let rows = rows.collect::<anyhow::Result<Vec<_>>>()?;
+    print_table(title, ["on", "us a call", "x nothing on"], rows);
+    Ok(measured)
+}
+
+fn column(rounds: &Rounds, at: usize) -> Spread {
+    Spread::of(rounds.iter().filter_map(|round| round.get(at).copied()))
+}
+
+/// The ratio in each round.
+fn over_nothing(rounds: &Rounds, at: usize) -> anyhow::Result<Spread> {
+    let ratio = |round: &Vec<f64>| Some(round.get(at)? / round.get(NOTHING)?);
+    let ratios: Option<Vec<f64>> = rounds.iter().map(ratio).collect();
+    Ok(Spread::of(ratios.context("a round lacks a subject")?))
+}
