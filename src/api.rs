@@ -6,6 +6,7 @@ pub mod admin;
 mod answer;
 mod authorization;
 mod call;
+mod callers;
 pub mod client;
 mod codec;
 pub mod connection;
@@ -26,6 +27,7 @@ mod to_proto;
 mod turn;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -40,6 +42,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 pub use answer::EncodedAnswer;
 pub use authorization::AuthorizationRules;
+pub use callers::{Caller, Callers, CallersError, CallersFigures, IdentityKind, Right};
 pub use from_proto::RequestRules;
 pub use serve::ConnectionLimits;
 use serve::Entrance;
@@ -63,8 +66,14 @@ use pb::policy_store_service_server::PolicyStoreServiceServer;
 pub struct ApiSettings {
     /// What is spoken on TCP; `None` is no TLS.
     pub tls: Option<TlsSettings>,
+    /// The list of those who may call; `None` is whoever can connect.
+    pub callers: Option<PathBuf>,
+    /// What is served beside decisions and health.
+    pub services: Services,
     /// Whether callers from beyond this machine may be served without TLS.
     pub insecure: bool,
+    /// The mode of Unix sockets' files.
+    pub unix_socket_mode: u32,
     /// How the files that doors are set by are followed.
     pub follow: FollowSettings,
     /// What a call to `AuthorizationService` may hold.
@@ -73,6 +82,15 @@ pub struct ApiSettings {
     pub connection: ConnectionLimits,
     /// The largest message that is taken, in bytes.
     pub max_message_bytes: usize,
+}
+
+/// What can be turned off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Services {
+    /// Server reflection.
+    pub reflection: bool,
+    /// `PolicyStoreService`.
+    pub policy_store: bool,
 }
 
 /// What stands behind the doors.
@@ -115,28 +133,31 @@ impl Doors {
             readiness.clone(),
             figures.clone(),
         );
-        let store = policy_store::PolicyStore::new(
-            Arc::clone(engine),
-            status.clone(),
-            reloads.clone(),
-            readiness.clone(),
-        );
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let others = Routes::new(PolicyStoreServiceServer::new(store))
-            .add_service(HealthServer::new(health::HealthDoor::new(
+        let health = health::HealthDoor::new(readiness.clone(), settings.services.policy_store);
+        let mut others = Routes::new(HealthServer::new(health));
+        if settings.services.policy_store {
+            let store = policy_store::PolicyStore::new(
+                Arc::clone(engine),
+                status.clone(),
+                reloads.clone(),
                 readiness.clone(),
-            )))
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
-            .prepare();
+            );
+            others = others.add_service(PolicyStoreServiceServer::new(store));
+        }
+        if settings.services.reflection {
+            let reflection = || {
+                tonic_reflection::server::Builder::configure()
+                    .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            };
+            others = others
+                .add_service(reflection().build_v1()?)
+                .add_service(reflection().build_v1alpha()?);
+        }
         Ok(Self {
             engine: Arc::clone(engine),
             authorization,
-            others,
+            others: others.prepare(),
             figures: figures.clone(),
         })
     }
@@ -148,6 +169,11 @@ impl Doors {
         call: &Call,
     ) -> http::Response<AnswerBody> {
         let door = &self.authorization;
+        if let Some(right) = method.right()
+            && let Err(missing) = call.caller.check(right)
+        {
+            return serve::refused(missing);
+        }
         let response = match method {
             Method::Authorize => door.authorize(request, call).await,
             Method::BatchAuthorize => door.batch_authorize(request, call).await,
@@ -206,6 +232,9 @@ pub enum OpenError {
     /// There is nothing to speak TLS with.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Nobody is known to be let in.
+    #[error(transparent)]
+    Callers(#[from] CallersError),
     /// Other machines would be served in the clear, and nobody said that they should be.
     #[error(
         "`{address}` can be reached from other machines and would be served without TLS: set `tls_cert` and `tls_key`, or `insecure` if that is meant"
@@ -225,6 +254,7 @@ pub struct Server {
     addresses: Vec<BoundAddress>,
     entrance: Arc<Entrance>,
     tls: Option<Arc<Tls>>,
+    callers: Arc<Callers>,
     /// What keeps the doors' own files in view. None of it ends by itself.
     following: Vec<BoxFuture<'static, ()>>,
 }
@@ -250,9 +280,29 @@ impl Server {
                 Some(tls)
             }
         };
+        let callers = match &settings.callers {
+            None => Arc::new(Callers::Anyone),
+            Some(file) => {
+                let (callers, trace) = Callers::open(file)?;
+                let callers = Arc::new(callers);
+                following.push(Box::pin(
+                    Arc::clone(&callers).follow(settings.follow, trace),
+                ));
+                callers
+            }
+        };
+        let asks_for_certificates = settings
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.clients != ClientCertificates::None);
+        if callers.show_certificates() && !asks_for_certificates {
+            tracing::warn!(
+                "callers are listed by what certificates say, and no certificate is asked for: see tls_client_auth"
+            );
+        }
         let mut listeners = Vec::with_capacity(listen.len());
         for address in listen {
-            listeners.push(Listener::bind(address).await?);
+            listeners.push(Listener::bind(address, settings.unix_socket_mode).await?);
         }
         let addresses: Vec<_> = listeners
             .iter()
@@ -272,6 +322,7 @@ impl Server {
         let entrance = Entrance {
             doors,
             tls: tls.clone(),
+            callers: Arc::clone(&callers),
             limits: settings.connection.clone(),
             readiness: house.readiness.clone(),
         };
@@ -280,6 +331,7 @@ impl Server {
             addresses,
             entrance: Arc::new(entrance),
             tls,
+            callers,
             following,
         })
     }
@@ -294,6 +346,12 @@ impl Server {
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
+    }
+
+    /// Who may call, to tell figures of.
+    #[must_use]
+    pub fn callers(&self) -> Arc<Callers> {
+        Arc::clone(&self.callers)
     }
 
     /// Serves until draining begins and the last connection has ended.

@@ -13,7 +13,7 @@ use crate::api::figures::CallFigures;
 use crate::api::listen::BoundAddress;
 use crate::api::{
     ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits, EncodedAnswer, House,
-    OpenError, RequestRules, Server, TlsSettings,
+    OpenError, RequestRules, Server, Services, TlsSettings,
 };
 use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
 use crate::decision_log;
@@ -62,6 +62,15 @@ pub struct App {
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
     nothing_loaded: Option<Pending>,
+    winding_down: WindingDown,
+}
+
+/// How long the end may take.
+#[derive(Clone, Copy, Debug)]
+struct WindingDown {
+    /// Calls are still taken while health says NOT_SERVING.
+    delay: Duration,
+    /// Those in flight may finish.
     drain_timeout: Duration,
 }
 
@@ -135,11 +144,14 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
                 started_at,
                 settings: settings(&config),
             };
-            Some(AdminServer::open(address, office).await?)
+            Some(AdminServer::open(address, config.unix_socket_mode, office).await?)
         }
         (Some(_) | None, None) | (None, Some(_)) => None,
     };
-    let drain_timeout = config.drain_timeout;
+    let winding_down = WindingDown {
+        delay: config.shutdown_delay,
+        drain_timeout: config.drain_timeout,
+    };
     Ok(App {
         server,
         admin,
@@ -151,7 +163,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
         decision_log: log_writer,
         readiness,
         nothing_loaded,
-        drain_timeout,
+        winding_down,
     })
 }
 
@@ -180,8 +192,8 @@ impl App {
         self.reloads.clone()
     }
 
-    /// Serves until `shutdown` completes, then drains: health turns NOT_SERVING, no call is taken
-    /// any more, calls in flight finish, streams and watches are told, and all ends at the latest
+    /// Serves until `shutdown` completes, then drains: health turns NOT_SERVING, after the shutdown
+    /// delay no call is taken any more, calls in flight finish, streams and watches are told, and all ends at the latest
     /// after the drain timeout.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let Self {
@@ -193,7 +205,7 @@ impl App {
             decision_log,
             readiness,
             nothing_loaded,
-            drain_timeout,
+            winding_down,
             ..
         } = self;
         let mut tasks = JoinSet::new();
@@ -208,6 +220,16 @@ impl App {
         let drain_ends = OnceLock::new();
         let drained = async {
             shutdown.await;
+            let WindingDown {
+                delay,
+                drain_timeout,
+            } = winding_down;
+            // Who asks is sent elsewhere; who has not asked since is still served.
+            readiness.leave();
+            if !delay.is_zero() {
+                tracing::info!(?delay, "not serving any more, and still taking calls");
+                tokio::time::sleep(delay).await;
+            }
             tracing::info!(timeout = ?drain_timeout, "draining");
             readiness.drain();
             let _ = drain_ends.set(Instant::now() + drain_timeout);
@@ -298,6 +320,12 @@ fn api_settings(config: &Config) -> ApiSettings {
     ApiSettings {
         tls: config.tls.as_ref().map(tls_settings),
         insecure: config.insecure,
+        unix_socket_mode: config.unix_socket_mode,
+        callers: config.callers.clone(),
+        services: Services {
+            reflection: config.services.reflection,
+            policy_store: config.services.policy_store,
+        },
         follow: FollowSettings {
             watch: watch_mode(config),
             poll: config.store.poll_interval,
@@ -309,6 +337,7 @@ fn api_settings(config: &Config) -> ApiSettings {
                 max_value_depth: limits.max_value_depth,
             },
             max_batch_items: limits.max_batch_items,
+            explain: config.services.explanations,
         },
         connection: ConnectionLimits {
             max_concurrent_streams: limits.max_concurrent_streams,

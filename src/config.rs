@@ -49,6 +49,21 @@ pub struct RawConfig {
     /// Whether callers must show a certificate: optional verifies one that is shown, required closes a connection without
     #[arg(long, value_name = "none|optional|required")]
     pub tls_client_auth: Option<String>,
+    /// The mode of the file of a Unix socket, in octal
+    #[arg(long, value_name = "MODE")]
+    pub unix_socket_mode: Option<String>,
+    /// The list of programs that may call and what each may, TOML, watched; without it, whoever can connect may do everything
+    #[arg(long, value_name = "FILE")]
+    pub callers: Option<String>,
+    /// Whether server reflection is served
+    #[arg(long, value_name = "on|off")]
+    pub reflection: Option<String>,
+    /// Whether callers are told why, when they ask
+    #[arg(long, value_name = "on|off")]
+    pub explanations: Option<String>,
+    /// Whether PolicyStoreService is served
+    #[arg(long, value_name = "on|off")]
+    pub policy_store_service: Option<String>,
     /// Serve other machines without TLS, which is otherwise refused at the start
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure: Option<bool>,
@@ -124,7 +139,10 @@ pub struct RawConfig {
     /// How long the caller may take to say so before the connection is closed
     #[arg(long, value_name = "DURATION")]
     pub keepalive_timeout: Option<String>,
-    /// How long calls in flight may take to finish when the service is stopped
+    /// How long calls are still taken, health saying NOT_SERVING, when the service is stopped: for load balancers to notice
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_delay: Option<String>,
+    /// How long calls in flight may take to finish when the service is stopped, after the delay
     #[arg(long, value_name = "DURATION")]
     pub drain_timeout: Option<String>,
     /// Where decisions are logged: off, stdout or file:PATH
@@ -167,6 +185,12 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// Whether other machines may be served without TLS.
     pub insecure: bool,
+    /// The mode of Unix sockets' files.
+    pub unix_socket_mode: u32,
+    /// The list of those who may call; `None` is whoever can connect.
+    pub callers: Option<PathBuf>,
+    /// What is served.
+    pub services: ServicesConfig,
     /// Where operators find the service, if anywhere.
     pub admin_listen: Option<Listen>,
     /// How decisions are made.
@@ -179,7 +203,9 @@ pub struct Config {
     pub cache: CacheConfig,
     /// What a caller may ask for at most.
     pub limits: Limits,
-    /// How long calls in flight may take to finish once the service is stopped.
+    /// How long calls are still taken once the service is to stop.
+    pub shutdown_delay: Duration,
+    /// How long calls in flight may take to finish after that.
     pub drain_timeout: Duration,
     /// What is logged of decisions.
     pub decision_log: DecisionLogConfig,
@@ -194,6 +220,9 @@ impl Default for Config {
             listen: vec![Listen::Tcp("127.0.0.1".to_owned(), 50051)],
             tls: None,
             insecure: false,
+            unix_socket_mode: 0o660,
+            callers: None,
+            services: ServicesConfig::default(),
             // The port that OpenTelemetry gives to pages of metrics.
             admin_listen: Some(Listen::Tcp("127.0.0.1".to_owned(), 9464)),
             pdp: Settings::default(),
@@ -201,9 +230,31 @@ impl Default for Config {
             store: StoreConfig::default(),
             cache: CacheConfig::default(),
             limits: Limits::default(),
+            shutdown_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(25),
             decision_log: DecisionLogConfig::default(),
             log: LogConfig::default(),
+        }
+    }
+}
+
+/// What can be turned off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServicesConfig {
+    /// Server reflection.
+    pub reflection: bool,
+    /// Telling callers why.
+    pub explanations: bool,
+    /// `PolicyStoreService`.
+    pub policy_store: bool,
+}
+
+impl Default for ServicesConfig {
+    fn default() -> Self {
+        Self {
+            reflection: true,
+            explanations: true,
+            policy_store: true,
         }
     }
 }
@@ -212,10 +263,11 @@ impl Config {
     /// Whether nothing asks a caller on TCP who it is.
     #[must_use]
     pub fn callers_are_unknown(&self) -> bool {
-        !self
-            .tls
-            .as_ref()
-            .is_some_and(|tls| tls.client_authorities.is_some() && !tls.is_client_optional)
+        self.callers.is_none()
+            && !self
+                .tls
+                .as_ref()
+                .is_some_and(|tls| tls.client_authorities.is_some() && !tls.is_client_optional)
     }
 }
 
@@ -387,6 +439,7 @@ const CLIENT_AUTH: &[(&str, ClientAuth)] = &[
     ("optional", ClientAuth::Optional),
     ("required", ClientAuth::Required),
 ];
+const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 const WATCH: &[(&str, WatchMode)] = &[("events", WatchMode::Events), ("poll", WatchMode::Poll)];
 const WHEN_FULL: &[(&str, WhenFull)] = &[("drop", WhenFull::Drop), ("block", WhenFull::Block)];
 const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -424,6 +477,13 @@ impl RawConfig {
         config.tls = files.check()?;
         read!(config.admin_listen: listen_or_off);
         read!(config.anonymous_principal: uid);
+        read!(config.unix_socket_mode: file_mode);
+        read!(config.callers: some_path);
+        let services = &mut config.services;
+        read!(services.reflection: word, ON_OFF);
+        read!(services.explanations: word, ON_OFF);
+        read!(policy_store_service => services.policy_store, word, ON_OFF);
+        read!(config.shutdown_delay: duration, Duration::ZERO..=HOUR);
         read!(config.drain_timeout: duration, ms(1)..=HOUR);
 
         let pdp = &mut config.pdp;
@@ -535,12 +595,16 @@ impl From<&Config> for RawConfig {
             listen,
             tls,
             insecure,
+            unix_socket_mode,
+            callers,
+            services,
             admin_listen,
             pdp,
             anonymous_principal,
             store,
             cache,
             limits,
+            shutdown_delay,
             drain_timeout,
             decision_log,
             log,
@@ -560,6 +624,11 @@ impl From<&Config> for RawConfig {
                 CLIENT_AUTH,
             ),
             insecure: Some(*insecure),
+            unix_socket_mode: Some(format!("{unix_socket_mode:04o}")),
+            callers: callers.as_ref().map(path),
+            reflection: word(services.reflection, ON_OFF),
+            explanations: word(services.explanations, ON_OFF),
+            policy_store_service: word(services.policy_store, ON_OFF),
             admin_listen: Some(
                 admin_listen
                     .as_ref()
@@ -591,6 +660,7 @@ impl From<&Config> for RawConfig {
             handshake_timeout: duration(limits.handshake_timeout),
             keepalive_interval: duration(limits.keepalive_interval),
             keepalive_timeout: duration(limits.keepalive_timeout),
+            shutdown_delay: duration(*shutdown_delay),
             drain_timeout: duration(*drain_timeout),
             decision_log: Some(decision_log.destination.to_text()),
             decision_log_allow_sample: Some(decision_log.allow_sample.to_text()),

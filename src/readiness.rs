@@ -33,7 +33,7 @@ pub enum Wanting {
 pub enum Unready {
     /// Something has not come yet.
     Wants(Wanting),
-    /// The service is going down.
+    /// The service is going down, or will be shortly.
     Draining,
 }
 
@@ -59,12 +59,14 @@ pub enum Health {
 struct State {
     /// What is wanting, once for each guard.
     pending: Vec<Wanting>,
+    /// The end has been announced, or has begun.
+    leaving: bool,
     draining: bool,
 }
 
 impl State {
     fn health(&self) -> Health {
-        match self.pending.is_empty() && !self.draining {
+        match self.pending.is_empty() && !self.leaving {
             true => Health::Serving,
             false => Health::NotServing,
         }
@@ -78,7 +80,7 @@ impl State {
                 reasons.push(reason);
             }
         }
-        if self.draining {
+        if self.leaving {
             reasons.push(Unready::Draining);
         }
         reasons
@@ -98,9 +100,15 @@ impl Readiness {
         Pending(self.clone(), wanting)
     }
 
-    /// Ends readiness. There is no way back.
+    /// Ends readiness, while calls are still taken: who asks goes elsewhere in good time. There is
+    /// no way back.
+    pub fn leave(&self) {
+        self.change(|state| state.leaving = true);
+    }
+
+    /// Ends readiness and begins draining. There is no way back.
     pub fn drain(&self) {
-        self.change(|state| state.draining = true);
+        self.change(|state| (state.leaving, state.draining) = (true, true));
     }
 
     /// A new read side, for which the present health counts as seen.

@@ -10,6 +10,8 @@
 
 mod support;
 
+#[path = "doors/callers.rs"]
+mod callers;
 #[path = "doors/pki.rs"]
 mod pki;
 #[path = "doors/tls.rs"]

@@ -92,13 +92,17 @@ pub enum AdminError {
 }
 
 impl AdminServer {
-    /// Listens on `address`.
+    /// Listens on `address`; the file of a Unix socket has this mode.
     ///
     /// # Errors
     ///
     /// [`AdminError`]; then no address is held.
-    pub async fn open(address: &Listen, office: Office) -> Result<Self, AdminError> {
-        let listener = Listener::bind(address).await?;
+    pub async fn open(
+        address: &Listen,
+        socket_mode: u32,
+        office: Office,
+    ) -> Result<Self, AdminError> {
+        let listener = Listener::bind(address, socket_mode).await?;
         let address = listener.address().map_err(AdminError::Address)?;
         Ok(Self {
             listener,

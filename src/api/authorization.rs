@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::answer::{AnswerBody, EncodedAnswer, put_decision_id};
 use super::call::Call;
+use super::callers::{IdentityKind, Right};
 use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
 use super::message::{self, Whole};
@@ -42,6 +43,8 @@ pub struct AuthorizationRules {
     pub request: RequestRules,
     /// The most requests in one batch.
     pub max_batch_items: usize,
+    /// Whether anyone is told why.
+    pub explain: bool,
 }
 
 /// Answers `pdp.v1.AuthorizationService`.
@@ -147,6 +150,15 @@ impl Authorization {
         }
     }
 
+    /// Whether the caller may ask so: on behalf of whom `identity` tells, and why.
+    fn may(&self, call: &Call, identity: IdentityKind, explains: bool) -> Result<(), Rejection> {
+        call.check(identity, explains)?;
+        match explains && !self.rules.explain {
+            true => Err(Rejection::ExplainOff),
+            false => Ok(()),
+        }
+    }
+
     fn decide(
         &self,
         snapshot: &Snapshot,
@@ -155,7 +167,10 @@ impl Authorization {
         leave: &Leave,
     ) -> Result<Decided, Rejection> {
         let origin = call.origin(method);
-        let query = from_proto::query(request, &self.rules.request)
+        // Before anything is looked at or verified: a caller that may not is told that alone.
+        let may = self.may(call, from_proto::identity_kind(&request), request.explain);
+        let query = may
+            .and_then(|()| from_proto::query(request, &self.rules.request))
             .inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
         let decided =
             query.and_then(|query| Ok(self.engine.authorize(snapshot, &query, &origin, leave)?));
@@ -170,7 +185,8 @@ impl Authorization {
         (call, method): (&Call, Method),
         leave: &Leave,
     ) -> Option<Result<Decided, Rejection>> {
-        let query = scan::query(message, &self.rules.request)?;
+        let scan::Scanned { query, identity } = scan::query(message, &self.rules.request)?;
+        self.may(call, identity, query.explain).ok()?;
         let origin = call.origin(method);
         let answered = (self.engine).authorize_ref(snapshot, &query, &origin, leave);
         let decided = answered.map_err(Rejection::from);
@@ -459,6 +475,7 @@ impl AnswerStream {
             () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
             item = self.items.message() => item.map_err(by_contract)?,
         };
+        self.call.caller.renew(Right::Authorize)?;
         let Some(message) = item else {
             return Ok(None);
         };

@@ -1,14 +1,18 @@
-//! What is known of a call besides its message: how long its caller waits, and which trace it is
-//! part of.
+//! What is known of a call besides its message: who makes it, how long its caller waits, and which
+//! trace it is part of.
 
 use std::str;
 
+use super::callers::{Admitted, IdentityKind, Right};
 use super::deadline::Deadline;
+use super::status::Rejection;
 use crate::decision_log::{Method, Origin};
 
 /// One call, from when its headers came.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Call {
+    /// Who makes it; by default nobody, who may nothing.
+    pub(super) caller: Admitted,
     /// When its caller stops waiting.
     pub(super) deadline: Deadline,
     /// Which trace it is part of, where that is told.
@@ -55,7 +59,7 @@ impl Call {
         Origin {
             method,
             trace_id: self.trace_id.as_ref().map(TraceId::as_str),
-            caller: None,
+            caller: self.caller.listed_name(),
         }
     }
 
@@ -72,6 +76,17 @@ impl Call {
             .get::<Self>()
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// Whether its caller may ask on behalf of whom `identity` tells, and, if it `explains`, why.
+    pub(super) fn check(&self, identity: IdentityKind, explains: bool) -> Result<(), Rejection> {
+        if !self.caller.may_send(identity) {
+            return Err(Rejection::IdentityNotAllowed(identity));
+        }
+        match explains {
+            true => self.caller.check(Right::Explain),
+            false => Ok(()),
+        }
     }
 }
 

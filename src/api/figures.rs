@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 
+use super::callers::Right;
 use super::status::Rejection;
 use crate::engine::figures::{DURATION_BOUNDS, nanoseconds};
 use crate::figures::{Counters, Distribution, Histogram};
@@ -70,6 +71,27 @@ impl Method {
         known.copied().unwrap_or(Self::Other)
     }
 
+    /// What a caller must have the right to.
+    pub(super) const fn right(self) -> Option<Right> {
+        match self {
+            Self::Authorize | Self::BatchAuthorize | Self::StreamAuthorize => {
+                Some(Right::Authorize)
+            }
+            Self::GetStatus | Self::WatchStatus | Self::ListPolicies => Some(Right::Store),
+            Self::Reload => Some(Right::Administer),
+            Self::HealthCheck
+            | Self::HealthWatch
+            | Self::Reflection
+            | Self::OldReflection
+            | Self::Other => None,
+        }
+    }
+
+    /// Whether nobody is asked who they are.
+    pub(super) const fn is_open_to_all(self) -> bool {
+        matches!(self, Self::HealthCheck | Self::HealthWatch)
+    }
+
     /// Whether a call to it is over when it is answered; a stream or watch lasts as long as its
     /// caller likes.
     #[must_use]
@@ -104,6 +126,8 @@ label! {
         TooManyEntities = "too_many_entities",
         /// It came with a token that cannot be used.
         Token = "token",
+        /// Its caller is not listed, or may not send it.
+        Caller = "caller",
         /// Nothing has been loaded yet.
         NothingLoaded = "nothing_loaded",
         /// Its caller's deadline passed.
@@ -121,6 +145,11 @@ impl From<&Rejection> for Refusal {
             Rejection::TooCostly(NoAnswer::TooManyEntities { .. }) => Self::TooManyEntities,
             Rejection::TooMany { .. } => Self::TooMany,
             Rejection::TokensNotConfigured => Self::Token,
+            Rejection::CallerUnknown
+            | Rejection::KeyUnknown
+            | Rejection::RightMissing(_)
+            | Rejection::IdentityNotAllowed(_)
+            | Rejection::ExplainOff => Self::Caller,
             Rejection::NothingLoaded => Self::NothingLoaded,
             Rejection::DeadlinePassed => Self::DeadlinePassed,
             Rejection::ShuttingDown => Self::ShuttingDown,

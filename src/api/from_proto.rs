@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::callers::IdentityKind;
 use super::pb;
 use super::status::Rejection;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError};
@@ -26,6 +27,16 @@ pub struct RequestRules {
 }
 
 type Checked<T> = Result<T, InvalidQuery>;
+
+/// In which way `request` says on whose behalf it asks.
+pub(super) fn identity_kind(request: &pb::AuthorizeRequest) -> IdentityKind {
+    use pb::authorize_request::Identity;
+    match &request.identity {
+        Some(Identity::Principal(_)) => IdentityKind::Principal,
+        Some(Identity::PrincipalToken(_)) => IdentityKind::Token,
+        None => IdentityKind::Anonymous,
+    }
+}
 
 /// The query that `request` asks.
 pub(super) fn query(

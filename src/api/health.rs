@@ -15,7 +15,8 @@ use super::deadline::Deadline;
 use super::status::Rejection;
 use crate::readiness::{Health as Readiness, ReadinessReader};
 
-/// The names that have a health of their own; the empty one stands for the whole process.
+/// The names that have a health of their own; the empty one stands for the whole process. The last
+/// can be turned off.
 const SERVICES: [&str; 3] = [
     "",
     "pdp.v1.AuthorizationService",
@@ -26,13 +27,20 @@ const SERVICES: [&str; 3] = [
 #[derive(Clone, Debug)]
 pub(super) struct HealthDoor {
     readiness: ReadinessReader,
+    services: &'static [&'static str],
 }
 
 impl HealthDoor {
     /// A door that tells `readiness`; its watches end when draining begins.
     #[must_use]
-    pub(super) fn new(readiness: ReadinessReader) -> Self {
-        Self { readiness }
+    pub(super) fn new(readiness: ReadinessReader, has_policy_store: bool) -> Self {
+        Self {
+            readiness,
+            services: match has_policy_store {
+                true => &SERVICES,
+                false => SERVICES.split_last().map_or(&[], |(_, others)| others),
+            },
+        }
     }
 }
 
@@ -56,7 +64,7 @@ impl Health for HealthDoor {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        if !SERVICES.contains(&request.get_ref().service.as_str()) {
+        if !self.services.contains(&request.get_ref().service.as_str()) {
             return Err(Status::not_found("no such service"));
         }
         Ok(Response::new(response(
@@ -71,7 +79,7 @@ impl Health for HealthDoor {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Statuses>, Status> {
         let watch = HealthWatch {
-            known: SERVICES.contains(&request.get_ref().service.as_str()),
+            known: self.services.contains(&request.get_ref().service.as_str()),
             readiness: self.readiness.clone(),
             draining: self.readiness.clone(),
             deadline: Call::of(&request).deadline,

@@ -1,12 +1,14 @@
 //! Addresses to listeners: TCP and Unix sockets, and what is left of them afterwards.
 
 use std::fmt;
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::config::listen::Listen;
@@ -80,8 +82,8 @@ pub(super) enum Connection {
 }
 
 impl Listener {
-    /// Listens on `address`.
-    pub(super) async fn bind(address: &Listen) -> Result<Self, ListenError> {
+    /// Listens on `address`; the file of a Unix socket has this mode.
+    pub(super) async fn bind(address: &Listen, socket_mode: u32) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Bind {
             address: address.to_string(),
             source,
@@ -93,7 +95,7 @@ impl Listener {
                 .map_err(failed),
             Listen::Unix(path) => {
                 remove_stale(path)?;
-                let listener = UnixListener::bind(path).map_err(failed)?;
+                let listener = listen_on_file(path, socket_mode).map_err(failed)?;
                 let file = SocketFile::of(path).map_err(failed)?;
                 Ok(Self::Unix(listener, file))
             }
@@ -127,6 +129,23 @@ impl Listener {
         }
     }
 }
+
+/// Listens on a new socket file of this mode, which nobody can connect to before it has it.
+fn listen_on_file(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// How many connections wait to be accepted, as in tokio.
+const BACKLOG: i32 = 1024;
 
 /// Our socket's file, removed when the listener goes, if it is still ours.
 #[derive(Debug)]
@@ -196,11 +215,13 @@ mod tests {
         let path = dir.path().join("pdp.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let listen = Listen::Unix(path.clone());
-        let live = Listener::bind(&listen).await.unwrap();
+        let live = Listener::bind(&listen, 0o660).await.unwrap();
         assert!(matches!(
-            Listener::bind(&listen).await,
+            Listener::bind(&listen, 0o660).await,
             Err(ListenError::SocketInUse { .. })
         ));
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
         drop(live);
         assert!(!path.exists());
     }
@@ -211,7 +232,7 @@ mod tests {
         let path = dir.path().join("precious");
         std::fs::write(&path, "text").unwrap();
         assert!(matches!(
-            Listener::bind(&Listen::Unix(path.clone())).await,
+            Listener::bind(&Listen::Unix(path.clone()), 0o660).await,
             Err(ListenError::NotASocket { .. })
         ));
         assert_eq!(std::fs::read_to_string(path).unwrap(), "text");

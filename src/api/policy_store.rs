@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::answer::EncodedAnswer;
 use super::call::Call;
-use super::deadline::Deadline;
+use super::callers::Right;
 use super::pb::policy_store_service_server::PolicyStoreService;
 use super::status::Rejection;
 use super::{pb, to_proto};
@@ -74,7 +74,7 @@ impl PolicyStoreService for PolicyStore {
         let watch = StatusWatch {
             status: self.status.clone(),
             draining: self.draining.clone(),
-            deadline: Call::of(&request).deadline,
+            call: Call::of(&request),
             sent: None,
         };
         Ok(Response::new(Box::pin(stream::try_unfold(
@@ -172,13 +172,14 @@ fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
 struct StatusWatch {
     status: StatusReader,
     draining: ReadinessReader,
-    deadline: Deadline,
+    call: Call,
     sent: Option<pb::StoreStatus>,
 }
 
 impl StatusWatch {
     async fn next(mut self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
         loop {
+            self.call.caller.renew(Right::Store)?;
             let status = to_proto::store_status(&self.status.load());
             if self.sent.as_ref() != Some(&status) {
                 self.sent = Some(status.clone());
@@ -192,7 +193,7 @@ impl StatusWatch {
             tokio::select! {
                 biased;
                 () = self.draining.draining() => return Err(Rejection::ShuttingDown.into()),
-                () = self.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
+                () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
                 changed = self.status.changed() => if changed.is_err() {
                     return Err(Rejection::ShuttingDown.into());
                 },

@@ -9,6 +9,7 @@
 
 use std::str;
 
+use super::callers::IdentityKind;
 use super::from_proto::RequestRules;
 use crate::engine::query_ref::{self, EntityRef, QueryRef, UidRef, ValueRef};
 
@@ -19,8 +20,15 @@ const MAX_ENTRIES: usize = 64;
 /// The most values in all.
 const MAX_VALUES: usize = 1_024;
 
+/// What a message was found to be.
+pub(super) struct Scanned<'a> {
+    pub(super) query: QueryRef<'a>,
+    /// On whose behalf it asks. The query itself no longer tells who was named and who was not.
+    pub(super) identity: IdentityKind,
+}
+
 /// The query that the `AuthorizeRequest` in `message` asks.
-pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<QueryRef<'a>> {
+pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Scanned<'a>> {
     let mut principal = None;
     let mut action = None;
     let mut resource = None;
@@ -47,13 +55,20 @@ pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Qu
         return None;
     }
     let anonymous = || rules.anonymous_principal.as_ref().map(UidRef::from);
-    Some(QueryRef {
-        principal: principal.or_else(anonymous)?,
-        action: action?,
-        resource: resource?,
-        context: sorted(context)?,
-        entities,
-        explain: explain.unwrap_or(false),
+    let identity = match principal {
+        Some(_) => IdentityKind::Principal,
+        None => IdentityKind::Anonymous,
+    };
+    Some(Scanned {
+        query: QueryRef {
+            principal: principal.or_else(anonymous)?,
+            action: action?,
+            resource: resource?,
+            context: sorted(context)?,
+            entities,
+            explain: explain.unwrap_or(false),
+        },
+        identity,
     })
 }
 

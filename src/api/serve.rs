@@ -17,7 +17,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
 use tonic::{Code, Status};
@@ -25,6 +25,7 @@ use tonic::{Code, Status};
 use super::Doors;
 use super::answer::AnswerBody;
 use super::call::{Call, TraceId};
+use super::callers::{Admitted, Callers, CertificateNames, Identification, Peer};
 use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::figures::{CallFigures, Method, Transport};
@@ -52,6 +53,8 @@ pub(super) struct Entrance {
     pub(super) doors: Doors,
     /// What is spoken on TCP; `None` is no TLS.
     pub(super) tls: Option<Arc<Tls>>,
+    /// Who may call.
+    pub(super) callers: Arc<Callers>,
     pub(super) limits: ConnectionLimits,
     pub(super) readiness: ReadinessReader,
 }
@@ -110,9 +113,9 @@ async fn connection(accepted: Connection, entrance: Arc<Entrance>, _alive: Alive
         () = draining.draining() => return,
     };
     match greeted {
-        Ok(Ok(Greeted::Plain(Connection::Tcp(stream)))) => serve_http2(stream, entrance).await,
-        Ok(Ok(Greeted::Plain(Connection::Unix(stream)))) => serve_http2(stream, entrance).await,
-        Ok(Ok(Greeted::Tls(stream))) => serve_http2(stream, entrance).await,
+        Ok(Ok((Greeted::Tcp(stream), peer))) => serve_http2(stream, peer, entrance).await,
+        Ok(Ok((Greeted::Unix(stream), peer))) => serve_http2(stream, peer, entrance).await,
+        Ok(Ok((Greeted::Tls(stream), peer))) => serve_http2(stream, peer, entrance).await,
         Ok(Err(error)) => tracing::debug!(%error, "connection ended before its first call"),
         Err(_elapsed) => tracing::debug!("connection closed: it never said what it wants"),
     }
@@ -120,7 +123,8 @@ async fn connection(accepted: Connection, entrance: Arc<Entrance>, _alive: Alive
 
 /// A connection whose caller has said that it speaks HTTP/2, or something that is no greeting.
 enum Greeted {
-    Plain(Connection),
+    Tcp(TcpStream),
+    Unix(UnixStream),
     Tls(Box<Opened<TlsStream<TcpStream>>>),
 }
 
@@ -128,17 +132,29 @@ enum Greeted {
 ///
 /// hyper asks a silent caller for a sign of life once it has said that it speaks HTTP/2, and waits
 /// for that for ever.
-async fn greeted(accepted: Connection, tls: Option<&Tls>) -> io::Result<Greeted> {
-    match (accepted, tls) {
+async fn greeted(accepted: Connection, tls: Option<&Tls>) -> io::Result<(Greeted, Peer)> {
+    let mut peer = Peer::default();
+    let accepted = match (accepted, tls) {
         (Connection::Tcp(stream), Some(tls)) => {
             let stream = tls.accept(stream).await?;
-            Ok(Greeted::Tls(Box::new(Opened::greeted(stream).await?)))
+            // Verified in the handshake, whenever it is there at all.
+            let shown = stream.get_ref().1.peer_certificates();
+            peer.certificate = shown
+                .and_then(<[_]>::first)
+                .and_then(|certificate| CertificateNames::of(certificate));
+            let stream = Opened::greeted(stream).await?;
+            return Ok((Greeted::Tls(Box::new(stream)), peer));
         }
-        (accepted, _) => {
-            greeting::awaited(&accepted).await?;
-            Ok(Greeted::Plain(accepted))
+        (accepted, _) => accepted,
+    };
+    greeting::awaited(&accepted).await?;
+    Ok(match accepted {
+        Connection::Tcp(stream) => (Greeted::Tcp(stream), peer),
+        Connection::Unix(stream) => {
+            peer.uid = Some(stream.peer_cred()?.uid());
+            (Greeted::Unix(stream), peer)
         }
-    }
+    })
 }
 
 /// A connection, counted for as long as it is open.
@@ -161,16 +177,25 @@ impl Drop for OpenConnection {
 /// in flight.
 async fn serve_http2(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
     entrance: Arc<Entrance>,
 ) {
+    let identification = Identification::new(Arc::clone(&entrance.callers), peer);
     let mut draining = entrance.readiness.clone();
     let limits = entrance.limits.clone();
     let calls = Calls::default();
     let in_flight = calls.clone();
     let service = service_fn(move |request| {
+        let identification = Arc::clone(&identification);
         let mut begun = in_flight.begin(Arc::clone(&entrance), request.uri().path());
         async move {
-            let response = call(&begun.entrance.doors, begun.method, request).await;
+            let response = call(
+                &begun.entrance.doors,
+                &identification,
+                begun.method,
+                request,
+            )
+            .await;
             begun.answers(&response);
             Ok::<_, Infallible>(response.map(|body| CountedBody { body, call: begun }))
         }
@@ -313,6 +338,7 @@ impl hyper::body::Body for CountedBody {
 /// One call: its deadline kept, its status in the contract's words.
 async fn call(
     doors: &Doors,
+    identification: &Arc<Identification>,
     method: Method,
     request: http::Request<Incoming>,
 ) -> http::Response<AnswerBody> {
@@ -321,7 +347,14 @@ async fn call(
         *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return refused;
     }
+    let caller = match identification.admit(request.headers()) {
+        Ok(caller) => caller,
+        // A prober has nothing to show, and is told nothing but whether to come back.
+        Err(_unknown) if method.is_open_to_all() => Admitted::default(),
+        Err(unknown) => return refused(unknown),
+    };
     let call = Call {
+        caller,
         deadline: Deadline::begin(request.headers()),
         trace_id: match doors.engine.is_logged() {
             true => TraceId::of(request.headers()),
@@ -332,11 +365,14 @@ async fn call(
         None => doors.call(method, request, &call).await,
         Some(at) => match tokio::time::timeout_at(at, doors.call(method, request, &call)).await {
             Ok(response) => response,
-            Err(_elapsed) => Status::from(Rejection::DeadlinePassed)
-                .into_http()
-                .map(AnswerBody::Tonic),
+            Err(_elapsed) => refused(Rejection::DeadlinePassed),
         },
     }
+}
+
+/// The whole answer to a call that gets none.
+pub(super) fn refused(rejection: Rejection) -> http::Response<AnswerBody> {
+    Status::from(rejection).into_http().map(AnswerBody::Tonic)
 }
 
 /// Whether the call is one of gRPC, whose protocol asks for 415 otherwise.

@@ -1,8 +1,11 @@
 //! Everything that is not an answer, as a gRPC status with details.
 
+use std::collections::HashMap;
+
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::callers::{IdentityKind, Right};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
 
@@ -29,6 +32,21 @@ pub(super) enum Rejection {
     /// A token was sent, and no issuer is configured that could have signed it.
     #[error("`principal_token` was sent, and no token issuer is configured")]
     TokensNotConfigured,
+    /// The list of callers knows nobody like this.
+    #[error("the caller is unknown: it shows no certificate, key or user id that is listed")]
+    CallerUnknown,
+    /// A key was sent that is nobody's.
+    #[error("the bearer key is unknown")]
+    KeyUnknown,
+    /// The caller is known, and may not.
+    #[error("the caller has no right to `{0}`")]
+    RightMissing(Right),
+    /// The caller may not ask on behalf of whom it does.
+    #[error("the caller may not send this identity: {0}")]
+    IdentityNotAllowed(IdentityKind),
+    /// Nobody is told why.
+    #[error("explanations are turned off")]
+    ExplainOff,
     /// No policy directory has been loaded yet.
     #[error("no policies have been loaded yet")]
     NothingLoaded,
@@ -41,7 +59,7 @@ pub(super) enum Rejection {
 }
 
 impl Rejection {
-    /// What the decision log calls it.
+    /// What the decision log calls it, and `ErrorInfo` where there is one.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "INVALID_REQUEST",
@@ -49,6 +67,11 @@ impl Rejection {
             Self::TooCostly(_) => "TOO_MANY_ENTITIES",
             Self::TooMany { .. } => "TOO_MANY_ITEMS",
             Self::TokensNotConfigured => "TOKENS_NOT_CONFIGURED",
+            Self::CallerUnknown => "CALLER_UNKNOWN",
+            Self::KeyUnknown => "KEY_UNKNOWN",
+            Self::RightMissing(_) => "RIGHT_MISSING",
+            Self::IdentityNotAllowed(_) => "IDENTITY_NOT_ALLOWED",
+            Self::ExplainOff => "EXPLAIN_OFF",
             Self::NothingLoaded => "NOTHING_LOADED",
             Self::DeadlinePassed => "DEADLINE_PASSED",
             Self::ShuttingDown => "SHUTTING_DOWN",
@@ -89,6 +112,15 @@ impl From<NoAnswer> for Rejection {
 impl From<Rejection> for Status {
     fn from(rejection: Rejection) -> Self {
         let message = shortened(&rejection.to_string(), LONGEST_MESSAGE);
+        let reason = rejection.reason();
+        let refused = |code, about: Option<(&str, String)>| {
+            let about: HashMap<_, _> = about
+                .map(|(name, value)| (name.to_owned(), value))
+                .into_iter()
+                .collect();
+            let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, about);
+            Self::with_error_details(code, message.clone(), details)
+        };
         match rejection {
             Rejection::Invalid(InvalidQuery { field, problem }) => Self::with_error_details(
                 Code::InvalidArgument,
@@ -98,11 +130,16 @@ impl From<Rejection> for Status {
                     shortened(&problem.to_string(), LONGEST_MESSAGE),
                 ),
             ),
-            Rejection::TokensNotConfigured => Self::with_error_details(
-                Code::Unauthenticated,
-                message,
-                ErrorDetails::with_error_info("TOKENS_NOT_CONFIGURED", ERROR_DOMAIN, []),
-            ),
+            Rejection::TokensNotConfigured | Rejection::CallerUnknown | Rejection::KeyUnknown => {
+                refused(Code::Unauthenticated, None)
+            }
+            Rejection::RightMissing(right) => {
+                refused(Code::PermissionDenied, Some(("right", right.to_string())))
+            }
+            Rejection::IdentityNotAllowed(kind) => {
+                refused(Code::PermissionDenied, Some(("identity", kind.to_string())))
+            }
+            Rejection::ExplainOff => refused(Code::PermissionDenied, None),
             Rejection::TooMany { .. } | Rejection::TooCostly(_) => {
                 Self::resource_exhausted(message)
             }

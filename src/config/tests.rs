@@ -33,6 +33,12 @@ tls_key = "/tls/tls.key"
 tls_client_ca = "/tls/ca.crt"
 tls_client_auth = "optional"
 insecure = true
+unix_socket_mode = "600"
+callers = "/etc/callers.toml"
+reflection = "off"
+explanations = "off"
+policy_store_service = "off"
+shutdown_delay = "13s"
 admin_listen = "0.0.0.0:9"
 validation = "warn"
 on_policy_error = "deny"
@@ -83,6 +89,13 @@ log_format = "json"
             is_client_optional: true,
         }),
         insecure: true,
+        unix_socket_mode: 0o600,
+        callers: Some("/etc/callers.toml".into()),
+        services: ServicesConfig {
+            reflection: false,
+            explanations: false,
+            policy_store: false,
+        },
         admin_listen: Some(Listen::Tcp("0.0.0.0".to_owned(), 9)),
         pdp: Settings {
             validation: Validation::Warn,
@@ -115,6 +128,7 @@ log_format = "json"
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(11),
         },
+        shutdown_delay: Duration::from_secs(13),
         drain_timeout: Duration::from_secs(12),
         decision_log: DecisionLogConfig {
             destination: Destination::File("/var/log/decisions.jsonl".into()),
@@ -135,6 +149,22 @@ log_format = "json"
     assert_eq!(config, expected);
     let again = RawConfig::from(&config).check().unwrap();
     assert_eq!(again, config, "its own text means the same");
+}
+
+#[test]
+fn a_mode_of_a_file_is_octal() {
+    for (text, mode) in [("0660", 0o660), ("600", 0o600), ("000", 0), ("0777", 0o777)] {
+        let config = raw(&format!("unix_socket_mode = '{text}'"))
+            .check()
+            .unwrap();
+        assert_eq!(config.unix_socket_mode, mode);
+    }
+    for text in ["", "66", "0888", "rw-rw----", "1777", "+660", "0x1b0"] {
+        refused(
+            &format!("unix_socket_mode = '{text}'"),
+            &format!("`unix_socket_mode` is `{text}`, which is no mode of a file such as `0660`"),
+        );
+    }
 }
 
 #[test]

@@ -38,6 +38,12 @@ pub enum Problem {
         /// The key that is missing, or that says otherwise.
         other: &'static str,
     },
+    /// Not the mode of a file.
+    #[error("is `{text}`, which is no mode of a file such as `0660`")]
+    FileMode {
+        /// What was written.
+        text: String,
+    },
     /// Not one of the words for this key.
     #[error("is `{text}`; allowed: {allowed}")]
     Word {
@@ -125,6 +131,15 @@ pub(super) fn path(text: String) -> Result<PathBuf, Problem> {
 
 pub(super) fn some_path(text: String) -> Result<Option<PathBuf>, Problem> {
     path(text).map(Some)
+}
+
+/// Three octal digits, with or without zeros before them.
+pub(super) fn file_mode(text: String) -> Result<u32, Problem> {
+    let is_octal = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if is_octal && text.len() >= 3 && mode <= 0o777 => Ok(mode),
+        Ok(_) | Err(_) => Err(Problem::FileMode { text }),
+    }
 }
 
 pub(super) fn listen(texts: Vec<String>) -> Result<Vec<Listen>, Problem> {

@@ -140,9 +140,10 @@ impl Dice {
 }
 
 /// What prost and the checks make of `message`.
-fn usual(message: &[u8], rules: &RequestRules) -> Option<Query> {
+fn usual(message: &[u8], rules: &RequestRules) -> Option<(Query, IdentityKind)> {
     let request: pb::AuthorizeRequest = codec::decode(message).ok()?;
-    from_proto::query(request, rules).ok()
+    let identity = from_proto::identity_kind(&request);
+    Some((from_proto::query(request, rules).ok()?, identity))
 }
 
 /// Whether `message` was read in place; then it was read as prost reads it.
@@ -150,9 +151,11 @@ fn check(message: &[u8], rules: &RequestRules) -> bool {
     let Some(read) = query(message, rules) else {
         return false;
     };
-    let usual = usual(message, rules).unwrap_or_else(|| panic!("{message:02x?} is no query"));
-    assert_eq!(read.to_query(), usual, "{message:02x?}");
-    assert_eq!(read, QueryRef::from(&usual), "{message:02x?}");
+    let (usual, identity) =
+        usual(message, rules).unwrap_or_else(|| panic!("{message:02x?} is no query"));
+    assert_eq!(read.query.to_query(), usual, "{message:02x?}");
+    assert_eq!(read.query, QueryRef::from(&usual), "{message:02x?}");
+    assert_eq!(read.identity, identity, "{message:02x?}");
     true
 }
 

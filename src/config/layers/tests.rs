@@ -297,6 +297,7 @@ fn every_option_says_what_it_means_and_its_default_when_it_has_one() {
             "tls_cert",
             "tls_key",
             "tls_client_ca",
+            "callers",
             "request_entity_types",
             "anonymous_principal",
             "decision_log_attributes",
