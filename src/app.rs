@@ -106,8 +106,8 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
     let on_policy_error = config.pdp.on_policy_error;
     let (log_of_decisions, log_writer) =
         decision_log::open(&config.decision_log, on_policy_error)?.unzip();
-    let engine = Arc::new(match log_of_decisions {
-        Some(log) => engine.logged(log),
+    let engine = Arc::new(match &log_of_decisions {
+        Some(log) => engine.logged(log.clone()),
         None => engine,
     });
     let house = House {
@@ -132,6 +132,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
                 store: status.clone(),
                 readiness: readiness.reader(),
                 cache: Box::new(move || of_cache.cache_figures()),
+                decision_log: log_of_decisions,
                 started_at,
             });
             let office = Office {

@@ -129,6 +129,8 @@ const FLOORS: &[Floor] = &[
             "crate::config",
             // What others have counted, for the page of metrics.
             "crate::figures",
+            "crate::decision_log::DecisionLog",
+            "crate::decision_log::DecisionLogFigures",
             "crate::engine::Source",
             "crate::engine::cache::CacheFigures",
             "crate::engine::figures",

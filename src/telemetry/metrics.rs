@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::process::ProcessFigures;
 use crate::api::figures::{CallFigures, Refusal, Transport};
+use crate::decision_log::{DecisionLog, DecisionLogFigures};
 use crate::engine::Source;
 use crate::engine::cache::CacheFigures;
 use crate::engine::figures::{DURATION_BOUNDS, DecisionFigures};
@@ -131,6 +132,12 @@ metrics! {
         "Memory that remembered answers take";
     CACHE_CAPACITY = Gauge "cedar_pdp_cache_capacity_bytes" []
         "Memory that remembered answers may take; 0 when nothing is remembered";
+    RECORDS = Counter "cedar_pdp_decision_log_records_total" ["result"]
+        "Decisions and refusals for the decision log that were written, or dropped because it did not keep up or the end came";
+    WRITE_FAILURES = Counter "cedar_pdp_decision_log_write_failures_total" []
+        "Attempts at writing the decision log that failed; what they were to write is tried again";
+    LOG_QUEUE_BYTES = Gauge "cedar_pdp_decision_log_queue_bytes" []
+        "Memory of records that wait to be written to the decision log";
     CPU_SECONDS = Counter "process_cpu_seconds_total" []
         "User and system time of the process";
     RESIDENT = Gauge "process_resident_memory_bytes" []
@@ -159,6 +166,8 @@ pub struct Sources {
     pub readiness: ReadinessReader,
     /// Of the cache; nothing when there is none.
     pub cache: Box<dyn Fn() -> Option<CacheFigures> + Send + Sync>,
+    /// Of the decision log; nothing when there is none.
+    pub decision_log: Option<DecisionLog>,
     /// When the process was started.
     pub started_at: SystemTime,
 }
@@ -205,6 +214,7 @@ impl Collector for Sources {
         self.calls(&mut page)?;
         self.store(&mut page)?;
         self.cache(&mut page)?;
+        self.decision_log(&mut page)?;
         self.process(&mut page)
     }
 }
@@ -305,6 +315,19 @@ impl Sources {
         page.gauge(&CACHE_ENTRIES, [([], entries as f64)])?;
         page.gauge(&CACHE_BYTES, [([], bytes as f64)])?;
         page.gauge(&CACHE_CAPACITY, [([], capacity_bytes as f64)])
+    }
+
+    fn decision_log(&self, page: &mut Writer<'_>) -> fmt::Result {
+        let log = self.decision_log.as_ref();
+        let DecisionLogFigures {
+            written,
+            dropped,
+            failed,
+            queue_bytes,
+        } = log.map(DecisionLog::figures).unwrap_or_default();
+        page.counter(&RECORDS, [(["written"], written), (["dropped"], dropped)])?;
+        page.counter(&WRITE_FAILURES, [([], failed)])?;
+        page.gauge(&LOG_QUEUE_BYTES, [([], queue_bytes as f64)])
     }
 
     fn process(&self, page: &mut Writer<'_>) -> fmt::Result {

@@ -207,6 +207,8 @@ async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
             "*",
             "--decision-log-queue-bytes",
             "1048576",
+            "--admin-listen",
+            "127.0.0.1:0",
         ],
     );
     let mut client = house.server.authorization().await;
@@ -231,6 +233,9 @@ async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
     let told = house.server.log();
     assert!(told.contains(&format!("dropped={dropped}")), "{told}");
     assert_eq!(told.matches("does not keep up").count(), 1, "{told}");
+    let metric = format!(r#"cedar_pdp_decision_log_records_total{{result="dropped"}} {dropped}"#);
+    let page = house.metrics();
+    assert!(page.contains(&metric), "{page}");
     let last = client.authorize(allowed()).await.unwrap();
     answered.insert(last.into_inner().decision_id);
     house.server.signal("TERM");

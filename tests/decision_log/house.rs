@@ -1,6 +1,8 @@
 //! A service that logs its decisions to a file, and the lines of that file.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,6 +73,17 @@ impl House {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The page of metrics; the service needs an operators' door.
+    pub(crate) fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.server.admin()).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
     }
 
     /// The lines of the file that is written now.

@@ -27,6 +27,7 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
         store: opened.status,
         readiness: Readiness::new().reader(),
         cache: Box::new(move || cache),
+        decision_log: None,
         started_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
     });
     (page.text(), decisions, calls)
