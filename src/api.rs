@@ -15,6 +15,7 @@ pub mod figures;
 mod from_proto;
 mod greeting;
 mod health;
+mod identity;
 pub mod listen;
 mod message;
 pub mod pb;
@@ -52,6 +53,7 @@ pub use tls::{ClientCertificates, Tls, TlsError, TlsFigures, TlsSettings};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
 use crate::followed::FollowSettings;
+use crate::pip::Tokens;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
 use answer::AnswerBody;
@@ -98,6 +100,8 @@ pub struct Services {
 pub struct House {
     /// Decides.
     pub engine: Arc<Engine<EncodedAnswer>>,
+    /// Verifies tokens; `None` where none is believed.
+    pub tokens: Option<Arc<Tokens>>,
     /// Tells what is in force.
     pub status: StatusReader,
     /// Rereads on demand.
@@ -121,6 +125,7 @@ impl Doors {
     fn new(house: &House, settings: &ApiSettings) -> Result<Self, tonic_reflection::server::Error> {
         let House {
             engine,
+            tokens,
             status,
             reloads,
             readiness,
@@ -128,6 +133,7 @@ impl Doors {
         } = house;
         let authorization = Authorization::new(
             Arc::clone(engine),
+            tokens.clone(),
             settings.authorization.clone(),
             settings.max_message_bytes,
             readiness.clone(),

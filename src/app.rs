@@ -21,6 +21,7 @@ use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
 use crate::engine::figures::DecisionFigures;
 use crate::followed::FollowSettings;
+use crate::pip::{self, TokenSettings};
 use crate::policy_store::{
     self, OpenRefused, Opened, Reader, Reloader, SourceLimits, StatusReader, StoreSettings,
 };
@@ -41,6 +42,9 @@ pub enum BindError {
     /// Decisions are to be logged, and cannot be.
     #[error(transparent)]
     DecisionLog(#[from] decision_log::OpenError),
+    /// Tokens cannot be verified as the operator said.
+    #[error(transparent)]
+    Tokens(#[from] pip::OpenRefused),
     /// A door could not be opened.
     #[error(transparent)]
     Doors(#[from] OpenError),
@@ -59,6 +63,7 @@ pub struct App {
     status: StatusReader,
     engine: Arc<Engine<EncodedAnswer>>,
     decision_log: Option<decision_log::Writer>,
+    token_upkeep: Option<pip::Upkeep>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
     nothing_loaded: Option<Pending>,
@@ -110,8 +115,16 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
         Some(log) => engine.logged(log.clone()),
         None => engine,
     });
+    let (tokens, token_upkeep) = match token_settings(&config) {
+        None => (None, None),
+        Some(settings) => {
+            let pip::Opened { tokens, upkeep } = pip::open(&settings)?;
+            (Some(tokens), Some(upkeep))
+        }
+    };
     let house = House {
         engine: Arc::clone(&engine),
+        tokens,
         status: status.clone(),
         reloads: reloads.clone(),
         readiness: readiness.reader(),
@@ -162,6 +175,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
         status,
         engine,
         decision_log: log_writer,
+        token_upkeep,
         readiness,
         nothing_loaded,
         winding_down,
@@ -204,6 +218,7 @@ impl App {
             snapshots,
             engine,
             decision_log,
+            token_upkeep,
             readiness,
             nothing_loaded,
             winding_down,
@@ -219,6 +234,10 @@ impl App {
         }
 
         let drain_ends = OnceLock::new();
+        if let Some(upkeep) = token_upkeep {
+            tasks.spawn(upkeep.run());
+        }
+
         let drained = async {
             shutdown.await;
             let WindingDown {
@@ -278,6 +297,16 @@ async fn follow_snapshots(
     }
 }
 
+fn token_settings(config: &Config) -> Option<TokenSettings> {
+    let tokens = &config.tokens;
+    Some(TokenSettings {
+        issuers: tokens.issuers.clone()?,
+        revocations: tokens.revocations.clone(),
+        cache_bytes: tokens.cache_bytes,
+        following: follow_settings(config),
+    })
+}
+
 fn store_settings(config: &Config) -> StoreSettings {
     let store = &config.store;
     StoreSettings {
@@ -304,6 +333,13 @@ fn watch_mode(config: &Config) -> watch::Mode {
     }
 }
 
+fn follow_settings(config: &Config) -> FollowSettings {
+    FollowSettings {
+        watch: watch_mode(config),
+        poll: config.store.poll_interval,
+    }
+}
+
 fn tls_settings(tls: &TlsConfig) -> TlsSettings {
     TlsSettings {
         certificate: tls.certificate.clone(),
@@ -327,10 +363,7 @@ fn api_settings(config: &Config) -> ApiSettings {
             reflection: config.services.reflection,
             policy_store: config.services.policy_store,
         },
-        follow: FollowSettings {
-            watch: watch_mode(config),
-            poll: config.store.poll_interval,
-        },
+        follow: follow_settings(config),
         authorization: AuthorizationRules {
             request: RequestRules {
                 anonymous_principal: config.anonymous_principal.clone(),

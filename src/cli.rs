@@ -93,8 +93,16 @@ pub struct AuthorizeArgs {
     #[command(flatten)]
     pub target: TargetArgs,
     /// Who wants to act, as User::"alice"
-    #[arg(long, value_name = "UID")]
-    pub principal: Uid,
+    #[arg(long, value_name = "UID", required_unless_present = "token")]
+    pub principal: Option<Uid>,
+    /// A file with the token of who wants to act, in place of a principal
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "connect",
+        conflicts_with = "principal"
+    )]
+    pub token: Option<PathBuf>,
     /// What is to be done, as Action::"read"
     #[arg(long, value_name = "UID")]
     pub action: Uid,
@@ -342,7 +350,7 @@ mod tests {
             args
         };
         let args = asked(&["--policies", "dir", "--context", r#" {"a": 1}"#]);
-        assert_eq!(args.principal, Uid::new("User", "a"));
+        assert_eq!(args.principal, Some(Uid::new("User", "a")));
         assert_eq!(args.config.flags.policies.as_deref(), Some("dir"));
         assert_eq!(
             args.context,

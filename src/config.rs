@@ -19,7 +19,7 @@ use crate::pdp::query::Uid;
 use crate::pdp::snapshot::{OnPolicyError, Settings, Validation};
 use decision_log::{AttributePath, DecisionLogConfig, WhenFull};
 use listen::Listen;
-use value::InvalidValue;
+use value::{InvalidValue, Problem};
 
 /// What an operator wrote: every key may be left out, and nothing has been checked.
 ///
@@ -82,6 +82,15 @@ pub struct RawConfig {
     /// Who a request without identity is
     #[arg(long, value_name = "UID")]
     pub anonymous_principal: Option<String>,
+    /// The issuers file, TOML: whose tokens are believed as `principal_token`; without it none is
+    #[arg(long, value_name = "FILE")]
+    pub tokens: Option<String>,
+    /// The file of revoked tokens, subjects and keys, TOML or JSON; followed while it changes
+    #[arg(long, value_name = "FILE")]
+    pub revocations: Option<String>,
+    /// The memory that verified tokens may take; 0 verifies each token anew
+    #[arg(long, value_name = "BYTES")]
+    pub token_cache_bytes: Option<i64>,
     /// Wait, not serving, for a directory that is bad at the start, where otherwise the start fails
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub start_unready: Option<bool>,
@@ -197,6 +206,8 @@ pub struct Config {
     pub pdp: Settings,
     /// Who a request without identity is; without it such a request is an error.
     pub anonymous_principal: Option<Uid>,
+    /// Whose tokens are believed.
+    pub tokens: TokensConfig,
     /// How the policy directory is read and followed.
     pub store: StoreConfig,
     /// How many decisions are remembered.
@@ -227,6 +238,7 @@ impl Default for Config {
             admin_listen: Some(Listen::Tcp("127.0.0.1".to_owned(), 9464)),
             pdp: Settings::default(),
             anonymous_principal: None,
+            tokens: TokensConfig::default(),
             store: StoreConfig::default(),
             cache: CacheConfig::default(),
             limits: Limits::default(),
@@ -291,6 +303,27 @@ enum ClientAuth {
     None,
     Optional,
     Required,
+}
+
+/// Whose tokens are believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokensConfig {
+    /// The issuers file; without it no token is.
+    pub issuers: Option<PathBuf>,
+    /// The file of revocations.
+    pub revocations: Option<PathBuf>,
+    /// The memory that verified tokens may take, in bytes; `None` verifies each anew.
+    pub cache_bytes: Option<NonZeroU64>,
+}
+
+impl Default for TokensConfig {
+    fn default() -> Self {
+        Self {
+            issuers: None,
+            revocations: None,
+            cache_bytes: NonZeroU64::new(16 << 20),
+        }
+    }
 }
 
 /// How the policy directory is read and followed.
@@ -493,6 +526,14 @@ impl RawConfig {
         read!(pdp.max_store_bytes: number, 1..=64 * GIB);
         read!(pdp.max_candidates: number, 1..=MILLION);
 
+        read!(tokens => config.tokens.issuers, some_path);
+        read!(revocations => config.tokens.revocations, some_path);
+        if config.tokens.revocations.is_some() && config.tokens.issuers.is_none() {
+            let (key, problem) = ("revocations", Problem::Needs { other: "tokens" });
+            return Err(InvalidValue { key, problem });
+        }
+        read!(token_cache_bytes => config.tokens.cache_bytes, number_or_none, 0..=64 * GIB);
+
         let store = &mut config.store;
         read!(store.start_unready: switch);
         read!(store.allow_empty: switch);
@@ -545,7 +586,7 @@ impl TlsFiles {
     /// What it means together: half of it would be a door that is not as closed as its owner thinks.
     fn check(self) -> Result<Option<TlsConfig>, InvalidValue> {
         let needs = |key, other| {
-            let problem = value::Problem::Needs { other };
+            let problem = Problem::Needs { other };
             Err(InvalidValue { key, problem })
         };
         let Self {
@@ -601,6 +642,7 @@ impl From<&Config> for RawConfig {
             admin_listen,
             pdp,
             anonymous_principal,
+            tokens,
             store,
             cache,
             limits,
@@ -641,6 +683,12 @@ impl From<&Config> for RawConfig {
                 .as_ref()
                 .map(|types| types.iter().cloned().collect()),
             anonymous_principal: anonymous_principal.as_ref().map(Uid::to_string),
+            tokens: tokens.issuers.as_ref().map(|it| it.display().to_string()),
+            revocations: tokens
+                .revocations
+                .as_ref()
+                .map(|it| it.display().to_string()),
+            token_cache_bytes: number(tokens.cache_bytes.map_or(0, NonZeroU64::get)),
             start_unready: Some(store.start_unready),
             allow_empty: Some(store.allow_empty),
             watch: word(store.watch, WATCH),

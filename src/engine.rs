@@ -288,6 +288,7 @@ impl<A: Rendered> Engine<A> {
 fn reason(no_answer: &NoAnswer) -> &'static str {
     match no_answer {
         NoAnswer::Invalid(_) => "INVALID_REQUEST",
+        NoAnswer::UnknownPrincipal => "PRINCIPAL_UNKNOWN",
         NoAnswer::TooManyPolicies { .. } => "TOO_MANY_POLICIES",
         NoAnswer::TooManyEntities { .. } => "TOO_MANY_ENTITIES",
     }

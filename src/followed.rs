@@ -48,8 +48,8 @@ pub enum ReadProblem {
     #[error("it is no regular file")]
     NoFile,
     /// Larger than anything that belongs here.
-    #[error("it is larger than {MAX_BYTES} bytes")]
-    TooLarge,
+    #[error("it is larger than {0} bytes")]
+    TooLarge(u64),
 }
 
 /// Reads files, and keeps a trace of what they held.
@@ -67,7 +67,16 @@ impl Reading {
     ///
     /// [`ReadError`], which leaves its trace too: the file is followed until it can be read.
     pub fn read(&mut self, file: &Path) -> Result<Vec<u8>, ReadError> {
-        let read = read(file);
+        self.read_up_to(file, MAX_BYTES)
+    }
+
+    /// What `file` holds, which may be so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_up_to(&mut self, file: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
+        let read = read(file, most);
         let digest = read.as_ref().ok().map(|bytes| Sha256::digest(bytes).into());
         self.0.0.insert(file.to_owned(), digest);
         read.map_err(|problem| ReadError {
@@ -83,7 +92,7 @@ impl Reading {
     }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, ReadProblem> {
+fn read(file: &Path, most: u64) -> Result<Vec<u8>, ReadProblem> {
     // Opening a pipe would wait for its writer.
     let opened = OpenOptions::new()
         .read(true)
@@ -93,9 +102,9 @@ fn read(file: &Path) -> Result<Vec<u8>, ReadProblem> {
         return Err(ReadProblem::NoFile);
     }
     let mut bytes = Vec::new();
-    opened.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > MAX_BYTES {
-        true => Err(ReadProblem::TooLarge),
+    opened.take(most + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > most {
+        true => Err(ReadProblem::TooLarge(most)),
         false => Ok(bytes),
     }
 }

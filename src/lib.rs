@@ -14,6 +14,7 @@
 //! **The life of a request**, from a caller's bytes to the answer:
 //! - [`api`]: the doors: bytes to queries, answers to bytes.
 //! - [`engine`]: the one function that every door calls: snapshot, cache, decision.
+//! - [`pip`]: who is asking: a token becomes a principal.
 //!
 //! **Beside them:**
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
@@ -34,6 +35,7 @@ pub mod watch;
 
 pub mod api;
 pub mod engine;
+pub mod pip;
 
 pub mod app;
 pub mod cli;

@@ -82,6 +82,17 @@ const FLOORS: &[Floor] = &[
             "crate::config::decision_log",
         ],
     ),
+    // Who is asking. It hands on plain values, and knows no wire but the one to a server of keys.
+    (
+        "src/pip",
+        &["crate", "tonic", "prost", "moka", "notify"],
+        &[
+            "crate::pip",
+            "crate::pdp::query",
+            "crate::pdp::is_type_name",
+            "crate::followed",
+        ],
+    ),
     (
         "src/api",
         &["crate", "moka", "notify"],
@@ -89,6 +100,7 @@ const FLOORS: &[Floor] = &[
             "crate::api",
             "crate::engine",
             "crate::pdp",
+            "crate::pip",
             "crate::readiness",
             // What a door knows of a call that the log tells, and the id that a caller is told.
             "crate::decision_log",
@@ -171,9 +183,6 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "tonic_prost",
             "tonic_reflection",
             "tonic_types",
-            "http",
-            "hyper",
-            "hyper_util",
             "prost",
             "prost_types",
             "tower",
@@ -181,7 +190,15 @@ const ONLY: &[(&[&str], &[&str])] = &[
         ],
         &["src/api"],
     ),
-    (&["rustls", "tokio_rustls", "x509_parser"], &["src/api"]),
+    // The doors, and the one thing that is asked of others: the keys of issuers.
+    (
+        &["http", "hyper", "hyper_util"],
+        &["src/api", "src/pip/keys/fetch"],
+    ),
+    (&["hyper_rustls"], &["src/pip/keys/fetch"]),
+    (&["jsonwebtoken"], &["src/pip"]),
+    (&["rustls"], &["src/api", "src/pip/keys/fetch"]),
+    (&["tokio_rustls", "x509_parser"], &["src/api"]),
     (&["notify"], &["src/watch"]),
     (&["moka"], &["src/engine/cache"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),

@@ -70,6 +70,7 @@ fn query() -> Query {
         resource: Uid::new("Doc", "1"),
         context: Record::default(),
         entities: Vec::new(),
+        claimed: None,
         explain: false,
     }
 }

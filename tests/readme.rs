@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use cedar_pdp::config::layers::{ConfigOption, options};
+use cedar_pdp::pip::Reason;
 
 /// The table as it must stand in the README.
 fn table() -> String {
@@ -40,5 +41,24 @@ fn the_configuration_table_of_the_readme_is_complete() {
         readme.contains(&table()),
         "the README's table should be:\n\n{}",
         table()
+    );
+}
+
+#[test]
+fn the_reasons_for_refusing_a_token_are_all_in_the_readme() {
+    let mut table = String::from("| reason | status | meaning |\n| --- | --- | --- |\n");
+    for reason in Reason::ALL {
+        let status = match reason.is_passing() {
+            true => "UNAVAILABLE",
+            false => "UNAUTHENTICATED",
+        };
+        let (code, meaning) = (reason.code(), reason.meaning());
+        table.push_str(&format!("| `{code}` | {status} | {meaning} |\n"));
+    }
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+        .expect("a README");
+    assert!(
+        readme.contains(&table),
+        "the README's table should be:\n\n{table}"
     );
 }

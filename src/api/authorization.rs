@@ -24,6 +24,7 @@ use super::call::Call;
 use super::callers::{IdentityKind, Right};
 use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
+use super::identity::{self, Identified};
 use super::message::{self, Whole};
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
@@ -31,6 +32,7 @@ use super::{codec, pb, scan};
 use crate::decision_log::Method;
 use crate::engine::{self, Engine, Leave};
 use crate::pdp::Snapshot;
+use crate::pip::{KeyWait, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// An answer, and what its decision is called.
@@ -51,6 +53,7 @@ pub struct AuthorizationRules {
 #[derive(Clone, Debug)]
 pub(super) struct Authorization {
     engine: Arc<Engine<EncodedAnswer>>,
+    tokens: Option<Arc<Tokens>>,
     rules: Arc<AuthorizationRules>,
     max_message_bytes: usize,
     draining: ReadinessReader,
@@ -58,10 +61,11 @@ pub(super) struct Authorization {
 }
 
 impl Authorization {
-    /// A door to `engine`; `draining` ends its streams, and `figures` count what it refuses.
+    /// A door to `engine`; `tokens` say who asks where a token does, `draining` ends its streams, and `figures` count what it refuses.
     #[must_use]
     pub(super) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
+        tokens: Option<Arc<Tokens>>,
         rules: AuthorizationRules,
         max_message_bytes: usize,
         draining: ReadinessReader,
@@ -69,6 +73,7 @@ impl Authorization {
     ) -> Self {
         Self {
             engine,
+            tokens,
             rules: Arc::new(rules),
             max_message_bytes,
             draining,
@@ -159,22 +164,58 @@ impl Authorization {
         }
     }
 
+    /// Decides a message of any shape, unless that takes a key that is not there yet.
     fn decide(
         &self,
         snapshot: &Snapshot,
-        request: pb::AuthorizeRequest,
+        mut request: Box<pb::AuthorizeRequest>,
         (call, method): (&Call, Method),
         leave: &Leave,
-    ) -> Result<Decided, Rejection> {
+        patience: Patience,
+    ) -> Step {
         let origin = call.origin(method);
+        let (rules, tokens) = (&self.rules.request, self.tokens.as_deref());
         // Before anything is looked at or verified: a caller that may not is told that alone.
         let may = self.may(call, from_proto::identity_kind(&request), request.explain);
-        let query = may
-            .and_then(|()| from_proto::query(request, &self.rules.request))
-            .inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
+        let identified =
+            may.and_then(|()| identity::identify(&mut request, rules, tokens, patience));
+        let query = match identified {
+            Ok(Identified::Asker(asker)) => from_proto::query(*request, asker, rules),
+            Ok(Identified::Wait(wait)) => return Step::Wait { wait, request },
+            Err(rejection) => Err(rejection),
+        };
+        let query = query.inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
         let decided =
             query.and_then(|query| Ok(self.engine.authorize(snapshot, &query, &origin, leave)?));
-        decided.inspect_err(|rejection| self.refused(rejection))
+        if let (Err(Rejection::UnknownPrincipal), Some(tokens)) = (&decided, tokens) {
+            tokens.count_unknown_principal();
+        }
+        Step::Decided(decided.inspect_err(|rejection| self.refused(rejection)))
+    }
+
+    /// Decides a message of any shape, waiting for a key if it must; without leave meanwhile, for
+    /// others have use for it.
+    async fn decide_waiting(
+        &self,
+        snapshot: &Snapshot,
+        request: pb::AuthorizeRequest,
+        of: (&Call, Method),
+        leave: Leave,
+    ) -> Result<Decided, Rejection> {
+        match self.decide(snapshot, Box::new(request), of, &leave, Patience::Waits) {
+            Step::Decided(decided) => decided,
+            Step::Wait { wait, request } => {
+                drop(leave);
+                identity::wait_for_keys(wait, of.0).await?;
+                let leave = self.engine.leave().await;
+                of.0.deadline.check()?;
+                match self.decide(snapshot, request, of, &leave, Patience::Spent) {
+                    Step::Decided(decided) => decided,
+                    // INVARIANT: without patience there is no waiting.
+                    Step::Wait { .. } => Err(Rejection::DeadlinePassed),
+                }
+            }
+        }
     }
 
     /// Decides a message of the plain shape; of any other `None`, and nothing is decided.
@@ -207,6 +248,16 @@ impl Authorization {
     }
 }
 
+/// What deciding a request comes to.
+enum Step {
+    Decided(Result<Decided, Rejection>),
+    /// The key of its token may be on its way: wait, and decide the request then.
+    Wait {
+        wait: KeyWait,
+        request: Box<pb::AuthorizeRequest>,
+    },
+}
+
 type Answered<T> = Result<Response<T>, Status>;
 
 /// `Authorize` of messages of any shape.
@@ -224,7 +275,8 @@ impl UnaryService<Bytes> for Unary<'_> {
             let leave = door.engine.leave().await;
             call.deadline.check()?;
             let snapshot = door.snapshot()?;
-            let decided = door.decide(&snapshot, message, (&call, Method::Authorize), &leave)?;
+            let of = (&call, Method::Authorize);
+            let decided = door.decide_waiting(&snapshot, message, of, leave).await?;
             let mut bytes = Vec::with_capacity(decided.message_len());
             decided.put_message(&mut bytes);
             let mut response = Response::new(bytes.into());
@@ -247,17 +299,24 @@ impl UnaryService<Bytes> for Batched<'_> {
         let door = self.0.clone();
         Box::pin(async move {
             let mut batch = Batch::begin(door, request.into_inner(), call)?;
-            if !batch.run()? {
-                // It takes longer than a turn, or must wait for the decision log. Elsewhere it holds up nobody who waits for an
-                // answer on this connection, and dropping the set ends it with the call.
+            let first = batch.run()?;
+            if !matches!(first, Progress::Done) {
+                // It takes longer than a turn, or must wait for the decision log or a key.
+                // Elsewhere it holds up nobody who waits for an answer on this connection, and
+                // dropping the set ends it with the call.
                 let mut elsewhere = JoinSet::new();
                 elsewhere.spawn(async move {
+                    let mut progress = first;
                     loop {
-                        tokio::task::yield_now().await;
-                        let _leave = batch.door.engine.leave().await;
-                        if batch.run()? {
-                            return Ok::<_, Status>(batch);
+                        match progress {
+                            Progress::Done => return Ok::<_, Status>(batch),
+                            Progress::TurnOver => tokio::task::yield_now().await,
+                            Progress::Waits(wait) => {
+                                identity::wait_for_keys(wait, &batch.call).await?;
+                            }
                         }
+                        let _leave = batch.door.engine.leave().await;
+                        progress = batch.run()?;
                     }
                 });
                 batch = match elsewhere.join_next().await {
@@ -280,9 +339,25 @@ struct Batch {
     call: Call,
     message: Bytes,
     items: Items,
+    /// An item whose key may be on its way.
+    held: Option<Box<pb::AuthorizeRequest>>,
+    /// How often the batch may still wait for keys.
+    waits_left: u8,
     /// A `BatchAuthorizeResponse`, as far as it is known.
     response: Vec<u8>,
 }
+
+/// How far a batch has come.
+enum Progress {
+    Done,
+    /// Its turn is, or there is no leave now.
+    TurnOver,
+    Waits(KeyWait),
+}
+
+/// How often a batch waits for keys. Tokens of several issuers may stand in it; but however many
+/// name keys that do not exist, its caller is not kept waiting for each.
+const MOST_WAITS: u8 = 4;
 
 /// What is left of a batch.
 enum Items {
@@ -326,40 +401,50 @@ impl Batch {
             call,
             message,
             items,
+            held: None,
+            waits_left: MOST_WAITS,
             response: Vec::new(),
         })
     }
 
-    /// Decides items for one turn, or as long as there is leave; whether all are decided.
-    fn run(&mut self) -> Result<bool, Status> {
+    /// Decides items for one turn, or as long as there is leave.
+    fn run(&mut self) -> Result<Progress, Status> {
         let turn = Turn::begin();
         loop {
             self.call.deadline.check()?;
             let Some(leave) = self.door.engine.leave_now() else {
-                return Ok(false);
+                return Ok(Progress::TurnOver);
             };
             for _ in 0..ITEMS_A_LOOK {
                 match self.next(&leave)? {
-                    Some(Ok(decided)) => {
+                    Some(Step::Decided(Ok(decided))) => {
                         put_result(&mut self.response, RESPONSE, decided.message_len());
                         decided.put_message(&mut self.response);
                     }
-                    Some(Err(rejection)) => {
+                    Some(Step::Wait { wait, request }) => {
+                        self.held = Some(request);
+                        self.waits_left = self.waits_left.saturating_sub(1);
+                        return Ok(Progress::Waits(wait));
+                    }
+                    Some(Step::Decided(Err(rejection))) => {
                         let error = to_message(&rejection.into()).encode_to_vec();
                         put_result(&mut self.response, ERROR, error.len());
                         self.response.put_slice(&error);
                     }
-                    None => return Ok(true),
+                    None => return Ok(Progress::Done),
                 }
             }
             if turn.is_over() {
-                return Ok(false);
+                return Ok(Progress::TurnOver);
             }
         }
     }
 
     /// Decides the next item.
-    fn next(&mut self, leave: &Leave) -> Result<Option<Result<Decided, Rejection>>, Status> {
+    fn next(&mut self, leave: &Leave) -> Result<Option<Step>, Status> {
+        if let Some(request) = self.held.take() {
+            return Ok(Some(self.decide(request, leave)));
+        }
         let of = (&self.call, Method::BatchAuthorize);
         if let Items::InPlace { at, decided } = &mut self.items {
             let item = match scan::batch_item(&self.message, at) {
@@ -369,7 +454,7 @@ impl Batch {
             };
             if let Some(answer) = item {
                 *decided += 1;
-                return Ok(Some(answer));
+                return Ok(Some(Step::Decided(answer)));
             }
             // Not of the plain shape, or no request at all, which fails the whole batch: from here
             // on it goes as prost reads it.
@@ -378,11 +463,22 @@ impl Batch {
             self.items = Items::Decoded(requests);
         }
         match &mut self.items {
-            Items::Decoded(requests) => Ok(requests
-                .next()
-                .map(|request| self.door.decide(&self.snapshot, request, of, leave))),
+            Items::Decoded(requests) => {
+                let request = requests.next().map(Box::new);
+                Ok(request.map(|request| self.decide(request, leave)))
+            }
             Items::InPlace { .. } => Ok(None),
         }
+    }
+
+    fn decide(&self, request: Box<pb::AuthorizeRequest>, leave: &Leave) -> Step {
+        let patience = match self.waits_left {
+            0 => Patience::Spent,
+            _ => Patience::Waits,
+        };
+        let of = (&self.call, Method::BatchAuthorize);
+        self.door
+            .decide(&self.snapshot, request, of, leave, patience)
     }
 
     fn finish(self) -> Bytes {
@@ -484,21 +580,21 @@ impl AnswerStream {
             leave = self.door.engine.leave() => leave,
             () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
         };
-        let (correlation_id, decided) = self.decide(&message, &leave)?;
+        let (correlation_id, decided) = self.decide(&message, leave).await?;
         Ok(Some((stream_response(correlation_id, decided), self)))
     }
 
     /// Decides an item on the snapshot in force now.
-    fn decide(
+    async fn decide(
         &self,
         message: &[u8],
-        leave: &Leave,
+        leave: Leave,
     ) -> Result<(u64, Result<Decided, Rejection>), Status> {
         let of = (&self.call, Method::StreamAuthorize);
         let snapshot = self.door.snapshot();
         if let Ok(snapshot) = &snapshot
             && let Some((correlation_id, request)) = scan::stream_item(message)
-            && let Some(decided) = self.door.decide_in_place(snapshot, request, of, leave)
+            && let Some(decided) = self.door.decide_in_place(snapshot, request, of, &leave)
         {
             return Ok((correlation_id, decided));
         }
@@ -506,11 +602,16 @@ impl AnswerStream {
             correlation_id,
             request,
         } = codec::decode(message)?;
-        let decided = snapshot.and_then(|snapshot| {
-            // An item without a request lacks what every request needs.
-            self.door
-                .decide(&snapshot, request.unwrap_or_default(), of, leave)
-        });
+        let decided = match snapshot {
+            Ok(snapshot) => {
+                // An item without a request lacks what every request needs.
+                let request = request.unwrap_or_default();
+                self.door
+                    .decide_waiting(&snapshot, request, of, leave)
+                    .await
+            }
+            Err(rejection) => Err(rejection),
+        };
         Ok((correlation_id, decided))
     }
 }

@@ -8,6 +8,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::pb::authorization_service_client::AuthorizationServiceClient;
+use super::pb::authorize_request;
 use super::{from_proto, to_proto};
 use crate::config::listen::Listen;
 use crate::pdp::answer::Answer;
@@ -75,13 +76,21 @@ pub struct TargetTls {
     pub server_name: Option<String>,
 }
 
-/// Asks `target` to decide `query`.
+/// Asks `target` to decide `query`, whose principal is the one that `token` names if there is one.
 ///
 /// # Errors
 ///
 /// [`ClientError`].
-pub fn authorize(target: &Target, query: &Query) -> Result<Answer, ClientError> {
-    let request = target.request(to_proto::request(query))?;
+pub fn authorize(
+    target: &Target,
+    query: &Query,
+    token: Option<String>,
+) -> Result<Answer, ClientError> {
+    let mut message = to_proto::request(query);
+    if let Some(token) = token {
+        message.identity = Some(authorize_request::Identity::PrincipalToken(token));
+    }
+    let request = target.request(message)?;
     target.ask(|channel| async move {
         let response = AuthorizationServiceClient::new(channel)
             .authorize(request)

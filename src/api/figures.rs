@@ -144,12 +144,14 @@ impl From<&Rejection> for Refusal {
             Rejection::TooCostly(NoAnswer::TooManyPolicies { .. }) => Self::TooManyPolicies,
             Rejection::TooCostly(NoAnswer::TooManyEntities { .. }) => Self::TooManyEntities,
             Rejection::TooMany { .. } => Self::TooMany,
-            Rejection::TokensNotConfigured => Self::Token,
             Rejection::CallerUnknown
             | Rejection::KeyUnknown
             | Rejection::RightMissing(_)
             | Rejection::IdentityNotAllowed(_)
             | Rejection::ExplainOff => Self::Caller,
+            Rejection::Token(_)
+            | Rejection::UnknownPrincipal
+            | Rejection::TooCostly(NoAnswer::UnknownPrincipal) => Self::Token,
             Rejection::NothingLoaded => Self::NothingLoaded,
             Rejection::DeadlinePassed => Self::DeadlinePassed,
             Rejection::ShuttingDown => Self::ShuttingDown,

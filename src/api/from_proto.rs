@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::callers::IdentityKind;
+use super::identity::Asker;
 use super::pb;
 use super::status::Rejection;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError};
@@ -38,20 +39,21 @@ pub(super) fn identity_kind(request: &pb::AuthorizeRequest) -> IdentityKind {
     }
 }
 
-/// The query that `request` asks.
+/// The query that `asker` asks by `request`.
 pub(super) fn query(
     request: pb::AuthorizeRequest,
+    asker: Asker,
     rules: &RequestRules,
 ) -> Result<Query, Rejection> {
     let pb::AuthorizeRequest {
-        identity,
+        identity: _,
         action,
         resource,
         context,
         entities,
         explain,
     } = request;
-    let principal = principal(identity, rules)?;
+    let Asker { principal, claimed } = asker;
     let action = required_uid(action, "action", Some("Action"))?;
     let resource = required_uid(resource, "resource", None)?;
     let context = fields(context, rules).map_err(|error| error.within("context"))?;
@@ -74,27 +76,9 @@ pub(super) fn query(
         resource,
         context,
         entities,
+        claimed,
         explain,
     })
-}
-
-fn principal(
-    identity: Option<pb::authorize_request::Identity>,
-    rules: &RequestRules,
-) -> Result<Uid, Rejection> {
-    use pb::authorize_request::Identity;
-    match identity {
-        Some(Identity::Principal(principal)) => {
-            Ok(uid(principal, None).map_err(|error| error.within("principal"))?)
-        }
-        // A token is verified or refused, never passed over, the empty one too; and without an
-        // issuer there is nothing to verify it with.
-        Some(Identity::PrincipalToken(_)) => Err(Rejection::TokensNotConfigured),
-        None => Ok(rules
-            .anonymous_principal
-            .clone()
-            .ok_or_else(|| InvalidQuery::field("principal", Problem::NoIdentity))?),
-    }
 }
 
 fn required_uid(
@@ -106,7 +90,7 @@ fn required_uid(
     uid(sent, default_type).map_err(|error| error.within(name))
 }
 
-fn uid(sent: pb::EntityUid, default_type: Option<&str>) -> Checked<Uid> {
+pub(super) fn uid(sent: pb::EntityUid, default_type: Option<&str>) -> Checked<Uid> {
     let pb::EntityUid {
         r#type: mut type_name,
         id,
@@ -292,6 +276,16 @@ fn place(sent: pb::SourcePosition) -> Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::identity::{Identified, identify};
+    use crate::pip::Patience;
+
+    /// The query that `request` asks, where there are no tokens.
+    fn query(mut request: pb::AuthorizeRequest, rules: &RequestRules) -> Result<Query, Rejection> {
+        match identify(&mut request, rules, None, Patience::Spent)? {
+            Identified::Asker(asker) => super::query(request, asker, rules),
+            Identified::Wait(_) => panic!("without tokens there is nothing to wait for"),
+        }
+    }
 
     fn rules() -> RequestRules {
         RequestRules {
@@ -409,27 +403,6 @@ mod tests {
             r#"entities[0].attributes["owner"].record["x"].set[1]"#
         );
         assert_eq!(problem, Problem::UnsetKind);
-    }
-
-    #[test]
-    fn a_token_is_never_passed_over() {
-        for token in ["", "x.y.z"] {
-            let identity = Some(pb::authorize_request::Identity::PrincipalToken(
-                token.to_owned(),
-            ));
-            let rules = RequestRules {
-                anonymous_principal: Some(Uid::new("User", "nobody")),
-                ..rules()
-            };
-            let refused = query(
-                pb::AuthorizeRequest {
-                    identity,
-                    ..request()
-                },
-                &rules,
-            );
-            assert!(matches!(refused, Err(Rejection::TokensNotConfigured)));
-        }
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Sc
             resource: resource?,
             context: sorted(context)?,
             entities,
+            claimed: None,
             explain: explain.unwrap_or(false),
         },
         identity,

@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::callers::{IdentityKind, Right};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
+use crate::pip::{Reason, Refusal};
 
 /// The `domain` of every `google.rpc.ErrorInfo` of ours.
 pub const ERROR_DOMAIN: &str = "cedar-pdp";
@@ -29,9 +30,12 @@ pub(super) enum Rejection {
         /// The most that is taken.
         most: usize,
     },
-    /// A token was sent, and no issuer is configured that could have signed it.
-    #[error("`principal_token` was sent, and no token issuer is configured")]
-    TokensNotConfigured,
+    /// A token was sent that is not believed.
+    #[error("{0}")]
+    Token(Refusal),
+    /// A token is believed, and the entity that it names must be stored and is not.
+    #[error("{}", NoAnswer::UnknownPrincipal)]
+    UnknownPrincipal,
     /// The list of callers knows nobody like this.
     #[error("the caller is unknown: it shows no certificate, key or user id that is listed")]
     CallerUnknown,
@@ -66,7 +70,8 @@ impl Rejection {
             Self::TooCostly(NoAnswer::TooManyPolicies { .. }) => "TOO_MANY_POLICIES",
             Self::TooCostly(_) => "TOO_MANY_ENTITIES",
             Self::TooMany { .. } => "TOO_MANY_ITEMS",
-            Self::TokensNotConfigured => "TOKENS_NOT_CONFIGURED",
+            Self::Token(Refusal { reason, .. }) => reason.code(),
+            Self::UnknownPrincipal => Reason::PrincipalUnknown.code(),
             Self::CallerUnknown => "CALLER_UNKNOWN",
             Self::KeyUnknown => "KEY_UNKNOWN",
             Self::RightMissing(_) => "RIGHT_MISSING",
@@ -102,6 +107,7 @@ impl From<NoAnswer> for Rejection {
     fn from(no_answer: NoAnswer) -> Self {
         match no_answer {
             NoAnswer::Invalid(invalid) => Self::Invalid(invalid),
+            NoAnswer::UnknownPrincipal => Self::UnknownPrincipal,
             NoAnswer::TooManyPolicies { .. } | NoAnswer::TooManyEntities { .. } => {
                 Self::TooCostly(no_answer)
             }
@@ -130,9 +136,13 @@ impl From<Rejection> for Status {
                     shortened(&problem.to_string(), LONGEST_MESSAGE),
                 ),
             ),
-            Rejection::TokensNotConfigured | Rejection::CallerUnknown | Rejection::KeyUnknown => {
-                refused(Code::Unauthenticated, None)
+            Rejection::Token(Refusal { reason, detail: _ }) if reason.is_passing() => {
+                refused(Code::Unavailable, None)
             }
+            Rejection::Token(_)
+            | Rejection::UnknownPrincipal
+            | Rejection::CallerUnknown
+            | Rejection::KeyUnknown => refused(Code::Unauthenticated, None),
             Rejection::RightMissing(right) => {
                 refused(Code::PermissionDenied, Some(("right", right.to_string())))
             }

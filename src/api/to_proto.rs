@@ -235,6 +235,8 @@ pub(super) fn request(query: &Query) -> pb::AuthorizeRequest {
         resource,
         context,
         entities,
+        // What a token says is never sent; the token is.
+        claimed: _,
         explain,
     } = query;
     pb::AuthorizeRequest {

@@ -11,7 +11,7 @@ use super::{AuthorizeArgs, Format, JsonSource, Outcome, directory, report};
 use crate::api::client;
 use crate::config::Config;
 use crate::pdp::answer::{Answer, Decision};
-use crate::pdp::query::{Query, Record};
+use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::{Snapshot, authorize, json};
 
 /// Asks, prints the answer, and ends as it says.
@@ -19,13 +19,15 @@ pub(super) fn run(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Outco
     let answer = match &args.connect {
         Some(address) => {
             let query = query(args, None, config)?;
+            let token = args.token.as_deref().map(token).transpose()?;
             // Of this command line alone: what the service is configured with is not the caller's.
             let flags = &args.config.flags;
             let own = OwnCertificate {
                 certificate: flags.tls_cert.as_deref().map(Path::new),
                 key: flags.tls_key.as_deref().map(Path::new),
             };
-            client::authorize(&target::target(address.clone(), &args.target, own)?, &query)?
+            let target = target::target(address.clone(), &args.target, own)?;
+            client::authorize(&target, &query, token)?
         }
         None => {
             let directory = directory::load(config)?;
@@ -83,14 +85,27 @@ fn query(
         Some(path) => json::request_entities(&read(path, most)?, snapshot).context("--entities")?,
     };
     Ok(Query {
-        principal: args.principal.clone(),
+        // With a token the service knows who it is, and this is not sent.
+        principal: args
+            .principal
+            .clone()
+            .unwrap_or_else(|| Uid::new("Token", "")),
         action: args.action.clone(),
         resource: args.resource.clone(),
         context,
         entities,
+        claimed: None,
         explain: args.explain,
     })
 }
+
+/// The token in a file, without the line's end that editors leave behind it.
+fn token(path: &Path) -> anyhow::Result<String> {
+    Ok(read(path, MAX_TOKEN_BYTES)?.trim_end().to_owned())
+}
+
+/// No service takes longer ones.
+const MAX_TOKEN_BYTES: usize = 1 << 20;
 
 /// Reads a file that is part of one request, and so no larger than a message.
 fn read(path: &Path, most: usize) -> anyhow::Result<String> {

@@ -38,7 +38,12 @@ async fn serve(config: Config, log: LogFilter) -> anyhow::Result<Outcome> {
                 let _ = writeln!(std::io::stderr(), "{drawn}");
                 return Err(refused.into());
             }
-            Err(error @ (BindError::Doors(_) | BindError::Admin(_) | BindError::DecisionLog(_))) => return Err(error.into()),
+            Err(
+                error @ (BindError::Tokens(_)
+                | BindError::Doors(_)
+                | BindError::Admin(_)
+                | BindError::DecisionLog(_)),
+            ) => return Err(error.into()),
         },
         () = stop.requested() => return Ok(Outcome::Good),
     };

@@ -208,6 +208,7 @@ fn run_one(
         resource: uid("resource", &test.request.resource)?,
         context,
         entities: Vec::new(),
+        claimed: None,
         explain: true,
     };
     let answer = match test.entities {

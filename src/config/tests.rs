@@ -44,6 +44,9 @@ validation = "warn"
 on_policy_error = "deny"
 request_entity_types = ["Shop::Order", "User"]
 anonymous_principal = 'User::"nobody"'
+tokens = "/etc/issuers.toml"
+revocations = "/etc/revoked.toml"
+token_cache_bytes = 15
 start_unready = true
 allow_empty = true
 watch = "poll"
@@ -105,6 +108,11 @@ log_format = "json"
             max_store_bytes: 14,
         },
         anonymous_principal: Some(Uid::new("User", "nobody")),
+        tokens: TokensConfig {
+            issuers: Some("/etc/issuers.toml".into()),
+            revocations: Some("/etc/revoked.toml".into()),
+            cache_bytes: NonZeroU64::new(15),
+        },
         store: StoreConfig {
             start_unready: true,
             allow_empty: true,

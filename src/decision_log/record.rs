@@ -9,9 +9,10 @@ use super::Origin;
 use super::id::DecisionId;
 use super::json::{digits, number, string};
 use super::shown::{Names, Shown};
-use crate::engine::query_ref::{EntityRef, QueryRef, UidRef, ValueRef};
+use crate::engine::query_ref::{EntityRef, QueryRef, UidRef, ValueRef, fields};
 use crate::pdp::answer::Decision;
 use crate::pdp::id::Revision;
+use crate::pdp::query::{Claimed, StoredPrincipal};
 use crate::pdp::snapshot::OnPolicyError;
 
 /// Which form of line this is; another one when what a field means changes, or one goes.
@@ -115,6 +116,7 @@ impl Format {
             resource,
             context,
             entities,
+            claimed,
             explain,
         } = query;
         let is_cut = longest < usize::MAX;
@@ -136,6 +138,10 @@ impl Format {
             if !entities.is_empty() {
                 pen.raw(r#","entities":"#);
                 pen.list(entities, |pen, entity| pen.entity(entity, &self.shown));
+            }
+            if let Some(claimed) = claimed {
+                pen.raw(r#","claimed":"#);
+                pen.claimed(claimed, self.shown.entity(principal.type_name));
             }
             if pen.line.len() > LONGEST_LINE {
                 return false;
@@ -305,6 +311,25 @@ impl Pen<'_> {
             self.raw(r#","tags":"#);
             self.fields(tags, names);
         }
+        self.raw("}");
+    }
+
+    /// What a token says of the principal: an entity but for its uid, and what becomes of the
+    /// stored one.
+    fn claimed(&mut self, claimed: &Claimed, names: Option<&Names>) {
+        let Claimed {
+            attributes,
+            parents,
+            stored,
+        } = claimed;
+        self.raw(match stored {
+            StoredPrincipal::Join => r#"{"stored":"join","attrs":"#,
+            StoredPrincipal::Replace => r#"{"stored":"replace","attrs":"#,
+            StoredPrincipal::Require => r#"{"stored":"require","attrs":"#,
+        });
+        self.fields(&fields(attributes), names);
+        self.raw(r#","parents":"#);
+        self.list(parents, |pen, parent| pen.uid(parent.into()));
         self.raw("}");
     }
 

@@ -20,7 +20,7 @@
 //!    (`certain`), and all of it where that is less than certain;
 //! 3. what `explain` shows: with it, everything stays in full;
 //! 4. which entities are there: uids in the context lead to them, and stay in full, as do the
-//!    request's own entities.
+//!    request's own entities, and what a token says of the principal.
 //!
 //! So two requests with one key differ at most in the values of attributes that no policy reads
 //! and that are equally valid: the answer to one is the answer to the other. What is not valid is
@@ -28,7 +28,8 @@
 
 mod certain;
 
-use super::query_ref::{EntityRef, QueryRef, UidRef, ValueRef};
+use super::query_ref::{EntityRef, QueryRef, UidRef, ValueRef, fields};
+use crate::pdp::query::{Claimed, StoredPrincipal};
 use crate::pdp::snapshot::ContextReads;
 
 /// Writes the key of `query` at the end of `out`; `reads` is what policies for the
@@ -44,6 +45,7 @@ pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
         resource,
         context,
         entities,
+        claimed,
         explain,
     } = query;
     out.push(u8::from(*explain));
@@ -74,6 +76,29 @@ pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
             uid(out, *parent);
         }
         record(out, tags);
+    }
+    match claimed {
+        None => out.push(0),
+        Some(claimed) => self::claimed(out, claimed),
+    }
+}
+
+/// Writes what a token says, all of it. No byte that begins it is zero.
+fn claimed(out: &mut Vec<u8>, claimed: &Claimed) {
+    let Claimed {
+        attributes,
+        parents,
+        stored,
+    } = claimed;
+    out.push(match stored {
+        StoredPrincipal::Join => 1,
+        StoredPrincipal::Replace => 2,
+        StoredPrincipal::Require => 3,
+    });
+    record(out, &fields(attributes));
+    length(out, parents.len());
+    for parent in parents {
+        uid(out, parent.into());
     }
 }
 
@@ -209,6 +234,7 @@ fn set(out: &mut Vec<u8>, members: &[ValueRef<'_>]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::*;
     use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
@@ -220,6 +246,7 @@ mod tests {
             resource: Uid::new("Doc", "1"),
             context: Record::default(),
             entities: Vec::new(),
+            claimed: None,
             explain: false,
         }
     }
@@ -241,6 +268,21 @@ mod tests {
             .collect();
         Query {
             context: fields.into(),
+            ..query()
+        }
+    }
+
+    fn claiming(stored: StoredPrincipal, attributes: &[(&str, Value)], parents: &[Uid]) -> Query {
+        let attributes: BTreeMap<String, Value> = attributes
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
+        Query {
+            claimed: Some(Arc::new(Claimed {
+                attributes: attributes.into(),
+                parents: parents.to_vec(),
+                stored,
+            })),
             ..query()
         }
     }
@@ -293,6 +335,13 @@ mod tests {
                 entities: vec![entity.clone()],
                 ..query()
             },
+            claiming(StoredPrincipal::Join, &[], &[]),
+            claiming(StoredPrincipal::Replace, &[], &[]),
+            claiming(StoredPrincipal::Require, &[], &[]),
+            claiming(StoredPrincipal::Join, &[("a", long(1))], &[]),
+            claiming(StoredPrincipal::Join, &[("a", long(2))], &[]),
+            claiming(StoredPrincipal::Join, &[], &[Uid::new("User", "bob")]),
+            claiming(StoredPrincipal::Join, &[], &[Uid::new("Userb", "ob")]),
             Query {
                 entities: vec![RequestEntity {
                     attributes: attributes.clone(),

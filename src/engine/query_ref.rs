@@ -4,8 +4,9 @@
 //! [`Query`] promises: names sorted and each once, no type empty.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
+use crate::pdp::query::{Claimed, Query, Record, RequestEntity, Uid, Value};
 
 /// An entity's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct QueryRef<'a> {
     pub context: Fields<'a>,
     /// Entities that exist for this question only.
     pub entities: Vec<EntityRef<'a>>,
+    /// What a token says of the principal.
+    pub claimed: Option<&'a Arc<Claimed>>,
     /// Whether the answer must say why.
     pub explain: bool,
 }
@@ -75,6 +78,7 @@ impl QueryRef<'_> {
             resource,
             context,
             entities,
+            claimed,
             explain,
         } = self;
         Query {
@@ -98,6 +102,7 @@ impl QueryRef<'_> {
                     },
                 )
                 .collect(),
+            claimed: claimed.cloned(),
             explain: *explain,
         }
     }
@@ -142,6 +147,7 @@ impl<'a> From<&'a Query> for QueryRef<'a> {
             resource,
             context,
             entities,
+            claimed,
             explain,
         } = query;
         Self {
@@ -165,6 +171,7 @@ impl<'a> From<&'a Query> for QueryRef<'a> {
                     },
                 )
                 .collect(),
+            claimed: claimed.as_ref(),
             explain: *explain,
         }
     }
@@ -177,7 +184,9 @@ impl<'a> From<&'a Uid> for UidRef<'a> {
     }
 }
 
-fn fields(record: &Record) -> Fields<'_> {
+/// The fields of `record`, where they lie.
+#[must_use]
+pub fn fields(record: &Record) -> Fields<'_> {
     record
         .iter()
         .map(|(name, value)| (name, value.into()))

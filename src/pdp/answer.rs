@@ -61,6 +61,9 @@ pub enum NoAnswer {
     /// It cannot be decided as it stands.
     #[error(transparent)]
     Invalid(#[from] InvalidQuery),
+    /// The token's principal must be among the stored entities, and is not.
+    #[error("the token's principal is not among the stored entities")]
+    UnknownPrincipal,
     /// More policies match its principal, action and resource than may be evaluated.
     #[error("more than {most} policies match this principal, action and resource")]
     TooManyPolicies {

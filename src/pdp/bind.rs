@@ -4,6 +4,8 @@
 //! Most of this file runs only when something is wrong: Cedar says that a request does not fit,
 //! and the caller should be told where.
 
+mod claimed;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -66,7 +68,14 @@ pub(super) fn bind(
         .fields(&query.context)
         .map_err(|error| error.within("context"))?;
 
-    let sent = sent_entities(snapshot, &query.entities)?;
+    let sent_by_caller = query.entities.len();
+    let mut sent = sent_entities(snapshot, &query.entities)?;
+    let refused_hierarchy = |error| refused_hierarchy(error, sent_by_caller);
+    if let Some(claimed) = &query.claimed {
+        let principal = (&query.principal, &principal);
+        let entity = claimed::entity(snapshot, stored, principal, claimed, &sent)?;
+        sent.push(entity);
+    }
     let mut view = View::with_sent(stored, sent).map_err(refused_hierarchy)?;
     let context = Arc::new(context);
     let request = request(
@@ -333,8 +342,9 @@ fn sent_entities(snapshot: &Snapshot, sent: &[RequestEntity]) -> Result<Vec<Enti
     Ok(entities)
 }
 
-/// Names the entity whose parents make a hierarchy that is refused.
-fn refused_hierarchy(error: OverlayError) -> InvalidQuery {
+/// Names the entity whose parents make a hierarchy that is refused. After those that the caller
+/// sent stands the one that a token tells of.
+fn refused_hierarchy(error: OverlayError, sent_by_caller: usize) -> InvalidQuery {
     match error {
         OverlayError::TooLarge => {
             let problem = Problem::HierarchyTooLarge {
@@ -352,9 +362,11 @@ fn refused_hierarchy(error: OverlayError) -> InvalidQuery {
                     limit: MAX_ANCESTORS,
                 },
             };
-            InvalidQuery::field("parents", problem)
-                .at_index(index)
-                .within("entities")
+            let fault = InvalidQuery::field("parents", problem);
+            match index < sent_by_caller {
+                true => fault.at_index(index).within("entities"),
+                false => fault.within(claimed::FIELD),
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! what Cedar evaluates, and only when it must.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// An entity's identity: its type and its id. Neither has been checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +119,28 @@ pub struct RequestEntity {
     pub tags: Record,
 }
 
+/// What a verified token says of the principal that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// What it says of it.
+    pub attributes: Record,
+    /// The entities that it says it is directly in.
+    pub parents: Vec<Uid>,
+    /// What becomes of the stored entity of the same uid.
+    pub stored: StoredPrincipal,
+}
+
+/// What becomes of a stored entity whose uid a token names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoredPrincipal {
+    /// Attributes and parents of both; of one attribute the token's value. Tags are the stored ones.
+    Join,
+    /// The token's alone: the stored entity does not exist for this question.
+    Replace,
+    /// As [`Join`](Self::Join), and without a stored entity there is no answer.
+    Require,
+}
+
 /// One question, parsed and not yet decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
@@ -131,6 +154,8 @@ pub struct Query {
     pub context: Record,
     /// Entities that exist for this question only; they replace stored ones of the same uid.
     pub entities: Vec<RequestEntity>,
+    /// What a token says of the principal; `None` when the principal was named.
+    pub claimed: Option<Arc<Claimed>>,
     /// Whether the answer must say why.
     pub explain: bool,
 }
@@ -313,6 +338,12 @@ pub enum Problem {
     #[error("`{uid}` is sent twice")]
     DuplicateEntity {
         /// The uid that is sent twice.
+        uid: String,
+    },
+    /// The uid is the token's principal, or one that the token says it is in.
+    #[error("`{uid}` is what the token tells of; a request cannot tell it anew")]
+    ClaimedEntity {
+        /// The uid that was sent.
         uid: String,
     },
     /// The entity is its own ancestor.

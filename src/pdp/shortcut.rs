@@ -401,6 +401,7 @@ mod tests {
             resource: Uid::new("Doc", "d"),
             context: Record::from(BTreeMap::from([("n".to_owned(), Value::Long(7))])),
             entities: Vec::new(),
+            claimed: None,
             explain: false,
         };
         let bound = bind(&snapshot, &snapshot.entities, &query).unwrap();

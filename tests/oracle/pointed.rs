@@ -42,6 +42,7 @@ fn ann_reads() -> Query {
         resource: Uid::new("Doc", "1"),
         context: Record::default(),
         entities: Vec::new(),
+        claimed: None,
         explain: false,
     }
 }

@@ -59,6 +59,7 @@ fn one(rng: &mut Rng, world: &World) -> Query {
         resource: uid(rng, resource),
         context,
         entities: Vec::new(),
+        claimed: None,
         explain: false,
     };
     if rng.chance(45) {

@@ -76,6 +76,7 @@ impl Ask {
                 ("amount".to_owned(), Value::Long(self.amount)),
             ])),
             entities: Vec::new(),
+            claimed: None,
             explain: false,
         }
     }

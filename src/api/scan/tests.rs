@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use super::*;
+use crate::api::identity::{self, Identified};
 use crate::api::{codec, from_proto, pb};
 use crate::pdp::query::{Query, Uid};
+use crate::pip::Patience;
 use pb::value::Kind;
 
 fn rules(anonymous: Option<Uid>) -> RequestRules {
@@ -141,9 +143,12 @@ impl Dice {
 
 /// What prost and the checks make of `message`.
 fn usual(message: &[u8], rules: &RequestRules) -> Option<(Query, IdentityKind)> {
-    let request: pb::AuthorizeRequest = codec::decode(message).ok()?;
-    let identity = from_proto::identity_kind(&request);
-    Some((from_proto::query(request, rules).ok()?, identity))
+    let mut request: pb::AuthorizeRequest = codec::decode(message).ok()?;
+    let kind = from_proto::identity_kind(&request);
+    match identity::identify(&mut request, rules, None, Patience::Spent).ok()? {
+        Identified::Asker(asker) => Some((from_proto::query(request, asker, rules).ok()?, kind)),
+        Identified::Wait(_) => None,
+    }
 }
 
 /// Whether `message` was read in place; then it was read as prost reads it.

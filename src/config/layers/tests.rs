@@ -300,6 +300,8 @@ fn every_option_says_what_it_means_and_its_default_when_it_has_one() {
             "callers",
             "request_entity_types",
             "anonymous_principal",
+            "tokens",
+            "revocations",
             "decision_log_attributes",
         ],
     );

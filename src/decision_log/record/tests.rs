@@ -1,7 +1,11 @@
 //! What a line says.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::*;
 use crate::decision_log::Method;
+use crate::pdp::query::{Uid, Value};
 use serde_json::{Value as Json, json};
 
 struct Said {
@@ -44,6 +48,7 @@ fn query<'a>(context: Vec<(&'a str, ValueRef<'a>)>, entities: Vec<EntityRef<'a>>
         resource: DOC,
         context,
         entities,
+        claimed: None,
         explain: false,
     }
 }
@@ -117,6 +122,34 @@ fn a_line_says_who_asked_what_and_what_was_answered() {
     );
     let shown = line(&["errors.message"], &query(Vec::new(), Vec::new()), &said);
     assert_eq!(shown["errors"][0]["message"], "it says 42");
+}
+
+#[test]
+fn what_a_token_says_is_told_and_masked_as_an_entity_of_its_type_is() {
+    let attributes = [
+        ("level", Value::Long(3)),
+        ("name", Value::String("Al".to_owned())),
+    ];
+    let claimed = Arc::new(Claimed {
+        attributes: BTreeMap::from(attributes.map(|(name, value)| (name.to_owned(), value))).into(),
+        parents: vec![Uid::new("Role", "reader")],
+        stored: StoredPrincipal::Join,
+    });
+    let query = QueryRef {
+        claimed: Some(&claimed),
+        ..query(Vec::new(), Vec::new())
+    };
+    let masked = line(&["User.level"], &query, &allow());
+    assert_eq!(
+        masked["claimed"],
+        json!({
+            "stored": "join",
+            "attrs": { "level": 3, "name": { "__masked": true } },
+            "parents": [{ "type": "Role", "id": "reader" }],
+        })
+    );
+    assert_eq!(masked["replayable"], false);
+    assert_eq!(line(&["*"], &query, &allow())["replayable"], true);
 }
 
 fn every_kind<'a>() -> Vec<(&'a str, ValueRef<'a>)> {

@@ -22,6 +22,7 @@ fn query(id: &str) -> Query {
         resource: Uid::new("Doc", "1"),
         context: Record::default(),
         entities: Vec::new(),
+        claimed: None,
         explain: false,
     }
 }

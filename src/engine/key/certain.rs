@@ -86,6 +86,7 @@ mod tests {
             resource: Uid::new("Doc", "1"),
             context,
             entities: Vec::new(),
+            claimed: None,
             explain: false,
         };
         authorize(snapshot, &query).is_ok()

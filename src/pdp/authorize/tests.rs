@@ -33,6 +33,7 @@ fn query(principal: &str, action: &str, resource: &str) -> Query {
         resource: resource.parse().unwrap(),
         context: Record::default(),
         entities: vec![],
+        claimed: None,
         explain: false,
     }
 }
@@ -71,9 +72,9 @@ fn check(snapshot: &Snapshot, query: &Query, decision: Decision, ids: &[&str]) {
 fn invalid(snapshot: &Snapshot, query: &Query) -> (String, Problem) {
     match authorize(snapshot, query).expect_err("an invalid query") {
         NoAnswer::Invalid(error) => (error.field.as_str().to_owned(), error.problem),
-        other @ (NoAnswer::TooManyPolicies { .. } | NoAnswer::TooManyEntities { .. }) => {
-            panic!("{other:?}")
-        }
+        other @ (NoAnswer::UnknownPrincipal
+        | NoAnswer::TooManyPolicies { .. }
+        | NoAnswer::TooManyEntities { .. }) => panic!("{other:?}"),
     }
 }
 

@@ -421,6 +421,7 @@ permit(principal == User::"guest", action, resource) when { resource.open };"#;
                 resource: Uid::new("Doc", resource),
                 context: Record::default(),
                 entities: Vec::new(),
+                claimed: None,
                 explain: false,
             };
             let answer = authorize(&snapshot, &query).unwrap();

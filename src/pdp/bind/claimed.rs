@@ -1,0 +1,120 @@
+//! What a token says of the principal, as an entity of this question only.
+//!
+//! Whether the token is to be believed was settled before; here its claims meet the stored entity
+//! of the same uid, the entities that the caller sent, and the schema.
+
+use std::collections::{BTreeMap, HashSet};
+
+use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
+use cedar_policy_core::validator::CoreSchema;
+use smol_str::SmolStr;
+
+use super::{EntityStore, Snapshot, fits_schema};
+use crate::pdp::answer::NoAnswer;
+use crate::pdp::query::{Claimed, InvalidQuery, Problem, StoredPrincipal, Uid};
+
+/// The field that is named when the claims do not fit.
+pub(super) const FIELD: &str = "principal_token";
+
+/// The principal as the token tells of it, with its direct parents; `sent` are the entities that
+/// the caller brought.
+///
+/// `--request-entity-types` says nothing of it: it is not the caller's, but the issuer's.
+pub(super) fn entity(
+    snapshot: &Snapshot,
+    stored: &EntityStore,
+    (uid, principal): (&Uid, &EntityUID),
+    claimed: &Claimed,
+    sent: &[Entity],
+) -> Result<Entity, NoAnswer> {
+    let parents = claimed_parents(snapshot, claimed)
+        .map_err(|error| error.within("parents").within(FIELD))?;
+    refuse_told_anew(principal, &parents, sent)?;
+    let found = stored
+        .uids
+        .number_of(&uid.type_name, &uid.id)
+        .and_then(|number| {
+            let parents = stored.parents(number);
+            Some(Stored {
+                entity: stored.entity(number, HashSet::new())?,
+                parents: parents.map(|parent| stored.uids.uid(parent)).collect(),
+            })
+        });
+    if found.is_none() && claimed.stored == StoredPrincipal::Require {
+        return Err(NoAnswer::UnknownPrincipal);
+    }
+    let joined = match claimed.stored {
+        StoredPrincipal::Join | StoredPrincipal::Require => found,
+        StoredPrincipal::Replace => None,
+    };
+    let joining = join(snapshot, principal, claimed, parents, joined);
+    Ok(joining.map_err(|error| error.within(FIELD))?)
+}
+
+/// The stored entity of the principal's uid, with its direct parents.
+struct Stored {
+    entity: Entity,
+    parents: Vec<EntityUID>,
+}
+
+fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityUID>, InvalidQuery> {
+    let parents = claimed.parents.iter().enumerate();
+    parents
+        .map(|(index, parent)| {
+            let uid = snapshot.type_names.uid(parent);
+            uid.map_err(|error| error.at_index(index))
+        })
+        .collect()
+}
+
+/// What an issuer says of the principal and of what it is in, a caller cannot say otherwise.
+fn refuse_told_anew(
+    principal: &EntityUID,
+    parents: &[EntityUID],
+    sent: &[Entity],
+) -> Result<(), InvalidQuery> {
+    let told = |entity: &Entity| entity.uid() == principal || parents.contains(entity.uid());
+    match sent.iter().enumerate().find(|(_, entity)| told(entity)) {
+        None => Ok(()),
+        Some((index, entity)) => {
+            let uid = entity.uid().to_string();
+            Err(InvalidQuery::field("uid", Problem::ClaimedEntity { uid })
+                .at_index(index)
+                .within("entities"))
+        }
+    }
+}
+
+fn join(
+    snapshot: &Snapshot,
+    principal: &EntityUID,
+    claimed: &Claimed,
+    mut parents: Vec<EntityUID>,
+    joined: Option<Stored>,
+) -> Result<Entity, InvalidQuery> {
+    let claims = snapshot
+        .type_names
+        .fields(&claimed.attributes)
+        .map_err(|error| error.within("attributes"))?;
+    let mut attributes: BTreeMap<SmolStr, PartialValue> = BTreeMap::new();
+    let mut tags = BTreeMap::new();
+    if let Some(stored) = joined {
+        let (_, stored_attributes, _, _, stored_tags) = stored.entity.into_inner();
+        attributes.extend(stored_attributes);
+        tags.extend(stored_tags);
+        parents.extend(stored.parents);
+    }
+    let claims = claims.into_iter();
+    attributes.extend(claims.map(|(name, value)| (name, PartialValue::from(value))));
+    let entity = Entity::new_with_attr_partial_value(
+        principal.clone(),
+        attributes,
+        HashSet::new(),
+        parents.iter().cloned().collect(),
+        tags,
+    );
+    if let Some(schema) = &snapshot.schema {
+        fits_schema(&CoreSchema::new(schema), &entity, &parents)?;
+    }
+    Ok(entity)
+}

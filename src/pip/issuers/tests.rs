@@ -1,0 +1,205 @@
+//! What an issuers file may say.
+
+use super::*;
+
+const LEAST: &str = r#"
+[[issuer]]
+issuer = "https://id.example"
+audiences = ["pdp"]
+algorithms = ["ES256"]
+keys_file = "jwks.json"
+[issuer.principal]
+type = "User"
+"#;
+
+fn parse(text: &str) -> Result<Issuers, IssuersError> {
+    Issuers::parse(text, Path::new("/etc/pdp"))
+}
+
+/// The least file with `from` put for `to`.
+fn with(from: &str, to: &str) -> Result<Issuers, IssuersError> {
+    assert!(LEAST.contains(from));
+    parse(&LEAST.replace(from, to))
+}
+
+#[track_caller]
+fn refused(from: &str, to: &str, key: &str) {
+    match with(from, to) {
+        Err(IssuersError::Value { key: found, .. }) => assert_eq!(found, key, "{to}"),
+        other => panic!("{to}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let issuers = parse(LEAST).unwrap();
+    let rules = &issuers.0[0];
+    assert_eq!(rules.keys, KeySource::File("/etc/pdp/jwks.json".into()));
+    assert_eq!(rules.leeway, Duration::from_secs(30));
+    assert_eq!(rules.mapping.id, ClaimPath(vec!["sub".to_owned()]));
+    assert_eq!(rules.mapping.stored, StoredPrincipal::Join);
+}
+
+#[test]
+fn algorithms_are_said_and_a_secret_is_meant() {
+    for (from, to) in [
+        (r#"["ES256"]"#, r#"[]"#),
+        (r#"["ES256"]"#, r#"["none"]"#),
+        (r#"["ES256"]"#, r#"["HS256"]"#),
+        (r#"["ES256"]"#, r#"["ES256", "HS256"]"#),
+        ("keys_file", "secret_file"),
+    ] {
+        refused(from, to, "algorithms");
+    }
+    let secret = LEAST
+        .replace("ES256", "HS256")
+        .replace("keys_file", "secret_file");
+    assert!(parse(&secret).is_ok());
+}
+
+#[test]
+fn an_issuer_has_audiences_and_one_source_of_keys() {
+    refused(r#"["pdp"]"#, "[]", "audiences");
+    refused(r#"["pdp"]"#, r#"[""]"#, "audiences");
+    refused("keys_file = \"jwks.json\"", "", "keys_url");
+    let both = "keys_file = \"x\"\nkeys_url = \"https://x\"";
+    refused("keys_file = \"jwks.json\"", both, "keys_url");
+    refused("keys_file", "ca_file = \"x\"\nkeys_file", "ca_file");
+}
+
+#[test]
+fn keys_come_over_tls_or_from_this_machine() {
+    let url = |url: &str| {
+        with(
+            "keys_file = \"jwks.json\"",
+            &format!("keys_url = \"{url}\""),
+        )
+        .map(|_| ())
+    };
+    for good in [
+        "https://id.example/jwks",
+        "http://127.0.0.1:8080/jwks",
+        "http://[::1]/jwks",
+        "http://localhost/jwks",
+    ] {
+        assert_eq!(url(good), Ok(()), "{good}");
+    }
+    let allowed = "keys_url = \"http://id.example/jwks\"\ninsecure_http = true";
+    assert!(with("keys_file = \"jwks.json\"", allowed).is_ok());
+    for bad in [
+        "http://id.example/jwks",
+        "http://127.0.0.1.evil.example/jwks",
+        "http://localhost.evil.example/jwks",
+        "http://127.0.0.1@evil.example/jwks",
+        "https://",
+        "ftp://id.example",
+        "file:///etc/passwd",
+        "id.example/jwks",
+        "https://id.example/a b",
+    ] {
+        assert!(url(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_claim_whose_name_has_dots_is_written_as_a_list() {
+    let id = |id: &str| {
+        with("type = \"User\"", &format!("type = \"User\"\nid = {id}"))
+            .map(|issuers| issuers.0[0].mapping.id.0.clone())
+    };
+    assert_eq!(id(r#""a.b""#).unwrap(), ["a", "b"]);
+    assert_eq!(id(r#"["a.b"]"#).unwrap(), ["a.b"]);
+    assert_eq!(
+        id(r#"["https://x.example/id"]"#).unwrap(),
+        ["https://x.example/id"]
+    );
+    for bad in [r#""""#, r#""a..b""#, r#""https://x.example/id""#, "[]"] {
+        assert!(id(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn attributes_and_parents_have_kinds_and_types() {
+    let more = r#"type = "User"
+[issuer.principal.attributes]
+department = "string"
+level = { kind = "long", claim = "acr.level", optional = true }
+org = { kind = "entity", entity_type = "Org" }
+[[issuer.principal.parents]]
+claim = "realm_access.roles"
+type = "Role"
+"#;
+    let issuers = with("type = \"User\"", more).unwrap();
+    let mapping = &issuers.0[0].mapping;
+    assert_eq!(mapping.attributes["department"].kind, Kind::String);
+    assert!(mapping.attributes["level"].wanted.optional);
+    assert_eq!(mapping.parents[0].type_name, "Role");
+    for (bad, key) in [
+        ("a = \"text\"", "principal.attributes.a"),
+        ("a = \"entity\"", "principal.attributes.a"),
+        (
+            "a = { kind = \"string\", entity_type = \"T\" }",
+            "principal.attributes.a",
+        ),
+        (
+            "a = { kind = \"entity\", entity_type = \"Action\" }",
+            "principal.attributes.a",
+        ),
+    ] {
+        refused(
+            "type = \"User\"",
+            &format!("type = \"User\"\n[issuer.principal.attributes]\n{bad}"),
+            key,
+        );
+    }
+    for bad in [
+        "type = \"User\"\ntypo = 1",
+        "type = \"User\"\n[issuer.principal.attributes]\na = { kid = 1 }",
+    ] {
+        assert!(matches!(
+            with("type = \"User\"", bad),
+            Err(IssuersError::Syntax { .. })
+        ));
+    }
+    refused(
+        "type = \"User\"",
+        "type = \"Shop::Action\"",
+        "principal.type",
+    );
+    refused("type = \"User\"", "type = \"if\"", "principal.type");
+}
+
+#[test]
+fn the_same_issuer_twice_is_refused_and_shared_ids_are_noticed() {
+    assert_eq!(
+        parse(&LEAST.repeat(2)),
+        Err(IssuersError::Twice("https://id.example".to_owned()))
+    );
+    assert_eq!(parse(""), Err(IssuersError::Empty));
+    let other = LEAST.replace("id.example", "other.example");
+    let both = parse(&format!("{LEAST}{other}")).unwrap();
+    assert_eq!(
+        both.sharing_ids(),
+        [("https://id.example", "https://other.example")]
+    );
+    let prefixed = other.replace("type =", "id_prefix = \"o:\"\ntype =");
+    assert!(
+        parse(&format!("{LEAST}{prefixed}"))
+            .unwrap()
+            .sharing_ids()
+            .is_empty()
+    );
+}
+
+#[test]
+fn durations_and_sizes_have_bounds() {
+    for (line, key) in [
+        ("leeway = \"1h\"", "leeway"),
+        ("leeway = \"x\"", "leeway"),
+        ("max_age = \"0s\"", "max_age"),
+        ("max_bytes = 1", "max_bytes"),
+        ("types = []", "types"),
+    ] {
+        refused("keys_file", &format!("{line}\nkeys_file"), key);
+    }
+}

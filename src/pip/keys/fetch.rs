@@ -1,0 +1,208 @@
+//! One fetch of a JWKS over HTTP, bounded in time and size.
+//!
+//! Nothing here keeps a connection: fetches are minutes apart. Redirects are not followed, since
+//! whoever may redirect could name another server.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, AGE, CACHE_CONTROL, USER_AGENT};
+use hyper::{HeaderMap, Request, StatusCode};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::followed::{ReadError, Reading};
+use crate::pip::issuers::UrlSource;
+
+/// The longest JWKS that is taken, in bytes.
+const MAX_BYTES: usize = 1 << 20;
+
+/// A JWKS, and for how long its server says that it is fresh.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) text: Bytes,
+    pub(super) fresh_for: Option<Duration>,
+}
+
+/// Why there is no JWKS.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::pip) enum FetchError {
+    #[error(transparent)]
+    CaFile(#[from] ReadError),
+    #[error("`{}` holds no certificate in PEM", path.display())]
+    NoCertificate { path: PathBuf },
+    #[error("the system has no root certificates; name a `ca_file`")]
+    NoRoots,
+    #[error("cannot use TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("the URL makes no request: {0}")]
+    Request(#[source] http::Error),
+    #[error("cannot ask the server: {0}")]
+    Connection(String),
+    #[error("the server's answer is {0}")]
+    Status(StatusCode),
+    #[error("the server's answer is larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    #[error("the server's answer broke off: {0}")]
+    Broken(String),
+    #[error("the server took longer than {}", humantime::format_duration(*.0))]
+    TimedOut(Duration),
+}
+
+/// Fetches the JWKS once.
+pub(super) async fn fetch(source: &UrlSource) -> Result<Fetched, FetchError> {
+    let timeout = source.fetch_timeout;
+    tokio::time::timeout(timeout, ask(source))
+        .await
+        .unwrap_or(Err(FetchError::TimedOut(timeout)))
+}
+
+async fn ask(source: &UrlSource) -> Result<Fetched, FetchError> {
+    // Read anew each time, so that a CA can be replaced while the service runs.
+    let tls = {
+        let ca_file = source.ca_file.clone();
+        let reading = tokio::task::spawn_blocking(move || client_config(ca_file));
+        reading
+            .await
+            .map_err(|error| FetchError::Connection(error.to_string()))??
+    };
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_all_versions()
+        .build();
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(connector);
+    let request = Request::get(&source.url)
+        .header(ACCEPT, "application/jwk-set+json, application/json")
+        .header(USER_AGENT, concat!("cedar-pdp/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::new())
+        .map_err(FetchError::Request)?;
+    let response = client
+        .request(request)
+        .await
+        .map_err(|error| FetchError::Connection(with_causes(&error)))?;
+    if response.status() != StatusCode::OK {
+        return Err(FetchError::Status(response.status()));
+    }
+    let fresh_for = fresh_for(response.headers());
+    let body = Limited::new(response.into_body(), MAX_BYTES);
+    let text = body.collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            FetchError::TooLarge
+        } else {
+            FetchError::Broken(with_causes(&*error))
+        }
+    })?;
+    Ok(Fetched {
+        text: text.to_bytes(),
+        fresh_for,
+    })
+}
+
+/// TLS as it is spoken to a server of keys: vouched for by the CA of this file, or by the system's.
+pub(in crate::pip) fn client_config(ca_file: Option<PathBuf>) -> Result<ClientConfig, FetchError> {
+    let mut roots = RootCertStore::empty();
+    match ca_file {
+        Some(path) => {
+            let text = Reading::default().read(&path)?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+            let (added, _) = roots.add_parsable_certificates(certificates.unwrap_or_default());
+            if added == 0 {
+                return Err(FetchError::NoCertificate { path });
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            let (added, _) = roots.add_parsable_certificates(found.certs);
+            if added == 0 {
+                return Err(FetchError::NoRoots);
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// What `Cache-Control` says, less what `Age` has used of it; nothing when it says nothing.
+fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
+    let mut fresh = None;
+    for value in headers.get_all(CACHE_CONTROL) {
+        for directive in value.to_str().ok()?.split(',') {
+            let directive = directive.trim().to_ascii_lowercase();
+            if directive == "no-store" || directive == "no-cache" {
+                return Some(Duration::ZERO);
+            }
+            if let Some(seconds) = directive.strip_prefix("max-age=") {
+                fresh = seconds
+                    .trim_matches('"')
+                    .parse()
+                    .ok()
+                    .map(Duration::from_secs);
+            }
+        }
+    }
+    let age = headers
+        .get(AGE)
+        .and_then(|age| age.to_str().ok()?.parse().ok())
+        .map_or(Duration::ZERO, Duration::from_secs);
+    fresh.map(|fresh| fresh.saturating_sub(age))
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl From<io::Error> for FetchError {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(headers: &[(&'static str, &'static str)], seconds: Option<u64>) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        assert_eq!(fresh_for(&map), seconds.map(Duration::from_secs));
+    }
+
+    #[test]
+    fn a_set_is_fresh_for_as_long_as_its_server_says() {
+        check(&[], None);
+        check(&[("cache-control", "public")], None);
+        check(&[("cache-control", "public, Max-Age=600")], Some(600));
+        check(
+            &[("cache-control", "max-age=600"), ("age", "100")],
+            Some(500),
+        );
+        check(&[("cache-control", "max-age=600"), ("age", "700")], Some(0));
+        check(&[("cache-control", "no-store, max-age=600")], Some(0));
+        check(&[("cache-control", "max-age=soon")], None);
+    }
+}
