@@ -8,14 +8,16 @@
 //! the [`answer`] may carry an [`explanation`].
 //!
 //! Inside, on the way to an answer: `bind` makes the query Cedar's, `index` finds the policies that
-//! can matter, `shortcut` reads the plain ones off the store (`entities`, `uids`), and `lookups`
-//! brings together what the others `reads`.
+//! can matter, `shortcut` decides the plain ones, written in `shorthand`, off the store (`entities`,
+//! `uids`), and `lookups` brings together what the others `reads`.
 
 pub mod advice;
 pub mod answer;
 pub mod authorize;
 mod bind;
+mod bytes;
 pub mod compile;
+mod declared;
 pub mod diagnostic;
 mod entities;
 mod explain;
@@ -30,6 +32,7 @@ mod projection;
 pub mod query;
 mod reads;
 mod shortcut;
+mod shorthand;
 pub mod snapshot;
 pub mod sources;
 mod uids;

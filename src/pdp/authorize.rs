@@ -99,6 +99,8 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
     let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
     let candidates: Vec<(&Rule, Option<bool>)> = candidates
         .into_iter()
+        // What certainly does not hold says nothing more.
+        .filter(|candidate| candidate.holds != Some(false))
         .filter_map(|Candidate { rule, holds }| {
             let rule = snapshot.rules.get(rule as usize)?;
             Some((rule.as_ref(), holds))

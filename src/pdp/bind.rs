@@ -91,12 +91,7 @@ pub(super) fn bind(
         action: subject(&mut view, &query.action).map_err(refused_hierarchy)?,
         resource: subject(&mut view, &query.resource).map_err(refused_hierarchy)?,
     };
-    let candidates = if query.explain {
-        snapshot.index.of_scope(&subjects, most)
-    } else {
-        snapshot.index.candidates(&subjects, most)
-    };
-    let candidates = candidates.map_err(|TooManyCandidates| NoAnswer::TooManyPolicies { most })?;
+    let too_many = |TooManyCandidates| NoAnswer::TooManyPolicies { most };
     let variables = Variables {
         principal: &principal,
         action: &action,
@@ -104,31 +99,30 @@ pub(super) fn bind(
         context: &context,
         subjects: &subjects,
     };
-    let rule = |number: RuleNumber| snapshot.rules.get(number as usize).map(Arc::as_ref);
-    let holds = |number: RuleNumber| {
+    let candidates: Vec<Candidate> = if query.explain {
         // To explain is to evaluate, every policy in full.
-        let rule = rule(number).filter(|_| !query.explain)?;
-        let Some(condition) = rule.rest.expr.as_deref() else {
-            return Some(true);
-        };
-        let reading = Reading {
-            view: &view,
-            variables: &variables,
-            slots: rule.slots(),
-        };
-        reading.holds(condition)
-    };
-    // Conditions nest; whatever thread this is, the deepest must have room.
-    let candidates: Vec<Candidate> =
+        let found = snapshot.index.of_scope(&subjects, most).map_err(too_many)?;
+        let unknown = |rule| Candidate { rule, holds: None };
+        found.into_iter().map(unknown).collect()
+    } else {
+        let found = snapshot.index.candidates(&subjects, most);
+        let found = found.map_err(too_many)?;
+        let reading = Reading::new(&view, &variables);
+        // Conditions nest; whatever thread this is, the deepest must have room.
         stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
-            let found = candidates.into_iter();
             found
-                .map(|rule| Candidate {
-                    rule,
-                    holds: holds(rule),
+                .into_iter()
+                .map(|filed| Candidate {
+                    rule: filed.rule,
+                    holds: match filed.condition() {
+                        Some(condition) => reading.holds(condition),
+                        None => Some(true),
+                    },
                 })
                 .collect()
-        });
+        })
+    };
+    let rule = |number: RuleNumber| snapshot.rules.get(number as usize).map(Arc::as_ref);
     let conditions = candidates
         .iter()
         .filter(|candidate| candidate.holds.is_none())
@@ -151,11 +145,10 @@ pub(super) fn bind(
 /// What scopes can tell of one variable of the request.
 fn subject(view: &mut View<'_>, uid: &Uid) -> Result<Subject, OverlayError> {
     let number = view.number_of(uid);
-    let mut ancestors = match number {
+    let ancestors = match number {
         Some(number) => view.ancestors(number)?,
         None => Vec::new(),
     };
-    ancestors.sort_unstable();
     Ok(Subject {
         uid: number,
         ty: view.type_number(&uid.type_name),
@@ -418,7 +411,9 @@ fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Entity, I
         partial(tags),
     );
     // The schema is there in every validation mode, and entities must fit it.
-    if let Some(schema) = &snapshot.schema {
+    if let Some(schema) = &snapshot.schema
+        && !snapshot.declared.is_certain(&entity, &parents)
+    {
         fits_schema(&CoreSchema::new(schema), &entity, &parents)?;
     }
     Ok(entity)

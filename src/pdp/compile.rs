@@ -16,6 +16,7 @@ use cedar_policy::Schema;
 use cedar_policy_core::ast::{Expr, ExprKind};
 use cedar_policy_core::validator::ValidatorSchema;
 
+use super::declared::DeclaredTypes;
 use super::diagnostic::{Diagnostic, Severity};
 use super::entities::EntityStore;
 use super::entities::segment::Segment;
@@ -23,6 +24,7 @@ use super::fit::Fit;
 use super::index::{Index, Scope};
 use super::nesting::{self, Language};
 use super::projection::Projections;
+use super::shorthand::Shorthands;
 use super::snapshot::{Counts, Rule, Settings, Snapshot, Validation};
 use super::sources::{ContentDigest, FileKind, SourceFile, Sources};
 use super::uids::Uids;
@@ -151,6 +153,8 @@ struct ReadPolicies {
     file: Arc<PolicyFile>,
     /// In the order of the file's rules; numbered in the snapshot's table of uids.
     scopes: Vec<Scope>,
+    /// What is left of their conditions, likewise.
+    conditions: Shorthands,
 }
 
 /// One snapshot being made.
@@ -162,12 +166,19 @@ struct Compilation<'a> {
     findings: Findings,
 }
 
-/// Policies of all files, ready to be filed.
+/// A rule with what it is filed by.
+struct Filing<'a> {
+    rule: &'a Arc<Rule>,
+    scope: &'a Scope,
+    /// What is left of its condition, in shorthand.
+    condition: &'a [u8],
+}
+
+/// Policies of all files, filed.
 struct CompiledPolicies {
     /// Sorted by id.
     rules: Vec<Arc<Rule>>,
-    /// In the order of the rules.
-    scopes: Vec<Scope>,
+    index: Index,
     combined: policies::Combined,
     depth: usize,
     bytes: usize,
@@ -256,7 +267,7 @@ impl Compilation<'_> {
             links: Arc::clone(&policies.combined.links),
             entities: segments.unwrap_or_default(),
         };
-        let index = Index::new(policies.scopes);
+        let index = policies.index;
         let bytes = entities.bytes() + index.bytes() + policies.bytes;
         self.check_bounds(bytes, &index, &policies.rules);
 
@@ -289,6 +300,7 @@ impl Compilation<'_> {
                 ),
             ),
             fit: Fit::of(schema.as_ref()),
+            declared: DeclaredTypes::of(schema.as_ref()),
             projections: Projections::new(&rules, &index, &entities),
             index,
             schema,
@@ -443,21 +455,38 @@ impl Compilation<'_> {
         let previous = made.map(|made| &made.links);
         let combined = policies::combine(&in_files, texts, judge, previous, &mut self.findings);
         let links = &combined.links.filed;
-        let link_scopes = self.scopes(links, uids);
+        let (link_scopes, link_conditions) = self.renumbered(links, uids);
         let filed = || in_files.iter().map(|file| &file.filed).chain([links]);
         let scopes = all.iter().flat_map(|read| &read.scopes).chain(&link_scopes);
-        let mut rules: Vec<(&Arc<Rule>, &Scope)> =
-            filed().flat_map(|filed| &filed.rules).zip(scopes).collect();
-        rules.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-        let (rules, scopes) = rules
-            .into_iter()
-            .map(|(rule, scope)| (Arc::clone(rule), scope.clone()))
-            .unzip();
+        let conditions = all.iter().map(|read| &read.conditions);
+        let conditions = conditions
+            .chain([&link_conditions])
+            .flat_map(Shorthands::each);
+        let rules = filed().flat_map(|filed| &filed.rules);
+        let mut filings: Vec<Filing<'_>> = rules
+            .zip(scopes)
+            .zip(conditions)
+            .map(|((rule, scope), condition)| Filing {
+                rule,
+                scope,
+                condition,
+            })
+            .collect();
+        filings.sort_unstable_by(|a, b| a.rule.id.cmp(&b.rule.id));
+        let scopes = filings.iter().map(|filing| filing.scope.clone());
+        let conditions: Vec<&[u8]> = filings.iter().map(|filing| filing.condition).collect();
+        let index = Index::new(scopes.collect(), &conditions).unwrap_or_else(|error| {
+            self.findings.add(Diagnostic::error("", error.to_string()));
+            Index::default()
+        });
+        let rules = filings.iter().map(|filing| Arc::clone(filing.rule));
         CompiledPolicies {
-            rules,
-            scopes,
+            rules: rules.collect(),
+            index,
             depth: filed().map(|filed| filed.depth).max().unwrap_or(0),
-            bytes: filed().map(|filed| filed.bytes).sum(),
+            bytes: filed()
+                .map(|filed| filed.bytes + 2 * filed.shorthand_bytes())
+                .sum(),
             made: files
                 .iter()
                 .zip(&all)
@@ -468,16 +497,21 @@ impl Compilation<'_> {
     }
 
     fn numbered(&mut self, file: &Arc<PolicyFile>, uids: &mut Arc<Uids>) -> Arc<ReadPolicies> {
+        let (scopes, conditions) = self.renumbered(&file.filed, uids);
         Arc::new(ReadPolicies {
-            scopes: self.scopes(&file.filed, uids),
+            scopes,
+            conditions,
             file: Arc::clone(file),
         })
     }
 
-    fn scopes(&mut self, filed: &Filed, uids: &mut Arc<Uids>) -> Vec<Scope> {
-        filed.scopes(uids).unwrap_or_else(|error| {
+    /// The scopes and conditions of `filed`, numbered in `uids`.
+    fn renumbered(&mut self, filed: &Filed, uids: &mut Arc<Uids>) -> (Vec<Scope>, Shorthands) {
+        let scopes = filed.scopes(uids);
+        let renumbered = scopes.and_then(|scopes| Ok((scopes, filed.conditions(uids)?)));
+        renumbered.unwrap_or_else(|error| {
             self.findings.add(Diagnostic::error("", error.to_string()));
-            Vec::new()
+            Default::default()
         })
     }
 

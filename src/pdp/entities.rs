@@ -5,6 +5,7 @@
 //! asked: what a request costs depends on the entities that it touches. Going up is iterative and
 //! bounded.
 
+mod hierarchy;
 pub(super) mod segment;
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +15,7 @@ use cedar_policy_core::ast::{Entity, EntityType, EntityUID, PartialValue, Value}
 
 use super::query::Uid;
 use super::uids::{MOST_UIDS, TypeNumber, UidNumber, Uids};
+use hierarchy::{Hierarchy, Step};
 use segment::{Segment, Stored};
 
 /// The most ancestors that one entity may have.
@@ -54,42 +56,7 @@ pub(super) struct EntityStore {
     segments: Vec<Arc<Segment>>,
     /// By uid number; uids that are only named stand nowhere.
     locations: Vec<Location>,
-    hierarchy: Hierarchy,
-}
-
-/// The direct parents of all entities, in one list, so that going up touches little memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Hierarchy {
-    /// By uid number, where its parents begin; they end where the next one's begin.
-    starts: Vec<u32>,
-    parents: Vec<UidNumber>,
-}
-
-impl Hierarchy {
-    fn of(store: &EntityStore) -> Self {
-        let mut starts = Vec::with_capacity(store.locations.len() + 1);
-        let mut parents: Vec<UidNumber> = Vec::with_capacity(store.locations.len());
-        // INVARIANT: a parent takes many bytes of its file, and a store's files are far below 2³²
-        // times that.
-        let offset = |parents: &[UidNumber]| u32::try_from(parents.len()).unwrap_or(u32::MAX);
-        for location in &store.locations {
-            starts.push(offset(&parents));
-            if let Some(segment) = store.segments.get(location.segment as usize) {
-                parents.extend(segment.parents(location.slot as usize));
-            }
-        }
-        starts.push(offset(&parents));
-        parents.shrink_to_fit();
-        Self { starts, parents }
-    }
-
-    fn parents(&self, uid: UidNumber) -> &[UidNumber] {
-        let at = |index: usize| self.starts.get(index).map(|start| *start as usize);
-        match (at(uid.index()), at(uid.index() + 1)) {
-            (Some(start), Some(end)) => self.parents.get(start..end).unwrap_or_default(),
-            (Some(_) | None, _) => &[],
-        }
-    }
+    hierarchy: Arc<Hierarchy>,
 }
 
 /// Where an entity stands.
@@ -128,7 +95,7 @@ impl EntityStore {
             locations: vec![Location::NOWHERE; uids.len()],
             uids,
             segments: Vec::with_capacity(segments.len() + 1),
-            hierarchy: Hierarchy::default(),
+            hierarchy: Arc::default(),
         };
         // INVARIANT: there are at most 100,000 files, so the number after the last is one.
         let last = u32::try_from(segments.len()).unwrap_or(u32::MAX);
@@ -146,7 +113,12 @@ impl EntityStore {
             store.segments.push(segment);
         }
         store.segments.extend(supplied.map(Arc::new));
-        store.hierarchy = Hierarchy::of(&store);
+        let parents = store.locations.iter().map(|location| {
+            let segment = store.segments.get(location.segment as usize);
+            let parents = segment.map(|segment| segment.parents(location.slot as usize));
+            parents.into_iter().flatten()
+        });
+        store.hierarchy = Arc::new(Hierarchy::of(parents));
         (store, twice)
     }
 
@@ -244,8 +216,7 @@ impl EntityStore {
         segments
             + self.uids.bytes()
             + self.locations.capacity() * size_of::<Location>()
-            + self.hierarchy.starts.capacity() * size_of::<u32>()
-            + self.hierarchy.parents.capacity() * size_of::<UidNumber>()
+            + self.hierarchy.bytes()
     }
 
     /// Whether much of the uid table is left over from what is gone.
@@ -257,7 +228,7 @@ impl EntityStore {
 
     /// The direct parents of the entity with this uid, which may exist nowhere.
     pub(super) fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
-        self.hierarchy.parents(uid).iter().copied()
+        self.hierarchy.parents(uid)
     }
 
     /// The entity with this uid as Cedar holds it, with `ancestors`.
@@ -266,11 +237,27 @@ impl EntityStore {
         segment.entity(slot, &self.uids, ancestors)
     }
 
-    /// All ancestors of the entity with this uid, those that exist nowhere too.
+    /// All ancestors of the entity with this uid, those that exist nowhere too, sorted.
     pub(super) fn ancestors(&self, uid: UidNumber) -> Vec<UidNumber> {
-        let mut found = Found::default();
-        self.ascend(uid, &mut found, usize::MAX);
-        found.into_numbers()
+        let mut all = Vec::with_capacity(EXPECTED_ANCESTORS);
+        // Those whose own ancestors are not kept with their children.
+        let mut ahead = Found::default();
+        let mut next = Some(uid);
+        let mut done = 0;
+        while let Some(uid) = next {
+            for Step { parent, above } in self.hierarchy.steps(uid) {
+                all.push(parent);
+                match above {
+                    Some(above) => all.extend(above),
+                    None => _ = ahead.insert(parent),
+                }
+            }
+            next = ahead.get(done);
+            done += 1;
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Adds all ancestors to `found`, or stops when there are more than `most`.
@@ -289,9 +276,19 @@ impl EntityStore {
         }
     }
 
-    /// Whether `other`, whose numbers are of one line with these, has the very same hierarchy.
-    pub(super) fn has_hierarchy_of(&self, other: &Self) -> bool {
-        self.hierarchy == other.hierarchy
+    /// Takes over the hierarchy of `other`, which was checked, if it is the very same; the numbers
+    /// of both must be of one line. Whether it is.
+    pub(super) fn takes_hierarchy_of(&mut self, other: &Self) -> bool {
+        let is_like = self.hierarchy.is_like(&other.hierarchy);
+        if is_like {
+            self.hierarchy = Arc::clone(&other.hierarchy);
+        }
+        is_like
+    }
+
+    /// Makes the hierarchy, which was checked, fast to go up.
+    pub(super) fn close_hierarchy(&mut self) {
+        Arc::make_mut(&mut self.hierarchy).close();
     }
 
     /// Checks that no entity is its own ancestor and that none has more than [`MAX_ANCESTORS`].
@@ -353,6 +350,9 @@ impl EntityStore {
     }
 }
 
+/// Room for so many ancestors is made at once.
+const EXPECTED_ANCESTORS: usize = 64;
+
 /// Uid numbers in the order in which they were found, each once.
 #[derive(Debug, Default)]
 struct Found {
@@ -394,10 +394,6 @@ impl Found {
         self.order.clear();
         self.set.clear();
     }
-
-    fn into_numbers(self) -> Vec<UidNumber> {
-        self.order
-    }
 }
 
 /// The stored entities with a request's own before them: the union that the contract speaks of.
@@ -408,7 +404,7 @@ impl Found {
 pub(super) struct View<'a> {
     store: &'a EntityStore,
     sent: Vec<Sent>,
-    by_number: HashMap<UidNumber, usize>,
+    by_number: hashbrown::HashMap<UidNumber, usize>,
     others: Vec<EntityUID>,
     other_numbers: HashMap<EntityUID, UidNumber>,
     steps_left: usize,
@@ -440,7 +436,7 @@ impl<'a> View<'a> {
         Self {
             store,
             sent: Vec::new(),
-            by_number: HashMap::new(),
+            by_number: hashbrown::HashMap::new(),
             others: Vec::new(),
             other_numbers: HashMap::new(),
             steps_left: MAX_REQUEST_HIERARCHY_STEPS,
@@ -528,16 +524,21 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The type of the uid with this number.
-    pub(super) fn entity_type(&self, uid: UidNumber) -> &EntityType {
+    /// The number of the type of the uid with this number, if it has one.
+    pub(super) fn type_of(&self, uid: UidNumber) -> Option<TypeNumber> {
         let other = uid.0.checked_sub(MOST_UIDS);
         match other.and_then(|other| self.others.get(other as usize)) {
-            Some(uid) => uid.entity_type(),
+            Some(uid) => self.type_number_of(uid.entity_type()),
             None => {
                 let (ty, _) = self.store.uids.parts(uid);
-                self.store.uids.entity_type(ty)
+                Some(ty)
             }
         }
+    }
+
+    /// The number of the type `ty`, if a policy or a stored entity names it.
+    pub(super) fn type_number_of(&self, ty: &EntityType) -> Option<TypeNumber> {
+        self.store.uids.type_number_of(ty)
     }
 
     /// The uid with this number.
@@ -560,18 +561,32 @@ impl<'a> View<'a> {
         number
     }
 
-    fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
+    fn is_sent(&self, uid: UidNumber) -> bool {
+        self.by_number.contains_key(&uid)
+    }
+
+    /// The parents of an entity, each with all that is above it where that is known and is as the
+    /// store says: where no sent entity is among them.
+    fn steps(&self, uid: UidNumber) -> impl Iterator<Item = Step<'_>> {
         let sent = self.by_number.get(&uid).and_then(|at| self.sent.get(*at));
         let stored = match sent {
             Some(_) => None,
-            None => Some(self.store.parents(uid)),
+            None => Some(self.store.hierarchy.steps(uid)),
         };
-        sent.into_iter()
-            .flat_map(|sent| sent.parents.iter().copied())
-            .chain(stored.into_iter().flatten())
+        let sent = sent.into_iter().flat_map(|sent| &sent.parents);
+        sent.map(|parent| Step {
+            parent: *parent,
+            above: None,
+        })
+        .chain(stored.into_iter().flatten().map(|step| Step {
+            above: step.above.filter(|above| {
+                !self.is_sent(step.parent) && !above.iter().any(|uid| self.is_sent(*uid))
+            }),
+            ..step
+        }))
     }
 
-    /// All ancestors of the entity with this uid, those that exist nowhere too.
+    /// All ancestors of the entity with this uid, those that exist nowhere too, sorted.
     ///
     /// # Errors
     ///
@@ -582,28 +597,46 @@ impl<'a> View<'a> {
             return Ok(self.store.ancestors(uid));
         }
         let mut steps = self.steps_left;
-        let mut found = Found::default();
+        let mut all = Vec::with_capacity(EXPECTED_ANCESTORS);
+        // Those whose own ancestors are not known beforehand.
+        let mut ahead = Found::default();
         let mut next = Some(uid);
         let mut done = 0;
         while let Some(below) = next {
-            for parent in self.parents(below) {
-                steps = steps.checked_sub(1).ok_or(OverlayError::TooLarge)?;
-                found.insert(parent);
+            for Step { parent, above } in self.steps(below) {
+                let above_too = above.unwrap_or_default();
+                steps = steps
+                    .checked_sub(1 + above_too.len())
+                    .ok_or(OverlayError::TooLarge)?;
+                all.push(parent);
+                all.extend(above_too);
+                if above.is_none() {
+                    ahead.insert(parent);
+                }
             }
-            if found.len() > MAX_ANCESTORS {
-                // A stored entity can come to have too many only by the sent ones together.
-                return Err(match (self.by_number.get(&uid), self.uid(uid)) {
-                    (Some(index), Some(uid)) => {
-                        OverlayError::Entity(*index, HierarchyError::TooManyAncestors(uid))
-                    }
-                    (Some(_) | None, _) => OverlayError::TooLarge,
-                });
+            if ahead.len() > MAX_ANCESTORS {
+                return Err(self.too_many_ancestors(uid));
             }
-            next = found.get(done);
+            next = ahead.get(done);
             done += 1;
         }
         self.steps_left = steps;
-        Ok(found.into_numbers())
+        all.sort_unstable();
+        all.dedup();
+        if all.len() > MAX_ANCESTORS {
+            return Err(self.too_many_ancestors(uid));
+        }
+        Ok(all)
+    }
+
+    /// A stored entity can come to have too many only by the sent ones together.
+    fn too_many_ancestors(&self, uid: UidNumber) -> OverlayError {
+        match (self.by_number.get(&uid), self.uid(uid)) {
+            (Some(index), Some(uid)) => {
+                OverlayError::Entity(*index, HierarchyError::TooManyAncestors(uid))
+            }
+            (Some(_) | None, _) => OverlayError::TooLarge,
+        }
     }
 
     /// The entity with this uid as Cedar holds it, with `ancestors`.
@@ -632,19 +665,23 @@ impl<'a> View<'a> {
                 continue;
             }
             done.insert(*root, false);
-            let mut path = vec![(*root, self.parents(*root))];
+            let mut path = vec![(*root, self.steps(*root))];
             while let Some((uid, unvisited)) = path.last_mut() {
-                let Some(parent) = unvisited.next() else {
+                let Some(Step { parent, above }) = unvisited.next() else {
                     done.insert(*uid, true);
                     path.pop();
                     continue;
                 };
                 steps = steps.checked_sub(1).ok_or(OverlayError::TooLarge)?;
+                // From here the way leads to stored entities alone.
+                if above.is_some() {
+                    continue;
+                }
                 match done.get(&parent) {
                     Some(true) => {}
                     None => {
                         done.insert(parent, false);
-                        path.push((parent, self.parents(parent)));
+                        path.push((parent, self.steps(parent)));
                     }
                     Some(false) => {
                         // Of the sent entities on the cycle, the first is named.

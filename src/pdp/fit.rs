@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use cedar_policy_core::ast::{EntityType, EntityUID, Literal, Value, ValueKind};
-use cedar_policy_core::entities::{EntityTypeDescription as _, Schema as _};
 use cedar_policy_core::validator::types::{BoolType, EntityKind, OpenTag, Type};
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use smol_str::SmolStr;
+
+use super::declared::is_plain;
 
 /// What requests of each action must look like, for those actions where that is simple.
 #[derive(Debug, Default)]
@@ -47,13 +48,7 @@ impl Fit {
             return Self::default();
         };
         let core = CoreSchema::new(schema);
-        // Entities of an enumerated type are checked by their ids, and actions by the schema.
-        let is_plain = |ty: &EntityType| {
-            !ty.is_action()
-                && core
-                    .entity_type(ty)
-                    .is_some_and(|ty| ty.enum_entity_eids().is_none() && !ty.is_external())
-        };
+        let is_plain = |ty: &EntityType| is_plain(&core, ty);
         let plain_types = |types: &mut dyn Iterator<Item = &EntityType>| -> HashSet<EntityType> {
             types.filter(|ty| is_plain(ty)).cloned().collect()
         };

@@ -11,6 +11,8 @@
 //! the one that the fewest policies have. A request looks under all keys that it has, and
 //! compares what it finds there with the whole scope.
 
+mod table;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ use cedar_policy_core::ast::{
 use smallvec::SmallVec;
 
 use super::uids::{TooManyUids, TypeNumber, UidNumber, Uids};
+use table::{Bucket, Table};
+pub(super) use table::{Filed, TooLong};
 
 /// What a policy asks of one variable of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,10 +90,15 @@ pub(super) type RuleNumber = u32;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     scopes: Vec<Scope>,
-    buckets: hashbrown::HashMap<Key, (u32, u32)>,
-    /// The buckets' policies, one bucket after the other.
-    filed: Vec<RuleNumber>,
+    table: Table,
+    /// The policies that demand nothing.
+    open: Vec<RuleNumber>,
+    /// The policies under the key that has the most.
+    largest: Vec<RuleNumber>,
 }
+
+/// Room for so many candidates is made at once.
+const EXPECTED_CANDIDATES: usize = 64;
 
 /// More policies match than may be evaluated for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +158,7 @@ impl Scope {
         match policy.action_constraint() {
             ActionConstraint::Any => {}
             ActionConstraint::Eq(uid) => {
-                let uid = number(uids, uid)?;
+                let uid = Uids::number_in(uids, uid)?;
                 scope.demands.push((Variable::Action, Demand::Is(uid)));
             }
             ActionConstraint::In(any) => {
@@ -178,7 +187,7 @@ impl Scope {
     ) -> Result<(), TooManyUids> {
         let mut demand = |demand| self.demands.push((variable, demand));
         let entity = |reference: &EntityReference, uids: &mut Arc<Uids>| match reference {
-            EntityReference::EUID(uid) => number(uids, uid),
+            EntityReference::EUID(uid) => Uids::number_in(uids, uid),
             // A policy's constraints come with their slots filled, so this is never met; were it,
             // the scope would be one that nothing meets, and evaluation would fail on the slot.
             EntityReference::Slot(_) => Err(TooManyUids),
@@ -193,11 +202,11 @@ impl Scope {
                 demand(Demand::IsIn(any));
             }
             PrincipalOrResourceConstraint::Is(ty) => {
-                demand(Demand::OfType(type_number(uids, ty)));
+                demand(Demand::OfType(Uids::type_number_in(uids, ty)));
             }
             PrincipalOrResourceConstraint::IsIn(ty, reference) => {
                 let any = std::iter::once(entity(reference, uids)?).collect();
-                demand(Demand::OfType(type_number(uids, ty)));
+                demand(Demand::OfType(Uids::type_number_in(uids, ty)));
                 demand(Demand::IsIn(any));
             }
         }
@@ -352,8 +361,12 @@ fn demand<'a>(
         }
     };
     if let ExprKind::Is { expr, entity_type } = expr.expr_kind() {
-        return Ok(variable(expr)
-            .map(|variable| (variable, Demand::OfType(type_number(uids, entity_type)))));
+        return Ok(variable(expr).map(|variable| {
+            (
+                variable,
+                Demand::OfType(Uids::type_number_in(uids, entity_type)),
+            )
+        }));
     }
     let ExprKind::BinaryApp { op, arg1, arg2 } = expr.expr_kind() else {
         return Ok(None);
@@ -363,7 +376,7 @@ fn demand<'a>(
             .zip(uid(arg2))
             .or_else(|| variable(arg2).zip(uid(arg1)));
         if let Some((variable, uid)) = sides {
-            return Ok(Some((variable, Demand::Is(number(uids, &uid)?))));
+            return Ok(Some((variable, Demand::Is(Uids::number_in(uids, &uid)?))));
         }
     }
     if *op == BinaryOp::In {
@@ -379,31 +392,21 @@ fn demand<'a>(
     Ok(None)
 }
 
-fn number(uids: &mut Arc<Uids>, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
-    // Looked up first: a table that is shared is copied only for what is new in it.
-    match uids.number_of_uid(uid) {
-        Some(number) => Ok(number),
-        None => Arc::make_mut(uids).add_uid(uid),
-    }
-}
-
 fn numbers<'a>(
     uids: &mut Arc<Uids>,
     of: impl Iterator<Item = &'a EntityUID>,
 ) -> Result<SmallVec<[UidNumber; 2]>, TooManyUids> {
-    of.map(|uid| number(uids, uid)).collect()
-}
-
-fn type_number(uids: &mut Arc<Uids>, ty: &cedar_policy_core::ast::EntityType) -> TypeNumber {
-    match uids.type_number_of(ty) {
-        Some(number) => number,
-        None => Arc::make_mut(uids).add_type(ty),
-    }
+    of.map(|uid| Uids::number_in(uids, uid)).collect()
 }
 
 impl Index {
-    /// Files policies with these scopes, each under the number of its place among them.
-    pub(super) fn new(scopes: Vec<Scope>) -> Self {
+    /// Files policies with these scopes, each under the number of its place among them, with what
+    /// is left of its condition in shorthand.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLong`].
+    pub(super) fn new(scopes: Vec<Scope>, conditions: &[&[u8]]) -> Result<Self, TooLong> {
         let mut popularity: HashMap<Key, u32> = HashMap::new();
         for key in scopes.iter().flat_map(Scope::keys).flatten() {
             *popularity.entry(key).or_default() += 1;
@@ -425,20 +428,18 @@ impl Index {
         pairs.sort_unstable();
         // `principal in [A, A]` has one key twice.
         pairs.dedup();
-        let mut buckets = hashbrown::HashMap::new();
-        let mut start = 0;
-        for bucket in pairs.chunk_by(|(one, _), (other, _)| one == other) {
-            let length = u32::try_from(bucket.len()).unwrap_or(u32::MAX);
-            if let Some((key, _)) = bucket.first() {
-                buckets.insert(*key, (start, length));
-            }
-            start += length;
-        }
-        Self {
+        let buckets = || pairs.chunk_by(|(one, _), (other, _)| one == other);
+        let rules = |bucket: Option<&[(Key, RuleNumber)]>| {
+            let bucket = bucket.unwrap_or_default().iter();
+            bucket.map(|(_, number)| *number).collect()
+        };
+        let is_open = |bucket: &&[(Key, RuleNumber)]| matches!(bucket, [(Key::Any, _), ..]);
+        Ok(Self {
+            table: Table::new(&pairs, &scopes, conditions)?,
+            open: rules(buckets().find(is_open)),
+            largest: rules(buckets().max_by_key(|bucket| bucket.len())),
             scopes,
-            buckets,
-            filed: pairs.into_iter().map(|(_, number)| number).collect(),
-        }
+        })
     }
 
     /// The policies whose scope a request meets, in order.
@@ -450,35 +451,32 @@ impl Index {
         &self,
         subjects: &Subjects,
         most: usize,
-    ) -> Result<Vec<RuleNumber>, TooManyCandidates> {
+    ) -> Result<Vec<Filed<'_>>, TooManyCandidates> {
         let keys = subjects
             .principal
             .keys(Variable::Principal)
             .chain(subjects.action.keys(Variable::Action))
             .chain(subjects.resource.keys(Variable::Resource))
             .chain(std::iter::once(Key::Any));
-        let mut found: Vec<RuleNumber> = Vec::new();
-        for key in keys {
-            for number in self.bucket(key) {
-                let meets = self
-                    .scopes
-                    .get(*number as usize)
-                    .is_some_and(|scope| subjects.meet(&scope.demands));
-                if meets {
-                    found.push(*number);
-                }
-            }
-            if found.len() > most {
-                // One that is filed under several keys may have been found several times.
-                found.sort_unstable();
-                found.dedup();
-                if found.len() > most {
-                    return Err(TooManyCandidates);
-                }
+        // Where they stand is found for all keys first, and how many they are: what is fetched
+        // from memory for one key does not wait for that of another.
+        let buckets: SmallVec<[Bucket<'_>; 64]> =
+            keys.filter_map(|key| self.table.bucket(key)).collect();
+        let filed: usize = buckets.iter().map(|bucket| bucket.len()).sum();
+        let mut found: Vec<Filed<'_>> = Vec::with_capacity(filed.min(EXPECTED_CANDIDATES));
+        let is_too_many = |found: &mut Vec<Filed<'_>>| {
+            // One that is filed under several keys may have been found several times.
+            found.sort_unstable_by_key(|filed| filed.rule);
+            found.dedup_by_key(|filed| filed.rule);
+            found.len() > most
+        };
+        for bucket in buckets {
+            found.extend(bucket.filter(|filed| filed.is_met(subjects)));
+            if found.len() > most && is_too_many(&mut found) {
+                return Err(TooManyCandidates);
             }
         }
-        found.sort_unstable();
-        found.dedup();
+        is_too_many(&mut found);
         Ok(found)
     }
 
@@ -508,16 +506,6 @@ impl Index {
         Ok(found)
     }
 
-    fn bucket(&self, key: Key) -> &[RuleNumber] {
-        let Some((start, length)) = self.buckets.get(&key) else {
-            return &[];
-        };
-        let start = *start as usize;
-        self.filed
-            .get(start..start + *length as usize)
-            .unwrap_or_default()
-    }
-
     /// The scope of a policy.
     pub(super) fn scope(&self, number: RuleNumber) -> Option<&Scope> {
         self.scopes.get(number as usize)
@@ -525,20 +513,19 @@ impl Index {
 
     /// The policies that every request must evaluate.
     pub(super) fn open(&self) -> &[RuleNumber] {
-        self.bucket(Key::Any)
+        &self.open
     }
 
     /// The most policies that are filed under one key.
     pub(super) fn largest_bucket(&self) -> &[RuleNumber] {
-        let largest = self.buckets.iter().max_by_key(|(_, (_, length))| *length);
-        largest.map_or(&[], |(key, _)| self.bucket(*key))
+        &self.largest
     }
 
     /// The memory that it holds, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.scopes.capacity() * size_of::<Scope>()
-            + self.buckets.allocation_size()
-            + self.filed.capacity() * size_of::<RuleNumber>()
+            + self.table.bytes()
+            + (self.open.capacity() + self.largest.capacity()) * size_of::<RuleNumber>()
     }
 }
 

@@ -222,7 +222,6 @@ impl Gathering<'_, '_> {
                     Some(known) => known,
                     None => {
                         found_ancestors = view.ancestors(number)?;
-                        found_ancestors.sort_unstable();
                         &found_ancestors
                     }
                 };

@@ -6,26 +6,33 @@
 //! comparisons of values of one plain kind. Whatever could be an error, and whatever is not
 //! plain, is left to Cedar as a whole condition, which then has the only word on it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use cedar_policy_core::ast::{
-    BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, SlotEnv, UnaryOp, Value, ValueKind,
-    Var,
-};
+use cedar_policy_core::ast::{EntityUID, Literal, Value, ValueKind, Var};
+use smallvec::SmallVec;
 use smol_str::SmolStr;
 
 use super::entities::segment::{Stored, StoredRecord, StoredSet};
 use super::entities::{Attribute, View};
 use super::index::{Subject, Subjects};
 use super::lookups::Variables;
-use super::uids::UidNumber;
+use super::shorthand::{Members, Part, Shorthand, Two};
+use super::uids::{TypeNumber, UidNumber};
 
 /// What conditions are read on.
 pub(super) struct Reading<'a> {
-    pub(super) view: &'a View<'a>,
-    pub(super) variables: &'a Variables<'a>,
-    pub(super) slots: &'a SlotEnv,
+    view: &'a View<'a>,
+    variables: &'a Variables<'a>,
+    /// The attributes that were read first: most conditions read the same few again.
+    read: RefCell<SmallVec<[ReadAttribute<'a>; MOST_REMEMBERED]>>,
 }
+
+/// An attribute that was read: of which entity, its name, and what was found.
+type ReadAttribute<'a> = (UidNumber, &'a str, Option<Attribute<'a>>);
+
+/// Looking through more than these would take longer than reading again.
+const MOST_REMEMBERED: usize = 8;
 
 /// A value that is at hand.
 #[derive(Clone, Copy)]
@@ -72,30 +79,33 @@ impl<'a> Known<'a> {
 
     fn of_cedar(value: &'a Value) -> Option<Self> {
         match &value.value {
-            ValueKind::Lit(literal) => Some(Self::of_literal(literal)),
+            ValueKind::Lit(Literal::Bool(value)) => Some(Self::Bool(*value)),
+            ValueKind::Lit(Literal::Long(value)) => Some(Self::Long(*value)),
+            ValueKind::Lit(Literal::String(text)) => Some(Self::Text(text)),
+            ValueKind::Lit(Literal::EntityUID(uid)) => Some(Self::Uid(Uid::Cedar(uid))),
             ValueKind::Set(set) => Some(Self::Set(Set::Cedar(set))),
             ValueKind::Record(record) => Some(Self::Record(Record::Cedar(record))),
             ValueKind::ExtensionValue(_) => None,
         }
     }
-
-    fn of_literal(literal: &'a Literal) -> Self {
-        match literal {
-            Literal::Bool(value) => Self::Bool(*value),
-            Literal::Long(value) => Self::Long(*value),
-            Literal::String(text) => Self::Text(text),
-            Literal::EntityUID(uid) => Self::Uid(Uid::Cedar(uid)),
-        }
-    }
 }
 
 impl<'a> Reading<'a> {
+    pub(super) fn new(view: &'a View<'a>, variables: &'a Variables<'a>) -> Self {
+        Self {
+            view,
+            variables,
+            read: RefCell::default(),
+        }
+    }
+
     /// Whether `condition` holds; `None` when Cedar must say.
     ///
     /// Recurses as deep as the condition is nested.
-    pub(super) fn holds(&self, condition: &'a Expr) -> Option<bool> {
-        match condition.expr_kind() {
-            ExprKind::Lit(_) | ExprKind::GetAttr { .. } => match self.value(condition)? {
+    pub(super) fn holds(&self, condition: Shorthand<'a>) -> Option<bool> {
+        match condition.part() {
+            Part::Bool(value) => Some(value),
+            Part::Attribute(name, of) => match self.attribute(name, of)? {
                 Known::Bool(value) => Some(value),
                 Known::Long(_)
                 | Known::Text(_)
@@ -103,68 +113,25 @@ impl<'a> Reading<'a> {
                 | Known::Set(_)
                 | Known::Record(_) => None,
             },
-            ExprKind::And { left, right } => match self.holds(left)? {
+            Part::Not(operand) => self.holds(operand).map(|holds| !holds),
+            Part::Both(Two::And, left, right) => match self.holds(left)? {
                 true => self.holds(right),
                 false => Some(false),
             },
-            ExprKind::Or { left, right } => match self.holds(left)? {
+            Part::Both(Two::Or, left, right) => match self.holds(left)? {
                 true => Some(true),
                 false => self.holds(right),
             },
-            ExprKind::UnaryApp {
-                op: UnaryOp::Not,
-                arg,
-            } => self.holds(arg).map(|holds| !holds),
-            ExprKind::BinaryApp { op, arg1, arg2 } => self.compares(*op, arg1, arg2),
-            ExprKind::HasAttr { expr, attr } => self.has(expr, attr),
-            ExprKind::Is { expr, entity_type } => match self.value(expr)? {
-                Known::Uid(uid) => Some(self.entity_type(uid) == entity_type),
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Text(_)
-                | Known::Set(_)
-                | Known::Record(_) => None,
-            },
-            ExprKind::Like { expr, pattern } => match self.value(expr)? {
-                Known::Text(text) => Some(pattern.wildcard_match(text)),
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Uid(_)
-                | Known::Set(_)
-                | Known::Record(_) => None,
-            },
-            ExprKind::Var(_)
-            | ExprKind::Slot(_)
-            | ExprKind::Unknown(_)
-            | ExprKind::If { .. }
-            | ExprKind::UnaryApp { .. }
-            | ExprKind::ExtensionFunctionApp { .. }
-            | ExprKind::ExtHasAttr { .. }
-            | ExprKind::Set(_)
-            | ExprKind::Record(_) => None,
-        }
-    }
-
-    fn compares(&self, op: BinaryOp, left: &'a Expr, right: &'a Expr) -> Option<bool> {
-        match op {
-            BinaryOp::Eq => self.same(self.value(left)?, self.value(right)?),
-            BinaryOp::Less | BinaryOp::LessEq => match (self.value(left)?, self.value(right)?) {
-                (Known::Long(left), Known::Long(right)) if op == BinaryOp::Less => {
-                    Some(left < right)
-                }
-                (Known::Long(left), Known::Long(right)) => Some(left <= right),
-                (
-                    Known::Bool(_)
-                    | Known::Long(_)
-                    | Known::Text(_)
-                    | Known::Uid(_)
-                    | Known::Set(_)
-                    | Known::Record(_),
-                    _,
-                ) => None,
-            },
-            BinaryOp::In => self.is_in(left, right),
-            BinaryOp::Contains => match self.value(left)? {
+            Part::Both(Two::Equal, left, right) => self.same(self.value(left)?, self.value(right)?),
+            Part::Both(Two::Less, left, right) => {
+                let (left, right) = self.longs(left, right)?;
+                Some(left < right)
+            }
+            Part::Both(Two::LessOrEqual, left, right) => {
+                let (left, right) = self.longs(left, right)?;
+                Some(left <= right)
+            }
+            Part::Both(Two::Contains, left, right) => match self.value(left)? {
                 Known::Set(set) => self.contains(set, self.value(right)?),
                 Known::Bool(_)
                 | Known::Long(_)
@@ -172,22 +139,52 @@ impl<'a> Reading<'a> {
                 | Known::Uid(_)
                 | Known::Record(_) => None,
             },
-            BinaryOp::Add
-            | BinaryOp::Sub
-            | BinaryOp::Mul
-            | BinaryOp::ContainsAll
-            | BinaryOp::ContainsAny
-            | BinaryOp::GetTag
-            | BinaryOp::HasTag => None,
+            Part::In(left, members) => self.is_in(left, members),
+            Part::Has(name, of) => self.has(name, of),
+            Part::Is(ty, of) => match self.value(of)? {
+                Known::Uid(uid) => Some(self.type_of(uid) == Some(ty)),
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Text(_)
+                | Known::Set(_)
+                | Known::Record(_) => None,
+            },
+            Part::Like(pattern, of) => match self.value(of)? {
+                Known::Text(text) => Some(pattern.matches(text)),
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Uid(_)
+                | Known::Set(_)
+                | Known::Record(_) => None,
+            },
+            Part::Doubt | Part::Long(_) | Part::Text(_) | Part::Uid(_) | Part::Variable(_) => None,
         }
     }
 
-    /// The value of `expr`, if it is there and at hand.
-    fn value(&self, expr: &'a Expr) -> Option<Known<'a>> {
-        match expr.expr_kind() {
-            ExprKind::Lit(literal) => Some(Known::of_literal(literal)),
-            ExprKind::Slot(slot) => Some(Known::Uid(Uid::Cedar(self.slots.get(slot)?))),
-            ExprKind::Var(var) => {
+    /// Both values, if they are whole numbers.
+    fn longs(&self, left: Shorthand<'a>, right: Shorthand<'a>) -> Option<(i64, i64)> {
+        match (self.value(left)?, self.value(right)?) {
+            (Known::Long(left), Known::Long(right)) => Some((left, right)),
+            (
+                Known::Bool(_)
+                | Known::Long(_)
+                | Known::Text(_)
+                | Known::Uid(_)
+                | Known::Set(_)
+                | Known::Record(_),
+                _,
+            ) => None,
+        }
+    }
+
+    /// The value of `part`, if it is there and at hand.
+    fn value(&self, part: Shorthand<'a>) -> Option<Known<'a>> {
+        match part.part() {
+            Part::Bool(value) => Some(Known::Bool(value)),
+            Part::Long(value) => Some(Known::Long(value)),
+            Part::Text(text) => Some(Known::Text(text)),
+            Part::Uid(uid) => Some(Known::Uid(Uid::Numbered(uid))),
+            Part::Variable(var) => {
                 let Subjects {
                     principal,
                     action,
@@ -204,47 +201,63 @@ impl<'a> Reading<'a> {
                     Var::Context => Some(Known::Record(Record::Cedar(self.variables.context))),
                 }
             }
-            ExprKind::GetAttr { expr, attr } => match self.value(expr)? {
-                Known::Uid(uid) => match self.view.attribute(self.number(uid)?, attr)? {
-                    Attribute::Stored(value) => Known::of_stored(value),
-                    Attribute::Sent(value) => Known::of_cedar(value),
-                    Attribute::Missing => None,
-                },
-                Known::Record(Record::Stored(record)) => Known::of_stored(record.get(attr)?),
-                Known::Record(Record::Cedar(record)) => Known::of_cedar(record.get(attr)?),
-                Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
-            },
-            ExprKind::Unknown(_)
-            | ExprKind::If { .. }
-            | ExprKind::And { .. }
-            | ExprKind::Or { .. }
-            | ExprKind::UnaryApp { .. }
-            | ExprKind::BinaryApp { .. }
-            | ExprKind::ExtensionFunctionApp { .. }
-            | ExprKind::HasAttr { .. }
-            | ExprKind::ExtHasAttr { .. }
-            | ExprKind::Like { .. }
-            | ExprKind::Is { .. }
-            | ExprKind::Set(_)
-            | ExprKind::Record(_) => None,
+            Part::Attribute(name, of) => self.attribute(name, of),
+            Part::Doubt
+            | Part::Has(..)
+            | Part::Is(..)
+            | Part::Like(..)
+            | Part::Not(_)
+            | Part::Both(..)
+            | Part::In(..) => None,
         }
     }
 
-    fn has(&self, expr: &'a Expr, attr: &str) -> Option<bool> {
-        match self.value(expr)? {
-            // What does not exist has no attributes.
-            Known::Uid(uid) => {
-                Some(self.number(uid).is_some_and(
-                    |number| match self.view.attribute(number, attr) {
-                        Some(Attribute::Stored(_) | Attribute::Sent(_)) => true,
-                        Some(Attribute::Missing) | None => false,
-                    },
-                ))
-            }
-            Known::Record(Record::Stored(record)) => Some(record.get(attr).is_some()),
-            Known::Record(Record::Cedar(record)) => Some(record.contains_key(attr)),
+    /// The attribute or field `name` of what `of` is, if it has one.
+    fn attribute(&self, name: &'a str, of: Shorthand<'a>) -> Option<Known<'a>> {
+        match self.value(of)? {
+            Known::Uid(uid) => match self.read(self.number(uid)?, name)? {
+                Attribute::Stored(value) => Known::of_stored(value),
+                Attribute::Sent(value) => Known::of_cedar(value),
+                Attribute::Missing => None,
+            },
+            Known::Record(Record::Stored(record)) => Known::of_stored(record.get(name)?),
+            Known::Record(Record::Cedar(record)) => Known::of_cedar(record.get(name)?),
             Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
         }
+    }
+
+    fn has(&self, name: &'a str, of: Shorthand<'a>) -> Option<bool> {
+        match self.value(of)? {
+            // What does not exist has no attributes.
+            Known::Uid(uid) => {
+                Some(
+                    self.number(uid)
+                        .is_some_and(|number| match self.read(number, name) {
+                            Some(Attribute::Stored(_) | Attribute::Sent(_)) => true,
+                            Some(Attribute::Missing) | None => false,
+                        }),
+                )
+            }
+            Known::Record(Record::Stored(record)) => Some(record.get(name).is_some()),
+            Known::Record(Record::Cedar(record)) => Some(record.contains_key(name)),
+            Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
+        }
+    }
+
+    /// The attribute `name` of an entity; `None` when there is no such entity.
+    fn read(&self, uid: UidNumber, name: &'a str) -> Option<Attribute<'a>> {
+        let mut read = self.read.borrow_mut();
+        let before = read
+            .iter()
+            .find(|(of, called, _)| *of == uid && *called == name);
+        if let Some((_, _, found)) = before {
+            return *found;
+        }
+        let found = self.view.attribute(uid, name);
+        if read.len() < MOST_REMEMBERED {
+            read.push((uid, name, found));
+        }
+        found
     }
 
     /// Whether two values are equal, if they are of one plain kind.
@@ -297,39 +310,18 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether a variable of the request is one of the uids on the right, or in one.
-    fn is_in(&self, left: &'a Expr, right: &'a Expr) -> Option<bool> {
+    fn is_in(&self, left: Shorthand<'a>, members: Members<'a>) -> Option<bool> {
         let Known::Uid(left) = self.value(left)? else {
             return None;
         };
-        let any: &[Expr] = match right.expr_kind() {
-            ExprKind::Set(members) => members,
-            ExprKind::Lit(_) | ExprKind::Slot(_) => std::slice::from_ref(right),
-            ExprKind::Var(_)
-            | ExprKind::Unknown(_)
-            | ExprKind::If { .. }
-            | ExprKind::And { .. }
-            | ExprKind::Or { .. }
-            | ExprKind::UnaryApp { .. }
-            | ExprKind::BinaryApp { .. }
-            | ExprKind::ExtensionFunctionApp { .. }
-            | ExprKind::GetAttr { .. }
-            | ExprKind::HasAttr { .. }
-            | ExprKind::ExtHasAttr { .. }
-            | ExprKind::Like { .. }
-            | ExprKind::Is { .. }
-            | ExprKind::Record(_) => return None,
-        };
         let subject = self.subject(left)?;
         let mut found = false;
-        for uid in any {
+        for uid in members {
             // Every member is looked at: one that is no uid makes the whole an error.
             let Known::Uid(uid) = self.value(uid)? else {
                 return None;
             };
-            let number = match uid {
-                Uid::Numbered(number) => Some(number),
-                Uid::Cedar(uid) => self.view.number(uid),
-            };
+            let number = self.number(uid);
             found |= self.same_uid(left, uid)
                 || number.is_some_and(|number| subject.ancestors.binary_search(&number).is_ok());
         }
@@ -356,10 +348,11 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn entity_type(&self, uid: Uid<'a>) -> &EntityType {
+    /// The number of a uid's type, if it has one.
+    fn type_of(&self, uid: Uid<'a>) -> Option<TypeNumber> {
         match uid {
-            Uid::Numbered(number) => self.view.entity_type(number),
-            Uid::Cedar(uid) => uid.entity_type(),
+            Uid::Numbered(number) => self.view.type_of(number),
+            Uid::Cedar(uid) => self.view.type_number_of(uid.entity_type()),
         }
     }
 }
@@ -434,6 +427,8 @@ mod tests {
                 true,
             ),
             (r#"principal in [Group::"a", Group::"b"]"#, false),
+            // Nothing is stored of it.
+            (r#"resource in Doc::"d""#, true),
             ("context has n && !(context has m)", true),
         ] {
             assert_eq!(holds(condition), Some(expected), "{condition}");
@@ -453,8 +448,8 @@ mod tests {
             "principal.since == principal.since",
             "principal.tags == principal.tags",
             r#"principal.boss in Group::"staff""#,
-            // Nothing is stored of it, so it has no number.
-            r#"resource in Doc::"d""#,
+            // Nobody else names it, so it has no number.
+            r#"resource in Doc::"other""#,
             "principal.tags.containsAny(principal.tags)",
             "if principal.level == 3 then true else false",
             // Certain as its first operand is, the second could fail.

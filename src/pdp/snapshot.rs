@@ -9,6 +9,7 @@ use cedar_policy_core::validator::ValidatorSchema;
 use smol_str::SmolStr;
 
 use super::compile::Made;
+use super::declared::DeclaredTypes;
 use super::diagnostic::{Diagnostic, Position};
 use super::entities::EntityStore;
 use super::explanation::Place;
@@ -118,6 +119,7 @@ pub struct Snapshot {
     pub(super) entities: EntityStore,
     pub(super) type_names: TypeNames,
     pub(super) fit: Fit,
+    pub(super) declared: DeclaredTypes,
     pub(super) projections: Projections,
     /// The memory that policies and entities hold, in bytes: counted or estimated.
     pub(super) bytes: usize,

@@ -129,8 +129,7 @@ impl Uids {
     ) -> Result<UidNumber, TooManyUids> {
         let (ty, id) = self.parts(number);
         let ty = self.moved_type(ty, to);
-        // Looked up first, here and below: a table that is shared is copied only for what is new
-        // in it.
+        // Looked up first, as in `number_in`.
         match to.number(ty, id) {
             Some(number) => Ok(number),
             None => Arc::make_mut(to).add(ty, id),
@@ -139,11 +138,7 @@ impl Uids {
 
     /// The number in `to`, given now if it had none, of the type that has `number` here.
     pub(super) fn moved_type(&self, number: TypeNumber, to: &mut Arc<Self>) -> TypeNumber {
-        let ty = self.entity_type(number);
-        match to.type_number_of(ty) {
-            Some(number) => number,
-            None => Arc::make_mut(to).add_type(ty),
-        }
+        Self::type_number_in(to, self.entity_type(number))
     }
 
     /// The type and the id of the uid with this number.
@@ -221,6 +216,31 @@ impl Uids {
     pub(super) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
         let ty = self.add_type(uid.entity_type());
         self.add(ty, uid.eid().as_ref())
+    }
+
+    /// The number in `uids` of `uid`, given now if it had none.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyUids`] when there is no number left.
+    pub(super) fn number_in(
+        uids: &mut Arc<Self>,
+        uid: &EntityUID,
+    ) -> Result<UidNumber, TooManyUids> {
+        // Looked up first, here and below: a table that is shared is copied only for what is new
+        // in it.
+        match uids.number_of_uid(uid) {
+            Some(number) => Ok(number),
+            None => Arc::make_mut(uids).add_uid(uid),
+        }
+    }
+
+    /// The number in `uids` of the type `ty`, given now if it had none.
+    pub(super) fn type_number_in(uids: &mut Arc<Self>, ty: &EntityType) -> TypeNumber {
+        match uids.type_number_of(ty) {
+            Some(number) => number,
+            None => Arc::make_mut(uids).add_type(ty),
+        }
     }
 
     /// Whether `other` descends from this table, or is it, so that numbers mean the same in both.

@@ -160,7 +160,7 @@ impl<'a> EntityReader<'a> {
                 return None;
             }
         };
-        let (store, twice) = EntityStore::new(uids, segments.clone(), supplied);
+        let (mut store, twice) = EntityStore::new(uids, segments.clone(), supplied);
         if !twice.is_empty() {
             for twice in twice {
                 findings.add(self.twice(files, &store, twice));
@@ -169,11 +169,14 @@ impl<'a> EntityReader<'a> {
         }
         // With the same hierarchy under the same numbers it was checked before.
         let is_checked = previous.is_some_and(|previous| {
-            previous.uids.is_ancestor_of(&store.uids) && store.has_hierarchy_of(previous)
+            previous.uids.is_ancestor_of(&store.uids) && store.takes_hierarchy_of(previous)
         });
-        if !is_checked && let Err(error) = store.check_hierarchy() {
-            findings.add(refused_hierarchy(files, &store, &error));
-            return None;
+        if !is_checked {
+            if let Err(error) = store.check_hierarchy() {
+                findings.add(refused_hierarchy(files, &store, &error));
+                return None;
+            }
+            store.close_hierarchy();
         }
         self.check_actions(files, &store, findings)
             .then_some((store, segments))

@@ -21,6 +21,7 @@ use crate::pdp::id::PolicyId;
 use crate::pdp::index::{self, Scope};
 use crate::pdp::nesting::{self, Language};
 use crate::pdp::reads::{self, Reads, TooManyPaths};
+use crate::pdp::shorthand::Shorthands;
 use crate::pdp::snapshot::{Condition, Rule, Validation};
 use crate::pdp::sources::{FileKind, SourceFile};
 use crate::pdp::uids::{TooManyUids, Uids};
@@ -44,6 +45,8 @@ pub(super) struct Filed {
     pub(super) rules: Vec<Arc<Rule>>,
     /// In the order of the rules, and numbered in a table of their own.
     scopes: Vec<Scope>,
+    /// What is left of their conditions; in the same order, and so numbered too.
+    conditions: Shorthands,
     uids: Arc<Uids>,
     /// How many expressions stand within one another in the deepest condition.
     pub(super) depth: usize,
@@ -58,6 +61,16 @@ impl Filed {
         scopes.map(|scope| scope.moved(&self.uids, uids)).collect()
     }
 
+    /// What is left of the rules' conditions where their scopes hold, numbered in `uids`.
+    pub(super) fn conditions(&self, uids: &mut Arc<Uids>) -> Result<Shorthands, TooManyUids> {
+        self.conditions.moved(&self.uids, uids)
+    }
+
+    /// The memory that the conditions hold in shorthand, in bytes.
+    pub(super) fn shorthand_bytes(&self) -> usize {
+        self.conditions.bytes()
+    }
+
     /// Adds the rule of `policy`, which stands at `origin`.
     fn add(
         &mut self,
@@ -69,6 +82,9 @@ impl Filed {
         let scope = Scope::of(policy, &mut self.uids).map_err(|error| error.to_string())?;
         let condition = policy.non_scope_constraints_arc();
         let rest = condition.and_then(|condition| index::rest(condition, scope.operands_taken()));
+        self.conditions
+            .add(rest.as_deref(), policy.env(), &mut self.uids)
+            .map_err(|error| error.to_string())?;
         for expr in condition.into_iter().chain(&rest) {
             self.depth = self.depth.max(depth(expr));
         }

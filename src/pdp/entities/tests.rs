@@ -167,3 +167,51 @@ fn a_hierarchy_whose_closure_costs_too_much_is_refused() {
     let refused = View::with_sent(&store, sent);
     assert_eq!(refused.unwrap_err(), OverlayError::TooLarge);
 }
+
+#[test]
+fn closed_or_not_a_hierarchy_says_the_same_and_so_with_what_is_sent() {
+    let stored = || {
+        store(&[
+            entity("a", &["b", "c"]),
+            entity("b", &["d"]),
+            entity("c", &["d", "e"]),
+            entity("d", &["top"]),
+            entity("top", &[]),
+        ])
+    };
+    let open = stored();
+    open.check_hierarchy().unwrap();
+    let mut closed = stored();
+    closed.close_hierarchy();
+    for sent in [
+        vec![],
+        vec![entity("d", &["other"])],
+        vec![entity("top", &["new"]), entity("new", &["e"])],
+        vec![entity("b", &[]), entity("e", &["d"])],
+        vec![entity("z", &["a"])],
+    ] {
+        for id in ["a", "b", "c", "d", "top", "e"] {
+            let found = [&open, &closed].map(|store| {
+                let mut view = View::with_sent(store, sent.clone()).unwrap();
+                ancestors(&mut view, id)
+            });
+            assert_eq!(found[0], found[1], "{id} with {sent:?}");
+        }
+    }
+    for cycle in [
+        vec![entity("top", &["a"])],
+        vec![entity("e", &["c"])],
+        vec![entity("d", &["x"]), entity("x", &["b"])],
+    ] {
+        for store in [&open, &closed] {
+            let refused = View::with_sent(store, cycle.clone());
+            assert!(
+                matches!(
+                    refused,
+                    Err(OverlayError::Entity(0, HierarchyError::Cycle(_)))
+                ),
+                "{refused:?}"
+            );
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! The scope index: what is found under which keys.
 
 use super::*;
+use crate::pdp::shorthand::Part;
 use crate::pdp::uids::Uids;
 
 /// A request's variables by uid, with what each is in.
@@ -27,21 +28,23 @@ fn subjects(uids: &Uids, principal: &str, resource: &str, ancestors: &[&str]) ->
 
 fn index(policies: &[&str]) -> (Arc<Uids>, Index) {
     let mut uids = Arc::new(Uids::default());
-    let scopes = policies
+    let scopes: Vec<Scope> = policies
         .iter()
         .map(|text| {
             let policy = cedar_policy_core::parser::parse_policy(None, text).unwrap();
             Scope::of(&policy.into(), &mut uids).unwrap()
         })
         .collect();
-    (uids, Index::new(scopes))
+    let conditions = vec![&[][..]; scopes.len()];
+    (uids, Index::new(scopes, &conditions).unwrap())
 }
 
 /// Which of `policies` a request of `User::"a"`, in these ancestors, on `Doc::"d"` finds.
 fn found(policies: &[&str], ancestors: &[&str]) -> Vec<RuleNumber> {
     let (uids, index) = index(policies);
     let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, ancestors);
-    index.candidates(&subjects, usize::MAX).unwrap()
+    let found = index.candidates(&subjects, usize::MAX).unwrap();
+    found.iter().map(|filed| filed.rule).collect()
 }
 
 #[test]
@@ -180,7 +183,8 @@ fn candidates_come_in_order_and_each_once() {
     let (uids, index) = index(&policies);
     assert_eq!(index.open(), [0, 3]);
     let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
-    assert_eq!(index.candidates(&subjects, 3), Err(TooManyCandidates));
+    let refused = index.candidates(&subjects, 3).map(|found| found.len());
+    assert_eq!(refused, Err(TooManyCandidates));
     assert!(index.candidates(&subjects, 4).is_ok());
 }
 
@@ -192,6 +196,49 @@ fn whose_scope_matches_is_known_apart_from_the_condition() {
     ];
     let (uids, index) = index(&policies);
     let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
-    assert_eq!(index.candidates(&subjects, 9), Ok(vec![]));
+    let none = index.candidates(&subjects, 9).map(|found| found.len());
+    assert_eq!(none, Ok(0));
     assert_eq!(index.of_scope(&subjects, 9), Ok(vec![0]));
+}
+
+#[test]
+fn each_policy_comes_with_its_own_condition_wherever_it_is_filed() {
+    let policies = [
+        r#"permit(principal, action, resource == Doc::"d");"#,
+        r#"permit(principal, action, resource) when { resource in [Doc::"d", Doc::"e"] };"#,
+        r#"permit(principal, action, resource == Doc::"d");"#,
+        "permit(principal, action, resource);",
+    ];
+    let mut uids = Arc::new(Uids::default());
+    let scopes: Vec<Scope> = policies
+        .iter()
+        .map(|text| {
+            let policy = cedar_policy_core::parser::parse_policy(None, text).unwrap();
+            Scope::of(&policy.into(), &mut uids).unwrap()
+        })
+        .collect();
+    // As long as they are many, so that one that was read for another would be noticed.
+    let conditions: [&[u8]; 4] = [&[2], &[14, 2], &[], &[14, 14, 2]];
+    let index = Index::new(scopes, &conditions).unwrap();
+    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
+    let found = index.candidates(&subjects, 9).unwrap();
+    let depths: Vec<(RuleNumber, Option<usize>)> = found
+        .iter()
+        .map(|filed| {
+            let negations = filed.condition().map(|condition| {
+                let mut condition = condition;
+                let mut count = 0;
+                while let Part::Not(operand) = condition.part() {
+                    condition = operand;
+                    count += 1;
+                }
+                count
+            });
+            (filed.rule, negations)
+        })
+        .collect();
+    assert_eq!(
+        depths,
+        [(0, Some(0)), (1, Some(1)), (2, None), (3, Some(2))]
+    );
 }

@@ -11,13 +11,11 @@ use std::collections::HashMap;
 use std::fmt;
 
 use cedar_policy_core::ast::EntityType;
-use cedar_policy_core::entities::{EntityTypeDescription as _, Schema as _};
-use cedar_policy_core::validator::types::{Attributes, BoolType, EntityKind, OpenTag, Type};
-use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
+use cedar_policy_core::validator::ValidatorSchema;
 use serde::Deserialize;
 use serde::de::{MapAccess, SeqAccess, Visitor};
-use smol_str::SmolStr;
 
+use crate::pdp::declared::{self, Declared, DeclaredFields, Expected};
 use crate::pdp::entities::segment::Draft;
 use crate::pdp::uids::UidNumber;
 use crate::pdp::values::parse_type_name;
@@ -138,131 +136,22 @@ fn fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
     Ok(Fields(fields))
 }
 
-/// What is declared of an entity type whose entities can be read here.
-struct Declared {
-    attributes: DeclaredFields,
-    /// By written name: the types that a parent may have.
-    parents: Vec<String>,
-    tags: Option<Expected>,
-}
-
-/// What is declared of the fields of a record, or the attributes of an entity.
-#[derive(Default)]
-struct DeclaredFields {
-    /// With each field, whether it is required.
-    fields: HashMap<SmolStr, (Expected, bool)>,
-    required: usize,
-}
-
-/// The type that a value must be of.
-enum Expected {
-    Bool,
-    Long,
-    String,
-    Entity(EntityType),
-    Set(Box<Expected>),
-    Record(DeclaredFields),
-    /// One whose values are left to Cedar.
-    Other,
-}
-
-/// Types nested deeper are left to Cedar: common types that name one another make types whose size
-/// doubles with each level.
-const MOST_LEVELS: usize = 6;
-
-impl Expected {
-    fn of(ty: &Type, levels: usize) -> Self {
-        if levels == 0 {
-            return Self::Other;
-        }
-        match ty {
-            Type::Bool(BoolType::AnyBool) => Self::Bool,
-            Type::Long => Self::Long,
-            Type::String => Self::String,
-            Type::Entity(EntityKind::Entity(types)) => match types.get_single_entity() {
-                Some(ty) => Self::Entity(ty.clone()),
-                None => Self::Other,
-            },
-            Type::Set { element_type } => match element_type {
-                Some(element) => Self::Set(Box::new(Self::of(element, levels - 1))),
-                None => Self::Other,
-            },
-            Type::Record {
-                attrs,
-                open_attributes: OpenTag::ClosedAttributes,
-            } => Self::Record(DeclaredFields::of(attrs, levels - 1)),
-            Type::Record {
-                open_attributes: OpenTag::OpenAttributes,
-                ..
-            }
-            | Type::Bool(BoolType::True | BoolType::False)
-            | Type::Entity(EntityKind::AnyEntity)
-            | Type::Never
-            | Type::ExtensionType { .. } => Self::Other,
-        }
-    }
-}
-
-impl DeclaredFields {
-    fn of(attributes: &Attributes, levels: usize) -> Self {
-        let fields: HashMap<SmolStr, (Expected, bool)> = attributes
-            .iter()
-            .map(|(name, attribute)| {
-                let expected = Expected::of(&attribute.attr_type, levels);
-                (name.clone(), (expected, attribute.is_required))
-            })
-            .collect();
-        Self {
-            required: fields.values().filter(|(_, required)| *required).count(),
-            fields,
-        }
-    }
-}
-
 /// The entity types whose entities can be read here, under one schema or none.
 pub(super) struct PlainTypes {
-    /// `None` without a schema: then any type and any value will do.
+    /// By written name; `None` without a schema: then any type and any value will do.
     declared: Option<HashMap<String, Declared>>,
 }
 
 impl PlainTypes {
     /// The types of `schema`.
     pub(super) fn of(schema: Option<&ValidatorSchema>) -> Self {
-        let Some(schema) = schema else {
-            return Self { declared: None };
-        };
-        let core = CoreSchema::new(schema);
-        // Ids of an enumerated type are few and checked one by one; actions are the schema's.
-        let is_plain = |ty: &EntityType| {
-            let found = core.entity_type(ty);
-            !ty.is_action()
-                && found.is_some_and(|ty| ty.enum_entity_eids().is_none() && !ty.is_external())
-        };
-        let declared = schema
-            .entity_types()
-            .filter(|ty| is_plain(ty.name()))
-            .filter_map(|ty| {
-                let description = core.entity_type(ty.name())?;
-                if description.open_attributes() {
-                    return None;
-                }
-                let parents = description.allowed_parent_types();
-                Some((
-                    ty.name().to_string(),
-                    Declared {
-                        attributes: DeclaredFields::of(ty.attributes(), MOST_LEVELS),
-                        parents: parents
-                            .iter()
-                            .filter(|parent| is_plain(parent))
-                            .map(ToString::to_string)
-                            .collect(),
-                        tags: ty.tag_type().map(|ty| Expected::of(ty, MOST_LEVELS)),
-                    },
-                ))
-            })
-            .collect();
         Self {
-            declared: Some(declared),
+            declared: schema.map(|schema| {
+                let declared = declared::entity_types(schema);
+                declared
+                    .map(|(ty, declared)| (ty.to_string(), declared))
+                    .collect()
+            }),
         }
     }
 
@@ -298,7 +187,7 @@ impl PlainTypes {
     ) -> Result<(), NotPlain> {
         for parent in &entity.parents {
             if let Some(declared) = declared
-                && !declared.parents.iter().any(|ty| *ty == parent.r#type)
+                && !declared.parents.contains(types.of(&parent.r#type)?)
             {
                 return Err(NotPlain);
             }

@@ -1,0 +1,591 @@
+//! Plain conditions, each written in one piece of bytes.
+//!
+//! A condition as Cedar holds it is a tree, each of its parts an allocation of its own, and among
+//! a hundred thousand policies none of them is in the processor's caches. What `shortcut` needs of
+//! a condition is written here once, when the policy is loaded: operators before their operands,
+//! entities and types by number, names and literals in place. The index lays these pieces beside
+//! the scopes, so that a candidate is read from front to back.
+//!
+//! What has no form here stands as [`Part::Doubt`], and Cedar is asked when it comes to that.
+
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{
+    BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, SlotEnv, UnaryOp, Var,
+};
+
+use super::bytes::{Bytes, piece};
+use super::uids::{TooManyUids, TypeNumber, UidNumber, Uids};
+
+/// A condition longer than this is left to Cedar: links of one template have each their own.
+const MOST_BYTES: usize = 4_096;
+
+/// A condition, or a part of one, in shorthand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shorthand<'a>(Bytes<'a>);
+
+/// A part of a condition, its own parts still in shorthand.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part<'a> {
+    /// Cedar must say.
+    Doubt,
+    Bool(bool),
+    Long(i64),
+    Text(&'a str),
+    Uid(UidNumber),
+    Variable(Var),
+    Attribute(&'a str, Shorthand<'a>),
+    Has(&'a str, Shorthand<'a>),
+    Is(TypeNumber, Shorthand<'a>),
+    Like(Wildcards<'a>, Shorthand<'a>),
+    Not(Shorthand<'a>),
+    Both(Two, Shorthand<'a>, Shorthand<'a>),
+    /// The first is in any of the others.
+    In(Shorthand<'a>, Members<'a>),
+}
+
+/// What stands between two operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Two {
+    And,
+    Or,
+    Equal,
+    Less,
+    LessOrEqual,
+    Contains,
+}
+
+/// The members of a set that is written out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Members<'a>(Bytes<'a>);
+
+/// A pattern: texts between which anything may stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wildcards<'a>(Bytes<'a>);
+
+/// What a part is, in its first byte.
+mod kind {
+    pub(super) const DOUBT: u8 = 0;
+    pub(super) const FALSE: u8 = 1;
+    pub(super) const TRUE: u8 = 2;
+    pub(super) const LONG: u8 = 3;
+    pub(super) const TEXT: u8 = 4;
+    pub(super) const UID: u8 = 5;
+    pub(super) const PRINCIPAL: u8 = 6;
+    pub(super) const ACTION: u8 = 7;
+    pub(super) const RESOURCE: u8 = 8;
+    pub(super) const CONTEXT: u8 = 9;
+    pub(super) const ATTRIBUTE: u8 = 10;
+    pub(super) const HAS: u8 = 11;
+    pub(super) const IS: u8 = 12;
+    pub(super) const LIKE: u8 = 13;
+    pub(super) const NOT: u8 = 14;
+    pub(super) const AND: u8 = 15;
+    pub(super) const OR: u8 = 16;
+    pub(super) const EQUAL: u8 = 17;
+    pub(super) const LESS: u8 = 18;
+    pub(super) const LESS_OR_EQUAL: u8 = 19;
+    pub(super) const CONTAINS: u8 = 20;
+    pub(super) const IN: u8 = 21;
+}
+
+impl<'a> Shorthand<'a> {
+    /// The condition that a policy has in `bytes`; `None` when it has none.
+    pub(super) fn of(bytes: Bytes<'a>) -> Option<Self> {
+        (!bytes.is_empty()).then_some(Self(bytes))
+    }
+
+    /// The outermost part.
+    pub(super) fn part(self) -> Part<'a> {
+        let Self(mut bytes) = self;
+        let two = |two: Two, mut bytes: Bytes<'a>| {
+            let left = Self(bytes.piece());
+            Part::Both(two, left, Self(bytes))
+        };
+        match bytes.u8() {
+            kind::FALSE => Part::Bool(false),
+            kind::TRUE => Part::Bool(true),
+            kind::LONG => Part::Long(bytes.i64()),
+            kind::TEXT => Part::Text(bytes.text()),
+            kind::UID => Part::Uid(UidNumber(bytes.u32())),
+            kind::PRINCIPAL => Part::Variable(Var::Principal),
+            kind::ACTION => Part::Variable(Var::Action),
+            kind::RESOURCE => Part::Variable(Var::Resource),
+            kind::CONTEXT => Part::Variable(Var::Context),
+            kind::ATTRIBUTE => {
+                let name = bytes.piece().text();
+                Part::Attribute(name, Self(bytes))
+            }
+            kind::HAS => {
+                let name = bytes.piece().text();
+                Part::Has(name, Self(bytes))
+            }
+            kind::IS => {
+                let ty = TypeNumber(bytes.u32());
+                Part::Is(ty, Self(bytes))
+            }
+            kind::LIKE => {
+                let pattern = Wildcards(bytes.piece());
+                Part::Like(pattern, Self(bytes))
+            }
+            kind::NOT => Part::Not(Self(bytes)),
+            kind::AND => two(Two::And, bytes),
+            kind::OR => two(Two::Or, bytes),
+            kind::EQUAL => two(Two::Equal, bytes),
+            kind::LESS => two(Two::Less, bytes),
+            kind::LESS_OR_EQUAL => two(Two::LessOrEqual, bytes),
+            kind::CONTAINS => two(Two::Contains, bytes),
+            kind::IN => {
+                let left = Self(bytes.piece());
+                Part::In(left, Members(bytes))
+            }
+            _ => Part::Doubt,
+        }
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = Shorthand<'a>;
+
+    fn next(&mut self) -> Option<Shorthand<'a>> {
+        let Self(bytes) = self;
+        (!bytes.is_empty()).then(|| Shorthand(bytes.piece()))
+    }
+}
+
+impl Wildcards<'_> {
+    /// Whether `text` is the pattern's texts in order, with anything between them.
+    pub(super) fn matches(self, text: &str) -> bool {
+        let Self(mut bytes) = self;
+        // A text begins and ends at the borders of characters, so nothing is found across them.
+        let Some(mut rest) = text.strip_prefix(bytes.piece().text()) else {
+            return false;
+        };
+        if bytes.is_empty() {
+            return rest.is_empty();
+        }
+        loop {
+            let next = bytes.piece().text();
+            if bytes.is_empty() {
+                return rest.ends_with(next);
+            }
+            // The earliest place leaves the most for those that follow.
+            match rest.split_once(next) {
+                Some((_, after)) => rest = after,
+                None => return false,
+            }
+        }
+    }
+}
+
+/// The conditions of one file's rules, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shorthands {
+    bytes: Vec<u8>,
+    /// Where each ends; the next begins there.
+    ends: Vec<usize>,
+    /// Where numbers of uids stand, and of types, which are others in another table.
+    uids: Vec<usize>,
+    types: Vec<usize>,
+}
+
+impl Shorthands {
+    /// Adds the condition of the next rule, with what stands in its slots.
+    ///
+    /// Recurses as deep as the condition is nested.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyUids`] when there is no number left for a uid that it names.
+    pub(super) fn add(
+        &mut self,
+        condition: Option<&Expr>,
+        slots: &SlotEnv,
+        uids: &mut Arc<Uids>,
+    ) -> Result<(), TooManyUids> {
+        let begin = self.bytes.len();
+        let places = (self.uids.len(), self.types.len());
+        if let Some(condition) = condition {
+            let mut writing = Writing {
+                to: self,
+                most: begin + MOST_BYTES,
+                slots,
+                uids,
+                error: Ok(()),
+            };
+            writing.part(condition);
+            writing.error?;
+            if self.bytes.len() - begin > MOST_BYTES {
+                self.bytes.truncate(begin);
+                self.uids.truncate(places.0);
+                self.types.truncate(places.1);
+                self.bytes.push(kind::DOUBT);
+            }
+        }
+        self.ends.push(self.bytes.len());
+        Ok(())
+    }
+
+    /// Each rule's condition in order, empty for one that always holds.
+    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+        let begins = std::iter::once(&0).chain(&self.ends);
+        let all = begins.zip(&self.ends);
+        all.map(|(begin, end)| self.bytes.get(*begin..*end).unwrap_or_default())
+    }
+
+    /// The same conditions, numbered in another table.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyUids`] when there is no number left.
+    pub(super) fn moved(&self, from: &Uids, to: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
+        let mut moved = self.clone();
+        let mut renumber = |places: &[usize], number: &mut dyn FnMut(u32) -> Result<u32, _>| {
+            for place in places {
+                let bytes = moved.bytes.get_mut(*place..);
+                if let Some(written) = bytes.and_then(|bytes| bytes.first_chunk_mut()) {
+                    *written = number(u32::from_le_bytes(*written))?.to_le_bytes();
+                }
+            }
+            Ok(())
+        };
+        renumber(&self.uids, &mut |uid| {
+            from.moved(UidNumber(uid), to).map(|UidNumber(uid)| uid)
+        })?;
+        renumber(&self.types, &mut |ty| {
+            Ok(from.moved_type(TypeNumber(ty), to).0)
+        })?;
+        Ok(moved)
+    }
+
+    /// The memory that they hold, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let places = self.ends.capacity() + self.uids.capacity() + self.types.capacity();
+        self.bytes.capacity() + places * size_of::<usize>()
+    }
+}
+
+/// One condition being written.
+struct Writing<'a> {
+    to: &'a mut Shorthands,
+    /// What is written beyond this is written for nothing.
+    most: usize,
+    slots: &'a SlotEnv,
+    uids: &'a mut Arc<Uids>,
+    error: Result<(), TooManyUids>,
+}
+
+impl Writing<'_> {
+    fn part(&mut self, expr: &Expr) {
+        if self.to.bytes.len() > self.most {
+            return;
+        }
+        match expr.expr_kind() {
+            ExprKind::Lit(Literal::Bool(false)) => self.kind(kind::FALSE),
+            ExprKind::Lit(Literal::Bool(true)) => self.kind(kind::TRUE),
+            ExprKind::Lit(Literal::Long(value)) => {
+                self.kind(kind::LONG);
+                self.to.bytes.extend(value.to_le_bytes());
+            }
+            ExprKind::Lit(Literal::String(text)) => {
+                self.kind(kind::TEXT);
+                self.to.bytes.extend(text.as_bytes());
+            }
+            ExprKind::Lit(Literal::EntityUID(uid)) => self.uid(uid),
+            ExprKind::Slot(slot) => match self.slots.get(slot) {
+                Some(uid) => self.uid(uid),
+                None => self.kind(kind::DOUBT),
+            },
+            ExprKind::Var(var) => self.kind(match var {
+                Var::Principal => kind::PRINCIPAL,
+                Var::Action => kind::ACTION,
+                Var::Resource => kind::RESOURCE,
+                Var::Context => kind::CONTEXT,
+            }),
+            ExprKind::And { left, right } => self.two(kind::AND, left, right),
+            ExprKind::Or { left, right } => self.two(kind::OR, left, right),
+            ExprKind::UnaryApp {
+                op: UnaryOp::Not,
+                arg,
+            } => {
+                self.kind(kind::NOT);
+                self.part(arg);
+            }
+            ExprKind::BinaryApp { op, arg1, arg2 } => self.operator(*op, arg1, arg2),
+            ExprKind::GetAttr { expr, attr } => {
+                self.kind(kind::ATTRIBUTE);
+                self.text(attr);
+                self.part(expr);
+            }
+            ExprKind::HasAttr { expr, attr } => {
+                self.kind(kind::HAS);
+                self.text(attr);
+                self.part(expr);
+            }
+            ExprKind::Is { expr, entity_type } => {
+                self.kind(kind::IS);
+                self.ty(entity_type);
+                self.part(expr);
+            }
+            ExprKind::Like { expr, pattern } => {
+                self.kind(kind::LIKE);
+                piece(&mut self.to.bytes, |to| {
+                    for text in pattern.get_elems().split(|e| *e == PatternElem::Wildcard) {
+                        piece(to, |to| {
+                            let characters = text.iter().filter_map(|element| match element {
+                                PatternElem::Char(character) => Some(*character),
+                                PatternElem::Wildcard => None,
+                            });
+                            to.extend(characters.collect::<String>().as_bytes());
+                        });
+                    }
+                });
+                self.part(expr);
+            }
+            ExprKind::Unknown(_)
+            | ExprKind::If { .. }
+            | ExprKind::UnaryApp { .. }
+            | ExprKind::ExtensionFunctionApp { .. }
+            | ExprKind::ExtHasAttr { .. }
+            | ExprKind::Set(_)
+            | ExprKind::Record(_) => self.kind(kind::DOUBT),
+        }
+    }
+
+    fn operator(&mut self, op: BinaryOp, left: &Expr, right: &Expr) {
+        match op {
+            BinaryOp::Eq => self.two(kind::EQUAL, left, right),
+            BinaryOp::Less => self.two(kind::LESS, left, right),
+            BinaryOp::LessEq => self.two(kind::LESS_OR_EQUAL, left, right),
+            BinaryOp::Contains => self.two(kind::CONTAINS, left, right),
+            BinaryOp::In => {
+                let members: &[Expr] = match right.expr_kind() {
+                    ExprKind::Set(members) => members,
+                    ExprKind::Lit(_) | ExprKind::Slot(_) => std::slice::from_ref(right),
+                    ExprKind::Var(_)
+                    | ExprKind::Unknown(_)
+                    | ExprKind::If { .. }
+                    | ExprKind::And { .. }
+                    | ExprKind::Or { .. }
+                    | ExprKind::UnaryApp { .. }
+                    | ExprKind::BinaryApp { .. }
+                    | ExprKind::ExtensionFunctionApp { .. }
+                    | ExprKind::GetAttr { .. }
+                    | ExprKind::HasAttr { .. }
+                    | ExprKind::ExtHasAttr { .. }
+                    | ExprKind::Like { .. }
+                    | ExprKind::Is { .. }
+                    | ExprKind::Record(_) => return self.kind(kind::DOUBT),
+                };
+                self.kind(kind::IN);
+                self.piece(left);
+                for member in members {
+                    self.piece(member);
+                }
+            }
+            BinaryOp::Add
+            | BinaryOp::Sub
+            | BinaryOp::Mul
+            | BinaryOp::ContainsAll
+            | BinaryOp::ContainsAny
+            | BinaryOp::GetTag
+            | BinaryOp::HasTag => self.kind(kind::DOUBT),
+        }
+    }
+
+    fn two(&mut self, kind: u8, left: &Expr, right: &Expr) {
+        self.kind(kind);
+        self.piece(left);
+        self.part(right);
+    }
+
+    fn piece(&mut self, expr: &Expr) {
+        let begin = self.to.bytes.len();
+        self.to.bytes.extend([0; size_of::<u32>()]);
+        self.part(expr);
+        // INVARIANT: what is longer than `MOST_BYTES` is thrown away.
+        let length = self.to.bytes.len() - begin - size_of::<u32>();
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let room = self.to.bytes.get_mut(begin..);
+        if let Some(room) = room.and_then(|room| room.first_chunk_mut()) {
+            *room = length.to_le_bytes();
+        }
+    }
+
+    fn kind(&mut self, kind: u8) {
+        self.to.bytes.push(kind);
+    }
+
+    fn text(&mut self, text: &str) {
+        piece(&mut self.to.bytes, |to| to.extend(text.as_bytes()));
+    }
+
+    fn uid(&mut self, uid: &EntityUID) {
+        self.kind(kind::UID);
+        self.to.uids.push(self.to.bytes.len());
+        match Uids::number_in(self.uids, uid) {
+            Ok(UidNumber(number)) => self.to.bytes.extend(number.to_le_bytes()),
+            Err(error) => self.error = Err(error),
+        }
+    }
+
+    fn ty(&mut self, ty: &EntityType) {
+        self.to.types.push(self.to.bytes.len());
+        let TypeNumber(number) = Uids::type_number_in(self.uids, ty);
+        self.to.bytes.extend(number.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shorthand of a condition, its slots filled with `Group::"slot"`.
+    fn shorthand(condition: &str, uids: &mut Arc<Uids>) -> Shorthands {
+        let text = format!("permit(principal, action, resource) when {{ {condition} }};");
+        let policy = cedar_policy_core::parser::parse_policy(None, &text).unwrap();
+        let policy: cedar_policy_core::ast::Policy = policy.into();
+        let mut shorthands = Shorthands::default();
+        let expr = policy.non_scope_constraints();
+        shorthands.add(expr, policy.env(), uids).unwrap();
+        shorthands
+    }
+
+    /// A condition written out of its shorthand.
+    fn written(part: Shorthand<'_>, uids: &Uids) -> String {
+        let of = |part| written(part, uids);
+        match part.part() {
+            Part::Doubt => "?".to_owned(),
+            Part::Bool(value) => value.to_string(),
+            Part::Long(value) => value.to_string(),
+            Part::Text(text) => format!("{text:?}"),
+            Part::Uid(uid) => uids.uid(uid).to_string(),
+            Part::Variable(variable) => variable.to_string(),
+            Part::Attribute(name, holder) => format!("{}.{name}", of(holder)),
+            Part::Has(name, holder) => format!("{} has {name}", of(holder)),
+            Part::Is(ty, operand) => format!("{} is {}", of(operand), uids.entity_type(ty)),
+            Part::Like(_, operand) => format!("{} like", of(operand)),
+            Part::Not(operand) => format!("!{}", of(operand)),
+            Part::Both(two, left, right) => format!("({} {two:?} {})", of(left), of(right)),
+            Part::In(left, members) => {
+                let members: Vec<String> = members.map(of).collect();
+                format!("{} in {}", of(left), members.join(", "))
+            }
+        }
+    }
+
+    #[test]
+    fn a_condition_is_read_as_it_was_written_in_any_table() {
+        let mut uids = Arc::new(Uids::default());
+        for (condition, expected) in [
+            ("true && !false", "(true And !false)"),
+            (
+                "principal.a.b < -3 || context has c",
+                "((principal.a.b Less -3) Or context has c)",
+            ),
+            (
+                r#"resource == Doc::"d" && principal is User"#,
+                r#"((resource Equal Doc::"d") And principal is User)"#,
+            ),
+            (
+                r#"action in [Action::"x", principal.who]"#,
+                r#"action in Action::"x", principal.who"#,
+            ),
+            (
+                r#"principal.name == "größe" && principal.n <= 9223372036854775807"#,
+                r#"((principal.name Equal "größe") And (principal.n LessOrEqual 9223372036854775807))"#,
+            ),
+            (
+                r#"principal.name like "a*" && resource.tags.contains("x")"#,
+                r#"(principal.name like And (resource.tags Contains "x"))"#,
+            ),
+            ("principal.n + 1 == 2 || true", "((? Equal 2) Or true)"),
+            ("principal in resource", "?"),
+            ("if true then false else true", "?"),
+        ] {
+            let shorthands = shorthand(condition, &mut uids);
+            let read = |shorthands: &Shorthands, uids: &Uids| {
+                let [bytes] = shorthands.each().collect::<Vec<_>>()[..] else {
+                    panic!("{shorthands:?}")
+                };
+                written(Shorthand::of(Bytes(bytes)).unwrap(), uids)
+            };
+            assert_eq!(read(&shorthands, &uids), expected, "{condition}");
+            let mut other = Arc::new(Uids::default());
+            let first = EntityUID::with_eid_and_type("Else", "e").unwrap();
+            Uids::number_in(&mut other, &first).unwrap();
+            let moved = shorthands.moved(&uids, &mut other).unwrap();
+            assert_eq!(read(&moved, &other), expected, "{condition}");
+        }
+    }
+
+    #[test]
+    fn conditions_keep_their_order_and_none_is_empty() {
+        let mut uids = Arc::new(Uids::default());
+        let mut shorthands = shorthand("true", &mut uids);
+        shorthands.add(None, &SlotEnv::new(), &mut uids).unwrap();
+        let long = Expr::val("x".repeat(MOST_BYTES));
+        let named = Expr::is_in(
+            Expr::val(EntityUID::with_eid_and_type("A", "a").unwrap()),
+            long,
+        );
+        let last = Expr::and(
+            named.clone(),
+            Expr::is_entity_type(named, "A".parse().unwrap()),
+        );
+        shorthands
+            .add(Some(&last), &SlotEnv::new(), &mut uids)
+            .unwrap();
+        shorthands
+            .add(Some(&Expr::val(1)), &SlotEnv::new(), &mut uids)
+            .unwrap();
+        let each: Vec<_> = shorthands.each().map(Bytes).map(Shorthand::of).collect();
+        let [first, none, long, last] = each[..] else {
+            panic!("{each:?}")
+        };
+        assert!(matches!(first.unwrap().part(), Part::Bool(true)));
+        assert!(none.is_none());
+        // Too long, and its uids are not among those to be renumbered.
+        assert!(matches!(long.unwrap().part(), Part::Doubt));
+        assert!(shorthands.uids.is_empty() && shorthands.types.is_empty());
+        assert!(matches!(last.unwrap().part(), Part::Long(1)));
+    }
+
+    #[test]
+    fn patterns_match_as_cedar_says() {
+        use cedar_policy_core::ast::Pattern;
+
+        let texts = [
+            "", "a", "ab", "aab", "abab", "ba", "ä", "bä", "a*", "aaa", "abcab",
+        ];
+        let patterns = [
+            "", "*", "a", "a*", "*a", "*b*", "a*b", "a*a*", "**", "*ab*ab", "ä*", r"a\*", "*ä",
+        ];
+        for pattern in patterns {
+            let condition = format!("principal.name like \"{pattern}\"");
+            let mut uids = Arc::new(Uids::default());
+            let shorthands = shorthand(&condition, &mut uids);
+            let bytes = shorthands.each().next().unwrap();
+            let Part::Like(wildcards, _) = Shorthand::of(Bytes(bytes)).unwrap().part() else {
+                panic!("{pattern}")
+            };
+            let literal = pattern.contains('\\');
+            let elements: Vec<PatternElem> = pattern
+                .chars()
+                .filter(|character| *character != '\\')
+                .map(|character| match character {
+                    '*' if !literal => PatternElem::Wildcard,
+                    other => PatternElem::Char(other),
+                })
+                .collect();
+            let cedar = Pattern::from(elements);
+            for text in texts {
+                assert_eq!(
+                    wildcards.matches(text),
+                    cedar.wildcard_match(text),
+                    "`{text}` like `{pattern}`"
+                );
+            }
+        }
+    }
+}
