@@ -56,6 +56,7 @@ use crate::followed::FollowSettings;
 use crate::pip::Tokens;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
+use crate::telemetry::traces::{CallSpan, Traces};
 use answer::AnswerBody;
 use authorization::Authorization;
 use call::Call;
@@ -110,6 +111,8 @@ pub struct House {
     pub readiness: ReadinessReader,
     /// Where calls are counted, if they are.
     pub figures: Option<Arc<CallFigures>>,
+    /// Traces calls, if they are traced.
+    pub traces: Option<Traces>,
 }
 
 /// Every service, one match away from a call's path.
@@ -119,6 +122,7 @@ struct Doors {
     /// The services that are not on the hot path, and UNIMPLEMENTED for all other paths.
     others: Routes,
     figures: Option<Arc<CallFigures>>,
+    traces: Option<Traces>,
 }
 
 impl Doors {
@@ -130,6 +134,7 @@ impl Doors {
             reloads,
             readiness,
             figures,
+            traces,
         } = house;
         let authorization = Authorization::new(
             Arc::clone(engine),
@@ -165,7 +170,14 @@ impl Doors {
             authorization,
             others: others.prepare(),
             figures: figures.clone(),
+            traces: traces.clone(),
         })
+    }
+
+    /// The span of a call that begins with these headers, if it is traced.
+    fn span(&self, method: Method, headers: &http::HeaderMap) -> Option<Arc<CallSpan>> {
+        let traces = self.traces.as_ref().filter(|_| method.is_traced())?;
+        traces.begin(|name| headers.get(name)?.to_str().ok())
     }
 
     async fn call(

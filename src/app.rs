@@ -2,6 +2,7 @@
 //!
 //! The only place that knows all the parts. Nothing here decides or parses.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,6 +16,7 @@ use crate::api::{
     ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits, EncodedAnswer, House,
     OpenError, RequestRules, Server, Services, TlsSettings,
 };
+use crate::config::otel::TracesConfig;
 use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
 use crate::decision_log;
 use crate::engine::Engine;
@@ -28,6 +30,8 @@ use crate::policy_store::{
 use crate::readiness::{Pending, Readiness, Wanting};
 use crate::telemetry::log::LogFilter;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::export::{self, Export};
+use crate::telemetry::traces::{SpanFigures, Traces};
 use crate::watch;
 
 /// How long the decision log may take to write what waits, however long the calls took to end.
@@ -57,6 +61,7 @@ pub enum BindError {
 pub struct App {
     server: Server,
     admin: Option<AdminServer>,
+    export: Option<Export>,
     reloader: Reloader,
     reloads: policy_store::Reloads,
     snapshots: Reader,
@@ -79,12 +84,17 @@ struct WindingDown {
     drain_timeout: Duration,
 }
 
-/// Wires everything that `config` asks for and binds its addresses; operators may change `log`.
+/// Wires everything that `config` and `traces` ask for and binds its addresses; operators may change
+/// `log`.
 ///
 /// # Errors
 ///
 /// [`BindError`]; then nothing is left behind.
-pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
+pub async fn bind(
+    config: Config,
+    traces: Option<TracesConfig>,
+    log: LogFilter,
+) -> Result<App, BindError> {
     let started_at = SystemTime::now();
     let readiness = Readiness::new();
     let nothing_loaded = readiness.pending(Wanting::Policies);
@@ -122,6 +132,10 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
             (Some(tokens), Some(upkeep))
         }
     };
+    let spans = Arc::<SpanFigures>::default();
+    let (traces, export) = traces
+        .and_then(|config| open_traces(&config, Arc::clone(&spans)))
+        .unzip();
     let house = House {
         engine: Arc::clone(&engine),
         tokens,
@@ -129,6 +143,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
         reloads: reloads.clone(),
         readiness: readiness.reader(),
         figures: counted.as_ref().map(|counted| Arc::clone(&counted.calls)),
+        traces,
     };
     let server = Server::open(&config.listen, &house, &api_settings(&config)).await?;
     if config.callers_are_unknown()
@@ -142,6 +157,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
             let page = metrics::Page::new(metrics::Sources {
                 decisions,
                 calls,
+                spans,
                 store: status.clone(),
                 readiness: readiness.reader(),
                 cache: Box::new(move || of_cache.cache_figures()),
@@ -169,6 +185,7 @@ pub async fn bind(config: Config, log: LogFilter) -> Result<App, BindError> {
     Ok(App {
         server,
         admin,
+        export,
         reloader,
         reloads,
         snapshots: reader,
@@ -214,6 +231,7 @@ impl App {
         let Self {
             server,
             admin,
+            export,
             reloader,
             snapshots,
             engine,
@@ -232,6 +250,13 @@ impl App {
         if let Some(admin) = admin {
             tasks.spawn(admin.run());
         }
+        let (calls_are_over, last_span) = tokio::sync::oneshot::channel::<Infallible>();
+        let exporting = export.map(|export| {
+            tokio::spawn(export.run(async move {
+                // Nothing is ever sent: it ends when the sender is dropped.
+                let _ = last_span.await;
+            }))
+        });
 
         let drain_ends = OnceLock::new();
         if let Some(upkeep) = token_upkeep {
@@ -267,7 +292,30 @@ impl App {
             });
             writer.finish(left.max(LEAST_FOR_DECISION_LOG)).await;
         }
+        drop(calls_are_over);
+        if let Some(exporting) = exporting
+            && let Err(error) = exporting.await
+        {
+            tracing::error!(%error, "the export of spans failed");
+        }
         tasks.shutdown().await;
+    }
+}
+
+/// Traces, unless they cannot be had: those who ask for decisions must not go without them because
+/// of a setting that is about something else.
+fn open_traces(config: &TracesConfig, figures: Arc<SpanFigures>) -> Option<(Traces, Export)> {
+    match export::open(config, figures) {
+        Ok(opened) => {
+            // Without a name and password, which may stand before the host.
+            let (_, address) = (config.endpoint.rsplit_once('@')).unwrap_or(("", &config.endpoint));
+            tracing::info!(collector = address, protocol = ?config.protocol, "calls are traced");
+            Some(opened)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "calls are not traced");
+            None
+        }
     }
 }
 

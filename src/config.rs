@@ -7,6 +7,7 @@
 pub mod decision_log;
 pub mod layers;
 pub mod listen;
+pub mod otel;
 pub mod value;
 
 use std::num::NonZeroU64;

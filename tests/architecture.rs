@@ -121,6 +121,8 @@ const FLOORS: &[Floor] = &[
             "crate::figures",
             // The operators' door is where the log's filter is changed.
             "crate::telemetry::log::LogFilter",
+            // A call that is traced takes its span along.
+            "crate::telemetry::traces",
         ],
     ),
     // Parsed settings hold the types that the core is set by.
@@ -135,7 +137,7 @@ const FLOORS: &[Floor] = &[
     ("src/figures", &["crate"], &["crate::figures"]),
     (
         "src/telemetry",
-        &["crate", "tonic", "hyper", "http", "prost"],
+        &["crate"],
         &[
             "crate::telemetry",
             "crate::config",
@@ -188,20 +190,48 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "tower",
             "crate::api::pb",
         ],
-        &["src/api"],
+        // A collector of traces is called, too.
+        &[
+            "src/api",
+            "src/telemetry/traces/export",
+            "src/telemetry/traces/http_client",
+        ],
     ),
-    // The doors, and the one thing that is asked of others: the keys of issuers.
+    // The doors, and what is asked of others: the keys of issuers, and to take spans.
     (
         &["http", "hyper", "hyper_util"],
-        &["src/api", "src/pip/keys/fetch"],
+        &[
+            "src/api",
+            "src/pip/keys/fetch",
+            "src/telemetry/traces/http_client",
+        ],
     ),
-    (&["hyper_rustls"], &["src/pip/keys/fetch"]),
+    (
+        &["hyper_rustls"],
+        &["src/pip/keys/fetch", "src/telemetry/traces/http_client"],
+    ),
     (&["jsonwebtoken"], &["src/pip"]),
-    (&["rustls"], &["src/api", "src/pip/keys/fetch"]),
+    (
+        &["rustls"],
+        &[
+            "src/api",
+            "src/pip/keys/fetch",
+            "src/telemetry/traces/http_client",
+        ],
+    ),
     (&["tokio_rustls", "x509_parser"], &["src/api"]),
     (&["notify"], &["src/watch"]),
     (&["moka"], &["src/engine/cache"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),
+    (
+        &[
+            "opentelemetry",
+            "opentelemetry_sdk",
+            "opentelemetry_otlp",
+            "opentelemetry_http",
+        ],
+        &["src/telemetry/traces"],
+    ),
     (&["std::env"], &["src/config"]),
     (
         &["std::fs", "std::os::unix::fs", "rustix::fs", "tokio::fs"],
@@ -220,6 +250,8 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/api/listen",
             // What the kernel tells of this process.
             "src/telemetry/process",
+            // Authorities that a collector is verified by.
+            "src/telemetry/traces/export",
             // What is part of one request or one test, a report, and whether the directory is there.
             "src/cli/authorize",
             "src/cli/target",

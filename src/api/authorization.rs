@@ -30,6 +30,7 @@ use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
 use super::{codec, pb, scan};
 use crate::decision_log::Method;
+use crate::engine::query_ref::QueryRef;
 use crate::engine::{self, Engine, Leave};
 use crate::pdp::Snapshot;
 use crate::pip::{KeyWait, Patience, Tokens};
@@ -146,12 +147,19 @@ impl Authorization {
 
     fn snapshot(&self) -> Result<Arc<Snapshot>, Rejection> {
         let snapshot = self.engine.snapshot().ok_or(Rejection::NothingLoaded);
-        snapshot.inspect_err(|rejection| self.refused(rejection))
+        snapshot.inspect_err(|rejection| {
+            if let Some(figures) = &self.figures {
+                figures.refused(rejection);
+            }
+        })
     }
 
-    fn refused(&self, rejection: &Rejection) {
+    fn refused(&self, rejection: &Rejection, call: &Call) {
         if let Some(figures) = &self.figures {
             figures.refused(rejection);
+        }
+        if let Some(span) = &call.span {
+            span.refused();
         }
     }
 
@@ -185,12 +193,15 @@ impl Authorization {
             Err(rejection) => Err(rejection),
         };
         let query = query.inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
-        let decided =
-            query.and_then(|query| Ok(self.engine.authorize(snapshot, &query, &origin, leave)?));
+        let decided = query.and_then(|query| {
+            let answered = (self.engine).authorize(snapshot, &query, &origin, leave)?;
+            call.answered(&answered, snapshot, &QueryRef::from(&query));
+            Ok(answered)
+        });
         if let (Err(Rejection::UnknownPrincipal), Some(tokens)) = (&decided, tokens) {
             tokens.count_unknown_principal();
         }
-        Step::Decided(decided.inspect_err(|rejection| self.refused(rejection)))
+        Step::Decided(decided.inspect_err(|rejection| self.refused(rejection, call)))
     }
 
     /// Decides a message of any shape, waiting for a key if it must; without leave meanwhile, for
@@ -230,8 +241,12 @@ impl Authorization {
         self.may(call, identity, query.explain).ok()?;
         let origin = call.origin(method);
         let answered = (self.engine).authorize_ref(snapshot, &query, &origin, leave);
-        let decided = answered.map_err(Rejection::from);
-        Some(decided.inspect_err(|rejection| self.refused(rejection)))
+        Some(
+            answered
+                .inspect(|answered| call.answered(answered, snapshot, &query))
+                .map_err(Rejection::from)
+                .inspect_err(|rejection| self.refused(rejection, call)),
+        )
     }
 
     /// `None` for whatever is not simply decided, so that of several faults the same one is told

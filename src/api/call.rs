@@ -2,11 +2,17 @@
 //! trace it is part of.
 
 use std::str;
+use std::sync::Arc;
 
 use super::callers::{Admitted, IdentityKind, Right};
 use super::deadline::Deadline;
 use super::status::Rejection;
 use crate::decision_log::{Method, Origin};
+use crate::engine::query_ref::QueryRef;
+use crate::engine::{Answered, Rendered};
+use crate::pdp::Snapshot;
+use crate::pdp::query::Uid;
+use crate::telemetry::traces::{Asked, CallSpan, TraceParent};
 
 /// One call, from when its headers came.
 #[derive(Clone, Debug, Default)]
@@ -17,34 +23,22 @@ pub(super) struct Call {
     pub(super) deadline: Deadline,
     /// Which trace it is part of, where that is told.
     pub(super) trace_id: Option<TraceId>,
+    /// Its span, if it is traced.
+    pub(super) span: Option<Arc<CallSpan>>,
 }
 
-/// The id of a trace, as W3C's trace context has it: 32 lower-case hex digits, not all zero.
+/// The id of a trace, as W3C's trace context has it: 32 lower-case hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TraceId([u8; Self::LENGTH]);
+pub(super) struct TraceId([u8; 32]);
 
 impl TraceId {
-    const LENGTH: usize = 32;
-
-    /// The trace that the `traceparent` header names.
-    /// <https://www.w3.org/TR/trace-context/#traceparent-header>
-    pub(super) fn of(headers: &http::HeaderMap) -> Option<Self> {
-        let header = headers.get("traceparent")?.as_bytes();
-        let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-        // Version 00 is this long; a later one may be longer, and begins like it.
-        let (begin, more) = header.split_at_checked(55)?;
-        let version = begin.get(..2)?;
-        let dashes = [2, 35, 52].map(|at| begin.get(at) == Some(&b'-'));
-        let is_sound = version.iter().all(is_hex)
-            && version != b"ff"
-            && dashes == [true; 3]
-            && match more.first() {
-                None => true,
-                Some(next) => version != b"00" && *next == b'-',
-            };
-        let id: [u8; Self::LENGTH] = begin.get(3..35)?.try_into().ok()?;
-        let is_id = id.iter().all(is_hex) && id != [b'0'; Self::LENGTH];
-        (is_sound && is_id).then_some(Self(id))
+    /// The trace of `span`, if there is one, or else the one that the headers name.
+    pub(super) fn of(span: Option<&CallSpan>, headers: &http::HeaderMap) -> Option<Self> {
+        if let Some(span) = span {
+            return Some(Self(span.trace_hex()));
+        }
+        let header = headers.get("traceparent")?.to_str().ok()?;
+        TraceParent::read(header).map(|parent| Self(parent.trace_hex()))
     }
 
     fn as_str(&self) -> &str {
@@ -54,6 +48,23 @@ impl TraceId {
 }
 
 impl Call {
+    /// Notes in its span, if it has one, what was answered to `query`.
+    pub(super) fn answered<A: Rendered>(
+        &self,
+        answered: &Answered<A>,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+    ) {
+        if let Some(span) = &self.span {
+            span.answered(answered.answer.decision(), answered.source, || Asked {
+                principal_type: query.principal.type_name.to_owned(),
+                action: Uid::new(query.action.type_name, query.action.id).to_string(),
+                resource_type: query.resource.type_name.to_owned(),
+                revision: snapshot.revision().to_string(),
+            });
+        }
+    }
+
     /// What the decision log tells of it.
     pub(super) fn origin(&self, method: Method) -> Origin<'_> {
         Origin {
@@ -97,7 +108,7 @@ mod tests {
     fn trace_id(header: &str) -> Option<String> {
         let mut headers = http::HeaderMap::new();
         headers.insert("traceparent", header.parse().unwrap());
-        TraceId::of(&headers).map(|id| id.as_str().to_owned())
+        TraceId::of(None, &headers).map(|id| id.as_str().to_owned())
     }
 
     #[test]

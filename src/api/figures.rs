@@ -9,6 +9,7 @@ use super::status::Rejection;
 use crate::engine::figures::{DURATION_BOUNDS, nanoseconds};
 use crate::figures::{Counters, Distribution, Histogram};
 use crate::pdp::answer::NoAnswer;
+use crate::telemetry::traces::Ended;
 
 /// Declares an enum of which every value has a text: a closed set of values for a label.
 macro_rules! label {
@@ -90,6 +91,24 @@ impl Method {
     /// Whether nobody is asked who they are.
     pub(super) const fn is_open_to_all(self) -> bool {
         matches!(self, Self::HealthCheck | Self::HealthWatch)
+    }
+
+    /// Whether calls to it are traced: not those that ask whether the service lives, every few
+    /// seconds and for no one's sake.
+    pub(super) const fn is_traced(self) -> bool {
+        match self {
+            Self::HealthCheck | Self::HealthWatch => false,
+            Self::Authorize
+            | Self::BatchAuthorize
+            | Self::StreamAuthorize
+            | Self::GetStatus
+            | Self::WatchStatus
+            | Self::ListPolicies
+            | Self::Reload
+            | Self::Reflection
+            | Self::OldReflection
+            | Self::Other => true,
+        }
     }
 
     /// Whether a call to it is over when it is answered; a stream or watch lasts as long as its
@@ -257,6 +276,47 @@ impl CallFigures {
         // First those that ended: each of them was opened before.
         let closed = self.closed.sum(transport as usize);
         self.connections(transport).saturating_sub(closed)
+    }
+}
+
+/// How a call ended, for its span.
+pub(super) fn ended(method: Method, code: Code) -> Ended {
+    Ended {
+        method: match method {
+            Method::Other => "_OTHER",
+            Method::Authorize
+            | Method::BatchAuthorize
+            | Method::StreamAuthorize
+            | Method::GetStatus
+            | Method::WatchStatus
+            | Method::ListPolicies
+            | Method::Reload
+            | Method::HealthCheck
+            | Method::HealthWatch
+            | Method::Reflection
+            | Method::OldReflection => method.label(),
+        },
+        code: code_label(code as usize),
+        is_fault: match code {
+            Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss => true,
+            // The caller's doing, or its affair.
+            Code::Ok
+            | Code::Cancelled
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unauthenticated => false,
+        },
     }
 }
 

@@ -28,12 +28,13 @@ use super::call::{Call, TraceId};
 use super::callers::{Admitted, Callers, CertificateNames, Identification, Peer};
 use super::connection::InConnection;
 use super::deadline::Deadline;
-use super::figures::{CallFigures, Method, Transport};
+use super::figures::{self, CallFigures, Method, Transport};
 use super::greeting::{self, Opened};
 use super::listen::{Connection, Listener};
 use super::status::Rejection;
 use super::tls::Tls;
 use crate::readiness::ReadinessReader;
+use crate::telemetry::traces::CallSpan;
 
 /// What a connection may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,15 +188,9 @@ async fn serve_http2(
     let in_flight = calls.clone();
     let service = service_fn(move |request| {
         let identification = Arc::clone(&identification);
-        let mut begun = in_flight.begin(Arc::clone(&entrance), request.uri().path());
+        let mut begun = in_flight.begin(Arc::clone(&entrance), &request);
         async move {
-            let response = call(
-                &begun.entrance.doors,
-                &identification,
-                begun.method,
-                request,
-            )
-            .await;
+            let response = call(&begun, &identification, request).await;
             begun.answers(&response);
             Ok::<_, Infallible>(response.map(|body| CountedBody { body, call: begun }))
         }
@@ -240,14 +235,18 @@ struct CallInFlight {
     begun: Option<Instant>,
     /// What it has been answered so far: nothing, for a caller that leaves before.
     code: Code,
+    /// Its span, if it is traced.
+    span: Option<Arc<CallSpan>>,
 }
 
 impl Calls {
-    fn begin(&self, entrance: Arc<Entrance>, path: &str) -> CallInFlight {
+    fn begin<T>(&self, entrance: Arc<Entrance>, request: &http::Request<T>) -> CallInFlight {
         self.0.fetch_add(1, Ordering::Relaxed);
+        let method = Method::at(request.uri().path());
         CallInFlight {
             of: self.clone(),
-            method: Method::at(path),
+            method,
+            span: entrance.doors.span(method, request.headers()),
             begun: entrance.doors.figures.is_some().then(Instant::now),
             entrance,
             code: Code::Cancelled,
@@ -295,6 +294,9 @@ impl Drop for CallInFlight {
         if let (Some(begun), Some(figures)) = (self.begun, &self.entrance.doors.figures) {
             figures.called(self.method, self.code, begun.elapsed());
         }
+        if let Some(span) = &self.span {
+            span.end(figures::ended(self.method, self.code));
+        }
     }
 }
 
@@ -337,11 +339,11 @@ impl hyper::body::Body for CountedBody {
 
 /// One call: its deadline kept, its status in the contract's words.
 async fn call(
-    doors: &Doors,
+    begun: &CallInFlight,
     identification: &Arc<Identification>,
-    method: Method,
     request: http::Request<Incoming>,
 ) -> http::Response<AnswerBody> {
+    let (doors, method) = (&begun.entrance.doors, begun.method);
     if !is_grpc(&request) {
         let mut refused = http::Response::new(AnswerBody::Ended);
         *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -357,9 +359,10 @@ async fn call(
         caller,
         deadline: Deadline::begin(request.headers()),
         trace_id: match doors.engine.is_logged() {
-            true => TraceId::of(request.headers()),
+            true => TraceId::of(begun.span.as_deref(), request.headers()),
             false => None,
         },
+        span: begun.span.clone(),
     };
     match call.deadline.at() {
         None => doors.call(method, request, &call).await,

@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{Outcome, directory};
 use crate::app::{self, BindError};
 use crate::config::Config;
+use crate::config::otel::{self, TracesConfig};
 use crate::policy_store::Reloads;
 use crate::telemetry;
 use crate::telemetry::log::LogFilter;
@@ -15,23 +16,31 @@ use crate::telemetry::log::LogFilter;
 /// Serves with `config` until SIGTERM or SIGINT; a second one ends the process at once.
 pub(super) fn run(config: Config) -> anyhow::Result<Outcome> {
     let log = telemetry::log::init(&config.log);
+    let (traces, warnings) = otel::from_environment();
+    for warning in warnings {
+        tracing::warn!(warning, "a variable of OpenTelemetry's makes no sense");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(config, log));
+    let outcome = runtime.block_on(serve(config, traces, log));
     // What still runs was given its time by the drain.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, log: LogFilter) -> anyhow::Result<Outcome> {
+async fn serve(
+    config: Config,
+    traces: Option<TracesConfig>,
+    log: LogFilter,
+) -> anyhow::Result<Outcome> {
     // Before anything else: a signal during a slow start must stop it too.
     let mut stop = Stop::listen()?;
     // Unheard, a SIGHUP would end the process; one that comes early is answered by a reread.
     let hangup = listen_for(SignalKind::hangup())?;
     let app = tokio::select! {
-        bound = app::bind(config, log) => match bound {
+        bound = app::bind(config, traces, log) => match bound {
             Ok(app) => app,
             Err(BindError::Policies(refused)) => {
                 let drawn = directory::render(&refused.diagnostics, false);

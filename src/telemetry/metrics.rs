@@ -14,6 +14,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
 
 use super::process::ProcessFigures;
+use super::traces::{SpanFate, SpanFigures};
 use crate::api::figures::{CallFigures, Refusal, Transport};
 use crate::decision_log::{DecisionLog, DecisionLogFigures};
 use crate::engine::Source;
@@ -102,6 +103,8 @@ metrics! {
         "Connections accepted from callers";
     OPEN_CONNECTIONS = Gauge "cedar_pdp_open_connections" ["transport"]
         "Connections from callers that are open";
+    SPANS = Counter "cedar_pdp_spans_total" ["fate"]
+        "Spans of traced calls: sent to the collector, failed to be, or dropped because too many waited";
     RELOADS = Counter "cedar_pdp_reloads_total" ["result"]
         "Looks at the policy directory: new content in force (reloaded), the same (unchanged), new content refused (refused), or one that does not come to rest (held_back)";
     STORE_REFUSED = Gauge "cedar_pdp_store_refused" []
@@ -160,6 +163,8 @@ pub struct Sources {
     pub decisions: Arc<DecisionFigures>,
     /// Of the doors.
     pub calls: Arc<CallFigures>,
+    /// Of traces.
+    pub spans: Arc<SpanFigures>,
     /// Of the policy store.
     pub store: StatusReader,
     /// Whether calls are welcome.
@@ -265,6 +270,15 @@ impl Sources {
         page.gauge(
             &OPEN_CONNECTIONS,
             transports().map(|it| ([it.label()], figures.open_connections(it) as f64)),
+        )?;
+        let spans = [
+            (["sent"], SpanFate::Sent),
+            (["failed"], SpanFate::Failed),
+            (["dropped"], SpanFate::Dropped),
+        ];
+        page.counter(
+            &SPANS,
+            spans.map(|(label, fate)| (label, self.spans.spans(fate))),
         )
     }
 

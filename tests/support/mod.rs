@@ -11,7 +11,7 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -272,6 +272,21 @@ pub async fn channel(address: &str) -> Channel {
         .connect()
         .await
         .expect("the server accepts")
+}
+
+/// The page at `path` of the operators' door at `admin`.
+pub fn get(admin: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(admin).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").expect("an answer");
+    body.to_owned()
 }
 
 /// The uid `type_name::"id"`.

@@ -24,6 +24,7 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
     let page = Page::new(Sources {
         decisions: Arc::clone(&decisions),
         calls: Arc::clone(&calls),
+        spans: Arc::default(),
         store: opened.status,
         readiness: Readiness::new().reader(),
         cache: Box::new(move || cache),

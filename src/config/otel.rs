@@ -1,0 +1,452 @@
+//! What OpenTelemetry's environment variables ask for: whether calls are traced, where spans go,
+//! and which calls are sampled.
+//!
+//! These variables are not ours: they are often set for everything in a pod at once, by someone who
+//! thinks of other programs. So what makes no sense here is warned about and has its default, as
+//! OpenTelemetry's specification says, and never keeps the service from starting.
+//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How calls are traced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TracesConfig {
+    /// How spans are sent.
+    pub protocol: Protocol,
+    /// Where they are sent to, with the path where the protocol has one.
+    pub endpoint: String,
+    /// The authorities that the collector's certificate is verified by; `None` is the system's.
+    pub certificate: Option<PathBuf>,
+    /// How long sending a batch may take, further attempts included.
+    pub timeout: Duration,
+    /// Which calls are traced.
+    pub sampler: Sampler,
+    /// Whether a call belongs to the trace that its caller names.
+    pub takes_context: bool,
+    /// What the spans say of the service that they are of.
+    pub resource: Vec<(String, String)>,
+    /// The most spans that wait to be sent; what comes beyond is dropped.
+    pub queue_spans: usize,
+    /// The most spans that are sent at once; no more than wait.
+    pub batch_spans: usize,
+    /// How long a span waits for others to be sent with.
+    pub delay: Duration,
+}
+
+/// How spans are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP over gRPC.
+    Grpc,
+    /// OTLP over HTTP/1.1, as protobuf.
+    HttpProtobuf,
+}
+
+/// Which calls are traced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampler {
+    /// Whether a caller that says whether its trace is sampled has the word.
+    pub asks_parent: bool,
+    /// Which of the others are.
+    pub root: RootSampler,
+}
+
+/// Which calls are traced of those that nobody decided on before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RootSampler {
+    /// All.
+    On,
+    /// None.
+    Off,
+    /// This share, from 0 to 1.
+    Ratio(f64),
+}
+
+/// What the variables of this process ask for, and what about them makes no sense; `None` when
+/// nothing is to be traced.
+#[must_use]
+pub fn from_environment() -> (Option<TracesConfig>, Vec<String>) {
+    traces(env::vars_os())
+}
+
+fn traces(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> (Option<TracesConfig>, Vec<String>) {
+    let mut variables = Variables::of(variables);
+    let config = variables.traces();
+    (config, variables.warnings)
+}
+
+/// OpenTelemetry's variables that are set, and the complaints about them.
+struct Variables {
+    set: BTreeMap<String, String>,
+    warnings: Vec<String>,
+}
+
+const SAMPLERS: &[(&str, bool, RootSampler)] = &[
+    ("always_on", false, RootSampler::On),
+    ("always_off", false, RootSampler::Off),
+    ("traceidratio", false, RootSampler::Ratio(1.0)),
+    ("parentbased_always_on", true, RootSampler::On),
+    ("parentbased_always_off", true, RootSampler::Off),
+    ("parentbased_traceidratio", true, RootSampler::Ratio(1.0)),
+];
+
+impl Variables {
+    fn of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let set = variables
+            .into_iter()
+            .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+            // Empty is not set.
+            .filter(|(name, text)| name.starts_with("OTEL_") && !text.trim().is_empty())
+            .map(|(name, text)| (name, text.trim().to_owned()))
+            .collect();
+        Self {
+            set,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.set.get(name).map(String::as_str)
+    }
+
+    /// What is set for traces, or else for all signals.
+    fn exporter(&self, name: &str) -> Option<&str> {
+        self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
+            .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{name}")))
+    }
+
+    fn warn(&mut self, name: &str, takes: &str) {
+        let text = self.get(name).unwrap_or_default().to_owned();
+        self.warnings
+            .push(format!("{name} is `{text}`; taken: {takes}"));
+    }
+
+    fn traces(&mut self) -> Option<TracesConfig> {
+        if self
+            .get("OTEL_SDK_DISABLED")
+            .is_some_and(|text| text.eq_ignore_ascii_case("true"))
+        {
+            return None;
+        }
+        let is_on = match self.get("OTEL_TRACES_EXPORTER") {
+            None => self.exporter("ENDPOINT").is_some(),
+            Some("none") => false,
+            Some(names) => {
+                let names: Vec<_> = names.split(',').map(str::trim).collect();
+                if names != ["otlp"] {
+                    self.warn("OTEL_TRACES_EXPORTER", "otlp, none");
+                }
+                self.get("OTEL_TRACES_EXPORTER")
+                    .is_some_and(|names| names.split(',').any(|name| name.trim() == "otlp"))
+            }
+        };
+        if !is_on {
+            return None;
+        }
+        let protocol = self.protocol();
+        let queue_spans = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1, 100_000, 2_048);
+        let batch_spans = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, 100_000, 512);
+        let delay = self.number("OTEL_BSP_SCHEDULE_DELAY", 1, 3_600_000, 5_000);
+        Some(TracesConfig {
+            protocol,
+            endpoint: self.endpoint(protocol),
+            certificate: self.exporter("CERTIFICATE").map(PathBuf::from),
+            timeout: self.timeout(),
+            sampler: self.sampler(),
+            takes_context: self
+                .get("OTEL_PROPAGATORS")
+                .is_none_or(|names| names.split(',').any(|name| name.trim() == "tracecontext")),
+            resource: self.resource(),
+            queue_spans,
+            batch_spans: batch_spans.min(queue_spans),
+            delay: Duration::from_millis(delay as u64),
+        })
+    }
+
+    fn protocol(&mut self) -> Protocol {
+        match self.exporter("PROTOCOL") {
+            Some("grpc") => Protocol::Grpc,
+            None | Some("http/protobuf") => Protocol::HttpProtobuf,
+            Some(_) => {
+                let of_traces = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
+                let name = match self.get(of_traces) {
+                    Some(_) => of_traces,
+                    None => "OTEL_EXPORTER_OTLP_PROTOCOL",
+                };
+                self.warn(name, "grpc, http/protobuf");
+                Protocol::HttpProtobuf
+            }
+        }
+    }
+
+    fn endpoint(&self, protocol: Protocol) -> String {
+        match (protocol, self.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")) {
+            // Of this one the path is meant as it stands.
+            (_, Some(endpoint)) => endpoint.to_owned(),
+            (Protocol::Grpc, None) => self
+                .get("OTEL_EXPORTER_OTLP_ENDPOINT")
+                .unwrap_or("http://localhost:4317")
+                .to_owned(),
+            (Protocol::HttpProtobuf, None) => {
+                let base = self.get("OTEL_EXPORTER_OTLP_ENDPOINT");
+                let base = base
+                    .unwrap_or("http://localhost:4318")
+                    .trim_end_matches('/');
+                format!("{base}/v1/traces")
+            }
+        }
+    }
+
+    fn timeout(&mut self) -> Duration {
+        let of_traces = "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT";
+        let name = match self.get(of_traces) {
+            Some(_) => of_traces,
+            None => "OTEL_EXPORTER_OTLP_TIMEOUT",
+        };
+        Duration::from_millis(self.number(name, 1, 600_000, 10_000) as u64)
+    }
+
+    fn number(&mut self, name: &str, least: usize, most: usize, default: usize) -> usize {
+        let Some(text) = self.get(name) else {
+            return default;
+        };
+        match text.parse() {
+            Ok(number) if (least..=most).contains(&number) => number,
+            Ok(_) | Err(_) => {
+                self.warn(name, &format!("{least} to {most}"));
+                default
+            }
+        }
+    }
+
+    fn sampler(&mut self) -> Sampler {
+        let name = self
+            .get("OTEL_TRACES_SAMPLER")
+            .unwrap_or("parentbased_always_on");
+        let known = SAMPLERS.iter().find(|(known, ..)| *known == name);
+        let Some(&(_, asks_parent, root)) = known else {
+            let names: Vec<_> = SAMPLERS.iter().map(|(name, ..)| *name).collect();
+            self.warn("OTEL_TRACES_SAMPLER", &names.join(", "));
+            return Sampler {
+                asks_parent: true,
+                root: RootSampler::On,
+            };
+        };
+        let root = match root {
+            RootSampler::Ratio(all) => RootSampler::Ratio(self.ratio().unwrap_or(all)),
+            RootSampler::On | RootSampler::Off => root,
+        };
+        Sampler { asks_parent, root }
+    }
+
+    fn ratio(&mut self) -> Option<f64> {
+        let text = self.get("OTEL_TRACES_SAMPLER_ARG")?;
+        let ratio = text
+            .parse()
+            .ok()
+            .filter(|ratio| (0.0..=1.0).contains(ratio));
+        if ratio.is_none() {
+            self.warn("OTEL_TRACES_SAMPLER_ARG", "0 to 1");
+        }
+        ratio
+    }
+
+    fn resource(&mut self) -> Vec<(String, String)> {
+        let mut attributes = BTreeMap::from([
+            ("service.name".to_owned(), "cedar-pdp".to_owned()),
+            (
+                "service.version".to_owned(),
+                env!("CARGO_PKG_VERSION").to_owned(),
+            ),
+        ]);
+        let name = "OTEL_RESOURCE_ATTRIBUTES";
+        let pairs: Option<Vec<_>> = self
+            .get(name)
+            .unwrap_or_default()
+            .split(',')
+            .filter(|pair| !pair.trim().is_empty())
+            .map(|pair| {
+                let (key, value) = pair.split_once('=')?;
+                Some((decoded(key.trim())?, decoded(value.trim())?))
+            })
+            .collect();
+        match pairs {
+            Some(pairs) => attributes.extend(pairs),
+            // As the specification says: all or none.
+            None => self.warn(name, "key=value,key=value with percent-encoding"),
+        }
+        if let Some(name) = self.get("OTEL_SERVICE_NAME") {
+            attributes.insert("service.name".to_owned(), name.to_owned());
+        }
+        attributes.into_iter().collect()
+    }
+}
+
+/// `text` without percent-encoding; `None` when that is broken.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte != b'%' {
+            bytes.push(byte);
+            rest = after;
+            continue;
+        }
+        let (digits, after) = after.split_at_checked(2)?;
+        let is_hex = digits.iter().all(u8::is_ascii_hexdigit);
+        let digits = std::str::from_utf8(digits).ok().filter(|_| is_hex)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> (Option<TracesConfig>, Vec<String>) {
+        let owned = variables
+            .iter()
+            .map(|(name, text)| (name.into(), text.into()));
+        traces(owned)
+    }
+
+    fn on(variables: &[(&str, &str)]) -> TracesConfig {
+        let (config, warnings) = read(variables);
+        assert_eq!(warnings, [] as [&str; 0]);
+        config.expect("traces are on")
+    }
+
+    #[test]
+    fn nothing_is_traced_unless_it_is_asked_for() {
+        for off in [
+            &[][..],
+            &[("OTEL_SERVICE_NAME", "x")],
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
+            &[
+                ("OTEL_TRACES_EXPORTER", "none"),
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"),
+            ],
+            &[
+                ("OTEL_SDK_DISABLED", "True"),
+                ("OTEL_TRACES_EXPORTER", "otlp"),
+            ],
+        ] {
+            assert_eq!(read(off), (None, Vec::new()), "{off:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_default_of_the_specification() {
+        assert_eq!(
+            on(&[("OTEL_TRACES_EXPORTER", "otlp")]),
+            TracesConfig {
+                protocol: Protocol::HttpProtobuf,
+                endpoint: "http://localhost:4318/v1/traces".to_owned(),
+                certificate: None,
+                timeout: Duration::from_secs(10),
+                sampler: Sampler {
+                    asks_parent: true,
+                    root: RootSampler::On
+                },
+                takes_context: true,
+                resource: vec![
+                    ("service.name".to_owned(), "cedar-pdp".to_owned()),
+                    (
+                        "service.version".to_owned(),
+                        env!("CARGO_PKG_VERSION").to_owned()
+                    ),
+                ],
+                queue_spans: 2_048,
+                batch_spans: 512,
+                delay: Duration::from_secs(5),
+            }
+        );
+    }
+
+    #[test]
+    fn the_endpoint_is_that_of_traces_or_else_that_of_all_with_the_protocols_path() {
+        let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1/");
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:2/x");
+        let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+        assert_eq!(on(&[general]).endpoint, "http://c:1/v1/traces");
+        assert_eq!(on(&[general, grpc]).endpoint, "http://c:1/");
+        assert_eq!(on(&[general, own]).endpoint, "http://t:2/x");
+        assert_eq!(
+            on(&[grpc, ("OTEL_TRACES_EXPORTER", "otlp")]).endpoint,
+            "http://localhost:4317"
+        );
+    }
+
+    #[test]
+    fn samplers_resource_and_sizes_are_read() {
+        let config = on(&[
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+            (
+                "OTEL_RESOURCE_ATTRIBUTES",
+                "deployment.environment.name=prod, a=b%20c,service.name=x",
+            ),
+            ("OTEL_SERVICE_NAME", "pdp"),
+            ("OTEL_PROPAGATORS", "baggage"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "10"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+        ]);
+        assert_eq!(
+            config.sampler,
+            Sampler {
+                asks_parent: true,
+                root: RootSampler::Ratio(0.25)
+            }
+        );
+        let wanted = [
+            ("a", "b c"),
+            ("deployment.environment.name", "prod"),
+            ("service.name", "pdp"),
+            ("service.version", env!("CARGO_PKG_VERSION")),
+        ];
+        let resource: Vec<_> = config.resource.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(resource, wanted);
+        assert!(!config.takes_context);
+        assert_eq!((config.queue_spans, config.batch_spans), (10, 10));
+        assert_eq!(config.timeout, Duration::from_millis(500));
+        assert_eq!(config.certificate, Some("/ca.pem".into()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_warned_about_and_has_its_default() {
+        for (name, text) in [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+            ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=%2"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=%+1"),
+        ] {
+            let (config, warnings) =
+                read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"), (name, text)]);
+            assert_eq!(
+                config,
+                Some(on(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c")])),
+                "{name}"
+            );
+            assert_eq!(warnings.len(), 1, "{name}: {warnings:?}");
+            assert!(
+                warnings[0].starts_with(&format!("{name} is `{text}`; taken: ")),
+                "{warnings:?}"
+            );
+        }
+        let (config, warnings) = read(&[("OTEL_TRACES_EXPORTER", "zipkin")]);
+        assert_eq!((config, warnings.len()), (None, 1));
+    }
+}
