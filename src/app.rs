@@ -154,9 +154,11 @@ pub async fn bind(
     let admin = match (&config.admin_listen, counted) {
         (Some(address), Some(Counted { decisions, calls })) => {
             let of_cache = Arc::clone(&engine);
+            let tls = server.tls();
             let page = metrics::Page::new(metrics::Sources {
                 decisions,
                 calls,
+                tls: Box::new(move || tls.as_ref().map(|tls| tls.figures())),
                 spans,
                 store: status.clone(),
                 readiness: readiness.reader(),

@@ -149,6 +149,8 @@ const FLOORS: &[Floor] = &[
             "crate::engine::cache::CacheFigures",
             "crate::engine::figures",
             "crate::api::figures",
+            "crate::api::TlsFigures",
+            "crate::decision_log::DecisionLogFigures",
             "crate::policy_store::StatusReader",
             "crate::policy_store::ReloadCounts",
             "crate::readiness",

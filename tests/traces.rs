@@ -177,7 +177,12 @@ fn attributes(all: Vec<KeyValue>) -> BTreeMap<String, String> {
     let text = |value: Value| match value {
         Value::StringValue(text) => text,
         Value::IntValue(number) => number.to_string(),
-        other => panic!("no attribute is {other:?}"),
+        other @ (Value::BoolValue(_)
+        | Value::DoubleValue(_)
+        | Value::ArrayValue(_)
+        | Value::KvlistValue(_)
+        | Value::BytesValue(_)
+        | Value::StringValueStrindex(_)) => panic!("no attribute is {other:?}"),
     };
     all.into_iter()
         .map(|it| (it.key, text(it.value.unwrap().value.unwrap())))
@@ -437,7 +442,7 @@ async fn a_collector_that_is_not_there_or_never_answers_does_no_harm() {
             let admin = server.admin();
             let fate = |fate: &str| {
                 let page = support::get(&admin, "/metrics");
-                let name = format!(r#"cedar_pdp_spans_total{{fate="{fate}"}} "#);
+                let name = format!(r#"cedar_pdp_spans_total{{result="{fate}"}} "#);
                 let line = page.lines().find_map(|line| line.strip_prefix(&name));
                 line.unwrap().parse::<u64>().unwrap()
             };

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::process::ProcessFigures;
 use super::traces::{SpanFate, SpanFigures};
+use crate::api::TlsFigures;
 use crate::api::figures::{CallFigures, Refusal, Transport};
 use crate::decision_log::{DecisionLog, DecisionLogFigures};
 use crate::engine::Source;
@@ -103,7 +104,11 @@ metrics! {
         "Connections accepted from callers";
     OPEN_CONNECTIONS = Gauge "cedar_pdp_open_connections" ["transport"]
         "Connections from callers that are open";
-    SPANS = Counter "cedar_pdp_spans_total" ["fate"]
+    CERTIFICATE_EXPIRY = Gauge "cedar_pdp_tls_certificate_expiry_timestamp_seconds" []
+        "When the certificate in force expires, or the first of its chain to; absent without TLS";
+    CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
+        "Certificates and keys that were read to be served with: taken or refused; absent without TLS";
+    SPANS = Counter "cedar_pdp_spans_total" ["result"]
         "Spans of traced calls: sent to the collector, failed to be, or dropped because too many waited";
     RELOADS = Counter "cedar_pdp_reloads_total" ["result"]
         "Looks at the policy directory: new content in force (reloaded), the same (unchanged), new content refused (refused), or one that does not come to rest (held_back)";
@@ -163,6 +168,8 @@ pub struct Sources {
     pub decisions: Arc<DecisionFigures>,
     /// Of the doors.
     pub calls: Arc<CallFigures>,
+    /// Of TLS; nothing without.
+    pub tls: Box<dyn Fn() -> Option<TlsFigures> + Send + Sync>,
     /// Of traces.
     pub spans: Arc<SpanFigures>,
     /// Of the policy store.
@@ -271,6 +278,7 @@ impl Sources {
             &OPEN_CONNECTIONS,
             transports().map(|it| ([it.label()], figures.open_connections(it) as f64)),
         )?;
+        self.tls(page)?;
         let spans = [
             (["sent"], SpanFate::Sent),
             (["failed"], SpanFate::Failed),
@@ -280,6 +288,19 @@ impl Sources {
             &SPANS,
             spans.map(|(label, fate)| (label, self.spans.spans(fate))),
         )
+    }
+
+    fn tls(&self, page: &mut Writer<'_>) -> fmt::Result {
+        let Some(figures) = (self.tls)() else {
+            return Ok(());
+        };
+        let TlsFigures {
+            not_after_unix_seconds,
+            taken,
+            refused,
+        } = figures;
+        page.gauge(&CERTIFICATE_EXPIRY, [([], not_after_unix_seconds as f64)])?;
+        page.counter(&CERTIFICATES, [(["taken"], taken), (["refused"], refused)])
     }
 
     fn store(&self, page: &mut Writer<'_>) -> fmt::Result {

@@ -24,6 +24,13 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
     let page = Page::new(Sources {
         decisions: Arc::clone(&decisions),
         calls: Arc::clone(&calls),
+        tls: Box::new(|| {
+            Some(TlsFigures {
+                not_after_unix_seconds: 2_000_000_000,
+                taken: 1,
+                refused: 0,
+            })
+        }),
         spans: Arc::default(),
         store: opened.status,
         readiness: Readiness::new().reader(),
@@ -83,6 +90,7 @@ async fn bounds_and_times_are_written_in_seconds() {
         r#"cedar_pdp_decision_candidates_bucket{le="10000"} 0"#,
         "process_start_time_seconds 1.5",
         "cedar_pdp_policies 1.0",
+        "cedar_pdp_tls_certificate_expiry_timestamp_seconds 2000000000.0",
     ] {
         assert!(
             page.lines().any(|it| it == line),
