@@ -132,6 +132,8 @@ pub async fn bind(
             (Some(tokens), Some(upkeep))
         }
     };
+    let token_figures = tokens.clone();
+    let token_figures = move || token_figures.as_ref().map(|tokens| tokens.figures());
     let spans = Arc::<SpanFigures>::default();
     let (traces, export) = traces
         .and_then(|config| open_traces(&config, Arc::clone(&spans)))
@@ -159,6 +161,7 @@ pub async fn bind(
                 decisions,
                 calls,
                 tls: Box::new(move || tls.as_ref().map(|tls| tls.figures())),
+                tokens: Box::new(token_figures.clone()),
                 spans,
                 store: status.clone(),
                 readiness: readiness.reader(),
@@ -172,6 +175,7 @@ pub async fn bind(
                 log,
                 status: status.clone(),
                 engine: Arc::clone(&engine),
+                tokens: Box::new(token_figures),
                 readiness: readiness.reader(),
                 started_at,
                 settings: settings(&config),

@@ -199,6 +199,64 @@ async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
+    let (_directory, _server, admin) = start(&[]);
+    let page = support::get(&admin, "/metrics");
+    for off in ["cedar_pdp_tls_", "cedar_pdp_token", "cedar_pdp_issuer"] {
+        assert!(!page.contains(off), "{off}:\n{page}");
+    }
+
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = place.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let pair = rcgen::generate_simple_self_signed(vec!["pdp".to_owned()]).unwrap();
+    file("secret", &"s".repeat(32));
+    let issuers = "[[issuer]]\nissuer = 'https://issuer'\naudiences = ['pdp']\n\
+                   algorithms = ['HS256']\nsecret_file = 'secret'\n\
+                   [issuer.principal]\ntype = 'User'\nstored = 'replace'\n";
+    let socket = format!("unix:{}", place.path().join("pdp.sock").display());
+    let directory = policy_directory(&[("a.cedar", USERS_READ)]);
+    let server = Server::start_listening(
+        directory.path(),
+        &["127.0.0.1:0", &socket],
+        &[
+            "--admin-listen=127.0.0.1:0",
+            "--tls-cert",
+            &file("tls.crt", &pair.cert.pem()),
+            "--tls-key",
+            &file("tls.key", &pair.signing_key.serialize_pem()),
+            "--tokens",
+            &file("issuers.toml", issuers),
+        ],
+    );
+    let channel = support::channel(&socket).await;
+    let mut client = pb::authorization_service_client::AuthorizationServiceClient::new(channel);
+    let token = pb::AuthorizeRequest {
+        identity: Some(pb::authorize_request::Identity::PrincipalToken(
+            "x".to_owned(),
+        )),
+        ..request(r#"User::"ann""#, r#"Action::"read""#, r#"Doc::"1""#)
+    };
+    client.authorize(token).await.unwrap_err();
+    let admin = server.admin();
+    let page = support::get(&admin, "/metrics");
+    let of = |series: &str| value(&page, &format!("cedar_pdp_{series}"));
+    assert_eq!(of(r#"tokens_refused_total{reason="TOKEN_MALFORMED"}"#), 1.0);
+    assert_eq!(of(r#"tokens_refused_total{reason="TOKEN_EXPIRED"}"#), 0.0);
+    assert_eq!(of("issuers_without_keys"), 0.0);
+    assert_eq!(of(r#"tls_certificates_total{result="taken"}"#), 1.0);
+    assert!(of("tls_certificate_expiry_timestamp_seconds") > 1.7e9);
+    assert_eq!(of(r#"connections_total{transport="unix"}"#), 1.0);
+    let status: serde_json::Value = serde_json::from_str(&support::get(&admin, "/status")).unwrap();
+    assert_eq!(status["issuers"][0]["issuer"], "https://issuer");
+    assert_eq!(status["issuers"][0]["keys"], 1);
+    assert!(!status.to_string().contains("ssss"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_leaves_is_counted_as_cancelled_and_an_unknown_method_as_other() {
     let (_directory, server, admin) = start(&[]);
     let mut store = server.policy_store().await;

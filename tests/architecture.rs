@@ -150,6 +150,8 @@ const FLOORS: &[Floor] = &[
             "crate::engine::figures",
             "crate::api::figures",
             "crate::api::TlsFigures",
+            "crate::pip::KeyFigures",
+            "crate::pip::TokenFigures",
             "crate::decision_log::DecisionLogFigures",
             "crate::policy_store::StatusReader",
             "crate::policy_store::ReloadCounts",

@@ -31,6 +31,7 @@ use super::answer::EncodedAnswer;
 use super::listen::{BoundAddress, Connection, ListenError, Listener};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
+use crate::pip::TokenFigures;
 use crate::policy_store::StatusReader;
 use crate::readiness::ReadinessReader;
 use crate::telemetry::log::LogFilter;
@@ -65,6 +66,8 @@ pub struct Office {
     pub status: StatusReader,
     /// Tells what the cache does.
     pub engine: Arc<Engine<EncodedAnswer>>,
+    /// Tells how tokens fare; nothing when there are no issuers.
+    pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
     /// Whether calls are welcome, and why not.
     pub readiness: ReadinessReader,
     /// When the process was started.

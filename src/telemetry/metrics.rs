@@ -23,6 +23,7 @@ use crate::engine::cache::CacheFigures;
 use crate::engine::figures::{DURATION_BOUNDS, DecisionFigures};
 use crate::figures::Distribution;
 use crate::pdp::answer::Decision;
+use crate::pip::{KeyFigures, TokenFigures};
 use crate::policy_store::{ReloadCounts, StatusReader};
 use crate::readiness::{Health, ReadinessReader};
 
@@ -108,6 +109,22 @@ metrics! {
         "When the certificate in force expires, or the first of its chain to; absent without TLS";
     CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
         "Certificates and keys that were read to be served with: taken or refused; absent without TLS";
+    TOKENS = Counter "cedar_pdp_tokens_total" ["result"]
+        "Tokens that were believed: their signature was verified now (verified) or before (remembered); absent without issuers, as are all that follow of tokens";
+    TOKENS_REFUSED = Counter "cedar_pdp_tokens_refused_total" ["reason"]
+        "Tokens that were not believed, by the reason that callers are told";
+    TOKENS_HELD = Gauge "cedar_pdp_remembered_tokens" []
+        "Tokens whose verification is remembered";
+    ISSUERS_WITHOUT_KEYS = Gauge "cedar_pdp_issuers_without_keys" []
+        "Issuers none of whose tokens can be believed, for want of a key";
+    KEYS_AGE = Gauge "cedar_pdp_issuer_keys_age_seconds" []
+        "Time since the keys of an issuer were last fetched or read, of the issuer for whom it is longest; absent while there is none";
+    KEY_SETS = Counter "cedar_pdp_issuer_key_sets_total" ["result"]
+        "Sets of keys that were fetched or read (taken), and attempts that failed or gave a bad set (failed), of all issuers";
+    REVOCATIONS = Gauge "cedar_pdp_revocations" []
+        "Entries of the revocation list in force";
+    REVOCATIONS_REFUSED = Counter "cedar_pdp_revocation_lists_refused_total" []
+        "Revocation lists that were read and refused; the one before stays in force";
     SPANS = Counter "cedar_pdp_spans_total" ["result"]
         "Spans of traced calls: sent to the collector, failed to be, or dropped because too many waited";
     RELOADS = Counter "cedar_pdp_reloads_total" ["result"]
@@ -170,6 +187,8 @@ pub struct Sources {
     pub calls: Arc<CallFigures>,
     /// Of TLS; nothing without.
     pub tls: Box<dyn Fn() -> Option<TlsFigures> + Send + Sync>,
+    /// Of tokens; nothing when there are no issuers.
+    pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
     /// Of traces.
     pub spans: Arc<SpanFigures>,
     /// Of the policy store.
@@ -279,6 +298,7 @@ impl Sources {
             transports().map(|it| ([it.label()], figures.open_connections(it) as f64)),
         )?;
         self.tls(page)?;
+        self.tokens(page)?;
         let spans = [
             (["sent"], SpanFate::Sent),
             (["failed"], SpanFate::Failed),
@@ -301,6 +321,41 @@ impl Sources {
         } = figures;
         page.gauge(&CERTIFICATE_EXPIRY, [([], not_after_unix_seconds as f64)])?;
         page.counter(&CERTIFICATES, [(["taken"], taken), (["refused"], refused)])
+    }
+
+    fn tokens(&self, page: &mut Writer<'_>) -> fmt::Result {
+        let Some(figures) = (self.tokens)() else {
+            return Ok(());
+        };
+        let TokenFigures {
+            verified,
+            remembered,
+            entries,
+            refused,
+            keys,
+            revocations,
+            revocations_refused,
+        } = figures;
+        let believed = [(["verified"], verified), (["remembered"], remembered)];
+        page.counter(&TOKENS, believed)?;
+        let refused = refused
+            .iter()
+            .map(|(reason, count)| ([reason.code()], *count));
+        page.counter(&TOKENS_REFUSED, refused)?;
+        page.gauge(&TOKENS_HELD, [([], entries as f64)])?;
+        // Issuers are no label: there may be any number, and /status tells of each.
+        let without = keys.iter().filter(|keys| keys.keys == 0).count();
+        page.gauge(&ISSUERS_WITHOUT_KEYS, [([], without as f64)])?;
+        let oldest = keys.iter().filter_map(|keys| keys.age).max();
+        page.gauge(&KEYS_AGE, oldest.map(|age| ([], age.as_secs_f64())))?;
+        let sum = |count: fn(&KeyFigures) -> u64| keys.iter().map(count).sum();
+        let sets = [
+            (["taken"], sum(|keys| keys.taken)),
+            (["failed"], sum(|keys| keys.failed)),
+        ];
+        page.counter(&KEY_SETS, sets)?;
+        page.gauge(&REVOCATIONS, [([], revocations as f64)])?;
+        page.counter(&REVOCATIONS_REFUSED, [([], revocations_refused)])
     }
 
     fn store(&self, page: &mut Writer<'_>) -> fmt::Result {

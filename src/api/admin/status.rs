@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Office;
 use crate::engine::cache::CacheFigures;
 use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pip::KeyFigures;
 use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
 
 /// The page.
@@ -26,6 +27,8 @@ pub(super) struct StatusPage<'a> {
     reloads: ReloadsPart,
     /// `null` when nothing is remembered.
     cache: Option<CachePart>,
+    /// The keys of each issuer of tokens.
+    issuers: Vec<IssuerPart>,
     log: String,
     settings: &'a serde_json::Value,
 }
@@ -65,6 +68,16 @@ struct ReloadsPart {
 }
 
 #[derive(Debug, Serialize)]
+struct IssuerPart {
+    issuer: String,
+    keys: u64,
+    /// `null` when there never were any.
+    keys_age_seconds: Option<u64>,
+    taken: u64,
+    failed: u64,
+}
+
+#[derive(Debug, Serialize)]
 struct CachePart {
     hits: u64,
     misses: u64,
@@ -96,6 +109,11 @@ pub(super) fn of(office: &Office) -> StatusPage<'_> {
         warnings: warnings.iter().map(finding).collect(),
         reloads: self::reloads(*reloads),
         cache: office.engine.cache_figures().map(cache),
+        issuers: (office.tokens)()
+            .iter()
+            .flat_map(|figures| &figures.keys)
+            .map(issuer)
+            .collect(),
         log: office.log.text(),
         settings: &office.settings,
     }
@@ -171,6 +189,23 @@ fn cache(figures: CacheFigures) -> CachePart {
         entries,
         bytes,
         capacity_bytes,
+    }
+}
+
+fn issuer(figures: &KeyFigures) -> IssuerPart {
+    let KeyFigures {
+        issuer,
+        keys,
+        age,
+        taken,
+        failed,
+    } = figures;
+    IssuerPart {
+        issuer: issuer.to_string(),
+        keys: *keys,
+        keys_age_seconds: age.map(|age| age.as_secs()),
+        taken: *taken,
+        failed: *failed,
     }
 }
 

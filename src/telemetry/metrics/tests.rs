@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::pip::Reason;
 use crate::policy_store::{StoreSettings, open};
 use crate::readiness::Readiness;
 
@@ -29,6 +30,24 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
                 not_after_unix_seconds: 2_000_000_000,
                 taken: 1,
                 refused: 0,
+            })
+        }),
+        tokens: Box::new(|| {
+            let key = |keys, age| KeyFigures {
+                issuer: "https://issuer.example".into(),
+                keys,
+                age: Some(Duration::from_secs(age)),
+                taken: 2,
+                failed: 1,
+            };
+            Some(TokenFigures {
+                verified: 5,
+                remembered: 6,
+                entries: 1,
+                refused: Reason::ALL.map(|reason| (reason, 1)).into(),
+                keys: vec![key(3, 10), key(0, 20)],
+                revocations: 4,
+                revocations_refused: 0,
             })
         }),
         spans: Arc::default(),
@@ -90,6 +109,10 @@ async fn bounds_and_times_are_written_in_seconds() {
         r#"cedar_pdp_decision_candidates_bucket{le="10000"} 0"#,
         "process_start_time_seconds 1.5",
         "cedar_pdp_policies 1.0",
+        "cedar_pdp_issuers_without_keys 1.0",
+        "cedar_pdp_issuer_keys_age_seconds 20.0",
+        r#"cedar_pdp_issuer_key_sets_total{result="failed"} 2"#,
+        r#"cedar_pdp_tokens_refused_total{reason="TOKEN_EXPIRED"} 1"#,
         "cedar_pdp_tls_certificate_expiry_timestamp_seconds 2000000000.0",
     ] {
         assert!(
