@@ -22,10 +22,11 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cedar_pdp::engine::key::encode;
 use cedar_pdp::engine::query_ref::QueryRef;
-use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
+use cedar_pdp::pdp::query::{Claimed, Query, Record, RequestEntity, StoredPrincipal, Uid, Value};
 use cedar_pdp::pdp::snapshot::ContextReads;
 
 #[cfg(fuzzing)]
@@ -108,6 +109,15 @@ fn equal(reads: &ContextReads, one: &Query, other: &Query) -> bool {
                 && equal_fields(&a.attributes, &b.attributes, |_, a, b| equal_values(a, b))
                 && equal_fields(&a.tags, &b.tags, |_, a, b| equal_values(a, b))
         })
+        && match (&one.claimed, &other.claimed) {
+            (None, None) => true,
+            (Some(a), Some(b)) => {
+                a.stored == b.stored
+                    && a.parents == b.parents
+                    && equal_fields(&a.attributes, &b.attributes, |_, a, b| equal_values(a, b))
+            }
+            (Some(_), None) | (None, Some(_)) => false,
+        }
 }
 
 fn equal_fields(
@@ -363,6 +373,15 @@ impl Choices<'_> {
         }
     }
 
+    fn claimed(&mut self) -> Claimed {
+        use StoredPrincipal::{Join, Replace, Require};
+        Claimed {
+            attributes: self.record(2),
+            parents: (0..self.below(3)).map(|_| self.uid()).collect(),
+            stored: [Join, Replace, Require][self.below(3)],
+        }
+    }
+
     fn query(&mut self) -> Query {
         Query {
             principal: self.uid(),
@@ -370,6 +389,7 @@ impl Choices<'_> {
             resource: self.uid(),
             context: self.record(3),
             entities: (0..self.below(4)).map(|_| self.entity()).collect(),
+            claimed: (self.below(3) == 2).then(|| Arc::new(self.claimed())),
             explain: self.below(4) == 3,
         }
     }
@@ -388,7 +408,7 @@ impl Choices<'_> {
 
     fn change(&mut self, query: &mut Query) {
         let entities = query.entities.len();
-        match self.below(12) {
+        match self.below(14) {
             0..=4 => query.context = self.changed_record(&query.context),
             5 => self.change_uid(&mut query.principal),
             6 => {
@@ -414,6 +434,20 @@ impl Choices<'_> {
                 }
             }
             11 if entities > 1 => query.entities.reverse(),
+            12 => match &query.claimed {
+                None => query.claimed = Some(Arc::new(self.claimed())),
+                Some(_) => query.claimed = None,
+            },
+            13 if query.claimed.is_some() => {
+                let mut claimed = query.claimed.as_deref().cloned().unwrap();
+                match self.below(4) {
+                    0 => claimed.attributes = self.changed_record(&claimed.attributes),
+                    1 => claimed.parents.reverse(),
+                    2 => claimed.parents.push(Uid::new("a", "b")),
+                    _ => claimed.stored = self.claimed().stored,
+                }
+                query.claimed = Some(Arc::new(claimed));
+            }
             _ => {
                 if query.entities.pop().is_none() {
                     let entity = self.entity();

@@ -10,7 +10,7 @@ use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::engine::query_ref::QueryRef;
 use cedar_pdp::pdp::answer::{Answer, Decision};
-use cedar_pdp::pdp::query::{Query, Record, Uid, Value};
+use cedar_pdp::pdp::query::{Claimed, Query, Record, StoredPrincipal, Uid, Value};
 use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
@@ -132,6 +132,15 @@ impl House {
         if let Expected::Refused(_) = expected {
             return Ok(());
         }
+        if let Some(told) = told_by_a_token(query) {
+            for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
+                let leave = engine.leave_now().unwrap();
+                let got = engine.authorize(snapshot, &told, &Origin::default(), &leave);
+                let got = got.map(|it| it.answer);
+                compare(snapshot, &told, got.as_deref(), expected)
+                    .map_err(|why| format!("with {way}, told by a token: {why}\ngot {got:#?}"))?;
+            }
+        }
         let query = Query {
             context: other_where_unread(snapshot, query),
             explain: false,
@@ -148,6 +157,25 @@ impl House {
         }
         Ok(())
     }
+}
+
+/// The same question where a token tells what the caller sent of the principal; `None` when nothing
+/// was sent of it, or what could not be told so.
+fn told_by_a_token(query: &Query) -> Option<Query> {
+    let mut told = query.clone();
+    let sent = |uid: &Uid| query.entities.iter().position(|entity| entity.uid == *uid);
+    let principal = told.entities.remove(sent(&query.principal)?);
+    let is_told = principal.tags.is_empty()
+        && principal
+            .parents
+            .iter()
+            .all(|parent| sent(parent).is_none());
+    told.claimed = Some(Arc::new(Claimed {
+        attributes: principal.attributes,
+        parents: principal.parents,
+        stored: StoredPrincipal::Replace,
+    }));
+    is_told.then_some(told)
 }
 
 /// The context of `query`, other values where no policy reads them. Some values are left as they

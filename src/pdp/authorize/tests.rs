@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::*;
 use crate::pdp::compile;
 use crate::pdp::explanation::ClauseOutcome;
-use crate::pdp::query::{Problem, Record, RequestEntity, Uid, Value};
+use crate::pdp::query::{Claimed, Problem, Record, RequestEntity, StoredPrincipal, Uid, Value};
 use crate::pdp::snapshot::{Settings, Validation};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 
@@ -589,4 +589,175 @@ fn an_error_that_quotes_a_long_value_is_cut_off() {
         "{}",
         message.len()
     );
+}
+
+/// Alice is stored: in a team, of a department, suspended.
+fn with_alice(types: Option<&str>) -> Snapshot {
+    let settings = Settings {
+        request_entity_types: types.map(|it| [it.to_owned()].into()),
+        ..Settings::default()
+    };
+    let policies = r#"
+@id("team") permit(principal in Team::"red", action, resource);
+@id("role") permit(principal in Role::"reader", action, resource);
+@id("finance") permit(principal, action, resource) when { principal.department == "finance" };
+@id("tag") permit(principal, action, resource) when { principal.hasTag("t") };
+@id("suspended") forbid(principal, action, resource) when { principal has suspended };
+"#;
+    let schema = r#"
+entity Team;
+entity Role in [Role];
+entity User in [Team, Role] = { department: String, suspended?: Bool } tags String;
+entity Doc;
+action read appliesTo { principal: User, resource: Doc };
+"#;
+    let entities = r#"[
+{"uid": {"type": "User", "id": "alice"}, "attrs": {"department": "sales"},
+ "parents": [{"type": "Team", "id": "red"}], "tags": {"t": "x"}},
+{"uid": {"type": "User", "id": "carol"}, "attrs": {"department": "sales", "suspended": true}, "parents": []},
+{"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
+]"#;
+    snapshot(
+        &[
+            ("p.cedar", policies),
+            ("s.cedarschema", schema),
+            ("entities.json", entities),
+        ],
+        settings,
+    )
+}
+
+/// What a token says of `id`.
+fn told(id: &str, department: &str, roles: &[&str], stored: StoredPrincipal) -> Query {
+    Query {
+        principal: Uid::new("User", id),
+        claimed: Some(Arc::new(Claimed {
+            attributes: record(&[("department", Value::String(department.to_owned()))]),
+            parents: roles.iter().map(|id| Uid::new("Role", *id)).collect(),
+            stored,
+        })),
+        ..read()
+    }
+}
+
+#[test]
+fn what_a_token_says_joins_what_is_stored_or_takes_its_place() {
+    use StoredPrincipal::{Join, Replace, Require};
+    let snapshot = with_alice(None);
+    for stored in [Join, Require] {
+        let alice = told("alice", "finance", &["chief"], stored);
+        let all = ["finance", "role", "tag", "team"];
+        check(&snapshot, &alice, Decision::Allow, &all);
+        let carol = told("carol", "finance", &[], stored);
+        check(&snapshot, &carol, Decision::Deny, &["suspended"]);
+    }
+    let alice = told("alice", "finance", &["chief"], Replace);
+    check(&snapshot, &alice, Decision::Allow, &["finance", "role"]);
+    let carol = told("carol", "finance", &[], Replace);
+    check(&snapshot, &carol, Decision::Allow, &["finance"]);
+    // For this question only.
+    let named = Query {
+        principal: Uid::new("User", "alice"),
+        ..read()
+    };
+    check(&snapshot, &named, Decision::Allow, &["tag", "team"]);
+
+    for stored in [Join, Replace] {
+        let stranger = told("dave", "finance", &["reader"], stored);
+        check(&snapshot, &stranger, Decision::Allow, &["finance", "role"]);
+    }
+    let stranger = told("dave", "finance", &["reader"], Require);
+    assert_eq!(
+        authorize(&snapshot, &stranger),
+        Err(NoAnswer::UnknownPrincipal)
+    );
+}
+
+#[test]
+fn what_a_token_says_cannot_be_sent_anew_whatever_types_may_be_sent() {
+    let query = |entities| Query {
+        entities,
+        ..told("alice", "sales", &["reader"], StoredPrincipal::Join)
+    };
+    let snapshot = with_alice(None);
+    let department = ("department", Value::String("finance".to_owned()));
+    let alice = entity(r#"User::"alice""#, &[department], &[]);
+    let doc = entity(r#"Doc::"1""#, &[], &[]);
+    for (sent, field) in [
+        (vec![alice], "entities[0].uid"),
+        (
+            vec![doc.clone(), entity(r#"Role::"reader""#, &[], &[])],
+            "entities[1].uid",
+        ),
+    ] {
+        let (found, problem) = invalid(&snapshot, &query(sent));
+        assert_eq!(found, field);
+        assert!(matches!(problem, Problem::ClaimedEntity { .. }));
+    }
+    // Of what the token's roles are in, a caller may tell, as of all else.
+    let chief = Query {
+        entities: vec![entity(r#"Role::"reader""#, &[], &[])],
+        ..told("alice", "sales", &["chief"], StoredPrincipal::Replace)
+    };
+    check(&snapshot, &chief, Decision::Allow, &["role"]);
+    // And what may be sent says nothing of what the token tells.
+    let snapshot = with_alice(Some("Doc"));
+    check(
+        &snapshot,
+        &query(vec![doc]),
+        Decision::Allow,
+        &["role", "tag", "team"],
+    );
+}
+
+#[test]
+fn what_a_token_says_must_fit_the_schema() {
+    let snapshot = with_alice(None);
+    let with = |claimed: Claimed| Query {
+        claimed: Some(Arc::new(claimed)),
+        ..read()
+    };
+    let claimed = |attributes: &[(&str, Value)], parents: &[Uid]| Claimed {
+        attributes: record(attributes),
+        parents: parents.to_vec(),
+        stored: StoredPrincipal::Replace,
+    };
+    let good = || ("department", Value::String("x".to_owned()));
+    for (claimed, field) in [
+        (
+            claimed(&[], &[]),
+            r#"principal_token.attributes["department"]"#,
+        ),
+        (
+            claimed(&[("department", Value::Long(1))], &[]),
+            r#"principal_token.attributes["department"]"#,
+        ),
+        (
+            claimed(&[good(), ("more", Value::Long(1))], &[]),
+            r#"principal_token.attributes["more"]"#,
+        ),
+        (
+            claimed(&[good()], &[Uid::new("Role", "r"), Uid::new("Doc", "1")]),
+            "principal_token.parents[1]",
+        ),
+    ] {
+        assert_eq!(invalid(&snapshot, &with(claimed)).0, field);
+    }
+}
+
+#[test]
+fn a_token_that_puts_its_principal_into_itself_is_refused() {
+    let snapshot = policies("permit(principal, action, resource);");
+    let alice = Uid::new("User", "alice");
+    let query = Query {
+        claimed: Some(Arc::new(Claimed {
+            attributes: Record::default(),
+            parents: vec![alice],
+            stored: StoredPrincipal::Join,
+        })),
+        ..read()
+    };
+    let (field, problem) = invalid(&snapshot, &query);
+    assert_eq!(field, "principal_token.parents");
+    assert!(matches!(problem, Problem::Cycle { .. }));
 }
