@@ -7,7 +7,9 @@
 
 mod support;
 
-use std::thread::sleep;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -39,6 +41,8 @@ struct Way {
     arguments: &'static [&'static str],
     /// Whether decisions go to a file.
     logs: bool,
+    /// Which share of calls is traced, if calls are.
+    traces: Option<&'static str>,
     target: Option<Target>,
 }
 
@@ -47,24 +51,49 @@ const WAYS: &[Way] = &[
         name: "nothing",
         arguments: &[],
         logs: false,
+        traces: None,
         target: None,
     },
     Way {
         name: "metrics",
         arguments: &["--admin-listen", "127.0.0.1:0"],
         logs: false,
+        traces: None,
         target: Some(targets::METRICS),
+    },
+    Way {
+        name: "traces, 1 % of calls",
+        arguments: &[],
+        logs: false,
+        traces: Some("0.01"),
+        target: None,
+    },
+    Way {
+        name: "traces, every call",
+        arguments: &[],
+        logs: false,
+        traces: Some("1"),
+        target: None,
+    },
+    Way {
+        name: "metrics, traces of 1 %, decision log",
+        arguments: &["--admin-listen", "127.0.0.1:0"],
+        logs: true,
+        traces: Some("0.01"),
+        target: None,
     },
     Way {
         name: "decision log, the default sample",
         arguments: &[],
         logs: true,
+        traces: None,
         target: Some(targets::DECISION_LOG_SAMPLED),
     },
     Way {
         name: "decision log, every decision",
         arguments: &["--decision-log-allow-sample", "1"],
         logs: true,
+        traces: None,
         target: Some(targets::DECISION_LOG),
     },
     Way {
@@ -76,6 +105,7 @@ const WAYS: &[Way] = &[
             "*",
         ],
         logs: true,
+        traces: None,
         target: None,
     },
 ];
@@ -90,16 +120,28 @@ struct Subject {
 }
 
 impl Subject {
-    fn start(way: &'static Way, policies: &TempDir) -> anyhow::Result<Self> {
+    fn start(way: &'static Way, policies: &TempDir, collector: &str) -> anyhow::Result<Self> {
         let logs = tempfile::tempdir()?;
         let destination = format!("file:{}", logs.path().join("decisions").display());
-        let mut arguments = way.arguments.to_vec();
+        let mut command = support::running::command();
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
+            .arg(policies.path())
+            .args(way.arguments);
         if way.logs {
-            arguments.extend(["--decision-log", &destination]);
+            command.args(["--decision-log", &destination]);
+        }
+        if let Some(share) = way.traces {
+            command
+                .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
+                .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+                .env("OTEL_TRACES_SAMPLER_ARG", share)
+                // No span that is traced is to be spared the rest of its way.
+                .env("OTEL_BSP_MAX_QUEUE_SIZE", "100000");
         }
         Ok(Self {
             way,
-            server: Server::start(policies.path(), &arguments),
+            server: Server::spawn(command, 1),
             _logs: logs,
         })
     }
@@ -130,9 +172,10 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         requests.get(..1).unwrap_or_default(),
     )?;
     let hot = Load::own(bodies.path().join("hot"), &requests)?;
+    let collector = collect()?;
     let subjects: Vec<_> = WAYS
         .iter()
-        .map(|way| Subject::start(way, &policies))
+        .map(|way| Subject::start(way, &policies, &collector))
         .collect::<anyhow::Result<_>>()?;
     for Subject { way, server, .. } in &subjects {
         let mut caller = Caller::of(server)?;
@@ -172,6 +215,40 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     }
     targets::print_rows(sizes);
     Ok(())
+}
+
+/// Takes whatever it is sent over HTTP, as a collector of spans would; gives its address.
+fn collect() -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("http://{}", listener.local_addr()?);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || take(stream));
+        }
+    });
+    Ok(address)
+}
+
+/// Answers requests with 200 until the connection ends.
+fn take(stream: TcpStream) -> io::Result<()> {
+    let mut requests = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            if requests.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if let Some(bytes) = line.to_lowercase().strip_prefix("content-length:") {
+                length = bytes.trim().parse().unwrap_or(0);
+            }
+        }
+        io::copy(&mut requests.by_ref().take(length), &mut io::sink())?;
+        requests
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
+    }
 }
 
 /// Microseconds per call: by round, then by subject.

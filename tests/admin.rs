@@ -16,6 +16,9 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cedar_pdp::api::pb;
 use cedar_pdp::telemetry::metrics::{METRICS, MOST_SERIES};
@@ -381,6 +384,54 @@ fn every_metric_is_in_the_readme_and_the_reverse() {
         readme.unwrap().contains(&format!("{table}\n")),
         "the README's table should be:\n\n{table}"
     );
+}
+
+#[test]
+fn the_alerts_name_metrics_that_there_are() {
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/alerts.yaml");
+    let rules = std::fs::read_to_string(rules).unwrap();
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let mut named = 0;
+    for word in words.filter(|word| word.starts_with("cedar_pdp_")) {
+        let of_histogram = word.strip_suffix("_bucket").unwrap_or(word);
+        let is_one = METRICS.iter().any(|metric| metric.name == of_histogram);
+        assert!(is_one, "{word}");
+        named += 1;
+    }
+    assert!(named > 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_ask_at_once_callers_are_answered_and_pages_are_few() {
+    let (_directory, server, admin) = start(&[]);
+    let begun = std::time::Instant::now();
+    let over = Arc::new(AtomicBool::new(false));
+    let askers: Vec<_> = (0..40)
+        .map(|_| {
+            let (admin, over) = (admin.clone(), Arc::clone(&over));
+            std::thread::spawn(move || {
+                let mut pages = 0;
+                while !over.load(Ordering::Relaxed) {
+                    assert_eq!(get(&admin, "/metrics").status, 200);
+                    pages += 1;
+                }
+                pages
+            })
+        })
+        .collect();
+    let mut client = server.authorization().await;
+    for n in 0..500 {
+        let user = format!(r#"User::"u{n}""#);
+        let read = request(&user, r#"Action::"read""#, r#"Doc::"1""#);
+        client.authorize(read).await.unwrap();
+    }
+    while begun.elapsed() < Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    let pages: u128 = askers.into_iter().map(|it| it.join().unwrap()).sum();
+    // One every five milliseconds.
+    assert!(pages <= begun.elapsed().as_millis() / 5 + 2, "{pages}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

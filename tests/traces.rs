@@ -13,10 +13,12 @@ mod support;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cedar_pdp::api::pb;
 use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -27,10 +29,13 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use support::{PATIENCE, Server, command, policy_directory, request};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tonic::metadata::MetadataMap;
+use tonic::transport::{Identity, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 const USERS_READ: &str = r#"
@@ -62,6 +67,28 @@ struct Collector {
     authorization: String,
 }
 
+/// A certificate and its key.
+type Certificate = rcgen::CertifiedKey<rcgen::KeyPair>;
+
+fn certificate() -> Certificate {
+    rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap()
+}
+
+fn acceptor(certificate: &Certificate) -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = certificate.signing_key.serialize_der();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.cert.der().clone()],
+            PrivatePkcs8KeyDer::from(key).into(),
+        )
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 struct OverGrpc(mpsc::UnboundedSender<(ExportTraceServiceRequest, String)>);
 
 #[tonic::async_trait]
@@ -84,10 +111,22 @@ fn text_of(headers: &MetadataMap) -> String {
 
 impl Collector {
     async fn over_grpc() -> Self {
+        Self::over_grpc_with(None).await
+    }
+
+    /// With a certificate and its key, over TLS.
+    async fn over_grpc_with(tls: Option<&Certificate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
         let (arrived, requests) = mpsc::unbounded_channel();
-        let serving = tonic::transport::Server::builder()
+        let mut server = tonic::transport::Server::builder();
+        if let Some(tls) = tls {
+            let identity = Identity::from_pem(tls.cert.pem(), tls.signing_key.serialize_pem());
+            let config = ServerTlsConfig::new().identity(identity);
+            server = server.tls_config(config).unwrap();
+        }
+        let serving = server
             .add_service(TraceServiceServer::new(OverGrpc(arrived)))
             .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
         tokio::spawn(serving);
@@ -95,9 +134,15 @@ impl Collector {
     }
 
     async fn over_http() -> Self {
+        Self::over_http_with(None).await
+    }
+
+    async fn over_http_with(tls: Option<&Certificate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
         let (arrived, requests) = mpsc::unbounded_channel();
+        let tls = tls.map(acceptor);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -119,10 +164,22 @@ impl Collector {
                         }
                     },
                 );
-                let stream = hyper_util::rt::TokioIo::new(stream);
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(stream, service),
-                );
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let http1 = hyper::server::conn::http1::Builder::new();
+                    match tls {
+                        None => {
+                            let stream = TokioIo::new(stream);
+                            let _ = http1.serve_connection(stream, service).await;
+                        }
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                let stream = TokioIo::new(stream);
+                                let _ = http1.serve_connection(stream, service).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self::at(endpoint, requests)
@@ -368,6 +425,39 @@ async fn spans_are_sent_over_http_too_and_at_the_end_what_waits() {
     assert_eq!((&*root.parent, root.trace.len()), ("", 32));
     assert_eq!((&*child.trace, &*child.parent), (TRACE, SPAN));
     assert_eq!(collector.authorization, "Bearer x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_with_tls_is_verified_by_the_authorities_that_are_set() {
+    let (good, other) = (certificate(), certificate());
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("ca.pem");
+    for protocol in ["grpc", "http/protobuf"] {
+        let mut collector = match protocol {
+            "grpc" => Collector::over_grpc_with(Some(&good)).await,
+            _ => Collector::over_http_with(Some(&good)).await,
+        };
+        for authority in [&other, &good] {
+            std::fs::write(&file, authority.cert.pem()).unwrap();
+            let (_directory, server) = start(
+                &[
+                    ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint),
+                    ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                    ("OTEL_EXPORTER_OTLP_CERTIFICATE", file.to_str().unwrap()),
+                    ("OTEL_EXPORTER_OTLP_TIMEOUT", "2000"),
+                ],
+                &[],
+            );
+            let mut client = server.authorization().await;
+            client.authorize(reading("ann")).await.unwrap();
+            if std::ptr::eq(authority, &other) {
+                server.wait_for_log("cannot send spans");
+                assert!(collector.requests.try_recv().is_err());
+            } else {
+                assert_eq!(collector.has(1).await.len(), 1);
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
