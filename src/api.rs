@@ -3,6 +3,7 @@
 //! Only this module names tonic, http and the generated messages.
 
 pub mod admin;
+mod admission;
 mod answer;
 mod authorization;
 mod call;
@@ -16,6 +17,8 @@ mod from_proto;
 mod greeting;
 mod health;
 mod identity;
+mod lifetime;
+mod linger;
 pub mod listen;
 mod message;
 pub mod pb;
@@ -33,7 +36,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::body::Body;
@@ -41,13 +44,16 @@ use tonic::codegen::Service as _;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
+pub use admission::AdmissionLimits;
 pub use answer::EncodedAnswer;
 pub use authorization::AuthorizationRules;
 pub use callers::{Caller, Callers, CallersError, CallersFigures, IdentityKind, Right};
 pub use from_proto::RequestRules;
+pub use lifetime::LifetimeLimits;
 pub use serve::ConnectionLimits;
 use serve::Entrance;
 pub use status::ERROR_DOMAIN;
+use status::Rejection;
 pub use tls::{ClientCertificates, Tls, TlsError, TlsFigures, TlsSettings};
 
 use crate::config::listen::Listen;
@@ -57,6 +63,7 @@ use crate::pip::Tokens;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::{CallSpan, Traces};
+use admission::Admission;
 use answer::AnswerBody;
 use authorization::Authorization;
 use call::Call;
@@ -83,6 +90,8 @@ pub struct ApiSettings {
     pub authorization: AuthorizationRules,
     /// What a connection may do.
     pub connection: ConnectionLimits,
+    /// What all of them may do together.
+    pub admission: AdmissionLimits,
     /// The largest message that is taken, in bytes.
     pub max_message_bytes: usize,
 }
@@ -187,11 +196,6 @@ impl Doors {
         call: &Call,
     ) -> http::Response<AnswerBody> {
         let door = &self.authorization;
-        if let Some(right) = method.right()
-            && let Err(missing) = call.caller.check(right)
-        {
-            return serve::refused(missing);
-        }
         let response = match method {
             Method::Authorize => door.authorize(request, call).await,
             Method::BatchAuthorize => door.batch_authorize(request, call).await,
@@ -207,6 +211,18 @@ impl Doors {
             | Method::Other => self.others(request, call).await,
         };
         by_contract(response)
+    }
+
+    /// The whole answer to a call that gets none.
+    fn refuse(&self, rejection: Rejection) -> http::Response<AnswerBody> {
+        self.count(&rejection);
+        serve::refused(rejection)
+    }
+
+    fn count(&self, rejection: &Rejection) {
+        if let Some(figures) = &self.figures {
+            figures.refused(rejection);
+        }
     }
 
     async fn others(
@@ -342,6 +358,8 @@ impl Server {
             tls: tls.clone(),
             callers: Arc::clone(&callers),
             limits: settings.connection.clone(),
+            admission: Admission::new(settings.admission.clone()),
+            seats: Arc::new(Semaphore::new(settings.connection.max_connections)),
             readiness: house.readiness.clone(),
         };
         Ok(Self {

@@ -13,8 +13,8 @@ use crate::api::admin::{AdminError, AdminServer, Office};
 use crate::api::figures::CallFigures;
 use crate::api::listen::BoundAddress;
 use crate::api::{
-    ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits, EncodedAnswer, House,
-    OpenError, RequestRules, Server, Services, TlsSettings,
+    AdmissionLimits, ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits,
+    EncodedAnswer, House, LifetimeLimits, OpenError, RequestRules, Server, Services, TlsSettings,
 };
 use crate::config::otel::TracesConfig;
 use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
@@ -430,8 +430,20 @@ fn api_settings(config: &Config) -> ApiSettings {
         connection: ConnectionLimits {
             max_concurrent_streams: limits.max_concurrent_streams,
             handshake_timeout: limits.handshake_timeout,
+            max_connections: limits.max_connections,
+            lifetime: LifetimeLimits {
+                age: limits.max_connection_age,
+                age_grace: limits.max_connection_age_grace,
+                idle: limits.max_connection_idle,
+            },
+            max_header_bytes: limits.max_header_bytes,
+            max_call_time: limits.max_call_time,
             keepalive_interval: limits.keepalive_interval,
             keepalive_timeout: limits.keepalive_timeout,
+        },
+        admission: AdmissionLimits {
+            delay: limits.overload_delay,
+            calls: limits.max_concurrent_calls,
         },
         max_message_bytes: limits.max_message_bytes,
     }

@@ -140,6 +140,30 @@ pub struct RawConfig {
     /// The most calls at a time on one connection
     #[arg(long, value_name = "COUNT")]
     pub max_concurrent_streams: Option<i64>,
+    /// The most calls at a time in all that are not answered at once, streams and watches included
+    #[arg(long, value_name = "COUNT")]
+    pub max_concurrent_calls: Option<i64>,
+    /// The longest that a unary call may take, whatever its caller says; 0s leaves it to the caller
+    #[arg(long, value_name = "DURATION")]
+    pub max_call_time: Option<String>,
+    /// How long calls may wait to be begun; when all have waited longer for a tenth of a second, those that have are shed; 0s sheds none
+    #[arg(long, value_name = "DURATION")]
+    pub overload_delay: Option<String>,
+    /// The most that the headers of a call may take, 32 bytes for each beside its name and value
+    #[arg(long, value_name = "BYTES")]
+    pub max_header_bytes: Option<i64>,
+    /// The most connections; new ones beyond are closed at once
+    #[arg(long, value_name = "COUNT")]
+    pub max_connections: Option<i64>,
+    /// How old a connection may become before its caller is told to make another, give or take a tenth; 0s any age
+    #[arg(long, value_name = "DURATION")]
+    pub max_connection_age: Option<String>,
+    /// How long calls may go on after that before they are cut off
+    #[arg(long, value_name = "DURATION")]
+    pub max_connection_age_grace: Option<String>,
+    /// How long a connection may be without a call before it is closed; 0s for ever
+    #[arg(long, value_name = "DURATION")]
+    pub max_connection_idle: Option<String>,
     /// How long a new connection may take for its TLS handshake and its first words before it is closed
     #[arg(long, value_name = "DURATION")]
     pub handshake_timeout: Option<String>,
@@ -401,6 +425,22 @@ pub struct Limits {
     pub max_value_depth: usize,
     /// The most calls at a time on one connection.
     pub max_concurrent_streams: u32,
+    /// The most calls at a time in all that are not answered at once.
+    pub max_concurrent_calls: usize,
+    /// The longest that a unary call may take.
+    pub max_call_time: Option<Duration>,
+    /// How long calls may wait to be begun.
+    pub overload_delay: Option<Duration>,
+    /// The most that the headers of a call may take, in bytes as HTTP/2 counts them.
+    pub max_header_bytes: u32,
+    /// The most connections.
+    pub max_connections: usize,
+    /// How old a connection may become.
+    pub max_connection_age: Option<Duration>,
+    /// How long calls may go on after that.
+    pub max_connection_age_grace: Duration,
+    /// How long a connection may be without a call.
+    pub max_connection_idle: Option<Duration>,
     /// How long a new connection may take to say what it wants.
     pub handshake_timeout: Duration,
     /// How often a silent connection is asked whether its caller is still there.
@@ -417,6 +457,14 @@ impl Default for Limits {
             max_request_entities: 1000,
             max_value_depth: 32,
             max_concurrent_streams: 256,
+            max_concurrent_calls: 32_768,
+            max_call_time: Some(Duration::from_secs(10)),
+            overload_delay: Some(Duration::from_millis(20)),
+            max_header_bytes: 16 << 10,
+            max_connections: 16_384,
+            max_connection_age: None,
+            max_connection_age_grace: Duration::from_secs(30),
+            max_connection_idle: Some(Duration::from_secs(1_800)),
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
@@ -453,6 +501,8 @@ pub enum LogFormat {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const MILLION: i64 = 1_000_000;
 const MIB: i64 = 1 << 20;
 const GIB: i64 = 1 << 30;
@@ -555,6 +605,14 @@ impl RawConfig {
         read!(limits.max_request_entities: number, 1..=MILLION);
         read!(limits.max_value_depth: number, 1..=32);
         read!(limits.max_concurrent_streams: number, 1..=MILLION);
+        read!(limits.max_concurrent_calls: number, 1..=MILLION);
+        read!(limits.max_call_time: duration_or_none, ms(1)..=HOUR);
+        read!(limits.overload_delay: duration_or_none, ms(1)..=ms(10_000));
+        read!(limits.max_header_bytes: number, 1024..=1 << 20);
+        read!(limits.max_connections: number, 1..=MILLION);
+        read!(limits.max_connection_age: duration_or_none, ms(100)..=MONTH);
+        read!(limits.max_connection_age_grace: duration, ms(1)..=DAY);
+        read!(limits.max_connection_idle: duration_or_none, ms(100)..=MONTH);
         read!(limits.handshake_timeout: duration, ms(100)..=HOUR);
         read!(limits.keepalive_interval: duration, ms(100)..=HOUR);
         read!(limits.keepalive_timeout: duration, ms(100)..=HOUR);
@@ -706,6 +764,14 @@ impl From<&Config> for RawConfig {
             max_request_entities: number(limits.max_request_entities),
             max_value_depth: number(limits.max_value_depth),
             max_concurrent_streams: number(limits.max_concurrent_streams),
+            max_concurrent_calls: number(limits.max_concurrent_calls as u64),
+            max_call_time: duration_or_zero(limits.max_call_time),
+            overload_delay: duration_or_zero(limits.overload_delay),
+            max_header_bytes: number(limits.max_header_bytes),
+            max_connections: number(limits.max_connections as u64),
+            max_connection_age: duration_or_zero(limits.max_connection_age),
+            max_connection_age_grace: duration(limits.max_connection_age_grace),
+            max_connection_idle: duration_or_zero(limits.max_connection_idle),
             handshake_timeout: duration(limits.handshake_timeout),
             keepalive_interval: duration(limits.keepalive_interval),
             keepalive_timeout: duration(limits.keepalive_timeout),
@@ -740,6 +806,10 @@ fn word<T: Copy + PartialEq>(value: T, words: &[(&str, T)]) -> Option<String> {
 )]
 fn duration(value: Duration) -> Option<String> {
     Some(humantime::format_duration(value).to_string())
+}
+
+fn duration_or_zero(value: Option<Duration>) -> Option<String> {
+    duration(value.unwrap_or_default())
 }
 
 fn number(value: impl TryInto<i64>) -> Option<i64> {

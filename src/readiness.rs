@@ -155,6 +155,12 @@ impl ReadinessReader {
         Some(self.0.borrow_and_update().health())
     }
 
+    /// Whether draining has begun.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.borrow().draining
+    }
+
     /// Waits until draining begins, or nobody is left who could begin it.
     ///
     /// Cancel-safe.

@@ -12,7 +12,20 @@ mod support;
 
 #[path = "doors/callers.rs"]
 mod callers;
+#[allow(dead_code, reason = "a part of it is used here")]
+#[path = "hostile/frames.rs"]
+mod frames;
+#[path = "doors/limits.rs"]
+mod limits;
+#[path = "doors/overload.rs"]
+mod overload;
 #[path = "doors/pki.rs"]
 mod pki;
+#[allow(dead_code, reason = "a part of it is used here")]
+#[path = "hostile/raw.rs"]
+mod raw;
 #[path = "doors/tls.rs"]
 mod tls;
+#[allow(dead_code, reason = "a part of it is used here")]
+#[path = "hostile/wire.rs"]
+mod wire;

@@ -21,6 +21,7 @@ use futures_util::stream::{FuturesUnordered, Stream as _};
 use futures_util::task::AtomicWaker;
 use hyper::rt::Executor;
 
+use super::admission::{Moment, SharedMoment};
 use super::turn::Turn;
 
 /// One call, from its headers to the last byte of its answer.
@@ -30,6 +31,8 @@ type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Clone, Default)]
 pub struct InConnection {
     new: Arc<Mutex<Vec<Call>>>,
+    /// Since when there was something to read, of what is being read now.
+    ready: Arc<SharedMoment>,
 }
 
 impl<F> Executor<F> for InConnection
@@ -57,6 +60,12 @@ impl InConnection {
             ringing: Waker::from(Arc::clone(&bell)),
             bell,
         }
+    }
+
+    /// Since when the calls that are being read now could have been read; for who builds the
+    /// connection, to note it for each call.
+    pub(super) fn ready(&self) -> Arc<SharedMoment> {
+        Arc::clone(&self.ready)
     }
 
     fn list(&self) -> MutexGuard<'_, Vec<Call>> {
@@ -99,6 +108,11 @@ impl<C: Future + Unpin> Future for WithCalls<C> {
         let ringing = me.ringing.clone();
         let inner = &mut Context::from_waker(&ringing);
         let turn = Turn::begin();
+        // Of a task that nobody rang for, it is the first turn.
+        let ready = bell.rung_at.take();
+        me.new
+            .ready
+            .store(Some(ready.unwrap_or_else(|| turn.begun().into())));
         bell.attend(context.waker());
         loop {
             bell.quiet();
@@ -110,6 +124,7 @@ impl<C: Future + Unpin> Future for WithCalls<C> {
             me.run_new(inner, turn);
             if turn.is_over() || !tokio::task::coop::has_budget_remaining() {
                 // Others go first. What rang by now is seen to when this task comes round again.
+                bell.rung_at.store(Some(Moment::now()));
                 bell.leave();
                 context.waker().wake_by_ref();
                 return Poll::Pending;
@@ -154,6 +169,8 @@ struct Bell {
     task: AtomicWaker,
     rung: AtomicBool,
     attended: AtomicBool,
+    /// When it was first rung since the task left.
+    rung_at: SharedMoment,
 }
 
 // INVARIANT: all accesses are sequentially consistent. Either whoever rings sees that nobody
@@ -193,6 +210,10 @@ impl Wake for Bell {
     fn wake_by_ref(self: &Arc<Self>) {
         self.rung.store(true, Ordering::SeqCst);
         if !self.attended.load(Ordering::SeqCst) {
+            // Of two that ring at once either moment will do.
+            if self.rung_at.load().is_none() {
+                self.rung_at.store(Some(Moment::now()));
+            }
             self.task.wake();
         }
     }

@@ -1,4 +1,5 @@
-//! The caller's deadline: the `grpc-timeout` header, counted from when the call's headers came.
+//! A call's deadline: the `grpc-timeout` header or the service's own bound, whichever is nearer,
+//! counted from when the call's headers came.
 
 use std::time::Duration;
 
@@ -11,15 +12,21 @@ use super::status::Rejection;
 pub(super) struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// The deadline of a call whose headers have just come.
+    /// The deadline of a call whose headers have come `now`, and which may take no longer than
+    /// `most`.
     ///
     /// A header that is no timeout is no deadline, as in tonic.
-    pub(super) fn begin(headers: &http::HeaderMap) -> Self {
+    pub(super) fn begin(
+        headers: &http::HeaderMap,
+        now: std::time::Instant,
+        most: Option<Duration>,
+    ) -> Self {
         let timeout = headers
             .get("grpc-timeout")
             .and_then(|value| value.to_str().ok())
             .and_then(parse);
-        Self(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+        let timeout = [timeout, most].into_iter().flatten().min();
+        Self(timeout.and_then(|timeout| Instant::from_std(now).checked_add(timeout)))
     }
 
     /// When it passes; `None` is never.
@@ -66,6 +73,26 @@ fn parse(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearer_of_two_deadlines_holds() {
+        let now = std::time::Instant::now();
+        let after = |header: Option<&str>, most: Option<u64>| {
+            let mut headers = http::HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert("grpc-timeout", header.parse().unwrap());
+            }
+            let deadline = Deadline::begin(&headers, now, most.map(Duration::from_secs));
+            deadline.at().map(|at| (at.into_std() - now).as_secs())
+        };
+        assert_eq!(after(None, None), None);
+        assert_eq!(after(Some("nonsense"), None), None);
+        assert_eq!(after(Some("3S"), None), Some(3));
+        assert_eq!(after(None, Some(5)), Some(5));
+        assert_eq!(after(Some("3S"), Some(5)), Some(3));
+        assert_eq!(after(Some("7S"), Some(5)), Some(5));
+        assert_eq!(after(Some("nonsense"), Some(5)), Some(5));
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_writes_them() {

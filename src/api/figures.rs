@@ -151,6 +151,10 @@ label! {
         NothingLoaded = "nothing_loaded",
         /// Its caller's deadline passed.
         DeadlinePassed = "deadline_passed",
+        /// More calls came than could be answered in time.
+        Overloaded = "overloaded",
+        /// More calls waited than may.
+        TooManyCalls = "too_many_calls",
         /// The service is going down.
         ShuttingDown = "shutting_down",
     }
@@ -173,8 +177,26 @@ impl From<&Rejection> for Refusal {
             | Rejection::TooCostly(NoAnswer::UnknownPrincipal) => Self::Token,
             Rejection::NothingLoaded => Self::NothingLoaded,
             Rejection::DeadlinePassed => Self::DeadlinePassed,
+            Rejection::Overloaded => Self::Overloaded,
+            Rejection::TooManyCalls => Self::TooManyCalls,
             Rejection::ShuttingDown => Self::ShuttingDown,
         }
+    }
+}
+
+label! {
+    /// Why a connection was closed by the service.
+    Closing {
+        /// There were too many.
+        TooMany = "too_many",
+        /// It did not come to its first call: no TLS, no certificate, no HTTP/2, or gone.
+        Handshake = "handshake",
+        /// It took too long to come to its first call.
+        HandshakeTimeout = "handshake_timeout",
+        /// Nobody called on it.
+        Idle = "idle",
+        /// It was too old.
+        Age = "age",
     }
 }
 
@@ -200,6 +222,7 @@ pub struct CallFigures {
     refusals: Counters<{ Refusal::ALL.len() }>,
     opened: Counters<{ Transport::ALL.len() }>,
     closed: Counters<{ Transport::ALL.len() }>,
+    closings: Counters<{ Closing::ALL.len() }>,
 }
 
 impl Default for CallFigures {
@@ -211,6 +234,7 @@ impl Default for CallFigures {
             refusals: Counters::default(),
             opened: Counters::default(),
             closed: Counters::default(),
+            closings: Counters::default(),
         }
     }
 }
@@ -241,6 +265,11 @@ impl CallFigures {
         self.closed.add_one(transport as usize);
     }
 
+    /// Counts a connection that the service closes.
+    pub(super) fn closes(&self, closing: Closing) {
+        self.closings.add_one(closing as usize);
+    }
+
     /// How often calls ended so: every status that there was, and OK.
     pub fn calls(&self) -> impl Iterator<Item = (Method, &'static str, u64)> {
         let codes =
@@ -262,6 +291,12 @@ impl CallFigures {
     #[must_use]
     pub fn refusals(&self, refusal: Refusal) -> u64 {
         self.refusals.sum(refusal as usize)
+    }
+
+    /// How many connections the service closed for this.
+    #[must_use]
+    pub fn closings(&self, closing: Closing) -> u64 {
+        self.closings.sum(closing as usize)
     }
 
     /// How many connections there have been.

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use crate::config::listen::Listen;
 
@@ -89,7 +89,7 @@ impl Listener {
             source,
         };
         match address {
-            Listen::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
+            Listen::Tcp(host, port) => listen_on_port(host, *port)
                 .await
                 .map(Self::Tcp)
                 .map_err(failed),
@@ -140,12 +140,35 @@ fn listen_on_file(path: &Path, mode: u32) -> io::Result<UnixListener> {
     )?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     std::fs::set_permissions(path, Permissions::from_mode(mode))?;
-    rustix::net::listen(&socket, BACKLOG)?;
+    rustix::net::listen(&socket, BACKLOG.cast_signed())?;
     UnixListener::from_std(socket.into())
 }
 
-/// How many connections wait to be accepted, as in tokio.
-const BACKLOG: i32 = 1024;
+/// Listens on the first address that the name stands for and that can be had.
+async fn listen_on_port(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let listening = || {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            // Or a restart would wait for connections of the last run to be forgotten.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        match listening() {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// How many connections may wait to be accepted; of the rest a caller's system tries again after a
+/// second. Many come at once when the service comes back, and the custom of 128 is soon used up.
+const BACKLOG: u32 = 4096;
 
 /// Our socket's file, removed when the listener goes, if it is still ours.
 #[derive(Debug)]

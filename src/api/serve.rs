@@ -5,31 +5,36 @@
 //! call; and a call that is one match away from its service is a cheaper call.
 
 use std::convert::Infallible;
+use std::future::{Future as _, poll_fn};
 use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use hyper::body::{Frame, Incoming, SizeHint};
+use futures_util::FutureExt as _;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prost::bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::server::TlsStream;
 use tonic::{Code, Status};
 
 use super::Doors;
+use super::admission::{Admission, Moment, Place, RETRY_AFTER, Shed};
 use super::answer::AnswerBody;
 use super::call::{Call, TraceId};
-use super::callers::{Admitted, Callers, CertificateNames, Identification, Peer};
+use super::callers::{Admitted, Callers, CertificateNames, Identification, Peer, Right};
 use super::connection::InConnection;
 use super::deadline::Deadline;
-use super::figures::{self, CallFigures, Method, Transport};
+use super::figures::{self, CallFigures, Closing, Method, Transport};
 use super::greeting::{self, Opened};
+use super::lifetime::{Calls, InFlight, LifetimeLimits, Over};
+use super::linger::Lingering;
 use super::listen::{Connection, Listener};
 use super::status::Rejection;
 use super::tls::Tls;
@@ -47,7 +52,29 @@ pub struct ConnectionLimits {
     pub keepalive_timeout: Duration,
     /// How long a new connection may take to shake hands and to say that it speaks HTTP/2.
     pub handshake_timeout: Duration,
+    /// The most connections.
+    pub max_connections: usize,
+    /// How long one may last.
+    pub lifetime: LifetimeLimits,
+    /// The most that the headers of a call may take, as HTTP/2 counts them: 32 bytes for each, and
+    /// its name and value.
+    pub max_header_bytes: u32,
+    /// The longest that a unary call may take; `None` leaves it to its caller.
+    pub max_call_time: Option<Duration>,
 }
+
+/// How many calls a caller may have reset before we have looked at them (Rapid Reset).
+const MAX_PENDING_RESETS: usize = 20;
+
+/// How many calls of a connection we may have had to reset for its caller's faults.
+const MAX_ERROR_RESETS: usize = 1_024;
+
+/// How much of a request is read that is refused whatever it holds.
+const MOST_PASSED_OVER_BYTES: usize = 64 << 10;
+
+/// The most bytes of an answer that wait for a caller who does not read it; the rest is not made
+/// before it does.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 
 /// What every connection comes through.
 pub(super) struct Entrance {
@@ -57,12 +84,20 @@ pub(super) struct Entrance {
     /// Who may call.
     pub(super) callers: Arc<Callers>,
     pub(super) limits: ConnectionLimits,
+    /// Whether a call is begun.
+    pub(super) admission: Arc<Admission>,
+    /// One for each connection.
+    pub(super) seats: Arc<Semaphore>,
     pub(super) readiness: ReadinessReader,
 }
 
 /// How long the accept loop rests when the system has no descriptor left to give: long enough
 /// not to spin, short enough that a caller's connect does not time out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a connection that comes as the service goes may take to say what it wants: told then
+/// that it is late, its caller knows that nothing was begun.
+const LATE_GREETING: Duration = Duration::from_millis(250);
 
 /// Held by every connection; when all are dropped, the last connection is gone.
 pub(super) type Alive = mpsc::Sender<Infallible>;
@@ -71,21 +106,43 @@ pub(super) type Alive = mpsc::Sender<Infallible>;
 pub(super) async fn accept_loop(listener: Listener, entrance: Arc<Entrance>, alive: Alive) {
     let mut draining = entrance.readiness.clone();
     let mut is_failing = false;
+    let mut is_full = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = draining.draining() => return,
+            () = draining.draining() => match listener.accept().now_or_never() {
+                // They have connected; closed with the listener, they would be reset.
+                Some(accepted) => accepted,
+                None => return,
+            },
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok(accepted) => {
                 is_failing = false;
-                tokio::spawn(connection(accepted, Arc::clone(&entrance), alive.clone()));
+                // Closed at once, which its caller notices: left unaccepted, it would wait.
+                let Ok(seat) = Arc::clone(&entrance.seats).try_acquire_owned() else {
+                    if !is_full {
+                        tracing::warn!(
+                            most = entrance.limits.max_connections,
+                            "no connection is left for others: new ones are closed",
+                        );
+                    }
+                    is_full = true;
+                    entrance.closes(Closing::TooMany);
+                    continue;
+                };
+                is_full = false;
+                let stay = (alive.clone(), seat);
+                tokio::spawn(connection(accepted, Arc::clone(&entrance), stay));
             }
             // The caller left between its connect and our accept; the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 // Once for each time of trouble: it is met anew at every attempt.
+                if draining.is_draining() {
+                    return;
+                }
                 if !is_failing {
                     tracing::warn!(%error, "cannot accept connections");
                 }
@@ -97,7 +154,11 @@ pub(super) async fn accept_loop(listener: Listener, entrance: Arc<Entrance>, ali
 }
 
 /// Serves one connection to its end.
-async fn connection(accepted: Connection, entrance: Arc<Entrance>, _alive: Alive) {
+async fn connection(
+    accepted: Connection,
+    entrance: Arc<Entrance>,
+    _stay: (Alive, OwnedSemaphorePermit),
+) {
     let mut draining = entrance.readiness.clone();
     let _counted = entrance.doors.figures.clone().map(|figures| {
         let transport = match &accepted {
@@ -111,14 +172,23 @@ async fn connection(accepted: Connection, entrance: Arc<Entrance>, _alive: Alive
             entrance.limits.handshake_timeout,
             greeted(accepted, entrance.tls.as_deref()),
         ) => greeted,
-        () = draining.draining() => return,
+        () = async {
+            draining.draining().await;
+            tokio::time::sleep(LATE_GREETING).await;
+        } => return,
     };
     match greeted {
         Ok(Ok((Greeted::Tcp(stream), peer))) => serve_http2(stream, peer, entrance).await,
         Ok(Ok((Greeted::Unix(stream), peer))) => serve_http2(stream, peer, entrance).await,
         Ok(Ok((Greeted::Tls(stream), peer))) => serve_http2(stream, peer, entrance).await,
-        Ok(Err(error)) => tracing::debug!(%error, "connection ended before its first call"),
-        Err(_elapsed) => tracing::debug!("connection closed: it never said what it wants"),
+        Ok(Err(error)) => {
+            entrance.closes(Closing::Handshake);
+            tracing::debug!(%error, "connection ended before its first call");
+        }
+        Err(_elapsed) => {
+            entrance.closes(Closing::HandshakeTimeout);
+            tracing::debug!("connection closed: it never said what it wants");
+        }
     }
 }
 
@@ -186,49 +256,69 @@ async fn serve_http2(
     let limits = entrance.limits.clone();
     let calls = Calls::default();
     let in_flight = calls.clone();
+    let executor = InConnection::default();
+    let ready = executor.ready();
+    let of_calls = Arc::clone(&entrance);
     let service = service_fn(move |request| {
         let identification = Arc::clone(&identification);
-        let mut begun = in_flight.begin(Arc::clone(&entrance), &request);
+        let arrived = ready.load().unwrap_or_else(Moment::now);
+        let mut begun = CallInFlight::begin(&in_flight, Arc::clone(&of_calls), &request);
         async move {
-            let response = call(&begun, &identification, request).await;
+            let response = call(&mut begun, &identification, arrived, request).await;
             begun.answers(&response);
             Ok::<_, Infallible>(response.map(|body| CountedBody { body, call: begun }))
         }
     });
-    let executor = InConnection::default();
     let serving = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())
         // Nothing of gRPC looks at it.
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_concurrent_streams)
+        .max_header_list_size(limits.max_header_bytes)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Lingering::new(stream)), service);
     let mut serving = executor.with_calls(serving);
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = draining.draining() => {
-            Pin::new(serving.connection()).graceful_shutdown();
-            tokio::select! {
-                ended = serving => ended,
-                // hyper would also wait for a caller that never answers its last ping.
-                () = calls.over() => return,
-            }
-        }
+    let over = tokio::select! {
+        ended = &mut serving => return told(ended),
+        () = draining.draining() => None,
+        over = limits.lifetime.over(&calls) => Some(over),
     };
+    Pin::new(serving.connection()).graceful_shutdown();
+    if let Some(over) = over {
+        entrance.closes(match over {
+            Over::Age => Closing::Age,
+            Over::Idle => Closing::Idle,
+        });
+        tokio::select! {
+            ended = &mut serving => return told(ended),
+            () = tokio::time::sleep(limits.lifetime.age_grace) => return,
+            () = draining.draining() => {}
+        }
+    }
+    tokio::select! {
+        ended = serving => told(ended),
+        // hyper would also wait for a caller that never answers its last ping.
+        () = calls.over() => {}
+    }
+}
+
+/// Tells how a connection ended.
+fn told(ended: Result<(), hyper::Error>) {
     if let Err(error) = ended {
         // A caller that goes away or speaks no HTTP/2 is its own affair.
         tracing::debug!(%error, "connection ended");
     }
 }
 
-/// Counts the calls in flight on one connection, their answers included until they are written.
-#[derive(Clone, Debug, Default)]
-struct Calls(Arc<AtomicUsize>);
-
 /// One call in flight, from its headers to the end of its answer.
 struct CallInFlight {
-    of: Calls,
+    _counted: InFlight,
+    /// Held by one that is not answered at once.
+    place: Option<Place>,
     entrance: Arc<Entrance>,
     method: Method,
     /// When its headers came; `None` when calls are not counted.
@@ -239,12 +329,12 @@ struct CallInFlight {
     span: Option<Arc<CallSpan>>,
 }
 
-impl Calls {
-    fn begin<T>(&self, entrance: Arc<Entrance>, request: &http::Request<T>) -> CallInFlight {
-        self.0.fetch_add(1, Ordering::Relaxed);
+impl CallInFlight {
+    fn begin<T>(calls: &Calls, entrance: Arc<Entrance>, request: &http::Request<T>) -> Self {
         let method = Method::at(request.uri().path());
-        CallInFlight {
-            of: self.clone(),
+        Self {
+            _counted: calls.begin(),
+            place: None,
             method,
             span: entrance.doors.span(method, request.headers()),
             begun: entrance.doors.figures.is_some().then(Instant::now),
@@ -253,30 +343,16 @@ impl Calls {
         }
     }
 
-    /// Returns when no call was in flight at two looks in a row. Between them, what was written
-    /// last finds its way out.
-    async fn over(&self) {
-        const PAUSE: Duration = Duration::from_millis(250);
-        let mut quiet = 0;
-        while quiet < 2 {
-            tokio::time::sleep(PAUSE).await;
-            quiet = if self.0.load(Ordering::Relaxed) == 0 {
-                quiet + 1
-            } else {
-                0
-            };
-        }
-    }
-}
-
-impl CallInFlight {
     /// Notes the status that stands in an answer's head, where an answer without a message has it.
     fn answers(&mut self, response: &http::Response<AnswerBody>) {
         match response.body() {
             AnswerBody::Encoded(_) | AnswerBody::StatusOk => {}
             AnswerBody::Tonic(_) => self.ends_with(response.headers()),
-            // No call of gRPC; a caller of gRPC would take it for this.
-            AnswerBody::Ended => self.code = Code::Unknown,
+            AnswerBody::Ended => {
+                // No call of gRPC; a caller of gRPC would take it for this.
+                self.code = Code::Unknown;
+                self.ends_with(response.headers());
+            }
         }
     }
 
@@ -290,7 +366,6 @@ impl CallInFlight {
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        self.of.0.fetch_sub(1, Ordering::Relaxed);
         if let (Some(begun), Some(figures)) = (self.begun, &self.entrance.doors.figures) {
             figures.called(self.method, self.code, begun.elapsed());
         }
@@ -339,38 +414,152 @@ impl hyper::body::Body for CountedBody {
 
 /// One call: its deadline kept, its status in the contract's words.
 async fn call(
-    begun: &CallInFlight,
+    begun: &mut CallInFlight,
     identification: &Arc<Identification>,
+    arrived: Moment,
     request: http::Request<Incoming>,
 ) -> http::Response<AnswerBody> {
-    let (doors, method) = (&begun.entrance.doors, begun.method);
     if !is_grpc(&request) {
         let mut refused = http::Response::new(AnswerBody::Ended);
         *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return refused;
     }
+    let CallInFlight {
+        entrance,
+        method,
+        place,
+        span,
+        ..
+    } = begun;
+    let (entrance, method) = (&**entrance, *method);
+    let doors = &entrance.doors;
+    let now = Instant::now();
+    let budget = match method.is_unary() {
+        true => entrance.limits.max_call_time,
+        // A stream or watch lasts as long as its caller likes.
+        false => None,
+    };
+    let deadline = Deadline::begin(request.headers(), now, budget);
+    // Before anything is spent on it: a call that is shed should cost next to nothing.
+    if method.right() == Some(Right::Authorize)
+        && let Err(shed) = entrance.admission.begin(arrived, now.into())
+    {
+        pass_over(method, request.into_body(), deadline).await;
+        return entrance.sheds(shed);
+    }
     let caller = match identification.admit(request.headers()) {
         Ok(caller) => caller,
         // A prober has nothing to show, and is told nothing but whether to come back.
         Err(_unknown) if method.is_open_to_all() => Admitted::default(),
-        Err(unknown) => return refused(unknown),
+        Err(unknown) => {
+            pass_over(method, request.into_body(), deadline).await;
+            return doors.refuse(unknown);
+        }
     };
+    if let Some(right) = method.right()
+        && let Err(missing) = caller.check(right)
+    {
+        pass_over(method, request.into_body(), deadline).await;
+        return doors.refuse(missing);
+    }
     let call = Call {
         caller,
-        deadline: Deadline::begin(request.headers()),
+        deadline,
         trace_id: match doors.engine.is_logged() {
-            true => TraceId::of(begun.span.as_deref(), request.headers()),
+            true => TraceId::of(span.as_deref(), request.headers()),
             false => None,
         },
-        span: begun.span.clone(),
+        span: span.clone(),
     };
-    match call.deadline.at() {
-        None => doors.call(method, request, &call).await,
-        Some(at) => match tokio::time::timeout_at(at, doors.call(method, request, &call)).await {
-            Ok(response) => response,
-            Err(_elapsed) => refused(Rejection::DeadlinePassed),
-        },
+    if !method.is_unary() {
+        match entrance.admission.place() {
+            Ok(taken) => *place = Some(taken),
+            Err(shed) => return entrance.sheds(shed),
+        }
     }
+    let mut answering = pin!(doors.call(method, request, &call));
+    let mut timer = None;
+    poll_fn(|context| {
+        if let Poll::Ready(response) = answering.as_mut().poll(context) {
+            return Poll::Ready(response);
+        }
+        // Most are answered at once, and are spared a place and a timer; of health everyone is told.
+        if place.is_none() && method != Method::HealthCheck {
+            match entrance.admission.place() {
+                Ok(taken) => *place = Some(taken),
+                Err(shed) => return Poll::Ready(entrance.sheds(shed)),
+            }
+        }
+        let Some(at) = call.deadline.at() else {
+            return Poll::Pending;
+        };
+        let passed = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        match passed.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(doors.refuse(Rejection::DeadlinePassed)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Reads a request that is refused in any case, which costs little, as it is small.
+///
+/// Refused unread, the call would have to be reset, and so would every frame of it that is still
+/// on its way; of a caller for whom much is reset, HTTP/2 must think that it attacks.
+async fn pass_over(method: Method, mut body: Incoming, deadline: Deadline) {
+    let reading = async {
+        let mut left = MOST_PASSED_OVER_BYTES;
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+        {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    // What a stream brings has no end to wait for.
+    if method.is_unary() {
+        tokio::select! {
+            biased;
+            () = reading => {}
+            () = deadline.passed() => {}
+        }
+    }
+}
+
+impl Entrance {
+    /// The answer to a call that is shed: made once, for it is given when there is no time.
+    fn sheds(&self, shed: Shed) -> http::Response<AnswerBody> {
+        static OVERLOADED: LazyLock<http::HeaderMap> =
+            LazyLock::new(|| head(Rejection::Overloaded));
+        static TOO_MANY: LazyLock<http::HeaderMap> =
+            LazyLock::new(|| head(Rejection::TooManyCalls));
+        let (rejection, head) = match shed {
+            Shed::Overloaded => (Rejection::Overloaded, &*OVERLOADED),
+            Shed::TooManyCalls => (Rejection::TooManyCalls, &*TOO_MANY),
+        };
+        self.doors.count(&rejection);
+        let mut response = http::Response::new(AnswerBody::Ended);
+        *response.headers_mut() = head.clone();
+        response
+    }
+
+    /// Counts a connection that we close.
+    fn closes(&self, closing: Closing) {
+        if let Some(figures) = &self.doors.figures {
+            figures.closes(closing);
+        }
+    }
+}
+
+/// The head of an answer that is nothing but a refusal to be sent again later.
+fn head(rejection: Rejection) -> http::HeaderMap {
+    let mut headers = refused(rejection).headers().clone();
+    // What clients with a retry policy read, says gRPC (proposal A6).
+    let pause = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
+    headers.insert("grpc-retry-pushback-ms", pause.into());
+    headers
 }
 
 /// The whole answer to a call that gets none.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::admission::RETRY_AFTER;
 use super::callers::{IdentityKind, Right};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
@@ -57,6 +58,12 @@ pub(super) enum Rejection {
     /// The caller's deadline passed.
     #[error("the deadline passed before there was an answer")]
     DeadlinePassed,
+    /// More is asked than can be answered in time.
+    #[error("more calls come than can be answered in time; send this one again later")]
+    Overloaded,
+    /// More calls wait than may.
+    #[error("too many calls are waiting; send this one again later")]
+    TooManyCalls,
     /// The service is going down.
     #[error("the service is shutting down")]
     ShuttingDown,
@@ -79,6 +86,8 @@ impl Rejection {
             Self::ExplainOff => "EXPLAIN_OFF",
             Self::NothingLoaded => "NOTHING_LOADED",
             Self::DeadlinePassed => "DEADLINE_PASSED",
+            Self::Overloaded => "OVERLOADED",
+            Self::TooManyCalls => "TOO_MANY_CALLS",
             Self::ShuttingDown => "SHUTTING_DOWN",
         }
     }
@@ -150,6 +159,11 @@ impl From<Rejection> for Status {
                 refused(Code::PermissionDenied, Some(("identity", kind.to_string())))
             }
             Rejection::ExplainOff => refused(Code::PermissionDenied, None),
+            Rejection::Overloaded | Rejection::TooManyCalls => {
+                let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, []);
+                details.set_retry_info(Some(RETRY_AFTER));
+                Self::with_error_details(Code::ResourceExhausted, message, details)
+            }
             Rejection::TooMany { .. } | Rejection::TooCostly(_) => {
                 Self::resource_exhausted(message)
             }

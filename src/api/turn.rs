@@ -16,6 +16,11 @@ impl Turn {
         Self(Instant::now())
     }
 
+    /// When it began.
+    pub(super) fn begun(self) -> Instant {
+        self.0
+    }
+
     /// Whether it has lasted long enough.
     pub(super) fn is_over(self) -> bool {
         self.0.elapsed() >= LONGEST

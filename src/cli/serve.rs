@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Outcome, directory};
@@ -14,8 +15,10 @@ use crate::telemetry;
 use crate::telemetry::log::LogFilter;
 
 /// Serves with `config` until SIGTERM or SIGINT; a second one ends the process at once.
-pub(super) fn run(config: Config) -> anyhow::Result<Outcome> {
+pub(super) fn run(mut config: Config) -> anyhow::Result<Outcome> {
     let log = telemetry::log::init(&config.log);
+    let limits = &mut config.limits;
+    limits.max_connections = connections_within_descriptors(limits.max_connections);
     let (traces, warnings) = otel::from_environment();
     for warning in warnings {
         tracing::warn!(warning, "a variable of OpenTelemetry's makes no sense");
@@ -28,6 +31,38 @@ pub(super) fn run(config: Config) -> anyhow::Result<Outcome> {
     // What still runs was given its time by the drain.
     runtime.shutdown_background();
     outcome
+}
+
+/// Descriptors that are kept for everything that is no connection: policies and certificates are
+/// read while all connections are taken.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// As many connections as wanted, or as the system has descriptors for, of which this process takes
+/// all that it may.
+fn connections_within_descriptors(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let allowed = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let for_connections = allowed
+        .map(|allowed| allowed.saturating_sub(OTHER_DESCRIPTORS).max(1))
+        .and_then(|most| usize::try_from(most).ok());
+    match for_connections {
+        Some(most) if most < wanted => {
+            tracing::warn!(
+                wanted,
+                most,
+                "the limit of descriptors allows fewer connections than `max_connections`"
+            );
+            most
+        }
+        Some(_) | None => wanted,
+    }
 }
 
 async fn serve(

@@ -63,6 +63,14 @@ max_store_bytes = 14
 max_request_entities = 7
 max_value_depth = 8
 max_concurrent_streams = 9
+max_concurrent_calls = 17
+max_call_time = "18s"
+overload_delay = "19ms"
+max_header_bytes = 2000
+max_connections = 21
+max_connection_age = "22s"
+max_connection_age_grace = "23s"
+max_connection_idle = "24s"
 handshake_timeout = "9s"
 keepalive_interval = "10s"
 keepalive_timeout = "11s"
@@ -132,6 +140,14 @@ log_format = "json"
             max_request_entities: 7,
             max_value_depth: 8,
             max_concurrent_streams: 9,
+            max_concurrent_calls: 17,
+            max_call_time: Some(Duration::from_secs(18)),
+            overload_delay: Some(Duration::from_millis(19)),
+            max_header_bytes: 2000,
+            max_connections: 21,
+            max_connection_age: Some(Duration::from_secs(22)),
+            max_connection_age_grace: Duration::from_secs(23),
+            max_connection_idle: Some(Duration::from_secs(24)),
             handshake_timeout: Duration::from_secs(9),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(11),
@@ -157,6 +173,29 @@ log_format = "json"
     assert_eq!(config, expected);
     let again = RawConfig::from(&config).check().unwrap();
     assert_eq!(again, config, "its own text means the same");
+}
+
+#[test]
+fn of_a_time_that_may_be_without_bound_zero_is_none() {
+    for key in [
+        "max_call_time",
+        "overload_delay",
+        "max_connection_age",
+        "max_connection_idle",
+    ] {
+        let config = raw(&format!("{key} = '0s'")).check().unwrap();
+        let limits = config.limits;
+        let none = match key {
+            "max_call_time" => limits.max_call_time,
+            "overload_delay" => limits.overload_delay,
+            "max_connection_age" => limits.max_connection_age,
+            _ => limits.max_connection_idle,
+        };
+        assert_eq!(none, None, "{key}");
+        assert!(raw(&format!("{key} = '1us'")).check().is_err(), "{key}");
+        assert!(raw(&format!("{key} = '1year'")).check().is_err(), "{key}");
+        assert!(raw(&format!("{key} = 'ever'")).check().is_err(), "{key}");
+    }
 }
 
 #[test]
@@ -255,6 +294,9 @@ fn zero_and_absurd_numbers_are_refused_with_the_range() {
         ("max_request_entities", 1, 1_000_000),
         ("max_value_depth", 1, 32),
         ("max_concurrent_streams", 1, 1_000_000),
+        ("max_concurrent_calls", 1, 1_000_000),
+        ("max_header_bytes", 1024, 1_048_576),
+        ("max_connections", 1, 1_000_000),
     ] {
         for value in [-1, lowest - 1, highest + 1, i64::MAX] {
             refused(

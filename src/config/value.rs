@@ -210,6 +210,17 @@ pub(super) fn number_or_none(
     self::number(number, range).map(NonZeroU64::new)
 }
 
+/// Zero is none.
+pub(super) fn duration_or_none(
+    text: String,
+    range: RangeInclusive<Duration>,
+) -> Result<Option<Duration>, Problem> {
+    match humantime::parse_duration(&text) {
+        Ok(Duration::ZERO) => Ok(None),
+        Ok(_) | Err(_) => duration(text, range).map(Some),
+    }
+}
+
 pub(super) fn duration(text: String, range: RangeInclusive<Duration>) -> Result<Duration, Problem> {
     let duration = humantime::parse_duration(&text).map_err(|error| {
         let reason = error.to_string();

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use super::process::ProcessFigures;
 use super::traces::{SpanFate, SpanFigures};
 use crate::api::TlsFigures;
-use crate::api::figures::{CallFigures, Refusal, Transport};
+use crate::api::figures::{CallFigures, Closing, Refusal, Transport};
 use crate::decision_log::{DecisionLog, DecisionLogFigures};
 use crate::engine::Source;
 use crate::engine::cache::CacheFigures;
@@ -105,6 +105,8 @@ metrics! {
         "Connections accepted from callers";
     OPEN_CONNECTIONS = Gauge "cedar_pdp_open_connections" ["transport"]
         "Connections from callers that are open";
+    CLOSED = Counter "cedar_pdp_connections_closed_total" ["reason"]
+        "Connections that the service closed, or that ended before their first call";
     CERTIFICATE_EXPIRY = Gauge "cedar_pdp_tls_certificate_expiry_timestamp_seconds" []
         "When the certificate in force expires, or the first of its chain to; absent without TLS";
     CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
@@ -296,6 +298,11 @@ impl Sources {
         page.gauge(
             &OPEN_CONNECTIONS,
             transports().map(|it| ([it.label()], figures.open_connections(it) as f64)),
+        )?;
+        let closings = Closing::ALL.iter();
+        page.counter(
+            &CLOSED,
+            closings.map(|closing| ([closing.label()], figures.closings(*closing))),
         )?;
         self.tls(page)?;
         self.tokens(page)?;

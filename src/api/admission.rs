@@ -1,0 +1,265 @@
+//! Whether a call is begun or shed: by how long calls wait for a thread, and how many there are.
+//!
+//! Calls run where their connection does, so there is no queue of calls whose length would tell.
+//! What tells is time: from when a connection had something to read until the call that was read
+//! runs. When that stays above a bound for all calls for a while, the service is given more than it
+//! can do; then calls that have waited longer than the bound are shed, and what is begun has not
+//! waited. A burst that is worked off is no such thing. (The rule is CoDel's, for requests.)
+//!
+//! Nothing here knows what a call is, and the clock is handed in.
+
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long all calls must have waited too long before any is shed, and how long shedding goes on
+/// after the last one that had to be.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// When a shed call is best sent again.
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// A point in time, in nanoseconds since the process first asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
+
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        Self::from(Instant::now())
+    }
+
+    fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl From<Instant> for Moment {
+    fn from(instant: Instant) -> Self {
+        // Never 0, which `SharedMoment` takes for none. 64 bits last for centuries.
+        let nanos = instant.saturating_duration_since(*BEGIN).as_nanos();
+        Self(u64::try_from(nanos).unwrap_or(u64::MAX).max(1))
+    }
+}
+
+/// A [`Moment`] that others see, or none.
+#[derive(Debug, Default)]
+pub(super) struct SharedMoment(AtomicU64);
+
+impl SharedMoment {
+    pub(super) fn load(&self) -> Option<Moment> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Moment(nanos)),
+        }
+    }
+
+    pub(super) fn store(&self, moment: Option<Moment>) {
+        let nanos = moment.map_or(0, |moment| moment.0);
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+
+    /// What it was; it is none from here on.
+    pub(super) fn take(&self) -> Option<Moment> {
+        let moment = self.load();
+        if moment.is_some() {
+            self.store(None);
+        }
+        moment
+    }
+}
+
+/// What is begun at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdmissionLimits {
+    /// How long calls may wait to be begun; `None` never sheds one for that.
+    pub delay: Option<Duration>,
+    /// The most calls at a time that are not answered at once.
+    pub calls: usize,
+}
+
+/// Lets calls begin. All threads share one, and write to it only when something is amiss.
+#[derive(Debug)]
+pub(super) struct Admission {
+    limits: AdmissionLimits,
+    /// Since when every call has waited too long; none while some have not.
+    late_since: SharedMoment,
+    /// The last that waited too long, to within a part of [`INTERVAL`].
+    late_last: SharedMoment,
+    /// The last that was shed, to within the same.
+    shed_last: SharedMoment,
+    waiting: AtomicUsize,
+}
+
+/// Why a call is not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shed {
+    /// It has waited too long, and others do too.
+    Overloaded,
+    /// There are too many.
+    TooManyCalls,
+}
+
+/// A place among the calls that are not answered at once, kept until dropped.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Admission>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Admission {
+    pub(super) fn new(limits: AdmissionLimits) -> Arc<Self> {
+        LazyLock::force(&BEGIN);
+        Arc::new(Self {
+            limits,
+            late_since: SharedMoment::default(),
+            late_last: SharedMoment::default(),
+            shed_last: SharedMoment::default(),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Whether a call may begin `now` that could have been read since `arrived`.
+    ///
+    /// # Errors
+    ///
+    /// [`Shed::Overloaded`].
+    pub(super) fn begin(&self, arrived: Moment, now: Moment) -> Result<(), Shed> {
+        let Some(delay) = self.limits.delay else {
+            return Ok(());
+        };
+        if now.since(arrived) <= delay {
+            if self.late_since.load().is_some() {
+                self.late_since.store(None);
+            }
+            return Ok(());
+        }
+        let is_over =
+            |moment: Option<Moment>| moment.is_none_or(|moment| now.since(moment) > INTERVAL);
+        // Between two that are further apart there may have been nobody to wait.
+        let since = match self.late_since.load() {
+            Some(since) if !is_over(self.late_last.load()) => since,
+            Some(_) | None => {
+                self.late_since.store(Some(now));
+                now
+            }
+        };
+        refresh(&self.late_last, now);
+        let is_shedding = now.since(since) > INTERVAL || !is_over(self.shed_last.load());
+        if is_shedding {
+            refresh(&self.shed_last, now);
+            return Err(Shed::Overloaded);
+        }
+        Ok(())
+    }
+
+    /// A place for a call that is not answered at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Shed::TooManyCalls`].
+    pub(super) fn place(self: &Arc<Self>) -> Result<Place, Shed> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.limits.calls {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Shed::TooManyCalls);
+        }
+        Ok(Place(Arc::clone(self)))
+    }
+}
+
+/// Sets `moment` to `now` if it is so old that it matters: all threads would write here.
+fn refresh(moment: &SharedMoment, now: Moment) {
+    if moment
+        .load()
+        .is_none_or(|moment| now.since(moment) > INTERVAL / 10)
+    {
+        moment.store(Some(now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELAY: u64 = 10;
+
+    fn admission() -> Arc<Admission> {
+        Admission::new(AdmissionLimits {
+            delay: Some(Duration::from_millis(DELAY)),
+            calls: 2,
+        })
+    }
+
+    /// Whether a call begins at this millisecond after it waited for so many.
+    fn begins(admission: &Admission, at: u64, waited: u64) -> bool {
+        let moment = |ms: u64| Moment(1 + ms * 1_000_000);
+        admission.begin(moment(at - waited), moment(at)).is_ok()
+    }
+
+    #[test]
+    fn a_burst_that_is_worked_off_is_not_shed() {
+        let admission = admission();
+        for at in 1_000..1_090 {
+            assert!(begins(&admission, at, at - 1_000));
+        }
+        assert!(begins(&admission, 1_091, 1));
+        for at in 1_100..1_190 {
+            assert!(begins(&admission, at, at - 1_095));
+        }
+    }
+
+    #[test]
+    fn calls_that_wait_are_shed_when_all_have_waited_for_a_while() {
+        let admission = admission();
+        let mut shed_first = None;
+        for at in 1_000..1_300 {
+            if !begins(&admission, at, 50) {
+                shed_first.get_or_insert(at);
+            } else {
+                assert_eq!(shed_first, None, "from then on all are");
+            }
+        }
+        assert_eq!(shed_first, Some(1_101));
+        // What has not waited is begun at any time, and ends nothing by itself.
+        assert!(begins(&admission, 1_301, DELAY));
+        assert!(!begins(&admission, 1_302, DELAY + 1));
+        // Once none had to be shed for a while, it is over.
+        for at in 1_303..1_420 {
+            assert!(begins(&admission, at, 1));
+        }
+        assert!(begins(&admission, 1_421, 50));
+    }
+
+    #[test]
+    fn few_calls_that_are_late_now_and_then_are_no_overload() {
+        let admission = admission();
+        for n in 1..100 {
+            assert!(begins(&admission, n * 1_000, 500));
+        }
+    }
+
+    #[test]
+    fn without_a_bound_nothing_is_shed() {
+        let admission = Admission::new(AdmissionLimits {
+            delay: None,
+            calls: 1,
+        });
+        for at in 10_000..11_000 {
+            assert!(begins(&admission, at, 9_000));
+        }
+    }
+
+    #[test]
+    fn places_are_given_back() {
+        let admission = admission();
+        let places = [admission.place().unwrap(), admission.place().unwrap()];
+        assert_eq!(admission.place().unwrap_err(), Shed::TooManyCalls);
+        drop(places);
+        assert!(admission.place().is_ok());
+    }
+}

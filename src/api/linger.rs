@@ -1,0 +1,145 @@
+//! Ends a connection without taking from its caller what was already answered.
+//!
+//! A connection that is closed while something of its caller's is unread is reset, and a reset
+//! takes with it the answers that are still on their way. A caller may go on sending for a moment
+//! after it was told not to. So we say that we are done, and read on until the caller is, too.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// How long we read on, and how much: who sends more is no caller that was late.
+const LONGEST: Duration = Duration::from_secs(1);
+const MOST_BYTES: usize = 1 << 20;
+
+/// A stream that is read to its end when it is shut down.
+pub(super) struct Lingering<S> {
+    stream: S,
+    /// From when we said that we are done: the time, and the bytes left.
+    done: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+impl<S> Lingering<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, done: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, done } = &mut *self;
+        let (time, left) = match done {
+            Some(done) => done,
+            None => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+                done.insert((Box::pin(tokio::time::sleep(LONGEST)), MOST_BYTES))
+            }
+        };
+        let mut bytes = [0; 4096];
+        while *left > 0 && time.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    *left = left.saturating_sub(buffer.filled().len());
+                }
+                // The caller is done, or gone.
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (caller, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (caller.unwrap(), accepted.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_on_sending_still_gets_its_answer() {
+        let (mut caller, stream) = pair().await;
+        let mut stream = Lingering::new(stream);
+        stream.write_all(b"an answer").await.unwrap();
+        caller.write_all(b"one more request").await.unwrap();
+        let ending = async {
+            stream.shutdown().await.unwrap();
+            drop(stream);
+        };
+        let reading = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut answer = String::new();
+            caller.read_to_string(&mut answer).await.unwrap();
+            drop(caller);
+            answer
+        };
+        assert_eq!(tokio::join!(ending, reading).1, "an answer");
+    }
+
+    #[tokio::test]
+    async fn who_never_ends_is_left() {
+        let (mut caller, stream) = pair().await;
+        let mut stream = Lingering::new(stream);
+        let flooding = async { while caller.write_all(&[0; 65_536]).await.is_ok() {} };
+        let ending = async {
+            stream.shutdown().await.unwrap();
+            drop(stream);
+        };
+        let both = async { tokio::join!(flooding, ending) };
+        let ended = tokio::time::timeout(Duration::from_secs(20), both).await;
+        assert!(ended.is_ok());
+
+        let (caller, stream) = pair().await;
+        let mut stream = Lingering::new(stream);
+        let ended = tokio::time::timeout(Duration::from_secs(20), stream.shutdown());
+        assert!(ended.await.is_ok());
+        drop(caller);
+    }
+}

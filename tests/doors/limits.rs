@@ -1,0 +1,404 @@
+//! What a connection and a call may take: each bound holds, and harms nobody who keeps to it.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use cedar_pdp::api::pb;
+use prost::Message as _;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::frames::{
+    DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, call_headers, frame, frames_in, hello,
+};
+use crate::raw::{AUTHORIZE, Caller, STREAM, post, until};
+use crate::support::{PATIENCE, Server, command, policy_directory, request};
+use crate::wire::framed;
+
+const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+
+fn ask() -> pb::AuthorizeRequest {
+    request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
+}
+
+async fn is_answered(caller: &Caller) {
+    let outcome = caller.call(AUTHORIZE, &ask().encode_to_vec()).await;
+    assert_eq!(outcome.code(), Code::Ok, "{outcome:?}");
+}
+
+/// A connection that has been greeted back.
+fn greeted(address: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.write_all(&hello()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Whether the service greets back.
+fn is_let_in(socket: &mut TcpStream) -> bool {
+    matches!(socket.read(&mut [0; 9]), Ok(9))
+}
+
+/// The kinds of the frames that come until the service closes.
+fn frames_until_closed(mut socket: TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    let begun = Instant::now();
+    let mut buffer = [0; 4096];
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "it is never closed");
+        match socket.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => all.extend_from_slice(&buffer[..length]),
+        }
+    }
+    frames_in(&all).into_iter().map(|(kind, _)| kind).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_than_the_setting() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &["--max-connections", "3"]);
+    let first = Caller::connect(server.address()).await;
+    is_answered(&first).await;
+    let mut others = [greeted(server.address()), greeted(server.address())];
+    assert!(others.iter_mut().all(is_let_in));
+    let mut refused = greeted(server.address());
+    assert!(!is_let_in(&mut refused), "a fourth is let in");
+    is_answered(&first).await;
+    // One leaves, and another comes.
+    drop(others);
+    let begun = Instant::now();
+    while !is_let_in(&mut greeted(server.address())) {
+        assert!(begun.elapsed() < PATIENCE, "no connection is let in again");
+    }
+    let told = server.log().matches("no connection is left").count();
+    assert!(told >= 1, "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
+    let policies = policy_directory(OPEN);
+    let inner = command();
+    let mut limited = std::process::Command::new("sh");
+    limited
+        .args(["-c", r#"ulimit -n 100; exec "$0" "$@""#])
+        .arg(inner.get_program())
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off"])
+        .arg("--policies")
+        .arg(policies.path());
+    let server = Server::spawn(crate::support::without_settings(limited), 1);
+    server.wait_for_log("the limit of descriptors allows fewer connections");
+    let first = Caller::connect(server.address()).await;
+    is_answered(&first).await;
+    let many: Vec<TcpStream> = (0..300).map(|_| greeted(server.address())).collect();
+    server.wait_for_log("no connection is left for others");
+    is_answered(&first).await;
+    // A reload opens files.
+    std::fs::write(
+        policies.path().join("more.cedar"),
+        "permit(principal, action, resource);",
+    )
+    .unwrap();
+    let begun = Instant::now();
+    while server.log().matches("policies loaded").count() < 2 {
+        assert!(begun.elapsed() < PATIENCE, "no reload:\n{}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!server.log().contains("cannot accept"), "{}", server.log());
+    drop(many);
+    let begun = Instant::now();
+    while !is_let_in(&mut greeted(server.address())) {
+        assert!(begun.elapsed() < PATIENCE, "accepting does not resume");
+    }
+    is_answered(&Caller::connect(server.address()).await).await;
+}
+
+/// How many descriptors this process may have.
+fn descriptors() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    line.and_then(|line| line.split_whitespace().nth(3)?.parse().ok())
+        .unwrap_or(1024)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_idle_connections_cost_little_and_hinder_nobody() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &[]);
+    let caller = Caller::connect(server.address()).await;
+    is_answered(&caller).await;
+    let before = server.resident_kib();
+    // Where a process may not have that many, as many as it may.
+    let count = 10_000.min(descriptors().saturating_sub(500) as u64);
+    let mut idle: Vec<TcpStream> = (0..count).map(|_| greeted(server.address())).collect();
+    assert!(idle.iter_mut().all(is_let_in));
+    is_answered(&caller).await;
+    is_answered(&Caller::connect(server.address()).await).await;
+    let each = (server.resident_kib().saturating_sub(before)) as f64 / count as f64;
+    println!("{count} idle connections: {each:.1} KiB each");
+    assert!(each < 40.0, "{each} KiB each");
+    drop(idle);
+    is_answered(&caller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_calls_is_closed_and_one_with_a_stream_is_not() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &["--max-connection-idle", "400ms"]);
+    let caller = Caller::connect(server.address()).await;
+    let mut stream = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
+    let frames = frames_until_closed(greeted(server.address()));
+    assert!(frames.contains(&GOAWAY), "{frames:?}");
+    // It is as old, and goes on.
+    let item = pb::StreamAuthorizeRequest {
+        correlation_id: 1,
+        request: Some(ask()),
+    };
+    stream
+        .body
+        .send_data(framed(&item.encode_to_vec()).into(), true)
+        .unwrap();
+    let outcome = tokio::time::timeout(PATIENCE, stream.outcome())
+        .await
+        .unwrap();
+    assert_eq!(outcome.code(), Code::Ok, "{outcome:?}");
+    assert_eq!(outcome.messages.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_connection_is_told_to_go_and_its_stream_is_cut_off_after_the_grace() {
+    let policies = policy_directory(OPEN);
+    let options = [
+        "--max-connection-age",
+        "500ms",
+        "--max-connection-age-grace",
+    ];
+    let server = Server::start(policies.path(), &[&options[..], &["500ms"]].concat());
+    let caller = Caller::connect(server.address()).await;
+    let stream = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
+    // Calls that come one after the other are all answered, each on a connection that may be told
+    // to go at any time.
+    let begun = Instant::now();
+    let mut current = Caller::connect(server.address()).await;
+    let mut connections = 1;
+    while begun.elapsed() < Duration::from_millis(1500) {
+        let outcome = current.call(AUTHORIZE, &ask().encode_to_vec()).await;
+        match outcome.broken {
+            None => assert_eq!(outcome.code(), Code::Ok),
+            // Never begun: its caller may send it again, and does.
+            Some(error) => {
+                assert!(
+                    error.is_go_away() || error.is_io() || error.is_reset(),
+                    "{error:?}"
+                );
+                current = Caller::connect(server.address()).await;
+                connections += 1;
+            }
+        }
+    }
+    assert!(connections > 1, "the connection is never too old");
+    let outcome = tokio::time::timeout(PATIENCE, stream.outcome()).await;
+    let outcome = outcome.expect("the stream is cut off");
+    assert_eq!(outcome.messages.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_headers_are_too_large_is_refused_alone() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &["--max-header-bytes", "4096"]);
+    let caller = Caller::connect(server.address()).await;
+    let with = async |bytes: usize| {
+        let request = post(AUTHORIZE).header("x-long", "y".repeat(bytes));
+        let body = framed(&ask().encode_to_vec());
+        caller.send(request.body(()).unwrap(), body).await
+    };
+    assert_eq!(with(3_000).await.code(), Code::Ok);
+    let outcome = with(8_000).await;
+    assert!(
+        outcome.http == 431 || outcome.broken.is_some(),
+        "{outcome:?}"
+    );
+    let another = Caller::connect(server.address()).await;
+    is_answered(&another).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_never_ends_its_request_ends_at_the_services_time() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &["--max-call-time", "300ms"]);
+    let caller = Caller::connect(server.address()).await;
+    let message = framed(&ask().encode_to_vec());
+    for (case, timeout, body) in [
+        ("nothing", None, &message[..0]),
+        ("half a message", None, &message[..9]),
+        ("all but the end", None, &message[..]),
+        ("with more time of its own", Some("1H"), &message[..9]),
+    ] {
+        let mut request = post(AUTHORIZE);
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", timeout);
+        }
+        let mut call = caller.open(request.body(()).unwrap()).await.unwrap();
+        call.body.send_data(body.to_vec().into(), false).unwrap();
+        let outcome = tokio::time::timeout(PATIENCE, call.outcome()).await;
+        let outcome = outcome.unwrap_or_else(|_| panic!("{case} never ends"));
+        assert_eq!(
+            outcome.code(),
+            Code::DeadlineExceeded,
+            "{case}: {outcome:?}"
+        );
+    }
+    // A stream may last.
+    let mut stream = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    stream.body.send_data(Vec::new().into(), true).unwrap();
+    let outcome = tokio::time::timeout(PATIENCE, stream.outcome())
+        .await
+        .unwrap();
+    assert_eq!(outcome.code(), Code::Ok);
+    is_answered(&caller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_calls_wait_than_the_setting_and_others_are_answered() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &["--max-concurrent-calls", "4"]);
+    let [one, other] = [
+        Caller::connect(server.address()).await,
+        Caller::connect(server.address()).await,
+    ];
+    let mut waiting = Vec::new();
+    for n in 0..4 {
+        let caller = if n % 2 == 0 { &one } else { &other };
+        let mut call = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
+        let begun = (&mut call.response).await.unwrap();
+        assert!(begun.headers().get("grpc-status").is_none(), "{begun:?}");
+        waiting.push((call.body, begun));
+    }
+    for caller in [&one, &other] {
+        for path in [STREAM, AUTHORIZE] {
+            let call = caller.open(post(path).body(()).unwrap()).await.unwrap();
+            let refused = tokio::time::timeout(PATIENCE, call.outcome())
+                .await
+                .unwrap();
+            assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+            let details = refused.status.unwrap().get_error_details();
+            assert_eq!(details.error_info().unwrap().reason, "TOO_MANY_CALLS");
+            assert!(details.retry_info().unwrap().retry_delay.is_some());
+        }
+        let health = caller.call(HEALTH, &[]).await;
+        assert_eq!(health.code(), Code::Ok);
+    }
+    drop(waiting);
+    let begun = Instant::now();
+    loop {
+        let mut call = one.open(post(STREAM).body(()).unwrap()).await.unwrap();
+        call.body.send_data(Vec::new().into(), true).unwrap();
+        if call.outcome().await.code() == Code::Ok {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "their places are never free");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_does_not_read_its_stream_costs_little() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &[]);
+    let polite = Caller::connect(server.address()).await;
+    is_answered(&polite).await;
+    let before = server.resident_kib();
+    // It takes 64 KiB of each answer's stream, and 16 MiB on the connection, and reads none.
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(64 << 10)
+        .initial_connection_window_size(16 << 20);
+    let slow = Caller::connect_as(server.address(), &builder).await;
+    let item = pb::StreamAuthorizeRequest {
+        correlation_id: 1,
+        request: Some(ask()),
+    };
+    let items: Vec<u8> = framed(&item.encode_to_vec()).repeat(200);
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let mut stream = slow.open(post(STREAM).body(()).unwrap()).await.unwrap();
+        for _ in 0..50 {
+            stream.body.send_data(items.clone().into(), false).unwrap();
+        }
+        streams.push(stream);
+    }
+    let mut grown = 0;
+    for _ in 0..20 {
+        is_answered(&polite).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        grown = grown.max(server.resident_kib().saturating_sub(before));
+    }
+    println!("100 streams that nobody reads: {grown} KiB");
+    assert!(grown < 100 * 256, "{grown} KiB");
+    drop(streams);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_reads_nothing_at_all_is_closed() {
+    let policies = policy_directory(OPEN);
+    let options = [
+        "--keepalive-interval",
+        "300ms",
+        "--keepalive-timeout",
+        "300ms",
+    ];
+    let server = Server::start(policies.path(), &options);
+    let descriptors = || {
+        let open = format!("/proc/{}/fd", server.pid());
+        std::fs::read_dir(open).unwrap().count()
+    };
+    let before = descriptors();
+    let deaf: Vec<TcpStream> = (0..20)
+        .map(|_| {
+            let mut socket = greeted(server.address());
+            socket
+                .set_write_timeout(Some(Duration::from_millis(200)))
+                .unwrap();
+            let call = [
+                frame(HEADERS, END_HEADERS, 1, &call_headers()),
+                frame(DATA, 1, 1, &framed(&ask().encode_to_vec())),
+            ]
+            .concat();
+            let _ = socket.write_all(&call);
+            socket
+        })
+        .collect();
+    until("their end", || descriptors() <= before).await;
+    drop(deaf);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_reset_as_they_come_end_their_connection_and_no_other() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &[]);
+    let polite = Caller::connect(server.address()).await;
+    is_answered(&polite).await;
+    let before = server.resident_kib();
+    for _ in 0..20 {
+        let mut socket = greeted(server.address());
+        let resets: Vec<u8> = (0..5_000_u32)
+            .flat_map(|n| {
+                [
+                    frame(HEADERS, END_HEADERS, 2 * n + 1, &call_headers()),
+                    frame(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8]),
+                ]
+                .concat()
+            })
+            .collect();
+        let _ = socket.write_all(&resets);
+        let frames = frames_until_closed(socket);
+        assert!(frames.contains(&GOAWAY), "{frames:?}");
+        is_answered(&polite).await;
+    }
+    let grown = server.resident_kib().saturating_sub(before);
+    assert!(grown < 32 << 10, "{grown} KiB");
+}

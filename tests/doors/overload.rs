@@ -1,0 +1,194 @@
+//! More calls than can be answered, and the end of the service while they come.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cedar_pdp::api::pb;
+use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
+use prost::Message as _;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::raw::{AUTHORIZE, Caller};
+use crate::support::{Server, policy_directory, request};
+
+/// How long it is asked too much: long enough here to see it, and a minute with
+/// `CEDAR_PDP_OVERLOAD_SECONDS=60`.
+fn duration() -> Duration {
+    let seconds = std::env::var("CEDAR_PDP_OVERLOAD_SECONDS").ok();
+    let seconds = seconds.map(|text| text.parse().expect("a number of seconds"));
+    Duration::from_secs(seconds.unwrap_or(3))
+}
+
+/// Policies that take a while: all of them match, and none is told by its scope.
+fn slow_policies() -> String {
+    (0..400)
+        .map(|n| format!("permit(principal, action, resource) when {{ context.n * {n} == -1 }};\n"))
+        .chain(["permit(principal, action, resource);\n".to_owned()])
+        .collect()
+}
+
+/// A request that nobody has asked before, so that it has to be decided.
+fn ask(n: i64) -> pb::AuthorizeRequest {
+    let mut request = request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#);
+    let n = crate::support::value(pb::value::Kind::Long(n));
+    request.context.insert("n".to_owned(), n);
+    request
+}
+
+/// What calls ended with, and how often.
+type Ends = BTreeMap<String, u64>;
+
+fn end_of(answered: Result<tonic::Response<pb::AuthorizeResponse>, Status>) -> String {
+    match answered {
+        Ok(answer) => {
+            assert_eq!(answer.into_inner().decision(), pb::Decision::Allow);
+            "OK".to_owned()
+        }
+        Err(status) => {
+            let details = status.get_error_details();
+            match details.error_info() {
+                Some(info) if info.reason == "OVERLOADED" => {
+                    assert_eq!(status.code(), Code::ResourceExhausted);
+                    let retry = details.retry_info().and_then(|retry| retry.retry_delay);
+                    assert!(retry.is_some(), "{status:?}");
+                    let pushback = status.metadata().get("grpc-retry-pushback-ms");
+                    assert!(pushback.is_some(), "{status:?}");
+                    "OVERLOADED".to_owned()
+                }
+                Some(_) | None => {
+                    let mut text = format!("{:?}: {}", status.code(), status.message());
+                    let mut cause = std::error::Error::source(&status);
+                    while let Some(error) = cause {
+                        text = format!("{text}: {error}");
+                        cause = error.source();
+                    }
+                    text
+                }
+            }
+        }
+    }
+}
+
+/// Callers that ask without waiting for answers, up to `at_once` calls each.
+async fn flood(
+    channels: &[Channel],
+    at_once: i64,
+    stop: &Arc<AtomicBool>,
+) -> Vec<tokio::task::JoinHandle<Ends>> {
+    let mut callers = Vec::new();
+    for (number, channel) in channels.iter().enumerate() {
+        for place in 0..at_once {
+            let (channel, stop) = (channel.clone(), Arc::clone(stop));
+            callers.push(tokio::spawn(async move {
+                let mut client = AuthorizationServiceClient::new(channel);
+                let mut ends = Ends::new();
+                let mut n = (number as i64 * at_once + place) * 1_000_000;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let end = end_of(client.authorize(ask(n)).await);
+                    *ends.entry(end).or_default() += 1;
+                }
+                ends
+            }));
+        }
+    }
+    callers
+}
+
+async fn ends_of(callers: Vec<tokio::task::JoinHandle<Ends>>) -> Ends {
+    let mut all = Ends::new();
+    for caller in callers {
+        for (end, count) in caller.await.expect("a caller's assertions hold") {
+            *all.entry(end).or_default() += count;
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_is_shed_with_a_hint_and_the_rest_is_answered() {
+    let policies = policy_directory(&[("slow.cedar", &slow_policies())]);
+    let server = Server::start(
+        policies.path(),
+        &["--overload-delay", "5ms", "--max-call-time", "0s"],
+    );
+    let mut channels = Vec::new();
+    for _ in 0..8 {
+        channels.push(server.channel().await);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers = flood(&channels, 100, &stop).await;
+    // Health is told in the midst of it.
+    let begun = Instant::now();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(server.channel().await);
+    while begun.elapsed() < duration() {
+        let asked = health.check(tonic_health::pb::HealthCheckRequest::default());
+        assert_eq!(asked.await.unwrap().into_inner().status, 1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let ends = ends_of(callers).await;
+    println!("{ends:?}");
+    let count = |end: &str| ends.get(end).copied().unwrap_or_default();
+    assert!(count("OK") > 0 && count("OVERLOADED") > 0, "{ends:?}");
+    assert_eq!(ends.len(), 2, "calls end in no other way: {ends:?}");
+
+    // Once it is over, everything is answered.
+    let mut client = AuthorizationServiceClient::new(server.channel().await);
+    let begun = Instant::now();
+    while end_of(client.authorize(ask(-1)).await) != "OK" {
+        assert!(
+            begun.elapsed() < crate::support::PATIENCE,
+            "it is never over"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_fails_no_call_but_with_a_clean_refusal() {
+    let policies = policy_directory(&[("slow.cedar", &slow_policies())]);
+    let mut server = Server::start(policies.path(), &["--overload-delay", "0s"]);
+    let mut callers = Vec::new();
+    for number in 0..4_i64 {
+        // One that does not connect again: what becomes of its calls is all there is to know.
+        let caller = Arc::new(Caller::connect(server.address()).await);
+        for place in 0..20 {
+            let caller = Arc::clone(&caller);
+            callers.push(tokio::spawn(async move {
+                let mut answered: u64 = 0;
+                let mut n = (number * 20 + place) * 1_000_000;
+                loop {
+                    n += 1;
+                    let outcome = caller.call(AUTHORIZE, &ask(n).encode_to_vec()).await;
+                    match &outcome.broken {
+                        None if outcome.code() == Code::Ok => answered += 1,
+                        None => {
+                            assert_eq!(outcome.code(), Code::Unavailable);
+                            return answered;
+                        }
+                        // Never begun, says HTTP/2: it may be sent elsewhere.
+                        Some(error) => {
+                            let is_refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                            let is_clean = error.reason() == Some(h2::Reason::NO_ERROR);
+                            assert!(is_refused || is_clean, "{outcome:?}");
+                            return answered;
+                        }
+                    }
+                }
+            }));
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    let mut answered = 0;
+    for caller in callers {
+        answered += caller.await.expect("its calls end cleanly");
+    }
+    println!("{answered} answered");
+    assert!(answered > 0);
+}
