@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
@@ -26,14 +27,15 @@ use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
 use super::identity::{self, Identified};
 use super::message::{self, Whole};
+use super::scan::Sent;
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
 use super::{codec, pb, scan};
 use crate::decision_log::Method;
-use crate::engine::query_ref::QueryRef;
+use crate::engine::query_ref::{QueryRef, UidRef};
 use crate::engine::{self, Engine, Leave};
 use crate::pdp::Snapshot;
-use crate::pip::{KeyWait, Patience, Tokens};
+use crate::pip::{KeyWait, Moment, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// An answer, and what its decision is called.
@@ -155,6 +157,9 @@ impl Authorization {
     }
 
     fn refused(&self, rejection: &Rejection, call: &Call) {
+        if let (Rejection::UnknownPrincipal, Some(tokens)) = (rejection, &self.tokens) {
+            tokens.count_unknown_principal();
+        }
         if let Some(figures) = &self.figures {
             figures.refused(rejection);
         }
@@ -198,9 +203,6 @@ impl Authorization {
             call.answered(&answered, snapshot, &QueryRef::from(&query));
             Ok(answered)
         });
-        if let (Err(Rejection::UnknownPrincipal), Some(tokens)) = (&decided, tokens) {
-            tokens.count_unknown_principal();
-        }
         Step::Decided(decided.inspect_err(|rejection| self.refused(rejection, call)))
     }
 
@@ -237,8 +239,19 @@ impl Authorization {
         (call, method): (&Call, Method),
         leave: &Leave,
     ) -> Option<Result<Decided, Rejection>> {
-        let scan::Scanned { query, identity } = scan::query(message, &self.rules.request)?;
-        self.may(call, identity, query.explain).ok()?;
+        let scanned = scan::request(message, &self.rules.request)?;
+        self.may(call, scanned.sent.kind(), scanned.explain).ok()?;
+        let identified;
+        let (principal, claimed) = match scanned.sent {
+            Sent::Principal(principal) | Sent::Anonymous(principal) => (principal, None),
+            Sent::Token(token) => {
+                let tokens = self.tokens.as_deref()?;
+                identified = tokens.recall(token, Moment::from(SystemTime::now()))?;
+                let principal = UidRef::from(&identified.principal);
+                (principal, Some(&identified.claimed))
+            }
+        };
+        let query = scanned.query(principal, claimed);
         let origin = call.origin(method);
         let answered = (self.engine).authorize_ref(snapshot, &query, &origin, leave);
         Some(

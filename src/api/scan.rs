@@ -8,10 +8,12 @@
 //! hold the two against each other.
 
 use std::str;
+use std::sync::Arc;
 
 use super::callers::IdentityKind;
 use super::from_proto::RequestRules;
 use crate::engine::query_ref::{self, EntityRef, QueryRef, UidRef, ValueRef};
+use crate::pdp::query::Claimed;
 
 /// The most values within one another; prost's own bound on nesting is far above.
 const MAX_DEPTH: usize = 8;
@@ -22,14 +24,64 @@ const MAX_VALUES: usize = 1_024;
 
 /// What a message was found to be.
 pub(super) struct Scanned<'a> {
-    pub(super) query: QueryRef<'a>,
-    /// On whose behalf it asks. The query itself no longer tells who was named and who was not.
-    pub(super) identity: IdentityKind,
+    pub(super) sent: Sent<'a>,
+    action: UidRef<'a>,
+    resource: UidRef<'a>,
+    context: query_ref::Fields<'a>,
+    entities: Vec<EntityRef<'a>>,
+    pub(super) explain: bool,
 }
 
-/// The query that the `AuthorizeRequest` in `message` asks.
-pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Scanned<'a>> {
+/// How a message says on whose behalf it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent<'a> {
+    Principal(UidRef<'a>),
+    Token(&'a str),
+    /// Not at all; this is who it is then.
+    Anonymous(UidRef<'a>),
+}
+
+impl Sent<'_> {
+    pub(super) fn kind(self) -> IdentityKind {
+        match self {
+            Self::Principal(_) => IdentityKind::Principal,
+            Self::Token(_) => IdentityKind::Token,
+            Self::Anonymous(_) => IdentityKind::Anonymous,
+        }
+    }
+}
+
+impl<'a> Scanned<'a> {
+    /// The query, when this is who asks, and this what a token says of it.
+    pub(super) fn query(
+        self,
+        principal: UidRef<'a>,
+        claimed: Option<&'a Arc<Claimed>>,
+    ) -> QueryRef<'a> {
+        let Self {
+            sent: _,
+            action,
+            resource,
+            context,
+            entities,
+            explain,
+        } = self;
+        QueryRef {
+            principal,
+            action,
+            resource,
+            context,
+            entities,
+            claimed,
+            explain,
+        }
+    }
+}
+
+/// What the `AuthorizeRequest` in `message` asks.
+pub(super) fn request<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Scanned<'a>> {
     let mut principal = None;
+    let mut token = None;
     let mut action = None;
     let mut resource = None;
     let mut context = Vec::new();
@@ -43,6 +95,7 @@ pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Sc
     while let Some(field) = rest.field()? {
         match field {
             (1, Content::Bytes(bytes)) => once(&mut principal, uid(bytes, None)?)?,
+            (2, Content::Bytes(bytes)) => once(&mut token, text(bytes)?)?,
             (3, Content::Bytes(bytes)) => once(&mut action, uid(bytes, Some("Action"))?)?,
             (4, Content::Bytes(bytes)) => once(&mut resource, uid(bytes, None)?)?,
             (5, Content::Bytes(bytes)) => push(&mut context, values.entry(bytes, 1)?)?,
@@ -55,21 +108,20 @@ pub(super) fn query<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<Sc
         return None;
     }
     let anonymous = || rules.anonymous_principal.as_ref().map(UidRef::from);
-    let identity = match principal {
-        Some(_) => IdentityKind::Principal,
-        None => IdentityKind::Anonymous,
+    let sent = match (principal, token) {
+        (Some(principal), None) => Sent::Principal(principal),
+        (None, Some(token)) => Sent::Token(token),
+        (None, None) => Sent::Anonymous(anonymous()?),
+        // Of the two the later counts.
+        (Some(_), Some(_)) => return None,
     };
     Some(Scanned {
-        query: QueryRef {
-            principal: principal.or_else(anonymous)?,
-            action: action?,
-            resource: resource?,
-            context: sorted(context)?,
-            entities,
-            claimed: None,
-            explain: explain.unwrap_or(false),
-        },
-        identity,
+        sent,
+        action: action?,
+        resource: resource?,
+        context: sorted(context)?,
+        entities,
+        explain: explain.unwrap_or(false),
     })
 }
 

@@ -121,6 +121,16 @@ impl Tokens {
         }
     }
 
+    /// Whom `token` names, if it was verified before and is to be believed at the moment `now`;
+    /// `None` says nothing about it, and counts nothing.
+    #[must_use]
+    pub fn recall(&self, token: &str, now: Moment) -> Option<Arc<Identified>> {
+        let known = self.known(token)?;
+        known.validity.check(now).ok()?;
+        self.counters.remembered.add_one();
+        Some(Arc::clone(&known.identified))
+    }
+
     /// Counts a token that was believed and whose principal was refused all the same.
     pub fn count_unknown_principal(&self) {
         self.counters.refused(Reason::PrincipalUnknown);
@@ -166,9 +176,7 @@ impl Tokens {
         if token.len() > self.max_bytes {
             return Err(too_large().into());
         }
-        if let Some(known) = self.remembered.as_ref().and_then(|it| it.get(token))
-            && self.stands(&known)
-        {
+        if let Some(known) = self.known(token) {
             known.validity.check(now)?;
             self.counters.remembered.add_one();
             return Ok(Arc::clone(&known.identified));
@@ -179,6 +187,12 @@ impl Tokens {
         }
         self.counters.verified.add_one();
         Ok(Arc::clone(&known.identified))
+    }
+
+    /// What was found of the token before, if that stands.
+    fn known(&self, token: &str) -> Option<Arc<Known>> {
+        let known = self.remembered.as_ref()?.get(token)?;
+        self.stands(&known).then_some(known)
     }
 
     /// Whether keys and revocations are those under which the token was verified.

@@ -1,14 +1,16 @@
 //! The reading in place against prost on the same bytes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use prost::Message as _;
 
 use super::*;
-use crate::api::identity::{self, Identified};
+use crate::api::identity::{self, Asker, Identified};
 use crate::api::{codec, from_proto, pb};
-use crate::pdp::query::{Query, Uid};
+use crate::pdp::query::{Claimed, Query, StoredPrincipal, Uid};
 use crate::pip::Patience;
+use pb::authorize_request::Identity;
 use pb::value::Kind;
 
 fn rules(anonymous: Option<Uid>) -> RequestRules {
@@ -71,7 +73,6 @@ impl Dice {
     }
 
     fn request(&mut self) -> pb::AuthorizeRequest {
-        use pb::authorize_request::Identity;
         pb::AuthorizeRequest {
             identity: match self.below(12) {
                 0 => None,
@@ -141,26 +142,52 @@ impl Dice {
     }
 }
 
-/// What prost and the checks make of `message`.
-fn usual(message: &[u8], rules: &RequestRules) -> Option<(Query, IdentityKind)> {
+/// What prost and the checks make of `message`, and its token. Whoever brings one is the bearer.
+fn usual(message: &[u8], rules: &RequestRules) -> Option<(Query, IdentityKind, Option<String>)> {
     let mut request: pb::AuthorizeRequest = codec::decode(message).ok()?;
     let kind = from_proto::identity_kind(&request);
-    match identity::identify(&mut request, rules, None, Patience::Spent).ok()? {
-        Identified::Asker(asker) => Some((from_proto::query(request, asker, rules).ok()?, kind)),
-        Identified::Wait(_) => None,
+    let (asker, token) = match request.identity.take() {
+        Some(Identity::PrincipalToken(token)) => (bearer(), Some(token)),
+        sent => {
+            request.identity = sent;
+            match identity::identify(&mut request, rules, None, Patience::Spent).ok()? {
+                Identified::Asker(asker) => (asker, None),
+                Identified::Wait(_) => return None,
+            }
+        }
+    };
+    Some((from_proto::query(request, asker, rules).ok()?, kind, token))
+}
+
+fn bearer() -> Asker {
+    Asker {
+        principal: Uid::new("User", "bearer"),
+        claimed: Some(Arc::new(Claimed {
+            attributes: BTreeMap::new().into(),
+            parents: Vec::new(),
+            stored: StoredPrincipal::Join,
+        })),
     }
 }
 
 /// Whether `message` was read in place; then it was read as prost reads it.
 fn check(message: &[u8], rules: &RequestRules) -> bool {
-    let Some(read) = query(message, rules) else {
+    let Some(read) = request(message, rules) else {
         return false;
     };
-    let (usual, identity) =
+    let (usual, kind, token) =
         usual(message, rules).unwrap_or_else(|| panic!("{message:02x?} is no query"));
-    assert_eq!(read.query.to_query(), usual, "{message:02x?}");
-    assert_eq!(read.query, QueryRef::from(&usual), "{message:02x?}");
-    assert_eq!(read.identity, identity, "{message:02x?}");
+    assert_eq!(read.sent.kind(), kind, "{message:02x?}");
+    let Asker { principal, claimed } = bearer();
+    let query = match read.sent {
+        Sent::Principal(principal) | Sent::Anonymous(principal) => read.query(principal, None),
+        Sent::Token(read_token) => {
+            assert_eq!(Some(read_token), token.as_deref(), "{message:02x?}");
+            read.query((&principal).into(), claimed.as_ref())
+        }
+    };
+    assert_eq!(query.to_query(), usual, "{message:02x?}");
+    assert_eq!(query, QueryRef::from(&usual), "{message:02x?}");
     true
 }
 
@@ -193,9 +220,7 @@ fn plain() -> pb::AuthorizeRequest {
     };
     let value = |kind| pb::Value { kind: Some(kind) };
     pb::AuthorizeRequest {
-        identity: Some(pb::authorize_request::Identity::Principal(uid(
-            "User", "alice",
-        ))),
+        identity: Some(Identity::Principal(uid("User", "alice"))),
         action: Some(uid("", "read")),
         resource: Some(uid("Doc", "")),
         context: BTreeMap::from([
