@@ -111,7 +111,7 @@ impl Answered<EncodedAnswer> {
         out.extend_from_slice(self.answer.message());
         if let Some(id) = &self.decision_id {
             out.extend_from_slice(&ID_FIELD);
-            out.extend_from_slice(id.as_str().as_bytes());
+            out.extend_from_slice(id.as_bytes());
         }
     }
 
@@ -142,7 +142,7 @@ impl Answered<EncodedAnswer> {
 /// Tells the caller what the decision is called, if it is in the log.
 pub(super) fn put_decision_id(headers: &mut http::HeaderMap, id: Option<DecisionId>) {
     if let Some(id) = id
-        && let Ok(mut value) = http::HeaderValue::from_str(id.as_str())
+        && let Ok(mut value) = http::HeaderValue::from_bytes(id.as_bytes())
     {
         // It is never the same again: nothing is gained if HTTP/2 keeps it in its table.
         value.set_sensitive(true);

@@ -37,7 +37,8 @@ impl TraceId {
         if let Some(span) = span {
             return Some(Self(span.trace_hex()));
         }
-        let header = headers.get("traceparent")?.to_str().ok()?;
+        const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
+        let header = headers.get(&TRACEPARENT)?.to_str().ok()?;
         TraceParent::read(header).map(|parent| Self(parent.trace_hex()))
     }
 

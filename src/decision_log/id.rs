@@ -38,6 +38,12 @@ impl DecisionId {
         Self(text)
     }
 
+    /// The 36 characters, which are ASCII.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::LENGTH] {
+        &self.0
+    }
+
     /// The 36 characters.
     #[must_use]
     pub fn as_str(&self) -> &str {

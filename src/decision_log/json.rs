@@ -8,35 +8,60 @@
 /// stands there: control characters, line separators, and marks that turn the direction of text.
 pub(super) fn string(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
-    let bytes = text.as_bytes();
-    let mut begin = 0;
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let (length, escaped) = match byte {
-            b' ' | b'!' | b'#'..=b'[' | b']'..=b'~' => (1, false),
-            0..=0x7f => (1, true),
-            // The first bytes of what may have to be escaped.
-            0xc2 | 0xd8 | 0xe2 | 0xef => {
-                let character = text.get(at..).and_then(|rest| rest.chars().next());
-                let character = character.unwrap_or_default();
-                (character.len_utf8(), misleads(character))
-            }
-            _ => (1, false),
-        };
-        if escaped {
-            plain(line, text, begin, at);
-            let character = text.get(at..).and_then(|rest| rest.chars().next());
-            escape(line, character.unwrap_or_default());
-            begin = at + length;
+    let mut rest = text;
+    while let Some(at) = first_marked(rest.as_bytes()) {
+        // INVARIANT: a byte that is not plain is the first of its character.
+        let (plain, marked) = rest.split_at_checked(at).unwrap_or_default();
+        let character = marked.chars().next().unwrap_or_default();
+        line.extend_from_slice(plain.as_bytes());
+        let (first, after) = marked
+            .split_at_checked(character.len_utf8())
+            .unwrap_or_default();
+        match character.is_ascii() || misleads(character) {
+            true => escape(line, character),
+            false => line.extend_from_slice(first.as_bytes()),
         }
-        at += length;
+        rest = after;
     }
-    plain(line, text, begin, bytes.len());
+    line.extend_from_slice(rest.as_bytes());
     line.push(b'"');
 }
 
-fn plain(line: &mut Vec<u8>, text: &str, begin: usize, end: usize) {
-    line.extend_from_slice(text.as_bytes().get(begin..end).unwrap_or_default());
+/// Where the first byte stands that is not plain.
+fn first_marked(bytes: &[u8]) -> Option<usize> {
+    let (words, _) = bytes.as_chunks();
+    let skipped = words
+        .iter()
+        .position(|word| !are_plain_ascii(u64::from_le_bytes(*word)));
+    let begin = 8 * skipped.unwrap_or(words.len());
+    let rest = bytes.get(begin..).unwrap_or_default();
+    let at = rest.iter().position(|byte| !is_plain(*byte))?;
+    Some(begin + at)
+}
+
+/// Whether eight bytes are all plain and ASCII; `false` says nothing.
+fn are_plain_ascii(word: u64) -> bool {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // A byte that is zero borrows, and so has its high bit set after the subtraction. Bytes after it
+    // may seem to be zero too, which only asks for a second look.
+    let has_zero = |word: u64| word.wrapping_sub(LOW) & !word;
+    let below_space = word.wrapping_sub(LOW * 0x20) & !word;
+    let marked = below_space
+        | has_zero(word ^ (LOW * 0x22))
+        | has_zero(word ^ (LOW * 0x5c))
+        | has_zero(word ^ (LOW * 0x7f))
+        | word;
+    marked & HIGH == 0
+}
+
+/// Whether a byte needs no second look: in ASCII most do not, and of longer characters only the
+/// first byte of those that may mislead does.
+fn is_plain(byte: u8) -> bool {
+    !matches!(
+        byte,
+        0..=0x1f | b'"' | b'\\' | 0x7f | 0xc2 | 0xd8 | 0xe2 | 0xef
+    )
 }
 
 /// Whether a character that is not ASCII is shown as something else than itself.
@@ -134,6 +159,30 @@ mod tests {
         assert_eq!(written("a\u{7f}\u{1b}[31m"), r#""a\u007f\u001b[31m""#);
         assert_eq!(written("\u{202e}evil\u{85}"), r#""\u202eevil\u0085""#);
         assert_eq!(written("grün € 😀"), "\"grün € 😀\"");
+    }
+
+    #[test]
+    fn a_mark_is_found_wherever_it_stands() {
+        for mark in [
+            "\"", "\\", "\n", "\u{0}", "\u{1f}", "\u{7f}", "\u{85}", "\u{2028}",
+        ] {
+            for at in 0..40 {
+                for fill in [' ', '!', '~', '[', ']', '#', 'ü', '😀'] {
+                    let mut text: Vec<char> = std::iter::repeat_n(fill, 40).collect();
+                    text.insert(at, mark.chars().next().unwrap());
+                    let text: String = text.into_iter().collect();
+                    let json = written(&text);
+                    assert!(
+                        !json[1..json.len() - 1]
+                            .replace("\\\\", "")
+                            .replace("\\\"", "")
+                            .contains(mark)
+                    );
+                    assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+                }
+            }
+        }
+        assert!(are_plain_ascii(u64::from_le_bytes(*b" !#az~[]")));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use tokio::sync::Notify;
 use super::DecisionLogFigures;
 use crate::config::decision_log::WhenFull;
 
-/// How long the first line of a batch waits for more to come.
+/// How long a line waits for others to be written with.
 const GATHER: Duration = Duration::from_millis(50);
 /// So many bytes are a batch, whatever the time.
-const BATCH_BYTES: usize = 128 << 10;
+const BATCH_BYTES: usize = 256 << 10;
 /// Between two batches the buffer's memory is kept, if it is no more than this.
 const LARGEST_KEPT_BYTES: usize = 1 << 20;
 
@@ -41,8 +41,12 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Inner {
     lines: Vec<u8>,
+    /// How many.
+    count: u64,
     /// Bytes that the writer has taken and not yet written.
     taken: usize,
+    /// How many lines that is.
+    taken_count: u64,
     /// The writer waits for the first line of a batch, or for a batch to become large.
     waits_for: Option<usize>,
     /// When the writer must be done, once nothing more is to come.
@@ -113,6 +117,7 @@ impl Queue {
             return false;
         }
         inner.lines.extend_from_slice(line);
+        inner.count += 1;
         if held + line.len() >= self.capacity_bytes {
             self.is_full.store(true, Ordering::Release);
         }
@@ -134,14 +139,30 @@ impl Queue {
     pub(super) fn take(&self, batch: &mut Vec<u8>) -> bool {
         batch.shrink_to(LARGEST_KEPT_BYTES);
         let mut inner = self.lock();
-        while inner.lines.is_empty() {
+        loop {
+            // Not woken by the first line, while they come all the time: there will be more.
+            inner = self.gather(inner);
+            if !inner.lines.is_empty() {
+                break;
+            }
             if inner.end.is_some() {
                 self.ended(&mut inner);
                 return false;
             }
             inner.waits_for = Some(1);
-            inner = self.wait(inner);
+            while inner.lines.is_empty() && inner.end.is_none() {
+                inner = self.wait(inner);
+            }
         }
+        inner.waits_for = None;
+        std::mem::swap(&mut inner.lines, batch);
+        inner.taken = batch.len();
+        inner.taken_count = std::mem::take(&mut inner.count);
+        true
+    }
+
+    /// Waits until there is a batch, for a while at most.
+    fn gather<'a>(&self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
         let gathered = Instant::now() + GATHER;
         while inner.lines.len() < BATCH_BYTES && inner.end.is_none() {
             let left = gathered.saturating_duration_since(Instant::now());
@@ -151,18 +172,20 @@ impl Queue {
             inner.waits_for = Some(BATCH_BYTES);
             inner = self.wait_at_most(inner, left);
         }
-        inner.waits_for = None;
-        std::mem::swap(&mut inner.lines, batch);
-        inner.taken = batch.len();
-        true
+        inner
     }
 
-    /// Notes that of the batch so many bytes, whole lines, are where they belong.
+    /// Notes that these lines of the batch are where they belong.
     pub(super) fn wrote(&self, lines: &[u8]) {
-        let count = lines.iter().filter(|byte| **byte == b'\n').count();
-        self.written.fetch_add(count as u64, Ordering::Relaxed);
         let mut inner = self.lock();
         inner.taken = inner.taken.saturating_sub(lines.len());
+        let count = match inner.taken {
+            // Mostly it is all of them, which need not be counted again.
+            0 => inner.taken_count,
+            _ => count(lines).min(inner.taken_count),
+        };
+        inner.taken_count -= count;
+        self.written.fetch_add(count, Ordering::Relaxed);
         let held = inner.lines.len() + inner.taken;
         let has_room = held < self.capacity_bytes && !inner.ended;
         if has_room {
@@ -211,13 +234,11 @@ impl Queue {
     }
 
     /// Gives up what is not written; how many lines that is.
-    pub(super) fn abandon(&self, batch: &[u8]) -> u64 {
+    pub(super) fn abandon(&self) -> u64 {
         let mut inner = self.lock();
         self.ended(&mut inner);
-        let lines = std::mem::take(&mut inner.lines);
-        drop(inner);
-        let count = |lines: &[u8]| lines.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let lost = count(&lines) + count(batch);
+        inner.lines = Vec::new();
+        let lost = std::mem::take(&mut inner.count) + std::mem::take(&mut inner.taken_count);
         self.dropped.fetch_add(lost, Ordering::Relaxed);
         lost
     }
@@ -260,6 +281,11 @@ impl Queue {
         let waited = self.arrived.wait_timeout(inner, most);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
+}
+
+/// How many lines these are.
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 #[cfg(test)]

@@ -231,6 +231,8 @@ struct Pen<'a> {
 }
 
 impl Pen<'_> {
+    // Inlined, so that what is known when compiling is written in a few moves.
+    #[inline(always)]
     fn raw(&mut self, text: &str) {
         self.line.extend_from_slice(text.as_bytes());
     }
@@ -247,7 +249,7 @@ impl Pen<'_> {
         self.raw(VERSION);
         time(self.line, stamp.at);
         self.raw(r#"","id":""#);
-        self.raw(stamp.id.as_str());
+        self.line.extend_from_slice(stamp.id.as_bytes());
         self.raw("\"");
         let Origin {
             method,

@@ -50,7 +50,7 @@ impl Writer {
         // The thread gives up by itself, unless it hangs in a write.
         let patience = within + PAUSE;
         if tokio::time::timeout(patience, ended).await.is_err() {
-            lost(queue.abandon(&[]));
+            lost(queue.abandon());
         }
     }
 }
@@ -87,7 +87,7 @@ fn write_all(queue: &Queue, mut lines: Lines) {
                     }
                     is_failing = true;
                     if !queue.rest(PAUSE) {
-                        return lost(queue.abandon(rest));
+                        return lost(queue.abandon());
                     }
                 }
             }

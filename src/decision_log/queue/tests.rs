@@ -75,7 +75,7 @@ fn what_is_given_up_is_counted_as_dropped() {
     let mut batch = Vec::new();
     queue.take(&mut batch);
     push(&queue, 2);
-    assert_eq!(queue.abandon(&batch), 5);
+    assert_eq!(queue.abandon(), 5);
     assert_eq!(queue.figures().dropped, 5);
 }
 
