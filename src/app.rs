@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,9 +17,10 @@ use crate::api::{
     AdmissionLimits, ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits,
     EncodedAnswer, House, LifetimeLimits, OpenError, RequestRules, Server, Services, TlsSettings,
 };
-use crate::config::otel::TracesConfig;
+use crate::config::decision_log::Destination;
+use crate::config::otel::{CollectorConfig, Collectors, TracesConfig};
 use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
-use crate::decision_log;
+use crate::decision_log::{self, DecisionLog, Lines};
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
 use crate::engine::figures::DecisionFigures;
@@ -28,6 +30,8 @@ use crate::policy_store::{
     self, OpenRefused, Opened, Reader, Reloader, SourceLimits, StatusReader, StoreSettings,
 };
 use crate::readiness::{Pending, Readiness, Wanting};
+use crate::telemetry::collector::CollectorError;
+use crate::telemetry::decisions;
 use crate::telemetry::log::LogFilter;
 use crate::telemetry::metrics;
 use crate::telemetry::traces::export::{self, Export};
@@ -43,9 +47,15 @@ pub enum BindError {
     /// The policy directory is bad, and `--start-unready` was not given.
     #[error(transparent)]
     Policies(#[from] OpenRefused),
-    /// Decisions are to be logged, and cannot be.
+    /// Decisions are to be logged, and there is nowhere to.
     #[error(transparent)]
     DecisionLog(#[from] decision_log::OpenError),
+    /// Decisions are to be sent to a collector, and cannot be.
+    #[error("cannot send the decision log: {0}")]
+    Collector(#[from] CollectorError),
+    /// There is no thread to write the decision log with.
+    #[error("cannot start the thread that writes the decision log: {0}")]
+    Thread(#[source] io::Error),
     /// Tokens cannot be verified as the operator said.
     #[error(transparent)]
     Tokens(#[from] pip::OpenRefused),
@@ -92,7 +102,7 @@ struct WindingDown {
 /// [`BindError`]; then nothing is left behind.
 pub async fn bind(
     config: Config,
-    traces: Option<TracesConfig>,
+    collectors: Collectors,
     log: LogFilter,
 ) -> Result<App, BindError> {
     let started_at = SystemTime::now();
@@ -118,9 +128,8 @@ pub async fn bind(
         Some(counted) => engine.counted(Arc::clone(&counted.decisions)),
         None => engine,
     };
-    let on_policy_error = config.pdp.on_policy_error;
-    let (log_of_decisions, log_writer) =
-        decision_log::open(&config.decision_log, on_policy_error)?.unzip();
+    let Collectors { traces, decisions } = collectors;
+    let (log_of_decisions, log_writer) = open_decision_log(&config, decisions)?.unzip();
     let engine = Arc::new(match &log_of_decisions {
         Some(log) => engine.logged(log.clone()),
         None => engine,
@@ -308,14 +317,37 @@ impl App {
     }
 }
 
+/// The log of decisions, if there is to be one; `collector` is where it goes if it goes to one.
+fn open_decision_log(
+    config: &Config,
+    collector: Option<CollectorConfig>,
+) -> Result<Option<(DecisionLog, decision_log::Writer)>, BindError> {
+    let log = &config.decision_log;
+    let lines = match (&log.destination, collector) {
+        (Destination::Off, _) => return Ok(None),
+        (Destination::Stdout, _) => Lines::to_stdout()?,
+        (Destination::File(path), _) => Lines::to_file(path, log.max_file_bytes, log.max_files)?,
+        (Destination::Otlp, collector) => {
+            let collector = collector.unwrap_or_default();
+            Lines::to_collector(Box::new(decisions::open(&collector)?))
+        }
+    };
+    decision_log::open(log, config.pdp.on_policy_error, lines)
+        .map(Some)
+        .map_err(BindError::Thread)
+}
+
 /// Traces, unless they cannot be had: those who ask for decisions must not go without them because
 /// of a setting that is about something else.
 fn open_traces(config: &TracesConfig, figures: Arc<SpanFigures>) -> Option<(Traces, Export)> {
     match export::open(config, figures) {
         Ok(opened) => {
             // Without a name and password, which may stand before the host.
-            let (_, address) = (config.endpoint.rsplit_once('@')).unwrap_or(("", &config.endpoint));
-            tracing::info!(collector = address, protocol = ?config.protocol, "calls are traced");
+            let CollectorConfig {
+                endpoint, protocol, ..
+            } = &config.collector;
+            let (_, address) = endpoint.rsplit_once('@').unwrap_or(("", endpoint));
+            tracing::info!(collector = address, ?protocol, "calls are traced");
             Some(opened)
         }
         Err(error) => {

@@ -179,8 +179,8 @@ pub struct RawConfig {
     /// How long calls in flight may take to finish when the service is stopped, after the delay
     #[arg(long, value_name = "DURATION")]
     pub drain_timeout: Option<String>,
-    /// Where decisions are logged: off, stdout or file:PATH
-    #[arg(long, value_name = "off|stdout|file:PATH")]
+    /// Where decisions are logged: off, stdout, file:PATH or otlp
+    #[arg(long, value_name = "off|stdout|file:PATH|otlp")]
     pub decision_log: Option<String>,
     /// The share of ALLOWs that the decision log tells, such as 1, 0.1 or 10%; of DENYs it tells all
     #[arg(long, value_name = "SHARE")]

@@ -15,19 +15,18 @@ mod writer;
 
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use id::DecisionId;
+pub use lines::{Collector, Lines, OpenError};
 pub use record::{Answers, CacheUse, Told};
 pub use writer::Writer;
 
-use crate::config::decision_log::{DecisionLogConfig, Destination, Share};
+use crate::config::decision_log::{DecisionLogConfig, Share};
 use crate::pdp::answer::Decision;
 use crate::pdp::snapshot::OnPolicyError;
 use id::Dice;
-use lines::{Lines, LogFile};
 use queue::Queue;
 use record::{Format, Stamp};
 use shown::Shown;
@@ -38,25 +37,6 @@ pub struct DecisionLog {
     allow_sample: Share,
     format: Arc<Format>,
     queue: Arc<Queue>,
-}
-
-/// Why decisions cannot be logged.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file cannot be written to.
-    #[error("cannot open the decision log `{}`: {source}", file.display())]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The standard output cannot be written to.
-    #[error("cannot write the decision log to the standard output: {0}")]
-    Stdout(#[source] io::Error),
-    /// There is no thread to write with.
-    #[error("cannot start the thread that writes the decision log: {0}")]
-    Thread(#[source] io::Error),
 }
 
 /// What the log did since the start.
@@ -105,47 +85,28 @@ impl Method {
     }
 }
 
-/// Opens what `config` asks for; `None` when that is nothing. Lines are written from here on, and
-/// wait for [`Writer::finish`] at the end.
+/// A log that goes where `lines` leads. Lines are written from here on, and wait for
+/// [`Writer::finish`] at the end.
 ///
 /// # Errors
 ///
-/// [`OpenError`] when it cannot be written to: whoever asks for a log should hear at the start that
-/// there is none.
+/// The system's, when there is no thread to write with.
 pub fn open(
     config: &DecisionLogConfig,
     on_policy_error: OnPolicyError,
-) -> Result<Option<(DecisionLog, Writer)>, OpenError> {
-    let DecisionLogConfig {
-        destination,
-        allow_sample,
-        when_full,
-        queue_bytes,
-        max_file_bytes,
-        max_files,
-        attributes,
-    } = config;
-    let lines = match destination {
-        Destination::Off => return Ok(None),
-        Destination::Stdout => Lines::stdout().map_err(OpenError::Stdout)?,
-        Destination::File(path) => LogFile::open(path, *max_file_bytes, *max_files)
-            .map(Lines::File)
-            .map_err(|source| OpenError::File {
-                file: path.clone(),
-                source,
-            })?,
-    };
-    let queue = Arc::new(Queue::new(*when_full, *queue_bytes));
-    let writer = Writer::start(&queue, lines).map_err(OpenError::Thread)?;
+    lines: Lines,
+) -> io::Result<(DecisionLog, Writer)> {
+    let queue = Arc::new(Queue::new(config.when_full, config.queue_bytes));
+    let writer = Writer::start(&queue, lines)?;
     let log = DecisionLog {
-        allow_sample: *allow_sample,
+        allow_sample: config.allow_sample,
         format: Arc::new(Format {
-            shown: Shown::new(attributes),
+            shown: Shown::new(&config.attributes),
             on_policy_error,
         }),
         queue,
     };
-    Ok(Some((log, writer)))
+    Ok((log, writer))
 }
 
 /// What a thread writes its lines with.

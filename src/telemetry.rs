@@ -3,6 +3,8 @@
 //! Nothing here decides what is worth telling; each part of the house says it through `tracing`,
 //! or counts it.
 
+pub mod collector;
+pub mod decisions;
 pub mod log;
 pub mod metrics;
 mod process;

@@ -145,6 +145,8 @@ const FLOORS: &[Floor] = &[
             "crate::figures",
             "crate::decision_log::DecisionLog",
             "crate::decision_log::DecisionLogFigures",
+            // Where its lines go, if they go to a collector.
+            "crate::decision_log::Collector",
             "crate::engine::Source",
             "crate::engine::cache::CacheFigures",
             "crate::engine::figures",
@@ -194,12 +196,8 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "tower",
             "crate::api::pb",
         ],
-        // A collector of traces is called, too.
-        &[
-            "src/api",
-            "src/telemetry/traces/export",
-            "src/telemetry/traces/http_client",
-        ],
+        // A collector is called, too.
+        &["src/api", "src/telemetry/collector"],
     ),
     // The doors, and what is asked of others: the keys of issuers, and to take spans.
     (
@@ -207,12 +205,12 @@ const ONLY: &[(&[&str], &[&str])] = &[
         &[
             "src/api",
             "src/pip/keys/fetch",
-            "src/telemetry/traces/http_client",
+            "src/telemetry/collector/http_client",
         ],
     ),
     (
         &["hyper_rustls"],
-        &["src/pip/keys/fetch", "src/telemetry/traces/http_client"],
+        &["src/pip/keys/fetch", "src/telemetry/collector/http_client"],
     ),
     (&["jsonwebtoken"], &["src/pip"]),
     (
@@ -220,7 +218,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
         &[
             "src/api",
             "src/pip/keys/fetch",
-            "src/telemetry/traces/http_client",
+            "src/telemetry/collector/http_client",
         ],
     ),
     (&["tokio_rustls", "x509_parser"], &["src/api"]),
@@ -234,7 +232,11 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "opentelemetry_otlp",
             "opentelemetry_http",
         ],
-        &["src/telemetry/traces"],
+        &[
+            "src/telemetry/collector",
+            "src/telemetry/traces",
+            "src/telemetry/decisions",
+        ],
     ),
     (&["std::env"], &["src/config"]),
     (
@@ -255,7 +257,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             // What the kernel tells of this process.
             "src/telemetry/process",
             // Authorities that a collector is verified by.
-            "src/telemetry/traces/export",
+            "src/telemetry/collector",
             // What is part of one request or one test, a report, and whether the directory is there.
             "src/cli/authorize",
             "src/cli/target",

@@ -10,6 +10,8 @@
 
 mod support;
 
+#[path = "decision_log/collector.rs"]
+mod collector;
 #[path = "decision_log/faults.rs"]
 mod faults;
 #[path = "decision_log/house.rs"]

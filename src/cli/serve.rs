@@ -9,7 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{Outcome, directory};
 use crate::app::{self, BindError};
 use crate::config::Config;
-use crate::config::otel::{self, TracesConfig};
+use crate::config::decision_log::Destination;
+use crate::config::otel::{self, Collectors};
 use crate::policy_store::Reloads;
 use crate::telemetry;
 use crate::telemetry::log::LogFilter;
@@ -19,7 +20,8 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Outcome> {
     let log = telemetry::log::init(&config.log);
     let limits = &mut config.limits;
     limits.max_connections = connections_within_descriptors(limits.max_connections);
-    let (traces, warnings) = otel::from_environment();
+    let sends_decisions = config.decision_log.destination == Destination::Otlp;
+    let (collectors, warnings) = otel::from_environment(sends_decisions);
     for warning in warnings {
         tracing::warn!(warning, "a variable of OpenTelemetry's makes no sense");
     }
@@ -27,7 +29,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Outcome> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(config, traces, log));
+    let outcome = runtime.block_on(serve(config, collectors, log));
     // What still runs was given its time by the drain.
     runtime.shutdown_background();
     outcome
@@ -65,17 +67,13 @@ fn connections_within_descriptors(wanted: usize) -> usize {
     }
 }
 
-async fn serve(
-    config: Config,
-    traces: Option<TracesConfig>,
-    log: LogFilter,
-) -> anyhow::Result<Outcome> {
+async fn serve(config: Config, collectors: Collectors, log: LogFilter) -> anyhow::Result<Outcome> {
     // Before anything else: a signal during a slow start must stop it too.
     let mut stop = Stop::listen()?;
     // Unheard, a SIGHUP would end the process; one that comes early is answered by a reread.
     let hangup = listen_for(SignalKind::hangup())?;
     let app = tokio::select! {
-        bound = app::bind(config, traces, log) => match bound {
+        bound = app::bind(config, collectors, log) => match bound {
             Ok(app) => app,
             Err(BindError::Policies(refused)) => {
                 let drawn = directory::render(&refused.diagnostics, false);
@@ -86,7 +84,9 @@ async fn serve(
                 error @ (BindError::Tokens(_)
                 | BindError::Doors(_)
                 | BindError::Admin(_)
-                | BindError::DecisionLog(_)),
+                | BindError::DecisionLog(_)
+                | BindError::Collector(_)
+                | BindError::Thread(_)),
             ) => return Err(error.into()),
         },
         () = stop.requested() => return Ok(Outcome::Good),

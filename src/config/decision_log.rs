@@ -47,6 +47,8 @@ pub enum Destination {
     Stdout,
     /// To this file.
     File(PathBuf),
+    /// To a collector, over OTLP.
+    Otlp,
 }
 
 impl Destination {
@@ -57,6 +59,7 @@ impl Destination {
             Self::Off => "off".to_owned(),
             Self::Stdout => "stdout".to_owned(),
             Self::File(path) => format!("file:{}", path.display()),
+            Self::Otlp => "otlp".to_owned(),
         }
     }
 }
@@ -72,6 +75,7 @@ impl FromStr for Destination {
         match (text, text.strip_prefix("file:")) {
             ("off", _) => Ok(Self::Off),
             ("stdout", _) => Ok(Self::Stdout),
+            ("otlp", _) => Ok(Self::Otlp),
             (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
             (_, Some(_) | None) => Err(NoDestination),
         }
@@ -278,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_destination_is_a_word_or_a_file() {
-        for text in ["off", "stdout", "file:/var/log/decisions.jsonl"] {
+        for text in ["off", "stdout", "otlp", "file:/var/log/decisions.jsonl"] {
             assert_eq!(text.parse::<Destination>().unwrap().to_text(), text);
         }
         for text in ["", "file", "file:", "Stdout", "/var/log/x"] {

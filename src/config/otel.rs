@@ -1,5 +1,5 @@
-//! What OpenTelemetry's environment variables ask for: whether calls are traced, where spans go,
-//! and which calls are sampled.
+//! What OpenTelemetry's environment variables ask for: whether calls are traced and which, and where
+//! spans go, and records of decisions if they are to go to a collector.
 //!
 //! These variables are not ours: they are often set for everything in a pod at once, by someone who
 //! thinks of other programs. So what makes no sense here is warned about and has its default, as
@@ -12,10 +12,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How calls are traced.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TracesConfig {
-    /// How spans are sent.
+/// The collectors that things are sent to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Collectors {
+    /// How calls are traced, if they are.
+    pub traces: Option<TracesConfig>,
+    /// Where records of decisions go, if they go to a collector.
+    pub decisions: Option<CollectorConfig>,
+}
+
+/// How a collector is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorConfig {
+    /// How things are sent.
     pub protocol: Protocol,
     /// Where they are sent to, with the path where the protocol has one.
     pub endpoint: String,
@@ -23,12 +32,26 @@ pub struct TracesConfig {
     pub certificate: Option<PathBuf>,
     /// How long sending a batch may take, further attempts included.
     pub timeout: Duration,
+    /// What is said of the service that sends.
+    pub resource: Vec<(String, String)>,
+}
+
+/// Where log records go when no variable is set.
+impl Default for CollectorConfig {
+    fn default() -> Self {
+        Variables::of([]).collector(Signal::Logs)
+    }
+}
+
+/// How calls are traced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TracesConfig {
+    /// Where spans go.
+    pub collector: CollectorConfig,
     /// Which calls are traced.
     pub sampler: Sampler,
     /// Whether a call belongs to the trace that its caller names.
     pub takes_context: bool,
-    /// What the spans say of the service that they are of.
-    pub resource: Vec<(String, String)>,
     /// The most spans that wait to be sent; what comes beyond is dropped.
     pub queue_spans: usize,
     /// The most spans that are sent at once; no more than wait.
@@ -37,7 +60,7 @@ pub struct TracesConfig {
     pub delay: Duration,
 }
 
-/// How spans are sent.
+/// How things are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// OTLP over gRPC.
@@ -66,19 +89,47 @@ pub enum RootSampler {
     Ratio(f64),
 }
 
-/// What the variables of this process ask for, and what about them makes no sense; `None` when
-/// nothing is to be traced.
+/// What the variables of this process ask for, and what about them makes no sense. Whether
+/// decisions go to a collector is not for them to say, and told here.
 #[must_use]
-pub fn from_environment() -> (Option<TracesConfig>, Vec<String>) {
-    traces(env::vars_os())
+pub fn from_environment(sends_decisions: bool) -> (Collectors, Vec<String>) {
+    read(env::vars_os(), sends_decisions)
 }
 
-fn traces(
+fn read(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> (Option<TracesConfig>, Vec<String>) {
+    sends_decisions: bool,
+) -> (Collectors, Vec<String>) {
     let mut variables = Variables::of(variables);
-    let config = variables.traces();
-    (config, variables.warnings)
+    let collectors = Collectors {
+        traces: variables.traces(),
+        decisions: sends_decisions.then(|| variables.collector(Signal::Logs)),
+    };
+    (collectors, variables.warnings)
+}
+
+/// What is sent, as the names of variables and paths have it.
+#[derive(Clone, Copy)]
+enum Signal {
+    Traces,
+    Logs,
+}
+
+impl Signal {
+    fn variable(self, name: &str) -> String {
+        let signal = match self {
+            Self::Traces => "TRACES",
+            Self::Logs => "LOGS",
+        };
+        format!("OTEL_EXPORTER_OTLP_{signal}_{name}")
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "v1/traces",
+            Self::Logs => "v1/logs",
+        }
+    }
 }
 
 /// OpenTelemetry's variables that are set, and the complaints about them.
@@ -115,10 +166,17 @@ impl Variables {
         self.set.get(name).map(String::as_str)
     }
 
-    /// What is set for traces, or else for all signals.
-    fn exporter(&self, name: &str) -> Option<&str> {
-        self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
-            .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{name}")))
+    /// The variable that is set for this signal, or else the one for all.
+    fn name(&self, signal: Signal, name: &str) -> String {
+        let own = signal.variable(name);
+        match self.get(&own) {
+            Some(_) => own,
+            None => format!("OTEL_EXPORTER_OTLP_{name}"),
+        }
+    }
+
+    fn exporter(&self, signal: Signal, name: &str) -> Option<&str> {
+        self.get(&self.name(signal, name))
     }
 
     fn warn(&mut self, name: &str, takes: &str) {
@@ -135,7 +193,7 @@ impl Variables {
             return None;
         }
         let is_on = match self.get("OTEL_TRACES_EXPORTER") {
-            None => self.exporter("ENDPOINT").is_some(),
+            None => self.exporter(Signal::Traces, "ENDPOINT").is_some(),
             Some("none") => false,
             Some(names) => {
                 let names: Vec<_> = names.split(',').map(str::trim).collect();
@@ -149,44 +207,47 @@ impl Variables {
         if !is_on {
             return None;
         }
-        let protocol = self.protocol();
         let queue_spans = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1, 100_000, 2_048);
         let batch_spans = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, 100_000, 512);
         let delay = self.number("OTEL_BSP_SCHEDULE_DELAY", 1, 3_600_000, 5_000);
         Some(TracesConfig {
-            protocol,
-            endpoint: self.endpoint(protocol),
-            certificate: self.exporter("CERTIFICATE").map(PathBuf::from),
-            timeout: self.timeout(),
+            collector: self.collector(Signal::Traces),
             sampler: self.sampler(),
             takes_context: self
                 .get("OTEL_PROPAGATORS")
                 .is_none_or(|names| names.split(',').any(|name| name.trim() == "tracecontext")),
-            resource: self.resource(),
             queue_spans,
             batch_spans: batch_spans.min(queue_spans),
             delay: Duration::from_millis(delay as u64),
         })
     }
 
-    fn protocol(&mut self) -> Protocol {
-        match self.exporter("PROTOCOL") {
+    fn collector(&mut self, signal: Signal) -> CollectorConfig {
+        let protocol = self.protocol(signal);
+        let timeout = self.name(signal, "TIMEOUT");
+        CollectorConfig {
+            protocol,
+            endpoint: self.endpoint(signal, protocol),
+            certificate: self.exporter(signal, "CERTIFICATE").map(PathBuf::from),
+            timeout: Duration::from_millis(self.number(&timeout, 1, 600_000, 10_000) as u64),
+            resource: self.resource(),
+        }
+    }
+
+    fn protocol(&mut self, signal: Signal) -> Protocol {
+        match self.exporter(signal, "PROTOCOL") {
             Some("grpc") => Protocol::Grpc,
             None | Some("http/protobuf") => Protocol::HttpProtobuf,
             Some(_) => {
-                let of_traces = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
-                let name = match self.get(of_traces) {
-                    Some(_) => of_traces,
-                    None => "OTEL_EXPORTER_OTLP_PROTOCOL",
-                };
-                self.warn(name, "grpc, http/protobuf");
+                let name = self.name(signal, "PROTOCOL");
+                self.warn(&name, "grpc, http/protobuf");
                 Protocol::HttpProtobuf
             }
         }
     }
 
-    fn endpoint(&self, protocol: Protocol) -> String {
-        match (protocol, self.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")) {
+    fn endpoint(&self, signal: Signal, protocol: Protocol) -> String {
+        match (protocol, self.get(&signal.variable("ENDPOINT"))) {
             // Of this one the path is meant as it stands.
             (_, Some(endpoint)) => endpoint.to_owned(),
             (Protocol::Grpc, None) => self
@@ -198,18 +259,9 @@ impl Variables {
                 let base = base
                     .unwrap_or("http://localhost:4318")
                     .trim_end_matches('/');
-                format!("{base}/v1/traces")
+                format!("{base}/{}", signal.path())
             }
         }
-    }
-
-    fn timeout(&mut self) -> Duration {
-        let of_traces = "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT";
-        let name = match self.get(of_traces) {
-            Some(_) => of_traces,
-            None => "OTEL_EXPORTER_OTLP_TIMEOUT",
-        };
-        Duration::from_millis(self.number(name, 1, 600_000, 10_000) as u64)
     }
 
     fn number(&mut self, name: &str, least: usize, most: usize, default: usize) -> usize {
@@ -315,7 +367,9 @@ mod tests {
         let owned = variables
             .iter()
             .map(|(name, text)| (name.into(), text.into()));
-        traces(owned)
+        let (collectors, warnings) = super::read(owned, false);
+        assert_eq!(collectors.decisions, None);
+        (collectors.traces, warnings)
     }
 
     fn on(variables: &[(&str, &str)]) -> TracesConfig {
@@ -348,22 +402,24 @@ mod tests {
         assert_eq!(
             on(&[("OTEL_TRACES_EXPORTER", "otlp")]),
             TracesConfig {
-                protocol: Protocol::HttpProtobuf,
-                endpoint: "http://localhost:4318/v1/traces".to_owned(),
-                certificate: None,
-                timeout: Duration::from_secs(10),
+                collector: CollectorConfig {
+                    protocol: Protocol::HttpProtobuf,
+                    endpoint: "http://localhost:4318/v1/traces".to_owned(),
+                    certificate: None,
+                    timeout: Duration::from_secs(10),
+                    resource: vec![
+                        ("service.name".to_owned(), "cedar-pdp".to_owned()),
+                        (
+                            "service.version".to_owned(),
+                            env!("CARGO_PKG_VERSION").to_owned()
+                        ),
+                    ],
+                },
                 sampler: Sampler {
                     asks_parent: true,
                     root: RootSampler::On
                 },
                 takes_context: true,
-                resource: vec![
-                    ("service.name".to_owned(), "cedar-pdp".to_owned()),
-                    (
-                        "service.version".to_owned(),
-                        env!("CARGO_PKG_VERSION").to_owned()
-                    ),
-                ],
                 queue_spans: 2_048,
                 batch_spans: 512,
                 delay: Duration::from_secs(5),
@@ -376,13 +432,31 @@ mod tests {
         let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1/");
         let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:2/x");
         let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
-        assert_eq!(on(&[general]).endpoint, "http://c:1/v1/traces");
-        assert_eq!(on(&[general, grpc]).endpoint, "http://c:1/");
-        assert_eq!(on(&[general, own]).endpoint, "http://t:2/x");
+        assert_eq!(on(&[general]).collector.endpoint, "http://c:1/v1/traces");
+        assert_eq!(on(&[general, grpc]).collector.endpoint, "http://c:1/");
+        assert_eq!(on(&[general, own]).collector.endpoint, "http://t:2/x");
         assert_eq!(
-            on(&[grpc, ("OTEL_TRACES_EXPORTER", "otlp")]).endpoint,
+            on(&[grpc, ("OTEL_TRACES_EXPORTER", "otlp")])
+                .collector
+                .endpoint,
             "http://localhost:4317"
         );
+    }
+
+    #[test]
+    fn records_of_decisions_go_where_the_variables_say_and_only_if_they_are_to() {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1/"),
+            ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "70"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "80"),
+            ("OTEL_SDK_DISABLED", "true"),
+        ]
+        .map(|(name, text)| (name.into(), text.into()));
+        let (collectors, warnings) = super::read(variables, true);
+        assert_eq!((collectors.traces, warnings), (None, Vec::new()));
+        let collector = collectors.decisions.unwrap();
+        assert_eq!(collector.endpoint, "http://c:1/v1/logs");
+        assert_eq!(collector.timeout, Duration::from_millis(70));
     }
 
     #[test]
@@ -414,12 +488,17 @@ mod tests {
             ("service.name", "pdp"),
             ("service.version", env!("CARGO_PKG_VERSION")),
         ];
-        let resource: Vec<_> = config.resource.iter().map(|(k, v)| (&**k, &**v)).collect();
+        let resource: Vec<_> = config
+            .collector
+            .resource
+            .iter()
+            .map(|(k, v)| (&**k, &**v))
+            .collect();
         assert_eq!(resource, wanted);
         assert!(!config.takes_context);
         assert_eq!((config.queue_spans, config.batch_spans), (10, 10));
-        assert_eq!(config.timeout, Duration::from_millis(500));
-        assert_eq!(config.certificate, Some("/ca.pem".into()));
+        assert_eq!(config.collector.timeout, Duration::from_millis(500));
+        assert_eq!(config.collector.certificate, Some("/ca.pem".into()));
     }
 
     #[test]

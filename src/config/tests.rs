@@ -245,7 +245,7 @@ fn half_of_tls_is_refused() {
 fn what_the_decision_log_cannot_be_is_refused_with_what_it_can() {
     refused(
         r#"decision_log = "syslog""#,
-        "`decision_log` is `syslog`; allowed: off, stdout, file:PATH",
+        "`decision_log` is `syslog`; allowed: off, stdout, file:PATH, otlp",
     );
     refused(
         r#"decision_log_allow_sample = "10""#,

@@ -83,7 +83,7 @@ pub enum Problem {
         text: String,
     },
     /// Not a place for decisions.
-    #[error("is `{text}`; allowed: off, stdout, file:PATH")]
+    #[error("is `{text}`; allowed: off, stdout, file:PATH, otlp")]
     Destination {
         /// What was written.
         text: String,

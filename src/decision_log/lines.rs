@@ -1,45 +1,105 @@
 //! Puts lines somewhere, whole: what was written of a line before a failure is not written twice.
 
+use std::fmt::Debug;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Where lines can go that are bytes.
+/// Where lines go.
 #[derive(Debug)]
-pub(super) enum Lines {
+pub struct Lines(To);
+
+#[derive(Debug)]
+enum To {
     Stdout(Open),
     File(LogFile),
+    Collector(Box<dyn Collector>),
+}
+
+/// Takes lines that are not kept in a file.
+pub trait Collector: Debug + Send {
+    /// Sends some of `lines`, and waits for that; how many bytes of it, whole lines.
+    ///
+    /// # Errors
+    ///
+    /// When none were taken. They will be sent again.
+    fn send(&mut self, lines: &[u8]) -> io::Result<usize>;
+}
+
+/// Why there is nowhere for lines to go.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be written to.
+    #[error("cannot open the decision log `{}`: {source}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The standard output cannot be written to.
+    #[error("cannot write the decision log to the standard output: {0}")]
+    Stdout(#[source] io::Error),
 }
 
 impl Lines {
-    pub(super) fn stdout() -> io::Result<Self> {
+    /// To the standard output.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn to_stdout() -> Result<Self, OpenError> {
         // Not `Stdout`, which looks for line ends in what is whole lines already.
-        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self::Stdout(Open::new(file, true)))
+        let owned = io::stdout().as_fd().try_clone_to_owned();
+        let file = File::from(owned.map_err(OpenError::Stdout)?);
+        Ok(Self(To::Stdout(Open::new(file, true))))
+    }
+
+    /// To the file at `path`, which may hold lines.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when it cannot be written to: whoever asks for a log should hear at the start
+    /// that there is none.
+    pub fn to_file(path: &Path, max_bytes: u64, max_files: u32) -> Result<Self, OpenError> {
+        match LogFile::open(path, max_bytes, max_files) {
+            Ok(file) => Ok(Self(To::File(file))),
+            Err(source) => Err(OpenError::File {
+                file: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// To `collector`.
+    #[must_use]
+    pub fn to_collector(collector: Box<dyn Collector>) -> Self {
+        Self(To::Collector(collector))
     }
 
     /// Writes some of `lines`; how many bytes of it, whole lines, need not be written again.
     pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Stdout(open) => open.write(lines, lines.len()),
-            Self::File(file) => file.write(lines),
+        match &mut self.0 {
+            To::Stdout(open) => open.write(lines, lines.len()),
+            To::File(file) => file.write(lines),
+            To::Collector(collector) => collector.send(lines),
         }
     }
 
     /// Has the disk keep what was written.
     pub(super) fn sync(&mut self) -> io::Result<()> {
-        match self {
-            Self::Stdout(_) => Ok(()),
-            Self::File(file) => file.sync(),
+        match &mut self.0 {
+            To::Stdout(_) | To::Collector(_) => Ok(()),
+            To::File(file) => file.sync(),
         }
     }
 }
 
 /// A file that is written to.
 #[derive(Debug)]
-pub(super) struct Open {
+struct Open {
     file: File,
     /// So many bytes of the next line are there already.
     begun: usize,
@@ -93,7 +153,7 @@ fn whole_lines(lines: &[u8], most: usize) -> usize {
 
 /// A file of lines at a path, which makes room for the next when it is large enough.
 #[derive(Debug)]
-pub(super) struct LogFile {
+struct LogFile {
     path: PathBuf,
     /// 0 is without bound.
     max_bytes: u64,
@@ -109,7 +169,7 @@ impl LogFile {
     /// # Errors
     ///
     /// The system's, when it cannot be written to.
-    pub(super) fn open(path: &Path, max_bytes: u64, max_files: u32) -> io::Result<Self> {
+    fn open(path: &Path, max_bytes: u64, max_files: u32) -> io::Result<Self> {
         let mut file = Self {
             path: path.to_owned(),
             max_bytes,

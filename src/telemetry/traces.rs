@@ -6,7 +6,6 @@
 //! but no principal, no resource and nothing of the context.
 
 pub mod export;
-mod http_client;
 
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};

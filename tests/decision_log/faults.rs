@@ -83,6 +83,12 @@ fn ids(lines: impl IntoIterator<Item = Json>) -> BTreeSet<String> {
     lines.into_iter().map(id).collect()
 }
 
+/// What `call` comes to, which must not take for ever.
+async fn in_time<T>(call: tokio::task::JoinHandle<T>) -> T {
+    let ended = tokio::time::timeout(PATIENCE, call).await;
+    ended.expect("the call goes on").unwrap()
+}
+
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(300)).await;
 }
@@ -313,15 +319,15 @@ async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
     store.get_status(pb::GetStatusRequest {}).await.unwrap();
 
     fs::remove_file(&file).unwrap();
-    answered.insert(one.await.unwrap().unwrap().into_inner().decision_id);
-    for result in batch.await.unwrap().unwrap().into_inner().results {
+    answered.insert(in_time(one).await.unwrap().into_inner().decision_id);
+    for result in in_time(batch).await.unwrap().into_inner().results {
         use pb::batch_authorize_result::Result::Response;
         match result.result.unwrap() {
             Response(answer) => assert!(answered.insert(answer.decision_id)),
             other => panic!("{other:?}"),
         }
     }
-    answered.extend(stream.await.unwrap());
+    answered.extend(in_time(stream).await);
     house.server.signal("TERM");
     assert!(house.server.wait().success());
     assert!(!answered.contains(""));

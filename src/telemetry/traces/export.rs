@@ -3,44 +3,18 @@
 //! A collector that is slow, down or refuses costs spans, which are counted, and nothing else.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
-use opentelemetry_otlp::{
-    ExporterBuildError, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
-    WithTonicConfig as _,
-};
-use opentelemetry_sdk::Resource;
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
-use tonic::transport::{Certificate, ClientTlsConfig};
 
-use super::http_client::{HttpsClient, InvalidRoots};
 use super::{SpanFate, SpanFigures, Traces};
-use crate::config::otel::{Protocol, TracesConfig};
-
-/// Why spans cannot be sent.
-#[derive(Debug, thiserror::Error)]
-pub enum TracesError {
-    /// The authorities' file cannot be read.
-    #[error("cannot read `{}`: {source}", file.display())]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// There are no authorities to verify the collector by.
-    #[error(transparent)]
-    Roots(#[from] InvalidRoots),
-    /// The address or another setting of OpenTelemetry's makes no sense.
-    #[error(transparent)]
-    Exporter(#[from] ExporterBuildError),
-}
+use crate::config::otel::TracesConfig;
+use crate::telemetry::collector::{self, CollectorError};
 
 /// Where spans wait to be sent.
 #[derive(Clone, Debug)]
@@ -76,19 +50,12 @@ pub struct Export {
 ///
 /// # Errors
 ///
-/// [`TracesError`].
+/// [`CollectorError`].
 pub fn open(
     config: &TracesConfig,
     figures: Arc<SpanFigures>,
-) -> Result<(Traces, Export), TracesError> {
-    let mut exporter = exporter(config)?;
-    let attributes = config.resource.iter();
-    let attributes = attributes.map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
-    exporter.set_resource(
-        &Resource::builder_empty()
-            .with_attributes(attributes)
-            .build(),
-    );
+) -> Result<(Traces, Export), CollectorError> {
+    let exporter = collector::of_spans(&config.collector)?;
     Ok(with_exporter(config, exporter, figures))
 }
 
@@ -108,48 +75,10 @@ fn with_exporter(
         exporter,
         batch_spans: config.batch_spans,
         delay: config.delay,
-        timeout: config.timeout,
+        timeout: config.collector.timeout,
         figures,
     };
     (traces, export)
-}
-
-fn exporter(config: &TracesConfig) -> Result<SpanExporter, TracesError> {
-    let authorities = config.certificate.as_deref().map(read).transpose()?;
-    // What is not set here (headers, compression), the exporter reads of the environment itself.
-    let exporter = match config.protocol {
-        Protocol::Grpc => {
-            let builder = SpanExporter::builder()
-                .with_tonic()
-                .with_endpoint(&config.endpoint)
-                .with_timeout(config.timeout);
-            let builder = match (config.endpoint.starts_with("https:"), authorities) {
-                (false, _) => builder,
-                (true, None) => {
-                    builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots())
-                }
-                (true, Some(pem)) => builder.with_tls_config(
-                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
-                ),
-            };
-            builder.build()?
-        }
-        Protocol::HttpProtobuf => SpanExporter::builder()
-            .with_http()
-            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-            .with_endpoint(&config.endpoint)
-            .with_timeout(config.timeout)
-            .with_http_client(HttpsClient::new(authorities.as_deref())?)
-            .build()?,
-    };
-    Ok(exporter)
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, TracesError> {
-    std::fs::read(file).map_err(|source| TracesError::Unreadable {
-        file: file.to_owned(),
-        source,
-    })
 }
 
 /// How long sending may take when the service ends.
