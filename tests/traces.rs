@@ -428,6 +428,34 @@ async fn spans_are_sent_over_http_too_and_at_the_end_what_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_decision_log_tells_the_trace_also_of_a_call_that_began_it() {
+    let mut collector = Collector::over_grpc().await;
+    let place = tempfile::tempdir().unwrap();
+    let log = place.path().join("decisions");
+    let (_directory, mut server) = start(
+        &[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ],
+        &[
+            "--decision-log",
+            &format!("file:{}", log.display()),
+            "--decision-log-allow-sample",
+            "1",
+        ],
+    );
+    let mut client = server.authorization().await;
+    client.authorize(reading("ann")).await.unwrap();
+    drop(client);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let trace = collector.has(1).await[0].trace.clone();
+    let logged = std::fs::read_to_string(log).unwrap();
+    let record: serde_json::Value = serde_json::from_str(logged.trim()).unwrap();
+    assert_eq!(record["trace_id"], trace);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_with_tls_is_verified_by_the_authorities_that_are_set() {
     let (good, other) = (certificate(), certificate());
     let place = tempfile::tempdir().unwrap();
