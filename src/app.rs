@@ -110,11 +110,13 @@ pub async fn bind(
     let nothing_loaded = readiness.pending(Wanting::Policies);
     let opened = policy_store::open(store_settings(&config)).await?;
     let Opened {
-        reader,
+        mut reader,
         status,
         reloads,
         reloader,
     } = opened;
+    // Else the first answers would be forgotten when it is noticed that there is a snapshot.
+    reader.mark_seen();
     let nothing_loaded = reader.load().is_none().then_some(nothing_loaded);
     // What nobody can read is not counted.
     let counted = config.admin_listen.as_ref().map(|_| Counted::default());

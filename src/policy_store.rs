@@ -92,6 +92,12 @@ impl Reader {
         self.0.borrow().clone()
     }
 
+    /// Has the snapshot in force count as asked for: only a later one ends
+    /// [`changed`](Self::changed).
+    pub fn mark_seen(&mut self) {
+        self.0.mark_unchanged();
+    }
+
     /// Waits until a snapshot was put in force since this was last asked. Cancel-safe.
     ///
     /// # Errors
@@ -138,5 +144,28 @@ impl Reloads {
         let (answer, report) = oneshot::channel();
         self.0.send(answer).await.map_err(|_| ReloadsClosed)?;
         report.await.map_err(|_| ReloadsClosed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::pdp::compile;
+    use crate::pdp::sources::Sources;
+
+    #[test]
+    fn what_was_marked_as_seen_is_no_change() {
+        let empty = Sources::new(Vec::new(), Vec::new(), Vec::new());
+        let snapshot = Arc::new(compile(&empty, &Settings::default()).unwrap());
+        let (mut publisher, mut reader) = snapshots();
+        let mut context = Context::from_waker(Waker::noop());
+        publisher.publish(Arc::clone(&snapshot));
+        reader.mark_seen();
+        assert!(pin!(reader.changed()).poll(&mut context).is_pending());
+        publisher.publish(snapshot);
+        assert!(pin!(reader.changed()).poll(&mut context).is_ready());
     }
 }

@@ -129,9 +129,11 @@ impl Sampler {
         parent: Option<TraceParent>,
         new_trace: impl FnOnce() -> TraceId,
     ) -> Option<TraceId> {
-        let (trace, asked) = match parent {
-            Some(parent) => (parent.trace, self.asks_parent.then_some(parent.is_sampled)),
-            None => (new_trace(), None),
+        let (trace, asked) = match (parent, self.root) {
+            (Some(parent), _) => (parent.trace, self.asks_parent.then_some(parent.is_sampled)),
+            // Not worth a random number.
+            (None, RootSampler::Off) => return None,
+            (None, RootSampler::On | RootSampler::Ratio(_)) => (new_trace(), None),
         };
         let is_sampled = asked.unwrap_or_else(|| match self.root {
             RootSampler::On => true,
