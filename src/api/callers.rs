@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use subtle::ConstantTimeEq as _;
 
@@ -288,10 +289,26 @@ impl Listed {
 /// What is known of the other end of a connection before it calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Peer {
-    /// What its certificate says, which was verified.
+    /// What its certificate says, which was verified when the connection began.
     pub(super) certificate: Option<CertificateNames>,
     /// Who it runs as, on a Unix socket.
     pub(super) uid: Option<u32>,
+}
+
+impl Peer {
+    /// Whether what it showed is still good: a connection may last longer than a certificate.
+    fn is_current(&self) -> bool {
+        self.certificate
+            .as_ref()
+            .is_none_or(|names| !names.has_expired(unix_seconds()))
+    }
+}
+
+fn unix_seconds() -> i64 {
+    // A clock before 1970 finds nothing expired.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// Tells the calls of one connection who makes them.
@@ -306,13 +323,22 @@ pub(super) struct Identification {
 }
 
 /// What the last call found out, for the next one.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Seen {
     version: u64,
     /// Who the connection's peer is; the outer `None` is that nobody has looked.
     peer: Option<Option<Arc<Caller>>>,
     /// The last key that was good, as it was sent.
     key: Option<(Vec<u8>, KeyDigest, Arc<Caller>)>,
+}
+
+impl fmt::Debug for Seen {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seen")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A caller that was let in, and by what, so that it can be asked for again later.
@@ -362,6 +388,9 @@ impl Admitted {
         let Callers::Listed(listed) = &*identification.callers else {
             return Ok(());
         };
+        if key.is_none() && !identification.peer.is_current() {
+            return Err(Rejection::CallerUnknown);
+        }
         let version = listed.version.load(Ordering::Acquire);
         if version == self.version {
             return Ok(());
@@ -449,6 +478,9 @@ impl Identification {
                 seen.key = Some((sent.to_vec(), digest, Arc::clone(&caller)));
                 return Ok(admitted(caller, Some(digest), version));
             }
+        }
+        if !self.peer.is_current() {
+            return Err(Rejection::CallerUnknown);
         }
         let caller = seen
             .peer

@@ -14,8 +14,10 @@ use super::listen::Connection;
 /// RFC 9113, section 3.4.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a caller that sends its greeting in pieces is left alone between two looks at it.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How long a caller that sends its greeting in pieces is left alone between two looks at it: the
+/// first time, and at most. What has come is left where it is, so there is no waiting for more.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whether there is nothing more to wait for: all has come, or what is no greeting.
 fn is_over(so_far: &[u8]) -> bool {
@@ -27,6 +29,7 @@ fn is_over(so_far: &[u8]) -> bool {
 ///
 /// Cancel safe.
 pub(super) async fn awaited(connection: &Connection) -> io::Result<()> {
+    let mut pause = FIRST_PAUSE;
     loop {
         let (greeting, length) = match connection {
             Connection::Tcp(stream) => {
@@ -46,7 +49,8 @@ pub(super) async fn awaited(connection: &Connection) -> io::Result<()> {
         if is_over(greeting.get(..length).unwrap_or_default()) {
             return Ok(());
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
     }
 }
 

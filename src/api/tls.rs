@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -92,11 +92,13 @@ pub enum TlsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// It has expired, and what is in force has not.
-    #[error("the certificate in `{}` has expired", file.display())]
-    Expired {
+    /// It has expired, or is not valid yet, and what is in force is.
+    #[error("the certificate in `{}` {}", file.display(), match is_past { true => "has expired", false => "is not valid yet" })]
+    OutOfTime {
         /// The file.
         file: PathBuf,
+        /// Whether its time is over; else it is to come.
+        is_past: bool,
     },
 }
 
@@ -121,8 +123,34 @@ pub struct Tls {
 #[derive(Debug)]
 struct InForce {
     config: Arc<ServerConfig>,
+    validity: Validity,
     figures: TlsFigures,
+    /// The last pair that was refused for its time alone: it comes, or the clock was wrong.
+    held: Option<Made>,
 }
+
+/// What the files make.
+#[derive(Debug)]
+struct Made {
+    config: ServerConfig,
+    validity: Validity,
+}
+
+/// When a whole chain is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Validity {
+    not_before: i64,
+    not_after: i64,
+}
+
+impl Validity {
+    fn holds(self, unix_seconds: i64) -> bool {
+        self.not_before <= unix_seconds && unix_seconds < self.not_after
+    }
+}
+
+/// How often a pair that was refused for its time is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The text of the files.
 struct Texts {
@@ -140,20 +168,22 @@ impl Tls {
     pub(super) fn open(settings: TlsSettings) -> Result<(Arc<Self>, Trace), TlsError> {
         let mut reading = Reading::default();
         let texts = read(&settings, &mut reading)?;
-        let (config, not_after_unix_seconds) = server_config(&settings, &texts)?;
-        if not_after_unix_seconds <= now() {
+        let Made { config, validity } = server_config(&settings, &texts)?;
+        if !validity.holds(now()) {
             tracing::warn!(
                 file = %settings.certificate.display(),
-                "the certificate has expired: no caller that looks will connect",
+                "the certificate has expired, or is not valid yet: no caller that looks will connect",
             );
         }
         let in_force = RwLock::new(InForce {
             config: Arc::new(config),
+            validity,
             figures: TlsFigures {
-                not_after_unix_seconds,
+                not_after_unix_seconds: validity.not_after,
                 taken: 1,
                 refused: 0,
             },
+            held: None,
         });
         Ok((Arc::new(Self { settings, in_force }), reading.trace()))
     }
@@ -162,7 +192,14 @@ impl Tls {
     pub(super) async fn follow(self: Arc<Self>, how: FollowSettings, first: Trace) {
         let settings = self.settings.clone();
         let load = move |reading: &mut Reading| read(&settings, reading);
-        followed::follow(how, first, load, |texts| self.take(texts)).await;
+        let following = followed::follow(how, first, load, |texts| self.take(texts));
+        let waiting = async {
+            loop {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                self.take_held(now());
+            }
+        };
+        tokio::join!(following, waiting);
     }
 
     /// How it stands.
@@ -183,35 +220,52 @@ impl Tls {
     }
 
     fn take(&self, texts: Result<Texts, TlsError>) {
-        let is_past = |seconds: i64| seconds <= now();
-        let made = texts
-            .and_then(|texts| server_config(&self.settings, &texts))
-            .and_then(|(config, not_after)| {
-                if is_past(not_after) && !is_past(self.figures().not_after_unix_seconds) {
-                    let file = self.settings.certificate.clone();
-                    return Err(TlsError::Expired { file });
+        let made = texts.and_then(|texts| server_config(&self.settings, &texts));
+        let mut in_force = self.to_change();
+        in_force.held = None;
+        let refused = match made {
+            Ok(made) => {
+                let now = now();
+                if made.validity.holds(now) || !in_force.validity.holds(now) {
+                    return in_force.put(made);
                 }
-                Ok((config, not_after))
-            });
-        let mut in_force = self
-            .in_force
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        match made {
-            Ok((config, not_after)) => {
-                in_force.config = Arc::new(config);
-                in_force.figures.not_after_unix_seconds = not_after;
-                in_force.figures.taken += 1;
-                tracing::info!(
-                    not_after_unix_seconds = not_after,
-                    "new connections are served with a new certificate",
-                );
+                let is_past = made.validity.not_after <= now;
+                in_force.held = Some(made);
+                let file = self.settings.certificate.clone();
+                TlsError::OutOfTime { file, is_past }
             }
-            Err(error) => {
-                in_force.figures.refused += 1;
-                tracing::error!(%error, "the new certificate is refused; the old one stays in force");
-            }
+            Err(error) => error,
+        };
+        in_force.figures.refused += 1;
+        tracing::error!(error = %refused, "the new certificate is refused; the old one stays in force");
+    }
+
+    /// Takes the pair that was refused for its time, once that has come.
+    fn take_held(&self, now: i64) {
+        let mut in_force = self.to_change();
+        if let Some(made) = in_force.held.take_if(|held| held.validity.holds(now)) {
+            in_force.put(made);
         }
+    }
+
+    fn to_change(&self) -> std::sync::RwLockWriteGuard<'_, InForce> {
+        self.in_force
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InForce {
+    fn put(&mut self, made: Made) {
+        let Made { config, validity } = made;
+        self.config = Arc::new(config);
+        self.validity = validity;
+        self.figures.not_after_unix_seconds = validity.not_after;
+        self.figures.taken += 1;
+        tracing::info!(
+            not_after_unix_seconds = validity.not_after,
+            "new connections are served with a new certificate",
+        );
     }
 }
 
@@ -238,11 +292,11 @@ fn read(settings: &TlsSettings, reading: &mut Reading) -> Result<Texts, TlsError
     })
 }
 
-/// What the files make, and when it expires.
-fn server_config(settings: &TlsSettings, texts: &Texts) -> Result<(ServerConfig, i64), TlsError> {
+/// What the files make.
+fn server_config(settings: &TlsSettings, texts: &Texts) -> Result<Made, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = certificates(&settings.certificate, &texts.certificate)?;
-    let not_after = first_to_expire(&settings.certificate, &chain)?;
+    let validity = validity(&settings.certificate, &chain)?;
     let key = PrivateKeyDer::from_pem_slice(&texts.key).map_err(|error| TlsError::Pem {
         file: settings.key.clone(),
         what: "a private key",
@@ -289,7 +343,7 @@ fn server_config(settings: &TlsSettings, texts: &Texts) -> Result<(ServerConfig,
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok((config, not_after))
+    Ok(Made { config, validity })
 }
 
 /// The certificates in `text`, at least one.
@@ -308,9 +362,12 @@ fn certificates(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>
     }
 }
 
-/// When the first certificate of the chain expires, in seconds since 1970.
-fn first_to_expire(file: &Path, chain: &[CertificateDer<'_>]) -> Result<i64, TlsError> {
-    let mut first = i64::MAX;
+/// When all certificates of the chain are valid.
+fn validity(file: &Path, chain: &[CertificateDer<'_>]) -> Result<Validity, TlsError> {
+    let mut all = Validity {
+        not_before: i64::MIN,
+        not_after: i64::MAX,
+    };
     for certificate in chain {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| {
             TlsError::Certificate {
@@ -318,9 +375,11 @@ fn first_to_expire(file: &Path, chain: &[CertificateDer<'_>]) -> Result<i64, Tls
                 reason: error.to_string(),
             }
         })?;
-        first = first.min(parsed.validity().not_after.timestamp());
+        let own = parsed.validity();
+        all.not_before = all.not_before.max(own.not_before.timestamp());
+        all.not_after = all.not_after.min(own.not_after.timestamp());
     }
-    Ok(first)
+    Ok(all)
 }
 
 #[cfg(test)]

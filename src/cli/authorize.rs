@@ -27,6 +27,11 @@ pub(super) fn run(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Outco
                 key: flags.tls_key.as_deref().map(Path::new),
             };
             let target = target::target(address.clone(), &args.target, own)?;
+            if token.is_some() && target.tls.is_none() && !address.is_this_machine() {
+                bail!(
+                    "`--token` would send the token in the clear: say how to speak TLS, such as `--tls-ca`"
+                );
+            }
             client::authorize(&target, &query, token)?
         }
         None => {

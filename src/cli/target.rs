@@ -58,6 +58,11 @@ pub(super) fn target(
         }),
         false => None,
     };
+    if args.bearer.is_some() && tls.is_none() && !address.is_this_machine() {
+        bail!(
+            "`--bearer` would send the key in the clear: say how to speak TLS, such as `--tls-ca`"
+        );
+    }
     let bearer = args.bearer.as_deref().map(first_line).transpose()?;
     Ok(Target {
         address,

@@ -3,7 +3,7 @@
 //! Nothing is looked up or bound here: a name that no resolver knows is found out by whoever binds.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -17,6 +17,20 @@ pub enum Listen {
     Tcp(String, u16),
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+impl Listen {
+    /// Whether what is sent there stays on this machine, as far as can be told without looking a
+    /// name up.
+    #[must_use]
+    pub fn is_this_machine(&self) -> bool {
+        match self {
+            Self::Tcp(host, _) => {
+                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            }
+            Self::Unix(_) => true,
+        }
+    }
 }
 
 impl fmt::Display for Listen {

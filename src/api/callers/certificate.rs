@@ -13,6 +13,8 @@ pub(in crate::api) struct CertificateNames {
     pub(super) dns: Vec<String>,
     /// Its subject, as RFC 4514 writes it.
     pub(super) subject: String,
+    /// When it expires, in seconds since 1970.
+    pub(super) not_after_unix_seconds: i64,
 }
 
 impl CertificateNames {
@@ -41,7 +43,13 @@ impl CertificateNames {
             },
             dns,
             subject: subject(certificate.subject()),
+            not_after_unix_seconds: certificate.validity().not_after.timestamp(),
         })
+    }
+
+    /// Whether it was no longer good at this time, in seconds since 1970.
+    pub(super) fn has_expired(&self, unix_seconds: i64) -> bool {
+        self.not_after_unix_seconds <= unix_seconds
     }
 }
 

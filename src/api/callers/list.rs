@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::{Caller, IdentityKind, Peer, Right};
-use crate::followed::{ReadError, Reading};
+use crate::followed::{ReadError, ReadProblem, Reading};
 
 /// The most callers in a list. Their names are labels of metrics, and each key is compared.
 const MOST_CALLERS: usize = 1_000;
@@ -79,6 +79,29 @@ pub enum CallersError {
         file: PathBuf,
         /// The caller.
         name: String,
+    },
+    /// A mark that says nothing, or is none of its kind.
+    #[error("`{}`: `{name}` has a `{kind}` that nothing can be known by", file.display())]
+    Mark {
+        /// The list.
+        file: PathBuf,
+        /// The caller.
+        name: String,
+        /// The kind of mark.
+        kind: &'static str,
+    },
+    /// A file of keys could not be read. It is named by where it is listed: whoever wrote a key
+    /// there instead must not find it in a log.
+    #[error("`{}`: cannot read file {number} of the `bearer` of `{name}`: {problem}", file.display())]
+    KeyFile {
+        /// The list.
+        file: PathBuf,
+        /// The caller.
+        name: String,
+        /// Counted from 1.
+        number: usize,
+        /// Why not.
+        problem: ReadProblem,
     },
     /// What two callers are known by.
     #[error("`{}`: `{one}` and `{other}` are known by the same {mark}", file.display())]
@@ -224,7 +247,7 @@ pub(super) fn read(file: &Path, reading: &mut Reading) -> Result<List, CallersEr
                 .span()
                 .and_then(|span| text.get(..span.start))
                 .map_or(0, |before| before.matches('\n').count()),
-            reason: error.message().to_owned(),
+            reason: without_values(error.message()),
         })?;
     if callers.is_empty() {
         let file = file.to_owned();
@@ -237,7 +260,7 @@ pub(super) fn read(file: &Path, reading: &mut Reading) -> Result<List, CallersEr
     // Every file of keys is read before any is found wrong: each leaves its trace.
     let keys: Vec<_> = callers
         .iter()
-        .map(|caller| keys(file, &caller.bearer, reading))
+        .map(|caller| keys(file, caller, reading))
         .collect();
     let mut list = List::default();
     for (caller, keys) in callers.into_iter().zip(keys) {
@@ -288,6 +311,21 @@ fn add(
     if marks.iter().sum::<usize>() == 0 {
         return Err(CallersError::Unrecognizable { file: file(), name });
     }
+    let is_id = |id: &String| id.len() > "spiffe://".len() && id.starts_with("spiffe://");
+    let is_empty = |text: &String| text.trim().is_empty();
+    let senseless = [
+        ("spiffe", !spiffe.iter().all(is_id)),
+        ("dns", dns.iter().any(is_empty)),
+        // Certificates of workloads have no subject: an empty one would be all of them.
+        ("subject", subject.iter().any(is_empty)),
+    ];
+    if let Some((kind, _)) = senseless.iter().find(|(_, is_so)| *is_so) {
+        return Err(CallersError::Mark {
+            file: file(),
+            name,
+            kind,
+        });
+    }
     let number = list.callers.len();
     let List {
         callers,
@@ -320,6 +358,20 @@ fn add(
     Ok(())
 }
 
+/// What the parser says, without what was written: it might be a key.
+fn without_values(message: &str) -> String {
+    let is_about_a_value = ["invalid type", "invalid value", "unknown variant"]
+        .iter()
+        .any(|beginning| message.starts_with(beginning));
+    match is_about_a_value {
+        true => match message.rsplit_once(", expected ") {
+            Some((_, expected)) => format!("expected {expected}"),
+            None => "a value of the wrong kind".to_owned(),
+        },
+        false => message.to_owned(),
+    }
+}
+
 /// Notes what the caller of this number is known by; an error is who was known by it before, and
 /// by what.
 fn mark<K: Hash + Eq>(
@@ -341,10 +393,11 @@ fn mark<K: Hash + Eq>(
 /// The keys in these files, one a line.
 fn keys(
     list: &Path,
-    files: &[PathBuf],
+    caller: &RawCaller,
     reading: &mut Reading,
 ) -> Result<Vec<KeyDigest>, CallersError> {
-    let texts: Vec<_> = files
+    let texts: Vec<_> = caller
+        .bearer
         .iter()
         .map(|named| {
             // A list and its keys are mounted together.
@@ -354,8 +407,13 @@ fn keys(
         })
         .collect();
     let mut keys = Vec::new();
-    for (file, text) in texts {
-        let text = text?;
+    for (at, (file, text)) in texts.into_iter().enumerate() {
+        let text = text.map_err(|ReadError { problem, .. }| CallersError::KeyFile {
+            file: list.to_owned(),
+            name: caller.name.clone(),
+            number: at + 1,
+            problem,
+        })?;
         let before = keys.len();
         for (line, key) in text.split(|byte| *byte == b'\n').enumerate() {
             let key = key.trim_ascii();

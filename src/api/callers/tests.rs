@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, date_time_ymd};
 use tempfile::TempDir;
 
 use super::*;
@@ -44,7 +44,7 @@ fn what_is_no_list_of_callers_is_refused_with_its_reason() {
     );
     refused(
         "[[caller]]\nname = 'a'\nuid = [1]\nrights = ['all']",
-        "`callers.toml`, line 4: unknown variant `all`, expected one of `authorize`, `explain`, \
+        "`callers.toml`, line 4: expected one of `authorize`, `explain`, \
          `store`, `administer`",
     );
     refused(
@@ -87,8 +87,24 @@ fn what_is_no_list_of_callers_is_refused_with_its_reason() {
     refused(&bearer("empty"), "`empty` holds no key");
     refused(
         &bearer("nowhere"),
-        "cannot read `nowhere`: No such file or directory (os error 2)",
+        "`callers.toml`: cannot read file 1 of the `bearer` of `a`: No such file or directory (os error 2)",
     );
+    // A key in the place of its file is not told.
+    let inline = bearer("nowhere").replace("['nowhere']", "'a-key-that-is-secret'");
+    refused(&inline, "`callers.toml`, line 3: expected a sequence");
+    for mark in [
+        "spiffe = ['']",
+        "spiffe = ['spiffe://']",
+        "spiffe = ['shop/a']",
+        "dns = ['']",
+        "subject = [' ']",
+    ] {
+        let kind = mark.split(' ').next().unwrap();
+        refused(
+            &format!("[[caller]]\nname = 'a'\n{mark}\nrights = []"),
+            &format!("`callers.toml`: `a` has a `{kind}` that nothing can be known by"),
+        );
+    }
 }
 
 #[test]
@@ -96,6 +112,7 @@ fn a_certificate_is_read_for_its_names() {
     let names = |names: Vec<SanType>, subject: &[(DnType, &str)]| {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names;
+        params.not_after = date_time_ymd(2050, 1, 1);
         params.distinguished_name = DistinguishedName::new();
         for (kind, value) in subject {
             params.distinguished_name.push(kind.clone(), *value);
@@ -123,6 +140,7 @@ fn a_certificate_is_read_for_its_names() {
             spiffe: Some("spiffe://shop/orders".to_owned()),
             dns: vec!["orders.shop".to_owned(), "o.shop".to_owned()],
             subject: r#"CN=\ orders,O=Shop\, \"the\" \+ one,C=NL"#.to_owned(),
+            not_after_unix_seconds: 2_524_608_000,
         }
     );
     let two = names(vec![uri("spiffe://shop/a"), uri("spiffe://shop/b")], &[]);
@@ -187,17 +205,21 @@ fn a_caller_is_known_by_what_is_listed_and_by_nothing_else() {
         assert_eq!(first, admitted(&identification, authorization));
         first
     };
+    let good = || CertificateNames {
+        not_after_unix_seconds: i64::MAX,
+        ..CertificateNames::default()
+    };
     let orders = || CertificateNames {
         spiffe: Some("spiffe://shop/orders".to_owned()),
-        ..CertificateNames::default()
+        ..good()
     };
     let named = |dns: &str| CertificateNames {
         dns: vec!["other.shop".to_owned(), dns.to_owned()],
-        ..CertificateNames::default()
+        ..good()
     };
     let subject = |subject: &str| CertificateNames {
         subject: subject.to_owned(),
-        ..CertificateNames::default()
+        ..good()
     };
     let user = |uid| Peer {
         certificate: None,
@@ -217,7 +239,12 @@ fn a_caller_is_known_by_what_is_listed_and_by_nothing_else() {
     for peer in [
         certificate(named("orders.shop.evil")),
         certificate(subject("O=Shop,CN=desk")),
-        certificate(CertificateNames::default()),
+        certificate(good()),
+        // A connection that has outlived its certificate.
+        certificate(CertificateNames {
+            not_after_unix_seconds: unix_seconds() - 1,
+            ..orders()
+        }),
         user(0),
         Peer::default(),
     ] {

@@ -150,6 +150,34 @@ fn a_good_pair_replaces_and_a_bad_one_changes_nothing() {
 }
 
 #[test]
+fn one_that_is_not_valid_yet_is_taken_when_its_time_has_come() {
+    let (certificate, key) = pair(2100);
+    let files = Files::with(&certificate, &key);
+    let tls = files.open().unwrap();
+    let later = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["pdp.test".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2090, 1, 1);
+    params.not_after = date_time_ymd(2110, 1, 1);
+    let certificate = params.self_signed(&later).unwrap();
+    files.write(&certificate.pem(), &later.serialize_pem());
+    files.take(&tls);
+    assert_eq!((tls.figures().taken, tls.figures().refused), (1, 1));
+    let begins = 3_786_912_000;
+    tls.take_held(begins - 1);
+    assert_eq!(tls.figures().taken, 1);
+    tls.take_held(begins);
+    assert_eq!(tls.figures().taken, 2);
+    tls.take_held(begins);
+    assert_eq!(tls.figures().taken, 2, "once");
+    // What was written since is what counts.
+    files.take(&tls);
+    files.write("", "");
+    files.take(&tls);
+    tls.take_held(begins);
+    assert_eq!(tls.figures().taken, 3);
+}
+
+#[test]
 fn one_that_has_expired_is_replaced_by_another_if_there_is_no_better() {
     let (certificate, key) = pair(2001);
     let files = Files::with(&certificate, &key);
