@@ -7,8 +7,11 @@
 
 mod support;
 
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
@@ -43,6 +46,8 @@ struct Way {
     logs: bool,
     /// Which share of calls is traced, if calls are.
     traces: Option<&'static str>,
+    /// Whether callers come over TLS.
+    encrypted: bool,
     target: Option<Target>,
 }
 
@@ -52,6 +57,7 @@ const WAYS: &[Way] = &[
         arguments: &[],
         logs: false,
         traces: None,
+        encrypted: false,
         target: None,
     },
     Way {
@@ -59,6 +65,7 @@ const WAYS: &[Way] = &[
         arguments: &["--admin-listen", "127.0.0.1:0"],
         logs: false,
         traces: None,
+        encrypted: false,
         target: Some(targets::METRICS),
     },
     Way {
@@ -66,6 +73,7 @@ const WAYS: &[Way] = &[
         arguments: &[],
         logs: false,
         traces: Some("0.01"),
+        encrypted: false,
         target: None,
     },
     Way {
@@ -73,6 +81,7 @@ const WAYS: &[Way] = &[
         arguments: &[],
         logs: false,
         traces: Some("1"),
+        encrypted: false,
         target: None,
     },
     Way {
@@ -80,6 +89,7 @@ const WAYS: &[Way] = &[
         arguments: &["--admin-listen", "127.0.0.1:0"],
         logs: true,
         traces: Some("0.01"),
+        encrypted: false,
         target: None,
     },
     Way {
@@ -87,6 +97,7 @@ const WAYS: &[Way] = &[
         arguments: &[],
         logs: true,
         traces: None,
+        encrypted: false,
         target: Some(targets::DECISION_LOG_SAMPLED),
     },
     Way {
@@ -94,6 +105,7 @@ const WAYS: &[Way] = &[
         arguments: &["--decision-log-allow-sample", "1"],
         logs: true,
         traces: None,
+        encrypted: false,
         target: Some(targets::DECISION_LOG),
     },
     Way {
@@ -106,6 +118,23 @@ const WAYS: &[Way] = &[
         ],
         logs: true,
         traces: None,
+        encrypted: false,
+        target: None,
+    },
+    Way {
+        name: "TLS",
+        arguments: &[],
+        logs: false,
+        traces: None,
+        encrypted: true,
+        target: None,
+    },
+    Way {
+        name: "TLS, metrics, traces of 1 %, decision log",
+        arguments: &["--admin-listen", "127.0.0.1:0"],
+        logs: true,
+        traces: Some("0.01"),
+        encrypted: true,
         target: None,
     },
 ];
@@ -116,13 +145,15 @@ const NOTHING: usize = 0;
 struct Subject {
     way: &'static Way,
     server: Server,
-    _logs: TempDir,
+    /// Who vouches for its certificate.
+    authority: Option<PathBuf>,
+    _files: TempDir,
 }
 
 impl Subject {
     fn start(way: &'static Way, policies: &TempDir, collector: &str) -> anyhow::Result<Self> {
-        let logs = tempfile::tempdir()?;
-        let destination = format!("file:{}", logs.path().join("decisions").display());
+        let files = tempfile::tempdir()?;
+        let destination = format!("file:{}", files.path().join("decisions").display());
         let mut command = support::running::command();
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
@@ -131,6 +162,10 @@ impl Subject {
         if way.logs {
             command.args(["--decision-log", &destination]);
         }
+        let authority = match way.encrypted {
+            true => Some(serve_with_tls(&mut command, files.path())?),
+            false => None,
+        };
         if let Some(share) = way.traces {
             command
                 .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
@@ -142,13 +177,18 @@ impl Subject {
         Ok(Self {
             way,
             server: Server::spawn(command, 1),
-            _logs: logs,
+            authority,
+            _files: files,
         })
     }
 
     fn microseconds_per_call(&self, load: &Load) -> anyhow::Result<f64> {
         let meter = CpuMeter::start(self.server.pid())?;
-        load.run(self.server.address(), CALLS_PER_RUN)?;
+        load.run_over(
+            self.server.address(),
+            self.authority.as_deref(),
+            CALLS_PER_RUN,
+        )?;
         // What waits to be written is part of what the calls cost.
         sleep(Duration::from_millis(100));
         let used = meter.used()?.as_secs_f64() * 1e6 / CALLS_PER_RUN as f64;
@@ -160,6 +200,17 @@ impl Subject {
         );
         Ok(used)
     }
+}
+
+/// Gives the service a certificate that is its own authority, and tells the file that it is in.
+fn serve_with_tls(command: &mut Command, files: &Path) -> anyhow::Result<PathBuf> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let (certificate, key) = (files.join("tls.crt"), files.join("tls.key"));
+    fs::write(&certificate, made.cert.pem())?;
+    fs::write(&key, made.signing_key.serialize_pem())?;
+    command.arg("--tls-cert").arg(&certificate);
+    command.arg("--tls-key").arg(&key);
+    Ok(certificate)
 }
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
@@ -177,7 +228,9 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         .iter()
         .map(|way| Subject::start(way, &policies, &collector))
         .collect::<anyhow::Result<_>>()?;
-    for Subject { way, server, .. } in &subjects {
+    // Those behind TLS are the same service; what they say is seen to by the generator.
+    let in_the_clear = subjects.iter().filter(|it| !it.way.encrypted);
+    for Subject { way, server, .. } in in_the_clear {
         let mut caller = Caller::of(server)?;
         for request in &requests {
             let answer = caller.authorize(request.clone())?;

@@ -10,16 +10,21 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use cedar_pdp::api::pb;
 use h2::client::SendRequest;
 use prost::bytes::{Buf as _, Bytes};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
+use tokio_rustls::TlsConnector;
 
 pub const CONNECTIONS: usize = 8;
 /// On each connection.
@@ -93,6 +98,21 @@ impl Load {
 
     /// Makes `calls` calls to the server at `address`, and returns when all are answered.
     pub fn run(&self, address: &str, calls: usize) -> anyhow::Result<()> {
+        self.run_over(address, None, calls)
+    }
+
+    /// The same over TLS, when the file of the authority is given that vouches for the server. h2load
+    /// takes whatever certificate it is shown.
+    pub fn run_over(
+        &self,
+        address: &str,
+        authority: Option<&Path>,
+        calls: usize,
+    ) -> anyhow::Result<()> {
+        let scheme = match authority {
+            Some(_) => "https",
+            None => "http",
+        };
         match self {
             Self::H2load(body) => {
                 let output = Command::new("h2load")
@@ -111,7 +131,7 @@ impl Load {
                     ])
                     .arg("--data")
                     .arg(body)
-                    .arg(format!("http://{address}{METHOD}"))
+                    .arg(format!("{scheme}://{address}{METHOD}"))
                     .output()
                     .map_err(missing_h2load)?;
                 let said = String::from_utf8_lossy(&output.stdout);
@@ -129,6 +149,7 @@ impl Load {
                     .args([GENERATOR, address, &calls.to_string(), &first.to_string()])
                     .arg(bodies.method)
                     .arg(&bodies.file)
+                    .args(authority)
                     .status()
                     .context("cannot start the generator")?;
                 ensure!(status.success(), "the generator failed");
@@ -182,11 +203,15 @@ fn read_bodies(file: &str) -> anyhow::Result<Vec<Bytes>> {
     Ok(bodies)
 }
 
-/// The generator: takes an address, a number of calls, the number of the first body, a method, and
-/// a file of bodies.
+/// The generator: takes an address, a number of calls, the number of the first body, a method, a
+/// file of bodies, and for TLS the file of an authority.
 pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
-    let [address, calls, first, method, file] = arguments else {
-        bail!("the generator needs an address, two numbers, a method and a file");
+    let (address, calls, first, method, file, authority) = match arguments {
+        [address, calls, first, method, file] => (address, calls, first, method, file, None),
+        [address, calls, first, method, file, authority] => {
+            (address, calls, first, method, file, Some(tls(authority)?))
+        }
+        _ => bail!("the generator needs an address, two numbers, a method and a file"),
     };
     let url = format!("http://{address}{method}");
     let turns = Rc::new(Turns {
@@ -203,8 +228,10 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
         for _ in 0..CONNECTIONS {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            let (client, connection) = h2::client::handshake(stream).await?;
-            tokio::task::spawn_local(connection);
+            let client = match &authority {
+                None => begin(stream).await?,
+                Some(tls) => begin(tls.connect("localhost".try_into()?, stream).await?).await?,
+            };
             for _ in 0..IN_FLIGHT {
                 callers.push(tokio::task::spawn_local(call_in_turn(
                     client.clone(),
@@ -218,6 +245,28 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// How the generator speaks TLS to a server that the authority in `file` vouches for.
+fn tls(file: &str) -> anyhow::Result<TlsConnector> {
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in CertificateDer::pem_file_iter(file)? {
+        roots.add(authority?)?;
+    }
+    let mut config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// An HTTP/2 connection, which runs beside its callers.
+async fn begin(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) -> anyhow::Result<SendRequest<Bytes>> {
+    let (client, connection) = h2::client::handshake(stream).await?;
+    tokio::task::spawn_local(connection);
+    Ok(client)
 }
 
 /// Whose turn it is: the bodies one after the other, over all connections, until all calls are made.

@@ -1,0 +1,475 @@
+//! Half of what the service can take, with everything on and everything it follows changing: no call
+//! fails, and memory stays where it was.
+//!
+//! `CEDAR_PDP_SOAK_MINUTES=30 cargo test --release --test production -- --nocapture` is the long run.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, and should say where; a soak prints its figures"
+)]
+
+#[path = "doors/pki.rs"]
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod pki;
+#[path = "support/signer.rs"]
+mod signer;
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cedar_pdp::api::pb;
+use jsonwebtoken::Algorithm;
+use pb::authorization_service_client::AuthorizationServiceClient;
+use pb::authorize_request::Identity;
+use pki::{Authority, Pair, shown};
+use serde_json::json;
+use signer::{Signer, jwks};
+use support::{Server, request};
+use tempfile::TempDir;
+use tonic::Code;
+use tonic::transport::{Channel, ClientTlsConfig};
+
+/// How long where nothing else is said.
+const SHORT: Duration = Duration::from_secs(20);
+
+/// How many connections the load comes over, and how many calls at once find out what it can take.
+const CONNECTIONS: usize = 4;
+const CALLS_AT_ONCE: usize = 16;
+
+type Caller = AuthorizationServiceClient<Channel>;
+
+/// Everything that the service follows, and the hand that changes it.
+struct World {
+    root: TempDir,
+    authority: Authority,
+    client: Pair,
+    keys: Vec<Signer>,
+    turn: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let authority = Authority::new();
+        let client = authority.client(Vec::new(), &[(rcgen::DnType::CommonName, "soak")]);
+        let mut world = Self {
+            root: tempfile::tempdir().unwrap(),
+            authority,
+            client,
+            keys: vec![Signer::new("key-0", Algorithm::ES256)],
+            turn: 0,
+        };
+        fs::create_dir(world.path("policies")).unwrap();
+        fs::create_dir(world.path("log")).unwrap();
+        world.put(
+            "issuers.toml",
+            r#"
+            [[issuer]]
+            issuer = "https://login.test"
+            audiences = ["soak"]
+            algorithms = ["ES256"]
+            keys_file = "jwks.json"
+            [issuer.principal]
+            type = "User"
+            [[issuer.principal.parents]]
+            claim = "groups"
+            type = "Group"
+            "#,
+        );
+        world.put(
+            "policies/soak.cedarschema",
+            "entity Group; entity Document; entity User in [Group] { turn?: Long };\n\
+             action read appliesTo { principal: User, resource: Document, context: { n?: Long } };\n",
+        );
+        world.write_keys();
+        world.write_policies();
+        world.revoke(0);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Puts a file in place in one step.
+    fn put(&self, name: &str, text: &str) {
+        let (new, place) = (self.path(".new"), self.path(name));
+        fs::write(&new, text).unwrap();
+        fs::rename(new, place).unwrap();
+    }
+
+    fn write_policies(&mut self) {
+        self.turn += 1;
+        let mut text = format!(
+            "@id(\"turn-{}\")\npermit (principal in Group::\"staff\", action == Action::\"read\", resource);\n",
+            self.turn
+        );
+        for number in 0..50 {
+            text.push_str(&format!(
+                "@id(\"stays-{number}\")\nforbid (principal == User::\"{number}\", action, resource) when {{ context has n && context.n == {number} }};\n"
+            ));
+        }
+        self.put("policies/turns.cedar", &text);
+        let members: Vec<_> = (0..100)
+            .map(|n| {
+                json!({
+                    "uid": {"type": "User", "id": format!("member-{n}")},
+                    "attrs": {"turn": self.turn},
+                    "parents": [{"type": "Group", "id": "staff"}],
+                })
+            })
+            .collect();
+        self.put("policies/users.entities.json", &json!(members).to_string());
+    }
+
+    /// The newest key, which nothing is signed by yet, and those by which tokens are still about.
+    fn write_keys(&self) {
+        let newest = &self.keys[self.keys.len().saturating_sub(4)..];
+        self.put("jwks.json", &jwks(&newest.iter().collect::<Vec<_>>()));
+    }
+
+    fn rotate_key(&mut self) {
+        let kid = format!("key-{}", self.turn);
+        self.keys.push(Signer::new(&kid, Algorithm::ES256));
+        self.write_keys();
+    }
+
+    /// Revokes others than those who ask.
+    fn revoke(&self, turn: u64) {
+        let revoked =
+            format!("[[revoked]]\nissuer = \"https://login.test\"\nsub = \"gone-{turn}\"\n");
+        self.put("revoked.toml", &revoked);
+    }
+
+    /// A token by a key that has been published for a while.
+    fn token(&self, number: usize) -> String {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        self.keys[self.keys.len().saturating_sub(2)].token(&json!({
+            "iss": "https://login.test",
+            "aud": "soak",
+            "sub": format!("bearer-{number}"),
+            "groups": ["staff"],
+            "iat": now,
+            "exp": now + 24 * 3600,
+        }))
+    }
+
+    fn rotate_certificate(&self) {
+        // Mounted files are swapped together; here one follows the other, as `certbot` does it.
+        self.authority.serve_with(&self.authority.server());
+    }
+
+    /// As logrotate does it.
+    fn rotate_log(&self, turn: u64) {
+        let log = self.path("log/decisions.jsonl");
+        if log.exists() {
+            fs::rename(
+                &log,
+                self.path(&format!("log/decisions.jsonl.moved-{}", turn % 3)),
+            )
+            .unwrap();
+        }
+    }
+
+    fn caller(&self) -> ClientTlsConfig {
+        self.authority.caller(Some(&self.client))
+    }
+}
+
+/// What is asked, changed while it is.
+#[derive(Default)]
+struct Questions(RwLock<Vec<pb::AuthorizeRequest>>);
+
+impl Questions {
+    /// Some of everything: principals by name and by token, some of which nobody asked before.
+    fn write(&self, world: &World, turn: u64) {
+        let mut all = Vec::new();
+        for number in 0..100 {
+            let mut named = request(
+                &format!(r#"User::"member-{number}""#),
+                r#"Action::"read""#,
+                &format!(r#"Document::"{number}-{}""#, turn % 7),
+            );
+            all.push(named.clone());
+            named.identity = Some(Identity::PrincipalToken(world.token(number)));
+            all.push(named);
+        }
+        *self.0.write().unwrap() = all;
+    }
+
+    fn nth(&self, n: u64) -> pb::AuthorizeRequest {
+        let all = self.0.read().unwrap();
+        all[usize::try_from(n).unwrap() % all.len()].clone()
+    }
+}
+
+/// What became of the calls.
+#[derive(Default)]
+struct Told {
+    answered: AtomicU64,
+    /// Told to come again, as a machine that is busy with other things has to at times.
+    shed: AtomicU64,
+    failed: Mutex<BTreeMap<String, u64>>,
+    slowest: Mutex<Duration>,
+}
+
+impl Told {
+    async fn ask(&self, mut caller: Caller, question: pb::AuthorizeRequest) {
+        let begun = Instant::now();
+        let failure = match caller.authorize(question).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                let allowed = answer.decision() == pb::Decision::Allow;
+                let by_one = answer.determining_policies.len() == 1;
+                let is_right = allowed && by_one && answer.errors.is_empty();
+                (!is_right).then(|| format!("{answer:?}"))
+            }
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                self.shed.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            Err(status) => Some(format!("{:?}: {}", status.code(), status.message())),
+        };
+        let took = begun.elapsed();
+        let mut slowest = self.slowest.lock().unwrap();
+        *slowest = (*slowest).max(took);
+        drop(slowest);
+        match failure {
+            None => drop(self.answered.fetch_add(1, Ordering::Relaxed)),
+            Some(failure) => *self.failed.lock().unwrap().entry(failure).or_default() += 1,
+        }
+    }
+
+    fn expect_no_failure(&self, server: &Server) {
+        let failed = self.failed.lock().unwrap();
+        assert!(failed.is_empty(), "{failed:#?}\n{}", server.log());
+    }
+}
+
+/// Calls a second when there are always some waiting.
+async fn capacity(callers: &[Caller], questions: &Arc<Questions>, told: &Arc<Told>) -> u64 {
+    let begun = Instant::now();
+    let span = Duration::from_secs(3);
+    let before = told.answered.load(Ordering::Relaxed);
+    let mut asking = tokio::task::JoinSet::new();
+    for (n, caller) in callers
+        .iter()
+        .cycle()
+        .take(CONNECTIONS * CALLS_AT_ONCE)
+        .enumerate()
+    {
+        let (caller, questions, told) = (caller.clone(), Arc::clone(questions), Arc::clone(told));
+        asking.spawn(async move {
+            let mut next = n as u64;
+            while begun.elapsed() < span {
+                told.ask(caller.clone(), questions.nth(next)).await;
+                next += 17;
+            }
+        });
+    }
+    asking.join_all().await;
+    let answered = told.answered.load(Ordering::Relaxed) - before;
+    answered / span.as_secs()
+}
+
+/// Begins `rate` calls a second, whether those before are answered or not, until told to stop.
+async fn load(
+    rate: u64,
+    callers: Vec<Caller>,
+    questions: Arc<Questions>,
+    told: Arc<Told>,
+    until: Instant,
+) {
+    const TICK: Duration = Duration::from_millis(5);
+    let begun = Instant::now();
+    let mut ticks = tokio::time::interval(TICK);
+    let mut asking = tokio::task::JoinSet::new();
+    let mut sent: u64 = 0;
+    while Instant::now() < until {
+        ticks.tick().await;
+        let due = u64::try_from(begun.elapsed().as_millis()).unwrap() * rate / 1000;
+        for n in sent..due {
+            let caller = callers[usize::try_from(n).unwrap() % callers.len()].clone();
+            let (question, told) = (questions.nth(n), Arc::clone(&told));
+            asking.spawn(async move { told.ask(caller, question).await });
+        }
+        sent = due;
+        while asking.try_join_next().is_some() {}
+    }
+    asking.join_all().await;
+}
+
+async fn connect(address: &str, tls: ClientTlsConfig) -> Caller {
+    let channel = pki::connect(address, tls)
+        .await
+        .expect("a good pair is in force");
+    Caller::new(channel)
+}
+
+/// What an HTTP server says of `path`.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    said
+}
+
+fn size_of_directory(directory: &Path) -> u64 {
+    fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().map_or(0, |found| found.len()))
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
+    let (span, is_quiet) = match std::env::var("CEDAR_PDP_SOAK_MINUTES") {
+        Ok(text) => (
+            Duration::from_secs(60 * text.parse::<u64>().expect("a number of minutes")),
+            true,
+        ),
+        // Among other tests, on a machine that others use too.
+        Err(_) => (SHORT, false),
+    };
+    let mut world = World::new();
+    let tls = world.authority.serve_with(&world.authority.server());
+    let authorities = shown(&world.authority.file());
+    let issuers = shown(&world.path("issuers.toml"));
+    let revoked = shown(&world.path("revoked.toml"));
+    let log = format!("file:{}", shown(&world.path("log/decisions.jsonl")));
+    let mut arguments: Vec<&str> = tls.iter().map(String::as_str).collect();
+    arguments.extend([
+        "--tls-client-auth",
+        "required",
+        "--tls-client-ca",
+        &authorities,
+        "--tokens",
+        &issuers,
+        "--revocations",
+        &revoked,
+        "--decision-log",
+        &log,
+        "--decision-log-max-file-bytes",
+        "4194304",
+        "--decision-log-max-files",
+        "3",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--log",
+        "warn",
+    ]);
+    let server = Server::start(&world.path("policies"), &arguments);
+    let address = server.address().to_owned();
+    let admin = server.admin();
+    let questions = Arc::new(Questions::default());
+    questions.write(&world, 0);
+    let told = Arc::new(Told::default());
+    let mut callers = Vec::new();
+    for _ in 0..CONNECTIONS {
+        callers.push(connect(&address, world.caller()).await);
+    }
+    let capacity = capacity(&callers, &questions, &told).await;
+    told.expect_no_failure(&server);
+
+    let begun = Instant::now();
+    // What was shed while it was pushed to its limit is no failure of what follows.
+    told.shed.store(0, Ordering::Relaxed);
+    let loading = tokio::spawn(load(
+        capacity / 2,
+        callers,
+        Arc::clone(&questions),
+        Arc::clone(&told),
+        begun + span,
+    ));
+    let tenth = span / 10;
+    let mut resident = Vec::new();
+    let mut changes: BTreeMap<&str, u64> = BTreeMap::new();
+    for turn in 1.. {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if begun.elapsed() >= span {
+            break;
+        }
+        let mut every = |turns: u64, what: &'static str| {
+            let is_due = turn % turns == 0;
+            *changes.entry(what).or_default() += u64::from(is_due);
+            is_due
+        };
+        if every(2, "reloads") {
+            world.write_policies();
+        }
+        if every(5, "keys rotated") {
+            world.rotate_key();
+        }
+        if every(6, "questions and tokens renewed") {
+            questions.write(&world, turn);
+        }
+        if every(7, "certificates replaced") {
+            world.rotate_certificate();
+        }
+        if every(9, "revocations edited") {
+            world.revoke(turn);
+        }
+        if every(11, "logs moved away") {
+            world.rotate_log(turn);
+        }
+        if every(1, "new connections") {
+            let caller = connect(&address, world.caller()).await;
+            told.ask(caller, questions.nth(turn)).await;
+        }
+        if every(3, "scrapes") {
+            let admin = admin.clone();
+            let page = tokio::task::spawn_blocking(move || get(&admin, "/metrics"))
+                .await
+                .unwrap();
+            assert!(page.contains("cedar_pdp_"), "{page}");
+        }
+        told.expect_no_failure(&server);
+        if begun.elapsed() >= tenth * (u32::try_from(resident.len()).unwrap() + 1) {
+            resident.push(server.resident_kib());
+            println!(
+                "{:?}: {} answers, {} KiB resident, slowest {:?}, {} bytes of decision log",
+                begun.elapsed(),
+                told.answered.load(Ordering::Relaxed),
+                resident[resident.len() - 1],
+                told.slowest.lock().unwrap(),
+                size_of_directory(&world.path("log")),
+            );
+        }
+    }
+    loading.await.unwrap();
+    told.expect_no_failure(&server);
+    resident.push(server.resident_kib());
+    let (first, last) = (resident[0], resident[resident.len() - 1]);
+    println!(
+        "{span:?} at {} calls a second (half of {capacity}): {} answered, {} shed, none failed; {changes:?}; \
+         resident {first} KiB after the first tenth, {last} KiB after the last",
+        capacity / 2,
+        told.answered.load(Ordering::Relaxed),
+        told.shed.load(Ordering::Relaxed),
+    );
+    assert!(changes.values().all(|&count| count > 0), "{changes:?}");
+    if is_quiet {
+        let shed = told.shed.load(Ordering::Relaxed);
+        assert_eq!(shed, 0, "half of what it can take is no overload");
+        // In a few seconds memory has not come to rest.
+        let most = first + first / 10 + 8 * 1024;
+        assert!(last <= most, "{last} KiB is more than {most} KiB");
+    }
+}
