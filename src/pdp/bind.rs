@@ -22,7 +22,8 @@ use smol_str::SmolStr;
 
 use super::answer::NoAnswer;
 use super::entities::{
-    EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, OverlayError, View,
+    Brought, EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, Numbers,
+    OverlayError, View,
 };
 use super::index::{RuleNumber, Subject, Subjects, TooManyCandidates};
 use super::lookups::{LookupError, MAX_LOOKUPS, Variables, gather};
@@ -86,10 +87,12 @@ pub(super) fn bind(
     )?;
 
     let most = snapshot.settings.max_candidates;
+    let [of_principal, of_action, of_resource] =
+        view.numbers_of([&query.principal, &query.action, &query.resource]);
     let subjects = Subjects {
-        principal: subject(&mut view, &query.principal).map_err(refused_hierarchy)?,
-        action: subject(&mut view, &query.action).map_err(refused_hierarchy)?,
-        resource: subject(&mut view, &query.resource).map_err(refused_hierarchy)?,
+        principal: subject(&mut view, of_principal).map_err(refused_hierarchy)?,
+        action: subject(&mut view, of_action).map_err(refused_hierarchy)?,
+        resource: subject(&mut view, of_resource).map_err(refused_hierarchy)?,
     };
     let too_many = |TooManyCandidates| NoAnswer::TooManyPolicies { most };
     let variables = Variables {
@@ -143,17 +146,13 @@ pub(super) fn bind(
 }
 
 /// What scopes can tell of one variable of the request.
-fn subject(view: &mut View<'_>, uid: &Uid) -> Result<Subject, OverlayError> {
-    let number = view.number_of(uid);
-    let ancestors = match number {
-        Some(number) => view.ancestors(number)?,
+fn subject(view: &mut View<'_>, numbers: Numbers) -> Result<Subject, OverlayError> {
+    let Numbers { uid, ty } = numbers;
+    let ancestors = match uid {
+        Some(uid) => view.ancestors(uid)?,
         None => Vec::new(),
     };
-    Ok(Subject {
-        uid: number,
-        ty: view.type_number(&uid.type_name),
-        ancestors,
-    })
+    Ok(Subject { uid, ty, ancestors })
 }
 
 fn request(
@@ -316,21 +315,25 @@ fn unfit_context(
 }
 
 /// The entities that the request brings, with their direct parents.
-fn sent_entities(snapshot: &Snapshot, sent: &[RequestEntity]) -> Result<Vec<Entity>, InvalidQuery> {
+fn sent_entities(
+    snapshot: &Snapshot,
+    sent: &[RequestEntity],
+) -> Result<Vec<Brought>, InvalidQuery> {
     let mut seen: HashSet<EntityUID> = HashSet::with_capacity(sent.len());
     let mut entities = Vec::with_capacity(sent.len());
     for (index, entity) in sent.iter().enumerate() {
-        let entity = request_entity(snapshot, entity)
+        let brought = request_entity(snapshot, entity)
             .map_err(|error| error.at_index(index).within("entities"))?;
-        if !seen.insert(entity.uid().clone()) {
+        let uid = brought.entity.uid();
+        if !seen.insert(uid.clone()) {
             let problem = Problem::DuplicateEntity {
-                uid: entity.uid().to_string(),
+                uid: uid.to_string(),
             };
             return Err(InvalidQuery::field("uid", problem)
                 .at_index(index)
                 .within("entities"));
         }
-        entities.push(entity);
+        entities.push(brought);
     }
     Ok(entities)
 }
@@ -365,7 +368,7 @@ fn refused_hierarchy(error: OverlayError, sent_by_caller: usize) -> InvalidQuery
 }
 
 /// One entity of a request, with its direct parents, checked against the schema.
-fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Entity, InvalidQuery> {
+fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Brought, InvalidQuery> {
     let names = &snapshot.type_names;
     let uid = names.uid(&sent.uid).map_err(|error| error.within("uid"))?;
     let in_type = |problem: Problem| Err(InvalidQuery::field("type", problem).within("uid"));
@@ -407,27 +410,32 @@ fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Entity, I
         uid,
         partial(attributes),
         HashSet::new(),
-        parents.iter().cloned().collect(),
+        HashSet::new(),
         partial(tags),
     );
-    // The schema is there in every validation mode, and entities must fit it.
-    if let Some(schema) = &snapshot.schema
-        && !snapshot.declared.is_certain(&entity, &parents)
-    {
-        fits_schema(&CoreSchema::new(schema), &entity, &parents)?;
-    }
-    Ok(entity)
+    let brought = Brought { entity, parents };
+    fits_schema(snapshot, &brought)?;
+    Ok(brought)
 }
 
 /// Checks one entity against the schema, as Cedar does when it takes entities, naming the field.
-fn fits_schema(
-    schema: &CoreSchema<'_>,
-    entity: &Entity,
-    parents: &[EntityUID],
-) -> Result<(), InvalidQuery> {
+///
+/// The schema is there in every validation mode, and entities must fit it.
+fn fits_schema(snapshot: &Snapshot, brought: &Brought) -> Result<(), InvalidQuery> {
+    let Brought { entity, parents } = brought;
+    let Some(schema) = &snapshot.schema else {
+        return Ok(());
+    };
+    if snapshot.declared.is_certain(entity, parents) {
+        return Ok(());
+    }
+    let schema = &CoreSchema::new(schema);
     let extensions = Extensions::all_available();
     let checker = EntitySchemaConformanceChecker::new(schema, extensions);
-    let Err(error) = checker.validate_entity(entity) else {
+    let (uid, attributes, _, _, tags) = entity.clone().into_inner();
+    let above = parents.iter().cloned().collect();
+    let whole = Entity::new_with_attr_partial_value(uid, attributes, HashSet::new(), above, tags);
+    let Err(error) = checker.validate_entity(&whole) else {
         return Ok(());
     };
 

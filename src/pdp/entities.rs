@@ -16,7 +16,7 @@ use cedar_policy_core::ast::{Entity, EntityType, EntityUID, PartialValue, Value}
 use super::query::Uid;
 use super::uids::{MOST_UIDS, TypeNumber, UidNumber, Uids};
 use hierarchy::{Hierarchy, Step};
-use segment::{Segment, Stored};
+use segment::{Segment, Stored, StoredRecord};
 
 /// The most ancestors that one entity may have.
 ///
@@ -410,6 +410,37 @@ pub(super) struct View<'a> {
     steps_left: usize,
 }
 
+/// What a uid has numbers of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    /// Its own; a uid without one is no entity's, and no policy names it.
+    pub(super) uid: Option<UidNumber>,
+    /// That of its type, if a policy or a stored entity names it.
+    pub(super) ty: Option<TypeNumber>,
+}
+
+/// What an entity has, where it stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attributes<'a> {
+    Stored(StoredRecord<'a>),
+    Sent(&'a Entity),
+}
+
+impl<'a> Attributes<'a> {
+    /// What it has under `name`.
+    pub(super) fn get(self, name: &str) -> Attribute<'a> {
+        match self {
+            Self::Stored(record) => record
+                .get(name)
+                .map_or(Attribute::Missing, Attribute::Stored),
+            Self::Sent(entity) => match entity.get(name) {
+                Some(PartialValue::Value(value)) => Attribute::Sent(value),
+                Some(PartialValue::Residual(_)) | None => Attribute::Missing,
+            },
+        }
+    }
+}
+
 /// What an entity has under a name.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Attribute<'a> {
@@ -421,7 +452,16 @@ pub(super) enum Attribute<'a> {
     Missing,
 }
 
-/// An entity that a request brings.
+/// An entity as a request brings it.
+#[derive(Clone, Debug)]
+pub(super) struct Brought {
+    /// Without ancestors.
+    pub(super) entity: Entity,
+    /// The direct ones.
+    pub(super) parents: Vec<EntityUID>,
+}
+
+/// An entity that a request brings, among the others.
 #[derive(Debug)]
 struct Sent {
     /// Without ancestors.
@@ -443,8 +483,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The stored entities with `sent` before them, which hold their direct parents and no other
-    /// ancestors, and no uid twice.
+    /// The stored entities with `sent` before them, no two of which have one uid.
     ///
     /// # Errors
     ///
@@ -452,26 +491,39 @@ impl<'a> View<'a> {
     /// too many steps.
     pub(super) fn with_sent(
         store: &'a EntityStore,
-        sent: Vec<Entity>,
+        mut sent: Vec<Brought>,
     ) -> Result<Self, OverlayError> {
         let mut view = Self::of(store);
-        for (index, entity) in sent.into_iter().enumerate() {
-            let (uid, attributes, _, parents, tags) = entity.into_inner();
-            let number = view.add(&uid);
+        for brought in &mut sent {
             // In order, so that of several faults the same is told each time.
-            let mut parents: Vec<EntityUID> = parents.into_iter().collect();
-            parents.sort_unstable();
-            let parents = parents.iter().map(|parent| view.add(parent)).collect();
-            view.by_number.insert(number, index);
+            brought.parents.sort_unstable();
+            brought.parents.dedup();
+        }
+        let named = sent.iter().flat_map(|Brought { entity, parents }| {
+            let uids = std::iter::once(entity.uid()).chain(parents);
+            uids.map(|uid| {
+                (
+                    store.uids.type_number_of(uid.entity_type()),
+                    uid.eid().as_ref(),
+                )
+            })
+        });
+        let named: Vec<(Option<TypeNumber>, &str)> = named.collect();
+        let mut numbers = store.uids.numbers(&named).into_iter();
+        let mut number = |view: &mut Self, uid: &EntityUID| {
+            let stored = numbers.next().flatten();
+            stored.unwrap_or_else(|| view.add(uid))
+        };
+        for (index, Brought { entity, parents }) in sent.into_iter().enumerate() {
+            let own = number(&mut view, entity.uid());
+            let parents = parents
+                .iter()
+                .map(|parent| number(&mut view, parent))
+                .collect();
+            view.by_number.insert(own, index);
             view.sent.push(Sent {
-                entity: Entity::new_with_attr_partial_value(
-                    uid,
-                    attributes,
-                    HashSet::new(),
-                    HashSet::new(),
-                    tags,
-                ),
-                number,
+                entity,
+                number: own,
                 parents,
             });
         }
@@ -490,36 +542,38 @@ impl<'a> View<'a> {
         stored.or_else(|| self.other_numbers.get(uid).copied())
     }
 
-    /// The number of a uid as a request names it. Whatever a sent entity is called or is in has
+    /// The numbers of uids as a request names them. Whatever a sent entity is called or is in has
     /// been given one.
-    pub(super) fn number_of(&self, uid: &Uid) -> Option<UidNumber> {
-        let Uid { type_name, id } = uid;
-        let stored = self.store.uids.number_of(type_name, id);
-        stored.or_else(|| {
-            let other = self.others.iter().position(|other| {
-                let other_id: &str = other.eid().as_ref();
-                other_id == id && other.entity_type().to_string() == *type_name
-            })?;
-            Some(UidNumber(MOST_UIDS + u32::try_from(other).ok()?))
+    pub(super) fn numbers_of<const N: usize>(&self, uids: [&Uid; N]) -> [Numbers; N] {
+        // All before anything is done with one, as in `Uids::numbers`.
+        let stored = uids.map(|Uid { type_name, id }| {
+            let ty = self.store.uids.type_number(type_name);
+            let uid = ty.and_then(|ty| self.store.uids.number(ty, id));
+            Numbers { uid, ty }
+        });
+        let mut uids = uids.into_iter();
+        stored.map(|numbers| Numbers {
+            uid: numbers.uid.or(uids.next().and_then(|uid| self.other(uid))),
+            ..numbers
         })
     }
 
-    /// The number of the type that is written `name`, if a policy or a stored entity names it.
-    pub(super) fn type_number(&self, name: &str) -> Option<TypeNumber> {
-        self.store.uids.type_number(name)
+    /// The number of a uid that the store has none for.
+    fn other(&self, uid: &Uid) -> Option<UidNumber> {
+        let other = self.others.iter().position(|other| {
+            let id: &str = other.eid().as_ref();
+            id == uid.id && other.entity_type().to_string() == uid.type_name
+        })?;
+        Some(UidNumber(MOST_UIDS + u32::try_from(other).ok()?))
     }
 
-    /// The attribute `name` of the entity with this uid; `None` when there is no such entity.
-    pub(super) fn attribute(&self, uid: UidNumber, name: &str) -> Option<Attribute<'_>> {
+    /// The attributes of the entity with this uid; `None` when there is no such entity.
+    pub(super) fn attributes(&self, uid: UidNumber) -> Option<Attributes<'_>> {
         match self.by_number.get(&uid).and_then(|at| self.sent.get(*at)) {
-            Some(sent) => Some(match sent.entity.get(name) {
-                Some(PartialValue::Value(value)) => Attribute::Sent(value),
-                Some(PartialValue::Residual(_)) | None => Attribute::Missing,
-            }),
+            Some(sent) => Some(Attributes::Sent(&sent.entity)),
             None => {
                 let (segment, slot) = self.store.place_of(uid)?;
-                let found = segment.attribute(slot, name);
-                Some(found.map_or(Attribute::Missing, Attribute::Stored))
+                segment.attributes(slot).map(Attributes::Stored)
             }
         }
     }

@@ -460,8 +460,7 @@ impl Index {
             .chain(std::iter::once(Key::Any));
         // Where they stand is found for all keys first, and how many they are: what is fetched
         // from memory for one key does not wait for that of another.
-        let buckets: SmallVec<[Bucket<'_>; 64]> =
-            keys.filter_map(|key| self.table.bucket(key)).collect();
+        let buckets: Vec<Bucket<'_>> = keys.filter_map(|key| self.table.bucket(key)).collect();
         let filed: usize = buckets.iter().map(|bucket| bucket.len()).sum();
         let mut found: Vec<Filed<'_>> = Vec::with_capacity(filed.min(EXPECTED_CANDIDATES));
         let is_too_many = |found: &mut Vec<Filed<'_>>| {

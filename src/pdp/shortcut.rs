@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use smol_str::SmolStr;
 
 use super::entities::segment::{Stored, StoredRecord, StoredSet};
-use super::entities::{Attribute, View};
+use super::entities::{Attribute, Attributes, View};
 use super::index::{Subject, Subjects};
 use super::lookups::Variables;
 use super::shorthand::{Members, Part, Shorthand, Two};
@@ -24,6 +24,9 @@ use super::uids::{TypeNumber, UidNumber};
 pub(super) struct Reading<'a> {
     view: &'a View<'a>,
     variables: &'a Variables<'a>,
+    /// The principal's and the resource's attributes, which most conditions read; `None` when
+    /// there is no such entity.
+    at_hand: [(Option<UidNumber>, Option<Attributes<'a>>); 2],
     /// The attributes that were read first: most conditions read the same few again.
     read: RefCell<SmallVec<[ReadAttribute<'a>; MOST_REMEMBERED]>>,
 }
@@ -92,9 +95,22 @@ impl<'a> Known<'a> {
 
 impl<'a> Reading<'a> {
     pub(super) fn new(view: &'a View<'a>, variables: &'a Variables<'a>) -> Self {
+        let Subjects {
+            principal,
+            action: _,
+            resource,
+        } = variables.subjects;
+        // Both are looked for before either is read, so that they are waited for together.
+        let at_hand = [principal, resource].map(|subject| {
+            (
+                subject.uid,
+                subject.uid.and_then(|uid| view.attributes(uid)),
+            )
+        });
         Self {
             view,
             variables,
+            at_hand,
             read: RefCell::default(),
         }
     }
@@ -253,7 +269,12 @@ impl<'a> Reading<'a> {
         if let Some((_, _, found)) = before {
             return *found;
         }
-        let found = self.view.attribute(uid, name);
+        let at_hand = self.at_hand.iter().find(|(of, _)| *of == Some(uid));
+        let attributes = match at_hand {
+            Some((_, attributes)) => *attributes,
+            None => self.view.attributes(uid),
+        };
+        let found = attributes.map(|attributes| attributes.get(name));
         if read.len() < MOST_REMEMBERED {
             read.push((uid, name, found));
         }

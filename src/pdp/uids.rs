@@ -111,6 +111,16 @@ impl Uids {
             .map(|number| UidNumber(*number))
     }
 
+    /// The numbers of the uids with these types and ids, where they have one.
+    ///
+    /// In a large table each lookup waits for memory several times. One after another, with
+    /// nothing between them, they wait together.
+    pub(super) fn numbers(&self, uids: &[(Option<TypeNumber>, &str)]) -> Vec<Option<UidNumber>> {
+        uids.iter()
+            .map(|(ty, id)| self.number((*ty)?, id))
+            .collect()
+    }
+
     /// The number of the uid whose type is written `type_name`, if it has one.
     pub(super) fn number_of(&self, type_name: &str, id: &str) -> Option<UidNumber> {
         self.number(self.type_number(type_name)?, id)

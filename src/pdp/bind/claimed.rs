@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
-use cedar_policy_core::validator::CoreSchema;
 use smol_str::SmolStr;
 
-use super::{EntityStore, Snapshot, fits_schema};
+use super::{Brought, EntityStore, Snapshot, fits_schema};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, StoredPrincipal, Uid};
 
@@ -25,8 +24,8 @@ pub(super) fn entity(
     stored: &EntityStore,
     (uid, principal): (&Uid, &EntityUID),
     claimed: &Claimed,
-    sent: &[Entity],
-) -> Result<Entity, NoAnswer> {
+    sent: &[Brought],
+) -> Result<Brought, NoAnswer> {
     let parents = claimed_parents(snapshot, claimed)
         .map_err(|error| error.within("parents").within(FIELD))?;
     refuse_told_anew(principal, &parents, sent)?;
@@ -71,13 +70,16 @@ fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityU
 fn refuse_told_anew(
     principal: &EntityUID,
     parents: &[EntityUID],
-    sent: &[Entity],
+    sent: &[Brought],
 ) -> Result<(), InvalidQuery> {
-    let told = |entity: &Entity| entity.uid() == principal || parents.contains(entity.uid());
-    match sent.iter().enumerate().find(|(_, entity)| told(entity)) {
+    let mut uids = sent.iter().map(|brought| brought.entity.uid());
+    match uids.position(|uid| uid == principal || parents.contains(uid)) {
         None => Ok(()),
-        Some((index, entity)) => {
-            let uid = entity.uid().to_string();
+        Some(index) => {
+            let uid = sent
+                .get(index)
+                .map(|brought| brought.entity.uid().to_string());
+            let uid = uid.unwrap_or_default();
             Err(InvalidQuery::field("uid", Problem::ClaimedEntity { uid })
                 .at_index(index)
                 .within("entities"))
@@ -91,7 +93,7 @@ fn join(
     claimed: &Claimed,
     mut parents: Vec<EntityUID>,
     joined: Option<Stored>,
-) -> Result<Entity, InvalidQuery> {
+) -> Result<Brought, InvalidQuery> {
     let claims = snapshot
         .type_names
         .fields(&claimed.attributes)
@@ -110,11 +112,10 @@ fn join(
         principal.clone(),
         attributes,
         HashSet::new(),
-        parents.iter().cloned().collect(),
+        HashSet::new(),
         tags,
     );
-    if let Some(schema) = &snapshot.schema {
-        fits_schema(&CoreSchema::new(schema), &entity, &parents)?;
-    }
-    Ok(entity)
+    let brought = Brought { entity, parents };
+    fits_schema(snapshot, &brought)?;
+    Ok(brought)
 }

@@ -359,19 +359,18 @@ impl Segment {
         ))
     }
 
-    /// The attribute `name` of the entity in `slot`, where it stands.
-    pub(in crate::pdp) fn attribute(&self, slot: usize, name: &str) -> Option<Stored<'_>> {
+    /// The attributes of the entity in `slot`, where they stand.
+    pub(in crate::pdp) fn attributes(&self, slot: usize) -> Option<StoredRecord<'_>> {
         let stored = self.body.entities.get(slot)?;
         let mut cursor = Cursor {
             segment: self,
             bytes: self.body.values.get(stored.values as usize..)?,
         };
         let count = cursor.number();
-        StoredRecord {
+        Some(StoredRecord {
             count,
             fields: cursor,
-        }
-        .get(name)
+        })
     }
 
     fn global(&self, number: u32) -> Option<UidNumber> {

@@ -17,6 +17,19 @@ fn entity(id: &str, parents: &[&str]) -> Entity {
     )
 }
 
+/// What a request brings that is like this stored one.
+fn brought(entity: &Entity) -> Brought {
+    Brought {
+        entity: Entity::with_uid(entity.uid().clone()),
+        parents: entity.ancestors().cloned().collect(),
+    }
+}
+
+/// These entities of a request before those of `store`.
+fn view<'a>(store: &'a EntityStore, sent: &[Entity]) -> Result<View<'a>, OverlayError> {
+    View::with_sent(store, sent.iter().map(brought).collect())
+}
+
 fn store(entities: &[Entity]) -> EntityStore {
     let mut uids = Arc::default();
     // Two segments: the hierarchy does not end where a file does.
@@ -129,7 +142,7 @@ fn a_sent_entity_replaces_the_stored_one_for_its_descendants_too() {
         entity("b", &["old"]),
         entity("other", &["x"]),
     ]);
-    let mut view = View::with_sent(&store, vec![entity("b", &["new"])]).unwrap();
+    let mut view = view(&store, &[entity("b", &["new"])]).unwrap();
     assert_eq!(ancestors(&mut view, "a"), ["b", "new"]);
     assert_eq!(ancestors(&mut view, "b"), ["new"]);
     assert_eq!(ancestors(&mut view, "other"), ["x"]);
@@ -138,7 +151,7 @@ fn a_sent_entity_replaces_the_stored_one_for_its_descendants_too() {
 #[test]
 fn a_sent_entity_can_supply_a_parent_that_the_store_only_names() {
     let store = store(&[entity("a", &["missing"])]);
-    let mut view = View::with_sent(&store, vec![entity("missing", &["top"])]).unwrap();
+    let mut view = view(&store, &[entity("missing", &["top"])]).unwrap();
     assert_eq!(ancestors(&mut view, "a"), ["missing", "top"]);
 }
 
@@ -147,7 +160,7 @@ fn a_cycle_through_stored_entities_is_refused_at_the_sent_one() {
     let store = store(&[entity("a", &["b"]), entity("b", &["c"])]);
     let sent = vec![entity("x", &[]), entity("c", &["a"])];
     assert!(matches!(
-        View::with_sent(&store, sent),
+        view(&store, &sent),
         Err(OverlayError::Entity(1, HierarchyError::Cycle(_)))
     ));
 }
@@ -155,7 +168,7 @@ fn a_cycle_through_stored_entities_is_refused_at_the_sent_one() {
 #[test]
 fn a_hierarchy_whose_closure_costs_too_much_is_refused() {
     let ids: Vec<String> = (0..700).map(|n| n.to_string()).collect();
-    let sent = ids
+    let sent: Vec<Entity> = ids
         .iter()
         .enumerate()
         .map(|(n, id)| {
@@ -164,7 +177,7 @@ fn a_hierarchy_whose_closure_costs_too_much_is_refused() {
         })
         .collect();
     let store = EntityStore::default();
-    let refused = View::with_sent(&store, sent);
+    let refused = view(&store, &sent);
     assert_eq!(refused.unwrap_err(), OverlayError::TooLarge);
 }
 
@@ -192,7 +205,7 @@ fn closed_or_not_a_hierarchy_says_the_same_and_so_with_what_is_sent() {
     ] {
         for id in ["a", "b", "c", "d", "top", "e"] {
             let found = [&open, &closed].map(|store| {
-                let mut view = View::with_sent(store, sent.clone()).unwrap();
+                let mut view = view(store, &sent).unwrap();
                 ancestors(&mut view, id)
             });
             assert_eq!(found[0], found[1], "{id} with {sent:?}");
@@ -204,7 +217,7 @@ fn closed_or_not_a_hierarchy_says_the_same_and_so_with_what_is_sent() {
         vec![entity("d", &["x"]), entity("x", &["b"])],
     ] {
         for store in [&open, &closed] {
-            let refused = View::with_sent(store, cycle.clone());
+            let refused = view(store, &cycle);
             assert!(
                 matches!(
                     refused,
