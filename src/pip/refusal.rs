@@ -99,7 +99,7 @@ impl Reason {
             Self::Algorithm => "the header's `alg` is not among the issuer's `algorithms`",
             Self::KeyUnknown => "the issuer has no key of this `kid` that fits the algorithm",
             Self::KeysUnavailable => {
-                "the key may exist, but the last attempt to fetch the issuer's keys failed; worth another try"
+                "the key may exist, but the last attempt to fetch the issuer's keys failed, or too many wait for the next; worth another try"
             }
             Self::Signature => "the signature does not verify",
             Self::Claims => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::fetch::{FetchError, fetch};
@@ -23,6 +23,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The most requests that wait for one URL at a time. Whoever makes up keys could otherwise have as
+/// many wait as there is room for, and take the room from others, while the server is slow.
+const MOST_WAITING: usize = 1_024;
 
 /// How far the fetches of one URL have come.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +46,7 @@ pub(in crate::pip) struct Fetches {
     wanted: Arc<Notify>,
     interval: Duration,
     wait: Duration,
+    room: Arc<Semaphore>,
 }
 
 /// What can be done for a token whose key is not there.
@@ -51,16 +56,17 @@ pub(in crate::pip) enum Hope {
     Wait(KeyWait),
     /// The last fetch was a good one, and too short a time ago for another.
     None,
-    /// The last fetch failed: the key may exist.
+    /// The last fetch failed, or too many wait for the next: the key may exist.
     Failed,
 }
 
 /// A fetch that may bring the key, and how long to wait for it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KeyWait {
     progress: watch::Receiver<Progress>,
     ended: u64,
     most: Duration,
+    _place: OwnedSemaphorePermit,
 }
 
 impl KeyWait {
@@ -79,12 +85,14 @@ impl Fetches {
     /// Has the set fetched again, unless that was done a short while ago.
     pub(in crate::pip) fn ask(&self) -> Hope {
         let progress = *self.progress.borrow();
-        let wait = |ended| {
-            Hope::Wait(KeyWait {
+        let wait = |ended| match Arc::clone(&self.room).try_acquire_owned() {
+            Ok(place) => Hope::Wait(KeyWait {
                 progress: self.progress.clone(),
                 ended,
                 most: self.wait,
-            })
+                _place: place,
+            }),
+            Err(_) => Hope::Failed,
         };
         if progress.begun > progress.ended {
             return wait(progress.begun);
@@ -148,6 +156,7 @@ pub(in crate::pip) fn refresher(
         wanted: Arc::clone(&wanted),
         interval: source.refetch_interval,
         wait: source.key_wait,
+        room: Arc::new(Semaphore::new(MOST_WAITING)),
     };
     let refresher = Refresher {
         issuer,
@@ -329,5 +338,22 @@ mod tests {
             assert!(matches!(fetches.ask(), Hope::Failed));
         }
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_there_is_room_for() {
+        let (writer, _reader) = slot::slot(None);
+        let (_refresher, fetches) = refresher(
+            "i".into(),
+            source(),
+            vec![Algorithm::ES256],
+            writer,
+            Arc::default(),
+        );
+        let mut waiting: Vec<_> = (0..MOST_WAITING).map(|_| fetches.ask()).collect();
+        assert!(waiting.iter().all(|hope| matches!(hope, Hope::Wait(_))));
+        assert!(matches!(fetches.ask(), Hope::Failed));
+        waiting.pop();
+        assert!(matches!(fetches.ask(), Hope::Wait(_)));
     }
 }
