@@ -340,8 +340,11 @@ pub enum Problem {
         /// The uid that is sent twice.
         uid: String,
     },
-    /// The uid is the token's principal, or one that the token says it is in.
-    #[error("`{uid}` is what the token tells of; a request cannot tell it anew")]
+    /// The uid is the token's principal, an entity that the token names, or one that these are
+    /// stored to be in.
+    #[error(
+        "`{uid}` is what the token tells of, or what that is in; a request cannot tell it anew"
+    )]
     ClaimedEntity {
         /// The uid that was sent.
         uid: String,

@@ -694,12 +694,15 @@ fn what_a_token_says_cannot_be_sent_anew_whatever_types_may_be_sent() {
         assert_eq!(found, field);
         assert!(matches!(problem, Problem::ClaimedEntity { .. }));
     }
-    // Of what the token's roles are in, a caller may tell, as of all else.
-    let chief = Query {
-        entities: vec![entity(r#"Role::"reader""#, &[], &[])],
-        ..told("alice", "sales", &["chief"], StoredPrincipal::Replace)
+    // Of what is above nobody that the token names, a caller may tell.
+    let other = Query {
+        entities: vec![
+            entity(r#"Role::"other""#, &[], &[]),
+            entity(r#"Team::"red""#, &[], &[]),
+        ],
+        ..told("alice", "sales", &["reader"], StoredPrincipal::Replace)
     };
-    check(&snapshot, &chief, Decision::Allow, &["role"]);
+    check(&snapshot, &other, Decision::Allow, &["role"]);
     // And what may be sent says nothing of what the token tells.
     let snapshot = with_alice(Some("Doc"));
     check(
@@ -708,6 +711,64 @@ fn what_a_token_says_cannot_be_sent_anew_whatever_types_may_be_sent() {
         Decision::Allow,
         &["role", "tag", "team"],
     );
+}
+
+/// What a caller sends could otherwise lift the principal into any group.
+#[test]
+fn what_the_principal_is_stored_to_be_in_cannot_be_sent_anew() {
+    use StoredPrincipal::{Join, Replace, Require};
+    let policies = r#"
+@id("admins") permit(principal in Group::"admins", action, resource);
+@id("manager") permit(principal, action, resource) when { principal has manager && principal.manager in Group::"admins" };
+"#;
+    let entities = r#"[
+{"uid": {"type": "User", "id": "tobias"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]},
+{"uid": {"type": "Group", "id": "staff"}, "attrs": {}, "parents": [{"type": "Group", "id": "everyone"}]},
+{"uid": {"type": "Group", "id": "a"}, "attrs": {}, "parents": [{"type": "Group", "id": "b"}]}
+]"#;
+    let snapshot = snapshot(
+        &[("p.cedar", policies), ("entities.json", entities)],
+        Settings::default(),
+    );
+    let ask = |id: &str, parents: &[&str], stored, group: &str| {
+        let lifted = entity(&format!("Group::\"{group}\""), &[], &[r#"Group::"admins""#]);
+        Query {
+            principal: Uid::new("User", id),
+            claimed: Some(Arc::new(Claimed {
+                attributes: record(&[("manager", Value::Entity(Uid::new("Group", "m")))]),
+                parents: parents.iter().map(|id| Uid::new("Group", *id)).collect(),
+                stored,
+            })),
+            entities: vec![entity(r#"Doc::"1""#, &[], &[]), lifted],
+            ..read()
+        }
+    };
+    for (id, parents, stored, group) in [
+        ("tobias", &[][..], Join, "staff"),
+        ("tobias", &[], Join, "everyone"),
+        ("tobias", &[], Require, "staff"),
+        ("tobias", &["a"], Replace, "b"),
+        ("nobody", &["a"], Join, "a"),
+        ("nobody", &["a"], Join, "b"),
+        ("nobody", &["new"], Join, "new"),
+        ("nobody", &[], Join, "m"),
+    ] {
+        let (field, problem) = invalid(&snapshot, &ask(id, parents, stored, group));
+        assert_eq!(field, "entities[1].uid", "{id} {parents:?} {group}");
+        assert!(matches!(problem, Problem::ClaimedEntity { .. }));
+    }
+    for (id, parents, stored, group) in [
+        // What is replaced is not what it is stored to be in.
+        ("tobias", &[][..], Replace, "staff"),
+        ("nobody", &["b"], Join, "a"),
+    ] {
+        check(
+            &snapshot,
+            &ask(id, parents, stored, group),
+            Decision::Deny,
+            &[],
+        );
+    }
 }
 
 #[test]

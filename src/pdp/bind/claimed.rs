@@ -10,7 +10,8 @@ use smol_str::SmolStr;
 
 use super::{Brought, EntityStore, Snapshot, fits_schema};
 use crate::pdp::answer::NoAnswer;
-use crate::pdp::query::{Claimed, InvalidQuery, Problem, StoredPrincipal, Uid};
+use crate::pdp::query::{Claimed, InvalidQuery, Problem, StoredPrincipal, Uid, Value};
+use crate::pdp::uids::UidNumber;
 
 /// The field that is named when the claims do not fit.
 pub(super) const FIELD: &str = "principal_token";
@@ -28,7 +29,7 @@ pub(super) fn entity(
 ) -> Result<Brought, NoAnswer> {
     let parents = claimed_parents(snapshot, claimed)
         .map_err(|error| error.within("parents").within(FIELD))?;
-    refuse_told_anew(principal, &parents, sent)?;
+    refuse_told_anew(stored, uid, claimed, sent)?;
     let found = stored
         .uids
         .number_of(&uid.type_name, &uid.id)
@@ -66,25 +67,68 @@ fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityU
         .collect()
 }
 
-/// What an issuer says of the principal and of what it is in, a caller cannot say otherwise.
+/// What an issuer says of the principal and of what it names, a caller cannot say otherwise; nor what
+/// that is in as it is stored, or the caller could put the principal wherever it likes from there.
 fn refuse_told_anew(
-    principal: &EntityUID,
-    parents: &[EntityUID],
+    stored: &EntityStore,
+    principal: &Uid,
+    claimed: &Claimed,
     sent: &[Brought],
 ) -> Result<(), InvalidQuery> {
-    let mut uids = sent.iter().map(|brought| brought.entity.uid());
-    match uids.position(|uid| uid == principal || parents.contains(uid)) {
+    if sent.is_empty() {
+        return Ok(());
+    }
+    let mut told: Vec<&Uid> = claimed.parents.iter().collect();
+    for (_, value) in claimed.attributes.iter() {
+        add_named(value, &mut told);
+    }
+    // Nothing is taken of a stored principal that is replaced, what it is in neither.
+    let joined = (claimed.stored != StoredPrincipal::Replace).then_some(principal);
+    let mut above: HashSet<UidNumber> = HashSet::new();
+    for uid in told.iter().copied().chain(joined) {
+        if let Some(number) = stored.uids.number_of(&uid.type_name, &uid.id)
+            && !above.contains(&number)
+        {
+            above.extend(stored.ancestors(number));
+        }
+    }
+    told.push(principal);
+    let is_told = |uid: &EntityUID| {
+        match stored.uids.number_of_uid(uid) {
+            Some(number) if above.contains(&number) => true,
+            Some(_) | None => told.iter().any(|told| is_called(uid, told)),
+        }
+    };
+    let mut uids = sent.iter().map(|brought| brought.entity.uid()).enumerate();
+    match uids.find(|(_, uid)| is_told(uid)) {
         None => Ok(()),
-        Some(index) => {
-            let uid = sent
-                .get(index)
-                .map(|brought| brought.entity.uid().to_string());
-            let uid = uid.unwrap_or_default();
+        Some((index, uid)) => {
+            let uid = uid.to_string();
             Err(InvalidQuery::field("uid", Problem::ClaimedEntity { uid })
                 .at_index(index)
                 .within("entities"))
         }
     }
+}
+
+/// Adds the entities that `value` names.
+fn add_named<'a>(value: &'a Value, named: &mut Vec<&'a Uid>) {
+    match value {
+        Value::Entity(uid) => named.push(uid),
+        Value::Set(members) => members.iter().for_each(|member| add_named(member, named)),
+        Value::Record(fields) => fields.iter().for_each(|(_, field)| add_named(field, named)),
+        Value::Bool(_)
+        | Value::Long(_)
+        | Value::String(_)
+        | Value::Decimal(_)
+        | Value::Ip(_)
+        | Value::Datetime(_)
+        | Value::Duration(_) => {}
+    }
+}
+
+fn is_called(uid: &EntityUID, name: &Uid) -> bool {
+    AsRef::<str>::as_ref(uid.eid()) == name.id && uid.entity_type().to_string() == name.type_name
 }
 
 fn join(
