@@ -18,6 +18,7 @@ mod revocations;
 mod slot;
 mod token;
 mod verify;
+mod weight;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU64;
@@ -26,6 +27,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use jsonwebtoken::Algorithm;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use figures::{KeyFigures, TokenFigures};
@@ -126,8 +128,8 @@ impl Upkeep {
     fn read_and_follow(
         &mut self,
         path: &Path,
-        mut take: impl FnMut(&[u8]) -> Result<String, String> + Send + 'static,
-        refused: impl Fn() + Send + 'static,
+        take: impl Fn(&[u8]) -> Result<String, String> + Send + Sync + 'static,
+        refused: impl Fn() + Send + Sync + 'static,
     ) -> Result<Vec<u8>, ReadError> {
         let mut reading = Reading::default();
         let text = reading.read_up_to(path, MAX_FILE_BYTES)?;
@@ -136,10 +138,14 @@ impl Upkeep {
             let file = file.clone();
             move |reading: &mut Reading| reading.read_up_to(&file, MAX_FILE_BYTES)
         };
+        let (changed, changes) = watch::channel(None);
         let following = followed::follow(self.following, reading.trace(), load, move |read| {
+            changed.send_replace(Some(Arc::new(read)));
+        });
+        let taking = take_changes(changes, move |read: &Result<Vec<u8>, ReadError>| {
             let taken = match read {
                 Ok(text) => {
-                    take(&text).map_err(|problem| format!("`{}`: {problem}", file.display()))
+                    take(text).map_err(|problem| format!("`{}`: {problem}", file.display()))
                 }
                 Err(error) => Err(error.to_string()),
             };
@@ -154,7 +160,9 @@ impl Upkeep {
                 }
             }
         });
-        self.followed.push(Box::pin(following));
+        self.followed.push(Box::pin(async move {
+            tokio::join!(following, taking);
+        }));
         Ok(text)
     }
 
@@ -180,6 +188,24 @@ impl Upkeep {
     }
 }
 
+/// Has `take` see each change, the last of several, where blocking is allowed: a large list takes
+/// long to read, and calls are answered on the other threads.
+async fn take_changes<T: Send + Sync + 'static>(
+    mut changes: watch::Receiver<Option<Arc<T>>>,
+    take: impl Fn(&T) + Send + Sync + 'static,
+) {
+    let take = Arc::new(take);
+    while changes.changed().await.is_ok() {
+        let Some(change) = changes.borrow_and_update().clone() else {
+            continue;
+        };
+        let take = Arc::clone(&take);
+        if let Err(error) = tokio::task::spawn_blocking(move || take(&change)).await {
+            tracing::error!(%error, "a changed file could not be taken");
+        }
+    }
+}
+
 /// Reads everything that tokens are verified with, but for keys behind URLs, which are fetched once
 /// the upkeep runs.
 ///
@@ -199,7 +225,14 @@ pub fn open(settings: &TokenSettings) -> Result<Opened, OpenRefused> {
         tracing::warn!(
             one,
             other,
-            "two issuers name principals of one type without different `id_prefix`es: whoever has an id with one is the same principal with the other"
+            "two issuers name principals of one type without `id_prefix`es that keep them apart: whoever has the right id with one is the principal of the other"
+        );
+    }
+    for (one, other) in issuers.sharing_parents() {
+        tracing::warn!(
+            one,
+            other,
+            "two claims name parents of one type without `prefix`es that keep them apart: what one says is as good as what the other says"
         );
     }
     let counters = Arc::new(Counters::default());
@@ -276,9 +309,10 @@ fn open_issuer(rules: IssuerRules, upkeep: &mut Upkeep) -> Result<Issuer, OpenRe
     let writer = Arc::new(writer);
     let take = {
         let (writer, counters) = (Arc::clone(&writer), Arc::clone(&counters));
-        let allowed = allowed.clone();
+        let (allowed, name) = (allowed.clone(), Arc::clone(&name));
         move |text: &[u8]| {
             let keys = read(text, &allowed).map_err(|error| error.to_string())?;
+            warn_if_none(&name, &keys);
             let what = format!("{} keys were taken from the file", keys.len());
             writer.put(keys);
             counters.taken.add_one();
@@ -292,6 +326,7 @@ fn open_issuer(rules: IssuerRules, upkeep: &mut Upkeep) -> Result<Issuer, OpenRe
         path: path.clone(),
         source,
     })?;
+    warn_if_none(&name, &keys);
     writer.put(keys);
     counters.taken.add_one();
     Ok(Issuer {
@@ -301,6 +336,16 @@ fn open_issuer(rules: IssuerRules, upkeep: &mut Upkeep) -> Result<Issuer, OpenRe
         fetches: None,
         counters,
     })
+}
+
+/// An issuer may withdraw all its keys; more often `algorithms` is wrong.
+fn warn_if_none(issuer: &str, keys: &KeySet) {
+    if keys.len() == 0 {
+        tracing::warn!(
+            issuer,
+            "the issuer's file holds no key that verifies by its `algorithms`; none of its tokens is believed"
+        );
+    }
 }
 
 fn open_revocations(
@@ -325,8 +370,17 @@ fn open_revocations(
     let writer = Arc::new(writer);
     let take = {
         let (parse, writer) = (Arc::clone(&parse), Arc::clone(&writer));
+        let counters = Arc::clone(counters);
         move |text: &[u8]| {
             let list = parse(text).map_err(|error| error.to_string())?;
+            if let Some(held) = writer.value() {
+                list.check_after(&held).map_err(|error| error.to_string())?;
+                let (before, now) = (held.len(), list.len());
+                if now < before {
+                    counters.revocations_shrunk.add_one();
+                    tracing::warn!(before, now, "the list of revocations has become shorter");
+                }
+            }
             let what = format!("{} revocations were taken from the file", list.len());
             writer.put(list);
             Ok(what)

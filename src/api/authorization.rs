@@ -15,6 +15,7 @@ use prost::Message as _;
 use prost::bytes::{BufMut as _, Bytes};
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, StreamingService, UnaryService};
@@ -219,7 +220,7 @@ impl Authorization {
             Step::Decided(decided) => decided,
             Step::Wait { wait, request } => {
                 drop(leave);
-                identity::wait_for_keys(wait, of.0).await?;
+                identity::wait_for_keys(wait, of.0, self.draining.clone()).await?;
                 let leave = self.engine.leave().await;
                 of.0.deadline.check()?;
                 match self.decide(snapshot, request, of, &leave, Patience::Spent) {
@@ -340,7 +341,8 @@ impl UnaryService<Bytes> for Batched<'_> {
                             Progress::Done => return Ok::<_, Status>(batch),
                             Progress::TurnOver => tokio::task::yield_now().await,
                             Progress::Waits(wait) => {
-                                identity::wait_for_keys(wait, &batch.call).await?;
+                                let draining = batch.door.draining.clone();
+                                identity::wait_for_keys(wait, &batch.call, draining).await?;
                             }
                         }
                         let _leave = batch.door.engine.leave().await;
@@ -369,8 +371,9 @@ struct Batch {
     items: Items,
     /// An item whose key may be on its way.
     held: Option<Box<pb::AuthorizeRequest>>,
-    /// How often the batch may still wait for keys.
-    waits_left: u8,
+    /// Until when the batch may wait for keys, from its first wait on. Tokens of several issuers may
+    /// stand in it; but its caller is not kept waiting for each.
+    waits_end: Option<Instant>,
     /// A `BatchAuthorizeResponse`, as far as it is known.
     response: Vec<u8>,
 }
@@ -382,10 +385,6 @@ enum Progress {
     TurnOver,
     Waits(KeyWait),
 }
-
-/// How often a batch waits for keys. Tokens of several issuers may stand in it; but however many
-/// name keys that do not exist, its caller is not kept waiting for each.
-const MOST_WAITS: u8 = 4;
 
 /// What is left of a batch.
 enum Items {
@@ -430,7 +429,7 @@ impl Batch {
             message,
             items,
             held: None,
-            waits_left: MOST_WAITS,
+            waits_end: None,
             response: Vec::new(),
         })
     }
@@ -451,8 +450,7 @@ impl Batch {
                     }
                     Some(Step::Wait { wait, request }) => {
                         self.held = Some(request);
-                        self.waits_left = self.waits_left.saturating_sub(1);
-                        return Ok(Progress::Waits(wait));
+                        return Ok(Progress::Waits(self.within_budget(wait)));
                     }
                     Some(Step::Decided(Err(rejection))) => {
                         let error = to_message(&rejection.into()).encode_to_vec();
@@ -471,7 +469,8 @@ impl Batch {
     /// Decides the next item.
     fn next(&mut self, leave: &Leave) -> Result<Option<Step>, Status> {
         if let Some(request) = self.held.take() {
-            return Ok(Some(self.decide(request, leave)));
+            // What could be done for its key was done.
+            return Ok(Some(self.decide(request, leave, Patience::Spent)));
         }
         let of = (&self.call, Method::BatchAuthorize);
         if let Items::InPlace { at, decided } = &mut self.items {
@@ -493,17 +492,29 @@ impl Batch {
         match &mut self.items {
             Items::Decoded(requests) => {
                 let request = requests.next().map(Box::new);
-                Ok(request.map(|request| self.decide(request, leave)))
+                let patience = match self.waits_end {
+                    Some(end) if Instant::now() >= end => Patience::Spent,
+                    Some(_) | None => Patience::Waits,
+                };
+                Ok(request.map(|request| self.decide(request, leave, patience)))
             }
             Items::InPlace { .. } => Ok(None),
         }
     }
 
-    fn decide(&self, request: Box<pb::AuthorizeRequest>, leave: &Leave) -> Step {
-        let patience = match self.waits_left {
-            0 => Patience::Spent,
-            _ => Patience::Waits,
-        };
+    /// All waits together take no longer than the first alone could.
+    fn within_budget(&mut self, wait: KeyWait) -> KeyWait {
+        let now = Instant::now();
+        let end = *self.waits_end.get_or_insert(now + wait.most());
+        wait.no_longer_than(end.saturating_duration_since(now))
+    }
+
+    fn decide(
+        &self,
+        request: Box<pb::AuthorizeRequest>,
+        leave: &Leave,
+        patience: Patience,
+    ) -> Step {
         let of = (&self.call, Method::BatchAuthorize);
         self.door
             .decide(&self.snapshot, request, of, leave, patience)

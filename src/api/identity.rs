@@ -9,6 +9,7 @@ use super::pb;
 use super::status::Rejection;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
 use crate::pip::{KeyWait, Moment, Patience, Refusal, Tokens, Verdict};
+use crate::readiness::ReadinessReader;
 
 /// Who asks, and what a token says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,10 +65,15 @@ pub(super) fn identify(
     }))
 }
 
-/// Waits for keys, and no longer than the caller does.
-pub(super) async fn wait_for_keys(wait: KeyWait, call: &Call) -> Result<(), Rejection> {
+/// Waits for keys, and no longer than the caller does, nor when the service is about to end.
+pub(super) async fn wait_for_keys(
+    wait: KeyWait,
+    call: &Call,
+    mut draining: ReadinessReader,
+) -> Result<(), Rejection> {
     tokio::select! {
         () = wait.wait() => Ok(()),
+        () = draining.draining() => Err(Rejection::ShuttingDown),
         () = call.deadline.passed() => Err(Rejection::DeadlinePassed),
     }
 }

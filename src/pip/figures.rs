@@ -13,6 +13,7 @@ pub(super) struct Counters {
     pub(super) verified: Counter,
     pub(super) remembered: Counter,
     pub(super) revocations_refused: Counter,
+    pub(super) revocations_shrunk: Counter,
 }
 
 /// Counts upwards.
@@ -69,6 +70,8 @@ pub struct TokenFigures {
     pub revocations: u64,
     /// Times that a changed revocation file was refused.
     pub revocations_refused: u64,
+    /// Times that a list was taken that is shorter than the one before.
+    pub revocations_shrunk: u64,
 }
 
 /// The keys of one issuer.

@@ -40,6 +40,7 @@ struct RawIssuer {
     refetch_interval: Option<String>,
     fetch_timeout: Option<String>,
     key_wait: Option<String>,
+    max_stale: Option<String>,
     types: Option<Vec<String>>,
     leeway: Option<String>,
     max_age: Option<String>,
@@ -145,6 +146,8 @@ pub(super) struct UrlSource {
     pub(super) fetch_timeout: Duration,
     /// How long a request may wait for a fetch.
     pub(super) key_wait: Duration,
+    /// For how long a set that cannot be fetched again is believed; `None` is for ever.
+    pub(super) max_stale: Option<Duration>,
 }
 
 /// Why an issuers file is refused.
@@ -218,29 +221,51 @@ impl Issuers {
         }
     }
 
-    /// Pairs of issuers that call by one uid whom each of them says: legal, and a mistake more
-    /// often than not.
+    /// Pairs of issuers that may call two principals by one uid: legal, and a mistake more often
+    /// than not.
     pub(super) fn sharing_ids(&self) -> Vec<(&str, &str)> {
-        let namespace = |rules: &IssuerRules| {
-            let Mapping {
-                type_name,
-                id_prefix,
-                ..
-            } = &rules.mapping;
-            (type_name.clone(), id_prefix.clone())
+        self.pairs(|one, other| {
+            let (one, other) = (&one.mapping, &other.mapping);
+            one.type_name == other.type_name && overlap(&one.id_prefix, &other.id_prefix)
+        })
+    }
+
+    /// Pairs of issuers, or an issuer twice, that may put their principals into one parent by what
+    /// two different claims say.
+    pub(super) fn sharing_parents(&self) -> Vec<(&str, &str)> {
+        let meet = |one: &Parents, other: &Parents| {
+            one.type_name == other.type_name && overlap(&one.prefix, &other.prefix)
         };
-        let mut seen: BTreeMap<(String, String), &str> = BTreeMap::new();
+        let within = self.0.iter().filter(|rules| {
+            let mut parents = rules.mapping.parents.iter();
+            std::iter::from_fn(|| parents.next().map(|one| (one, parents.clone())))
+                .any(|(one, mut after)| after.any(|other| meet(one, other)))
+        });
+        let mut pairs: Vec<(&str, &str)> = within
+            .map(|rules| (rules.name.as_str(), rules.name.as_str()))
+            .collect();
+        pairs.extend(self.pairs(|one, other| {
+            let others = &other.mapping.parents;
+            let mut parents = one.mapping.parents.iter();
+            parents.any(|one| others.iter().any(|other| meet(one, other)))
+        }));
+        pairs
+    }
+
+    /// The pairs of two issuers of which `hold` is true.
+    fn pairs(&self, hold: impl Fn(&IssuerRules, &IssuerRules) -> bool) -> Vec<(&str, &str)> {
         let mut pairs = Vec::new();
-        for rules in &self.0 {
-            match seen.get(&namespace(rules)) {
-                Some(first) => pairs.push((*first, rules.name.as_str())),
-                None => {
-                    seen.insert(namespace(rules), &rules.name);
-                }
-            }
+        for (at, other) in self.0.iter().enumerate() {
+            let before = self.0.iter().take(at).filter(|one| hold(one, other));
+            pairs.extend(before.map(|one| (one.name.as_str(), other.name.as_str())));
         }
         pairs
     }
+}
+
+/// Whether an id after the one prefix can be an id after the other.
+fn overlap(one: &str, other: &str) -> bool {
+    one.starts_with(other) || other.starts_with(one)
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -302,6 +327,7 @@ impl RawIssuer {
             ("refetch_interval", self.refetch_interval.is_some()),
             ("fetch_timeout", self.fetch_timeout.is_some()),
             ("key_wait", self.key_wait.is_some()),
+            ("max_stale", self.max_stale.is_some()),
         ];
         let written = only_with_url.into_iter().find(|(_, written)| *written);
         if let (Some((key, _)), None) = (written, &self.keys_url) {
@@ -324,7 +350,18 @@ impl RawIssuer {
                     seconds(3_600).max(refresh_min),
                     refresh_min..=7 * DAY,
                 )?;
+                // No shorter, or a set would be dropped that nobody has tried to fetch again.
+                let max_stale = match &self.max_stale {
+                    None => None,
+                    written => Some(duration(
+                        "max_stale",
+                        written,
+                        refresh_max,
+                        refresh_max..=365 * DAY,
+                    )?),
+                };
                 Ok(KeySource::Url(UrlSource {
+                    max_stale,
                     url: url.clone(),
                     ca_file: self.ca_file.as_ref().map(|file| directory.join(file)),
                     refresh_min,

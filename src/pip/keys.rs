@@ -31,12 +31,6 @@ pub enum BadKeys {
     /// It is too long a list.
     #[error("it holds more than {MAX_KEYS} keys")]
     TooMany,
-    /// There is nothing in it to verify with.
-    #[error("none of its {found} keys can verify a signature by the issuer's algorithms")]
-    NothingUsable {
-        /// How many there are in all.
-        found: usize,
-    },
     /// A shared secret that could be guessed.
     #[error("a secret for these algorithms has at least {least} bytes")]
     ShortSecret {
@@ -51,6 +45,10 @@ pub(super) struct KeySet {
     keys: Vec<Key>,
     digest: [u8; 32],
 }
+
+/// More keys fit a token than are tried on one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooManyFit;
 
 /// A key that verifies signatures.
 #[derive(Debug)]
@@ -70,7 +68,8 @@ enum Kid {
 }
 
 impl KeySet {
-    /// The keys of the JWKS in `text` that verify by one of `allowed`.
+    /// The keys of the JWKS in `text` that verify by one of `allowed`: none, where an issuer has
+    /// withdrawn all that it had.
     ///
     /// What cannot be used (for encryption, of a kind that is not known, too weak, private) is
     /// passed over: a set may hold keys for others.
@@ -80,17 +79,13 @@ impl KeySet {
             keys: Vec<serde_json::Value>,
         }
         let Jwks { keys } = serde_json::from_slice(text).map_err(|_| BadKeys::NoSet)?;
-        let found = keys.len();
-        if found > MAX_KEYS {
+        if keys.len() > MAX_KEYS {
             return Err(BadKeys::TooMany);
         }
         let keys: Vec<Key> = keys
             .into_iter()
             .filter_map(|key| Jwk::deserialize(key).ok()?.into_key(allowed))
             .collect();
-        if keys.is_empty() {
-            return Err(BadKeys::NothingUsable { found });
-        }
         Ok(Self {
             keys,
             digest: Sha256::digest(text).into(),
@@ -135,9 +130,12 @@ impl KeySet {
         self.digest == other.digest
     }
 
-    /// The keys that may have made a signature by `algorithm`; none when the token must name one
-    /// and does not.
-    pub(super) fn candidates(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<&Key> {
+    /// The keys that may have made a signature by `algorithm`.
+    pub(super) fn candidates(
+        &self,
+        kid: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Vec<&Key>, TooManyFit> {
         let found: Vec<&Key> = self
             .keys
             .iter()
@@ -149,9 +147,9 @@ impl KeySet {
             })
             .collect();
         if found.len() > MAX_TRIED {
-            return Vec::new();
+            return Err(TooManyFit);
         }
-        found
+        Ok(found)
     }
 }
 

@@ -115,15 +115,24 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
+    /// What the issuer calls the principal: its id, without what stands before it.
+    pub(super) fn id<'a>(&self, claims: &'a Object) -> Option<&'a str> {
+        match self.id.find(claims) {
+            Some(Json::String(text)) if !text.is_empty() => Some(text),
+            Some(_) | None => None,
+        }
+    }
+
     /// The principal that `claims` name, and what they say of it.
     pub(super) fn apply(&self, claims: &Object) -> Result<(Uid, Claimed), Refusal> {
         let id = Wanted {
             path: self.id.clone(),
             optional: false,
         };
-        let id = match id.find(claims)? {
-            Some(Json::String(text)) if !text.is_empty() => format!("{}{text}", self.id_prefix),
-            Some(_) | None => return Err(id.refused("is not a text that could be an id")),
+        id.find(claims)?;
+        let id = match self.id(claims) {
+            Some(text) => format!("{}{text}", self.id_prefix),
+            None => return Err(id.refused("is not a text that could be an id")),
         };
         let principal = Uid::new(self.type_name.clone(), id);
         let mut attributes = BTreeMap::new();

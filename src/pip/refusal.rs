@@ -97,9 +97,11 @@ impl Reason {
             Self::Issuer => "`iss` is not in the issuers file",
             Self::Type => "the header's `typ` is not among the issuer's `types`",
             Self::Algorithm => "the header's `alg` is not among the issuer's `algorithms`",
-            Self::KeyUnknown => "the issuer has no key of this `kid` that fits the algorithm",
+            Self::KeyUnknown => {
+                "the issuer has no key of this `kid` that fits the algorithm, or the token names none and too many fit"
+            }
             Self::KeysUnavailable => {
-                "the key may exist, but the last attempt to fetch the issuer's keys failed, or too many wait for the next; worth another try"
+                "the key may exist, but the last attempt to fetch the issuer's keys failed or is not over, or too many wait for it; worth another try"
             }
             Self::Signature => "the signature does not verify",
             Self::Claims => {

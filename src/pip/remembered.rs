@@ -16,10 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 
+use super::weight::Weighed;
+
 /// As many locks: requests on as many threads seldom meet at one.
 const SHARDS: usize = 32;
 
-/// What an entry needs besides its token and what stands in its claims, rounded up.
+/// What an entry needs besides its token and what its value holds, rounded up: its places in a table
+/// that is half full, and what allocations cost.
 const ENTRY_BYTES: usize = 512;
 
 /// Values by token.
@@ -43,16 +46,21 @@ struct Entry<V> {
     hash: u64,
     token: Box<str>,
     value: Arc<V>,
+    bytes: usize,
 }
 
-impl<V> Entry<V> {
-    /// Claims are about as long as they were in the token.
-    fn bytes(&self) -> usize {
-        ENTRY_BYTES + 2 * self.token.len()
+impl<V: Weighed> Entry<V> {
+    fn new(hash: u64, token: &str, value: Arc<V>) -> Self {
+        Self {
+            hash,
+            bytes: ENTRY_BYTES + size_of::<V>() + token.len() + value.heap_bytes(),
+            token: token.into(),
+            value,
+        }
     }
 }
 
-impl<V> Remembered<V> {
+impl<V: Weighed> Remembered<V> {
     /// Room for about so many bytes.
     pub(super) fn new(capacity_bytes: NonZeroU64) -> Self {
         let capacity = usize::try_from(capacity_bytes.get()).unwrap_or(usize::MAX);
@@ -92,19 +100,15 @@ impl<V> Remembered<V> {
             return;
         };
         let is_it = |entry: &Entry<V>| *entry.token == *token;
-        if let Some(entry) = shard.young.find_mut(hash, is_it) {
-            entry.value = value;
-            return;
+        if let Ok(young) = shard.young.find_entry(hash, is_it) {
+            let replaced = young.remove().0;
+            shard.young_bytes -= replaced.bytes;
         }
         if let Ok(old) = shard.old.find_entry(hash, is_it) {
             old.remove();
         }
-        let entry = Entry {
-            hash,
-            token: token.into(),
-            value,
-        };
-        if entry.bytes() <= self.most {
+        let entry = Entry::new(hash, token, value);
+        if entry.bytes <= self.most {
             shard.put(entry, self.most);
         }
     }
@@ -129,11 +133,11 @@ impl<V> Remembered<V> {
 
 impl<V> Shard<V> {
     fn put(&mut self, entry: Entry<V>, most: usize) {
-        if self.young_bytes + entry.bytes() > most {
+        if self.young_bytes + entry.bytes > most {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
-        self.young_bytes += entry.bytes();
+        self.young_bytes += entry.bytes;
         self.young
             .insert_unique(entry.hash, entry, |entry| entry.hash);
     }
@@ -143,8 +147,20 @@ impl<V> Shard<V> {
 mod tests {
     use super::*;
 
+    impl Weighed for usize {
+        fn heap_bytes(&self) -> usize {
+            0
+        }
+    }
+
+    impl Weighed for Vec<u8> {
+        fn heap_bytes(&self) -> usize {
+            self.capacity()
+        }
+    }
+
     fn room(entries: usize) -> Remembered<usize> {
-        let bytes = SHARDS * 2 * entries * (ENTRY_BYTES + 2 * 8);
+        let bytes = SHARDS * 2 * entries * (ENTRY_BYTES + size_of::<usize>() + 8);
         Remembered::new(NonZeroU64::new(bytes as u64).unwrap())
     }
 
@@ -174,6 +190,28 @@ mod tests {
         assert!(remembered.len() <= SHARDS * 2 * 20, "{}", remembered.len());
         assert_eq!(remembered.get(&token(19_999)).as_deref(), Some(&19_999));
         assert_eq!(remembered.get(&token(0)), None);
+    }
+
+    #[test]
+    fn what_a_value_holds_counts_and_not_its_token_alone() {
+        let capacity = 1 << 20;
+        let remembered = Remembered::new(NonZeroU64::new(capacity).unwrap());
+        for number in 0..10_000 {
+            remembered.put(&token(number), Arc::new(vec![0_u8; 4_096]));
+        }
+        assert!(remembered.len() > 0);
+        assert!(
+            remembered.len() as u64 * 4_096 <= capacity,
+            "{}",
+            remembered.len()
+        );
+        // One that takes the place of another gives back what that took.
+        let remembered = Remembered::new(NonZeroU64::new(capacity).unwrap());
+        remembered.put("kept", Arc::new(vec![0_u8; 4_096]));
+        for _ in 0..1_000 {
+            remembered.put("replaced", Arc::new(vec![0_u8; 4_096]));
+        }
+        assert_eq!(remembered.len(), 2);
     }
 
     #[test]

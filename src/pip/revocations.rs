@@ -3,6 +3,7 @@
 //! A list is TOML or JSON, and taken as a whole or not at all.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -12,8 +13,7 @@ use super::moment::Moment;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRevocations {
-    #[serde(default)]
-    revoked: Vec<RawRevoked>,
+    revoked: Option<Vec<RawRevoked>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,8 +50,16 @@ pub enum RevocationsError {
     #[error("entry {0} names a `sub` and no `issuer`")]
     NoIssuer(usize),
     /// A time makes no sense, or stands where it means nothing.
-    #[error("entry {0}: `not_before` is a point in time, and stands with `sub` alone")]
+    #[error(
+        "entry {0}: `not_before` is a point in time, seconds since 1970 or `2026-01-31T12:00:00Z` with `Z` or an offset such as `+01:00`, and stands with `sub` alone"
+    )]
     NotBefore(usize),
+    /// It may be half written, and would take back what is in force.
+    #[error("it has no `revoked`, and would empty a list of {held}; `revoked = []` does so")]
+    Silent {
+        /// The entries of the list in force.
+        held: usize,
+    },
 }
 
 /// What of a token is looked for in the list.
@@ -60,6 +68,8 @@ pub(super) struct Facts<'a> {
     pub(super) issuer: &'a str,
     pub(super) jti: Option<&'a str>,
     pub(super) sub: Option<&'a str>,
+    /// What the issuer calls the principal, which need not stand in `sub`.
+    pub(super) id: Option<&'a str>,
     pub(super) kid: Option<&'a str>,
     pub(super) issued: Option<Moment>,
 }
@@ -70,6 +80,8 @@ pub(super) struct Revocations {
     of_any: Listed,
     of_issuer: HashMap<String, Listed>,
     entries: usize,
+    /// Whether the list was written, if only as an empty one.
+    is_told: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,11 +104,14 @@ impl Revocations {
             toml::from_str(text)
                 .map_err(|error| RevocationsError::Syntax(error.message().to_owned()))?
         };
+        let is_told = raw.revoked.is_some();
+        let revoked = raw.revoked.unwrap_or_default();
         let mut list = Self {
-            entries: raw.revoked.len(),
+            entries: revoked.len(),
+            is_told,
             ..Self::default()
         };
-        for (number, revoked) in (1..).zip(raw.revoked) {
+        for (number, revoked) in (1..).zip(revoked) {
             list.add(number, revoked)?;
         }
         Ok(list)
@@ -144,6 +159,15 @@ impl Revocations {
         Ok(())
     }
 
+    /// Whether it may take the place of `held`: a file that says nothing may be one that is being
+    /// written, and must not bring back what was revoked.
+    pub(super) fn check_after(&self, held: &Self) -> Result<(), RevocationsError> {
+        match held.entries {
+            held if held > 0 && !self.is_told => Err(RevocationsError::Silent { held }),
+            _ => Ok(()),
+        }
+    }
+
     /// How many entries there are.
     pub(super) fn len(&self) -> usize {
         self.entries
@@ -170,14 +194,18 @@ impl Listed {
             issuer: _,
             jti,
             sub,
+            id,
             kid,
             issued,
         } = facts;
+        let subjects = [sub, id.filter(|id| sub != Some(id))];
         jti.is_some_and(|jti| self.jti.contains(jti))
             || kid.is_some_and(|kid| self.kid.contains(kid))
-            || sub
-                .and_then(|sub| self.sub.get(sub))
-                .is_some_and(|before| match (before, issued) {
+            || subjects
+                .into_iter()
+                .flatten()
+                .filter_map(|subject| self.sub.get(subject))
+                .any(|before| match (before, issued) {
                     (Some(before), Some(issued)) => issued < *before,
                     // A token that does not say when it was issued may be an old one.
                     (None, _) | (_, None) => true,
@@ -191,7 +219,36 @@ fn moment(time: &RawTime) -> Option<Moment> {
         RawTime::Text(text) => text.clone(),
         RawTime::Toml(datetime) => datetime.to_string(),
     };
-    humantime::parse_rfc3339(&text).ok().map(Moment::from)
+    with_offset(&text)
+}
+
+/// A point in time as RFC 3339 writes it, in whatever zone.
+fn with_offset(text: &str) -> Option<Moment> {
+    let utc = |text: &str| humantime::parse_rfc3339(text).ok().map(Moment::from);
+    let Some((local, offset)) = text
+        .len()
+        .checked_sub("+00:00".len())
+        .and_then(|at| text.split_at_checked(at))
+        .filter(|(_, offset)| offset.starts_with(['+', '-']))
+    else {
+        return utc(text);
+    };
+    let is_east = offset.starts_with('+');
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let number = |text: &str, most: u64| {
+        let is_number = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse::<u64>().ok().filter(|number| *number <= most);
+        number.filter(|_| is_number)
+    };
+    let minutes = number(hours, 23)? * 60 + number(minutes, 59)?;
+    let (local, offset) = (
+        utc(&format!("{local}Z"))?,
+        Duration::from_secs(minutes * 60),
+    );
+    Some(match is_east {
+        true => local.before(offset),
+        false => local.after(offset),
+    })
 }
 
 #[cfg(test)]
@@ -202,6 +259,7 @@ mod tests {
         issuer: "i",
         jti: Some("t"),
         sub: Some("s"),
+        id: Some("s@example"),
         kid: Some("k"),
         issued: None,
     };
@@ -224,6 +282,7 @@ mod tests {
             "jti = \"t\"\nissuer = \"i\"",
             "kid = \"k\"",
             "sub = \"s\"\nissuer = \"i\"",
+            "sub = \"s@example\"\nissuer = \"i\"",
         ] {
             assert!(list(covering).cover(FACTS), "{covering}");
         }
@@ -239,7 +298,15 @@ mod tests {
 
     #[test]
     fn of_a_subject_what_was_issued_before_is_revoked() {
-        for time in ["1000", "\"1970-01-01T00:16:40Z\"", "1970-01-01T00:16:40Z"] {
+        for time in [
+            "1000",
+            "\"1970-01-01T00:16:40Z\"",
+            "1970-01-01T00:16:40Z",
+            "\"1970-01-01T01:46:40+01:30\"",
+            "1970-01-01T01:46:40+01:30",
+            "1970-01-01 01:16:40.000+01:00",
+            "1970-01-01T00:16:40-00:00",
+        ] {
             let list = list(&format!("sub = \"s\"\nissuer = \"i\"\nnot_before = {time}"));
             assert!(list.cover(issued(999)), "{time}");
             assert!(!list.cover(issued(1_000)), "{time}");
@@ -260,6 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_says_nothing_empties_no_list() {
+        let held = list("jti = \"t\"");
+        let parse = |text: &str| Revocations::parse(text.as_bytes()).unwrap();
+        for silent in ["", "\n", "# being written", "{}"] {
+            assert_eq!(
+                parse(silent).check_after(&held),
+                Err(RevocationsError::Silent { held: 1 }),
+                "{silent}"
+            );
+            assert_eq!(parse(silent).check_after(&Revocations::default()), Ok(()));
+        }
+        for told in ["revoked = []", "{\"revoked\": []}"] {
+            assert_eq!(parse(told).check_after(&held), Ok(()), "{told}");
+        }
+    }
+
+    #[test]
     fn a_list_that_is_not_sure_is_refused_whole() {
         let refused = |text: &str| Revocations::parse(text.as_bytes()).unwrap_err();
         let entry = |text: &str| refused(&format!("[[revoked]]\n{text}"));
@@ -273,10 +357,21 @@ mod tests {
             entry("jti = \"a\"\nnot_before = 1"),
             RevocationsError::NotBefore(1)
         );
-        assert_eq!(
-            entry("sub = \"a\"\nissuer = \"i\"\nnot_before = \"soon\""),
-            RevocationsError::NotBefore(1)
-        );
+        for time in [
+            "\"soon\"",
+            "\"\"",
+            "1970-01-01T00:16:40",
+            "1970-01-01",
+            "\"1970-01-01T00:16:40+24:00\"",
+            "\"1970-01-01T00:16:40+0100\"",
+            "\"1970-01-01T00:16:40++1:00\"",
+        ] {
+            assert_eq!(
+                entry(&format!("sub = \"a\"\nissuer = \"i\"\nnot_before = {time}")),
+                RevocationsError::NotBefore(1),
+                "{time}"
+            );
+        }
         for text in [
             "{",
             "[]",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Tells the values of one slot apart: 0 while it is empty, then counting up.
+/// Tells the values of one slot apart: 0 before the first, then counting up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Version(u64);
 
@@ -44,6 +44,14 @@ impl<T> Writer<T> {
         self.0.send_modify(|held| {
             held.version.0 += 1;
             held.value = Some(Arc::new(value));
+        });
+    }
+
+    /// Whoever reads from now on gets nothing.
+    pub(super) fn clear(&self) {
+        self.0.send_modify(|held| {
+            held.version.0 += 1;
+            held.value = None;
         });
     }
 

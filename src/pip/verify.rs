@@ -11,13 +11,14 @@ use super::figures::{Counters, KeyCounters, KeyFigures, TokenFigures};
 use super::issuers::IssuerRules;
 use super::json::{Json, Object};
 use super::keys::refresh::{Fetches, Hope, KeyWait};
-use super::keys::{Key, KeySet};
+use super::keys::{Key, KeySet, TooManyFit};
 use super::moment::Moment;
 use super::refusal::{Reason, Refusal};
 use super::remembered::Remembered;
 use super::revocations::{Facts, Revocations};
 use super::slot::{Reader, Version};
 use super::token::{self, Header, Token};
+use super::weight::Weighed;
 use crate::pdp::query::{Claimed, Uid};
 
 /// Who asks, as a token says it that was verified.
@@ -164,6 +165,7 @@ impl Tokens {
             keys: keys.collect(),
             revocations: revocations.load().1.map_or(0, |list| list.len() as u64),
             revocations_refused: counters.revocations_refused.value(),
+            revocations_shrunk: counters.revocations_shrunk.value(),
         }
     }
 
@@ -217,7 +219,7 @@ impl Tokens {
         check_audience(rules, claims)?;
         let validity = Validity::of(rules, claims)?;
         validity.check(now)?;
-        let revocations = self.check_revocations(issuer, claims, kid.as_deref())?;
+        let revocations = self.check_revocations(issuer, claims, kid)?;
         let (principal, claimed) = rules.mapping.apply(claims)?;
         Ok(Known {
             identified: Arc::new(Identified {
@@ -249,14 +251,15 @@ impl Tokens {
         &self,
         issuer: &Issuer,
         claims: &Object,
-        kid: Option<&str>,
+        kid: Option<String>,
     ) -> Result<Version, Refusal> {
         let (version, list) = self.revocations.load();
         let facts = Facts {
             issuer: &issuer.rules.name,
             jti: optional_text(claims, "jti")?,
             sub: optional_text(claims, "sub")?,
-            kid,
+            id: issuer.rules.mapping.id(claims),
+            kid: kid.as_deref(),
             issued: optional_moment(claims, "iat")?,
         };
         if list.is_some_and(|list| list.cover(facts)) {
@@ -274,7 +277,8 @@ fn too_large() -> Refusal {
 }
 
 impl Issuer {
-    /// The version of the keys that the signature was checked with, and the key's name.
+    /// The version of the keys that the signature was checked with, and the key's name: its own, or
+    /// what the header calls it if it has none.
     fn check_signature(
         &self,
         token: &Token<'_>,
@@ -296,33 +300,48 @@ impl Issuer {
         let (version, keys) = self.keys.load();
         let candidates = keys
             .as_deref()
-            .map(|keys| keys.candidates(kid.as_deref(), algorithm))
-            .unwrap_or_default();
+            .map_or(Ok(Vec::new()), |keys| {
+                keys.candidates(kid.as_deref(), algorithm)
+            })
+            // No fetch would help: the set is as its issuer wants it.
+            .map_err(|TooManyFit| {
+                Refusal::new(
+                    Reason::KeyUnknown,
+                    "more keys of the token's issuer fit than are tried, and the token names none",
+                )
+            })?;
         if candidates.is_empty() {
             return Err(self.without_key(patience));
         }
         let signed = |key: &&Key| key.has_signed(token.signed, token.signature, algorithm);
         match candidates.into_iter().find(signed) {
-            Some(key) => Ok((version, key.kid().map(ToOwned::to_owned))),
-            None => Err(Refusal::new(Reason::Signature, "the token's signature is wrong").into()),
+            Some(key) => Ok((version, key.kid().or(kid.as_deref()).map(ToOwned::to_owned))),
+            None => {
+                // A new key may go by the name of the old one, or by none. Whoever sends garbage
+                // does not wait for a fetch, and has no more of them made than the interval lets.
+                if let Some(fetches) = &self.fetches {
+                    fetches.ask();
+                }
+                Err(Refusal::new(Reason::Signature, "the token's signature is wrong").into())
+            }
         }
     }
 
     fn without_key(&self, patience: Patience) -> Failure {
         let hope = match (&self.fetches, patience) {
             (None, _) => Hope::None,
-            (Some(fetches), Patience::Waits) => fetches.ask(),
+            (Some(fetches), Patience::Waits) => fetches.ask_and_wait(),
             (Some(fetches), Patience::Spent) => fetches.without_asking(),
         };
         Failure::Refused(match hope {
             Hope::Wait(wait) => return Failure::Wait(wait),
             Hope::None => Refusal::new(
                 Reason::KeyUnknown,
-                "the token's issuer has no key of that `kid` for that `alg`, or the token names none of many",
+                "the token's issuer has no key of that `kid` for that `alg`",
             ),
             Hope::Failed => Refusal::new(
                 Reason::KeysUnavailable,
-                "the keys of the token's issuer could not be fetched",
+                "the keys of the token's issuer could not be fetched, or not yet",
             ),
         })
     }
@@ -437,6 +456,20 @@ fn optional_text<'a>(claims: &'a Object, name: &str) -> Result<Option<&'a str>, 
             Reason::Claims,
             format!("claim `{name}` is not text"),
         )),
+    }
+}
+
+impl Weighed for Known {
+    fn heap_bytes(&self) -> usize {
+        let Identified {
+            principal,
+            claimed,
+            issuer: _,
+        } = &*self.identified;
+        size_of::<Identified>()
+            + size_of::<Claimed>()
+            + principal.heap_bytes()
+            + claimed.heap_bytes()
     }
 }
 

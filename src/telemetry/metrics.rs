@@ -127,6 +127,8 @@ metrics! {
         "Entries of the revocation list in force";
     REVOCATIONS_REFUSED = Counter "cedar_pdp_revocation_lists_refused_total" []
         "Revocation lists that were read and refused; the one before stays in force";
+    REVOCATIONS_SHRUNK = Counter "cedar_pdp_revocation_lists_shrunk_total" []
+        "Revocation lists that were taken and are shorter than the one before";
     SPANS = Counter "cedar_pdp_spans_total" ["result"]
         "Spans of traced calls: sent to the collector, failed to be, or dropped because too many waited";
     RELOADS = Counter "cedar_pdp_reloads_total" ["result"]
@@ -342,6 +344,7 @@ impl Sources {
             keys,
             revocations,
             revocations_refused,
+            revocations_shrunk,
         } = figures;
         let believed = [(["verified"], verified), (["remembered"], remembered)];
         page.counter(&TOKENS, believed)?;
@@ -362,7 +365,8 @@ impl Sources {
         ];
         page.counter(&KEY_SETS, sets)?;
         page.gauge(&REVOCATIONS, [([], revocations as f64)])?;
-        page.counter(&REVOCATIONS_REFUSED, [([], revocations_refused)])
+        page.counter(&REVOCATIONS_REFUSED, [([], revocations_refused)])?;
+        page.counter(&REVOCATIONS_SHRUNK, [([], revocations_shrunk)])
     }
 
     fn store(&self, page: &mut Writer<'_>) -> fmt::Result {

@@ -191,8 +191,9 @@ async fn a_request_waits_no_longer_than_it_should_for_a_key() {
     server.set(Manner::Slow(Duration::from_secs(3_600), String::new()));
     let unknown = es256("unknown").token(&claims());
     let begun = Instant::now();
-    // A set was there, and the last fetch that ended was a good one.
-    assert_eq!(house.refused(&unknown).await, "TOKEN_KEY_UNKNOWN");
+    // A set was there, and the last fetch that ended was a good one; but the one on its way may
+    // bring the key.
+    assert_eq!(house.refused(&unknown).await, "KEYS_UNAVAILABLE");
     assert!(begun.elapsed() < Duration::from_secs(20));
     // The caller's own deadline comes first.
     let mut client = house.client().await;
@@ -217,17 +218,10 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
     assert!(house.ask(&token, "read").await.unwrap());
     let token = Arc::new(std::sync::Mutex::new(token));
     let load = Load::start(&house, token).await;
-    let encryption_only = {
-        let mut jwk = key.jwk();
-        jwk["use"] = json!("enc");
-        json!({"keys": [jwk]}).to_string()
-    };
     let lies = [
         Manner::Serve("not JSON at all".to_owned(), FRESH),
         Manner::Serve("<html><body>Please log in</body></html>".to_owned(), FRESH),
         Manner::Serve("{}".to_owned(), FRESH),
-        Manner::Serve(r#"{"keys": []}"#.to_owned(), FRESH),
-        Manner::Serve(encryption_only, FRESH),
         Manner::Serve(String::new(), FRESH),
         Manner::Fail(500, "{\"keys\": []}"),
         Manner::Fail(404, "gone"),
@@ -258,6 +252,53 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
     })
     .await;
     load.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_withdraws_all_its_keys_is_believed() {
+    let key = es256("k");
+    let encryption_only = {
+        let mut jwk = key.jwk();
+        jwk["use"] = json!("enc");
+        json!({"keys": [jwk]}).to_string()
+    };
+    for none in [r#"{"keys": []}"#.to_owned(), encryption_only] {
+        let (server, house) = house(&[&key], "refresh_min = \"1s\"\nrefresh_max = \"1s\"").await;
+        let token = key.token(&claims());
+        assert!(house.ask(&token, "read").await.unwrap());
+        server.set(Manner::Serve(none, FRESH));
+        let (house, token) = (&house, &token);
+        until("the keys have gone", || async move {
+            house.ask(token, "read").await.is_err()
+        })
+        .await;
+        assert_eq!(house.refused(token).await, "TOKEN_KEY_UNKNOWN");
+        server.set(Manner::Serve(jwks(&[&key]), FRESH));
+        until("the key is back", || async move {
+            house.ask(token, "read").await.is_ok()
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_key_does_not_keep_the_service_from_ending() {
+    let key = es256("k");
+    let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"30s\"";
+    let (server, house) = house(&[&key], more).await;
+    assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    server.set(Manner::Slow(Duration::from_secs(3_600), String::new()));
+    let mut client = house.client().await;
+    let unknown = es256("unknown").token(&claims());
+    let waiting = tokio::spawn(async move { ask(&mut client, request(&unknown, "read")).await });
+    while server.asked() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    house.server.signal("TERM");
+    let refused = waiting.await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("shutting down"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,7 +393,7 @@ async fn a_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
     let token = old.token(&claims());
     assert!(house.ask(&token, "read").await.unwrap());
     let file = house.path("jwks.json");
-    for bad in ["", "{", "{\"keys\": []}", "<html>"] {
+    for bad in ["", "{", "{}", "<html>"] {
         let told = house.server.log().matches("is refused").count();
         replace(&file, bad);
         let (house, token) = (&house, &token);
@@ -372,6 +413,12 @@ async fn a_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
     })
     .await;
     assert_eq!(house.refused(&token).await, "TOKEN_KEY_UNKNOWN");
+    replace(&file, "{\"keys\": []}");
+    until("all keys have gone", || async move {
+        house.ask(new, "read").await.is_err()
+    })
+    .await;
+    assert_eq!(house.refused(new).await, "TOKEN_KEY_UNKNOWN");
 }
 
 #[tokio::test(flavor = "multi_thread")]

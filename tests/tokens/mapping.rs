@@ -147,6 +147,12 @@ async fn a_caller_cannot_tell_anew_what_the_token_tells() {
             .unwrap_err();
         assert_eq!(field(&refused), "entities[0].uid");
     }
+    // Nor what a role is stored to be in, or it could be lifted from there.
+    let mut lifted = sent("Role", "reader", &[("Role", "other")]);
+    let chief = key.token(&with(json!({"roles": ["chief"]})));
+    lifted.identity = request(&chief, "write").identity;
+    let refused = ask(&mut client, lifted).await.unwrap_err();
+    assert_eq!(field(&refused), "entities[0].uid");
     assert!(!ask(&mut client, sent("Doc", "1", &[])).await.unwrap());
     // Nor can it make a circle of them.
     let through = with(json!({"roles": ["a"]}));

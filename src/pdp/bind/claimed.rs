@@ -93,11 +93,9 @@ fn refuse_told_anew(
         }
     }
     told.push(principal);
-    let is_told = |uid: &EntityUID| {
-        match stored.uids.number_of_uid(uid) {
-            Some(number) if above.contains(&number) => true,
-            Some(_) | None => told.iter().any(|told| is_called(uid, told)),
-        }
+    let is_told = |uid: &EntityUID| match stored.uids.number_of_uid(uid) {
+        Some(number) if above.contains(&number) => true,
+        Some(_) | None => told.iter().any(|told| is_called(uid, told)),
     };
     let mut uids = sent.iter().map(|brought| brought.entity.uid()).enumerate();
     match uids.find(|(_, uid)| is_told(uid)) {

@@ -182,13 +182,50 @@ fn the_same_issuer_twice_is_refused_and_shared_ids_are_noticed() {
         both.sharing_ids(),
         [("https://id.example", "https://other.example")]
     );
-    let prefixed = other.replace("type =", "id_prefix = \"o:\"\ntype =");
-    assert!(
-        parse(&format!("{LEAST}{prefixed}"))
-            .unwrap()
-            .sharing_ids()
-            .is_empty()
-    );
+    // What one calls `b:1` may be what the other calls `1`.
+    for (one, two, meet) in [
+        ("", "b:", true),
+        ("b:", "", true),
+        ("b", "b:", true),
+        ("a:", "b:", false),
+    ] {
+        let prefixed = |text: &str, prefix| {
+            text.replace("type =", &format!("id_prefix = \"{prefix}\"\ntype ="))
+        };
+        let both = format!("{}{}", prefixed(LEAST, one), prefixed(&other, two));
+        let pairs = parse(&both).unwrap().sharing_ids().len();
+        assert_eq!(pairs == 1, meet, "{one} {two}");
+    }
+}
+
+#[test]
+fn claims_that_may_name_the_same_parents_are_noticed() {
+    let parents = |issuer: &str, prefixes: &[&str]| {
+        let mut text = issuer.to_owned();
+        for (at, prefix) in prefixes.iter().enumerate() {
+            text.push_str(&format!(
+                "[[issuer.principal.parents]]\nclaim = \"c{at}\"\ntype = \"Role\"\nprefix = \"{prefix}\"\n"
+            ));
+        }
+        text
+    };
+    let other = LEAST.replace("id.example", "other.example");
+    for (of_one, of_other, pairs) in [
+        (&["a:"][..], &["b:"][..], 0),
+        (&["a:", "b:"], &[], 0),
+        (&["", "b:"], &[], 1),
+        (&["b:", "b:"], &[], 1),
+        (&["a:"], &["a:"], 1),
+        (&["a:", "b:"], &["b:x:"], 1),
+    ] {
+        let text = format!("{}{}", parents(LEAST, of_one), parents(&other, of_other));
+        let issuers = parse(&text).unwrap();
+        assert_eq!(
+            issuers.sharing_parents().len(),
+            pairs,
+            "{of_one:?} {of_other:?}"
+        );
+    }
 }
 
 #[test]
@@ -199,6 +236,7 @@ fn durations_and_sizes_have_bounds() {
         ("max_age = \"0s\"", "max_age"),
         ("max_bytes = 1", "max_bytes"),
         ("types = []", "types"),
+        ("max_stale = \"1h\"", "max_stale"),
     ] {
         refused("keys_file", &format!("{line}\nkeys_file"), key);
     }

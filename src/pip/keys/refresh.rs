@@ -2,10 +2,11 @@
 //! key that is not in it. One task per URL does all of it, so however many ask, there is one fetch
 //! at a time.
 //!
-//! The last good set stays in force whatever happens here.
+//! The last good set stays in force whatever happens here, unless the operator said for how long.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
@@ -44,6 +45,8 @@ struct Progress {
 pub(in crate::pip) struct Fetches {
     progress: watch::Receiver<Progress>,
     wanted: Arc<Notify>,
+    /// The number of the last fetch that was asked for.
+    asked: Arc<AtomicU64>,
     interval: Duration,
     wait: Duration,
     room: Arc<Semaphore>,
@@ -56,7 +59,7 @@ pub(in crate::pip) enum Hope {
     Wait(KeyWait),
     /// The last fetch was a good one, and too short a time ago for another.
     None,
-    /// The last fetch failed, or too many wait for the next: the key may exist.
+    /// The last fetch failed, or another is not over yet, or too many wait for it: the key may exist.
     Failed,
 }
 
@@ -70,6 +73,19 @@ pub struct KeyWait {
 }
 
 impl KeyWait {
+    /// The longest that it takes.
+    #[must_use]
+    pub fn most(&self) -> Duration {
+        self.most
+    }
+
+    /// The same, for no longer than this.
+    #[must_use]
+    pub fn no_longer_than(mut self, most: Duration) -> Self {
+        self.most = self.most.min(most);
+        self
+    }
+
     /// Waits until the fetch has ended, and no longer than the issuer's `key_wait`.
     ///
     /// Cancel-safe; the fetch goes on without those who waited.
@@ -82,10 +98,30 @@ impl KeyWait {
 }
 
 impl Fetches {
-    /// Has the set fetched again, unless that was done a short while ago.
-    pub(in crate::pip) fn ask(&self) -> Hope {
+    /// Has the set fetched again, unless that was done a short while ago; the number of the fetch
+    /// that is on its way.
+    pub(in crate::pip) fn ask(&self) -> Option<u64> {
         let progress = *self.progress.borrow();
-        let wait = |ended| match Arc::clone(&self.room).try_acquire_owned() {
+        if progress.begun > progress.ended {
+            return Some(progress.begun);
+        }
+        match progress.last_begun {
+            Some(begun) if begun.elapsed() < self.interval => None,
+            Some(_) | None => {
+                let number = progress.begun + 1;
+                self.asked.fetch_max(number, Ordering::Relaxed);
+                self.wanted.notify_one();
+                Some(number)
+            }
+        }
+    }
+
+    /// Has the set fetched again, unless that was done a short while ago, for one who waits for it.
+    pub(in crate::pip) fn ask_and_wait(&self) -> Hope {
+        let Some(ended) = self.ask() else {
+            return self.without_asking();
+        };
+        match Arc::clone(&self.room).try_acquire_owned() {
             Ok(place) => Hope::Wait(KeyWait {
                 progress: self.progress.clone(),
                 ended,
@@ -93,26 +129,23 @@ impl Fetches {
                 _place: place,
             }),
             Err(_) => Hope::Failed,
-        };
-        if progress.begun > progress.ended {
-            return wait(progress.begun);
-        }
-        match progress.last_begun {
-            Some(begun) if begun.elapsed() < self.interval => self.without_asking(),
-            Some(_) | None => {
-                self.wanted.notify_one();
-                wait(progress.begun + 1)
-            }
         }
     }
 
     /// What is known without another fetch.
     pub(in crate::pip) fn without_asking(&self) -> Hope {
         let progress = *self.progress.borrow();
-        match progress.failed || progress.ended == 0 {
+        let begun = progress.begun.max(self.asked.load(Ordering::Relaxed));
+        match progress.failed || progress.ended == 0 || begun > progress.ended {
             true => Hope::Failed,
             false => Hope::None,
         }
+    }
+
+    /// Whether a fetch was asked for that has not begun.
+    #[cfg(test)]
+    pub(in crate::pip) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) > self.progress.borrow().begun
     }
 
     /// How long ago the last good fetch was.
@@ -154,6 +187,7 @@ pub(in crate::pip) fn refresher(
     let fetches = Fetches {
         progress: receiver,
         wanted: Arc::clone(&wanted),
+        asked: Arc::default(),
         interval: source.refetch_interval,
         wait: source.key_wait,
         room: Arc::new(Semaphore::new(MOST_WAITING)),
@@ -183,7 +217,7 @@ impl Refresher {
                 Err(error) => {
                     tracing::warn!(
                         issuer = %self.issuer, url = %self.source.url, error = %error,
-                        "cannot fetch the issuer's keys; the last good ones stay in force"
+                        "cannot fetch the issuer's keys; the last good ones, if there are any, stay in force"
                     );
                     failures += 1;
                     pause_after(failures)
@@ -222,10 +256,33 @@ impl Refresher {
             .is_none_or(|held| !held.is_of_the_text_of(&keys));
         // An equal set keeps its number, and so what was verified under it.
         if is_new {
-            tracing::info!(issuer = %self.issuer, keys = keys.len(), "the issuer's keys were fetched");
+            match keys.len() {
+                0 => tracing::warn!(
+                    issuer = %self.issuer, url = %self.source.url,
+                    "the issuer has no key that can be used any more; none of its tokens is believed"
+                ),
+                keys => {
+                    tracing::info!(issuer = %self.issuer, keys, "the issuer's keys were fetched")
+                }
+            }
             self.keys.put(keys);
         }
         Ok(refresh_after(&self.source, fetched.fresh_for))
+    }
+
+    /// When the set that is held is too old to be believed.
+    fn stale_at(&self) -> Option<Instant> {
+        self.keys.value()?;
+        let good = self.progress.borrow().last_good?;
+        good.checked_add(self.source.max_stale?)
+    }
+
+    fn drop_stale(&self) {
+        tracing::error!(
+            issuer = %self.issuer, url = %self.source.url,
+            "the issuer's keys could not be fetched for `max_stale`; none of its tokens is believed until they are"
+        );
+        self.keys.clear();
     }
 
     /// Waits until it is time for a fetch, or a token names an unknown key and the last fetch is
@@ -233,8 +290,10 @@ impl Refresher {
     async fn rest(&self, pause: Duration) {
         let due = Instant::now() + pause;
         loop {
+            let stale = self.stale_at();
             tokio::select! {
                 () = tokio::time::sleep_until(due) => return,
+                () = sleep_until(stale) => self.drop_stale(),
                 () = self.wanted.notified() => {
                     let last = self.progress.borrow().last_begun;
                     // One that was asked for before the last fetch began has had its fetch.
@@ -244,6 +303,14 @@ impl Refresher {
                 }
             }
         }
+    }
+}
+
+/// For ever, where there is no such time.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -281,6 +348,7 @@ mod tests {
             refetch_interval: Duration::from_secs(10),
             fetch_timeout: Duration::from_secs(5),
             key_wait: Duration::from_secs(2),
+            max_stale: None,
         }
     }
 
@@ -325,7 +393,7 @@ mod tests {
             matches!(fetches.without_asking(), Hope::Failed),
             "nothing was fetched yet"
         );
-        let waits: Vec<_> = (0..100).map(|_| fetches.ask()).collect();
+        let waits: Vec<_> = (0..100).map(|_| fetches.ask_and_wait()).collect();
         let task = tokio::spawn(refresher.run());
         for hope in waits {
             match hope {
@@ -335,25 +403,99 @@ mod tests {
         }
         assert_eq!(counters.failed.value(), 1);
         for _ in 0..100 {
-            assert!(matches!(fetches.ask(), Hope::Failed));
+            assert!(matches!(fetches.ask_and_wait(), Hope::Failed));
         }
         task.abort();
     }
 
+    fn idle(source: UrlSource) -> (Refresher, Fetches, slot::Reader<KeySet>) {
+        let (writer, reader) = slot::slot(None);
+        let allowed = vec![Algorithm::ES256];
+        let (refresher, fetches) = refresher("i".into(), source, allowed, writer, Arc::default());
+        (refresher, fetches, reader)
+    }
+
+    /// A set was fetched with success, so long ago that another fetch may be asked for.
+    fn was_good(refresher: &Refresher) {
+        refresher.progress.send_modify(|progress| {
+            *progress = Progress {
+                begun: 1,
+                ended: 1,
+                last_begun: None,
+                failed: false,
+                last_good: Some(Instant::now()),
+            };
+        });
+    }
+
+    #[tokio::test]
+    async fn while_a_fetch_is_not_over_a_key_that_is_missing_may_exist() {
+        let (refresher, fetches, _keys) = idle(UrlSource {
+            key_wait: Duration::from_millis(1),
+            ..source()
+        });
+        was_good(&refresher);
+        assert!(matches!(fetches.without_asking(), Hope::None));
+        let Hope::Wait(wait) = fetches.ask_and_wait() else {
+            panic!("nothing is on its way")
+        };
+        // Asked for, and neither begun nor over when patience ends.
+        wait.wait().await;
+        assert!(matches!(fetches.without_asking(), Hope::Failed));
+        refresher
+            .progress
+            .send_modify(|progress| progress.begun = 2);
+        assert!(matches!(fetches.without_asking(), Hope::Failed));
+        refresher
+            .progress
+            .send_modify(|progress| progress.ended = 2);
+        assert!(matches!(fetches.without_asking(), Hope::None));
+    }
+
     #[tokio::test]
     async fn no_more_wait_than_there_is_room_for() {
-        let (writer, _reader) = slot::slot(None);
-        let (_refresher, fetches) = refresher(
-            "i".into(),
-            source(),
-            vec![Algorithm::ES256],
-            writer,
-            Arc::default(),
-        );
-        let mut waiting: Vec<_> = (0..MOST_WAITING).map(|_| fetches.ask()).collect();
-        assert!(waiting.iter().all(|hope| matches!(hope, Hope::Wait(_))));
-        assert!(matches!(fetches.ask(), Hope::Failed));
-        waiting.pop();
-        assert!(matches!(fetches.ask(), Hope::Wait(_)));
+        let key_wait = Duration::from_secs(3_600);
+        let (refresher, fetches, _keys) = idle(UrlSource {
+            key_wait,
+            ..source()
+        });
+        was_good(&refresher);
+        let mut waits: Vec<_> = (0..MOST_WAITING).map(|_| fetches.ask_and_wait()).collect();
+        assert!(waits.iter().all(|hope| matches!(hope, Hope::Wait(_))));
+        assert!(matches!(fetches.ask_and_wait(), Hope::Failed));
+        waits.pop();
+        let Hope::Wait(wait) = fetches.ask_and_wait() else {
+            panic!("a place is free")
+        };
+        assert_eq!(wait.most(), key_wait);
+        // It would not be over before the test's own end.
+        wait.no_longer_than(Duration::from_millis(1)).wait().await;
+    }
+
+    #[tokio::test]
+    async fn a_set_that_cannot_be_fetched_is_dropped_when_it_is_too_old() {
+        let max_stale = Duration::from_millis(50);
+        let (refresher, fetches, keys) = idle(UrlSource {
+            max_stale: Some(max_stale),
+            ..source()
+        });
+        let set = KeySet::from_jwks(br#"{"keys": []}"#, &[Algorithm::ES256]).unwrap();
+        refresher.keys.put(set);
+        was_good(&refresher);
+        let (before, held) = keys.load();
+        assert!(held.is_some());
+        // A pause after a failure, longer than the set has to live.
+        refresher
+            .progress
+            .send_modify(|progress| progress.failed = true);
+        let pause = Duration::from_secs(3_600);
+        let resting = tokio::spawn(async move { refresher.rest(pause).await });
+        while keys.load().1.is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (after, held) = keys.load();
+        assert!(held.is_none() && after != before);
+        assert!(matches!(fetches.without_asking(), Hope::Failed));
+        resting.abort();
     }
 }

@@ -365,6 +365,89 @@ fn a_key_that_is_revoked_is_so_for_tokens_that_do_not_name_it() {
 }
 
 #[test]
+fn a_secret_is_revoked_by_the_name_that_its_tokens_give_it() {
+    let issuers = ISSUERS
+        .replace(r#"["ES256", "RS256", "EdDSA"]"#, r#"["HS256"]"#)
+        .replace("keys_file", "secret_file");
+    let house = house_with(&issuers, None);
+    let secret = [7_u8; 32];
+    let set = KeySet::from_secret(&secret, &[Algorithm::HS256]).unwrap();
+    house.keys.put(set);
+    let header = json!({"alg": "HS256", "kid": "shared"}).to_string();
+    let token = Signer::secret(&secret).sign(&header, &claims().to_string());
+    assert!(house.verify(&token).is_ok());
+    let list = br#"{"revoked": [{"kid": "shared"}]}"#;
+    house.revocations.put(Revocations::parse(list).unwrap());
+    assert_eq!(house.verify(&token), Err(Reason::Revoked));
+}
+
+#[test]
+fn a_subject_is_revoked_by_whichever_name_makes_it_the_principal() {
+    let issuers = ISSUERS.replace(
+        "type = \"User\"",
+        "type = \"User\"\nid = \"email\"\nid_prefix = \"x:\"",
+    );
+    let house = house_with(&issuers, Some(1 << 20));
+    let token = KEYS.es256.token(&with("email", json!("alice@example.com")));
+    for (sub, is_revoked) in [
+        ("alice@example.com", true),
+        ("alice", true),
+        ("x:alice@example.com", false),
+        ("bob", false),
+    ] {
+        let list =
+            format!(r#"{{"revoked": [{{"sub": "{sub}", "issuer": "https://id.example"}}]}}"#);
+        house
+            .revocations
+            .put(Revocations::parse(list.as_bytes()).unwrap());
+        let refused = house.verify(&token).map(|_| ()).err();
+        assert_eq!(refused == Some(Reason::Revoked), is_revoked, "{sub}");
+    }
+}
+
+#[test]
+fn a_signature_that_does_not_fit_has_the_keys_fetched_and_does_not_wait() {
+    use crate::pip::issuers::UrlSource;
+    use crate::pip::keys::refresh;
+    let mut house = house();
+    let source = UrlSource {
+        url: "http://127.0.0.1:0/jwks".to_owned(),
+        ca_file: None,
+        refresh_min: Duration::from_secs(60),
+        refresh_max: Duration::from_secs(60),
+        refetch_interval: Duration::from_secs(10),
+        fetch_timeout: Duration::from_secs(1),
+        key_wait: Duration::from_secs(1),
+        max_stale: None,
+    };
+    let (writer, _) = slot::slot(None);
+    let (_refresher, fetches) =
+        refresh::refresher("i".into(), source, vec![], writer, Arc::default());
+    house.tokens.issuers[0].fetches = Some(fetches);
+    // `verify` fails where there is something to wait for.
+    let stranger = KEYS.stranger.token(&claims());
+    assert_eq!(house.verify(&stranger), Err(Reason::Signature));
+    let fetches = house.tokens.issuers[0].fetches.as_ref().unwrap();
+    assert!(fetches.is_asked(), "no fetch was asked for");
+}
+
+#[test]
+fn a_token_that_too_many_keys_fit_is_refused_at_once() {
+    let mut house = house();
+    let signers: Vec<Signer> = (0..5)
+        .map(|n| Signer::new(&n.to_string(), Algorithm::ES256))
+        .collect();
+    let many = jwks(&signers.iter().collect::<Vec<_>>());
+    let set = KeySet::from_jwks(many.as_bytes(), &[Algorithm::ES256]).unwrap();
+    house.keys.put(set);
+    house.tokens.issuers[0].fetches = None;
+    let header = json!({"alg": "ES256"}).to_string();
+    let token = signers[0].sign(&header, &claims().to_string());
+    assert_eq!(house.verify(&token), Err(Reason::KeyUnknown));
+    assert!(house.verify(&signers[0].token(&claims())).is_ok());
+}
+
+#[test]
 fn a_token_is_of_a_kind_that_is_taken() {
     let typed = |house: &House, typ: Value| {
         let mut header = KEYS.es256.header();

@@ -48,6 +48,7 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
                 keys: vec![key(3, 10), key(0, 20)],
                 revocations: 4,
                 revocations_refused: 0,
+                revocations_shrunk: 0,
             })
         }),
         spans: Arc::default(),
