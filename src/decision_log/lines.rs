@@ -249,24 +249,48 @@ impl LogFile {
         Ok((0, size))
     }
 
-    /// Renames each file to the next older name, the oldest of those that are kept giving way.
+    /// Renames each file to the next older name, and then removes the oldest.
+    ///
+    /// However often it fails, and whatever it fails at, nothing is removed before the file that is
+    /// written has its new name: files are renamed up to the first name that is free, which after a
+    /// failure is one that was left.
     fn rotate(&mut self) -> io::Result<()> {
-        for n in (1..self.max_files).rev() {
-            let from = match n {
-                1 => self.path.clone(),
-                n => self.older(n - 1),
-            };
-            match std::fs::rename(from, self.older(n)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
+        match self.max_files {
+            1 => std::fs::remove_file(&self.path)?,
+            // One more than is kept.
+            most => {
+                for n in (1..=self.first_free(most)?).rev() {
+                    let from = match n {
+                        1 => self.path.clone(),
+                        n => self.older(n - 1),
+                    };
+                    rename(&from, &self.older(n))?;
+                }
+                match std::fs::remove_file(self.older(most)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        let file = self.older(most);
+                        let file = file.display();
+                        tracing::warn!(%file, %error, "cannot remove an old decision log");
+                    }
+                    Ok(()) | Err(_) => {}
+                }
             }
-        }
-        if self.max_files == 1 {
-            std::fs::remove_file(&self.path)?;
         }
         self.told = false;
         self.open = None;
         Ok(())
+    }
+
+    /// The first of the older names up to `most` that no file has; that one, when all are taken.
+    fn first_free(&self, most: u32) -> io::Result<u32> {
+        for n in 1..most {
+            match std::fs::symlink_metadata(self.older(n)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(n),
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+        }
+        Ok(most)
     }
 
     fn older(&self, n: u32) -> PathBuf {
@@ -280,6 +304,14 @@ impl LogFile {
             Some(open) => open.file.sync_all(),
             None => Ok(()),
         }
+    }
+}
+
+/// Renames a file, if it is there: others may have taken it away.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -49,8 +49,13 @@ impl Writer {
         queue.close(Instant::now() + within);
         // The thread gives up by itself, unless it hangs in a write.
         let patience = within + PAUSE;
-        if tokio::time::timeout(patience, ended).await.is_err() {
-            lost(queue.abandon());
+        match tokio::time::timeout(patience, ended).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => {
+                tracing::error!("the thread that writes the decision log has failed");
+                lost(queue.abandon());
+            }
+            Err(_elapsed) => lost(queue.abandon()),
         }
     }
 }
@@ -96,5 +101,78 @@ fn write_all(queue: &Queue, mut lines: Lines) {
     }
     if let Err(error) = lines.sync() {
         tracing::warn!(%error, "cannot tell whether the disk holds all of the decision log");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::lines::Collector;
+    use super::*;
+    use crate::config::decision_log::WhenFull;
+
+    const LINE: &[u8] = b"1234567\n";
+
+    /// Does not come back from the first attempt before it is told to.
+    #[derive(Debug)]
+    struct Hangs {
+        called: mpsc::Sender<()>,
+        may_end: mpsc::Receiver<()>,
+    }
+
+    impl Collector for Hangs {
+        fn send(&mut self, lines: &[u8]) -> io::Result<usize> {
+            self.called.send(()).unwrap();
+            self.may_end.recv().unwrap();
+            Ok(lines.len())
+        }
+    }
+
+    /// Fails as nothing should.
+    #[derive(Debug)]
+    struct Panics;
+
+    impl Collector for Panics {
+        fn send(&mut self, _: &[u8]) -> io::Result<usize> {
+            std::panic::resume_unwind(Box::new("nothing to send with"))
+        }
+    }
+
+    fn start(collector: Box<dyn Collector>) -> (Arc<Queue>, Writer) {
+        let queue = Arc::new(Queue::new(WhenFull::Drop, 1 << 10));
+        let writer = Writer::start(&queue, Lines::to_collector(collector)).unwrap();
+        (queue, writer)
+    }
+
+    #[tokio::test]
+    async fn what_a_thread_that_hangs_had_taken_is_lost_and_counted_once() {
+        let (called, is_called) = mpsc::channel();
+        let (end, may_end) = mpsc::channel();
+        let (queue, writer) = start(Box::new(Hangs { called, may_end }));
+        for _ in 0..3 {
+            assert!(queue.push(LINE));
+        }
+        is_called.recv().unwrap();
+        assert!(queue.push(LINE));
+        writer.finish(Duration::from_millis(1)).await;
+        assert_eq!(queue.figures().dropped, 4);
+        // What comes of it after all is not counted as written, too.
+        end.send(()).unwrap();
+        while Arc::strong_count(&queue) > 1 {
+            tokio::task::yield_now().await;
+        }
+        let figures = queue.figures();
+        assert_eq!((figures.written, figures.dropped), (0, 4));
+    }
+
+    #[tokio::test]
+    async fn what_a_thread_that_failed_had_taken_is_lost_and_counted() {
+        let (queue, writer) = start(Box::new(Panics));
+        for _ in 0..3 {
+            assert!(queue.push(LINE));
+        }
+        writer.finish(Duration::from_secs(60)).await;
+        assert_eq!(queue.figures().dropped, 3);
     }
 }

@@ -45,6 +45,62 @@ fn a_file_that_is_large_enough_makes_room_and_the_oldest_goes() {
 }
 
 #[test]
+fn making_room_in_vain_removes_nothing_however_often() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let mut file = LogFile::open(&path("log"), 4, 3).unwrap();
+    write_all(&mut file, "1aa\n2bb\n3cc\n");
+    // A file cannot take the name of a directory: the last step fails, of which the first is done.
+    let older = |text: &str| {
+        let kept = ["log.2", "log.3"].map(|name| fs::read_to_string(path(name)).ok());
+        assert!(kept.contains(&Some(text.to_owned())), "{text}: {kept:?}");
+    };
+    fs::rename(path("log.1"), path("aside")).unwrap();
+    fs::create_dir(path("log.1")).unwrap();
+    fs::write(path("log.1").join("full"), "").unwrap();
+    fs::create_dir(path("log.3")).unwrap();
+    fs::write(path("log.3").join("full"), "").unwrap();
+    for line in ["4dd\n", "5ee\n", "6ff\n", "7gg\n"] {
+        write_all(&mut file, line);
+        older("1aa\n");
+    }
+    // It grows in the meantime, and makes room once that can be done.
+    assert_eq!(
+        fs::read_to_string(path("log")).unwrap(),
+        "3cc\n4dd\n5ee\n6ff\n7gg\n"
+    );
+    fs::remove_dir_all(path("log.1")).unwrap();
+    fs::remove_dir_all(path("log.3")).unwrap();
+    write_all(&mut file, "8hh\n");
+    assert_eq!(
+        fs::read_to_string(path("log.1")).unwrap(),
+        "3cc\n4dd\n5ee\n6ff\n7gg\n"
+    );
+    older("1aa\n");
+}
+
+#[test]
+fn what_was_renamed_before_a_failure_is_not_renamed_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let mut file = LogFile::open(&path("log"), 4, 4).unwrap();
+    write_all(&mut file, "4dd\n");
+    // As a failure left it, or the end of the process: a free name, and one more than is kept.
+    fs::write(path("log.2"), "3cc\n").unwrap();
+    fs::write(path("log.3"), "2bb\n").unwrap();
+    fs::write(path("log.4"), "1aa\n").unwrap();
+    write_all(&mut file, "5ee\n");
+    let wanted = [
+        ("log", "5ee\n"),
+        ("log.1", "4dd\n"),
+        ("log.2", "3cc\n"),
+        ("log.3", "2bb\n"),
+    ];
+    let wanted = wanted.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    assert_eq!(files(directory.path()), wanted);
+}
+
+#[test]
 fn with_one_file_the_old_lines_go() {
     let directory = tempfile::tempdir().unwrap();
     let mut file = LogFile::open(&directory.path().join("log"), 8, 1).unwrap();
