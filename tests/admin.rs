@@ -41,7 +41,7 @@ fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, r
     let mut stream = stream;
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n{rest}"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{rest}"
     )
     .unwrap();
     let mut text = String::new();
@@ -536,10 +536,38 @@ async fn the_logs_filter_changes_while_the_service_runs() {
     assert_eq!(put_log(&"x".repeat(5_000)).status, 413);
     let by_a_web_page = put(&admin, "/log", "Origin: http://evil.example\r\n", "trace");
     assert_eq!(by_a_web_page.status, 403);
+    for by_a_proxy in [
+        "Forwarded: for=10.0.0.1",
+        "X-Forwarded-For: 10.0.0.1",
+        "Via: 1.1 x",
+    ] {
+        let fields = format!("{by_a_proxy}\r\n");
+        assert_eq!(
+            put(&admin, "/log", &fields, "trace").status,
+            403,
+            "{fields}"
+        );
+    }
     assert_eq!(
         get(&admin, "/log").body,
         "warn,cedar_pdp::policy_store=info\n"
     );
+    // Turned off, it is told all the same who did that to it last.
+    assert_eq!(put_log("off").status, 200);
+    server.wait_for_log(r#"old="warn,cedar_pdp::policy_store=info" new="off""#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_here_changes_nothing() {
+    let (_directory, _server, admin) = start(&[]);
+    let mut stream = connect(&admin);
+    let request = "PUT /log HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\
+                   Content-Length: 3\r\n\r\noff";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert_eq!(get(&admin, "/log").body, "info\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

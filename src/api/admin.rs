@@ -3,7 +3,7 @@
 //!
 //! It has nothing in common with the callers' doors but the process, and everything on it is
 //! bounded, so that whoever reaches it can do no harm to callers: connections, sizes and times,
-//! and how many requests it answers in a second. What changes something is only for this machine.
+//! and how many pages it makes in a second. What changes something is only for this machine.
 
 mod status;
 
@@ -11,11 +11,12 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -36,10 +37,14 @@ use crate::policy_store::StatusReader;
 use crate::readiness::ReadinessReader;
 use crate::telemetry::log::LogFilter;
 
-/// The most connections at a time. A further one takes the place of the oldest.
+/// The most connections at a time. A further one takes the place of the one that has been idle for
+/// longest.
 const MOST_CONNECTIONS: usize = 64;
 /// How long a connection may live: several scrapes, and no idle connection for ever.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(300);
+/// From then on a connection without a request is idle: a new one is not, for its request may be
+/// on its way.
+const IDLE: Duration = Duration::from_secs(1);
 /// How long a caller may take to send a request's head, counted from the end of the one before.
 const LONGEST_HEAD: Duration = Duration::from_secs(60);
 /// How long a caller may take to send a request's body.
@@ -49,7 +54,7 @@ const LARGEST_HEAD: usize = 8 << 10;
 const MOST_FIELDS: usize = 64;
 /// The largest body of a request, in bytes.
 const LARGEST_BODY: usize = 4 << 10;
-/// From one answer to the next, over all connections: some 200 a second, whoever asks.
+/// From one page to the next, over all connections: some 200 a second, whoever asks.
 const PACE: Duration = Duration::from_millis(5);
 /// How long to rest when the system has no descriptor left to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -131,8 +136,9 @@ impl AdminServer {
             match self.listener.accept().await {
                 Ok(accepted) => {
                     is_failing = false;
-                    let served = connection(accepted, Arc::clone(&self.desk));
-                    open.push(tokio::spawn(served).abort_handle());
+                    let in_use = Arc::new(InUse::default());
+                    let served = connection(accepted, Arc::clone(&self.desk), Arc::clone(&in_use));
+                    open.push(tokio::spawn(served).abort_handle(), in_use);
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -149,41 +155,83 @@ impl AdminServer {
 
 /// The tasks of open connections, the oldest first; all are ended when this is dropped.
 #[derive(Default)]
-struct OpenConnections(VecDeque<AbortHandle>);
+struct OpenConnections(VecDeque<(AbortHandle, Arc<InUse>)>);
 
 impl OpenConnections {
-    /// Takes one more. Of too many the oldest has to go: a caller that holds connections and does
-    /// nothing must not keep the others out.
-    fn push(&mut self, connection: AbortHandle) {
-        self.0.retain(|connection| !connection.is_finished());
-        if self.0.len() >= MOST_CONNECTIONS
-            && let Some(oldest) = self.0.pop_front()
-        {
-            oldest.abort();
+    /// Takes one more. Of too many one has to go: a caller that holds connections and does nothing
+    /// must not keep the others out.
+    fn push(&mut self, connection: AbortHandle, in_use: Arc<InUse>) {
+        self.0.retain(|(connection, _)| !connection.is_finished());
+        if self.0.len() >= MOST_CONNECTIONS {
+            let goes = self.longest_idle().unwrap_or(0);
+            if let Some((connection, _)) = self.0.remove(goes) {
+                connection.abort();
+            }
         }
-        self.0.push_back(connection);
+        self.0.push_back((connection, in_use));
+    }
+
+    /// The one that has been idle for longest; `None` when each has a request or is new.
+    fn longest_idle(&self) -> Option<usize> {
+        let idle = self.0.iter().enumerate().filter_map(|(at, (_, in_use))| {
+            let since = in_use.idle_since()?;
+            (since.elapsed() >= IDLE).then_some((since, at))
+        });
+        idle.min().map(|(_, at)| at)
     }
 }
 
 impl Drop for OpenConnections {
     fn drop(&mut self) {
-        for connection in &self.0 {
+        for (connection, _) in &self.0 {
             connection.abort();
         }
     }
 }
 
+/// Since when a connection has had no request; `None` while it has one.
+struct InUse(StdMutex<Option<Instant>>);
+
+impl Default for InUse {
+    fn default() -> Self {
+        Self(StdMutex::new(Some(Instant::now())))
+    }
+}
+
+impl InUse {
+    fn set(&self, idle_since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = idle_since;
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Serves one connection to its end.
-async fn connection(accepted: Connection, desk: Arc<Desk>) {
+async fn connection(accepted: Connection, desk: Arc<Desk>, in_use: Arc<InUse>) {
     match accepted {
         Connection::Tcp(stream) => {
             let is_local = stream
                 .peer_addr()
                 .is_ok_and(|peer| is_this_machine(peer.ip()));
-            serve(stream, is_local, desk).await;
+            let from = match is_local {
+                true => Origin::Loopback,
+                false => Origin::Elsewhere,
+            };
+            serve(stream, from, desk, in_use).await;
         }
-        Connection::Unix(stream) => serve(stream, true, desk).await,
+        Connection::Unix(stream) => serve(stream, Origin::UnixSocket, desk, in_use).await,
     }
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    UnixSocket,
+    /// This machine's, or pod's, loopback address.
+    Loopback,
+    Elsewhere,
 }
 
 /// Whether a caller at `ip` runs on this machine, or beside us in one pod.
@@ -198,12 +246,18 @@ fn is_this_machine(ip: IpAddr) -> bool {
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    is_local: bool,
+    from: Origin,
     desk: Arc<Desk>,
+    in_use: Arc<InUse>,
 ) {
     let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request, is_local).await) }
+        let (desk, in_use) = (Arc::clone(&desk), Arc::clone(&in_use));
+        async move {
+            in_use.set(None);
+            let page = desk.answer(request, from).await;
+            in_use.set(Some(Instant::now()));
+            Ok::<_, Infallible>(page)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -223,21 +277,26 @@ type Page = Response<Full<Bytes>>;
 /// Where requests are answered.
 struct Desk {
     office: Office,
-    /// When the next answer may be made.
+    /// When the next page may be made.
     next: Mutex<Instant>,
 }
 
 impl Desk {
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>, is_local: bool) -> Page {
-        self.wait_for_turn().await;
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>, from: Origin) -> Page {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        // Whoever asks for pages all the time must not have the service restarted, or taken out of
+        // use: these two cost next to nothing and wait for nobody.
+        match request.uri().path() {
+            "/livez" if is_read => return text(StatusCode::OK, "ok\n"),
+            "/readyz" if is_read => return self.readiness(),
+            _ => {}
+        }
+        self.wait_for_turn().await;
         match (request.uri().path(), request.method()) {
             ("/metrics", _) if is_read => self.metrics().await,
-            ("/livez", _) if is_read => text(StatusCode::OK, "ok\n"),
-            ("/readyz", _) if is_read => self.readiness(),
             ("/status", _) if is_read => self.status().await,
             ("/log", _) if is_read => text(StatusCode::OK, format!("{}\n", self.office.log.text())),
-            ("/log", &Method::PUT) => self.change_log(request, is_local).await,
+            ("/log", &Method::PUT) => self.change_log(request, from).await,
             ("/log", _) => not_allowed("GET, HEAD, PUT"),
             ("/metrics" | "/livez" | "/readyz" | "/status", _) => not_allowed("GET, HEAD"),
             ("/", _) if is_read => text(StatusCode::OK, INDEX),
@@ -245,7 +304,7 @@ impl Desk {
         }
     }
 
-    /// Waits, in turn with whoever else asks, until there may be another answer.
+    /// Waits, in turn with whoever else asks, until there may be another page.
     async fn wait_for_turn(&self) {
         let mut next = self.next.lock().await;
         tokio::time::sleep_until(*next).await;
@@ -296,20 +355,9 @@ impl Desk {
         }
     }
 
-    async fn change_log(&self, request: Request<Incoming>, is_local: bool) -> Page {
-        if !is_local {
-            return text(
-                StatusCode::FORBIDDEN,
-                "only callers on this machine may change something\n",
-            );
-        }
-        // A web page in a browser on this machine may send requests here, too; it cannot help
-        // saying where it comes from.
-        if request.headers().contains_key(ORIGIN) {
-            return text(
-                StatusCode::FORBIDDEN,
-                "web pages may not change something\n",
-            );
+    async fn change_log(&self, request: Request<Incoming>, from: Origin) -> Page {
+        if let Err(why_not) = may_change(from, request.headers()) {
+            return text(StatusCode::FORBIDDEN, why_not);
         }
         let body = Limited::new(request.into_body(), LARGEST_BODY).collect();
         let body = match tokio::time::timeout(LONGEST_BODY, body).await {
@@ -330,14 +378,61 @@ impl Desk {
                 log.change(filter).map_err(|error| error.to_string())
             });
         match changed {
-            Ok(()) => {
-                let filter = self.office.log.text();
-                tracing::info!(filter, "the log's filter was changed");
-                text(StatusCode::OK, format!("{filter}\n"))
-            }
+            Ok(filter) => text(StatusCode::OK, format!("{filter}\n")),
             Err(problem) => text(StatusCode::BAD_REQUEST, format!("{problem}\n")),
         }
     }
+}
+
+/// Whether a caller may change something, or why not.
+fn may_change(from: Origin, headers: &HeaderMap) -> Result<(), &'static str> {
+    match from {
+        Origin::UnixSocket => {}
+        Origin::Loopback if names_this_machine(headers) => {}
+        // A name of someone else's that leads here is how a web page gets around its browser.
+        Origin::Loopback => {
+            return Err("`Host` must be `localhost` or an address to change something\n");
+        }
+        Origin::Elsewhere => return Err("only callers on this machine may change something\n"),
+    }
+    // A web page in a browser on this machine may send requests here, too; it cannot help saying
+    // where it comes from.
+    if headers.contains_key(ORIGIN) {
+        return Err("web pages may not change something\n");
+    }
+    // The proxy is on this machine, and its caller may be anywhere.
+    if FORWARDING.iter().any(|name| headers.contains_key(*name)) {
+        return Err("what was forwarded may not change something\n");
+    }
+    Ok(())
+}
+
+/// What proxies add to what they forward.
+const FORWARDING: [&str; 7] = [
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-envoy-external-address",
+];
+
+/// Whether the one `Host` is `localhost` or an address, which no one can have lead elsewhere.
+fn names_this_machine(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return false;
+    };
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else {
+        return false;
+    };
+    let host = authority.host();
+    let address = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 const INDEX: &str = "\
@@ -381,7 +476,47 @@ fn failed(error: &dyn std::error::Error) -> Page {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+    use crate::config::LogConfig;
+    use crate::engine::cache::CacheSettings;
+    use crate::policy_store::{self, StoreStatus};
+    use crate::readiness::Readiness;
+
+    fn desk() -> Arc<Desk> {
+        let (_publisher, snapshots) = policy_store::snapshots();
+        let settings = CacheSettings {
+            capacity_bytes: None,
+        };
+        let office = Office {
+            metrics: Box::new(String::new),
+            metrics_type: "text/plain",
+            log: crate::telemetry::log::init(&LogConfig::default()),
+            status: StatusReader::of(StoreStatus::default()),
+            engine: Arc::new(Engine::new(snapshots, settings)),
+            tokens: Box::new(|| None),
+            readiness: Readiness::new().reader(),
+            started_at: SystemTime::now(),
+            settings: serde_json::Value::Null,
+        };
+        Arc::new(Desk {
+            office,
+            next: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// What is answered to a caller who asks for `path`.
+    async fn ask(desk: &Arc<Desk>, path: &str) -> String {
+        let (mut caller, service) = tokio::io::duplex(4 << 10);
+        let in_use = Arc::default();
+        tokio::spawn(serve(service, Origin::Elsewhere, Arc::clone(desk), in_use));
+        let request = format!("GET {path} HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n");
+        caller.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
 
     #[test]
     fn this_machine_is_the_loopback_address_itself() {
@@ -399,21 +534,122 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn of_too_many_connections_the_oldest_goes() {
-        let mut open = OpenConnections::default();
-        let mut tasks: Vec<_> = (0..=MOST_CONNECTIONS)
-            .map(|_| tokio::spawn(std::future::pending::<()>()))
-            .collect();
-        for task in &tasks {
-            open.push(task.abort_handle());
+    #[test]
+    fn what_changes_something_comes_from_this_machine_and_names_it() {
+        let may = |from, fields: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, value.parse().unwrap());
+            }
+            may_change(from, &headers).is_ok()
+        };
+        for host in [
+            "localhost",
+            "LocalHost:9464",
+            "127.0.0.1:9464",
+            "[::1]:9464",
+            "10.0.0.1",
+        ] {
+            assert!(may(Origin::Loopback, &[("host", host)]), "{host}");
         }
-        let oldest = tasks.remove(0);
-        assert!(oldest.await.unwrap_err().is_cancelled());
+        for host in [
+            "evil.example",
+            "localhost.evil.example:9464",
+            "pdp",
+            "a@[",
+            "",
+        ] {
+            assert!(!may(Origin::Loopback, &[("host", host)]), "{host}");
+        }
+        assert!(!may(Origin::Loopback, &[]));
+        let twice = [("host", "localhost"), ("host", "evil.example")];
+        assert!(!may(Origin::Loopback, &twice));
+        assert!(!may(Origin::Elsewhere, &[("host", "127.0.0.1")]));
+        assert!(may(Origin::UnixSocket, &[("host", "pdp")]));
+        for name in FORWARDING.into_iter().chain(["origin"]) {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("localhost"));
+            headers.insert(name, HeaderValue::from_static("x"));
+            for from in [Origin::UnixSocket, Origin::Loopback] {
+                may_change(from, &headers).unwrap_err();
+            }
+        }
+    }
+
+    /// A task for each connection that there may be, and one that is idle for longest.
+    fn full_house() -> (
+        OpenConnections,
+        Vec<tokio::task::JoinHandle<()>>,
+        Vec<Arc<InUse>>,
+    ) {
+        let mut open = OpenConnections::default();
+        let (mut tasks, mut uses) = (Vec::new(), Vec::new());
+        for _ in 0..MOST_CONNECTIONS {
+            let task = tokio::spawn(std::future::pending::<()>());
+            let in_use = Arc::new(InUse::default());
+            open.push(task.abort_handle(), Arc::clone(&in_use));
+            tasks.push(task);
+            uses.push(in_use);
+        }
+        (open, tasks, uses)
+    }
+
+    fn one_more(open: &mut OpenConnections) -> tokio::task::JoinHandle<()> {
+        let task = tokio::spawn(std::future::pending::<()>());
+        open.push(task.abort_handle(), Arc::default());
+        task
+    }
+
+    /// Makes each idle for longer than a new one may be.
+    fn grow_idle(uses: &[Arc<InUse>]) {
+        let since = Instant::now().checked_sub(IDLE * 60).unwrap();
+        for (n, in_use) in (0..).zip(uses) {
+            in_use.set(Some(since + Duration::from_millis(n)));
+        }
+    }
+
+    #[tokio::test]
+    async fn of_too_many_connections_the_one_goes_that_is_idle_for_longest() {
+        let (mut open, mut tasks, uses) = full_house();
+        grow_idle(&uses);
+        // The oldest has a request, and the next was answered just now.
+        uses[0].set(None);
+        uses[1].set(Some(Instant::now()));
+        let newest = one_more(&mut open);
+        assert!(tasks.remove(2).await.unwrap_err().is_cancelled());
         assert!(tasks.iter().all(|task| !task.is_finished()));
         drop(open);
-        for task in tasks {
+        for task in tasks.into_iter().chain([newest]) {
             assert!(task.await.unwrap_err().is_cancelled());
         }
+    }
+
+    #[tokio::test]
+    async fn of_too_many_with_requests_the_oldest_goes_and_no_new_one() {
+        let (mut open, mut tasks, uses) = full_house();
+        for in_use in &uses {
+            in_use.set(None);
+        }
+        // A prober that has not come to its request is not what is taken for idle.
+        let prober = one_more(&mut open);
+        let _another = one_more(&mut open);
+        for _ in 0..2 {
+            assert!(tasks.remove(0).await.unwrap_err().is_cancelled());
+        }
+        assert!(!prober.is_finished());
+        assert!(tasks.iter().all(|task| !task.is_finished()));
+    }
+
+    #[tokio::test]
+    async fn probes_are_answered_however_many_wait_for_a_page() {
+        let desk = desk();
+        let _held = desk.next.lock().await;
+        for (path, body) in [("/livez", "ok\n"), ("/readyz", "ready\n")] {
+            let asked = ask(&desk, path);
+            let answer = tokio::time::timeout(Duration::from_secs(20), asked).await;
+            assert!(answer.unwrap().ends_with(body), "{path}");
+        }
+        let page = tokio::time::timeout(Duration::from_millis(50), ask(&desk, "/"));
+        page.await.unwrap_err();
     }
 }

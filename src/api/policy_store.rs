@@ -14,7 +14,7 @@ use super::pb::policy_store_service_server::PolicyStoreService;
 use super::status::Rejection;
 use super::{pb, to_proto};
 use crate::engine::Engine;
-use crate::policy_store::{ReloadOutcome, Reloads, StatusReader};
+use crate::policy_store::{ReloadOutcome, Reloads, StatusReader, StoreStatus};
 use crate::readiness::ReadinessReader;
 
 /// Policies on a page when the caller names no size, and the most on any page.
@@ -125,8 +125,9 @@ impl PolicyStoreService for PolicyStore {
 
     async fn reload(
         &self,
-        _request: Request<pb::ReloadRequest>,
+        request: Request<pb::ReloadRequest>,
     ) -> Result<Response<pb::ReloadResponse>, Status> {
+        let call = Call::of(&request);
         let report = self
             .reloads
             .reload()
@@ -139,8 +140,22 @@ impl PolicyStoreService for PolicyStore {
                 ReloadOutcome::Refused => pb::ReloadOutcome::Refused,
             }
             .into(),
-            status: Some(to_proto::store_status(&report.status)),
+            status: Some(told(&report.status, &call)),
         }))
+    }
+}
+
+/// The status after a reload, as far as its caller may read it: what is wrong with a file may quote
+/// what the file holds, and whoever may have policies reread need not be one who may read them.
+fn told(status: &StoreStatus, call: &Call) -> pb::StoreStatus {
+    let told = to_proto::store_status(status);
+    match call.caller.may(Right::Store) {
+        true => told,
+        false => pb::StoreStatus {
+            revision: told.revision,
+            loaded_at: told.loaded_at,
+            ..pb::StoreStatus::default()
+        },
     }
 }
 
@@ -199,5 +214,42 @@ impl StatusWatch {
                 },
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::super::callers::{Callers, Identification, Peer};
+    use super::*;
+    use crate::pdp::diagnostic::{Diagnostic, Severity};
+    use crate::policy_store::RefusedReload;
+
+    #[test]
+    fn who_may_not_read_the_store_is_not_told_what_a_file_holds() {
+        let status = StoreStatus {
+            refused: Some(RefusedReload {
+                at: SystemTime::now(),
+                diagnostics: vec![Diagnostic {
+                    file: "users.json".to_owned(),
+                    position: None,
+                    message: "the attribute `salary` is 12000".to_owned(),
+                    severity: Severity::Error,
+                    help: None,
+                    excerpt: None,
+                }],
+                total: 1,
+            }),
+            ..StoreStatus::default()
+        };
+        let anyone = Identification::new(Arc::new(Callers::Anyone), Peer::default());
+        let anyone = Call {
+            caller: anyone.admit(&http::HeaderMap::new()).unwrap(),
+            ..Call::default()
+        };
+        assert_eq!(told(&status, &anyone), to_proto::store_status(&status));
+        // By default a caller has no right at all.
+        assert_eq!(told(&status, &Call::default()).refused, None);
     }
 }

@@ -93,6 +93,12 @@ pub struct StoreClosed;
 pub struct StatusReader(pub(super) watch::Receiver<Arc<StoreStatus>>);
 
 impl StatusReader {
+    /// One that tells `status` and nothing else.
+    #[cfg(test)]
+    pub(crate) fn of(status: StoreStatus) -> Self {
+        Self(watch::channel(Arc::new(status)).1)
+    }
+
     /// The status now.
     #[must_use]
     pub fn load(&self) -> Arc<StoreStatus> {

@@ -74,21 +74,26 @@ impl LogFilter {
             .clone()
     }
 
-    /// Puts another in force, until the process ends.
+    /// Puts another in force, until the process ends, and logs that: before, lest the new one
+    /// hides who turned the log off, and after, lest the old one hides who turned it on. What is
+    /// in force then, as it was written.
     ///
     /// # Errors
     ///
     /// [`FilterError`]; then the one in force stays.
-    pub fn change(&self, text: String) -> Result<(), FilterError> {
+    pub fn change(&self, text: String) -> Result<String, FilterError> {
         let text = log_filter(text).map_err(FilterError::Filter)?;
         // Held throughout, so that what is told is what is in force.
         let mut told = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = self.filter.as_ref().ok_or(FilterError::NotOurs)?;
+        let old = told.clone();
+        tracing::warn!(old, new = text, "the log's filter is being changed");
         handle
             .reload(EnvFilter::builder().parse_lossy(&text))
             .map_err(|_gone| FilterError::NotOurs)?;
-        *told = text;
-        Ok(())
+        tracing::warn!(old, new = text, "the log's filter was changed");
+        told.clone_from(&text);
+        Ok(text)
     }
 }
 

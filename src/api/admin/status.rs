@@ -50,13 +50,13 @@ struct RefusedPart {
     total: usize,
 }
 
-/// A place and what is wrong there; the text of the file is not told here.
+/// A place where something is wrong. What it is is not told here, for it may quote what an entity
+/// holds, and whoever reaches the page may read it: the log tells it, and `GetStatus`.
 #[derive(Debug, Serialize)]
 struct Finding {
     file: String,
     line: Option<u32>,
     column: Option<u32>,
-    message: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +154,6 @@ fn finding(diagnostic: &Diagnostic) -> Finding {
         file: diagnostic.file.clone(),
         line: position.map(|Position { line, .. }| line),
         column: position.map(|Position { column, .. }| column),
-        message: diagnostic.message.clone(),
     }
 }
 
@@ -211,4 +210,25 @@ fn issuer(figures: &KeyFigures) -> IssuerPart {
 
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdp::diagnostic::Severity;
+
+    #[test]
+    fn a_finding_tells_where_it_is_and_not_what_an_entity_holds() {
+        let told = finding(&Diagnostic {
+            file: "users.json".to_owned(),
+            position: Some(Position { line: 3, column: 7 }),
+            message: r#"`User::"ann"` has the attribute `salary`: 12000"#.to_owned(),
+            severity: Severity::Error,
+            help: None,
+            excerpt: None,
+        });
+        let json = serde_json::to_value(&told).unwrap();
+        let wanted = serde_json::json!({"file": "users.json", "line": 3, "column": 7});
+        assert_eq!(json, wanted);
+    }
 }
