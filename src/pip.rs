@@ -396,3 +396,6 @@ fn open_revocations(
     writer.put(list);
     Ok(reader)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use cedar_pdp::api::pb;
 use serde_json::json;
 
 use super::house::{House, Plan, ask, claims, es256, now, reason, replace, request, until, with};
@@ -278,6 +279,36 @@ async fn an_issuer_that_withdraws_all_its_keys_is_believed() {
             house.ask(token, "read").await.is_ok()
         })
         .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_waits_for_all_its_keys_together_as_long_as_for_one() {
+    let key = es256("k");
+    let key_wait = Duration::from_secs(4);
+    let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"4s\"";
+    let (server, house) = house(&[&key], more).await;
+    assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    server.set(Manner::Slow(Duration::from_secs(3_600), String::new()));
+    let unknown = |n: usize| es256(&format!("unknown-{n}")).token(&claims());
+    let requests: Vec<_> = (0..6).map(|n| request(&unknown(n), "read")).collect();
+    let waits = u32::try_from(requests.len()).unwrap();
+    let begun = Instant::now();
+    let batch = pb::BatchAuthorizeRequest { requests };
+    let mut client = house.client().await;
+    let results = client
+        .batch_authorize(batch)
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
+    assert!(begun.elapsed() < (waits - 1) * key_wait);
+    for result in results {
+        let Some(pb::batch_authorize_result::Result::Error(error)) = result.result else {
+            panic!("{result:?}")
+        };
+        assert_eq!(error.code, i32::from(tonic::Code::Unavailable));
     }
 }
 
