@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use crate::watch::{self, Mode, Places};
+use crate::watch::{self, Mode, Places, Watcher};
 
 /// The largest file that is read: chains and lists of callers are far smaller.
 const MAX_BYTES: u64 = 1 << 20;
@@ -142,10 +142,14 @@ where
             }
         }
     };
-    let (mut watcher, mut ticks) = watch::watch(settings.watch, settings.poll);
+    let (watcher, mut ticks) = watch::watch(settings.watch, settings.poll);
+    // Lost only with a thread that failed; then the poll alone tells.
+    let mut watcher = Some(watcher);
     let mut taken = first;
     loop {
-        watcher.set(&places(&taken));
+        if let Some(watcher_now) = watcher.take() {
+            watcher = watches(watcher_now, taken.clone()).await;
+        }
         ticks.next().await;
         let Some((mut loaded, mut trace)) = look().await else {
             continue;
@@ -170,6 +174,19 @@ where
             take(loaded);
         }
     }
+}
+
+/// Has `watcher` listen where changes of these files show, which takes a look at each link on the
+/// way: on a mount that hangs that takes as long as reading does, and no thread of calls must wait
+/// for it.
+async fn watches(mut watcher: Watcher, trace: Trace) -> Option<Watcher> {
+    let set = tokio::task::spawn_blocking(move || {
+        watcher.set(&places(&trace));
+        watcher
+    });
+    set.await
+        .inspect_err(|error| tracing::error!(%error, "files are followed without events"))
+        .ok()
 }
 
 /// Where changes of these files show: at their names, and at each link on the way to them, which
