@@ -161,6 +161,7 @@ impl Doors {
                 status.clone(),
                 reloads.clone(),
                 readiness.clone(),
+                figures.clone(),
             );
             others = others.add_service(PolicyStoreServiceServer::new(store));
         }

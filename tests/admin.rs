@@ -90,7 +90,7 @@ fn value(page: &str, series: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
-    let (_directory, server, admin) = start(&[]);
+    let (_directory, server, admin) = start(&["--max-batch-items", "3"]);
     let mut client = server.authorization().await;
     let read = request(r#"User::"ann""#, r#"Action::"read""#, r#"Doc::"1""#);
     let write = request(r#"User::"ann""#, r#"Action::"write""#, r#"Doc::"1""#);
@@ -101,6 +101,10 @@ async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
         requests: vec![read.clone(), write, pb::AuthorizeRequest::default()],
     };
     client.batch_authorize(batch).await.unwrap();
+    let batch = pb::BatchAuthorizeRequest {
+        requests: vec![read.clone(); 4],
+    };
+    client.batch_authorize(batch).await.unwrap_err();
     client
         .authorize(pb::AuthorizeRequest::default())
         .await
@@ -156,6 +160,10 @@ async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
         (
             r#"requests_refused_total{reason="invalid"}"#.to_owned(),
             2.0,
+        ),
+        (
+            r#"requests_refused_total{reason="too_many"}"#.to_owned(),
+            1.0,
         ),
         (
             format!(r#"grpc_calls_total{{method="{method}/Authorize",code="OK"}}"#),

@@ -99,7 +99,12 @@ impl Authorization {
             match message::read(body, self.max_message_bytes).await {
                 Ok(bytes) => {
                     let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
-                    let leave = self.engine.leave().await;
+                    let leave = match self.leave_for(call).await {
+                        Ok(leave) => leave,
+                        Err(rejection) => {
+                            return self.ends(rejection).into_http().map(AnswerBody::Tonic);
+                        }
+                    };
                     match self.authorize_in_place(message, call, &leave) {
                         Some(Ok(answer)) => return answer.into_response(),
                         Some(Err(rejection)) => {
@@ -149,12 +154,35 @@ impl Authorization {
     }
 
     fn snapshot(&self) -> Result<Arc<Snapshot>, Rejection> {
-        let snapshot = self.engine.snapshot().ok_or(Rejection::NothingLoaded);
-        snapshot.inspect_err(|rejection| {
-            if let Some(figures) = &self.figures {
-                figures.refused(rejection);
+        self.engine.snapshot().ok_or(Rejection::NothingLoaded)
+    }
+
+    /// The status of a call that ends without an answer, which is counted.
+    fn ends(&self, rejection: Rejection) -> Status {
+        if let Some(figures) = &self.figures {
+            figures.refused(&rejection);
+        }
+        rejection.into()
+    }
+
+    /// Leave to decide what `call` has sent by now, which may be long after it was let in: its
+    /// caller may be another by then, or none.
+    async fn leave_for(&self, call: &Call) -> Result<Leave, Rejection> {
+        let leave = match self.engine.leave_now() {
+            Some(leave) => leave,
+            None => {
+                let mut draining = self.draining.clone();
+                tokio::select! {
+                    biased;
+                    leave = self.engine.leave() => leave,
+                    // What the log has no room for by the end it will never have room for.
+                    () = draining.draining() => return Err(Rejection::ShuttingDown),
+                    () = call.deadline.passed() => return Err(Rejection::DeadlinePassed),
+                }
             }
-        })
+        };
+        call.caller.is_still(Right::Authorize)?;
+        Ok(leave)
     }
 
     fn refused(&self, rejection: &Rejection, call: &Call) {
@@ -220,9 +248,15 @@ impl Authorization {
             Step::Decided(decided) => decided,
             Step::Wait { wait, request } => {
                 drop(leave);
-                identity::wait_for_keys(wait, of.0, self.draining.clone()).await?;
-                let leave = self.engine.leave().await;
-                of.0.deadline.check()?;
+                let waited = async {
+                    identity::wait_for_keys(wait, of.0, self.draining.clone()).await?;
+                    let leave = self.leave_for(of.0).await?;
+                    of.0.deadline.check()?;
+                    Ok(leave)
+                };
+                let leave = waited
+                    .await
+                    .inspect_err(|rejection| self.refused(rejection, of.0))?;
                 match self.decide(snapshot, request, of, &leave, Patience::Spent) {
                     Step::Decided(decided) => decided,
                     // INVARIANT: without patience there is no waiting.
@@ -301,9 +335,12 @@ impl UnaryService<Bytes> for Unary<'_> {
         let door = self.0.clone();
         Box::pin(async move {
             let message: pb::AuthorizeRequest = codec::decode(request.get_ref())?;
-            let leave = door.engine.leave().await;
-            call.deadline.check()?;
-            let snapshot = door.snapshot()?;
+            let ready = async {
+                let leave = door.leave_for(&call).await?;
+                call.deadline.check()?;
+                Ok((leave, door.snapshot()?))
+            };
+            let (leave, snapshot) = ready.await.map_err(|rejection| door.ends(rejection))?;
             let of = (&call, Method::Authorize);
             let decided = door.decide_waiting(&snapshot, message, of, leave).await?;
             let mut bytes = Vec::with_capacity(decided.message_len());
@@ -327,7 +364,7 @@ impl UnaryService<Bytes> for Batched<'_> {
         let call = Call::of(&request);
         let door = self.0.clone();
         Box::pin(async move {
-            let mut batch = Batch::begin(door, request.into_inner(), call)?;
+            let mut batch = Batch::begin(door.clone(), request.into_inner(), call)?;
             let first = batch.run()?;
             if !matches!(first, Progress::Done) {
                 // It takes longer than a turn, or must wait for the decision log or a key.
@@ -342,10 +379,13 @@ impl UnaryService<Bytes> for Batched<'_> {
                             Progress::TurnOver => tokio::task::yield_now().await,
                             Progress::Waits(wait) => {
                                 let draining = batch.door.draining.clone();
-                                identity::wait_for_keys(wait, &batch.call, draining).await?;
+                                let waited =
+                                    identity::wait_for_keys(wait, &batch.call, draining).await;
+                                waited.map_err(|rejection| batch.door.ends(rejection))?;
                             }
                         }
-                        let _leave = batch.door.engine.leave().await;
+                        let leave = batch.door.leave_for(&batch.call).await;
+                        let _leave = leave.map_err(|rejection| batch.door.ends(rejection))?;
                         progress = batch.run()?;
                     }
                 });
@@ -354,7 +394,7 @@ impl UnaryService<Bytes> for Batched<'_> {
                     Some(Err(error)) if error.is_panic() => {
                         std::panic::resume_unwind(error.into_panic())
                     }
-                    Some(Err(_)) | None => return Err(Rejection::ShuttingDown.into()),
+                    Some(Err(_)) | None => return Err(door.ends(Rejection::ShuttingDown)),
                 };
             }
             Ok(Response::new(batch.finish()))
@@ -401,6 +441,8 @@ const ITEMS_A_LOOK: usize = 4;
 
 impl Batch {
     fn begin(door: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
+        let ends = |rejection| door.ends(rejection);
+        call.caller.is_still(Right::Authorize).map_err(ends)?;
         let most = door.rules.max_batch_items;
         let in_place = scan::batch_len(&message).filter(|&count| count <= most);
         let items = match in_place {
@@ -409,19 +451,18 @@ impl Batch {
             }
             Some(_) | None => {
                 let requests = decode_batch(&message)?;
-                call.deadline.check()?;
+                call.deadline.check().map_err(ends)?;
                 if requests.len() > most {
-                    return Err(Rejection::TooMany {
+                    return Err(ends(Rejection::TooMany {
                         what: "requests in one batch",
                         most,
-                    }
-                    .into());
+                    }));
                 }
                 Items::Decoded(requests.into_iter())
             }
         };
         // Loaded once: every item is decided on one and the same revision.
-        let snapshot = door.snapshot()?;
+        let snapshot = door.snapshot().map_err(ends)?;
         Ok(Self {
             door,
             snapshot,
@@ -438,7 +479,8 @@ impl Batch {
     fn run(&mut self) -> Result<Progress, Status> {
         let turn = Turn::begin();
         loop {
-            self.call.deadline.check()?;
+            let in_time = self.call.deadline.check();
+            in_time.map_err(|rejection| self.door.ends(rejection))?;
             let Some(leave) = self.door.engine.leave_now() else {
                 return Ok(Progress::TurnOver);
             };
@@ -576,9 +618,10 @@ impl StreamingService<Bytes> for Streamed<'_> {
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let call = Call::of(&request);
         let begin = || {
-            call.deadline.check()?;
+            let ready = call.deadline.check();
             // Nothing loaded is refused before the stream begins; later there always is something.
-            self.0.snapshot()?;
+            let ready = ready.and_then(|()| self.0.snapshot());
+            ready.map_err(|rejection| self.0.ends(rejection))?;
             let state = AnswerStream {
                 door: self.0.clone(),
                 items: request.into_inner(),
@@ -606,19 +649,19 @@ impl AnswerStream {
         self.turn.yield_when_over().await;
         let item = tokio::select! {
             biased;
-            () = self.door.draining.draining() => return Err(Rejection::ShuttingDown.into()),
-            () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
-            item = self.items.message() => item.map_err(by_contract)?,
+            () = self.door.draining.draining() => Err(Rejection::ShuttingDown),
+            () = self.call.deadline.passed() => Err(Rejection::DeadlinePassed),
+            item = self.items.message() => Ok(item.map_err(by_contract)?),
         };
-        self.call.caller.renew(Right::Authorize)?;
+        let item = item.map_err(|rejection| self.door.ends(rejection))?;
+        // Renewed, so that what it may is what the list says now.
+        let renewed = self.call.caller.renew(Right::Authorize);
+        renewed.map_err(|rejection| self.door.ends(rejection))?;
         let Some(message) = item else {
             return Ok(None);
         };
-        let leave = tokio::select! {
-            biased;
-            leave = self.door.engine.leave() => leave,
-            () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
-        };
+        let leave = self.door.leave_for(&self.call).await;
+        let leave = leave.map_err(|rejection| self.door.ends(rejection))?;
         let (correlation_id, decided) = self.decide(&message, leave).await?;
         Ok(Some((stream_response(correlation_id, decided), self)))
     }
@@ -649,7 +692,10 @@ impl AnswerStream {
                     .decide_waiting(&snapshot, request, of, leave)
                     .await
             }
-            Err(rejection) => Err(rejection),
+            Err(rejection) => {
+                self.door.refused(&rejection, &self.call);
+                Err(rejection)
+            }
         };
         Ok((correlation_id, decided))
     }

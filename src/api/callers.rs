@@ -375,6 +375,33 @@ impl std::ops::Deref for Admitted {
 }
 
 impl Admitted {
+    /// Whether it has `right` still, after some time: a look at the list's number, and only if that
+    /// has changed at the list.
+    ///
+    /// # Errors
+    ///
+    /// As [`renew`](Self::renew).
+    pub(super) fn is_still(&self, right: Right) -> Result<(), Rejection> {
+        match self.is_settled()? {
+            true => Ok(()),
+            false => self.clone().renew(right),
+        }
+    }
+
+    /// Whether nothing has changed since it was let in.
+    fn is_settled(&self) -> Result<bool, Rejection> {
+        let Some((identification, key)) = &self.by else {
+            return Ok(true);
+        };
+        let Callers::Listed(listed) = &*identification.callers else {
+            return Ok(true);
+        };
+        if key.is_none() && !identification.peer.is_current() {
+            return Err(Rejection::CallerUnknown);
+        }
+        Ok(listed.version.load(Ordering::Acquire) == self.version)
+    }
+
     /// Looks again who it is if the list has changed: what lasts, such as a stream, outlives
     /// lists.
     ///
@@ -382,19 +409,17 @@ impl Admitted {
     ///
     /// [`Rejection`] when it is unknown by now, or lacks `right`.
     pub(super) fn renew(&mut self, right: Right) -> Result<(), Rejection> {
+        if self.is_settled()? {
+            return Ok(());
+        }
         let Some((identification, key)) = &self.by else {
             return Ok(());
         };
         let Callers::Listed(listed) = &*identification.callers else {
             return Ok(());
         };
-        if key.is_none() && !identification.peer.is_current() {
-            return Err(Rejection::CallerUnknown);
-        }
+        // Before the list, so that what is looked up is no older than what it is taken for.
         let version = listed.version.load(Ordering::Acquire);
-        if version == self.version {
-            return Ok(());
-        }
         let list = listed.now().0;
         self.caller = match key {
             Some(key) => list.by_key(key).ok_or(Rejection::KeyUnknown)?,

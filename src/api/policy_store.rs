@@ -10,6 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::answer::EncodedAnswer;
 use super::call::Call;
 use super::callers::Right;
+use super::figures::CallFigures;
 use super::pb::policy_store_service_server::PolicyStoreService;
 use super::status::Rejection;
 use super::{pb, to_proto};
@@ -28,24 +29,44 @@ pub(super) struct PolicyStore {
     status: StatusReader,
     reloads: Reloads,
     draining: ReadinessReader,
+    figures: Option<Arc<CallFigures>>,
 }
 
 impl PolicyStore {
-    /// A door to the store; `draining` ends its watches.
+    /// A door to the store; `draining` ends its watches, and `figures` count what it refuses.
     #[must_use]
     pub(super) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         status: StatusReader,
         reloads: Reloads,
         draining: ReadinessReader,
+        figures: Option<Arc<CallFigures>>,
     ) -> Self {
         Self {
             engine,
             status,
             reloads,
             draining,
+            figures,
         }
     }
+
+    /// Whether the caller of `request`, which may have been long in coming, has the right still.
+    fn check<T>(&self, request: &Request<T>, right: Right) -> Result<Call, Status> {
+        let call = Call::of(request);
+        match call.caller.is_still(right) {
+            Ok(()) => Ok(call),
+            Err(rejection) => Err(ends(self.figures.as_deref(), rejection)),
+        }
+    }
+}
+
+/// The status of a call that ends without an answer, which is counted.
+fn ends(figures: Option<&CallFigures>, rejection: Rejection) -> Status {
+    if let Some(figures) = figures {
+        figures.refused(&rejection);
+    }
+    rejection.into()
 }
 
 /// The statuses of one watch.
@@ -55,8 +76,9 @@ type Statuses = Pin<Box<dyn Stream<Item = Result<pb::WatchStatusResponse, Status
 impl PolicyStoreService for PolicyStore {
     async fn get_status(
         &self,
-        _request: Request<pb::GetStatusRequest>,
+        request: Request<pb::GetStatusRequest>,
     ) -> Result<Response<pb::GetStatusResponse>, Status> {
+        self.check(&request, Right::Store)?;
         let status = self.status.load();
         Ok(Response::new(pb::GetStatusResponse {
             status: Some(to_proto::store_status(&status)),
@@ -74,6 +96,7 @@ impl PolicyStoreService for PolicyStore {
         let watch = StatusWatch {
             status: self.status.clone(),
             draining: self.draining.clone(),
+            figures: self.figures.clone(),
             call: Call::of(&request),
             sent: None,
         };
@@ -87,6 +110,7 @@ impl PolicyStoreService for PolicyStore {
         &self,
         request: Request<pb::ListPoliciesRequest>,
     ) -> Result<Response<pb::ListPoliciesResponse>, Status> {
+        self.check(&request, Right::Store)?;
         let pb::ListPoliciesRequest {
             page_size,
             page_token,
@@ -127,12 +151,15 @@ impl PolicyStoreService for PolicyStore {
         &self,
         request: Request<pb::ReloadRequest>,
     ) -> Result<Response<pb::ReloadResponse>, Status> {
-        let call = Call::of(&request);
+        let mut call = self.check(&request, Right::Administer)?;
         let report = self
             .reloads
             .reload()
             .await
-            .map_err(|_closed| Rejection::ShuttingDown)?;
+            .map_err(|_closed| ends(self.figures.as_deref(), Rejection::ShuttingDown))?;
+        // What it may read is what the list says now.
+        let renewed = call.caller.renew(Right::Administer);
+        renewed.map_err(|rejection| ends(self.figures.as_deref(), rejection))?;
         Ok(Response::new(pb::ReloadResponse {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
@@ -187,30 +214,38 @@ fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
 struct StatusWatch {
     status: StatusReader,
     draining: ReadinessReader,
+    figures: Option<Arc<CallFigures>>,
     call: Call,
     sent: Option<pb::StoreStatus>,
 }
 
 impl StatusWatch {
-    async fn next(mut self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
+    async fn next(self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
+        let figures = self.figures.clone();
+        let next = self.status().await;
+        next.map(Some)
+            .map_err(|rejection| ends(figures.as_deref(), rejection))
+    }
+
+    async fn status(mut self) -> Result<(pb::WatchStatusResponse, Self), Rejection> {
         loop {
             self.call.caller.renew(Right::Store)?;
             let status = to_proto::store_status(&self.status.load());
             if self.sent.as_ref() != Some(&status) {
                 self.sent = Some(status.clone());
-                return Ok(Some((
+                return Ok((
                     pb::WatchStatusResponse {
                         status: Some(status),
                     },
                     self,
-                )));
+                ));
             }
             tokio::select! {
                 biased;
-                () = self.draining.draining() => return Err(Rejection::ShuttingDown.into()),
-                () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed.into()),
+                () = self.draining.draining() => return Err(Rejection::ShuttingDown),
+                () = self.call.deadline.passed() => return Err(Rejection::DeadlinePassed),
                 changed = self.status.changed() => if changed.is_err() {
-                    return Err(Rejection::ShuttingDown.into());
+                    return Err(Rejection::ShuttingDown);
                 },
             }
         }

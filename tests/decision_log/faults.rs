@@ -334,6 +334,44 @@ async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
     assert_eq!(ids(house.all_lines().into_values()), answered);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_room_are_refused_when_the_end_comes() {
+    let logs = tempfile::tempdir().unwrap();
+    symlink("/dev/full", logs.path().join("decisions")).unwrap();
+    let mut house = House::start_with(
+        logs,
+        &[
+            "--decision-log-attributes",
+            "*",
+            "--decision-log-queue-bytes",
+            "1048576",
+            "--drain-timeout",
+            "5s",
+            "--decision-log-when-full",
+            "block",
+        ],
+    );
+    let client = house.server.authorization().await;
+    let mut calls = JoinSet::new();
+    for _ in 0..30 {
+        let mut client = client.clone();
+        calls.spawn(async move { client.authorize(padded(100_000)).await });
+    }
+    house.server.wait_for_log("calls wait for it");
+    pause().await;
+    house.server.signal("TERM");
+    let mut refused = 0;
+    while let Some(ended) = calls.join_next().await {
+        if let Err(status) = ended.unwrap() {
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            assert_eq!(status.message(), "the service is shutting down");
+            refused += 1;
+        }
+    }
+    assert!(refused > 10, "{refused}");
+    assert!(house.server.wait().success());
+}
+
 #[tokio::test]
 async fn what_cannot_be_written_by_the_end_is_counted_and_told() {
     let logs = tempfile::tempdir().unwrap();

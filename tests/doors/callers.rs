@@ -386,6 +386,45 @@ async fn why_is_told_to_those_who_may_ask_and_refused_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_half_sent_is_not_answered_when_its_caller_is_no_longer_listed() {
+    let list_of =
+        |right: &str| format!("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['{right}']\n");
+    for method in ["Authorize", "BatchAuthorize"] {
+        let (policies, _lists, list) = house(&list_of("authorize"));
+        let server = Server::start(policies.path(), &["--callers", &list]);
+        let channel = server.channel().await;
+        let (rest, waited_for) = tokio::sync::oneshot::channel::<()>();
+        let (started, has_started) = tokio::sync::oneshot::channel();
+        let message = futures_util::stream::once(async {
+            started.send(()).unwrap();
+            waited_for.await.unwrap();
+        });
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        let path = format!("/pdp.v1.AuthorizationService/{method}");
+        let path = http::uri::PathAndQuery::try_from(path).unwrap();
+        let half_sent = tokio::spawn(async move {
+            grpc.ready().await.unwrap();
+            let codec = tonic_prost::ProstCodec::<(), ()>::default();
+            let request = with_key(message, KEY);
+            grpc.client_streaming::<_, (), (), _>(request, path, codec)
+                .await
+                .map(drop)
+        });
+        has_started.await.unwrap();
+        // What is sent after the call's headers is answered after they were read.
+        authorize(&channel, Some(KEY)).await.unwrap();
+        std::fs::write(Path::new(&list), list_of("store")).unwrap();
+        server.wait_for_log("new list of callers");
+        rest.send(()).unwrap();
+        let refused = half_sent.await.unwrap().unwrap_err();
+        assert_eq!(
+            reason(&refused),
+            (Code::PermissionDenied, "RIGHT_MISSING".to_owned())
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_its_caller_is_no_longer_listed() {
     let list_of =
         |right: &str| format!("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['{right}']\n");

@@ -333,6 +333,14 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
     // One has lost a right, the other its key.
     fs::write(dir.path().join("key"), "the-third-of-two-keys").unwrap();
     take(&CALLERS.replace(r#"["authorize", "explain"]"#, r#"["explain"]"#));
+    // A call that was let in before, and whose message came after.
+    let was_let_in = by_uid.clone();
+    assert_eq!(
+        was_let_in.is_still(Right::Authorize),
+        by_uid.clone().renew(Right::Authorize)
+    );
+    was_let_in.is_still(Right::Authorize).unwrap_err();
+    assert_eq!(by_key.is_still(Right::Store), Err(Rejection::KeyUnknown));
     assert_eq!(
         by_uid.renew(Right::Authorize),
         Err(Rejection::RightMissing(Right::Authorize))
