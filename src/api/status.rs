@@ -145,9 +145,6 @@ impl From<Rejection> for Status {
                     shortened(&problem.to_string(), LONGEST_MESSAGE),
                 ),
             ),
-            Rejection::Token(Refusal { reason, detail: _ }) if reason.is_passing() => {
-                refused(Code::Unavailable, None)
-            }
             Rejection::Token(_)
             | Rejection::UnknownPrincipal
             | Rejection::CallerUnknown

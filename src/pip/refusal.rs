@@ -118,12 +118,6 @@ impl Reason {
         }
     }
 
-    /// Whether the fault is the service's, and may pass.
-    #[must_use]
-    pub const fn is_passing(self) -> bool {
-        matches!(self, Self::KeysUnavailable)
-    }
-
     /// Its place in [`ALL`](Self::ALL).
     pub(super) const fn index(self) -> usize {
         self as usize

@@ -181,13 +181,7 @@ pub(crate) fn reason(status: &Status) -> String {
         .cloned()
         .unwrap_or_else(|| panic!("no reason: {status:?}"));
     assert_eq!(info.domain, "cedar-pdp");
-    let passing = info.reason == "KEYS_UNAVAILABLE";
-    let code = if passing {
-        Code::Unavailable
-    } else {
-        Code::Unauthenticated
-    };
-    assert_eq!(status.code(), code, "{status:?}");
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
     info.reason
 }
 
