@@ -308,7 +308,7 @@ async fn a_batch_waits_for_all_its_keys_together_as_long_as_for_one() {
         let Some(pb::batch_authorize_result::Result::Error(error)) = result.result else {
             panic!("{result:?}")
         };
-        assert_eq!(error.code, i32::from(tonic::Code::Unavailable));
+        assert_eq!(error.code, i32::from(tonic::Code::Unauthenticated));
     }
 }
 
