@@ -22,6 +22,7 @@ mod linger;
 pub mod listen;
 mod message;
 pub mod pb;
+mod pending;
 mod policy_store;
 mod scan;
 mod serve;
@@ -70,6 +71,7 @@ use call::Call;
 use figures::{CallFigures, Method};
 use listen::{BoundAddress, ListenError, Listener};
 use pb::policy_store_service_server::PolicyStoreServiceServer;
+use pending::PendingBytes;
 
 /// What callers may send, and how they are let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub struct ApiSettings {
     pub admission: AdmissionLimits,
     /// The largest message that is taken, in bytes.
     pub max_message_bytes: usize,
+    /// The most that is held of messages that have not come in full, in bytes.
+    pub max_pending_bytes: usize,
 }
 
 /// What can be turned off.
@@ -130,6 +134,7 @@ struct Doors {
     authorization: Authorization,
     /// The services that are not on the hot path, and UNIMPLEMENTED for all other paths.
     others: Routes,
+    pending: PendingBytes,
     figures: Option<Arc<CallFigures>>,
     traces: Option<Traces>,
 }
@@ -145,11 +150,13 @@ impl Doors {
             figures,
             traces,
         } = house;
+        let pending = PendingBytes::new(settings.max_pending_bytes, figures.clone());
         let authorization = Authorization::new(
             Arc::clone(engine),
             tokens.clone(),
             settings.authorization.clone(),
             settings.max_message_bytes,
+            pending.clone(),
             readiness.clone(),
             figures.clone(),
         );
@@ -179,6 +186,7 @@ impl Doors {
             engine: Arc::clone(engine),
             authorization,
             others: others.prepare(),
+            pending,
             figures: figures.clone(),
             traces: traces.clone(),
         })
@@ -231,7 +239,7 @@ impl Doors {
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.put_with(request.map(Body::new));
+        let request = call.put_with(request.map(|body| Body::new(self.pending.counting(body))));
         // INVARIANT: the routes' error type is `Infallible`.
         match self.others.clone().call(request).await {
             Ok(response) => response.map(AnswerBody::Tonic),

@@ -480,5 +480,6 @@ fn api_settings(config: &Config) -> ApiSettings {
             calls: limits.max_concurrent_calls,
         },
         max_message_bytes: limits.max_message_bytes,
+        max_pending_bytes: limits.max_pending_bytes,
     }
 }

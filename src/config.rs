@@ -128,6 +128,9 @@ pub struct RawConfig {
     /// The largest message that is taken from a caller
     #[arg(long, value_name = "BYTES")]
     pub max_message_bytes: Option<i64>,
+    /// The most that is held of messages that have not come in full, of all callers together
+    #[arg(long, value_name = "BYTES")]
+    pub max_pending_bytes: Option<i64>,
     /// The most requests in one batch
     #[arg(long, value_name = "COUNT")]
     pub max_batch_items: Option<i64>,
@@ -417,6 +420,8 @@ impl Default for CacheConfig {
 pub struct Limits {
     /// The largest message, in bytes.
     pub max_message_bytes: usize,
+    /// The most that is held of messages that have not come in full, in bytes.
+    pub max_pending_bytes: usize,
     /// The most requests in one batch.
     pub max_batch_items: usize,
     /// The most entities in one request.
@@ -453,6 +458,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_message_bytes: 4 << 20,
+            max_pending_bytes: 256 << 20,
             max_batch_items: 1000,
             max_request_entities: 1000,
             max_value_depth: 32,
@@ -601,6 +607,7 @@ impl RawConfig {
 
         let limits = &mut config.limits;
         read!(limits.max_message_bytes: number, 1024..=GIB);
+        read!(limits.max_pending_bytes: number, 1024..=64 * GIB);
         read!(limits.max_batch_items: number, 1..=MILLION);
         read!(limits.max_request_entities: number, 1..=MILLION);
         read!(limits.max_value_depth: number, 1..=32);
@@ -760,6 +767,7 @@ impl From<&Config> for RawConfig {
             max_candidates: number(pdp.max_candidates),
             cache_bytes: number(cache.bytes.map_or(0, NonZeroU64::get)),
             max_message_bytes: number(limits.max_message_bytes),
+            max_pending_bytes: number(limits.max_pending_bytes as u64),
             max_batch_items: number(limits.max_batch_items),
             max_request_entities: number(limits.max_request_entities),
             max_value_depth: number(limits.max_value_depth),

@@ -28,6 +28,7 @@ use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
 use super::identity::{self, Identified};
 use super::message::{self, Whole};
+use super::pending::PendingBytes;
 use super::scan::Sent;
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
@@ -60,18 +61,21 @@ pub(super) struct Authorization {
     tokens: Option<Arc<Tokens>>,
     rules: Arc<AuthorizationRules>,
     max_message_bytes: usize,
+    pending: PendingBytes,
     draining: ReadinessReader,
     figures: Option<Arc<CallFigures>>,
 }
 
 impl Authorization {
-    /// A door to `engine`; `tokens` say who asks where a token does, `draining` ends its streams, and `figures` count what it refuses.
+    /// A door to `engine`; `tokens` say who asks where a token does, `pending` bounds what has not
+    /// come in full, `draining` ends its streams, and `figures` count what it refuses.
     #[must_use]
     pub(super) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         tokens: Option<Arc<Tokens>>,
         rules: AuthorizationRules,
         max_message_bytes: usize,
+        pending: PendingBytes,
         draining: ReadinessReader,
         figures: Option<Arc<CallFigures>>,
     ) -> Self {
@@ -80,6 +84,7 @@ impl Authorization {
             tokens,
             rules: Arc::new(rules),
             max_message_bytes,
+            pending,
             draining,
             figures,
         }
@@ -94,7 +99,7 @@ impl Authorization {
         let (head, body) = request.into_parts();
         // Whether an encoding is known is for tonic to say, even when it is not used.
         let body = if head.headers.contains_key("grpc-encoding") {
-            Body::new(body)
+            Body::new(self.pending.counting(body))
         } else {
             match message::read(body, self.max_message_bytes).await {
                 Ok(bytes) => {
@@ -113,7 +118,7 @@ impl Authorization {
                         None => Body::new(Whole(Some(bytes))),
                     }
                 }
-                Err(held) => Body::new(held),
+                Err(held) => Body::new(self.pending.counting(held)),
             }
         };
         let request = call.put_with(http::Request::from_parts(head, body));
@@ -129,7 +134,7 @@ impl Authorization {
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.put_with(request.map(Body::new));
+        let request = call.put_with(request.map(|body| Body::new(self.pending.counting(body))));
         self.grpc()
             .unary(Batched(self), request)
             .await
@@ -142,7 +147,7 @@ impl Authorization {
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.put_with(request.map(Body::new));
+        let request = call.put_with(request.map(|body| Body::new(self.pending.counting(body))));
         self.grpc()
             .streaming(Streamed(self), request)
             .await

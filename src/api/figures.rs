@@ -155,6 +155,8 @@ label! {
         Overloaded = "overloaded",
         /// More calls waited than may.
         TooManyCalls = "too_many_calls",
+        /// More was held of requests that had not come in full than may be.
+        TooMuchPending = "too_much_pending",
         /// The service is going down.
         ShuttingDown = "shutting_down",
     }
@@ -179,6 +181,7 @@ impl From<&Rejection> for Refusal {
             Rejection::DeadlinePassed => Self::DeadlinePassed,
             Rejection::Overloaded => Self::Overloaded,
             Rejection::TooManyCalls => Self::TooManyCalls,
+            Rejection::TooMuchPending => Self::TooMuchPending,
             Rejection::ShuttingDown => Self::ShuttingDown,
         }
     }

@@ -64,6 +64,9 @@ pub(super) enum Rejection {
     /// More calls wait than may.
     #[error("too many calls are waiting; send this one again later")]
     TooManyCalls,
+    /// More is held of requests that have not come in full than may be.
+    #[error("too much is held of requests that have not come in full; send this one again later")]
+    TooMuchPending,
     /// The service is going down.
     #[error("the service is shutting down")]
     ShuttingDown,
@@ -88,6 +91,7 @@ impl Rejection {
             Self::DeadlinePassed => "DEADLINE_PASSED",
             Self::Overloaded => "OVERLOADED",
             Self::TooManyCalls => "TOO_MANY_CALLS",
+            Self::TooMuchPending => "TOO_MUCH_PENDING",
             Self::ShuttingDown => "SHUTTING_DOWN",
         }
     }
@@ -156,7 +160,7 @@ impl From<Rejection> for Status {
                 refused(Code::PermissionDenied, Some(("identity", kind.to_string())))
             }
             Rejection::ExplainOff => refused(Code::PermissionDenied, None),
-            Rejection::Overloaded | Rejection::TooManyCalls => {
+            Rejection::Overloaded | Rejection::TooManyCalls | Rejection::TooMuchPending => {
                 let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, []);
                 details.set_retry_info(Some(RETRY_AFTER));
                 Self::with_error_details(Code::ResourceExhausted, message, details)

@@ -57,6 +57,7 @@ max_file_bytes = 2
 max_total_bytes = 3
 cache_bytes = 4
 max_message_bytes = 2048
+max_pending_bytes = 4096
 max_batch_items = 6
 max_candidates = 13
 max_store_bytes = 14
@@ -136,6 +137,7 @@ log_format = "json"
         },
         limits: Limits {
             max_message_bytes: 2048,
+            max_pending_bytes: 4096,
             max_batch_items: 6,
             max_request_entities: 7,
             max_value_depth: 8,
@@ -290,6 +292,7 @@ fn zero_and_absurd_numbers_are_refused_with_the_range() {
         ("max_candidates", 1, 1_000_000),
         ("cache_bytes", 0, 68_719_476_736),
         ("max_message_bytes", 1024, 1_073_741_824),
+        ("max_pending_bytes", 1024, 68_719_476_736),
         ("max_batch_items", 1, 1_000_000),
         ("max_request_entities", 1, 1_000_000),
         ("max_value_depth", 1, 32),

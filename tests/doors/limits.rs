@@ -306,6 +306,59 @@ async fn no_more_calls_wait_than_the_setting_and_others_are_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_that_never_come_in_full_cost_no_more_than_the_setting() {
+    let policies = policy_directory(OPEN);
+    let server = Server::start(policies.path(), &["--max-pending-bytes", "8388608"]);
+    let polite = Caller::connect(server.address()).await;
+    is_answered(&polite).await;
+    let before = server.resident_kib();
+    // Of each 1 MiB that never becomes the 4 MiB which its prefix says.
+    let mut begun = vec![0, 0, 0x3f, 0xff, 0xff];
+    begun.extend(vec![0; 1 << 20]);
+    let rude = Caller::connect(server.address()).await;
+    let mut calls = Vec::new();
+    for n in 0..100 {
+        let path = [AUTHORIZE, STREAM, HEALTH][n % 3];
+        let mut call = rude.open(post(path).body(()).unwrap()).await.unwrap();
+        let _ = call.body.send_data(begun.clone().into(), false);
+        calls.push(tokio::spawn(call.outcome()));
+    }
+    let (mut grown, mut ended) = (0, 0);
+    let waited = Instant::now();
+    while ended < 80 && waited.elapsed() < PATIENCE {
+        is_answered(&polite).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        grown = grown.max(server.resident_kib().saturating_sub(before));
+        ended = calls.iter().filter(|call| call.is_finished()).count();
+    }
+    println!("100 requests that never come in full: {grown} KiB, {ended} refused");
+    assert!(ended >= 80, "{ended} of 100 are refused");
+    assert!(grown < 48 << 10, "{grown} KiB");
+    for call in calls {
+        if call.is_finished() {
+            let outcome = call.await.unwrap();
+            assert_eq!(outcome.code(), Code::ResourceExhausted, "{outcome:?}");
+        } else {
+            call.abort();
+        }
+    }
+    drop(rude);
+    // What they held is free again.
+    let large = pb::AuthorizeRequest {
+        context: [(
+            "long".to_owned(),
+            crate::support::value(pb::value::Kind::String("x".repeat(3 << 20))),
+        )]
+        .into(),
+        ..ask()
+    };
+    let begun = Instant::now();
+    while polite.call(AUTHORIZE, &large.encode_to_vec()).await.code() != Code::Ok {
+        assert!(begun.elapsed() < PATIENCE, "what was held is never free");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_does_not_read_its_stream_costs_little() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &[]);
