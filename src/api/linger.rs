@@ -92,14 +92,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
 
+    /// A connection whose caller takes little that it has not read.
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (caller, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let (caller, accepted) = tokio::join!(socket.connect(address), listener.accept());
         (caller.unwrap(), accepted.unwrap().0)
     }
 
@@ -107,20 +110,20 @@ mod tests {
     async fn a_caller_that_goes_on_sending_still_gets_its_answer() {
         let (mut caller, stream) = pair().await;
         let mut stream = Lingering::new(stream);
-        stream.write_all(b"an answer").await.unwrap();
         caller.write_all(b"one more request").await.unwrap();
         let ending = async {
+            stream.write_all(&[b'a'; 100_000]).await.unwrap();
             stream.shutdown().await.unwrap();
             drop(stream);
         };
         let reading = async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let mut answer = String::new();
-            caller.read_to_string(&mut answer).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let mut answer = Vec::new();
+            caller.read_to_end(&mut answer).await.unwrap();
             drop(caller);
-            answer
+            answer.len()
         };
-        assert_eq!(tokio::join!(ending, reading).1, "an answer");
+        assert_eq!(tokio::join!(ending, reading).1, 100_000);
     }
 
     #[tokio::test]

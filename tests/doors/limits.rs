@@ -455,3 +455,54 @@ async fn calls_that_are_reset_as_they_come_end_their_connection_and_no_other() {
     let grown = server.resident_kib().saturating_sub(before);
     assert!(grown < 32 << 10, "{grown} KiB");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_is_refused_often_keeps_its_connection() {
+    let policies = policy_directory(OPEN);
+    let lists = tempfile::tempdir().unwrap();
+    let list = lists.path().join("callers.toml");
+    std::fs::write(
+        &list,
+        "[[caller]]\nname = 'other'\nuid = [0]\nrights = []\n",
+    )
+    .unwrap();
+    let server = Server::start(policies.path(), &["--callers", list.to_str().unwrap()]);
+    let mut socket = greeted(server.address());
+    socket
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    let (mut all, mut buffer) = (Vec::new(), [0; 65_536]);
+    let mut read = |socket: &mut TcpStream| {
+        while let Ok(length @ 1..) = socket.read(&mut buffer) {
+            all.extend_from_slice(&buffer[..length]);
+        }
+        let count = |kind| {
+            frames_in(&all)
+                .iter()
+                .filter(|frame| frame.0 == kind)
+                .count()
+        };
+        (count(HEADERS), count(RST_STREAM), count(GOAWAY))
+    };
+    // The refusal of a call could be on its way before the call's message is.
+    let message = framed(&ask().encode_to_vec());
+    for round in 0..12_u32 {
+        let streams = || (0..200).map(|n| 2 * (200 * round + n) + 1);
+        let heads = streams().map(|n| frame(HEADERS, END_HEADERS, n, &call_headers()));
+        let _ = socket.write_all(&heads.collect::<Vec<_>>().concat());
+        read(&mut socket);
+        let ends = streams().map(|n| frame(DATA, 1, n, &message));
+        let _ = socket.write_all(&ends.collect::<Vec<_>>().concat());
+        read(&mut socket);
+    }
+    let begun = Instant::now();
+    let mut counts = read(&mut socket);
+    while counts.0 < 2_400 && begun.elapsed() < Duration::from_secs(10) {
+        counts = read(&mut socket);
+    }
+    assert_eq!(
+        counts,
+        (2_400, 0, 0),
+        "answers, resets and ends of the connection"
+    );
+}
