@@ -10,7 +10,9 @@ use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::engine::query_ref::QueryRef;
 use cedar_pdp::pdp::answer::{Answer, Decision};
-use cedar_pdp::pdp::query::{Claimed, Query, Record, StoredPrincipal, Uid, Value};
+use cedar_pdp::pdp::query::{
+    Claimed, InvalidQuery, Problem, Query, Record, StoredPrincipal, Uid, Value,
+};
 use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
@@ -137,6 +139,14 @@ impl House {
                 let leave = engine.leave_now().unwrap();
                 let got = engine.authorize(snapshot, &told, &Origin::default(), &leave);
                 let got = got.map(|it| it.answer);
+                // Plain Cedar knows no tokens: that a caller may not tell anew what the principal is
+                // in is ours, and which entities those are is for the unit tests to say.
+                if let Err(NoAnswer::Invalid(InvalidQuery { problem, .. })) = &got
+                    && matches!(problem, Problem::ClaimedEntity { .. })
+                    && !told.entities.is_empty()
+                {
+                    continue;
+                }
                 compare(snapshot, &told, got.as_deref(), expected)
                     .map_err(|why| format!("with {way}, told by a token: {why}\ngot {got:#?}"))?;
             }
