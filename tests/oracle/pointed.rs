@@ -346,6 +346,36 @@ fn request_entities_may_not_close_a_cycle_nor_come_twice_nor_be_actions() {
 }
 
 #[test]
+fn one_attribute_of_two_entities_is_two_values() {
+    let schema = r#"
+        entity User, Doc { level: Long, lead?: User };
+        action "read" appliesTo { principal: User, resource: Doc };
+    "#;
+    let policies = r#"
+        @id("both") permit(principal, action, resource)
+        when { principal.level == 1 && resource.level == 2 };
+        @id("other") permit(principal, action, resource)
+        when { principal.level == 2 || resource.level == 1 };
+        @id("lead") forbid(principal, action, resource)
+        when { principal.level == 1 && principal has lead && principal.lead.level == 1 };
+        @id("has") permit(principal, action, resource)
+        when { principal has lead && resource has lead };
+    "#;
+    let entities = r#"[
+        {"uid": {"type": "User", "id": "ann"}, "parents": [],
+         "attrs": {"level": 1, "lead": {"__entity": {"type": "User", "id": "bob"}}}},
+        {"uid": {"type": "User", "id": "bob"}, "parents": [], "attrs": {"level": 3}},
+        {"uid": {"type": "Doc", "id": "1"}, "parents": [], "attrs": {"level": 2}}
+    ]"#;
+    let files = [
+        ("p.cedar", policies),
+        ("s.cedarschema", schema),
+        ("e.entities.json", entities),
+    ];
+    check(STRICT, &files, &[(ann_reads(), allowed(&["both"]))]);
+}
+
+#[test]
 fn is_and_in_of_a_scope_must_both_hold() {
     check(
         OFF,
