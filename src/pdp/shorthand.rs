@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use cedar_policy_core::ast::{
-    BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, SlotEnv, UnaryOp, Var,
+    BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, UnaryOp, Var,
 };
 
 use super::bytes::{Bytes, piece};
@@ -190,7 +190,7 @@ pub(super) struct Shorthands {
 }
 
 impl Shorthands {
-    /// Adds the condition of the next rule, with what stands in its slots.
+    /// Adds the condition of the next rule.
     ///
     /// Recurses as deep as the condition is nested.
     ///
@@ -200,7 +200,6 @@ impl Shorthands {
     pub(super) fn add(
         &mut self,
         condition: Option<&Expr>,
-        slots: &SlotEnv,
         uids: &mut Arc<Uids>,
     ) -> Result<(), TooManyUids> {
         let begin = self.bytes.len();
@@ -209,7 +208,6 @@ impl Shorthands {
             let mut writing = Writing {
                 to: self,
                 most: begin + MOST_BYTES,
-                slots,
                 uids,
                 error: Ok(()),
             };
@@ -270,7 +268,6 @@ struct Writing<'a> {
     to: &'a mut Shorthands,
     /// What is written beyond this is written for nothing.
     most: usize,
-    slots: &'a SlotEnv,
     uids: &'a mut Arc<Uids>,
     error: Result<(), TooManyUids>,
 }
@@ -292,10 +289,6 @@ impl Writing<'_> {
                 self.to.bytes.extend(text.as_bytes());
             }
             ExprKind::Lit(Literal::EntityUID(uid)) => self.uid(uid),
-            ExprKind::Slot(slot) => match self.slots.get(slot) {
-                Some(uid) => self.uid(uid),
-                None => self.kind(kind::DOUBT),
-            },
             ExprKind::Var(var) => self.kind(match var {
                 Var::Principal => kind::PRINCIPAL,
                 Var::Action => kind::ACTION,
@@ -342,7 +335,9 @@ impl Writing<'_> {
                 });
                 self.part(expr);
             }
-            ExprKind::Unknown(_)
+            // Slots stand in scopes alone.
+            ExprKind::Slot(_)
+            | ExprKind::Unknown(_)
             | ExprKind::If { .. }
             | ExprKind::UnaryApp { .. }
             | ExprKind::ExtensionFunctionApp { .. }
@@ -361,8 +356,9 @@ impl Writing<'_> {
             BinaryOp::In => {
                 let members: &[Expr] = match right.expr_kind() {
                     ExprKind::Set(members) => members,
-                    ExprKind::Lit(_) | ExprKind::Slot(_) => std::slice::from_ref(right),
-                    ExprKind::Var(_)
+                    ExprKind::Lit(_) => std::slice::from_ref(right),
+                    ExprKind::Slot(_)
+                    | ExprKind::Var(_)
                     | ExprKind::Unknown(_)
                     | ExprKind::If { .. }
                     | ExprKind::And { .. }
@@ -440,14 +436,14 @@ impl Writing<'_> {
 mod tests {
     use super::*;
 
-    /// The shorthand of a condition, its slots filled with `Group::"slot"`.
+    /// The shorthand of a condition.
     fn shorthand(condition: &str, uids: &mut Arc<Uids>) -> Shorthands {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         let policy = cedar_policy_core::parser::parse_policy(None, &text).unwrap();
         let policy: cedar_policy_core::ast::Policy = policy.into();
         let mut shorthands = Shorthands::default();
         let expr = policy.non_scope_constraints();
-        shorthands.add(expr, policy.env(), uids).unwrap();
+        shorthands.add(expr, uids).unwrap();
         shorthands
     }
 
@@ -523,7 +519,7 @@ mod tests {
     fn conditions_keep_their_order_and_none_is_empty() {
         let mut uids = Arc::new(Uids::default());
         let mut shorthands = shorthand("true", &mut uids);
-        shorthands.add(None, &SlotEnv::new(), &mut uids).unwrap();
+        shorthands.add(None, &mut uids).unwrap();
         let long = Expr::val("x".repeat(MOST_BYTES));
         let named = Expr::is_in(
             Expr::val(EntityUID::with_eid_and_type("A", "a").unwrap()),
@@ -533,12 +529,8 @@ mod tests {
             named.clone(),
             Expr::is_entity_type(named, "A".parse().unwrap()),
         );
-        shorthands
-            .add(Some(&last), &SlotEnv::new(), &mut uids)
-            .unwrap();
-        shorthands
-            .add(Some(&Expr::val(1)), &SlotEnv::new(), &mut uids)
-            .unwrap();
+        shorthands.add(Some(&last), &mut uids).unwrap();
+        shorthands.add(Some(&Expr::val(1)), &mut uids).unwrap();
         let each: Vec<_> = shorthands.each().map(Bytes).map(Shorthand::of).collect();
         let [first, none, long, last] = each[..] else {
             panic!("{each:?}")

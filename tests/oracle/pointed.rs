@@ -580,6 +580,14 @@ fn with_validation_off_requests_go_unchecked_and_entities_must_fit() {
         });
         query
     };
+    let child_of = |parent: Uid| {
+        let mut query = with_context([("n", Value::Long(1))]);
+        query.entities.push(RequestEntity {
+            attributes: fields([("level", Value::Long(1))]),
+            ..entity(user("ann"), [parent])
+        });
+        query
+    };
     let robot = || {
         let mut query = stranger();
         query.entities.push(entity(query.principal.clone(), []));
@@ -593,6 +601,8 @@ fn with_validation_off_requests_go_unchecked_and_entities_must_fit() {
             (stranger(), allowed(&["p.cedar#0"])),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
             (level(Value::Bool(true)), REFUSED),
+            (child_of(group("team")), allowed(&["p.cedar#0"])),
+            (child_of(user("bob")), REFUSED),
             (robot(), REFUSED),
         ],
     );

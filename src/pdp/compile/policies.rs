@@ -83,7 +83,7 @@ impl Filed {
         let condition = policy.non_scope_constraints_arc();
         let rest = condition.and_then(|condition| index::rest(condition, scope.operands_taken()));
         self.conditions
-            .add(rest.as_deref(), policy.env(), &mut self.uids)
+            .add(rest.as_deref(), &mut self.uids)
             .map_err(|error| error.to_string())?;
         for expr in condition.into_iter().chain(&rest) {
             self.depth = self.depth.max(depth(expr));

@@ -82,6 +82,61 @@ fn what_is_not_there_is_missing_in_cedars_words() {
 }
 
 #[test]
+fn each_entity_has_its_own_attributes_though_they_are_called_alike() {
+    const LEVELS: &str = r#"[
+        {"uid": {"type": "User", "id": "ann"}, "attrs": {"level": 1, "name": "ann"}, "parents": []},
+        {"uid": {"type": "Doc", "id": "1"},
+         "attrs": {"level": 2, "name": "1", "owner": {"__entity": {"type": "User", "id": "bob"}}},
+         "parents": []},
+        {"uid": {"type": "User", "id": "bob"}, "attrs": {"level": 3}, "parents": []}
+    ]"#;
+    let policies = r#"
+@id("all") permit(principal, action, resource)
+when { true && principal.level == 1 && resource.level == 2 && resource.owner.level == 3 };
+@id("other order") permit(principal, action, resource)
+when { true && resource.owner.level < 4 && resource.level < 3 && principal.level < 2 };
+@id("swapped") permit(principal, action, resource) when { true && principal.level == 2 };
+@id("alike") forbid(principal, action, resource) when { true && principal.name == resource.name };
+@id("has") permit(principal, action, resource)
+when { true && resource has name && !(resource.owner has name) };
+"#;
+    let files = [("p.cedar", policies), ("entities.json", LEVELS)];
+    let expected = allowed(&["all", "has", "other order"]);
+    check(OFF, &files, &[(ann_reads(), expected)]);
+}
+
+#[test]
+fn patterns_match_as_cedar_matches_them() {
+    for (pattern, matches) in [
+        ("ab*", true),
+        ("*ca", true),
+        ("*c*b*a", true),
+        ("a*c*", true),
+        ("*bc", false),
+        ("ab", false),
+        ("*ab", false),
+        ("ab*abca", false),
+        ("*a*a*a*", true),
+        ("*a*a*a*a*", false),
+        ("*", true),
+        ("", false),
+    ] {
+        let policy = format!(
+            "permit(principal, action, resource) when {{ true && context.text like \"{pattern}\" }};"
+        );
+        let query = Query {
+            context: fields([("text", Value::String("abcba ca".to_owned()))]),
+            ..ann_reads()
+        };
+        let outcome: Outcome<'_> = match matches {
+            true => allowed(&["p.cedar#0"]),
+            false => denied(&[]),
+        };
+        check(OFF, &[("p.cedar", policy.as_str())], &[(query, outcome)]);
+    }
+}
+
+#[test]
 fn a_leading_operand_counts_only_where_nothing_before_it_can_fail() {
     for (condition, outcome) in [
         (
