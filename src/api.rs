@@ -9,6 +9,7 @@ mod authorization;
 mod call;
 mod callers;
 pub mod client;
+mod clock;
 mod codec;
 pub mod connection;
 mod deadline;

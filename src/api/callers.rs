@@ -10,7 +10,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use subtle::ConstantTimeEq as _;
 
@@ -18,6 +17,7 @@ pub(super) use certificate::CertificateNames;
 pub use list::CallersError;
 use list::{KeyDigest, List};
 
+use super::clock::unix_seconds;
 use super::status::Rejection;
 use crate::followed::{self, FollowSettings, Reading, Trace};
 
@@ -302,13 +302,6 @@ impl Peer {
             .as_ref()
             .is_none_or(|names| !names.has_expired(unix_seconds()))
     }
-}
-
-fn unix_seconds() -> i64 {
-    // A clock before 1970 finds nothing expired.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// Tells the calls of one connection who makes them.

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::clock::unix_seconds;
 use crate::followed::{self, FollowSettings, ReadError, Reading, Trace};
 
 /// Where what TLS is spoken with stands, all of it PEM.
@@ -169,7 +170,7 @@ impl Tls {
         let mut reading = Reading::default();
         let texts = read(&settings, &mut reading)?;
         let Made { config, validity } = server_config(&settings, &texts)?;
-        if !validity.holds(now()) {
+        if !validity.holds(unix_seconds()) {
             tracing::warn!(
                 file = %settings.certificate.display(),
                 "the certificate has expired, or is not valid yet: no caller that looks will connect",
@@ -196,7 +197,7 @@ impl Tls {
         let waiting = async {
             loop {
                 tokio::time::sleep(LOOK_AGAIN).await;
-                self.take_held(now());
+                self.take_held(unix_seconds());
             }
         };
         tokio::join!(following, waiting);
@@ -225,7 +226,7 @@ impl Tls {
         in_force.held = None;
         let refused = match made {
             Ok(made) => {
-                let now = now();
+                let now = unix_seconds();
                 if made.validity.holds(now) || !in_force.validity.holds(now) {
                     return in_force.put(made);
                 }
@@ -267,13 +268,6 @@ impl InForce {
             "new connections are served with a new certificate",
         );
     }
-}
-
-fn now() -> i64 {
-    // A clock before 1970 finds nothing expired.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs().cast_signed())
 }
 
 fn read(settings: &TlsSettings, reading: &mut Reading) -> Result<Texts, TlsError> {
