@@ -337,6 +337,21 @@ impl Pen<'_> {
 
     /// Attributes, of which those that `names` do not show are masked.
     fn fields(&mut self, fields: &[(&str, ValueRef<'_>)], names: Option<&Names>) {
+        self.members(fields, |pen, name, value| {
+            let is_shown = names.is_some_and(|names| names.shows(name));
+            match is_shown && !RESERVED.contains(&name) {
+                true => pen.value(value),
+                false => pen.mask(),
+            }
+        });
+    }
+
+    /// An object with these members.
+    fn members(
+        &mut self,
+        fields: &[(&str, ValueRef<'_>)],
+        mut member: impl FnMut(&mut Self, &str, &ValueRef<'_>),
+    ) {
         self.raw("{");
         for (n, (name, value)) in fields.iter().enumerate() {
             if n > 0 {
@@ -344,11 +359,7 @@ impl Pen<'_> {
             }
             self.text(name);
             self.raw(":");
-            let is_shown = names.is_some_and(|names| names.shows(name));
-            match is_shown && !RESERVED.contains(name) {
-                true => self.value(value),
-                false => self.mask(),
-            }
+            member(self, name, value);
         }
         self.raw("}");
     }
@@ -375,16 +386,7 @@ impl Pen<'_> {
                 if fields.iter().any(|(name, _)| RESERVED.contains(name)) {
                     return self.mask();
                 }
-                self.raw("{");
-                for (n, (name, value)) in fields.iter().enumerate() {
-                    if n > 0 {
-                        self.raw(",");
-                    }
-                    self.text(name);
-                    self.raw(":");
-                    self.value(value);
-                }
-                self.raw("}");
+                self.members(fields, |pen, _, value| pen.value(value));
             }
             ValueRef::Decimal(text) => self.extension("decimal", text),
             ValueRef::Ip(text) => self.extension("ip", text),
