@@ -521,30 +521,3 @@ fn refusals_are_counted_by_reason() {
     assert_eq!(count(Reason::Audience), 2);
     assert_eq!(count(Reason::Expired), 0);
 }
-
-/// Not a test of anything but the cost: `cargo test --release --lib pip:: -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures"]
-fn what_a_look_at_a_token_costs() {
-    for (what, capacity, rounds) in [
-        ("remembered", Some(1 << 20), 1_000_000),
-        ("anew", None, 10_000),
-    ] {
-        let house = house_with(ISSUERS, capacity);
-        for signer in [&KEYS.es256, &KEYS.rs256, &KEYS.eddsa] {
-            let token = signer.token(&with("realm_access", json!({"roles": ["approver"]})));
-            let now = Moment::of_seconds(NOW).unwrap();
-            let begun = std::time::Instant::now();
-            for _ in 0..rounds {
-                let verdict = house.tokens.verify(&token, now, Patience::Waits);
-                assert!(matches!(verdict, Verdict::Identified(_)));
-            }
-            let each: Duration = begun.elapsed() / rounds;
-            eprintln!(
-                "{what}, {:?}, {} bytes: {each:?}",
-                signer.algorithm,
-                token.len()
-            );
-        }
-    }
-}

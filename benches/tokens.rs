@@ -1,0 +1,122 @@
+//! What a token costs in process: one that was verified before, beside one that is verified anew.
+//!
+//! By kind of signature, in rounds that take both in turn. With the cost of a cached call in
+//! `calls`, this says what a caller pays for sending a token in place of a principal.
+//!
+//! `cargo bench --bench tokens [-- --quick]`
+
+#[path = "../tests/support/signer.rs"]
+mod signer;
+mod support;
+
+use std::fs;
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, ensure};
+use cedar_pdp::followed::FollowSettings;
+use cedar_pdp::pip::{self, Moment, Patience, TokenSettings, Tokens, Verdict};
+use cedar_pdp::watch::Mode;
+use jsonwebtoken::Algorithm;
+use serde_json::json;
+use signer::{Signer, jwks};
+
+use support::Sizes;
+use support::figures::{Spread, print_table};
+
+const ROUNDS: usize = 31;
+/// Looks at a token in one round: remembered, and anew.
+const REMEMBERED: u32 = 20_000;
+const ANEW: u32 = 500;
+
+const ISSUERS: &str = r#"
+[[issuer]]
+issuer = "https://id.example"
+audiences = ["pdp"]
+algorithms = ["ES256", "RS256", "EdDSA"]
+keys_file = "jwks.json"
+[issuer.principal]
+type = "User"
+[issuer.principal.attributes]
+department = "string"
+[[issuer.principal.parents]]
+claim = "realm_access.roles"
+type = "Role"
+"#;
+
+fn main() -> anyhow::Result<()> {
+    let (sizes, _) = support::arguments();
+    let signers = [
+        Signer::new("es", Algorithm::ES256),
+        Signer::new("rs", Algorithm::RS256),
+        Signer::new("ed", Algorithm::EdDSA),
+    ];
+    let files = tempfile::tempdir()?;
+    let keys: Vec<&Signer> = signers.iter().collect();
+    fs::write(files.path().join("jwks.json"), jwks(&keys))?;
+    fs::write(files.path().join("issuers.toml"), ISSUERS)?;
+    let remembering = open(files.path(), NonZeroU64::new(1 << 20))?;
+    let forgetting = open(files.path(), None)?;
+    let rows = signers.iter().map(|signer| {
+        let token = token(signer)?;
+        // So that it is there to be remembered.
+        microseconds(&remembering, &token, 1)?;
+        let rounds = (0..sizes.of(ROUNDS, 3))
+            .map(|_| {
+                let remembered = microseconds(&remembering, &token, REMEMBERED)?;
+                Ok((remembered, microseconds(&forgetting, &token, ANEW)?))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let of = |each: fn(&(f64, f64)) -> f64| Spread::of(rounds.iter().map(each));
+        Ok([
+            format!("{:?}, {} bytes", signer.algorithm, token.len()),
+            of(|round| round.0).show(2),
+            of(|round| round.1).show(2),
+            of(|round| round.0 / round.1).show(3),
+        ])
+    });
+    let rows = rows.collect::<anyhow::Result<Vec<_>>>()?;
+    print_table(
+        "a token, in process",
+        ["token", "us remembered", "us anew", "x anew"],
+        rows,
+    );
+    if sizes == Sizes::Quick {
+        println!("quick: to see that it works, not for figures");
+    }
+    Ok(())
+}
+
+fn open(files: &Path, cache_bytes: Option<NonZeroU64>) -> anyhow::Result<std::sync::Arc<Tokens>> {
+    let opened = pip::open(&TokenSettings {
+        issuers: files.join("issuers.toml"),
+        revocations: None,
+        cache_bytes,
+        following: FollowSettings {
+            watch: Mode::Poll,
+            poll: Duration::from_secs(3_600),
+        },
+    })?;
+    Ok(opened.tokens)
+}
+
+fn token(signer: &Signer) -> anyhow::Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    Ok(signer.token(&json!({
+        "iss": "https://id.example", "aud": "pdp", "sub": "alice", "jti": "1",
+        "iat": now, "nbf": now, "exp": now + 24 * 3_600, "department": "finance",
+        "realm_access": {"roles": ["approver"]},
+    })))
+}
+
+fn microseconds(tokens: &Tokens, token: &str, looks: u32) -> anyhow::Result<f64> {
+    let now = Moment::from(SystemTime::now());
+    let begun = Instant::now();
+    for _ in 0..looks {
+        let verdict = tokens.verify(token, now, Patience::Spent);
+        ensure!(matches!(verdict, Verdict::Identified(_)), "{verdict:?}");
+    }
+    let took = begun.elapsed().checked_div(looks).context("no looks")?;
+    Ok(took.as_secs_f64() * 1e6)
+}
