@@ -21,7 +21,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -100,11 +99,8 @@ impl World {
         self.root.path().join(name)
     }
 
-    /// Puts a file in place in one step.
     fn put(&self, name: &str, text: &str) {
-        let (new, place) = (self.path(".new"), self.path(name));
-        fs::write(&new, text).unwrap();
-        fs::rename(new, place).unwrap();
+        support::replace(&self.path(name), text);
     }
 
     fn write_policies(&mut self) {
@@ -318,19 +314,6 @@ async fn connect(address: &str, tls: ClientTlsConfig) -> Caller {
     Caller::new(channel)
 }
 
-/// What an HTTP server says of `path`.
-fn get(address: &str, path: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut said = String::new();
-    stream.read_to_string(&mut said).unwrap();
-    said
-}
-
 fn size_of_directory(directory: &Path) -> u64 {
     fs::read_dir(directory)
         .unwrap()
@@ -435,7 +418,7 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
         }
         if every(3, "scrapes") {
             let admin = admin.clone();
-            let page = tokio::task::spawn_blocking(move || get(&admin, "/metrics"))
+            let page = tokio::task::spawn_blocking(move || support::get(&admin, "/metrics"))
                 .await
                 .unwrap();
             assert!(page.contains("cedar_pdp_"), "{page}");

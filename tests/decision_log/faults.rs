@@ -201,22 +201,23 @@ async fn a_directory_that_is_gone_holds_nobody_up_and_is_used_again_when_it_is_b
     assert_eq!(warnings, 1, "{told}");
 }
 
+/// A service whose log has no room but its queue, in which some ten large records fit.
+fn with_a_full_disk(arguments: &[&str]) -> House {
+    let logs = tempfile::tempdir().unwrap();
+    symlink("/dev/full", logs.path().join("decisions")).unwrap();
+    let mut all = vec![
+        "--decision-log-attributes",
+        "*",
+        "--decision-log-queue-bytes",
+        "1048576",
+    ];
+    all.extend(arguments);
+    House::start_with(logs, &all)
+}
+
 #[tokio::test]
 async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
-    let logs = tempfile::tempdir().unwrap();
-    let file = logs.path().join("decisions");
-    symlink("/dev/full", &file).unwrap();
-    let mut house = House::start_with(
-        logs,
-        &[
-            "--decision-log-attributes",
-            "*",
-            "--decision-log-queue-bytes",
-            "1048576",
-            "--admin-listen",
-            "127.0.0.1:0",
-        ],
-    );
+    let mut house = with_a_full_disk(&["--admin-listen", "127.0.0.1:0"]);
     let mut client = house.server.authorization().await;
     let mut answered = BTreeSet::new();
     let mut dropped = 0;
@@ -234,7 +235,7 @@ async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
     assert!((15..=21).contains(&dropped), "{dropped}");
     house.server.wait_for_log("decisions are not logged");
     assert!(house.server.log().contains("No space left"));
-    fs::remove_file(&file).unwrap();
+    fs::remove_file(house.file()).unwrap();
     house.server.wait_for_log("keeps up again");
     let told = house.server.log();
     assert!(told.contains(&format!("dropped={dropped}")), "{told}");
@@ -251,20 +252,7 @@ async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
-    let logs = tempfile::tempdir().unwrap();
-    let file = logs.path().join("decisions");
-    symlink("/dev/full", &file).unwrap();
-    let mut house = House::start_with(
-        logs,
-        &[
-            "--decision-log-attributes",
-            "*",
-            "--decision-log-queue-bytes",
-            "1048576",
-            "--decision-log-when-full",
-            "block",
-        ],
-    );
+    let mut house = with_a_full_disk(&["--decision-log-when-full", "block"]);
     let mut client = house.server.authorization().await;
     let mut answered = BTreeSet::new();
     // One that cannot wait gives up by its own deadline.
@@ -318,7 +306,7 @@ async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
     let mut store = house.server.policy_store().await;
     store.get_status(pb::GetStatusRequest {}).await.unwrap();
 
-    fs::remove_file(&file).unwrap();
+    fs::remove_file(house.file()).unwrap();
     answered.insert(in_time(one).await.unwrap().into_inner().decision_id);
     for result in in_time(batch).await.unwrap().into_inner().results {
         use pb::batch_authorize_result::Result::Response;
@@ -336,21 +324,8 @@ async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_wait_for_room_are_refused_when_the_end_comes() {
-    let logs = tempfile::tempdir().unwrap();
-    symlink("/dev/full", logs.path().join("decisions")).unwrap();
-    let mut house = House::start_with(
-        logs,
-        &[
-            "--decision-log-attributes",
-            "*",
-            "--decision-log-queue-bytes",
-            "1048576",
-            "--drain-timeout",
-            "5s",
-            "--decision-log-when-full",
-            "block",
-        ],
-    );
+    let mut house =
+        with_a_full_disk(&["--drain-timeout", "5s", "--decision-log-when-full", "block"]);
     let client = house.server.authorization().await;
     let mut calls = JoinSet::new();
     for _ in 0..30 {
@@ -374,9 +349,7 @@ async fn calls_that_wait_for_room_are_refused_when_the_end_comes() {
 
 #[tokio::test]
 async fn what_cannot_be_written_by_the_end_is_counted_and_told() {
-    let logs = tempfile::tempdir().unwrap();
-    symlink("/dev/full", logs.path().join("decisions")).unwrap();
-    let mut house = House::start_with(logs, &["--drain-timeout", "100ms"]);
+    let mut house = with_a_full_disk(&["--drain-timeout", "100ms"]);
     let mut client = house.server.authorization().await;
     for _ in 0..3 {
         client.authorize(allowed()).await.unwrap();

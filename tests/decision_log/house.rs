@@ -1,8 +1,6 @@
 //! A service that logs its decisions to a file, and the lines of that file.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,7 @@ use cedar_pdp::api::pb;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use crate::support::{PATIENCE, Server, command, policy_directory, request, value};
+use crate::support::{PATIENCE, Server, command, get, policy_directory, request, value};
 
 pub(crate) const POLICIES: &str = r#"
 @id("everyone-reads")
@@ -77,13 +75,7 @@ impl House {
 
     /// The page of metrics; the service needs an operators' door.
     pub(crate) fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(self.server.admin()).unwrap();
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut page = String::new();
-        stream.read_to_string(&mut page).unwrap();
-        page
+        get(&self.server.admin(), "/metrics")
     }
 
     /// The lines of the file that is written now.

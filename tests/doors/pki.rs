@@ -9,6 +9,8 @@ use rcgen::{
 use tempfile::TempDir;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use crate::support::replace;
+
 /// An authority, and a directory for what it signs.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -111,11 +113,8 @@ impl Authority {
 impl Pair {
     /// Puts both in place, each in one step.
     pub(crate) fn write(&self, certificate: &Path, key: &Path) {
-        for (file, text) in [(certificate, &self.certificate), (key, &self.key)] {
-            let new = file.with_extension("new");
-            std::fs::write(&new, text).unwrap();
-            std::fs::rename(new, file).unwrap();
-        }
+        replace(certificate, &self.certificate);
+        replace(key, &self.key);
     }
 }
 

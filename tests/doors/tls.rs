@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
@@ -13,7 +11,7 @@ use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient
 use tonic::transport::Channel;
 
 use crate::pki::{Authority, Pair, connect, shown};
-use crate::support::{PATIENCE, Server, command, policy_directory, request};
+use crate::support::{Busy, PATIENCE, Server, command, policy_directory, request};
 
 const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 
@@ -256,42 +254,24 @@ async fn other_machines_are_served_in_the_clear_only_when_that_is_said() {
 }
 
 /// Callers that ask all the time, on connections that stay and on ones that are new each time.
-struct Load {
-    stop: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<u64>>,
-}
-
-impl Load {
-    async fn start(address: &str, authority: &Authority) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut tasks = Vec::new();
-        for stays in [true, true, false, false] {
-            let tls = authority.caller(None);
-            let channel = connect(address, tls.clone()).await.unwrap();
-            let (stop, address) = (Arc::clone(&stop), address.to_owned());
-            tasks.push(tokio::spawn(async move {
-                let mut calls = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let channel = match stays {
-                        true => channel.clone(),
-                        false => connect(&address, tls.clone()).await.expect("a connection"),
-                    };
-                    is_allowed(channel).await.expect("an answer");
-                    calls += 1;
-                }
-                calls
-            }));
-        }
-        Self { stop, tasks }
+async fn load(address: &str, authority: &Authority) -> Busy {
+    let mut load = Busy::new();
+    for stays in [true, true, false, false] {
+        let tls = authority.caller(None);
+        let channel = connect(address, tls.clone()).await.unwrap();
+        let address = address.to_owned();
+        load = load.with(move || {
+            let (channel, address, tls) = (channel.clone(), address.clone(), tls.clone());
+            async move {
+                let channel = match stays {
+                    true => channel,
+                    false => connect(&address, tls).await.expect("a connection"),
+                };
+                is_allowed(channel).await.expect("an answer");
+            }
+        });
     }
-
-    /// Fails when a single call has failed.
-    async fn finish(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            assert!(task.await.expect("no call fails") > 0);
-        }
-    }
+    load
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -301,7 +281,7 @@ async fn a_bad_certificate_and_then_a_good_one_fail_no_call() {
     let options = authority.serve_with(&first);
     let server = Server::start(policies.path(), &arguments(&options));
     let (certificate, key) = (authority.path("tls.crt"), authority.path("tls.key"));
-    let load = Load::start(server.address(), &authority).await;
+    let load = load(server.address(), &authority).await;
     assert_eq!(served(server.address(), &authority), body(&first));
 
     let bad: BTreeMap<&str, Pair> = [

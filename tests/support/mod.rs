@@ -289,6 +289,55 @@ pub fn get(admin: &str, path: &str) -> String {
     body.to_owned()
 }
 
+/// Puts `text` in place of what stands in `file`, in one step.
+pub fn replace(file: &Path, text: &str) {
+    // A name with a dot is passed over in a policy directory.
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let new = file.with_file_name(format!(".{name}.new"));
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, file).unwrap();
+}
+
+/// Tasks that go on until they are told to stop, and count what they did.
+pub struct Busy {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<u64>>,
+}
+
+impl Busy {
+    pub fn new() -> Self {
+        Self {
+            stop: Arc::new(AtomicBool::new(false)),
+            tasks: Vec::new(),
+        }
+    }
+
+    /// Another task, which makes `call` again and again.
+    pub fn with<F>(mut self, mut call: impl FnMut() -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let stop = Arc::clone(&self.stop);
+        self.tasks.push(tokio::spawn(async move {
+            let mut calls = 0;
+            while !stop.load(Ordering::Relaxed) {
+                call().await;
+                calls += 1;
+            }
+            calls
+        }));
+        self
+    }
+
+    /// Ends them; fails when one has failed, or never did anything.
+    pub async fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            assert!(task.await.expect("no call fails") > 0);
+        }
+    }
+}
+
 /// The uid `type_name::"id"`.
 pub fn uid(type_name: &str, id: &str) -> pb::EntityUid {
     pb::EntityUid {

@@ -1,7 +1,7 @@
 //! A service with an issuer, and how a test asks it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cedar_pdp::api::pb;
@@ -215,13 +215,6 @@ pub(crate) fn with(changes: Value) -> Value {
 
 pub(crate) fn es256(kid: &str) -> Signer {
     Signer::new(kid, Algorithm::ES256)
-}
-
-/// Puts `text` in place of what stands in `file`, in one step.
-pub(crate) fn replace(file: &Path, text: &str) {
-    let new = file.with_extension("new");
-    fs::write(&new, text).unwrap();
-    fs::rename(new, file).unwrap();
 }
 
 /// Asks again and again until `holds`.

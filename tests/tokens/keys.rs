@@ -1,15 +1,16 @@
 //! Keys that change, and servers of keys that do not do what they should, while callers go on.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
 use serde_json::json;
 
-use super::house::{House, Plan, ask, claims, es256, now, reason, replace, request, until, with};
+use super::house::{House, Plan, ask, claims, es256, now, reason, request, until, with};
 use super::server::{KeyServer, Manner};
 use crate::signer::{Signer, jwks};
+use crate::support::{Busy, replace};
 
 const FRESH: &str = "max-age=3600";
 
@@ -18,6 +19,12 @@ async fn house(signers: &[&Signer], more: &str) -> (KeyServer, House) {
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
     let server = KeyServer::start(Manner::Serve(jwks(signers), FRESH), &ca_file).await;
+    let house = asking(&server, &ca_file, more);
+    (server, house.keeping(dir))
+}
+
+/// A service whose issuer has its keys from `server`, for which `ca_file` vouches.
+fn asking(server: &KeyServer, ca_file: &Path, more: &str) -> House {
     let issuer = format!(
         "keys_url = \"{}\"\nca_file = \"{}\"\n{more}",
         server.url(),
@@ -27,44 +34,23 @@ async fn house(signers: &[&Signer], more: &str) -> (KeyServer, House) {
         issuer: &issuer,
         ..Plan::default()
     };
-    let house = House::planned(&[], &plan);
-    (server, house.keeping(dir))
+    House::planned(&[], &plan)
 }
 
 /// Callers that ask with whatever token is the present one, each on its own connection.
-struct Load {
-    stop: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<u64>>,
-}
-
-impl Load {
-    async fn start(house: &House, token: Arc<std::sync::Mutex<String>>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut tasks = Vec::new();
-        for _ in 0..4 {
-            let mut client = house.client().await;
-            let (stop, token) = (Arc::clone(&stop), Arc::clone(&token));
-            tasks.push(tokio::spawn(async move {
-                let mut asked = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let token = token.lock().unwrap().clone();
-                    let allowed = ask(&mut client, request(&token, "read")).await;
-                    assert!(allowed.expect("no call fails"));
-                    asked += 1;
-                }
-                asked
-            }));
-        }
-        Self { stop, tasks }
+async fn load(house: &House, token: Arc<std::sync::Mutex<String>>) -> Busy {
+    let mut load = Busy::new();
+    for _ in 0..4 {
+        let (client, token) = (house.client().await, Arc::clone(&token));
+        load = load.with(move || {
+            let (mut client, token) = (client.clone(), token.lock().unwrap().clone());
+            async move {
+                let allowed = ask(&mut client, request(&token, "read")).await;
+                assert!(allowed.expect("no call fails"));
+            }
+        });
     }
-
-    /// Ends them; fails if any call failed.
-    async fn finish(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            assert!(task.await.expect("no call fails") > 0);
-        }
-    }
+    load
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +64,7 @@ async fn keys_rotate_under_load_and_no_call_fails() {
     let first = signers[0].token(&claims());
     assert!(house.ask(&first, "read").await.unwrap());
     let token = Arc::new(std::sync::Mutex::new(first));
-    let load = Load::start(&house, Arc::clone(&token)).await;
+    let load = load(&house, Arc::clone(&token)).await;
     for round in 1..4 {
         // Longer than the interval: then the first token of a new key has the set fetched.
         tokio::time::sleep(Duration::from_millis(1_100)).await;
@@ -218,7 +204,7 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
     let token = key.token(&claims());
     assert!(house.ask(&token, "read").await.unwrap());
     let token = Arc::new(std::sync::Mutex::new(token));
-    let load = Load::start(&house, token).await;
+    let load = load(&house, token).await;
     let lies = [
         Manner::Serve("not JSON at all".to_owned(), FRESH),
         Manner::Serve("<html><body>Please log in</body></html>".to_owned(), FRESH),
@@ -361,17 +347,10 @@ async fn a_service_starts_without_its_server_of_keys_and_serves_who_needs_none()
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
     let server = KeyServer::start(Manner::Cut, &ca_file).await;
-    let issuer = format!(
-        "keys_url = \"{}\"\nca_file = \"{}\"\nrefetch_interval = \"1s\"\nkey_wait = \"100ms\"",
-        server.url(),
-        ca_file.display()
-    );
-    let house = House::planned(
-        &[],
-        &Plan {
-            issuer: &issuer,
-            ..Plan::default()
-        },
+    let house = asking(
+        &server,
+        &ca_file,
+        "refetch_interval = \"1s\"\nkey_wait = \"100ms\"",
     );
     let token = key.token(&claims());
     assert_eq!(house.refused(&token).await, "KEYS_UNAVAILABLE");
@@ -397,18 +376,7 @@ async fn a_server_that_nobody_vouches_for_is_not_believed() {
     // Another authority, which has signed nothing of it.
     let ca_file = dir.path().join("other.pem");
     let _other = KeyServer::start(Manner::Cut, &ca_file).await;
-    let issuer = format!(
-        "keys_url = \"{}\"\nca_file = \"{}\"\nkey_wait = \"100ms\"",
-        server.url(),
-        ca_file.display()
-    );
-    let house = House::planned(
-        &[],
-        &Plan {
-            issuer: &issuer,
-            ..Plan::default()
-        },
-    );
+    let house = asking(&server, &ca_file, "key_wait = \"100ms\"");
     house.server.wait_for_log("cannot fetch");
     assert_eq!(
         house.refused(&key.token(&claims())).await,

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::house::{House, ISSUER, Plan, claims, es256, now, replace, until, with};
-use crate::support;
+use super::house::{House, ISSUER, Plan, claims, es256, now, until, with};
+use crate::support::{self, replace};
 
 fn house(key: &crate::signer::Signer, list: &str) -> House {
     let plan = Plan {
