@@ -149,7 +149,7 @@ pub struct RawConfig {
     /// The longest that a unary call may take, whatever its caller says; 0s leaves it to the caller
     #[arg(long, value_name = "DURATION")]
     pub max_call_time: Option<String>,
-    /// How long calls may wait to be begun; when all have waited longer for a tenth of a second, those that have are shed; 0s sheds none
+    /// How long calls may wait to be begun; when there are some that have waited longer for a tenth of a second, such calls are shed; 0s sheds none
     #[arg(long, value_name = "DURATION")]
     pub overload_delay: Option<String>,
     /// The most that the headers of a call may take, 32 bytes for each beside its name and value

@@ -2,9 +2,10 @@
 //!
 //! Calls run where their connection does, so there is no queue of calls whose length would tell.
 //! What tells is time: from when a connection had something to read until the call that was read
-//! runs. When that stays above a bound for all calls for a while, the service is given more than it
-//! can do; then calls that have waited longer than the bound are shed, and what is begun has not
-//! waited. A burst that is worked off is no such thing. (The rule is CoDel's, for requests.)
+//! runs. When calls that have waited longer than a bound do not end for a while, the service is given
+//! more than it can do; then those are shed, and what is begun has not waited. A burst that is worked
+//! off is no such thing. (The rule is CoDel's, for requests. But there the first that has not waited
+//! ends it, which holds of a queue; here a call may be begun before others that have waited longer.)
 //!
 //! Nothing here knows what a call is, and the clock is handed in.
 
@@ -13,9 +14,12 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long all calls must have waited too long before any is shed, and how long shedding goes on
-/// after the last one that had to be.
+/// How long calls must have waited too long before any is shed, and how long shedding goes on after
+/// the last one that had to be.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// When none has waited too long for this long, they have come to an end.
+const GAP: Duration = Duration::from_millis(20);
 
 /// When a shed call is best sent again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -84,9 +88,9 @@ pub struct AdmissionLimits {
 #[derive(Debug)]
 pub(super) struct Admission {
     limits: AdmissionLimits,
-    /// Since when every call has waited too long; none while some have not.
+    /// Since when there have been calls that waited too long, without an end.
     late_since: SharedMoment,
-    /// The last that waited too long, to within a part of [`INTERVAL`].
+    /// The last that waited too long, to within a part of [`GAP`].
     late_last: SharedMoment,
     /// The last that was shed, to within the same.
     shed_last: SharedMoment,
@@ -134,23 +138,20 @@ impl Admission {
             return Ok(());
         };
         if now.since(arrived) <= delay {
-            if self.late_since.load().is_some() {
-                self.late_since.store(None);
-            }
             return Ok(());
         }
-        let is_over =
-            |moment: Option<Moment>| moment.is_none_or(|moment| now.since(moment) > INTERVAL);
-        // Between two that are further apart there may have been nobody to wait.
+        let is_within = |moment: Option<Moment>, time: Duration| {
+            moment.is_some_and(|moment| now.since(moment) <= time)
+        };
         let since = match self.late_since.load() {
-            Some(since) if !is_over(self.late_last.load()) => since,
+            Some(since) if is_within(self.late_last.load(), GAP) => since,
             Some(_) | None => {
                 self.late_since.store(Some(now));
                 now
             }
         };
         refresh(&self.late_last, now);
-        let is_shedding = now.since(since) > INTERVAL || !is_over(self.shed_last.load());
+        let is_shedding = now.since(since) > INTERVAL || is_within(self.shed_last.load(), INTERVAL);
         if is_shedding {
             refresh(&self.shed_last, now);
             return Err(Shed::Overloaded);
@@ -176,7 +177,7 @@ impl Admission {
 fn refresh(moment: &SharedMoment, now: Moment) {
     if moment
         .load()
-        .is_none_or(|moment| now.since(moment) > INTERVAL / 10)
+        .is_none_or(|moment| now.since(moment) > GAP / 4)
     {
         moment.store(Some(now));
     }
@@ -208,8 +209,8 @@ mod tests {
             assert!(begins(&admission, at, at - 1_000));
         }
         assert!(begins(&admission, 1_091, 1));
-        for at in 1_100..1_190 {
-            assert!(begins(&admission, at, at - 1_095));
+        for at in 1_120..1_210 {
+            assert!(begins(&admission, at, at - 1_115));
         }
     }
 
@@ -225,7 +226,8 @@ mod tests {
             }
         }
         assert_eq!(shed_first, Some(1_101));
-        // What has not waited is begun at any time, and ends nothing by itself.
+        // What has not waited is begun at any time, and ends nothing by itself: it may have been
+        // begun before others.
         assert!(begins(&admission, 1_301, DELAY));
         assert!(!begins(&admission, 1_302, DELAY + 1));
         // Once none had to be shed for a while, it is over.
@@ -233,6 +235,16 @@ mod tests {
             assert!(begins(&admission, at, 1));
         }
         assert!(begins(&admission, 1_421, 50));
+    }
+
+    #[test]
+    fn calls_that_are_begun_before_others_do_not_hide_those_that_wait() {
+        let admission = admission();
+        let begun = (1_000..1_300).map(|at| {
+            assert!(begins(&admission, at, 0));
+            begins(&admission, at, 50)
+        });
+        assert!(begun.last().is_some_and(|last| !last));
     }
 
     #[test]

@@ -63,9 +63,6 @@ pub struct ConnectionLimits {
     pub max_call_time: Option<Duration>,
 }
 
-/// How many calls a caller may have reset before we have looked at them (Rapid Reset).
-const MAX_PENDING_RESETS: usize = 20;
-
 /// How many calls of a connection we may have had to reset for its caller's faults.
 const MAX_ERROR_RESETS: usize = 1_024;
 
@@ -275,7 +272,10 @@ async fn serve_http2(
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(limits.max_header_bytes)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        // A caller whose deadlines pass while we are busy resets all that it has open, and is none
+        // that attacks; one that resets more than it may have open before we have looked does
+        // (Rapid Reset).
+        .max_pending_accept_reset_streams(limits.max_concurrent_streams as usize)
         .max_local_error_reset_streams(MAX_ERROR_RESETS)
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .keep_alive_interval(limits.keepalive_interval)
