@@ -113,7 +113,7 @@ pub(super) fn bind(
         let reading = Reading::new(&view, &variables);
         // Conditions nest; whatever thread this is, the deepest must have room.
         stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
-            found
+            let mut judged: Vec<Candidate> = found
                 .into_iter()
                 .map(|filed| Candidate {
                     rule: filed.rule,
@@ -122,7 +122,10 @@ pub(super) fn bind(
                         None => Some(true),
                     },
                 })
-                .collect()
+                .collect();
+            judged.sort_unstable_by_key(|candidate| candidate.rule);
+            judged.dedup_by_key(|candidate| candidate.rule);
+            judged
         })
     };
     let rule = |number: RuleNumber| snapshot.rules.get(number as usize).map(Arc::as_ref);

@@ -44,6 +44,9 @@ const EVALUATE_STACK_BYTES_PER_LEVEL: usize = if cfg!(debug_assertions) {
     4 << 10
 };
 
+/// Of what takes some ten to a hundred nanoseconds, so many are done between two pauses.
+const PAUSE_EACH: usize = 1_000;
+
 /// Cedar refuses to evaluate with less stack left than this, and so must never be brought there.
 const EVALUATE_STACK_BYTES_RESERVED: usize = 256 << 10;
 
@@ -301,7 +304,11 @@ impl Compilation<'_> {
             ),
             fit: Fit::of(schema.as_ref()),
             declared: DeclaredTypes::of(schema.as_ref()),
-            projections: Projections::new(&rules, &index, &entities),
+            projections: Projections::new(
+                self.workers.pausing(rules.iter(), PAUSE_EACH),
+                &index,
+                &entities,
+            ),
             index,
             schema,
             rules,
@@ -375,8 +382,13 @@ impl Compilation<'_> {
             return None;
         }
         let previous = self.previous.map(|previous| &previous.entities);
-        let (store, segments) =
-            reader.assemble(&files, read, uids, previous, &mut self.findings)?;
+        let (store, segments) = reader.assemble(
+            &files,
+            read,
+            uids,
+            (previous, *self.workers),
+            &mut self.findings,
+        )?;
         let made = files
             .iter()
             .zip(segments)
@@ -453,7 +465,13 @@ impl Compilation<'_> {
             file.text().ok()
         };
         let previous = made.map(|made| &made.links);
-        let combined = policies::combine(&in_files, texts, judge, previous, &mut self.findings);
+        let combined = policies::combine(
+            &in_files,
+            texts,
+            (judge, *self.workers),
+            previous,
+            &mut self.findings,
+        );
         let links = &combined.links.filed;
         let (link_scopes, link_conditions) = self.renumbered(links, uids);
         let filed = || in_files.iter().map(|file| &file.filed).chain([links]);
@@ -463,7 +481,9 @@ impl Compilation<'_> {
             .chain([&link_conditions])
             .flat_map(Shorthands::each);
         let rules = filed().flat_map(|filed| &filed.rules);
-        let mut filings: Vec<Filing<'_>> = rules
+        let mut filings: Vec<Filing<'_>> = self
+            .workers
+            .pausing(rules, PAUSE_EACH)
             .zip(scopes)
             .zip(conditions)
             .map(|((rule, scope), condition)| Filing {
@@ -472,14 +492,18 @@ impl Compilation<'_> {
                 condition,
             })
             .collect();
-        filings.sort_unstable_by(|a, b| a.rule.id.cmp(&b.rule.id));
+        // Mostly they come in long runs that are sorted, which this sort makes use of.
+        filings.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
+        (self.workers.pause)();
         let scopes = filings.iter().map(|filing| filing.scope.clone());
         let conditions: Vec<&[u8]> = filings.iter().map(|filing| filing.condition).collect();
-        let index = Index::new(scopes.collect(), &conditions).unwrap_or_else(|error| {
+        let index = Index::new(scopes.collect(), &conditions, *self.workers);
+        let index = index.unwrap_or_else(|error| {
             self.findings.add(Diagnostic::error("", error.to_string()));
             Index::default()
         });
-        let rules = filings.iter().map(|filing| Arc::clone(filing.rule));
+        let rules = self.workers.pausing(filings.iter(), PAUSE_EACH);
+        let rules = rules.map(|filing| Arc::clone(filing.rule));
         CompiledPolicies {
             rules: rules.collect(),
             index,
@@ -585,7 +609,8 @@ pub(super) fn stored_entities(
         // Numbered on top of the snapshot's, so that its index means the same uids.
         let uids = Arc::clone(&snapshot.entities.uids);
         let read = vec![Read::Draft(Box::new(draft))];
-        let (store, _) = reader.assemble(&[file], read, uids, None, &mut findings)?;
+        let beside = (None, Workers::default());
+        let (store, _) = reader.assemble(&[file], read, uids, beside, &mut findings)?;
         Some(store)
     });
     store.map(StoredEntities).ok_or(findings.0)

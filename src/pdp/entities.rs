@@ -31,6 +31,9 @@ pub const MAX_ANCESTORS: usize = 1_000;
 /// hundred thousand steps.
 pub const MAX_REQUEST_HIERARCHY_STEPS: usize = 200_000;
 
+/// So many entities are put in their places between two pauses.
+const PAUSE_EACH: usize = 1_000;
+
 /// Why a request's entities cannot join the stored ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum OverlayError {
@@ -85,11 +88,13 @@ impl EntityStore {
     /// places, of which the first counts.
     ///
     /// `supplied` come before all others, and may stand among those again: they are what the
-    /// schema says of actions.
+    /// schema says of actions. `pause` is called every so often, as it is in
+    /// [`Workers`](super::Workers).
     pub(super) fn new(
         uids: Arc<Uids>,
         segments: Vec<Arc<Segment>>,
         supplied: Option<Segment>,
+        pause: fn(),
     ) -> (Self, Vec<Twice>) {
         let mut store = Self {
             locations: vec![Location::NOWHERE; uids.len()],
@@ -104,6 +109,7 @@ impl EntityStore {
         }
         let mut twice = Vec::new();
         for (number, segment) in (0..).zip(segments) {
+            pause();
             let found = store.place(&segment, number);
             twice.extend(
                 found
@@ -113,11 +119,18 @@ impl EntityStore {
             store.segments.push(segment);
         }
         store.segments.extend(supplied.map(Arc::new));
-        let parents = store.locations.iter().map(|location| {
-            let segment = store.segments.get(location.segment as usize);
-            let parents = segment.map(|segment| segment.parents(location.slot as usize));
-            parents.into_iter().flatten()
-        });
+        let parents = store
+            .locations
+            .iter()
+            .enumerate()
+            .map(|(number, location)| {
+                if number % PAUSE_EACH == 0 {
+                    pause();
+                }
+                let segment = store.segments.get(location.segment as usize);
+                let parents = segment.map(|segment| segment.parents(location.slot as usize));
+                parents.into_iter().flatten()
+            });
         store.hierarchy = Arc::new(Hierarchy::of(parents));
         (store, twice)
     }

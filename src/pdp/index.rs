@@ -22,6 +22,7 @@ use cedar_policy_core::ast::{
 };
 use smallvec::SmallVec;
 
+use super::compile::Workers;
 use super::uids::{TooManyUids, TypeNumber, UidNumber, Uids};
 use table::{Bucket, Table};
 pub(super) use table::{Filed, TooLong};
@@ -96,6 +97,9 @@ pub(super) struct Index {
     /// The policies under the key that has the most.
     largest: Vec<RuleNumber>,
 }
+
+/// So many policies are filed between two pauses.
+const PAUSE_EACH: usize = 500;
 
 /// Room for so many candidates is made at once.
 const EXPECTED_CANDIDATES: usize = 64;
@@ -401,14 +405,19 @@ fn numbers<'a>(
 
 impl Index {
     /// Files policies with these scopes, each under the number of its place among them, with what
-    /// is left of its condition in shorthand.
+    /// is left of its condition in shorthand; with the pauses of `workers`.
     ///
     /// # Errors
     ///
     /// [`TooLong`].
-    pub(super) fn new(scopes: Vec<Scope>, conditions: &[&[u8]]) -> Result<Self, TooLong> {
+    pub(super) fn new(
+        scopes: Vec<Scope>,
+        conditions: &[&[u8]],
+        workers: Workers,
+    ) -> Result<Self, TooLong> {
         let mut popularity: HashMap<Key, u32> = HashMap::new();
-        for key in scopes.iter().flat_map(Scope::keys).flatten() {
+        let pausing = workers.pausing(scopes.iter(), PAUSE_EACH);
+        for key in pausing.flat_map(Scope::keys).flatten() {
             *popularity.entry(key).or_default() += 1;
         }
         let popular = |keys: &SmallVec<[Key; 2]>| -> u64 {
@@ -417,7 +426,7 @@ impl Index {
                 .sum()
         };
         let mut pairs: Vec<(Key, RuleNumber)> = Vec::with_capacity(scopes.len());
-        for (number, scope) in scopes.iter().enumerate() {
+        for (number, scope) in workers.pausing(scopes.iter(), PAUSE_EACH).enumerate() {
             // INVARIANT: fewer policies than 2³² fit in memory.
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             match scope.keys().min_by_key(popular) {
@@ -435,14 +444,15 @@ impl Index {
         };
         let is_open = |bucket: &&[(Key, RuleNumber)]| matches!(bucket, [(Key::Any, _), ..]);
         Ok(Self {
-            table: Table::new(&pairs, &scopes, conditions)?,
+            table: Table::new(&pairs, &scopes, conditions, workers)?,
             open: rules(buckets().find(is_open)),
             largest: rules(buckets().max_by_key(|bucket| bucket.len())),
             scopes,
         })
     }
 
-    /// The policies whose scope a request meets, in order.
+    /// The policies whose scope a request meets, as they stand in memory: in no order that means
+    /// anything, and one that is filed under several keys perhaps several times.
     ///
     /// # Errors
     ///
@@ -475,7 +485,6 @@ impl Index {
                 return Err(TooManyCandidates);
             }
         }
-        is_too_many(&mut found);
         Ok(found)
     }
 

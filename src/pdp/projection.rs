@@ -25,7 +25,11 @@ pub(super) struct Projections {
 
 impl Projections {
     /// What `rules`, which `index` has the scopes of, read.
-    pub(super) fn new(rules: &[Arc<Rule>], index: &Index, entities: &EntityStore) -> Self {
+    pub(super) fn new<'a>(
+        rules: impl Iterator<Item = &'a Arc<Rule>>,
+        index: &Index,
+        entities: &EntityStore,
+    ) -> Self {
         let mut any = Names::default();
         let mut named: HashMap<UidNumber, Names> = HashMap::new();
         for (number, rule) in (0..).zip(rules) {

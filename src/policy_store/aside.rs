@@ -4,8 +4,10 @@
 //! runtime would lend it to others.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -32,6 +34,7 @@ impl Manners {
         Workers {
             threads: source::cores(),
             begin: self.begin(),
+            pause: self.pause(),
         }
     }
 
@@ -41,10 +44,38 @@ impl Manners {
             Self::GiveWay => give_way,
         }
     }
+
+    /// Of [`Workers::pause`].
+    fn pause(self) -> fn() {
+        match self {
+            Self::Hurry => || {},
+            Self::GiveWay => pause,
+        }
+    }
 }
 
-/// Lowers the priority of this thread, and of those it starts.
+/// For so long a thread that gives way does so at once when another has work. On a machine that is
+/// busy throughout it would then hardly get on, so later its priority alone says how much it gets.
+const PAUSES_FOR: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// Until when this thread pauses.
+    static PAUSES_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Lets another thread run, if one waits for this core.
+///
+/// The priority alone does not do it: a scheduler that lets every thread end its slice, as that of
+/// Linux does since 6.6, has a thread that serves wait for a millisecond and more.
+pub(super) fn pause() {
+    if PAUSES_UNTIL.get().is_some_and(|end| Instant::now() < end) {
+        thread::yield_now();
+    }
+}
+
+/// Lowers the priority of this thread, and of those it starts, and has it [`pause`].
 fn give_way() {
+    PAUSES_UNTIL.set(Instant::now().checked_add(PAUSES_FOR));
     // Elsewhere this would be the whole process. An error leaves the priority as it was.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, NICENESS);
@@ -134,6 +165,18 @@ mod tests {
     async fn a_panic_is_an_error_with_its_words() {
         let failed = aside(Manners::Hurry, || -> () { panic!("boom {}", 1) });
         assert_eq!(failed.outcome().await.unwrap_err().to_string(), "boom 1");
+    }
+
+    #[tokio::test]
+    async fn work_beside_the_service_pauses_and_for_no_longer_than_it_should() {
+        let paused = || {
+            pause();
+            PAUSES_UNTIL.get().map(|end| end - Instant::now())
+        };
+        let hurrying = aside(Manners::Hurry, paused).outcome().await.unwrap();
+        let giving_way = aside(Manners::GiveWay, paused).outcome().await.unwrap();
+        assert_eq!((hurrying, paused()), (None, None));
+        assert!(giving_way.is_some_and(|left| left <= PAUSES_FOR));
     }
 
     #[cfg(target_os = "linux")]

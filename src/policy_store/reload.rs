@@ -465,7 +465,10 @@ impl Reloader {
             let compiled = thread::scope(|scope| {
                 // One hash over all files in order cannot be divided, so it is begun first. The
                 // compiler asks for it last; without this thread it would then compute it.
-                let hash = || sources.revision_after(before.as_deref().map(Reading::sources));
+                let hash = || {
+                    (workers.begin)();
+                    sources.revision_after(before.as_deref().map(Reading::sources))
+                };
                 let _ = thread::Builder::new().spawn_scoped(scope, hash);
                 compile(old.as_deref(), sources, &settings.deciding, &workers)
             });

@@ -16,8 +16,8 @@ use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use serde_json::value::RawValue;
 
-use super::Findings;
 use super::policies::{offset_in, parse_json};
+use super::{Findings, Workers};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::entities::segment::{Draft, Segment, TooLarge};
 use crate::pdp::entities::{EntityStore, HierarchyError, Location, MAX_ANCESTORS, Twice};
@@ -136,7 +136,7 @@ impl<'a> EntityReader<'a> {
         files: &[&SourceFile],
         read: Vec<Read>,
         mut uids: Arc<Uids>,
-        previous: Option<&EntityStore>,
+        (previous, workers): (Option<&EntityStore>, Workers),
         findings: &mut Findings,
     ) -> Option<(EntityStore, Vec<Arc<Segment>>)> {
         let mut segments = Vec::with_capacity(read.len());
@@ -160,7 +160,7 @@ impl<'a> EntityReader<'a> {
                 return None;
             }
         };
-        let (mut store, twice) = EntityStore::new(uids, segments.clone(), supplied);
+        let (mut store, twice) = EntityStore::new(uids, segments.clone(), supplied, workers.pause);
         if !twice.is_empty() {
             for twice in twice {
                 findings.add(self.twice(files, &store, twice));
@@ -233,7 +233,7 @@ impl<'a> EntityReader<'a> {
                 return false;
             }
         };
-        let (closed, _) = EntityStore::new(uids, vec![Arc::new(segment)], None);
+        let (closed, _) = EntityStore::new(uids, vec![Arc::new(segment)], None, || {});
         if let Err(error) = closed.check_hierarchy() {
             let (HierarchyError::Cycle(uid) | HierarchyError::TooManyAncestors(uid)) = &error;
             let location = seen.get(uid).copied();

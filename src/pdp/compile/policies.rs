@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 use super::schema::{json_offset, located};
-use super::{Findings, depth};
+use super::{Findings, Workers, depth};
 use crate::pdp::diagnostic::{Diagnostic, Lines, Position, Severity};
 use crate::pdp::id::PolicyId;
 use crate::pdp::index::{self, Scope};
@@ -528,7 +528,7 @@ fn defined_twice(id: &str, first_file: &str, first: Position) -> String {
 pub(super) fn combine(
     files: &[Arc<PolicyFile>],
     texts: impl Fn(&str) -> Option<Arc<str>>,
-    judge: Judge<'_>,
+    (judge, workers): (Judge<'_>, Workers),
     previous: Option<&Arc<Links>>,
     findings: &mut Findings,
 ) -> Combined {
@@ -545,6 +545,7 @@ pub(super) fn combine(
         texts,
     };
     for file in files {
+        (workers.pause)();
         for rule in &file.filed.rules {
             ids.claim(&rule.id, &rule.file, rule.position, findings);
         }

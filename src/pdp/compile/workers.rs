@@ -14,6 +14,9 @@ pub struct Workers {
     /// What each does first; where threads that serve share the machine, this is the place to give
     /// way to them.
     pub begin: fn(),
+    /// What each does every so often: a fraction of a millisecond apart, so that a thread that
+    /// serves need not wait for longer.
+    pub pause: fn(),
 }
 
 impl Default for Workers {
@@ -22,11 +25,28 @@ impl Default for Workers {
         Self {
             threads: NonZeroUsize::MIN,
             begin: || {},
+            pause: || {},
         }
     }
 }
 
 impl Workers {
+    /// The items, with a pause after each so many of them.
+    pub(in crate::pdp) fn pausing<I: Iterator>(
+        self,
+        items: I,
+        each: usize,
+    ) -> impl Iterator<Item = I::Item> {
+        let mut left = each;
+        items.inspect(move |_| {
+            left -= 1;
+            if left == 0 {
+                left = each;
+                (self.pause)();
+            }
+        })
+    }
+
     /// What `work` makes of each item, in the order of the items.
     ///
     /// On threads whose stack is large enough for Cedar's parser, or on this one, whose stack must
@@ -50,6 +70,7 @@ impl Workers {
                     return done;
                 };
                 done.push((at, work(item)));
+                (self.pause)();
             }
         };
         let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
@@ -84,6 +105,25 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_a_pause_after_each_so_many_items_and_none_is_lost() {
+        use std::cell::Cell;
+
+        thread_local! {
+            static PAUSES: Cell<usize> = const { Cell::new(0) };
+        }
+        let workers = Workers {
+            pause: || PAUSES.set(PAUSES.get() + 1),
+            ..Workers::default()
+        };
+        let mut seen = Vec::new();
+        for item in workers.pausing(0..10, 3) {
+            seen.push((item, PAUSES.get()));
+        }
+        let paused = [0, 0, 1, 1, 1, 2, 2, 2, 3, 3];
+        assert!(seen.into_iter().eq((0..10).zip(paused)));
+    }
 
     #[test]
     fn results_come_in_the_order_of_the_items_however_many_threads_there_are() {

@@ -41,7 +41,7 @@ fn store(entities: &[Entity]) -> EntityStore {
         }
         Arc::new(draft.finish(&mut uids).unwrap())
     });
-    let (store, twice) = EntityStore::new(uids, segments.to_vec(), None);
+    let (store, twice) = EntityStore::new(uids, segments.to_vec(), None, || {});
     assert!(twice.is_empty(), "{twice:?}");
     store
 }
@@ -127,7 +127,7 @@ fn a_uid_in_two_places_is_told_with_both() {
         draft.add(&entity("a", &[]), origin).unwrap();
         Arc::new(draft.finish(&mut uids).unwrap())
     });
-    let (store, twice) = EntityStore::new(uids, segments.to_vec(), None);
+    let (store, twice) = EntityStore::new(uids, segments.to_vec(), None, || {});
     let [Twice { first, second }] = twice[..] else {
         panic!("{twice:?}")
     };

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Demand, Key, RuleNumber, Scope, Subjects, Variable};
+use super::{Demand, Key, PAUSE_EACH, RuleNumber, Scope, Subjects, Variable, Workers};
 use crate::pdp::bytes::{Bytes, piece};
 use crate::pdp::shorthand::Shorthand;
 use crate::pdp::uids::{TypeNumber, UidNumber};
@@ -93,6 +93,7 @@ impl Table {
         pairs: &[(Key, RuleNumber)],
         scopes: &[Scope],
         conditions: &[&[u8]],
+        workers: Workers,
     ) -> Result<Self, TooLong> {
         let mut table = Self::default();
         let mut keys_of = vec![0_u32; scopes.len()];
@@ -127,7 +128,8 @@ impl Table {
                 }
             }
         }
-        for bucket in pairs.chunk_by(|(one, _), (other, _)| one == other) {
+        let buckets = pairs.chunk_by(|(one, _), (other, _)| one == other);
+        for bucket in workers.pausing(buckets, PAUSE_EACH) {
             let Some((key, _)) = bucket.first() else {
                 continue;
             };

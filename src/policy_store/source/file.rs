@@ -14,6 +14,7 @@ use std::thread;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::super::aside::pause;
 use super::{Fingerprint, Reading};
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
@@ -69,6 +70,7 @@ pub(super) fn read_all(
                 return done;
             };
             done.push((n, file.read(most, previous, &mut buffer)));
+            pause();
         }
     };
     let bytes = files.iter().map(|file| file.print.size).sum::<u64>();
@@ -218,6 +220,7 @@ impl TextSource for FileText {
                     digest.update(piece);
                 }
                 take(piece);
+                pause();
             }
         })?;
         self.check(|| digest.finish())
