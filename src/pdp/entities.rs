@@ -521,8 +521,7 @@ impl<'a> View<'a> {
                 )
             })
         });
-        let named: Vec<(Option<TypeNumber>, &str)> = named.collect();
-        let mut numbers = store.uids.numbers(&named).into_iter();
+        let mut numbers = store.uids.numbers(named).into_iter();
         let mut number = |view: &mut Self, uid: &EntityUID| {
             let stored = numbers.next().flatten();
             stored.unwrap_or_else(|| view.add(uid))
@@ -559,15 +558,17 @@ impl<'a> View<'a> {
     /// been given one.
     pub(super) fn numbers_of<const N: usize>(&self, uids: [&Uid; N]) -> [Numbers; N] {
         // All before anything is done with one, as in `Uids::numbers`.
-        let stored = uids.map(|Uid { type_name, id }| {
-            let ty = self.store.uids.type_number(type_name);
-            let uid = ty.and_then(|ty| self.store.uids.number(ty, id));
-            Numbers { uid, ty }
-        });
-        let mut uids = uids.into_iter();
-        stored.map(|numbers| Numbers {
-            uid: numbers.uid.or(uids.next().and_then(|uid| self.other(uid))),
-            ..numbers
+        let types = uids.map(|uid| self.store.uids.type_number(&uid.type_name));
+        let ids = uids.map(|uid| uid.id.as_str());
+        let mut stored = self
+            .store
+            .uids
+            .numbers(types.into_iter().zip(ids))
+            .into_iter();
+        let mut types = types.into_iter();
+        uids.map(|uid| Numbers {
+            uid: stored.next().flatten().or_else(|| self.other(uid)),
+            ty: types.next().flatten(),
         })
     }
 
@@ -632,6 +633,16 @@ impl<'a> View<'a> {
         self.by_number.contains_key(&uid)
     }
 
+    /// Whether an entity with one of these uids, which are sorted, is sent.
+    fn is_any_sent(&self, uids: &[UidNumber]) -> bool {
+        const FEW: usize = 16;
+        if self.sent.len() <= FEW {
+            let mut sent = self.sent.iter();
+            return sent.any(|sent| uids.binary_search(&sent.number).is_ok());
+        }
+        uids.iter().any(|uid| self.is_sent(*uid))
+    }
+
     /// The parents of an entity, each with all that is above it where that is known and is as the
     /// store says: where no sent entity is among them.
     fn steps(&self, uid: UidNumber) -> impl Iterator<Item = Step<'_>> {
@@ -645,11 +656,13 @@ impl<'a> View<'a> {
             parent: *parent,
             above: None,
         })
-        .chain(stored.into_iter().flatten().map(|step| Step {
-            above: step.above.filter(|above| {
-                !self.is_sent(step.parent) && !above.iter().any(|uid| self.is_sent(*uid))
-            }),
-            ..step
+        .chain(stored.into_iter().flatten().map(|step| {
+            Step {
+                above: step
+                    .above
+                    .filter(|above| !self.is_sent(step.parent) && !self.is_any_sent(above)),
+                ..step
+            }
         }))
     }
 

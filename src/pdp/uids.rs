@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use cedar_policy_core::ast::{Eid, EntityType, EntityUID};
 use hashbrown::{DefaultHashBuilder, HashTable};
+use smallvec::SmallVec;
 use smol_str::SmolStr;
 
 /// The number of a uid in one [`Uids`].
@@ -113,11 +114,42 @@ impl Uids {
 
     /// The numbers of the uids with these types and ids, where they have one.
     ///
-    /// In a large table each lookup waits for memory several times. One after another, with
-    /// nothing between them, they wait together.
-    pub(super) fn numbers(&self, uids: &[(Option<TypeNumber>, &str)]) -> Vec<Option<UidNumber>> {
-        uids.iter()
-            .map(|(ty, id)| self.number((*ty)?, id))
+    /// In a large table each lookup waits for memory several times. Here all wait together: a
+    /// step is made for each before the next is made for any.
+    pub(super) fn numbers<'u>(
+        &self,
+        uids: impl Iterator<Item = (Option<TypeNumber>, &'u str)>,
+    ) -> SmallVec<[Option<UidNumber>; 3]> {
+        struct Lookup<'u> {
+            uid: Option<(TypeNumber, &'u str)>,
+            /// Of the first whose hash is likely the same: nearly always of the uid itself.
+            number: Option<u32>,
+            entry: Option<Entry>,
+        }
+        let mut lookups: SmallVec<[Lookup<'u>; 3]> = uids
+            .map(|(ty, id)| {
+                let hash = ty.map(|ty| self.hash(ty, id));
+                Lookup {
+                    uid: ty.map(|ty| (ty, id)),
+                    number: hash.and_then(|hash| self.table.iter_hash(hash).next().copied()),
+                    entry: None,
+                }
+            })
+            .collect();
+        for lookup in &mut lookups {
+            let number = lookup.number.map(|number| number as usize);
+            lookup.entry = number.and_then(|number| self.entries.get(number).copied());
+        }
+        lookups
+            .into_iter()
+            .map(|Lookup { uid, number, entry }| {
+                let (ty, id) = uid?;
+                let likely = number.zip(entry);
+                match likely.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
+                    Some((number, _)) => Some(UidNumber(number)),
+                    None => self.number(ty, id),
+                }
+            })
             .collect()
     }
 
@@ -157,17 +189,17 @@ impl Uids {
         reason = "numbers are given out by this table alone, and never taken back"
     )]
     pub(super) fn parts(&self, number: UidNumber) -> (TypeNumber, &str) {
-        let Entry {
-            ty,
-            page,
-            start,
-            length,
-        } = self.entries[number.index()];
-        let start = start as usize;
-        (
-            ty,
-            &self.pages[page as usize][start..start + length as usize],
-        )
+        let entry = self.entries[number.index()];
+        (entry.ty, self.id(entry))
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "entries are made by this table alone, of what it has written"
+    )]
+    fn id(&self, entry: Entry) -> &str {
+        let start = entry.start as usize;
+        &self.pages[entry.page as usize][start..start + entry.length as usize]
     }
 
     /// The uid with this number, as Cedar holds it.
@@ -332,6 +364,19 @@ mod tests {
         assert_eq!(uids.number_of("Group", ""), Some(empty));
         assert_eq!(uids.number_of("Group", "bob"), None);
         assert_eq!(uids.number_of("Nothing", "alice"), None);
+        let (user, group) = (uids.type_number("User"), uids.type_number("Group"));
+        let asked = [
+            (group, "alice"),
+            (user, ""),
+            (None, "alice"),
+            (user, "alice"),
+            (group, ""),
+        ];
+        let found = uids.numbers(asked.into_iter());
+        assert_eq!(
+            found[..],
+            [Some(other), None, None, Some(alice), Some(empty)]
+        );
     }
 
     #[test]
@@ -347,6 +392,12 @@ mod tests {
             assert_eq!(new.parts(number).1, id);
             assert_eq!(old.number_of("User", id), None);
         }
+        // So many that some have the same few bits of their hash, by which they are found.
+        let ids: Vec<String> = (0..20_000).map(|n| format!("user-{n}")).collect();
+        let user = new.type_number("User");
+        let found = new.numbers(ids.iter().map(|id| (user, id.as_str())));
+        let expected = (0..20_000).map(|n| (n < 10_000).then_some(UidNumber(n)));
+        assert!(found.into_iter().eq(expected));
         for n in 0..10_000 {
             let id = format!("user-{n}");
             assert_eq!(new.number_of("User", &id), Some(UidNumber(n)));
