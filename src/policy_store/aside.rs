@@ -54,9 +54,10 @@ impl Manners {
     }
 }
 
-/// For so long a thread that gives way does so at once when another has work. On a machine that is
-/// busy throughout it would then hardly get on, so later its priority alone says how much it gets.
-const PAUSES_FOR: Duration = Duration::from_secs(2);
+/// For so long a thread that gives way does so at once when another has work: longer than a large
+/// directory takes where there is a core to spare. On a machine that is busy throughout it would
+/// hardly get on, so after that its priority alone says how much it gets.
+const PAUSES_FOR: Duration = Duration::from_millis(500);
 
 thread_local! {
     /// Until when this thread pauses.
