@@ -1,6 +1,7 @@
 //! What becomes of the log when something goes wrong around it.
 
 use std::collections::BTreeSet;
+use std::error::Error as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::symlink;
@@ -43,15 +44,24 @@ impl Load {
             let mut client = server.authorization().await;
             let stop = Arc::clone(&stop);
             let request = request.clone();
+            let address = server.address().to_owned();
             callers.spawn(async move {
                 let mut ids = BTreeSet::new();
                 while !stop.load(Ordering::Relaxed) {
-                    match client.authorize(request.clone()).await {
-                        Ok(answer) => {
+                    let call = client.authorize(request.clone());
+                    match tokio::time::timeout(PATIENCE, call).await {
+                        Ok(Ok(answer)) => {
                             ids.insert(answer.into_inner().decision_id);
                         }
-                        Err(status) => {
-                            assert!(refusals.contains(&status.code()), "{status:?}");
+                        // Now and then tonic's client waits for ever on a connection that is closed.
+                        Err(_) => {
+                            let reached = tokio::net::TcpStream::connect(&address).await;
+                            assert!(reached.is_err(), "a call that is not answered");
+                            break;
+                        }
+                        Ok(Err(status)) => {
+                            let is_refusal = refusals.contains(&status.code());
+                            assert!(is_refusal || is_goodbye(&status), "{status:?}");
                             break;
                         }
                     }
@@ -76,6 +86,15 @@ impl Load {
         }
         all
     }
+}
+
+/// If a call was never sent, since its connection had been told by then that there will be no more.
+///
+/// Whether tonic's client says so or connects again is a matter of microseconds.
+fn is_goodbye(status: &tonic::Status) -> bool {
+    let causes = std::iter::successors(status.source(), |&cause| cause.source());
+    let mut of_http2 = causes.filter_map(|cause| cause.downcast_ref::<h2::Error>());
+    of_http2.any(|error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 fn ids(lines: impl IntoIterator<Item = Json>) -> BTreeSet<String> {
