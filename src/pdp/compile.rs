@@ -125,12 +125,13 @@ pub fn compile_from(
     settings: &Settings,
     workers: &Workers,
 ) -> Result<Snapshot, CompileError> {
+    let workers = workers.worth(sources.bytes());
     stacker::grow(COMPILE_STACK_BYTES, || {
         Compilation {
             previous,
             sources,
             settings,
-            workers,
+            workers: &workers,
             findings: Findings::default(),
         }
         .run()

@@ -352,6 +352,12 @@ impl Sources {
         &self.files
     }
 
+    /// How many bytes are served of them.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.served().map(SourceFile::bytes).sum()
+    }
+
     /// The files of one kind, sorted by path.
     pub fn of_kind(&self, kind: FileKind) -> impl Iterator<Item = &SourceFile> {
         self.files.iter().filter(move |file| file.kind == kind)

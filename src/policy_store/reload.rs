@@ -460,7 +460,7 @@ impl Reloader {
             let _running = running;
             let began = Instant::now();
             let sources = content.sources();
-            let workers = manners.workers();
+            let workers = manners.workers().worth(sources.bytes());
             let (before, old) = old.unzip();
             let compiled = thread::scope(|scope| {
                 // One hash over all files in order cannot be divided, so it is begun first. The
@@ -469,7 +469,9 @@ impl Reloader {
                     (workers.begin)();
                     sources.revision_after(before.as_deref().map(Reading::sources))
                 };
-                let _ = thread::Builder::new().spawn_scoped(scope, hash);
+                if workers.threads.get() > 1 {
+                    let _ = thread::Builder::new().spawn_scoped(scope, hash);
+                }
                 compile(old.as_deref(), sources, &settings.deciding, &workers)
             });
             let suspicions = match (&old, &compiled) {

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::COMPILE_STACK_BYTES;
 
+/// Of so many bytes of policies reading and validating takes some ten milliseconds.
+const WORTH_A_THREAD: u64 = 64 << 10;
+
 /// The threads that compiling may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Workers {
-    /// How many.
+    /// How many, with the one that asks.
     pub threads: NonZeroUsize,
-    /// What each does first; where threads that serve share the machine, this is the place to give
+    /// What each other does first; where threads that serve share the machine, this is the place to give
     /// way to them.
     pub begin: fn(),
     /// What each does every so often: a fraction of a millisecond apart, so that a thread that
@@ -31,6 +34,17 @@ impl Default for Workers {
 }
 
 impl Workers {
+    /// As many of them as it is worth to have for files of `bytes` bytes in all. A thread keeps
+    /// some memory of what it has made to itself: for few files that is more than they are.
+    #[must_use]
+    pub fn worth(self, bytes: u64) -> Self {
+        let helpers = usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(usize::MAX);
+        Self {
+            threads: self.threads.min(NonZeroUsize::MIN.saturating_add(helpers)),
+            ..self
+        }
+    }
+
     /// The items, with a pause after each so many of them.
     pub(in crate::pdp) fn pausing<I: Iterator>(
         self,
@@ -49,8 +63,8 @@ impl Workers {
 
     /// What `work` makes of each item, in the order of the items.
     ///
-    /// On threads whose stack is large enough for Cedar's parser, or on this one, whose stack must
-    /// then be.
+    /// On this thread, whose stack must be large enough for Cedar's parser, and on others that have
+    /// one.
     pub(super) fn each<T: Sync, R: Send>(
         &self,
         items: &[T],
@@ -62,7 +76,6 @@ impl Workers {
         }
         let next = AtomicUsize::new(0);
         let turns = || {
-            (self.begin)();
             let mut done = Vec::new();
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
@@ -74,23 +87,22 @@ impl Workers {
             }
         };
         let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-            let started: Vec<_> = (0..threads)
+            let helpers: Vec<_> = (1..threads)
                 .map_while(|_| {
+                    // A system that gives no thread leaves the work to this one.
                     std::thread::Builder::new()
                         .name("compile".to_owned())
                         .stack_size(COMPILE_STACK_BYTES)
-                        .spawn_scoped(scope, turns)
+                        .spawn_scoped(scope, || {
+                            (self.begin)();
+                            turns()
+                        })
                         .ok()
                 })
                 .collect();
-            // A system that gives no thread leaves the work to this one.
-            let mut done = if started.is_empty() {
-                turns()
-            } else {
-                Vec::new()
-            };
-            for thread in started {
-                match thread.join() {
+            let mut done = turns();
+            for helper in helpers {
+                match helper.join() {
                     Ok(some) => done.extend(some),
                     Err(panic) => resume_unwind(panic),
                 }
@@ -105,6 +117,20 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_bytes_are_worth_one_thread_and_many_all() {
+        let workers = Workers {
+            threads: NonZeroUsize::MIN.saturating_add(7),
+            ..Workers::default()
+        };
+        let threads = |bytes| workers.worth(bytes).threads.get();
+        assert_eq!(
+            [0, WORTH_A_THREAD - 1, WORTH_A_THREAD].map(threads),
+            [1, 1, 2]
+        );
+        assert_eq!([100 << 20, u64::MAX].map(threads), [8, 8]);
+    }
 
     #[test]
     fn there_is_a_pause_after_each_so_many_items_and_none_is_lost() {
