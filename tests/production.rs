@@ -54,6 +54,8 @@ struct World {
     client: Pair,
     keys: Vec<Signer>,
     turn: u64,
+    /// What was changed when, for whoever asks why a call failed.
+    changes: Mutex<Vec<(SystemTime, String)>>,
 }
 
 impl World {
@@ -66,6 +68,7 @@ impl World {
             client,
             keys: vec![Signer::new("key-0", Algorithm::ES256)],
             turn: 0,
+            changes: Mutex::default(),
         };
         fs::create_dir(world.path("policies")).unwrap();
         fs::create_dir(world.path("log")).unwrap();
@@ -101,6 +104,22 @@ impl World {
 
     fn put(&self, name: &str, text: &str) {
         support::replace(&self.path(name), text);
+        self.note(name);
+    }
+
+    fn note(&self, what: &str) {
+        let mut changes = self.changes.lock().unwrap();
+        changes.push((SystemTime::now(), what.to_owned()));
+    }
+
+    /// The latest of what was changed.
+    fn latest(&self) -> String {
+        let changes = self.changes.lock().unwrap();
+        let latest = &changes[changes.len().saturating_sub(40)..];
+        latest
+            .iter()
+            .map(|(at, what)| format!("{} {what}\n", humantime::format_rfc3339_millis(*at)))
+            .collect()
     }
 
     fn write_policies(&mut self) {
@@ -137,6 +156,7 @@ impl World {
         let kid = format!("key-{}", self.turn);
         self.keys.push(Signer::new(&kid, Algorithm::ES256));
         self.write_keys();
+        self.note(&kid);
     }
 
     /// Revokes others than those who ask.
@@ -146,13 +166,18 @@ impl World {
         self.put("revoked.toml", &revoked);
     }
 
-    /// A token by a key that has been published for a while.
+    /// A key that has been published for a while.
+    fn signer(&self) -> &Signer {
+        &self.keys[self.keys.len().saturating_sub(2)]
+    }
+
+    /// A token by it.
     fn token(&self, number: usize) -> String {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap()
             .as_secs();
-        self.keys[self.keys.len().saturating_sub(2)].token(&json!({
+        self.signer().token(&json!({
             "iss": "https://login.test",
             "aud": "soak",
             "sub": format!("bearer-{number}"),
@@ -203,6 +228,7 @@ impl Questions {
             all.push(named);
         }
         *self.0.write().unwrap() = all;
+        world.note(&format!("tokens by {}", world.signer().kid));
     }
 
     fn nth(&self, n: u64) -> pb::AuthorizeRequest {
@@ -239,6 +265,7 @@ impl Told {
             Err(status) => Some(format!("{:?}: {}", status.code(), status.message())),
         };
         let took = begun.elapsed();
+        let failure = failure.map(|failure| format!("{failure}, after {} s", took.as_secs()));
         let mut slowest = self.slowest.lock().unwrap();
         *slowest = (*slowest).max(took);
         drop(slowest);
@@ -248,9 +275,14 @@ impl Told {
         }
     }
 
-    fn expect_no_failure(&self, server: &Server) {
+    fn expect_no_failure(&self, server: &Server, world: &World) {
         let failed = self.failed.lock().unwrap();
-        assert!(failed.is_empty(), "{failed:#?}\n{}", server.log());
+        assert!(
+            failed.is_empty(),
+            "{failed:#?}\n{}\n{}",
+            world.latest(),
+            server.log()
+        );
     }
 }
 
@@ -356,7 +388,7 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
         "--admin-listen",
         "127.0.0.1:0",
         "--log",
-        "warn",
+        "warn,cedar_pdp::pip=info",
     ]);
     let server = Server::start(&world.path("policies"), &arguments);
     let address = server.address().to_owned();
@@ -369,7 +401,7 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
         callers.push(connect(&address, world.caller()).await);
     }
     let capacity = capacity(&callers, &questions, &told).await;
-    told.expect_no_failure(&server);
+    told.expect_no_failure(&server, &world);
 
     let begun = Instant::now();
     // What was shed while it was pushed to its limit is no failure of what follows.
@@ -423,7 +455,7 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
                 .unwrap();
             assert!(page.contains("cedar_pdp_"), "{page}");
         }
-        told.expect_no_failure(&server);
+        told.expect_no_failure(&server, &world);
         if begun.elapsed() >= tenth * (u32::try_from(resident.len()).unwrap() + 1) {
             resident.push(server.resident_kib());
             println!(
@@ -437,7 +469,7 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
         }
     }
     loading.await.unwrap();
-    told.expect_no_failure(&server);
+    told.expect_no_failure(&server, &world);
     resident.push(server.resident_kib());
     let (first, last) = (resident[0], resident[resident.len() - 1]);
     println!(

@@ -652,18 +652,18 @@ impl<'a> View<'a> {
             None => Some(self.store.hierarchy.steps(uid)),
         };
         let sent = sent.into_iter().flat_map(|sent| &sent.parents);
-        sent.map(|parent| Step {
-            parent: *parent,
-            above: None,
+        let steps = sent
+            .map(|parent| Step {
+                parent: *parent,
+                above: self.store.hierarchy.above(*parent),
+            })
+            .chain(stored.into_iter().flatten());
+        steps.map(|step| Step {
+            above: step
+                .above
+                .filter(|above| !self.is_sent(step.parent) && !self.is_any_sent(above)),
+            ..step
         })
-        .chain(stored.into_iter().flatten().map(|step| {
-            Step {
-                above: step
-                    .above
-                    .filter(|above| !self.is_sent(step.parent) && !self.is_any_sent(above)),
-                ..step
-            }
-        }))
     }
 
     /// All ancestors of the entity with this uid, those that exist nowhere too, sorted.

@@ -122,34 +122,41 @@ impl Uids {
     ) -> SmallVec<[Option<UidNumber>; 3]> {
         struct Lookup<'u> {
             uid: Option<(TypeNumber, &'u str)>,
+            hash: Option<u64>,
             /// Of the first whose hash is likely the same: nearly always of the uid itself.
             number: Option<u32>,
             entry: Option<Entry>,
         }
         let mut lookups: SmallVec<[Lookup<'u>; 3]> = uids
-            .map(|(ty, id)| {
-                let hash = ty.map(|ty| self.hash(ty, id));
-                Lookup {
-                    uid: ty.map(|ty| (ty, id)),
-                    number: hash.and_then(|hash| self.table.iter_hash(hash).next().copied()),
-                    entry: None,
-                }
+            .map(|(ty, id)| Lookup {
+                uid: ty.map(|ty| (ty, id)),
+                hash: ty.map(|ty| self.hash(ty, id)),
+                number: None,
+                entry: None,
             })
             .collect();
+        for lookup in &mut lookups {
+            let likely = |hash| self.table.iter_hash(hash).next().copied();
+            lookup.number = lookup.hash.and_then(likely);
+        }
         for lookup in &mut lookups {
             let number = lookup.number.map(|number| number as usize);
             lookup.entry = number.and_then(|number| self.entries.get(number).copied());
         }
         lookups
             .into_iter()
-            .map(|Lookup { uid, number, entry }| {
-                let (ty, id) = uid?;
-                let likely = number.zip(entry);
-                match likely.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
-                    Some((number, _)) => Some(UidNumber(number)),
-                    None => self.number(ty, id),
-                }
-            })
+            .map(
+                |Lookup {
+                     uid, number, entry, ..
+                 }| {
+                    let (ty, id) = uid?;
+                    let likely = number.zip(entry);
+                    match likely.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
+                        Some((number, _)) => Some(UidNumber(number)),
+                        None => self.number(ty, id),
+                    }
+                },
+            )
             .collect()
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Hierarchy {
     parents: Vec<Parent>,
     /// What is above parents: each time how many, and then these, sorted.
     above: Vec<UidNumber>,
+    /// By uid number, where what is above it stands in `above`.
+    places: Vec<u32>,
 }
 
 /// A direct parent, and where all that is above it stands.
@@ -64,6 +66,7 @@ impl Hierarchy {
             starts,
             parents,
             above: Vec::new(),
+            places: Vec::new(),
         }
     }
 
@@ -86,6 +89,11 @@ impl Hierarchy {
             parent: *uid,
             above: kept(&self.above, *above),
         })
+    }
+
+    /// All that is above an entity that is somebody's parent, sorted, where that is kept.
+    pub(super) fn above(&self, uid: UidNumber) -> Option<&[UidNumber]> {
+        kept(&self.above, *self.places.get(uid.index())?)
     }
 
     /// Whether all have the same parents in `other`.
@@ -147,6 +155,12 @@ impl Hierarchy {
         }
         above.shrink_to_fit();
         self.above = above;
+        for place in &mut places {
+            if *place == OPEN {
+                *place = Parent::UNKNOWN;
+            }
+        }
+        self.places = places;
     }
 
     /// The memory that it holds, in bytes.
@@ -154,6 +168,7 @@ impl Hierarchy {
         self.starts.capacity() * size_of::<u32>()
             + self.parents.capacity() * size_of::<Parent>()
             + self.above.capacity() * size_of::<UidNumber>()
+            + self.places.capacity() * size_of::<u32>()
     }
 }
 
