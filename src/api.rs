@@ -74,6 +74,9 @@ use listen::{BoundAddress, ListenError, Listener};
 use pb::policy_store_service_server::PolicyStoreServiceServer;
 use pending::PendingBytes;
 
+/// The largest message of `grpc.health.v1`, which names a service, in bytes.
+const MAX_HEALTH_BYTES: usize = 4 << 10;
+
 /// What callers may send, and how they are let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiSettings {
@@ -162,7 +165,8 @@ impl Doors {
             figures.clone(),
         );
         let health = health::HealthDoor::new(readiness.clone(), settings.services.policy_store);
-        let mut others = Routes::new(HealthServer::new(health));
+        let health = HealthServer::new(health).max_decoding_message_size(MAX_HEALTH_BYTES);
+        let mut others = Routes::new(health);
         if settings.services.policy_store {
             let store = policy_store::PolicyStore::new(
                 Arc::clone(engine),

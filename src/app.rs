@@ -168,10 +168,12 @@ pub async fn bind(
         (Some(address), Some(Counted { decisions, calls })) => {
             let of_cache = Arc::clone(&engine);
             let tls = server.tls();
+            let callers = server.callers();
             let page = metrics::Page::new(metrics::Sources {
                 decisions,
                 calls,
                 tls: Box::new(move || tls.as_ref().map(|tls| tls.figures())),
+                callers: Box::new(move || callers.figures()),
                 tokens: Box::new(token_figures.clone()),
                 spans,
                 store: status.clone(),
@@ -186,6 +188,7 @@ pub async fn bind(
                 log,
                 status: status.clone(),
                 engine: Arc::clone(&engine),
+                callers: server.callers(),
                 tokens: Box::new(token_figures),
                 readiness: readiness.reader(),
                 started_at,

@@ -213,7 +213,12 @@ async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
 async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
     let (_directory, _server, admin) = start(&[]);
     let page = support::get(&admin, "/metrics");
-    for off in ["cedar_pdp_tls_", "cedar_pdp_token", "cedar_pdp_issuer"] {
+    for off in [
+        "cedar_pdp_tls_",
+        "cedar_pdp_caller_",
+        "cedar_pdp_token",
+        "cedar_pdp_issuer",
+    ] {
         assert!(!page.contains(off), "{off}:\n{page}");
     }
 
@@ -228,6 +233,11 @@ async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
     let issuers = "[[issuer]]\nissuer = 'https://issuer'\naudiences = ['pdp']\n\
                    algorithms = ['HS256']\nsecret_file = 'secret'\n\
                    [issuer.principal]\ntype = 'User'\nstored = 'replace'\n";
+    let list = format!(
+        "[[caller]]\nname = 'self'\nuid = [{}]\nrights = ['authorize']\n",
+        rustix::process::getuid().as_raw()
+    );
+    let list = file("callers.toml", &list);
     let socket = format!("unix:{}", place.path().join("pdp.sock").display());
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let server = Server::start_listening(
@@ -241,8 +251,15 @@ async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
             &file("tls.key", &pair.signing_key.serialize_pem()),
             "--tokens",
             &file("issuers.toml", issuers),
+            "--callers",
+            &list,
+            "--decision-log",
+            &format!("file:{}", place.path().join("log").display()),
         ],
     );
+    // A bad list changes nothing, and is told.
+    std::fs::write(&list, "nonsense").unwrap();
+    server.wait_for_log("list of callers is refused");
     let channel = support::channel(&socket).await;
     let mut client = pb::authorization_service_client::AuthorizationServiceClient::new(channel);
     let token = pb::AuthorizeRequest {
@@ -259,8 +276,11 @@ async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
     assert_eq!(of(r#"tokens_refused_total{reason="TOKEN_EXPIRED"}"#), 0.0);
     assert_eq!(of("issuers_without_keys"), 0.0);
     assert_eq!(of(r#"tls_certificates_total{result="taken"}"#), 1.0);
+    assert_eq!(of(r#"caller_lists_total{result="taken"}"#), 1.0);
+    assert_eq!(of(r#"caller_lists_total{result="refused"}"#), 1.0);
     assert!(of("tls_certificate_expiry_timestamp_seconds") > 1.7e9);
     assert_eq!(of(r#"connections_total{transport="unix"}"#), 1.0);
+    check_by_promtool(&page);
     let status: serde_json::Value = serde_json::from_str(&support::get(&admin, "/status")).unwrap();
     assert_eq!(status["issuers"][0]["issuer"], "https://issuer");
     assert_eq!(status["issuers"][0]["keys"], 1);
@@ -352,6 +372,11 @@ async fn promtool_finds_nothing_wrong_with_the_page() {
     let read = request(r#"User::"ann""#, r#"Action::"read""#, r#"Doc::"1""#);
     client.authorize(read).await.unwrap();
     let page = get(&admin, "/metrics").body;
+    check_by_promtool(&page);
+}
+
+/// Fails when promtool, if there is one, finds something wrong with `page`.
+fn check_by_promtool(page: &str) {
     let Some(mut promtool) = promtool() else {
         return;
     };

@@ -151,6 +151,7 @@ const FLOORS: &[Floor] = &[
             "crate::engine::cache::CacheFigures",
             "crate::engine::figures",
             "crate::api::figures",
+            "crate::api::CallersFigures",
             "crate::api::TlsFigures",
             "crate::pip::KeyFigures",
             "crate::pip::TokenFigures",

@@ -243,6 +243,8 @@ struct Told {
     answered: AtomicU64,
     /// Told to come again, as a machine that is busy with other things has to at times.
     shed: AtomicU64,
+    /// Not sent, as too many were on their way.
+    held_back: AtomicU64,
     failed: Mutex<BTreeMap<String, u64>>,
     slowest: Mutex<Duration>,
 }
@@ -312,6 +314,10 @@ async fn capacity(callers: &[Caller], questions: &Arc<Questions>, told: &Arc<Tol
     answered / span.as_secs()
 }
 
+/// So many calls may be on their way: when this process itself is held up, what waits here grows old
+/// and says nothing of the service.
+const MOST_IN_FLIGHT: usize = 2_000;
+
 /// Begins `rate` calls a second, whether those before are answered or not, until told to stop.
 async fn load(
     rate: u64,
@@ -329,6 +335,10 @@ async fn load(
         ticks.tick().await;
         let due = u64::try_from(begun.elapsed().as_millis()).unwrap() * rate / 1000;
         for n in sent..due {
+            if asking.len() >= MOST_IN_FLIGHT {
+                told.held_back.fetch_add(due - n, Ordering::Relaxed);
+                break;
+            }
             let caller = callers[usize::try_from(n).unwrap() % callers.len()].clone();
             let (question, told) = (questions.nth(n), Arc::clone(&told));
             asking.spawn(async move { told.ask(caller, question).await });
@@ -473,16 +483,20 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
     resident.push(server.resident_kib());
     let (first, last) = (resident[0], resident[resident.len() - 1]);
     println!(
-        "{span:?} at {} calls a second (half of {capacity}): {} answered, {} shed, none failed; {changes:?}; \
+        "{span:?} at {} calls a second (half of {capacity}): {} answered, {} shed, {} held back, none failed; {changes:?}; \
          resident {first} KiB after the first tenth, {last} KiB after the last",
         capacity / 2,
         told.answered.load(Ordering::Relaxed),
         told.shed.load(Ordering::Relaxed),
+        told.held_back.load(Ordering::Relaxed),
     );
     assert!(changes.values().all(|&count| count > 0), "{changes:?}");
     if is_quiet {
         let shed = told.shed.load(Ordering::Relaxed);
         assert_eq!(shed, 0, "half of what it can take is no overload");
+        let (answered, held_back) = (&told.answered, &told.held_back);
+        let [answered, held_back] = [answered, held_back].map(|it| it.load(Ordering::Relaxed));
+        assert!(held_back < answered / 50, "{held_back} of {answered}");
         // In a few seconds memory has not come to rest.
         let most = first + first / 10 + 8 * 1024;
         assert!(last <= most, "{last} KiB is more than {most} KiB");

@@ -353,6 +353,35 @@ async fn a_directory_deleted_and_made_anew_is_noticed() {
     .await;
 }
 
+/// For how long it is gone: `CEDAR_PDP_GONE_SECONDS=60` is the long way.
+fn gone_for() -> Duration {
+    let seconds = std::env::var("CEDAR_PDP_GONE_SECONDS").map(|text| text.parse());
+    Duration::from_secs(seconds.map_or(2, |seconds| seconds.expect("a number of seconds")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_directory_is_gone_its_policies_stay_and_it_is_taken_up_again() {
+    for how in [BY_EVENTS, BY_POLLING] {
+        let place = tempfile::tempdir().unwrap();
+        let (policies, away) = (place.path().join("policies"), place.path().join("away"));
+        write_version(&policies, 0);
+        let server = Server::start(&policies, how);
+        let askers = Askers::start(&server, &question(), Duration::from_millis(2)).await;
+        fs::rename(&policies, &away).unwrap();
+        let is_refused = |status: &pb::StoreStatus| status.refused.is_some();
+        wait_for_status(&server, "that it is gone", is_refused).await;
+        tokio::time::sleep(gone_for()).await;
+        write_version(&away, 1);
+        fs::rename(&away, &policies).unwrap();
+        let new = says(Some(1), Some(1)).revision;
+        let is_new = |status: &pb::StoreStatus| status.revision == new && status.refused.is_none();
+        wait_for_status(&server, "what came back", is_new).await;
+        let said = askers.finish().await;
+        let right = Allowed::WholeVersions.answers(1);
+        assert!(said.keys().all(|said| right.contains(said)), "{said:#?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_to_the_directory_that_is_swapped_is_noticed_and_never_seen_in_part() {
     every_change_is_noticed(link_to_the_directory()).await;

@@ -3,7 +3,8 @@
 //!
 //! It has nothing in common with the callers' doors but the process, and everything on it is
 //! bounded, so that whoever reaches it can do no harm to callers: connections, sizes and times,
-//! and how many pages it makes in a second. What changes something is only for this machine.
+//! and how many pages it makes in a second. What changes something is only for this machine, and for
+//! who shows the key of a caller that may administer.
 
 mod status;
 
@@ -29,6 +30,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::answer::EncodedAnswer;
+use super::callers::Callers;
 use super::listen::{BoundAddress, Connection, ListenError, Listener};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
@@ -71,6 +73,8 @@ pub struct Office {
     pub status: StatusReader,
     /// Tells what the cache does.
     pub engine: Arc<Engine<EncodedAnswer>>,
+    /// Tells who may change something from elsewhere.
+    pub callers: Arc<Callers>,
     /// Tells how tokens fare; nothing when there are no issuers.
     pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
     /// Whether calls are welcome, and why not.
@@ -356,8 +360,14 @@ impl Desk {
     }
 
     async fn change_log(&self, request: Request<Incoming>, from: Origin) -> Page {
-        if let Err(why_not) = may_change(from, request.headers()) {
-            return text(StatusCode::FORBIDDEN, why_not);
+        match self.office.callers.administrator(request.headers()) {
+            // No web page knows the key, and whoever forwards it means to.
+            Some(name) => tracing::warn!(caller = name, "the log's filter is to be changed"),
+            None => {
+                if let Err(why_not) = may_change(from, request.headers()) {
+                    return text(StatusCode::FORBIDDEN, why_not);
+                }
+            }
         }
         let body = Limited::new(request.into_body(), LARGEST_BODY).collect();
         let body = match tokio::time::timeout(LONGEST_BODY, body).await {
@@ -393,7 +403,11 @@ fn may_change(from: Origin, headers: &HeaderMap) -> Result<(), &'static str> {
         Origin::Loopback => {
             return Err("`Host` must be `localhost` or an address to change something\n");
         }
-        Origin::Elsewhere => return Err("only callers on this machine may change something\n"),
+        Origin::Elsewhere => {
+            return Err(
+                "only callers on this machine, or with the key of one who may `administer`, may change something\n",
+            );
+        }
     }
     // A web page in a browser on this machine may send requests here, too; it cannot help saying
     // where it comes from.
@@ -485,6 +499,10 @@ mod tests {
     use crate::readiness::Readiness;
 
     fn desk() -> Arc<Desk> {
+        desk_of(Arc::new(Callers::Anyone))
+    }
+
+    fn desk_of(callers: Arc<Callers>) -> Arc<Desk> {
         let (_publisher, snapshots) = policy_store::snapshots();
         let settings = CacheSettings {
             capacity_bytes: None,
@@ -495,6 +513,7 @@ mod tests {
             log: crate::telemetry::log::init(&LogConfig::default()),
             status: StatusReader::of(StoreStatus::default()),
             engine: Arc::new(Engine::new(snapshots, settings)),
+            callers,
             tokens: Box::new(|| None),
             readiness: Readiness::new().reader(),
             started_at: SystemTime::now(),
@@ -508,14 +527,52 @@ mod tests {
 
     /// What is answered to a caller who asks for `path`.
     async fn ask(desk: &Arc<Desk>, path: &str) -> String {
+        say(desk, &format!("GET {path} HTTP/1.1\r\nHost: pdp\r\n"), "").await
+    }
+
+    /// What is answered to a caller elsewhere who sends this head and this body.
+    async fn say(desk: &Arc<Desk>, head: &str, body: &str) -> String {
         let (mut caller, service) = tokio::io::duplex(4 << 10);
         let in_use = Arc::default();
         tokio::spawn(serve(service, Origin::Elsewhere, Arc::clone(desk), in_use));
-        let request = format!("GET {path} HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!("{head}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}");
         caller.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         caller.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn from_elsewhere_the_log_is_changed_by_who_shows_a_key_and_may_administer() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("operator", "the-key-of-the-operator"),
+            ("service", "the-key-of-the-service"),
+            (
+                "callers.toml",
+                "[[caller]]\nname = 'operator'\nbearer = ['operator']\nrights = ['administer']\n\
+                 [[caller]]\nname = 'service'\nbearer = ['service']\nrights = ['authorize']\n",
+            ),
+        ] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let (callers, _) = Callers::open(&dir.path().join("callers.toml")).unwrap();
+        let listed = desk_of(Arc::new(callers));
+        let put = |key: &str| {
+            format!("PUT /log HTTP/1.1\r\nHost: pdp\r\nAuthorization: Bearer {key}\r\n")
+        };
+        // A filter that is none, so that nothing is changed for other tests.
+        let told = say(&listed, &put("the-key-of-the-operator"), "=[").await;
+        assert!(told.starts_with("HTTP/1.1 400"), "{told}");
+        for (desk, key) in [
+            (&listed, "the-key-of-the-service"),
+            (&listed, "the-key-of-nobody"),
+            (&desk(), "the-key-of-the-operator"),
+        ] {
+            let told = say(desk, &put(key), "=[").await;
+            assert!(told.starts_with("HTTP/1.1 403"), "{told}");
+        }
     }
 
     #[test]

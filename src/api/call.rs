@@ -92,11 +92,13 @@ impl Call {
 
     /// Whether its caller may ask on behalf of whom `identity` tells, and, if it `explains`, why.
     pub(super) fn check(&self, identity: IdentityKind, explains: bool) -> Result<(), Rejection> {
-        if !self.caller.may_send(identity) {
+        // A message may come, and a key or room in a log, long after the call was let in.
+        let caller = self.caller.now(Right::Authorize)?;
+        if !caller.may_send(identity) {
             return Err(Rejection::IdentityNotAllowed(identity));
         }
         match explains {
-            true => self.caller.check(Right::Explain),
+            true => caller.check(Right::Explain),
             false => Ok(()),
         }
     }

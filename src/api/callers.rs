@@ -6,6 +6,7 @@
 mod certificate;
 mod list;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -249,6 +250,18 @@ impl Callers {
         }
     }
 
+    /// The name of whoever shows, as HTTP's `authorization`, the key of one who may administer.
+    pub(super) fn administrator(&self, headers: &http::HeaderMap) -> Option<String> {
+        let Self::Listed(listed) = self else {
+            return None;
+        };
+        let key = KeyDigest::of(bearer(headers)?);
+        let caller = listed.now().0.by_key(&key)?;
+        caller
+            .may(Right::Administer)
+            .then(|| caller.name().to_owned())
+    }
+
     /// Whether some of them are known by their certificates alone.
     pub(super) fn show_certificates(&self) -> bool {
         match self {
@@ -375,10 +388,22 @@ impl Admitted {
     ///
     /// As [`renew`](Self::renew).
     pub(super) fn is_still(&self, right: Right) -> Result<(), Rejection> {
-        match self.is_settled()? {
-            true => Ok(()),
-            false => self.clone().renew(right),
+        self.now(right).map(drop)
+    }
+
+    /// The same caller as the list has it now, which has `right`.
+    ///
+    /// # Errors
+    ///
+    /// As [`renew`](Self::renew).
+    pub(super) fn now(&self, right: Right) -> Result<Cow<'_, Self>, Rejection> {
+        if self.is_settled()? {
+            self.check(right)?;
+            return Ok(Cow::Borrowed(self));
         }
+        let mut renewed = self.clone();
+        renewed.renew(right)?;
+        Ok(Cow::Owned(renewed))
     }
 
     /// Whether nothing has changed since it was let in.
@@ -403,13 +428,13 @@ impl Admitted {
     /// [`Rejection`] when it is unknown by now, or lacks `right`.
     pub(super) fn renew(&mut self, right: Right) -> Result<(), Rejection> {
         if self.is_settled()? {
-            return Ok(());
+            return self.check(right);
         }
         let Some((identification, key)) = &self.by else {
-            return Ok(());
+            return self.check(right);
         };
         let Callers::Listed(listed) = &*identification.callers else {
-            return Ok(());
+            return self.check(right);
         };
         // Before the list, so that what is looked up is no older than what it is taken for.
         let version = listed.version.load(Ordering::Acquire);

@@ -88,9 +88,9 @@ impl Method {
         }
     }
 
-    /// Whether nobody is asked who they are.
+    /// Whether nobody is asked who they are. Watching lasts, and what lasts is not for everybody.
     pub(super) const fn is_open_to_all(self) -> bool {
-        matches!(self, Self::HealthCheck | Self::HealthWatch)
+        matches!(self, Self::HealthCheck)
     }
 
     /// Whether calls to it are traced: not those that ask whether the service lives, every few

@@ -35,9 +35,9 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Outcome> {
     outcome
 }
 
-/// Descriptors that are kept for everything that is no connection: policies and certificates are
-/// read while all connections are taken.
-const OTHER_DESCRIPTORS: u64 = 64;
+/// Descriptors that are kept for everything that is no connection of a caller: policies and
+/// certificates are read, and operators connect, while all connections are taken.
+const OTHER_DESCRIPTORS: u64 = 160;
 
 /// As many connections as wanted, or as the system has descriptors for, of which this process takes
 /// all that it may.

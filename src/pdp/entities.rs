@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use cedar_policy_core::ast::{Entity, EntityType, EntityUID, PartialValue, Value};
+use smallvec::SmallVec;
 
 use super::query::Uid;
 use super::uids::{MOST_UIDS, TypeNumber, UidNumber, Uids};
@@ -416,7 +417,7 @@ impl Found {
 #[derive(Debug)]
 pub(super) struct View<'a> {
     store: &'a EntityStore,
-    sent: Vec<Sent>,
+    sent: Vec<Sent<'a>>,
     by_number: hashbrown::HashMap<UidNumber, usize>,
     others: Vec<EntityUID>,
     other_numbers: HashMap<EntityUID, UidNumber>,
@@ -476,11 +477,11 @@ pub(super) struct Brought {
 
 /// An entity that a request brings, among the others.
 #[derive(Debug)]
-struct Sent {
+struct Sent<'a> {
     /// Without ancestors.
     entity: Entity,
     number: UidNumber,
-    parents: Vec<UidNumber>,
+    parents: Vec<Step<'a>>,
 }
 
 impl<'a> View<'a> {
@@ -530,7 +531,10 @@ impl<'a> View<'a> {
             let own = number(&mut view, entity.uid());
             let parents = parents
                 .iter()
-                .map(|parent| number(&mut view, parent))
+                .map(|parent| Step {
+                    parent: number(&mut view, parent),
+                    above: None,
+                })
                 .collect();
             view.by_number.insert(own, index);
             view.sent.push(Sent {
@@ -539,6 +543,7 @@ impl<'a> View<'a> {
                 parents,
             });
         }
+        view.look_up();
         view.check_cycles()?;
         Ok(view)
     }
@@ -651,19 +656,38 @@ impl<'a> View<'a> {
             Some(_) => None,
             None => Some(self.store.hierarchy.steps(uid)),
         };
-        let sent = sent.into_iter().flat_map(|sent| &sent.parents);
-        let steps = sent
-            .map(|parent| Step {
-                parent: *parent,
-                above: self.store.hierarchy.above(*parent),
-            })
-            .chain(stored.into_iter().flatten());
-        steps.map(|step| Step {
-            above: step
-                .above
-                .filter(|above| !self.is_sent(step.parent) && !self.is_any_sent(above)),
+        let stored = stored.into_iter().flatten().map(|step| Step {
+            above: self.unchanged(step.parent, step.above),
             ..step
-        })
+        });
+        let sent = sent.into_iter().flat_map(|sent| &sent.parents);
+        sent.copied().chain(stored)
+    }
+
+    /// What the store says is above `parent`, if no sent entity is there.
+    fn unchanged<'s>(
+        &self,
+        parent: UidNumber,
+        above: Option<&'s [UidNumber]>,
+    ) -> Option<&'s [UidNumber]> {
+        above.filter(|above| !self.is_sent(parent) && !self.is_any_sent(above))
+    }
+
+    /// Finds what is above the parents of the sent entities.
+    fn look_up(&mut self) {
+        let parents = || self.sent.iter().flat_map(|sent| &sent.parents);
+        let above = self
+            .store
+            .hierarchy
+            .above(parents().map(|step| step.parent));
+        let above: SmallVec<[_; 16]> = parents()
+            .zip(above)
+            .map(|(step, above)| self.unchanged(step.parent, above))
+            .collect();
+        let steps = self.sent.iter_mut().flat_map(|sent| &mut sent.parents);
+        for (step, above) in steps.zip(above) {
+            step.above = above;
+        }
     }
 
     /// All ancestors of the entity with this uid, those that exist nowhere too, sorted.

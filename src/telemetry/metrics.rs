@@ -15,8 +15,8 @@ use prometheus_client::registry::Registry;
 
 use super::process::ProcessFigures;
 use super::traces::{SpanFate, SpanFigures};
-use crate::api::TlsFigures;
 use crate::api::figures::{CallFigures, Closing, Refusal, Transport};
+use crate::api::{CallersFigures, TlsFigures};
 use crate::decision_log::{DecisionLog, DecisionLogFigures};
 use crate::engine::Source;
 use crate::engine::cache::CacheFigures;
@@ -111,6 +111,8 @@ metrics! {
         "When the certificate in force expires, or the first of its chain to; absent without TLS";
     CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
         "Certificates and keys that were read to be served with: taken or refused; absent without TLS";
+    CALLER_LISTS = Counter "cedar_pdp_caller_lists_total" ["result"]
+        "Lists of callers that were read: taken or refused; absent where there is no list";
     TOKENS = Counter "cedar_pdp_tokens_total" ["result"]
         "Tokens that were believed: their signature was verified now (verified) or before (remembered); absent without issuers, as are all that follow of tokens";
     TOKENS_REFUSED = Counter "cedar_pdp_tokens_refused_total" ["reason"]
@@ -120,7 +122,7 @@ metrics! {
     ISSUERS_WITHOUT_KEYS = Gauge "cedar_pdp_issuers_without_keys" []
         "Issuers none of whose tokens can be believed, for want of a key";
     KEYS_AGE = Gauge "cedar_pdp_issuer_keys_age_seconds" []
-        "Time since the keys of an issuer were last fetched or read, of the issuer for whom it is longest; absent while there is none";
+        "Time since the keys of an issuer were last fetched from its URL, of the issuer for whom it is longest; absent while there is none";
     KEY_SETS = Counter "cedar_pdp_issuer_key_sets_total" ["result"]
         "Sets of keys that were fetched or read (taken), and attempts that failed or gave a bad set (failed), of all issuers";
     REVOCATIONS = Gauge "cedar_pdp_revocations" []
@@ -191,6 +193,8 @@ pub struct Sources {
     pub calls: Arc<CallFigures>,
     /// Of TLS; nothing without.
     pub tls: Box<dyn Fn() -> Option<TlsFigures> + Send + Sync>,
+    /// Of the list of callers; nothing without.
+    pub callers: Box<dyn Fn() -> Option<CallersFigures> + Send + Sync>,
     /// Of tokens; nothing when there are no issuers.
     pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
     /// Of traces.
@@ -307,6 +311,14 @@ impl Sources {
             closings.map(|closing| ([closing.label()], figures.closings(*closing))),
         )?;
         self.tls(page)?;
+        if let Some(figures) = (self.callers)() {
+            let CallersFigures {
+                callers: _,
+                taken,
+                refused,
+            } = figures;
+            page.counter(&CALLER_LISTS, [(["taken"], taken), (["refused"], refused)])?;
+        }
         self.tokens(page)?;
         let spans = [
             (["sent"], SpanFate::Sent),

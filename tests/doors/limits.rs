@@ -83,7 +83,7 @@ async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
     let inner = command();
     let mut limited = std::process::Command::new("sh");
     limited
-        .args(["-c", r#"ulimit -n 100; exec "$0" "$@""#])
+        .args(["-c", r#"ulimit -n 200; exec "$0" "$@""#])
         .arg(inner.get_program())
         .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off"])
         .arg("--policies")
@@ -115,8 +115,15 @@ async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
     is_answered(&Caller::connect(server.address()).await).await;
 }
 
-/// How many descriptors this process may have.
+/// How many descriptors this process may have, once it has all that it may ask for.
 fn descriptors() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
     let line = limits
         .lines()

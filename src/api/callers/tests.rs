@@ -287,11 +287,11 @@ fn rights_and_identities_are_those_listed() {
         operator.may_send(IdentityKind::Anonymous),
         "what is not said is any"
     );
-    let nobody = Admitted::default();
-    assert_eq!(
-        nobody.check(Right::Store),
-        Err(Rejection::RightMissing(Right::Store))
-    );
+    let mut nobody = Admitted::default();
+    let missing = Err(Rejection::RightMissing(Right::Store));
+    assert_eq!(nobody.check(Right::Store), missing);
+    assert_eq!(nobody.is_still(Right::Store), missing);
+    assert_eq!(nobody.renew(Right::Store), missing);
 }
 
 #[test]

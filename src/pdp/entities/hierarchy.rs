@@ -4,6 +4,8 @@
 //! parent, all of it, is kept with the parent: entities that have children are a small part of
 //! all, and mostly in a few dozen others. Where that is not so, there is the way step by step.
 
+use smallvec::SmallVec;
+
 use crate::pdp::uids::UidNumber;
 
 /// What is above an entity is kept if it is no more than this.
@@ -91,9 +93,20 @@ impl Hierarchy {
         })
     }
 
-    /// All that is above an entity that is somebody's parent, sorted, where that is kept.
-    pub(super) fn above(&self, uid: UidNumber) -> Option<&[UidNumber]> {
-        kept(&self.above, *self.places.get(uid.index())?)
+    /// All that is above each of these entities, sorted: of one that is somebody's parent, where that
+    /// is kept.
+    ///
+    /// As with [`Uids::numbers`](crate::pdp::uids::Uids), a step is made for each before the next is
+    /// made for any.
+    pub(super) fn above(
+        &self,
+        uids: impl Iterator<Item = UidNumber>,
+    ) -> SmallVec<[Option<&[UidNumber]>; 16]> {
+        let places: SmallVec<[Option<u32>; 16]> = uids
+            .map(|uid| self.places.get(uid.index()).copied())
+            .collect();
+        let above = places.into_iter();
+        above.map(|place| kept(&self.above, place?)).collect()
     }
 
     /// Whether all have the same parents in `other`.
@@ -228,6 +241,10 @@ mod tests {
         };
         let above = |numbers| Some(uids(numbers));
         assert_eq!(steps(0), [(1, above(&[3, 5])), (2, above(&[3, 4, 5]))]);
+        // Nobody is in 0, and nobody is called 77.
+        let found = hierarchy.above(uids(&[3, 0, 2, 77]).into_iter());
+        let found: Vec<_> = found.iter().map(|above| above.map(<[_]>::to_vec)).collect();
+        assert_eq!(found, [above(&[5]), None, above(&[3, 4, 5]), None]);
         assert_eq!(steps(3), [(5, above(&[]))]);
         assert_eq!(steps(5), []);
         assert_eq!(steps(77), []);

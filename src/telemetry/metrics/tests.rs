@@ -32,6 +32,13 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
                 refused: 0,
             })
         }),
+        callers: Box::new(|| {
+            Some(CallersFigures {
+                callers: 3,
+                taken: 1,
+                refused: 2,
+            })
+        }),
         tokens: Box::new(|| {
             let key = |keys, age| KeyFigures {
                 issuer: "https://issuer.example".into(),

@@ -39,8 +39,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* The configuration file: what the chart decides, then what the values say, as TOML. */}}
 {{- define "cedar-pdp.config" -}}
+{{- if and (ne .Values.tls.clientAuth "none") (not .Values.tls.secretName) -}}
+{{- fail "tls.clientAuth needs tls.secretName: without TLS no caller can show a certificate" -}}
+{{- end -}}
 {{- $own := dict "policies" "/policies" -}}
 {{- if .Values.containers -}}
+{{- if .Values.tls.secretName -}}
+{{- fail "a sidecar answers on a Unix socket, where there is no TLS: leave tls.secretName empty" -}}
+{{- end -}}
 {{- $_ := set $own "listen" (list "unix:/run/cedar-pdp/pdp.sock") -}}
 {{- else -}}
 {{- $_ := set $own "listen" (list "0.0.0.0:50051") -}}
@@ -76,6 +82,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
           fieldPath: status.podIP
     - name: CEDAR_PDP_ADMIN_LISTEN
       value: "$(POD_IP):{{ .Values.admin.port }}"
+    {{- with .Values.env }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   ports:
     {{- if not .Values.containers }}
     - name: grpc
@@ -133,5 +142,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     - name: {{ printf "given-%s" .name }}
       mountPath: {{ printf "/etc/cedar-pdp/%s" .name }}
       readOnly: true
+    {{- end }}
+    {{- if .Values.logVolume }}
+    - name: log
+      mountPath: /var/log/cedar-pdp
     {{- end }}
 {{- end -}}
