@@ -397,6 +397,10 @@ async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
         "3",
         "--admin-listen",
         "127.0.0.1:0",
+        // So that they are as full as they get before the first tenth is over: tokens are renewed all
+        // the time.
+        "--token-cache-bytes",
+        "2097152",
         "--log",
         "warn,cedar_pdp::pip=info",
     ]);
