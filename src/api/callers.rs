@@ -257,9 +257,8 @@ impl Callers {
         };
         let key = KeyDigest::of(bearer(headers)?);
         let caller = listed.now().0.by_key(&key)?;
-        caller
-            .may(Right::Administer)
-            .then(|| caller.name().to_owned())
+        let may = caller.may(Right::Administer);
+        may.then(|| caller.name().to_owned())
     }
 
     /// Whether some of them are known by their certificates alone.
