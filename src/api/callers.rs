@@ -396,27 +396,9 @@ impl Admitted {
     ///
     /// As [`renew`](Self::renew).
     pub(super) fn now(&self, right: Right) -> Result<Cow<'_, Self>, Rejection> {
-        if self.is_settled()? {
-            self.check(right)?;
-            return Ok(Cow::Borrowed(self));
-        }
-        let mut renewed = self.clone();
-        renewed.renew(right)?;
-        Ok(Cow::Owned(renewed))
-    }
-
-    /// Whether nothing has changed since it was let in.
-    fn is_settled(&self) -> Result<bool, Rejection> {
-        let Some((identification, key)) = &self.by else {
-            return Ok(true);
-        };
-        let Callers::Listed(listed) = &*identification.callers else {
-            return Ok(true);
-        };
-        if key.is_none() && !identification.peer.is_current() {
-            return Err(Rejection::CallerUnknown);
-        }
-        Ok(listed.version.load(Ordering::Acquire) == self.version)
+        let now = self.anew()?.map_or(Cow::Borrowed(self), Cow::Owned);
+        now.check(right)?;
+        Ok(now)
     }
 
     /// Looks again who it is if the list has changed: what lasts, such as a stream, outlives
@@ -426,26 +408,40 @@ impl Admitted {
     ///
     /// [`Rejection`] when it is unknown by now, or lacks `right`.
     pub(super) fn renew(&mut self, right: Right) -> Result<(), Rejection> {
-        if self.is_settled()? {
-            return self.check(right);
+        if let Some(anew) = self.anew()? {
+            *self = anew;
         }
+        self.check(right)
+    }
+
+    /// Who it is by the list as it is now, if that has changed since it was let in.
+    fn anew(&self) -> Result<Option<Self>, Rejection> {
         let Some((identification, key)) = &self.by else {
-            return self.check(right);
+            return Ok(None);
         };
         let Callers::Listed(listed) = &*identification.callers else {
-            return self.check(right);
+            return Ok(None);
         };
+        if key.is_none() && !identification.peer.is_current() {
+            return Err(Rejection::CallerUnknown);
+        }
         // Before the list, so that what is looked up is no older than what it is taken for.
         let version = listed.version.load(Ordering::Acquire);
+        if version == self.version {
+            return Ok(None);
+        }
         let list = listed.now().0;
-        self.caller = match key {
+        let caller = match key {
             Some(key) => list.by_key(key).ok_or(Rejection::KeyUnknown)?,
             None => list
                 .by_peer(&identification.peer)
                 .ok_or(Rejection::CallerUnknown)?,
         };
-        self.version = version;
-        self.check(right)
+        Ok(Some(Self {
+            caller,
+            by: self.by.clone(),
+            version,
+        }))
     }
 
     /// Its name in the list; `None` where there is no list.

@@ -311,14 +311,7 @@ impl Sources {
             closings.map(|closing| ([closing.label()], figures.closings(*closing))),
         )?;
         self.tls(page)?;
-        if let Some(figures) = (self.callers)() {
-            let CallersFigures {
-                callers: _,
-                taken,
-                refused,
-            } = figures;
-            page.counter(&CALLER_LISTS, [(["taken"], taken), (["refused"], refused)])?;
-        }
+        self.callers(page)?;
         self.tokens(page)?;
         let spans = [
             (["sent"], SpanFate::Sent),
@@ -342,6 +335,18 @@ impl Sources {
         } = figures;
         page.gauge(&CERTIFICATE_EXPIRY, [([], not_after_unix_seconds as f64)])?;
         page.counter(&CERTIFICATES, [(["taken"], taken), (["refused"], refused)])
+    }
+
+    fn callers(&self, page: &mut Writer<'_>) -> fmt::Result {
+        let Some(figures) = (self.callers)() else {
+            return Ok(());
+        };
+        let CallersFigures {
+            callers: _,
+            taken,
+            refused,
+        } = figures;
+        page.counter(&CALLER_LISTS, [(["taken"], taken), (["refused"], refused)])
     }
 
     fn tokens(&self, page: &mut Writer<'_>) -> fmt::Result {

@@ -38,7 +38,12 @@ impl Workers {
     /// some memory of what it has made to itself: for few files that is more than they are.
     #[must_use]
     pub fn worth(self, bytes: u64) -> Self {
-        let helpers = usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(usize::MAX);
+        self.one_for_each(WORTH_A_THREAD, bytes)
+    }
+
+    /// One, and another for each so many of `bytes` bytes, of those there are.
+    pub(crate) fn one_for_each(self, so_many: u64, bytes: u64) -> Self {
+        let helpers = usize::try_from(bytes / so_many).unwrap_or(usize::MAX);
         Self {
             threads: self.threads.min(NonZeroUsize::MIN.saturating_add(helpers)),
             ..self
@@ -70,19 +75,28 @@ impl Workers {
         items: &[T],
         work: impl Fn(&T) -> R + Sync,
     ) -> Vec<R> {
+        self.share(items, COMPILE_STACK_BYTES, || (), |(), item| work(item))
+    }
+
+    /// The same with a stack of so many bytes for each other thread, and something that each thread
+    /// has to work with.
+    pub(crate) fn share<T: Sync, W, R: Send>(
+        &self,
+        items: &[T],
+        stack_bytes: usize,
+        with: impl Fn() -> W + Sync,
+        work: impl Fn(&mut W, &T) -> R + Sync,
+    ) -> Vec<R> {
         let threads = self.threads.get().min(items.len());
-        if threads <= 1 {
-            return items.iter().map(work).collect();
-        }
         let next = AtomicUsize::new(0);
         let turns = || {
-            let mut done = Vec::new();
+            let (mut done, mut with) = (Vec::new(), with());
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(item) = items.get(at) else {
                     return done;
                 };
-                done.push((at, work(item)));
+                done.push((at, work(&mut with, item)));
                 (self.pause)();
             }
         };
@@ -91,8 +105,8 @@ impl Workers {
                 .map_while(|_| {
                     // A system that gives no thread leaves the work to this one.
                     std::thread::Builder::new()
-                        .name("compile".to_owned())
-                        .stack_size(COMPILE_STACK_BYTES)
+                        .name("load".to_owned())
+                        .stack_size(stack_bytes)
                         .spawn_scoped(scope, || {
                             (self.begin)();
                             turns()

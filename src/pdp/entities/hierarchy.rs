@@ -22,7 +22,8 @@ pub(super) struct Hierarchy {
     parents: Vec<Parent>,
     /// What is above parents: each time how many, and then these, sorted.
     above: Vec<UidNumber>,
-    /// By uid number, where what is above it stands in `above`.
+    /// By uid number, where what is above it stands in `above`: for parents that a request names. Each
+    /// of `parents` has its own there too, so that going up from a stored entity needs no look here.
     places: Vec<u32>,
 }
 

@@ -9,7 +9,6 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags};
@@ -24,6 +23,9 @@ use crate::pdp::sources::{
 
 /// Fewer bytes than this are read sooner than a thread is started.
 const WORTH_A_THREAD: u64 = 1 << 20;
+
+/// The stack of a thread that reads; as large as threads have it where nothing is said.
+const STACK_BYTES: usize = 2 << 20;
 
 /// How many bytes of a text are held at once where the whole is not wanted.
 const PIECE: usize = 64 << 10;
@@ -61,43 +63,10 @@ pub(super) fn read_all(
     previous: Option<&Reading>,
     workers: &Workers,
 ) -> Vec<Outcome> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let (mut done, mut buffer) = (Vec::new(), Vec::new());
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some(file) = files.get(n) else {
-                return done;
-            };
-            done.push((n, file.read(most, previous, &mut buffer)));
-            pause();
-        }
-    };
     let bytes = files.iter().map(|file| file.print.size).sum::<u64>();
-    let helpers = usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(usize::MAX);
-    let helpers = helpers.min(workers.threads.get() - 1);
-    let mut done = thread::scope(|scope| {
-        let helpers: Vec<_> = (0..helpers)
-            .map_while(|_| {
-                let help = || {
-                    (workers.begin)();
-                    work()
-                };
-                // Without helpers it takes longer, and that is all.
-                thread::Builder::new().spawn_scoped(scope, help).ok()
-            })
-            .collect();
-        let mut done = work();
-        for helper in helpers {
-            match helper.join() {
-                Ok(more) => done.extend(more),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        done
-    });
-    done.sort_unstable_by_key(|(n, _)| *n);
-    done.into_iter().map(|(_, outcome)| outcome).collect()
+    let workers = workers.one_for_each(WORTH_A_THREAD, bytes);
+    let read = |buffer: &mut Vec<u8>, file: &Unread| file.read(most, previous, buffer);
+    workers.share(files, STACK_BYTES, Vec::new, read)
 }
 
 /// As many threads as the machine runs at once.
