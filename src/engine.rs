@@ -10,7 +10,7 @@ pub mod query_ref;
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::decision_log::{Answers, CacheUse, DecisionId, DecisionLog, Origin, Told};
 use crate::pdp::NoAnswer;
@@ -26,11 +26,49 @@ use query_ref::QueryRef;
 
 /// What a door makes of an answer, and what is remembered of it.
 pub trait Rendered: Answers + Clone + Debug + Send + Sync + 'static {
+    /// What the cache holds of it.
+    type Entry: Entry<Self>;
+
     /// Made once for each decision.
     fn render(answer: Answer) -> Self;
 
     /// The memory that one holds, in bytes.
     fn weight(&self) -> usize;
+}
+
+/// An answer and the key that it is found by, best in one piece of memory: whoever compares the
+/// key then has the answer at hand, and need not fetch it from far away.
+pub trait Entry<A>: Debug + Send + Sync + 'static {
+    /// `answer`, to be found by `key`.
+    fn of(key: &[u8], answer: &A) -> Self;
+
+    /// The key.
+    fn key(&self) -> &[u8];
+
+    /// The answer.
+    fn answer(&self) -> A;
+
+    /// The memory that both hold, in bytes.
+    fn weight(&self) -> usize;
+}
+
+/// In two pieces, for answers of any kind.
+impl<A: Rendered> Entry<A> for (Box<[u8]>, A) {
+    fn of(key: &[u8], answer: &A) -> Self {
+        (key.into(), answer.clone())
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn answer(&self) -> A {
+        self.1.clone()
+    }
+
+    fn weight(&self) -> usize {
+        self.0.len() + self.1.weight()
+    }
 }
 
 /// An answer, and how it was come by.
@@ -59,6 +97,30 @@ impl<A> Answered<A> {
             source: Source::Decided,
             decision_id: None,
         }
+    }
+}
+
+/// A query, and its answer if that was at hand.
+#[derive(Debug)]
+pub struct LookedUp<'a, A> {
+    snapshot: &'a Snapshot,
+    query: QueryRef<'a>,
+    answer: Option<A>,
+    /// An even share of the time that looking took.
+    took: Duration,
+}
+
+impl<'a, A> LookedUp<'a, A> {
+    /// The query.
+    #[must_use]
+    pub fn query(&self) -> &QueryRef<'a> {
+        &self.query
+    }
+
+    /// The answer, if it was at hand.
+    #[must_use]
+    pub fn answer(&self) -> Option<&A> {
+        self.answer.as_ref()
     }
 }
 
@@ -188,6 +250,57 @@ impl<A: Rendered> Engine<A> {
         self.noted(snapshot, query, origin, leave, decide)
     }
 
+    /// Looks whether the answers to `queries` are at hand: many at once cost less than one by one.
+    /// Nothing is counted or logged until they are given, by
+    /// [`authorize_looked_up`](Self::authorize_looked_up).
+    pub fn look_up<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        queries: Vec<QueryRef<'a>>,
+    ) -> Vec<LookedUp<'a, A>> {
+        let begun = self.is_timed().then(Instant::now);
+        let mut answers = match &self.cache {
+            Some(cache) => cache.look_up(snapshot, &queries),
+            None => Vec::new(),
+        }
+        .into_iter();
+        let took = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        let share = took / u32::try_from(queries.len()).unwrap_or(u32::MAX).max(1);
+        let looked_up = queries.into_iter().map(|query| LookedUp {
+            snapshot,
+            query,
+            answer: answers.next().flatten(),
+            took: share,
+        });
+        looked_up.collect()
+    }
+
+    /// Decides as [`authorize`](Self::authorize) does, on the snapshot that the query was looked up
+    /// for.
+    ///
+    /// # Errors
+    ///
+    /// As [`authorize`](Self::authorize).
+    pub fn authorize_looked_up(
+        &self,
+        looked_up: &LookedUp<'_, A>,
+        origin: &Origin<'_>,
+        leave: &Leave,
+    ) -> Result<Answered<A>, NoAnswer> {
+        let LookedUp {
+            snapshot,
+            query,
+            answer,
+            took,
+        } = looked_up;
+        let (Some(answer), Some(cache)) = (answer, &self.cache) else {
+            return self.authorize_ref(snapshot, query, origin, leave);
+        };
+        cache.count_hit();
+        let answered = Answered::remembered(answer.clone());
+        Ok(self.told(snapshot, query, origin, answered, *took))
+    }
+
     fn decide(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
         let Decided { answer, candidates } = authorize_and_tell(snapshot, query)?;
         if let Some(figures) = &self.figures {
@@ -209,24 +322,39 @@ impl<A: Rendered> Engine<A> {
             Some(cache) => Self::ask(cache, snapshot, query, decide),
             None => decide().map(Answered::decided),
         };
-        let (figures, log) = (self.figures.as_ref(), self.log.as_ref());
-        if figures.is_none() && log.is_none() {
+        if !self.is_timed() {
             return answer();
         }
         let begun = Instant::now();
         let answered = answer();
         let took = begun.elapsed();
-        let mut answered = match answered {
-            Ok(answered) => answered,
+        match answered {
+            Ok(answered) => Ok(self.told(snapshot, query, origin, answered, took)),
             Err(no_answer) => {
                 self.refused(origin, reason(&no_answer));
-                return Err(no_answer);
+                Err(no_answer)
             }
-        };
-        if let Some(figures) = figures {
+        }
+    }
+
+    /// Whether anyone wants to know how long answers take.
+    fn is_timed(&self) -> bool {
+        self.figures.is_some() || self.log.is_some()
+    }
+
+    /// Counts an answer and tells the log of it, as far as that is wanted.
+    fn told(
+        &self,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+        origin: &Origin<'_>,
+        mut answered: Answered<A>,
+        took: Duration,
+    ) -> Answered<A> {
+        if let Some(figures) = &self.figures {
             figures.answered(answered.answer.decision(), answered.source, took);
         }
-        if let Some(log) = log {
+        if let Some(log) = &self.log {
             let told = Told {
                 query,
                 answer: &answered.answer,
@@ -240,7 +368,7 @@ impl<A: Rendered> Engine<A> {
             };
             answered.decision_id = log.decided(origin, &told);
         }
-        Ok(answered)
+        answered
     }
 
     /// Tells the decision log of a request that was refused, and why: by a door, so that it never

@@ -705,6 +705,63 @@ async fn a_batch_keeps_the_order_and_an_item_that_fails_leaves_the_others_alone(
     );
 }
 
+/// Remembered or not, next to one another or far apart, and whatever stands between them.
+#[tokio::test]
+async fn an_item_of_a_long_batch_is_answered_as_alone() {
+    let policy =
+        r#"permit(principal, action, resource) when { context.n == 7 || principal == User::"3" };"#;
+    let directory = policy_directory(&[("a.cedar", policy)]);
+    let server = Server::start(directory.path(), &[]);
+    let mut client = server.authorization().await;
+    // Some are twice in it, some cannot be decided, and of some a part is no plain request's.
+    let item = |n: i64| {
+        let user = format!(r#"User::"{}""#, n % 40);
+        let mut item = request(&user, r#"Action::"read""#, r#"Doc::"1""#);
+        item.context = context(&[("n", Kind::Long(n % 90))]);
+        match n {
+            250 => item.resource = None,
+            450 => item.context = context(&[("n", Kind::Ip("300.1.1.1".to_owned()))]),
+            550 => item.identity = Some(Identity::PrincipalToken("x".to_owned())),
+            _ => {}
+        }
+        item
+    };
+    // On a server of its own, so that nothing is remembered here on its account.
+    let apart = Server::start(directory.path(), &["--cache-bytes", "0"]);
+    let mut alone = apart.authorization().await;
+    let mut wanted = Vec::new();
+    for n in 0..600 {
+        wanted.push(match alone.authorize(item(n)).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err((i32::from(status.code()), status.message().to_owned())),
+        });
+        if n > 100 && n % 7 != 0 {
+            let _remembered = client.authorize(item(n)).await;
+        }
+    }
+    let batch = pb::BatchAuthorizeRequest {
+        requests: (0..600).map(item).collect(),
+    };
+    for round in ["some are remembered", "all are"] {
+        let answered = client.batch_authorize(batch.clone()).await.unwrap();
+        let results = answered.into_inner().results;
+        assert_eq!(results.len(), wanted.len());
+        for (n, (result, wanted)) in results.into_iter().zip(&wanted).enumerate() {
+            let got = match result.result.unwrap() {
+                BatchResult::Response(response) => Ok(response),
+                BatchResult::Error(error) => Err((error.code, error.message)),
+            };
+            assert_eq!(got, *wanted, "item {n} when {round}");
+        }
+    }
+    let mut store = server.policy_store().await;
+    let told = store.get_status(pb::GetStatusRequest {}).await.unwrap();
+    let cache = told.into_inner().cache.unwrap();
+    // Each is looked for once, however it is found: 1,200 items and 428 single ones, but for those two
+    // in each round and alone that never come to a query.
+    assert_eq!(cache.hits + cache.misses, 1_200 + 428 - 3 * 2, "{cache:?}");
+}
+
 #[tokio::test]
 async fn an_empty_batch_is_answered_with_the_revision() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);

@@ -13,7 +13,7 @@ use tonic::body::Body;
 use super::scan::{Content, Fields};
 use super::{pb, to_proto};
 use crate::decision_log::{Answers, DecisionId};
-use crate::engine::{Answered, Rendered};
+use crate::engine::{Answered, Entry, Rendered};
 use crate::pdp::answer::{Answer, Decision};
 
 /// gRPC's prefix of a message: whether it is compressed, and its length.
@@ -21,12 +21,14 @@ pub(super) const PREFIX_BYTES: usize = 5;
 
 /// An `AuthorizeResponse` with gRPC's prefix, as it goes out.
 ///
-/// Not `Bytes`, which counts its holders in memory of its own: one more that is far away when
-/// there are many answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One that is remembered has its key behind it. Not `Bytes`, which counts its holders in memory of
+/// its own: one more that is far away when there are many answers.
+#[derive(Clone, Debug)]
 pub struct EncodedAnswer(Arc<[u8]>);
 
 impl Rendered for EncodedAnswer {
+    type Entry = Self;
+
     fn render(answer: Answer) -> Self {
         let response = to_proto::answer(&answer);
         let length = response.encoded_len();
@@ -41,6 +43,31 @@ impl Rendered for EncodedAnswer {
     fn weight(&self) -> usize {
         // With the counts of those who hold it.
         self.0.len() + 2 * size_of::<usize>()
+    }
+}
+
+impl Entry<Self> for EncodedAnswer {
+    fn of(key: &[u8], answer: &Self) -> Self {
+        Self([answer.as_ref(), key].concat().into())
+    }
+
+    fn key(&self) -> &[u8] {
+        self.0.get(self.wire_len()..).unwrap_or_default()
+    }
+
+    fn answer(&self) -> Self {
+        self.clone()
+    }
+
+    fn weight(&self) -> usize {
+        Rendered::weight(self)
+    }
+}
+
+/// As it goes out.
+impl AsRef<[u8]> for EncodedAnswer {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get(..self.wire_len()).unwrap_or_default()
     }
 }
 
@@ -85,9 +112,15 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 impl EncodedAnswer {
+    /// The length of prefix and message, which the prefix tells.
+    fn wire_len(&self) -> usize {
+        let length = self.0.get(1..).and_then(|bytes| bytes.first_chunk());
+        PREFIX_BYTES + length.map_or(0, |length| u32::from_be_bytes(*length) as usize)
+    }
+
     /// The message alone, as it is remembered.
     fn message(&self) -> &[u8] {
-        self.0.get(PREFIX_BYTES..).unwrap_or_default()
+        self.as_ref().get(PREFIX_BYTES..).unwrap_or_default()
     }
 }
 
@@ -119,7 +152,7 @@ impl Answered<EncodedAnswer> {
     pub(super) fn into_response(self) -> http::Response<AnswerBody> {
         let id = self.decision_id;
         let bytes = match id {
-            None => Bytes::from_owner(self.answer.0),
+            None => Bytes::from_owner(self.answer),
             Some(_) => {
                 let length = self.message_len();
                 let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
@@ -231,6 +264,14 @@ mod tests {
                 encoded.errors().collect::<Vec<_>>(),
                 [("c", "why"), ("d", "")]
             );
+            // The same with a key behind it, and neither is the other's.
+            for key in [&b"key"[..], b"", &[0; 300]] {
+                let entry = EncodedAnswer::of(key, &encoded);
+                assert_eq!(entry.key(), key);
+                assert_eq!(entry.answer().as_ref(), encoded.as_ref());
+                assert_eq!(EncodedAnswer::of(b"another", &entry).key(), b"another");
+            }
+            assert_eq!(encoded.key(), b"");
         }
     }
 }

@@ -4,6 +4,8 @@
 //! are read in place where they have the plain shape (`scan`), and answers go as the bytes that
 //! the engine remembers. Everything else is decoded by prost, with the same errors as ever.
 
+mod batch;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,9 +15,7 @@ use futures_util::stream::{self, Stream};
 use hyper::body::Incoming;
 use prost::Message as _;
 use prost::bytes::{BufMut as _, Bytes};
-use prost::encoding::{encode_varint, encoded_len_varint};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use prost::encoding::encode_varint;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, StreamingService, UnaryService};
@@ -29,15 +29,15 @@ use super::from_proto::{self, RequestRules};
 use super::identity::{self, Identified};
 use super::message::{self, Whole};
 use super::pending::PendingBytes;
-use super::scan::Sent;
+use super::scan::{Scanned, Sent};
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
 use super::{codec, pb, scan};
 use crate::decision_log::Method;
 use crate::engine::query_ref::{QueryRef, UidRef};
 use crate::engine::{self, Engine, Leave};
-use crate::pdp::Snapshot;
-use crate::pip::{KeyWait, Moment, Patience, Tokens};
+use crate::pdp::{NoAnswer, Snapshot};
+use crate::pip::{self, KeyWait, Moment, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// An answer, and what its decision is called.
@@ -136,7 +136,7 @@ impl Authorization {
     ) -> http::Response<AnswerBody> {
         let request = call.put_with(request.map(|body| Body::new(self.pending.counting(body))));
         self.grpc()
-            .unary(Batched(self), request)
+            .unary(batch::Batched(self), request)
             .await
             .map(AnswerBody::Tonic)
     }
@@ -279,27 +279,43 @@ impl Authorization {
         (call, method): (&Call, Method),
         leave: &Leave,
     ) -> Option<Result<Decided, Rejection>> {
-        let scanned = scan::request(message, &self.rules.request)?;
-        self.may(call, scanned.sent.kind(), scanned.explain).ok()?;
-        let identified;
-        let (principal, claimed) = match scanned.sent {
-            Sent::Principal(principal) | Sent::Anonymous(principal) => (principal, None),
-            Sent::Token(token) => {
-                let tokens = self.tokens.as_deref()?;
-                identified = tokens.recall(token, Moment::from(SystemTime::now()))?;
-                let principal = UidRef::from(&identified.principal);
-                (principal, Some(&identified.claimed))
-            }
-        };
-        let query = scanned.query(principal, claimed);
+        let (scanned, who) = self.read_in_place(message, call)?;
+        let query = who.query(scanned);
         let origin = call.origin(method);
         let answered = (self.engine).authorize_ref(snapshot, &query, &origin, leave);
-        Some(
-            answered
-                .inspect(|answered| call.answered(answered, snapshot, &query))
-                .map_err(Rejection::from)
-                .inspect_err(|rejection| self.refused(rejection, call)),
-        )
+        Some(self.noted(answered, snapshot, &query, call))
+    }
+
+    /// Reads a message of the plain shape whose caller may ask so; who asks is known at once.
+    fn read_in_place<'a>(
+        &'a self,
+        message: &'a [u8],
+        call: &Call,
+    ) -> Option<(Scanned<'a>, Who<'a>)> {
+        let scanned = scan::request(message, &self.rules.request)?;
+        self.may(call, scanned.sent.kind(), scanned.explain).ok()?;
+        let who = match scanned.sent {
+            Sent::Principal(principal) | Sent::Anonymous(principal) => Who::Named(principal),
+            Sent::Token(token) => {
+                let tokens = self.tokens.as_deref()?;
+                Who::Known(tokens.recall(token, Moment::from(SystemTime::now()))?)
+            }
+        };
+        Some((scanned, who))
+    }
+
+    /// Notes for those who look on what came of `query`.
+    fn noted(
+        &self,
+        answered: Result<Decided, NoAnswer>,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+        call: &Call,
+    ) -> Result<Decided, Rejection> {
+        answered
+            .inspect(|answered| call.answered(answered, snapshot, query))
+            .map_err(Rejection::from)
+            .inspect_err(|rejection| self.refused(rejection, call))
     }
 
     /// `None` for whatever is not simply decided, so that of several faults the same one is told
@@ -313,6 +329,25 @@ impl Authorization {
         call.deadline.check().ok()?;
         let snapshot = self.engine.snapshot()?;
         self.decide_in_place(&snapshot, message, (call, Method::Authorize), leave)
+    }
+}
+
+/// Who asks, where that needs no further looking.
+enum Who<'a> {
+    Named(UidRef<'a>),
+    /// By a token that was verified before.
+    Known(Arc<pip::Identified>),
+}
+
+impl Who<'_> {
+    fn query<'q>(&'q self, scanned: Scanned<'q>) -> QueryRef<'q> {
+        match self {
+            Self::Named(principal) => scanned.query(*principal, None),
+            Self::Known(identified) => {
+                let principal = UidRef::from(&identified.principal);
+                scanned.query(principal, Some(&identified.claimed))
+            }
+        }
     }
 }
 
@@ -357,246 +392,6 @@ impl UnaryService<Bytes> for Unary<'_> {
             Ok(response)
         })
     }
-}
-
-struct Batched<'a>(&'a Authorization);
-
-impl UnaryService<Bytes> for Batched<'_> {
-    type Response = Bytes;
-    type Future = BoxFuture<'static, Answered<Bytes>>;
-
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let call = Call::of(&request);
-        let door = self.0.clone();
-        Box::pin(async move {
-            let mut batch = Batch::begin(door.clone(), request.into_inner(), call)?;
-            let first = batch.run()?;
-            if !matches!(first, Progress::Done) {
-                // It takes longer than a turn, or must wait for the decision log or a key.
-                // Elsewhere it holds up nobody who waits for an answer on this connection, and
-                // dropping the set ends it with the call.
-                let mut elsewhere = JoinSet::new();
-                elsewhere.spawn(async move {
-                    let mut progress = first;
-                    loop {
-                        match progress {
-                            Progress::Done => return Ok::<_, Status>(batch),
-                            Progress::TurnOver => tokio::task::yield_now().await,
-                            Progress::Waits(wait) => {
-                                let draining = batch.door.draining.clone();
-                                let waited =
-                                    identity::wait_for_keys(wait, &batch.call, draining).await;
-                                waited.map_err(|rejection| batch.door.ends(rejection))?;
-                            }
-                        }
-                        let leave = batch.door.leave_for(&batch.call).await;
-                        let _leave = leave.map_err(|rejection| batch.door.ends(rejection))?;
-                        progress = batch.run()?;
-                    }
-                });
-                batch = match elsewhere.join_next().await {
-                    Some(Ok(done)) => done?,
-                    Some(Err(error)) if error.is_panic() => {
-                        std::panic::resume_unwind(error.into_panic())
-                    }
-                    Some(Err(_)) | None => return Err(door.ends(Rejection::ShuttingDown)),
-                };
-            }
-            Ok(Response::new(batch.finish()))
-        })
-    }
-}
-
-/// One batch, decided item by item on one snapshot.
-struct Batch {
-    door: Authorization,
-    snapshot: Arc<Snapshot>,
-    call: Call,
-    message: Bytes,
-    items: Items,
-    /// An item whose key may be on its way.
-    held: Option<Box<pb::AuthorizeRequest>>,
-    /// Until when the batch may wait for keys, from its first wait on. Tokens of several issuers may
-    /// stand in it; but its caller is not kept waiting for each.
-    waits_end: Option<Instant>,
-    /// A `BatchAuthorizeResponse`, as far as it is known.
-    response: Vec<u8>,
-}
-
-/// How far a batch has come.
-enum Progress {
-    Done,
-    /// Its turn is, or there is no leave now.
-    TurnOver,
-    Waits(KeyWait),
-}
-
-/// What is left of a batch.
-enum Items {
-    /// From this byte of the message on; so many were decided.
-    InPlace {
-        at: usize,
-        decided: usize,
-    },
-    Decoded(std::vec::IntoIter<pb::AuthorizeRequest>),
-}
-
-/// How many items are decided between two looks at the clock.
-const ITEMS_A_LOOK: usize = 4;
-
-impl Batch {
-    fn begin(door: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
-        let ends = |rejection| door.ends(rejection);
-        call.caller.is_still(Right::Authorize).map_err(ends)?;
-        let most = door.rules.max_batch_items;
-        let in_place = scan::batch_len(&message).filter(|&count| count <= most);
-        let items = match in_place {
-            Some(_) if call.deadline.check().is_ok() && door.engine.snapshot().is_some() => {
-                Items::InPlace { at: 0, decided: 0 }
-            }
-            Some(_) | None => {
-                let requests = decode_batch(&message)?;
-                call.deadline.check().map_err(ends)?;
-                if requests.len() > most {
-                    return Err(ends(Rejection::TooMany {
-                        what: "requests in one batch",
-                        most,
-                    }));
-                }
-                Items::Decoded(requests.into_iter())
-            }
-        };
-        // Loaded once: every item is decided on one and the same revision.
-        let snapshot = door.snapshot().map_err(ends)?;
-        Ok(Self {
-            door,
-            snapshot,
-            call,
-            message,
-            items,
-            held: None,
-            waits_end: None,
-            response: Vec::new(),
-        })
-    }
-
-    /// Decides items for one turn, or as long as there is leave.
-    fn run(&mut self) -> Result<Progress, Status> {
-        let turn = Turn::begin();
-        loop {
-            let in_time = self.call.deadline.check();
-            in_time.map_err(|rejection| self.door.ends(rejection))?;
-            let Some(leave) = self.door.engine.leave_now() else {
-                return Ok(Progress::TurnOver);
-            };
-            for _ in 0..ITEMS_A_LOOK {
-                match self.next(&leave)? {
-                    Some(Step::Decided(Ok(decided))) => {
-                        put_result(&mut self.response, RESPONSE, decided.message_len());
-                        decided.put_message(&mut self.response);
-                    }
-                    Some(Step::Wait { wait, request }) => {
-                        self.held = Some(request);
-                        return Ok(Progress::Waits(self.within_budget(wait)));
-                    }
-                    Some(Step::Decided(Err(rejection))) => {
-                        let error = to_message(&rejection.into()).encode_to_vec();
-                        put_result(&mut self.response, ERROR, error.len());
-                        self.response.put_slice(&error);
-                    }
-                    None => return Ok(Progress::Done),
-                }
-            }
-            if turn.is_over() {
-                return Ok(Progress::TurnOver);
-            }
-        }
-    }
-
-    /// Decides the next item.
-    fn next(&mut self, leave: &Leave) -> Result<Option<Step>, Status> {
-        if let Some(request) = self.held.take() {
-            // What could be done for its key was done.
-            return Ok(Some(self.decide(request, leave, Patience::Spent)));
-        }
-        let of = (&self.call, Method::BatchAuthorize);
-        if let Items::InPlace { at, decided } = &mut self.items {
-            let item = match scan::batch_item(&self.message, at) {
-                Some(None) => return Ok(None),
-                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item, of, leave),
-                None => None,
-            };
-            if let Some(answer) = item {
-                *decided += 1;
-                return Ok(Some(Step::Decided(answer)));
-            }
-            // Not of the plain shape, or no request at all, which fails the whole batch: from here
-            // on it goes as prost reads it.
-            let mut requests = decode_batch(&self.message)?.into_iter();
-            requests.by_ref().take(*decided).for_each(drop);
-            self.items = Items::Decoded(requests);
-        }
-        match &mut self.items {
-            Items::Decoded(requests) => {
-                let request = requests.next().map(Box::new);
-                let patience = match self.waits_end {
-                    Some(end) if Instant::now() >= end => Patience::Spent,
-                    Some(_) | None => Patience::Waits,
-                };
-                Ok(request.map(|request| self.decide(request, leave, patience)))
-            }
-            Items::InPlace { .. } => Ok(None),
-        }
-    }
-
-    /// All waits together take no longer than the first alone could.
-    fn within_budget(&mut self, wait: KeyWait) -> KeyWait {
-        let now = Instant::now();
-        let end = *self.waits_end.get_or_insert(now + wait.most());
-        wait.no_longer_than(end.saturating_duration_since(now))
-    }
-
-    fn decide(
-        &self,
-        request: Box<pb::AuthorizeRequest>,
-        leave: &Leave,
-        patience: Patience,
-    ) -> Step {
-        let of = (&self.call, Method::BatchAuthorize);
-        self.door
-            .decide(&self.snapshot, request, of, leave, patience)
-    }
-
-    fn finish(self) -> Bytes {
-        const REVISION: u8 = 2;
-        let Self {
-            mut response,
-            snapshot,
-            ..
-        } = self;
-        let revision = snapshot.revision().as_str();
-        put_head(&mut response, REVISION, revision.len());
-        response.put_slice(revision.as_bytes());
-        response.into()
-    }
-}
-
-fn decode_batch(message: &[u8]) -> Result<Vec<pb::AuthorizeRequest>, Status> {
-    codec::decode(message).map(|pb::BatchAuthorizeRequest { requests }| requests)
-}
-
-/// The fields of a `BatchAuthorizeResult`.
-const RESPONSE: u8 = 1;
-const ERROR: u8 = 2;
-
-/// Writes a `BatchAuthorizeResult`, as a field of the `BatchAuthorizeResponse` that it is in, up to
-/// the content of its one field, which has `length` bytes.
-fn put_result(out: &mut Vec<u8>, field: u8, length: usize) {
-    const RESULTS: u8 = 1;
-    let of_field = encoded_len_varint(length as u64);
-    out.put_u8(tag(RESULTS));
-    encode_varint((1 + of_field + length) as u64, out);
-    put_head(out, field, length);
 }
 
 /// Writes a field that holds a message or a text, up to its content, which has `length` bytes.
@@ -729,40 +524,4 @@ fn stream_response(correlation_id: u64, decided: Result<Decided, Rejection>) -> 
     }
     .encode_to_vec()
     .into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The results of a batch as we write them, read by prost.
-    #[test]
-    fn what_is_written_is_what_prost_reads() {
-        let response = pb::AuthorizeResponse {
-            decision: pb::Decision::Allow.into(),
-            determining_policies: vec!["x".repeat(200)],
-            ..pb::AuthorizeResponse::default()
-        };
-        let error = tonic_types::Status {
-            code: 3,
-            message: "no".to_owned(),
-            details: Vec::new(),
-        };
-        let mut written = Vec::new();
-        put_result(&mut written, RESPONSE, response.encoded_len());
-        written.extend(response.encode_to_vec());
-        put_result(&mut written, ERROR, error.encoded_len());
-        written.extend(error.encode_to_vec());
-        put_head(&mut written, 2, 8);
-        written.extend(b"revision");
-        use pb::batch_authorize_result::Result::{Error, Response};
-        let results = [Response(response), Error(error)].map(|result| pb::BatchAuthorizeResult {
-            result: Some(result),
-        });
-        let wanted = pb::BatchAuthorizeResponse {
-            results: results.into(),
-            revision: "revision".to_owned(),
-        };
-        assert_eq!(written, wanted.encode_to_vec());
-    }
 }

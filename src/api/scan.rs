@@ -53,11 +53,14 @@ impl Sent<'_> {
 
 impl<'a> Scanned<'a> {
     /// The query, when this is who asks, and this what a token says of it.
-    pub(super) fn query(
+    pub(super) fn query<'q>(
         self,
-        principal: UidRef<'a>,
-        claimed: Option<&'a Arc<Claimed>>,
-    ) -> QueryRef<'a> {
+        principal: UidRef<'q>,
+        claimed: Option<&'q Arc<Claimed>>,
+    ) -> QueryRef<'q>
+    where
+        'a: 'q,
+    {
         let Self {
             sent: _,
             action,

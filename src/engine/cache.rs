@@ -21,7 +21,8 @@ use moka::notification::RemovalCause;
 
 use super::key;
 use super::query_ref::QueryRef;
-use super::{Answered, Rendered};
+use super::{Answered, Entry, Rendered};
+use crate::figures::Counters;
 use crate::pdp::NoAnswer;
 use crate::pdp::Snapshot;
 use crate::pdp::answer::{Answer, PolicyError};
@@ -64,6 +65,8 @@ pub(super) struct Cache<A: Rendered> {
     /// Whether anything has since the last reload: else there is no need to look.
     has_kept: AtomicBool,
     kept_hits: AtomicU64,
+    /// Of those that were looked up many at once.
+    hits_of_many: Counters<1>,
     capacity_bytes: NonZeroU64,
     evictions: Arc<AtomicU64>,
 }
@@ -101,9 +104,42 @@ impl<A: Rendered> Cache<A> {
             kept,
             has_kept: AtomicBool::new(false),
             kept_hits: AtomicU64::new(0),
+            hits_of_many: Counters::default(),
             capacity_bytes,
             evictions,
         })
+    }
+
+    /// The answers to `queries` on `snapshot`, as far as they are at hand.
+    ///
+    /// None is counted until it is used; and one that is not at hand may be remembered all the
+    /// same.
+    pub(super) fn look_up(&self, snapshot: &Snapshot, queries: &[QueryRef<'_>]) -> Vec<Option<A>> {
+        KEY.with_borrow_mut(|bytes| {
+            bytes.clear();
+            bytes.shrink_to(LARGEST_KEPT_KEY_BYTES);
+            let ends: Vec<usize> = (queries.iter())
+                .map(|query| {
+                    let (action, id) = (query.action.type_name, query.action.id);
+                    key::encode(bytes, snapshot.context_reads(action, id), query);
+                    bytes.len()
+                })
+                .collect();
+            let mut begin = 0;
+            let keys: Vec<(u64, &[u8])> = (ends.into_iter())
+                .map(|end| {
+                    let key = bytes.get(begin..end).unwrap_or_default();
+                    begin = end;
+                    (self.front.hash(key), key)
+                })
+                .collect();
+            self.front.get_all(snapshot.revision(), &keys)
+        })
+    }
+
+    /// Counts an answer that was looked up and is used.
+    pub(super) fn count_hit(&self) {
+        self.hits_of_many.add_one(0);
     }
 
     /// The answer to `query` on `snapshot`, from memory or else from `decide`.
@@ -132,10 +168,10 @@ impl<A: Rendered> Cache<A> {
                 None => Answered::decided(decide()?),
             };
             let fallen = self.front.insert(revision, hash, key, &answered.answer);
-            for (revision, key, answer) in fallen {
+            for (revision, entry) in fallen {
                 self.has_kept.store(true, Ordering::Relaxed);
-                let key = [revision.as_str().as_bytes(), &key].concat();
-                self.kept.insert(key.into(), answer);
+                let key = [revision.as_str().as_bytes(), entry.key()].concat();
+                self.kept.insert(key.into(), entry.answer());
             }
             Ok(answered)
         })
@@ -165,7 +201,7 @@ impl<A: Rendered> Cache<A> {
         let front = self.front.figures();
         let kept_hits = self.kept_hits.load(Ordering::Relaxed);
         CacheFigures {
-            hits: front.hits + kept_hits,
+            hits: front.hits + kept_hits + self.hits_of_many.sum(0),
             // The front counts whatever it did not have.
             misses: front.misses.saturating_sub(kept_hits),
             evictions: self.evictions.load(Ordering::Relaxed),
@@ -181,6 +217,8 @@ impl<A: Rendered> Cache<A> {
 const MOKA_ENTRY_BYTES: usize = 256;
 
 impl Rendered for Arc<Answer> {
+    type Entry = (Box<[u8]>, Self);
+
     fn render(answer: Answer) -> Self {
         Self::new(answer)
     }

@@ -127,6 +127,23 @@ impl House {
                 if borrowed != got {
                     return Err(format!("with {way}, borrowed: {borrowed:#?}\ngot {got:#?}"));
                 }
+                // As an item of a batch, among others that are nearly the same.
+                let other = Query {
+                    explain: !query.explain,
+                    ..query.clone()
+                };
+                let all = [&other, &query, &other, &query].map(QueryRef::from);
+                let looked_up = engine.look_up(snapshot, all.into());
+                for looked_up in looked_up.iter().skip(1).step_by(2) {
+                    let answered =
+                        engine.authorize_looked_up(looked_up, &Origin::default(), &leave);
+                    let answered = answered.map(|it| it.answer);
+                    if answered != got {
+                        return Err(format!(
+                            "with {way}, looked up: {answered:#?}\ngot {got:#?}"
+                        ));
+                    }
+                }
             }
         }
         // What no policy reads of the context may be anything of its kind. A request that is

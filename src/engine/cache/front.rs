@@ -4,27 +4,31 @@
 //! A hit takes the lock, finds the key and notes that it was asked, where moka also writes down
 //! the read for its queues and frequencies. Over 100,000 keys that is the most of what a hit costs.
 
+use std::cell::Cell;
 use std::hash::BuildHasher as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
-use super::Rendered;
+use super::{Entry as _, Rendered};
 use crate::pdp::id::Revision;
 
 /// What the allocator and the table need for an entry besides key and answer: its slot, with room
-/// to grow, and the heads of its allocations. Rounded up.
-const ENTRY_BYTES: usize = 160;
+/// to grow, and what the allocator rounds up. Rounded up.
+const ENTRY_BYTES: usize = 128;
 
 /// As many shards as there are of these in the capacity, up to the most: fewer threads than that
 /// meet at one, and an entry may take up a shard.
 const SHARD_BYTES: u64 = 2 << 20;
 const MOST_SHARDS: u64 = 16;
+/// As many keys of one lookup commonly fall to one shard, at most.
+const KEYS_OF_A_SHARD: usize = 16;
 
 /// Answers by revision and key.
 #[derive(Debug)]
-pub(super) struct Front<A> {
+pub(super) struct Front<A: Rendered> {
     hasher: RandomState,
     /// A power of two of them.
     shards: Box<[Mutex<Shard<A>>]>,
@@ -40,10 +44,10 @@ pub(super) struct FrontFigures {
 }
 
 /// An entry that had to make room, under the revision that it was decided on.
-type Fallen<A> = (Revision, Box<[u8]>, A);
+type Fallen<A> = (Revision, <A as Rendered>::Entry);
 
 #[derive(Debug)]
-struct Shard<A> {
+struct Shard<A: Rendered> {
     /// Of all entries here; they go when an answer of another comes.
     revision: Option<Revision>,
     table: HashTable<Slot<A>>,
@@ -56,12 +60,11 @@ struct Shard<A> {
 }
 
 #[derive(Debug)]
-struct Slot<A> {
+struct Slot<A: Rendered> {
     hash: u64,
-    key: Box<[u8]>,
-    answer: A,
+    entry: A::Entry,
     /// Whether it was asked since the hand last came by.
-    asked: bool,
+    asked: Cell<bool>,
 }
 
 impl<A: Rendered> Front<A> {
@@ -89,14 +92,59 @@ impl<A: Rendered> Front<A> {
     pub(super) fn get(&self, revision: &Revision, hash: u64, key: &[u8]) -> Option<A> {
         let shard = &mut *self.shard(hash)?;
         if shard.revision.as_ref() == Some(revision)
-            && let Some(slot) = shard.table.find_mut(hash, |slot| slot.is_of(hash, key))
+            && let Some(slot) = shard.table.find(hash, |slot| slot.is_of(hash, key))
         {
-            slot.asked = true;
+            slot.asked.set(true);
             shard.hits += 1;
-            return Some(slot.answer.clone());
+            return Some(slot.entry.answer());
         }
         shard.misses += 1;
         None
+    }
+
+    /// The answers under `keys`, each of which stands behind its hash, if they were decided on
+    /// `revision`. Counts nothing, and takes one of two keys of one hash for absent.
+    ///
+    /// Nearly all of a hit is waiting for memory that is far away: the place in the table, then
+    /// what it points to. Here each round asks for one such piece for every key of a shard, and a
+    /// processor that does not wait for one before it asks for the next has them all under way.
+    pub(super) fn get_all(&self, revision: &Revision, keys: &[(u64, &[u8])]) -> Vec<Option<A>> {
+        let mut answers: Vec<Option<A>> = keys.iter().map(|_| None).collect();
+        let mut by_shard: Vec<(usize, usize)> = (keys.iter().enumerate())
+            .map(|(place, (hash, _))| (self.shard_of(*hash), place))
+            .collect();
+        by_shard.sort_unstable();
+        for of_one in by_shard.chunk_by(|(one, _), (next, _)| one == next) {
+            let Some((at, _)) = of_one.first() else {
+                continue;
+            };
+            let Some(shard) = self.shards.get(*at).map(lock) else {
+                continue;
+            };
+            if shard.revision.as_ref() != Some(revision) {
+                continue;
+            }
+            let wanted = of_one.iter().filter_map(|(_, place)| keys.get(*place));
+            let found: SmallVec<[_; KEYS_OF_A_SHARD]> = wanted
+                .clone()
+                .map(|(hash, _)| shard.table.find(*hash, |slot| slot.hash == *hash))
+                .collect();
+            let held: SmallVec<[_; KEYS_OF_A_SHARD]> = (found.iter())
+                .map(|slot| slot.map(|slot| slot.entry.key()))
+                .collect();
+            for (((_, place), (_, key)), (slot, held)) in
+                of_one.iter().zip(wanted).zip(found.iter().zip(&held))
+            {
+                if let Some(slot) = slot
+                    && *held == Some(*key)
+                    && let Some(answer) = answers.get_mut(*place)
+                {
+                    slot.asked.set(true);
+                    *answer = Some(slot.entry.answer());
+                }
+            }
+        }
+        answers
     }
 
     /// Puts `answer` under `key`, and returns what had to make room: entries that were not asked
@@ -109,6 +157,7 @@ impl<A: Rendered> Front<A> {
         answer: &A,
     ) -> Vec<Fallen<A>> {
         let mut fallen = Vec::new();
+        let entry = A::Entry::of(key, answer);
         // Freed after the lock is given back, like what is returned.
         let mut _outdated = None;
         let Some(mut shard) = self.shard(hash) else {
@@ -118,27 +167,26 @@ impl<A: Rendered> Front<A> {
             _outdated = Some(shard.clear());
             shard.revision = Some(revision.clone());
         }
-        let weight = weight(key, answer);
-        if weight > shard.capacity {
-            fallen.push((revision.clone(), key.into(), answer.clone()));
-            return fallen;
-        }
         // Two threads may have decided the same; their answers are the same, too.
         if (shard.table.find(hash, |slot| slot.is_of(hash, key))).is_some() {
             return fallen;
         }
+        let weight = weight::<A>(&entry);
+        if weight > shard.capacity {
+            fallen.push((revision.clone(), entry));
+            return fallen;
+        }
         while shard.bytes + weight > shard.capacity {
             match shard.evict() {
-                Some((key, answer)) => fallen.push((revision.clone(), key, answer)),
+                Some(entry) => fallen.push((revision.clone(), entry)),
                 None => break,
             }
         }
         let slot = Slot {
             hash,
-            key: key.into(),
-            answer: answer.clone(),
+            entry,
             // The hand may be just before it: a newcomer has its chance, too.
-            asked: true,
+            asked: Cell::new(true),
         };
         shard.table.insert_unique(hash, slot, |slot| slot.hash);
         shard.bytes += weight;
@@ -165,27 +213,31 @@ impl<A: Rendered> Front<A> {
         sum
     }
 
-    /// `None` never: there is a power of two of shards. The table uses the hash's other bits.
+    /// `None` never.
     fn shard(&self, hash: u64) -> Option<MutexGuard<'_, Shard<A>>> {
-        let at = (hash >> 32) as usize & (self.shards.len() - 1);
-        self.shards.get(at).map(lock)
+        self.shards.get(self.shard_of(hash)).map(lock)
+    }
+
+    /// There is a power of two of shards. The table uses the hash's other bits.
+    fn shard_of(&self, hash: u64) -> usize {
+        (hash >> 32) as usize & (self.shards.len() - 1)
     }
 }
 
-fn lock<A>(shard: &Mutex<Shard<A>>) -> MutexGuard<'_, Shard<A>> {
+fn lock<A: Rendered>(shard: &Mutex<Shard<A>>) -> MutexGuard<'_, Shard<A>> {
     // Nothing that is done under the lock can fail half way but for want of memory, which ends
     // the process.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The memory that an entry holds, in bytes.
-fn weight<A: Rendered>(key: &[u8], answer: &A) -> usize {
-    ENTRY_BYTES + key.len() + answer.weight()
+/// The memory that `entry` takes up here, in bytes.
+fn weight<A: Rendered>(entry: &A::Entry) -> usize {
+    ENTRY_BYTES + entry.weight()
 }
 
-impl<A> Slot<A> {
+impl<A: Rendered> Slot<A> {
     fn is_of(&self, hash: u64, key: &[u8]) -> bool {
-        self.hash == hash && *self.key == *key
+        self.hash == hash && self.entry.key() == key
     }
 }
 
@@ -203,7 +255,7 @@ impl<A: Rendered> Shard<A> {
     }
 
     /// Takes out the first entry from the hand on that was not asked since the hand came by.
-    fn evict(&mut self) -> Option<(Box<[u8]>, A)> {
+    fn evict(&mut self) -> Option<A::Entry> {
         if self.table.is_empty() {
             return None;
         }
@@ -215,15 +267,15 @@ impl<A: Rendered> Shard<A> {
             } else {
                 0
             };
-            let Ok(mut slot) = self.table.get_bucket_entry(at) else {
+            let Ok(slot) = self.table.get_bucket_entry(at) else {
                 continue;
             };
-            if std::mem::take(&mut slot.get_mut().asked) {
+            if slot.get().asked.take() {
                 continue;
             }
-            let (Slot { key, answer, .. }, _) = slot.remove();
-            self.bytes -= weight(&key, &answer);
-            return Some((key, answer));
+            let (Slot { entry, .. }, _) = slot.remove();
+            self.bytes -= weight::<A>(&entry);
+            return Some(entry);
         }
     }
 
@@ -258,6 +310,8 @@ mod tests {
     }
 
     impl Rendered for Number {
+        type Entry = (Box<[u8]>, Self);
+
         fn render(_: crate::pdp::answer::Answer) -> Self {
             Self(0)
         }
@@ -286,7 +340,7 @@ mod tests {
         front
             .insert(&revision(1), front.hash(&key), &key, &Number(n))
             .into_iter()
-            .map(|(_, _, Number(n))| n)
+            .map(|(_, entry)| entry.answer().0)
             .collect()
     }
 
@@ -321,12 +375,56 @@ mod tests {
     }
 
     #[test]
+    fn many_at_once_are_found_as_one_by_one() {
+        let front: Front<Number> = Front::new(8 << 20);
+        for n in (0..300).step_by(3) {
+            insert(&front, n);
+        }
+        let keys: Vec<_> = (0..300).chain([3, 3]).map(|n| (n, key(n))).collect();
+        let hashed: Vec<_> = (keys.iter())
+            .map(|(_, key)| (front.hash(key), &key[..]))
+            .collect();
+        let found = front.get_all(&revision(1), &hashed);
+        assert_eq!(found.len(), keys.len());
+        for ((n, _), found) in keys.iter().zip(found) {
+            let wanted = n.is_multiple_of(3).then_some(Number(*n));
+            assert_eq!(found, wanted);
+        }
+        let of_another = front.get_all(&revision(2), &hashed);
+        assert!(of_another.iter().all(Option::is_none));
+        assert_eq!((front.figures().hits, front.figures().misses), (0, 0));
+    }
+
+    #[test]
+    fn what_was_found_among_many_gets_a_second_chance_too() {
+        let front = front(100);
+        let fallen: Vec<usize> = (0..=100).flat_map(|n| insert(&front, n)).collect();
+        assert_eq!(fallen.len(), 1);
+        let asked = [7, 8, 9].map(key);
+        let held: Vec<_> = (asked.iter())
+            .filter(|key| {
+                front.get_all(&revision(1), &[(front.hash(&key[..]), &key[..])])[0].is_some()
+            })
+            .collect();
+        let fallen = insert(&front, 200);
+        assert!(
+            held.iter()
+                .all(|key| !fallen.iter().any(|n| self::key(*n) == **key))
+        );
+    }
+
+    #[test]
     fn keys_of_one_hash_are_told_apart() {
         let front = front(3);
         let (one, other) = (key(1), key(2));
         front.insert(&revision(1), 7, &one, &Number(1));
         assert_eq!(front.get(&revision(1), 7, &other), None);
         front.insert(&revision(1), 7, &other, &Number(2));
+        // Among many, one may stand in the other's way, but is not taken for it.
+        let both = [(7, &one[..]), (7, &other[..])];
+        for (found, wanted) in front.get_all(&revision(1), &both).into_iter().zip(1..) {
+            assert!(found.is_none_or(|found| found == Number(wanted)));
+        }
         assert_eq!(front.get(&revision(1), 7, &one), Some(Number(1)));
         assert_eq!(front.get(&revision(1), 7, &other), Some(Number(2)));
     }
