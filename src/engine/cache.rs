@@ -76,7 +76,17 @@ const LARGEST_KEPT_KEY_BYTES: usize = 64 << 10;
 
 thread_local! {
     /// Where keys are written for lookup; only a miss copies its key.
-    static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static KEYS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `write` with an empty list for keys, the same for each lookup of a thread.
+fn with_room_for_keys<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    KEYS.with_borrow_mut(|bytes| {
+        // One huge request must not hold its key's memory on every thread for ever.
+        bytes.clear();
+        bytes.shrink_to(LARGEST_KEPT_KEY_BYTES);
+        write(bytes)
+    })
 }
 
 impl<A: Rendered> Cache<A> {
@@ -115,9 +125,7 @@ impl<A: Rendered> Cache<A> {
     /// None is counted until it is used; and one that is not at hand may be remembered all the
     /// same.
     pub(super) fn look_up(&self, snapshot: &Snapshot, queries: &[QueryRef<'_>]) -> Vec<Option<A>> {
-        KEY.with_borrow_mut(|bytes| {
-            bytes.clear();
-            bytes.shrink_to(LARGEST_KEPT_KEY_BYTES);
+        with_room_for_keys(|bytes| {
             let ends: Vec<usize> = (queries.iter())
                 .map(|query| {
                     let (action, id) = (query.action.type_name, query.action.id);
@@ -152,10 +160,7 @@ impl<A: Rendered> Cache<A> {
         let revision = snapshot.revision();
         let action = query.action;
         let reads = snapshot.context_reads(action.type_name, action.id);
-        KEY.with_borrow_mut(|bytes| {
-            // One huge request must not hold its key's memory on every thread for ever.
-            bytes.clear();
-            bytes.shrink_to(LARGEST_KEPT_KEY_BYTES);
+        with_room_for_keys(|bytes| {
             bytes.extend_from_slice(revision.as_str().as_bytes());
             key::encode(bytes, reads, query);
             let key = bytes.get(revision.as_str().len()..).unwrap_or_default();

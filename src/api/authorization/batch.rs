@@ -3,11 +3,12 @@
 //! Where the last few answers were remembered, the next ones are looked up many at once, which costs
 //! less than one by one; what was not found so is then decided like any other.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use prost::Message as _;
 use prost::bytes::{BufMut as _, Bytes};
 use prost::encoding::{encode_varint, encoded_len_varint};
-use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::server::UnaryService;
