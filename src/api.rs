@@ -6,6 +6,7 @@ pub mod admin;
 mod admission;
 mod answer;
 mod authorization;
+mod backlog;
 mod call;
 mod callers;
 pub mod client;
@@ -32,11 +33,12 @@ mod tls;
 mod to_proto;
 mod turn;
 
+use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either};
 use hyper::body::Incoming;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -203,17 +205,20 @@ impl Doors {
         traces.begin(|name| headers.get(name)?.to_str().ok())
     }
 
-    async fn call(
-        &self,
+    /// Answers the call by its service.
+    ///
+    /// What most calls do not need is boxed: each call has room for all that is not.
+    fn call<'a>(
+        &'a self,
         method: Method,
         request: http::Request<Incoming>,
-        call: &Call,
-    ) -> http::Response<AnswerBody> {
+        call: &'a Call,
+    ) -> impl Future<Output = http::Response<AnswerBody>> + use<'a> {
         let door = &self.authorization;
-        let response = match method {
-            Method::Authorize => door.authorize(request, call).await,
-            Method::BatchAuthorize => door.batch_authorize(request, call).await,
-            Method::StreamAuthorize => door.stream_authorize(request, call).await,
+        let other: BoxFuture<'a, _> = match method {
+            Method::Authorize => return Either::Left(door.authorize(request, call)),
+            Method::BatchAuthorize => Box::pin(door.batch_authorize(request, call)),
+            Method::StreamAuthorize => Box::pin(door.stream_authorize(request, call)),
             Method::GetStatus
             | Method::WatchStatus
             | Method::ListPolicies
@@ -222,9 +227,9 @@ impl Doors {
             | Method::HealthWatch
             | Method::Reflection
             | Method::OldReflection
-            | Method::Other => self.others(request, call).await,
+            | Method::Other => Box::pin(self.others(request, call)),
         };
-        by_contract(response)
+        Either::Right(other)
     }
 
     /// The whole answer to a call that gets none.

@@ -1,6 +1,6 @@
 //! Whether a call is begun or shed: by how long calls wait for a thread, and how many there are.
 //!
-//! Calls run where their connection does, so there is no queue of calls whose length would tell.
+//! Calls run where their connection does, so there is no one queue of calls whose length would tell.
 //! What tells is time: from when a connection had something to read until the call that was read
 //! runs. When calls that have waited longer than a bound do not end for a while, the service is given
 //! more than it can do; then those are shed, and what is begun has not waited. A burst that is worked
@@ -63,6 +63,11 @@ impl SharedMoment {
     pub(super) fn store(&self, moment: Option<Moment>) {
         let nanos = moment.map_or(0, |moment| moment.0);
         self.0.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Whether it is there, and no longer ago than `time`.
+    fn is_within(&self, time: Duration, now: Moment) -> bool {
+        self.load().is_some_and(|moment| now.since(moment) <= time)
     }
 
     /// What it was; it is none from here on.
@@ -140,23 +145,24 @@ impl Admission {
         if now.since(arrived) <= delay {
             return Ok(());
         }
-        let is_within = |moment: Option<Moment>, time: Duration| {
-            moment.is_some_and(|moment| now.since(moment) <= time)
-        };
         let since = match self.late_since.load() {
-            Some(since) if is_within(self.late_last.load(), GAP) => since,
+            Some(since) if self.late_last.is_within(GAP, now) => since,
             Some(_) | None => {
                 self.late_since.store(Some(now));
                 now
             }
         };
         refresh(&self.late_last, now);
-        let is_shedding = now.since(since) > INTERVAL || is_within(self.shed_last.load(), INTERVAL);
-        if is_shedding {
+        if now.since(since) > INTERVAL || self.is_shedding(now) {
             refresh(&self.shed_last, now);
             return Err(Shed::Overloaded);
         }
         Ok(())
+    }
+
+    /// Whether any had to be shed lately.
+    pub(super) fn is_shedding(&self, now: Moment) -> bool {
+        self.shed_last.is_within(INTERVAL, now)
     }
 
     /// A place for a call that is not answered at once.

@@ -6,6 +6,7 @@
 
 mod batch;
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -91,41 +92,47 @@ impl Authorization {
     }
 
     /// `Authorize`.
-    pub(super) async fn authorize(
-        &self,
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn has room for its arguments twice"
+    )]
+    pub(super) fn authorize<'a>(
+        &'a self,
         request: http::Request<Incoming>,
-        call: &Call,
-    ) -> http::Response<AnswerBody> {
-        let (head, body) = request.into_parts();
-        // Whether an encoding is known is for tonic to say, even when it is not used.
-        let body = if head.headers.contains_key("grpc-encoding") {
-            Body::new(self.pending.counting(body))
-        } else {
-            match message::read(body, self.max_message_bytes).await {
-                Ok(bytes) => {
-                    let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
-                    let leave = match self.leave_for(call).await {
-                        Ok(leave) => leave,
-                        Err(rejection) => {
-                            return self.ends(rejection).into_http().map(AnswerBody::Tonic);
+        call: &'a Call,
+    ) -> impl Future<Output = http::Response<AnswerBody>> + use<'a> {
+        async move {
+            let (head, body) = request.into_parts();
+            // Whether an encoding is known is for tonic to say, even when it is not used.
+            let body = if head.headers.contains_key("grpc-encoding") {
+                Body::new(self.pending.counting(body))
+            } else {
+                match message::read(body, self.max_message_bytes).await {
+                    Ok(bytes) => {
+                        let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
+                        let leave = match self.leave_for(call).await {
+                            Ok(leave) => leave,
+                            Err(rejection) => {
+                                return self.ends(rejection).into_http().map(AnswerBody::Tonic);
+                            }
+                        };
+                        match self.authorize_in_place(message, call, &leave) {
+                            Some(Ok(answer)) => return answer.into_response(),
+                            Some(Err(rejection)) => {
+                                return Status::from(rejection).into_http().map(AnswerBody::Tonic);
+                            }
+                            None => Body::new(Whole(Some(bytes))),
                         }
-                    };
-                    match self.authorize_in_place(message, call, &leave) {
-                        Some(Ok(answer)) => return answer.into_response(),
-                        Some(Err(rejection)) => {
-                            return Status::from(rejection).into_http().map(AnswerBody::Tonic);
-                        }
-                        None => Body::new(Whole(Some(bytes))),
                     }
+                    Err(held) => Body::new(self.pending.counting(held)),
                 }
-                Err(held) => Body::new(self.pending.counting(held)),
-            }
-        };
-        let request = call.put_with(http::Request::from_parts(head, body));
-        self.grpc()
-            .unary(Unary(self), request)
-            .await
-            .map(AnswerBody::Tonic)
+            };
+            let request = call.put_with(http::Request::from_parts(head, body));
+            // Boxed, as few come here and all would make room for it.
+            Box::pin(async move { self.grpc().unary(Unary(self), request).await })
+                .await
+                .map(AnswerBody::Tonic)
+        }
     }
 
     /// `BatchAuthorize`.
@@ -175,19 +182,21 @@ impl Authorization {
     async fn leave_for(&self, call: &Call) -> Result<Leave, Rejection> {
         let leave = match self.engine.leave_now() {
             Some(leave) => leave,
-            None => {
-                let mut draining = self.draining.clone();
-                tokio::select! {
-                    biased;
-                    leave = self.engine.leave() => leave,
-                    // What the log has no room for by the end it will never have room for.
-                    () = draining.draining() => return Err(Rejection::ShuttingDown),
-                    () = call.deadline.passed() => return Err(Rejection::DeadlinePassed),
-                }
-            }
+            None => Box::pin(self.leave_in_time(call)).await?,
         };
         call.caller.is_still(Right::Authorize)?;
         Ok(leave)
+    }
+
+    async fn leave_in_time(&self, call: &Call) -> Result<Leave, Rejection> {
+        let mut draining = self.draining.clone();
+        tokio::select! {
+            biased;
+            leave = self.engine.leave() => Ok(leave),
+            // What the log has no room for by the end it will never have room for.
+            () = draining.draining() => Err(Rejection::ShuttingDown),
+            () = call.deadline.passed() => Err(Rejection::DeadlinePassed),
+        }
     }
 
     fn refused(&self, rejection: &Rejection, call: &Call) {

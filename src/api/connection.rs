@@ -7,30 +7,27 @@
 //!
 //! What a task would have given is given here too: a call that panics takes no other with it, a
 //! connection that has had its thread for a while lets others go first, and one whose calls are
-//! slow gets more than one thread.
+//! slow gets more than one thread (see [`Backlog`]).
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use futures_util::task::AtomicWaker;
 use hyper::rt::Executor;
 
-use super::admission::{Moment, SharedMoment};
+use super::admission::{Admission, Moment, SharedMoment};
+use super::backlog::{Backlog, Guarded};
 use super::turn::Turn;
-
-/// One call, from its headers to the last byte of its answer.
-type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The executor to build a connection with; [`with_calls`](Self::with_calls) then runs both.
 #[derive(Clone, Default)]
 pub struct InConnection {
-    new: Arc<Mutex<Vec<Call>>>,
+    backlog: Arc<Backlog>,
     /// Since when there was something to read, of what is being read now.
     ready: Arc<SharedMoment>,
 }
@@ -41,21 +38,30 @@ where
 {
     /// hyper calls this while the connection is polled, and what it puts here runs right after.
     fn execute(&self, call: F) {
-        self.list().push(Box::pin(call));
+        self.backlog.push(Box::pin(call));
     }
 }
 
 impl InConnection {
+    /// One whose calls are shed when `admission` says so, and may be `most` at a time.
+    pub(super) fn new(admission: Arc<Admission>, most: u32) -> Self {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        Self {
+            backlog: Arc::new(Backlog::new(admission, most)),
+            ready: Arc::default(),
+        }
+    }
+
     /// `connection`, which was built with this executor, together with its calls.
     ///
-    /// Ends when the connection does; calls that are then still running are dropped, as the
-    /// caller has gone.
+    /// Ends when the connection does; calls that are not begun then or wait for something are
+    /// dropped, as the caller has gone.
     #[must_use]
     pub fn with_calls<C>(self, connection: C) -> WithCalls<C> {
         let bell = Arc::<Bell>::default();
         WithCalls {
             connection,
-            new: self,
+            executor: self,
             running: FuturesUnordered::new(),
             ringing: Waker::from(Arc::clone(&bell)),
             bell,
@@ -66,11 +72,6 @@ impl InConnection {
     /// connection, to note it for each call.
     pub(super) fn ready(&self) -> Arc<SharedMoment> {
         Arc::clone(&self.ready)
-    }
-
-    fn list(&self) -> MutexGuard<'_, Vec<Call>> {
-        // A panic elsewhere leaves a list that is none the worse.
-        self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,7 +84,7 @@ impl fmt::Debug for InConnection {
 /// A connection and its calls; a future that is the connection's.
 pub struct WithCalls<C> {
     connection: C,
-    new: InConnection,
+    executor: InConnection,
     /// Polled, and not done at once.
     running: FuturesUnordered<Guarded>,
     /// Through which connection and calls wake this task.
@@ -110,26 +111,36 @@ impl<C: Future + Unpin> Future for WithCalls<C> {
         let turn = Turn::begin();
         // Of a task that nobody rang for, it is the first turn.
         let ready = bell.rung_at.take();
-        me.new
+        me.executor
             .ready
             .store(Some(ready.unwrap_or_else(|| turn.begun().into())));
         bell.attend(context.waker());
         loop {
             bell.quiet();
+            // A caller that resets calls may open others at once: no more is read than may wait.
+            let reads = !me.executor.backlog.is_full();
             // Reads what has come, and writes what calls have left.
-            if let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
+            if reads && let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
                 return Poll::Ready(ended);
             }
             while let Poll::Ready(Some(())) = Pin::new(&mut me.running).poll_next(inner) {}
-            me.run_new(inner, turn);
+            me.run_new(inner);
             if turn.is_over() || !tokio::task::coop::has_budget_remaining() {
-                // Others go first. What rang by now is seen to when this task comes round again.
+                // Others go first; but what has been answered leaves, as far as the runtime lets
+                // it. What rings from here on is seen to when this task comes round again.
+                if !me.executor.backlog.is_full() {
+                    me.executor.ready.store(Some(turn.begun().into()));
+                    bell.quiet();
+                    if let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
+                        return Poll::Ready(ended);
+                    }
+                }
                 bell.rung_at.store(Some(Moment::now()));
                 bell.leave();
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if bell.is_quiet() && bell.leave() {
+            if reads && bell.is_quiet() && bell.leave() {
                 return Poll::Pending;
             }
         }
@@ -137,12 +148,12 @@ impl<C: Future + Unpin> Future for WithCalls<C> {
 }
 
 impl<C> WithCalls<C> {
-    /// Runs the calls that have come. When they take longer than a turn, the rest become tasks of
-    /// their own: a connection whose calls are too much for one thread may have the others too.
-    fn run_new(&mut self, context: &mut Context<'_>, turn: Turn) {
-        let mut new = std::mem::take(&mut *self.new.list()).into_iter();
-        for call in new.by_ref() {
-            let mut call = Guarded(Some(call));
+    /// Runs the calls that have come, for as long as a turn lasts: whatever went before, there is
+    /// time for them.
+    fn run_new(&mut self, context: &mut Context<'_>) {
+        let backlog = &self.executor.backlog;
+        let turn = Turn::begin();
+        while let Some(mut call) = backlog.next(turn) {
             // Most calls are done at once, and are spared the list of those that are not.
             // INVARIANT: one that is not has left its waker, which brings this task round, and the
             // list polls what it was given whenever it is polled itself. It is not polled right
@@ -151,11 +162,11 @@ impl<C> WithCalls<C> {
                 self.running.push(call);
             }
             if turn.is_over() {
-                break;
+                if !backlog.is_empty() {
+                    backlog.call_for_help();
+                }
+                return;
             }
-        }
-        for call in new {
-            tokio::spawn(Guarded(Some(call)));
         }
     }
 }
@@ -222,8 +233,7 @@ impl Wake for Bell {
 impl<C> Drop for WithCalls<C> {
     fn drop(&mut self) {
         // A call holds the executor that it was given to: the ring must be broken.
-        let new = std::mem::take(&mut *self.new.list());
-        drop(new);
+        self.executor.backlog.clear();
     }
 }
 
@@ -233,37 +243,13 @@ impl<C> fmt::Debug for WithCalls<C> {
     }
 }
 
-/// A call whose panic is its own end and nobody else's; `None` once it is over.
-struct Guarded(Option<Call>);
-
-impl Future for Guarded {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let Some(call) = &mut self.0 else {
-            return Poll::Ready(());
-        };
-        // What a call shares with others (locks, the connection's streams) is as it would be
-        // after the panic of a task.
-        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(()),
-            Err(_told_by_the_panic_hook) => {
-                tracing::error!("a call failed and was reset; its panic is told above");
-                let call = self.0.take();
-                // Dropping its stream is what resets it; and even that must not end the others.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(call)));
-                Poll::Ready(())
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
+    use super::super::admission::AdmissionLimits;
+    use super::super::backlog::Call;
     use super::*;
 
     /// A connection that has calls for its executor, a few at each poll, and ends when told.
@@ -373,6 +359,38 @@ mod tests {
         let first: Call = Box::pin(async { std::thread::sleep(Duration::from_millis(2)) });
         let calls = vec![vec![first, slow(done(&met)), slow(done(&met))]];
         run(calls, reaches(&met, 2)).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_read_while_too_many_of_its_calls_wait() {
+        /// Has two calls at each poll, which take a turn each.
+        struct Endless(InConnection, usize);
+
+        impl Future for Endless {
+            type Output = ();
+
+            fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+                assert!(!self.0.backlog.is_full());
+                for _ in 0..2 {
+                    self.0
+                        .execute(async { std::thread::sleep(Duration::from_millis(1)) });
+                }
+                self.1 += 1;
+                context.waker().wake_by_ref();
+                match self.1 {
+                    50 => Poll::Ready(()),
+                    _ => Poll::Pending,
+                }
+            }
+        }
+
+        let admission = Admission::new(AdmissionLimits {
+            delay: None,
+            calls: 1,
+        });
+        let executor = InConnection::new(admission, 4);
+        let connection = Endless(executor.clone(), 0);
+        executor.with_calls(connection).await;
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! call; and a call that is one match away from its service is a cheaper call.
 
 use std::convert::Infallible;
-use std::future::{Future as _, poll_fn};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, LazyLock};
@@ -24,7 +24,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::server::TlsStream;
 use tonic::{Code, Status};
 
-use super::Doors;
 use super::admission::{Admission, Moment, Place, RETRY_AFTER, Shed};
 use super::answer::AnswerBody;
 use super::call::{Call, TraceId};
@@ -38,6 +37,7 @@ use super::linger::Lingering;
 use super::listen::{Connection, Listener};
 use super::status::Rejection;
 use super::tls::Tls;
+use super::{Doors, by_contract};
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::CallSpan;
 
@@ -253,7 +253,10 @@ async fn serve_http2(
     let limits = entrance.limits.clone();
     let calls = Calls::default();
     let in_flight = calls.clone();
-    let executor = InConnection::default();
+    let executor = InConnection::new(
+        Arc::clone(&entrance.admission),
+        limits.max_concurrent_streams,
+    );
     let ready = executor.ready();
     let of_calls = Arc::clone(&entrance);
     let service = service_fn(move |request| {
@@ -321,8 +324,8 @@ struct CallInFlight {
     place: Option<Place>,
     entrance: Arc<Entrance>,
     method: Method,
-    /// When its headers came; `None` when calls are not counted.
-    begun: Option<Instant>,
+    /// When its headers came.
+    begun: Instant,
     /// What it has been answered so far: nothing, for a caller that leaves before.
     code: Code,
     /// Its span, if it is traced.
@@ -337,7 +340,7 @@ impl CallInFlight {
             place: None,
             method,
             span: entrance.doors.span(method, request.headers()),
-            begun: entrance.doors.figures.is_some().then(Instant::now),
+            begun: Instant::now(),
             entrance,
             code: Code::Cancelled,
         }
@@ -366,8 +369,8 @@ impl CallInFlight {
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        if let (Some(begun), Some(figures)) = (self.begun, &self.entrance.doors.figures) {
-            figures.called(self.method, self.code, begun.elapsed());
+        if let Some(figures) = &self.entrance.doors.figures {
+            figures.called(self.method, self.code, self.begun.elapsed());
         }
         if let Some(span) = &self.span {
             span.end(figures::ended(self.method, self.code));
@@ -413,93 +416,99 @@ impl hyper::body::Body for CountedBody {
 }
 
 /// One call: its deadline kept, its status in the contract's words.
-async fn call(
-    begun: &mut CallInFlight,
-    identification: &Arc<Identification>,
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn has room for its arguments twice"
+)]
+fn call<'a>(
+    begun: &'a mut CallInFlight,
+    identification: &'a Arc<Identification>,
     arrived: Moment,
     request: http::Request<Incoming>,
-) -> http::Response<AnswerBody> {
-    if !is_grpc(&request) {
-        let mut refused = http::Response::new(AnswerBody::Ended);
-        *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return refused;
-    }
-    let CallInFlight {
-        entrance,
-        method,
-        place,
-        span,
-        ..
-    } = begun;
-    let (entrance, method) = (&**entrance, *method);
-    let doors = &entrance.doors;
-    let now = Instant::now();
-    let budget = match method.is_unary() {
-        true => entrance.limits.max_call_time,
-        // A stream or watch lasts as long as its caller likes.
-        false => None,
-    };
-    let deadline = Deadline::begin(request.headers(), now, budget);
-    // Before anything is spent on it: a call that is shed should cost next to nothing.
-    if method.right() == Some(Right::Authorize)
-        && let Err(shed) = entrance.admission.begin(arrived, now.into())
-    {
-        pass_over(method, request.into_body(), deadline).await;
-        return entrance.sheds(shed);
-    }
-    let caller = match identification.admit(request.headers()) {
-        Ok(caller) => caller,
-        // A prober has nothing to show, and is told nothing but whether to come back.
-        Err(_unknown) if method.is_open_to_all() => Admitted::default(),
-        Err(unknown) => {
-            pass_over(method, request.into_body(), deadline).await;
-            return doors.refuse(unknown);
+) -> impl Future<Output = http::Response<AnswerBody>> + use<'a> {
+    async move {
+        if !is_grpc(&request) {
+            let mut refused = http::Response::new(AnswerBody::Ended);
+            *refused.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return refused;
         }
-    };
-    if let Some(right) = method.right()
-        && let Err(missing) = caller.check(right)
-    {
-        pass_over(method, request.into_body(), deadline).await;
-        return doors.refuse(missing);
-    }
-    let call = Call {
-        caller,
-        deadline,
-        trace_id: match doors.engine.is_logged() {
-            true => TraceId::of(span.as_deref(), request.headers()),
+        let CallInFlight {
+            entrance,
+            method,
+            place,
+            span,
+            begun: came,
+            ..
+        } = begun;
+        let (entrance, method) = (&**entrance, *method);
+        let doors = &entrance.doors;
+        let budget = match method.is_unary() {
+            true => entrance.limits.max_call_time,
+            // A stream or watch lasts as long as its caller likes.
             false => None,
-        },
-        span: span.clone(),
-    };
-    if !method.is_unary() {
-        match entrance.admission.place() {
-            Ok(taken) => *place = Some(taken),
-            Err(shed) => return entrance.sheds(shed),
+        };
+        let deadline = Deadline::begin(request.headers(), *came, budget);
+        // Before anything is spent on it: a call that is shed should cost next to nothing.
+        if method.right() == Some(Right::Authorize)
+            && let Err(shed) = entrance.admission.begin(arrived, Moment::now())
+        {
+            pass_over(method, request.into_body(), deadline).await;
+            return entrance.sheds(shed);
         }
-    }
-    let mut answering = pin!(doors.call(method, request, &call));
-    let mut timer = None;
-    poll_fn(|context| {
-        if let Poll::Ready(response) = answering.as_mut().poll(context) {
-            return Poll::Ready(response);
+        let caller = match identification.admit(request.headers()) {
+            Ok(caller) => caller,
+            // A prober has nothing to show, and is told nothing but whether to come back.
+            Err(_unknown) if method.is_open_to_all() => Admitted::default(),
+            Err(unknown) => {
+                pass_over(method, request.into_body(), deadline).await;
+                return doors.refuse(unknown);
+            }
+        };
+        if let Some(right) = method.right()
+            && let Err(missing) = caller.check(right)
+        {
+            pass_over(method, request.into_body(), deadline).await;
+            return doors.refuse(missing);
         }
-        // Most are answered at once, and are spared a place and a timer; of health everyone is told.
-        if place.is_none() && method != Method::HealthCheck {
+        let call = Call {
+            caller,
+            deadline,
+            trace_id: match doors.engine.is_logged() {
+                true => TraceId::of(span.as_deref(), request.headers()),
+                false => None,
+            },
+            span: span.clone(),
+        };
+        if !method.is_unary() {
             match entrance.admission.place() {
                 Ok(taken) => *place = Some(taken),
-                Err(shed) => return Poll::Ready(entrance.sheds(shed)),
+                Err(shed) => return entrance.sheds(shed),
             }
         }
-        let Some(at) = call.deadline.at() else {
-            return Poll::Pending;
-        };
-        let passed = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        match passed.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(doors.refuse(Rejection::DeadlinePassed)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
+        let mut answering = pin!(doors.call(method, request, &call));
+        let mut timer = None;
+        poll_fn(|context| {
+            if let Poll::Ready(response) = answering.as_mut().poll(context) {
+                return Poll::Ready(by_contract(response));
+            }
+            // Most are answered at once, and are spared a place and a timer; of health everyone is told.
+            if place.is_none() && method != Method::HealthCheck {
+                match entrance.admission.place() {
+                    Ok(taken) => *place = Some(taken),
+                    Err(shed) => return Poll::Ready(entrance.sheds(shed)),
+                }
+            }
+            let Some(at) = call.deadline.at() else {
+                return Poll::Pending;
+            };
+            let passed = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            match passed.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(doors.refuse(Rejection::DeadlinePassed)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
 }
 
 /// Reads a request that is refused in any case, which costs little, as it is small.

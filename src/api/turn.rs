@@ -26,6 +26,11 @@ impl Turn {
         self.0.elapsed() >= LONGEST
     }
 
+    /// Whether it has lasted for half of that.
+    pub(super) fn is_half_over(self) -> bool {
+        self.0.elapsed() >= LONGEST / 2
+    }
+
     /// Gives the thread up for a moment if the turn has lasted long enough.
     pub(super) async fn yield_when_over(&mut self) {
         if self.is_over() {

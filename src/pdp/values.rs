@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr as _;
 use std::sync::{Arc, LazyLock};
 
+use cedar_policy_core::FromNormalizedStr as _;
 use cedar_policy_core::ast::{self, EntityType, EntityUID, PartialValue};
 use cedar_policy_core::extensions::Extensions;
 use smol_str::SmolStr;
@@ -168,9 +169,10 @@ pub(super) fn parse_type_name(text: &str) -> Option<EntityType> {
             && bytes.all(|b| b == b'_' || b.is_ascii_alphanumeric())
     };
     let plain = text.len() <= MAX_TYPE_NAME_BYTES && text.split("::").all(is_identifier);
-    // The parser has the last word: `if::in` is made of identifiers, and of keywords.
+    // Cedar has the last word: `if::in` is made of identifiers, and of keywords. (The same by its
+    // parser takes 10 us, for each type of a request that no policy names.)
     plain
-        .then(|| ast::Name::from_str(text).ok())
+        .then(|| ast::Name::from_normalized_str(text).ok())
         .flatten()
         .map(EntityType::from)
 }
@@ -306,6 +308,19 @@ mod tests {
             assert!(parse_type_name(bad).is_none(), "{bad}");
         }
         assert!(parse_type_name(&"a::".repeat(100_000)).is_none());
+    }
+
+    #[test]
+    fn a_type_is_what_the_parser_takes() {
+        let words = "true false if then else in is like has __cedar permit forbid when unless \
+                     principal action resource context Set String Long Bool Record Entity \
+                     Extension ip decimal datetime duration ipaddr template where type _ __";
+        for word in words.split_whitespace() {
+            for text in [word.to_owned(), format!("{word}::A"), format!("A::{word}")] {
+                let by_parser = ast::Name::from_str(&text).ok().map(EntityType::from);
+                assert_eq!(parse_type_name(&text), by_parser, "{text}");
+            }
+        }
     }
 
     #[test]

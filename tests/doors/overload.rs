@@ -12,8 +12,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::raw::{AUTHORIZE, Caller};
+use crate::raw::{AUTHORIZE, Caller, post};
 use crate::support::{Server, policy_directory, request};
+use crate::wire::framed;
 
 /// How long it is asked too much: long enough here to see it, and a minute with
 /// `CEDAR_PDP_OVERLOAD_SECONDS=60`.
@@ -107,6 +108,31 @@ async fn ends_of(callers: Vec<tokio::task::JoinHandle<Ends>>) -> Ends {
         }
     }
     all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_waits_behind_others_for_longer_than_its_deadline_is_not_decided() {
+    let policies = policy_directory(&[("slow.cedar", &slow_policies())]);
+    let server = Server::start(policies.path(), &["--overload-delay", "0s"]);
+    let caller = Caller::connect(server.address()).await;
+    let mut calls = Vec::new();
+    for n in 0..250 {
+        let request = match n {
+            249 => post(AUTHORIZE).header("grpc-timeout", "1m"),
+            _ => post(AUTHORIZE),
+        };
+        let mut call = caller.open(request.body(()).unwrap()).await.unwrap();
+        let body = framed(&ask(n).encode_to_vec());
+        call.body.send_data(body.into(), true).unwrap();
+        calls.push(call);
+    }
+    let last = calls.pop().unwrap().outcome().await;
+    let code = last.status.map(|status| status.code());
+    assert_eq!(code, Some(Code::DeadlineExceeded));
+    for call in calls {
+        let code = call.outcome().await.status.map(|status| status.code());
+        assert_eq!(code, Some(Code::Ok));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

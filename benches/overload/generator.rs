@@ -1,0 +1,386 @@
+//! Calls at their times, whatever becomes of earlier ones: HTTP/2 written out by hand, from one
+//! thread that never sleeps.
+//!
+//! A client library needs longer for a call than the service does to refuse it, and would be what
+//! fails first. This knows no more of HTTP/2 than it takes: requests are two frames each, of which the
+//! first is the same for all but the first call of a connection, and an answer with a message is one
+//! that was decided, one without was shed. What callers have to heed is heeded: how many calls may
+//! be in flight on a connection, and how much may be sent.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use cedar_pdp::api::pb;
+use prost::Message as _;
+use prost::bytes::Buf as _;
+
+use crate::support::running;
+
+/// An answer that comes after this is of no use, and a call that could not be sent by then is not
+/// made: it is the deadline of each.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest that answers to the last calls are waited for.
+const MOST_ANSWERING: Duration = Duration::from_secs(30);
+pub(crate) const CONNECTIONS: usize = 16;
+/// Of each connection when the next call waits for an answer.
+pub(crate) const IN_FLIGHT: usize = 4;
+
+const METHOD: &str = "/pdp.v1.AuthorizationService/Authorize";
+
+/// How calls come.
+#[derive(Clone, Copy)]
+pub(crate) enum Rate {
+    /// As many as are answered: each connection keeps a few in flight.
+    AsAnswered,
+    /// So many a second.
+    PerSecond(f64),
+}
+
+/// What became of the calls, of those that came to an end while others came.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// How long each took that was decided in time.
+    pub(crate) decided: Vec<Duration>,
+    /// How long each took that was shed in time.
+    pub(crate) shed: Vec<Duration>,
+    /// How many were not answered in time.
+    pub(crate) late: usize,
+    /// Of those, how many never left the caller.
+    pub(crate) unsent: usize,
+    /// How many were shed, whenever.
+    pub(crate) shed_ever: usize,
+    /// The longest that this program did not look after its connections.
+    pub(crate) away: Duration,
+}
+
+/// Calls `address` for as long, and takes the answers to what is under way by then, uncounted.
+pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Result<Outcome> {
+    let mut connections = (0..CONNECTIONS)
+        .map(|_| Connection::open(address))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut outcome = Outcome::default();
+    let begun = Instant::now();
+    if let Rate::AsAnswered = rate {
+        for connection in &mut connections {
+            connection.waiting.extend([begun; IN_FLIGHT]);
+        }
+    }
+    let mut messages = Messages::new();
+    let mut due = 0_u32;
+    let mut now = begun;
+    loop {
+        let before = std::mem::replace(&mut now, Instant::now());
+        outcome.away = outcome.away.max(now - before);
+        let is_over = now - begun > duration;
+        if let Rate::PerSecond(rate) = rate
+            && !is_over
+        {
+            let by_now = ((now - begun).as_secs_f64() * rate) as u32;
+            for call in due..by_now {
+                // Its time, and not that at which this program came to it.
+                let at = begun + Duration::from_secs_f64(f64::from(call) / rate);
+                let turn = call as usize % CONNECTIONS;
+                if let Some(connection) = connections.get_mut(turn) {
+                    connection.waiting.push_back(at);
+                }
+            }
+            due = by_now;
+        }
+        for connection in &mut connections {
+            connection.give_up(now, &mut outcome);
+            connection.send(&mut messages)?;
+            let answered = connection.receive(&mut outcome, is_over)?;
+            if let Rate::AsAnswered = rate
+                && !is_over
+            {
+                connection
+                    .waiting
+                    .extend(std::iter::repeat_n(Instant::now(), answered));
+            }
+        }
+        if is_over {
+            for connection in &mut connections {
+                connection.waiting.clear();
+            }
+            if connections
+                .iter()
+                .all(|connection| connection.in_flight == 0)
+            {
+                return Ok(outcome);
+            }
+            ensure!(
+                now - begun < duration + MOST_ANSWERING,
+                "calls are not answered"
+            );
+        }
+    }
+}
+
+// RFC 9113, section 6.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+const DEFAULT_WINDOW: i64 = 65_535;
+const FRAME_HEAD: usize = 9;
+
+struct Connection {
+    stream: TcpStream,
+    /// The times of the calls that could not be sent yet.
+    waiting: VecDeque<Instant>,
+    /// Of each stream from `first` on: its call, if it is not over.
+    calls: VecDeque<Option<Sent>>,
+    /// The stream of the first of `calls`.
+    first: u32,
+    in_flight: usize,
+    most_in_flight: usize,
+    /// How many bytes of messages may be sent.
+    window: i64,
+    /// The headers of the next call.
+    headers: Vec<u8>,
+    outgoing: Vec<u8>,
+    incoming: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+struct Sent {
+    at: Instant,
+    has_message: bool,
+}
+
+impl Connection {
+    fn open(address: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        let mut outgoing = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        frame(&mut outgoing, SETTINGS, 0, 0, &[]);
+        // As much as there can be, for all answers of a run.
+        let room = (u32::MAX >> 1) - DEFAULT_WINDOW as u32;
+        frame(&mut outgoing, WINDOW_UPDATE, 0, 0, &room.to_be_bytes());
+        Ok(Self {
+            stream,
+            waiting: VecDeque::new(),
+            calls: VecDeque::new(),
+            first: 1,
+            in_flight: 0,
+            most_in_flight: 100,
+            window: DEFAULT_WINDOW,
+            headers: first_headers(address),
+            outgoing,
+            incoming: Vec::new(),
+        })
+    }
+
+    /// Counts the calls that wait for too long to be of use when they are answered.
+    fn give_up(&mut self, now: Instant, outcome: &mut Outcome) {
+        while self
+            .waiting
+            .pop_front_if(|at| now - *at > PATIENCE)
+            .is_some()
+        {
+            outcome.late += 1;
+            outcome.unsent += 1;
+        }
+    }
+
+    /// Sends what may be sent.
+    fn send(&mut self, messages: &mut Messages) -> anyhow::Result<()> {
+        while self.in_flight < self.most_in_flight
+            && self.window > 1_000
+            && let Some(at) = self.waiting.pop_front()
+        {
+            let stream = self.first + 2 * u32::try_from(self.calls.len())?;
+            frame(
+                &mut self.outgoing,
+                HEADERS,
+                END_HEADERS,
+                stream,
+                &self.headers,
+            );
+            self.headers = NEXT_HEADERS.to_vec();
+            let body = messages.next()?;
+            self.window -= i64::try_from(body.len())?;
+            frame(&mut self.outgoing, DATA, END_STREAM, stream, &body);
+            self.calls.push_back(Some(Sent {
+                at,
+                has_message: false,
+            }));
+            self.in_flight += 1;
+        }
+        while !self.outgoing.is_empty() {
+            match ready(self.stream.write(&self.outgoing))? {
+                Some(written) => drop(self.outgoing.drain(..written)),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what has come; returns how many calls it ended.
+    fn receive(&mut self, outcome: &mut Outcome, is_over: bool) -> anyhow::Result<usize> {
+        let mut buffer = [0; 64 << 10];
+        let Some(length) = ready(self.stream.read(&mut buffer))? else {
+            return Ok(0);
+        };
+        ensure!(length > 0, "the server closed a connection");
+        self.incoming
+            .extend_from_slice(buffer.get(..length).unwrap_or_default());
+        let incoming = std::mem::take(&mut self.incoming);
+        let mut rest = incoming.as_slice();
+        let before = self.in_flight;
+        while let Some(mut head) = rest.get(..FRAME_HEAD) {
+            let length = usize::try_from(head.get_uint(3))?;
+            let (kind, flags, stream) = (head.get_u8(), head.get_u8(), head.get_u32());
+            let Some(payload) = rest.get(FRAME_HEAD..FRAME_HEAD + length) else {
+                break;
+            };
+            rest = rest.get(FRAME_HEAD + length..).unwrap_or_default();
+            let Some(sent) = self.take(kind, flags, stream, payload)? else {
+                continue;
+            };
+            outcome.ended(sent, is_over);
+        }
+        self.incoming = rest.to_vec();
+        Ok(before - self.in_flight)
+    }
+
+    /// Takes one frame, and gives the call that it ends.
+    fn take(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        mut payload: &[u8],
+    ) -> anyhow::Result<Option<Sent>> {
+        match kind {
+            DATA | HEADERS => {
+                let place = usize::try_from(stream.saturating_sub(self.first) / 2)?;
+                let call = self.calls.get_mut(place).context("a stream of no call")?;
+                let sent = call.as_mut().context("a stream whose call is over")?;
+                sent.has_message |= kind == DATA;
+                if flags & END_STREAM == 0 {
+                    return Ok(None);
+                }
+                let ended = call.take();
+                self.in_flight -= 1;
+                while let Some(None) = self.calls.front() {
+                    self.calls.pop_front();
+                    self.first += 2;
+                }
+                return Ok(ended);
+            }
+            SETTINGS if flags & ACK == 0 => {
+                while payload.remaining() >= 6 {
+                    let (setting, value) = (payload.get_u16(), payload.get_u32());
+                    if setting == MAX_CONCURRENT_STREAMS {
+                        self.most_in_flight = usize::try_from(value)?;
+                    }
+                }
+                frame(&mut self.outgoing, SETTINGS, ACK, 0, &[]);
+            }
+            PING if flags & ACK == 0 => frame(&mut self.outgoing, PING, ACK, 0, payload),
+            WINDOW_UPDATE if stream == 0 => self.window += i64::from(payload.get_u32()),
+            SETTINGS | PING | WINDOW_UPDATE => {}
+            other => bail!("a frame of type {other} on stream {stream}"),
+        }
+        Ok(None)
+    }
+}
+
+impl Outcome {
+    /// Counts a call that has been answered.
+    fn ended(&mut self, call: Sent, is_over: bool) {
+        let took = call.at.elapsed();
+        if !call.has_message {
+            self.shed_ever += 1;
+        }
+        match call.has_message {
+            _ if is_over => {}
+            _ if took > PATIENCE => self.late += 1,
+            true => self.decided.push(took),
+            false => self.shed.push(took),
+        }
+    }
+}
+
+/// What was done, or that it cannot be yet.
+fn ready(done: io::Result<usize>) -> io::Result<Option<usize>> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// Appends a frame to `out`.
+fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(length.to_be_bytes().get(1..).unwrap_or_default());
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&stream.to_be_bytes());
+    out.extend_from_slice(payload);
+}
+
+/// The headers of a connection's first call, which the server remembers (RFC 7541).
+fn first_headers(address: &str) -> Vec<u8> {
+    // Of the static table: `:method: POST`, `:scheme: http`.
+    let mut block = vec![0x83, 0x86];
+    let mut literal = |name: &[u8], value: &str| {
+        block.extend_from_slice(name);
+        block.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
+        block.extend_from_slice(value.as_bytes());
+    };
+    // Literals to be remembered, with a name of the static table or one spelled out.
+    literal(&[0x44], METHOD);
+    literal(&[0x41], address);
+    literal(&[0x5f], "application/grpc");
+    literal(b"\x40\x02te", "trailers");
+    literal(b"\x40\x0cgrpc-timeout", "1S");
+    block
+}
+
+/// The same headers from then on: the five that are remembered, the last of which is number 62.
+const NEXT_HEADERS: [u8; 7] = [
+    0x83,
+    0x86,
+    0x80 | 66,
+    0x80 | 65,
+    0x80 | 64,
+    0x80 | 63,
+    0x80 | 62,
+];
+
+/// The messages of calls, of which no two ask the same.
+struct Messages {
+    request: pb::AuthorizeRequest,
+    number: i64,
+}
+
+impl Messages {
+    fn new() -> Self {
+        Self {
+            request: running::request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#),
+            number: i64::from(std::process::id()) * 100_000_000,
+        }
+    }
+
+    /// The next, with gRPC's prefix.
+    fn next(&mut self) -> anyhow::Result<Vec<u8>> {
+        self.number += 1;
+        let n = running::value(pb::value::Kind::Long(self.number));
+        self.request.context.insert("n".to_owned(), n);
+        let length = u32::try_from(self.request.encoded_len())?;
+        let mut body = vec![0];
+        body.extend_from_slice(&length.to_be_bytes());
+        self.request.encode(&mut body)?;
+        Ok(body)
+    }
+}
