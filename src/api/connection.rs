@@ -364,20 +364,27 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_not_read_while_too_many_of_its_calls_wait() {
         /// Has two calls at each poll, which take a turn each.
-        struct Endless(InConnection, usize);
+        struct Endless {
+            executor: InConnection,
+            polled: usize,
+            waiting: Arc<AtomicUsize>,
+        }
 
         impl Future for Endless {
             type Output = ();
 
             fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-                assert!(!self.0.backlog.is_full());
+                assert!(self.waiting.fetch_add(2, Ordering::SeqCst) < 4);
                 for _ in 0..2 {
-                    self.0
-                        .execute(async { std::thread::sleep(Duration::from_millis(1)) });
+                    let waiting = Arc::clone(&self.waiting);
+                    self.executor.execute(async move {
+                        waiting.fetch_sub(1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(1));
+                    });
                 }
-                self.1 += 1;
+                self.polled += 1;
                 context.waker().wake_by_ref();
-                match self.1 {
+                match self.polled {
                     50 => Poll::Ready(()),
                     _ => Poll::Pending,
                 }
@@ -389,7 +396,11 @@ mod tests {
             calls: 1,
         });
         let executor = InConnection::new(admission, 4);
-        let connection = Endless(executor.clone(), 0);
+        let connection = Endless {
+            executor: executor.clone(),
+            polled: 0,
+            waiting: Arc::default(),
+        };
         executor.with_calls(connection).await;
     }
 
