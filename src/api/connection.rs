@@ -7,7 +7,7 @@
 //!
 //! What a task would have given is given here too: a call that panics takes no other with it, a
 //! connection that has had its thread for a while lets others go first, and one whose calls are
-//! slow gets more than one thread (see [`Backlog`]).
+//! slow gets more than one thread (see `backlog`).
 
 use std::fmt;
 use std::future::Future;
