@@ -18,3 +18,7 @@ mod faults;
 mod house;
 #[path = "decision_log/records.rs"]
 mod records;
+#[path = "support/replay.rs"]
+mod replay;
+#[path = "decision_log/replay.rs"]
+mod replaying;

@@ -11,6 +11,8 @@
 
 mod support;
 
+#[path = "support/replay.rs"]
+mod replay;
 #[path = "support/signer.rs"]
 mod signer;
 mod tokens {
@@ -18,6 +20,7 @@ mod tokens {
     pub(crate) mod house;
     pub(crate) mod keys;
     pub(crate) mod mapping;
+    pub(crate) mod replay;
     pub(crate) mod revocation;
     pub(crate) mod server;
 }

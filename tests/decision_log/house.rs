@@ -34,6 +34,11 @@ impl House {
     /// The same, in a directory that is there.
     pub(crate) fn start_with(logs: TempDir, arguments: &[&str]) -> Self {
         let policies = policy_directory(&[("policies.cedar", POLICIES)]);
+        Self::start_on(policies, logs, arguments)
+    }
+
+    /// The same, on these policies.
+    pub(crate) fn start_on(policies: TempDir, logs: TempDir, arguments: &[&str]) -> Self {
         let mut command = command();
         let file = logs.path().join("decisions");
         command

@@ -19,37 +19,28 @@ use crate::support::{self, Server};
 pub(crate) const ISSUER: &str = "https://id.example";
 
 /// Who is in the role and whose department is finance may read; who is suspended may not.
-const POLICIES: &[(&str, &str)] = &[
-    (
-        "policies.cedar",
-        r#"
+pub(crate) const POLICIES: &str = r#"
 @id("role") permit(principal in Role::"reader", action == Action::"read", resource);
 @id("department") permit(principal, action == Action::"write", resource)
 when { principal.department == "finance" };
 @id("stored") permit(principal in Team::"red", action == Action::"paint", resource);
 @id("suspended") forbid(principal, action, resource)
 when { principal has suspended && principal.suspended };
-"#,
-    ),
-    (
-        "schema.cedarschema",
-        r#"
+"#;
+
+const SCHEMA: &str = r#"
 entity Role in [Role];
 entity Team;
 entity User in [Role, Team] = { department: String, suspended?: Bool, level?: Long, scopes?: Set<String> };
 entity Doc;
 action read, write, paint appliesTo { principal: User, resource: Doc };
-"#,
-    ),
-    (
-        "entities.json",
-        r#"[
+"#;
+
+pub(crate) const ENTITIES: &str = r#"[
 {"uid": {"type": "User", "id": "stored"}, "attrs": {"department": "sales"}, "parents": [{"type": "Team", "id": "red"}]},
 {"uid": {"type": "User", "id": "suspended"}, "attrs": {"department": "sales", "suspended": true}, "parents": []},
 {"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
-]"#,
-    ),
-];
+]"#;
 
 /// What the issuers file says of the principal, where a test says nothing else.
 pub(crate) const MAPPING: &str = r#"
@@ -119,7 +110,11 @@ algorithms = ["ES256", "RS256", "EdDSA"]
             arguments.extend(["--revocations", revocations.to_str().unwrap()]);
         }
         arguments.extend(plan.arguments);
-        let policies = support::policy_directory(POLICIES);
+        let policies = support::policy_directory(&[
+            ("policies.cedar", POLICIES),
+            ("schema.cedarschema", SCHEMA),
+            ("entities.json", ENTITIES),
+        ]);
         let server = Server::start(policies.path(), &arguments);
         Self {
             server,
