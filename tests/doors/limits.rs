@@ -115,6 +115,60 @@ async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
     is_answered(&Caller::connect(server.address()).await).await;
 }
 
+/// Lets the process have no more than `most` descriptors from now on.
+fn limit_descriptors(server: &Server, most: u64) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let limited = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    let pid = Pid::from_raw(server.pid().try_into().unwrap());
+    prlimit(pid, Resource::Nofile, limited).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_no_descriptor_is_left_those_connected_are_answered_and_accepting_resumes() {
+    let policies = policy_directory(OPEN);
+    let arguments = ["--admin-listen", "127.0.0.1:0", "--poll-interval", "200ms"];
+    let server = Server::start(policies.path(), &arguments);
+    let operators = server.admin();
+    let first = Caller::connect(server.address()).await;
+    is_answered(&first).await;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    // Far below what was left for everything else when it started: the system refuses, not we.
+    limit_descriptors(&server, open.count() as u64 + 3);
+    let mut many: Vec<TcpStream> = (0..10).map(|_| greeted(server.address())).collect();
+    server.wait_for_log("cannot accept connections");
+    let mut operator = TcpStream::connect(&operators).unwrap();
+    operator
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    operator.set_read_timeout(Some(PATIENCE)).unwrap();
+    server.wait_for_log("cannot accept connections of operators");
+    // What is written now cannot be read yet; the policies that are loaded go on serving.
+    std::fs::write(
+        policies.path().join("more.cedar"),
+        "forbid(principal, action, resource);",
+    )
+    .unwrap();
+    server.wait_for_log("reload refused");
+    is_answered(&first).await;
+    // Some leave, and those who waited are let in, without connecting anew.
+    drop(many.drain(..7));
+    assert!(many.iter_mut().all(is_let_in), "accepting does not resume");
+    drop(many);
+    let mut response = String::new();
+    operator.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    drop(operator);
+    let begun = Instant::now();
+    while server.log().matches("policies loaded").count() < 2 {
+        assert!(begun.elapsed() < PATIENCE, "no reload:\n{}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    is_answered(&first).await;
+}
+
 /// How many descriptors this process may have, once it has all that it may ask for.
 fn descriptors() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
