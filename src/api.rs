@@ -18,11 +18,13 @@ pub mod figures;
 mod from_proto;
 mod greeting;
 mod health;
+mod heavy;
 mod identity;
 mod lifetime;
 mod linger;
 pub mod listen;
 mod message;
+mod parts;
 pub mod pb;
 mod pending;
 mod policy_store;
@@ -102,7 +104,8 @@ pub struct ApiSettings {
     pub admission: AdmissionLimits,
     /// The largest message that is taken, in bytes.
     pub max_message_bytes: usize,
-    /// The most that is held of messages that have not come in full, in bytes.
+    /// The most that is held of messages that come or wait, and of long answers that are not read,
+    /// in bytes.
     pub max_pending_bytes: usize,
 }
 
@@ -156,7 +159,11 @@ impl Doors {
             figures,
             traces,
         } = house;
-        let pending = PendingBytes::new(settings.max_pending_bytes, figures.clone());
+        let pending = PendingBytes::new(
+            settings.max_pending_bytes,
+            settings.connection.max_call_time,
+            figures.clone(),
+        );
         let authorization = Authorization::new(
             Arc::clone(engine),
             tokens.clone(),
@@ -252,7 +259,7 @@ impl Doors {
         let request = call.put_with(request.map(|body| Body::new(self.pending.counting(body))));
         // INVARIANT: the routes' error type is `Infallible`.
         match self.others.clone().call(request).await {
-            Ok(response) => response.map(AnswerBody::Tonic),
+            Ok(response) => response.map(AnswerBody::tonic),
             Err(never) => match never {},
         }
     }

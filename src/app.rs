@@ -459,6 +459,7 @@ fn api_settings(config: &Config) -> ApiSettings {
             request: RequestRules {
                 anonymous_principal: config.anonymous_principal.clone(),
                 max_request_entities: limits.max_request_entities,
+                max_values: limits.max_request_values,
                 max_value_depth: limits.max_value_depth,
             },
             max_batch_items: limits.max_batch_items,
@@ -472,6 +473,8 @@ fn api_settings(config: &Config) -> ApiSettings {
                 age: limits.max_connection_age,
                 age_grace: limits.max_connection_age_grace,
                 idle: limits.max_connection_idle,
+                // Its answer belongs to a call.
+                unread: limits.max_call_time,
             },
             max_header_bytes: limits.max_header_bytes,
             max_call_time: limits.max_call_time,

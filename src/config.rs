@@ -128,7 +128,8 @@ pub struct RawConfig {
     /// The largest message that is taken from a caller
     #[arg(long, value_name = "BYTES")]
     pub max_message_bytes: Option<i64>,
-    /// The most that is held of messages that have not come in full, of all callers together
+    /// The most that is held of messages that come or wait, and of long answers that are not read, of
+    /// all callers together
     #[arg(long, value_name = "BYTES")]
     pub max_pending_bytes: Option<i64>,
     /// The most requests in one batch
@@ -137,6 +138,9 @@ pub struct RawConfig {
     /// The most entities in one request
     #[arg(long, value_name = "COUNT")]
     pub max_request_entities: Option<i64>,
+    /// The most attributes, members of sets, entities and parents of one request, together
+    #[arg(long, value_name = "COUNT")]
+    pub max_request_values: Option<i64>,
     /// How deep values may be nested in a request
     #[arg(long, value_name = "LEVELS")]
     pub max_value_depth: Option<i64>,
@@ -420,12 +424,15 @@ impl Default for CacheConfig {
 pub struct Limits {
     /// The largest message, in bytes.
     pub max_message_bytes: usize,
-    /// The most that is held of messages that have not come in full, in bytes.
+    /// The most that is held of messages that come or wait, and of long answers that are not read,
+    /// in bytes.
     pub max_pending_bytes: usize,
     /// The most requests in one batch.
     pub max_batch_items: usize,
     /// The most entities in one request.
     pub max_request_entities: usize,
+    /// The most attributes, members of sets, entities and parents of one request, counted together.
+    pub max_request_values: usize,
     /// How deep values may be nested; at most 32, which the protobuf decoder and Cedar both bear.
     pub max_value_depth: usize,
     /// The most calls at a time on one connection.
@@ -461,6 +468,7 @@ impl Default for Limits {
             max_pending_bytes: 256 << 20,
             max_batch_items: 1000,
             max_request_entities: 1000,
+            max_request_values: 100_000,
             max_value_depth: 32,
             max_concurrent_streams: 256,
             max_concurrent_calls: 32_768,
@@ -610,6 +618,7 @@ impl RawConfig {
         read!(limits.max_pending_bytes: number, 1024..=64 * GIB);
         read!(limits.max_batch_items: number, 1..=MILLION);
         read!(limits.max_request_entities: number, 1..=MILLION);
+        read!(limits.max_request_values: number, 1..=100 * MILLION);
         read!(limits.max_value_depth: number, 1..=32);
         read!(limits.max_concurrent_streams: number, 1..=MILLION);
         read!(limits.max_concurrent_calls: number, 1..=MILLION);
@@ -770,6 +779,7 @@ impl From<&Config> for RawConfig {
             max_pending_bytes: number(limits.max_pending_bytes as u64),
             max_batch_items: number(limits.max_batch_items),
             max_request_entities: number(limits.max_request_entities),
+            max_request_values: number(limits.max_request_values),
             max_value_depth: number(limits.max_value_depth),
             max_concurrent_streams: number(limits.max_concurrent_streams),
             max_concurrent_calls: number(limits.max_concurrent_calls as u64),

@@ -41,6 +41,7 @@ mod values;
 pub use advice::advice;
 pub use answer::NoAnswer;
 pub use authorize::{authorize, authorize_among, authorize_and_tell, candidates};
+pub use bind::refuse_telling_anew;
 pub use compile::{CompileError, StoredEntities, Workers, compile, compile_from};
 pub use entities::{MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS};
 pub use lookups::MAX_LOOKUPS;

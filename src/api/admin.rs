@@ -362,8 +362,10 @@ impl Desk {
     async fn change_log(&self, request: Request<Incoming>, from: Origin) -> Page {
         match self.office.callers.administrator(request.headers()) {
             // No web page knows the key, and whoever forwards it means to.
-            Some(name) => tracing::warn!(caller = name, "the log's filter is to be changed"),
-            None => {
+            Ok(Some(name)) => tracing::warn!(caller = name, "the log's filter is to be changed"),
+            // A wrong one is refused wherever it comes from, as at the other doors.
+            Err(rejection) => return text(StatusCode::FORBIDDEN, format!("{rejection}\n")),
+            Ok(None) => {
                 if let Err(why_not) = may_change(from, request.headers()) {
                     return text(StatusCode::FORBIDDEN, why_not);
                 }

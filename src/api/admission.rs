@@ -100,6 +100,8 @@ pub(super) struct Admission {
     /// The last that was shed, to within the same.
     shed_last: SharedMoment,
     waiting: AtomicUsize,
+    /// Those of them that last as long as their callers like.
+    streams: AtomicUsize,
 }
 
 /// Why a call is not begun.
@@ -113,11 +115,17 @@ pub(super) enum Shed {
 
 /// A place among the calls that are not answered at once, kept until dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Admission>);
+pub(super) struct Place {
+    admission: Arc<Admission>,
+    is_stream: bool,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.is_stream {
+            self.admission.streams.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -130,6 +138,7 @@ impl Admission {
             late_last: SharedMoment::default(),
             shed_last: SharedMoment::default(),
             waiting: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
         })
     }
 
@@ -175,7 +184,27 @@ impl Admission {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Shed::TooManyCalls);
         }
-        Ok(Place(Arc::clone(self)))
+        Ok(Place {
+            admission: Arc::clone(self),
+            is_stream: false,
+        })
+    }
+
+    /// A place for a call that lasts as long as its caller likes. Such may have half of all places, so
+    /// that callers who keep them leave some to those who come and go.
+    ///
+    /// # Errors
+    ///
+    /// [`Shed::TooManyCalls`].
+    pub(super) fn place_for_stream(self: &Arc<Self>) -> Result<Place, Shed> {
+        let mut place = self.place()?;
+        let most = self.limits.calls.div_ceil(2);
+        if self.streams.fetch_add(1, Ordering::Relaxed) >= most {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+            return Err(Shed::TooManyCalls);
+        }
+        place.is_stream = true;
+        Ok(place)
     }
 }
 
@@ -270,6 +299,25 @@ mod tests {
         for at in 10_000..11_000 {
             assert!(begins(&admission, at, 9_000));
         }
+    }
+
+    #[test]
+    fn streams_leave_places_to_other_calls() {
+        let admission = Admission::new(AdmissionLimits {
+            delay: None,
+            calls: 3,
+        });
+        let streams = [(); 2].map(|()| admission.place_for_stream().unwrap());
+        assert_eq!(
+            admission.place_for_stream().unwrap_err(),
+            Shed::TooManyCalls
+        );
+        let other = admission.place().unwrap();
+        drop(streams);
+        let _streams = [(); 2].map(|()| admission.place_for_stream().unwrap());
+        assert_eq!(admission.place().unwrap_err(), Shed::TooManyCalls);
+        drop(other);
+        assert!(admission.place().is_ok());
     }
 
     #[test]

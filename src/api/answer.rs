@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message as _;
@@ -15,6 +15,11 @@ use super::{pb, to_proto};
 use crate::decision_log::{Answers, DecisionId};
 use crate::engine::{Answered, Entry, Rendered};
 use crate::pdp::answer::{Answer, Decision};
+
+/// Answers go out in frames of no more than this. HTTP/2 takes a frame whole as soon as there is room
+/// for a part of it, and keeps it for as long as its caller likes; what it has not taken is on our
+/// account.
+pub(super) const FRAME_BYTES: usize = 16 << 10;
 
 /// gRPC's prefix of a message: whether it is compressed, and its length.
 pub(super) const PREFIX_BYTES: usize = 5;
@@ -189,7 +194,44 @@ pub(super) enum AnswerBody {
     /// The answer is out, its status is not.
     StatusOk,
     Ended,
-    Tonic(Body),
+    Tonic(Tonic),
+}
+
+/// What tonic made, in frames of a size.
+pub(super) struct Tonic {
+    body: Body,
+    rest: Bytes,
+}
+
+impl Tonic {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut bytes = std::mem::take(&mut self.rest);
+        if bytes.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                ended => return Poll::Ready(ended),
+            };
+            bytes = match frame.into_data() {
+                Ok(bytes) => bytes,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            };
+        }
+        self.rest = bytes.split_off(bytes.len().min(FRAME_BYTES));
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+}
+
+impl AnswerBody {
+    /// What tonic made.
+    pub(super) fn tonic(body: Body) -> Self {
+        Self::Tonic(Tonic {
+            body,
+            rest: Bytes::new(),
+        })
+    }
 }
 
 impl HttpBody for AnswerBody {
@@ -202,7 +244,10 @@ impl HttpBody for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let me = &mut *self;
         Poll::Ready(match me {
-            Self::Tonic(body) => return Pin::new(body).poll_frame(context),
+            Self::Tonic(tonic) => return tonic.poll_frame(context),
+            Self::Encoded(bytes) if bytes.len() > FRAME_BYTES => {
+                Some(Ok(Frame::data(bytes.split_to(FRAME_BYTES))))
+            }
             Self::Encoded(_) => match std::mem::replace(me, Self::StatusOk) {
                 Self::Encoded(bytes) => Some(Ok(Frame::data(bytes))),
                 Self::StatusOk | Self::Ended | Self::Tonic(_) => None,
@@ -221,7 +266,7 @@ impl HttpBody for AnswerBody {
         match self {
             Self::Encoded(_) | Self::StatusOk => false,
             Self::Ended => true,
-            Self::Tonic(body) => body.is_end_stream(),
+            Self::Tonic(tonic) => tonic.rest.is_empty() && tonic.body.is_end_stream(),
         }
     }
 
@@ -229,7 +274,8 @@ impl HttpBody for AnswerBody {
         match self {
             // Trailers follow, and gRPC knows no length of a body.
             Self::Encoded(_) | Self::StatusOk | Self::Ended => SizeHint::default(),
-            Self::Tonic(body) => body.size_hint(),
+            // Nothing of gRPC looks at it.
+            Self::Tonic(_) => SizeHint::default(),
         }
     }
 }

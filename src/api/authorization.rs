@@ -27,8 +27,10 @@ use super::call::Call;
 use super::callers::{IdentityKind, Right};
 use super::figures::CallFigures;
 use super::from_proto::{self, RequestRules};
+use super::heavy::{self, Seat, Seats};
 use super::identity::{self, Identified};
-use super::message::{self, Whole};
+use super::message::{self, Unread, Whole};
+use super::parts::{self, Shape};
 use super::pending::PendingBytes;
 use super::scan::{Scanned, Sent};
 use super::status::{Rejection, by_contract, to_message};
@@ -37,7 +39,7 @@ use super::{codec, pb, scan};
 use crate::decision_log::Method;
 use crate::engine::query_ref::{QueryRef, UidRef};
 use crate::engine::{self, Engine, Leave};
-use crate::pdp::{NoAnswer, Snapshot};
+use crate::pdp::{NoAnswer, Snapshot, refuse_telling_anew};
 use crate::pip::{self, KeyWait, Moment, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
@@ -63,13 +65,14 @@ pub(super) struct Authorization {
     rules: Arc<AuthorizationRules>,
     max_message_bytes: usize,
     pending: PendingBytes,
+    seats: Seats,
     draining: ReadinessReader,
     figures: Option<Arc<CallFigures>>,
 }
 
 impl Authorization {
-    /// A door to `engine`; `tokens` say who asks where a token does, `pending` bounds what has not
-    /// come in full, `draining` ends its streams, and `figures` count what it refuses.
+    /// A door to `engine`; `tokens` say who asks where a token does, `pending` bounds what
+    /// comes and waits, `draining` ends its streams, and `figures` count what it refuses.
     #[must_use]
     pub(super) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
@@ -86,6 +89,7 @@ impl Authorization {
             rules: Arc::new(rules),
             max_message_bytes,
             pending,
+            seats: Seats::new(),
             draining,
             figures,
         }
@@ -107,31 +111,34 @@ impl Authorization {
             let body = if head.headers.contains_key("grpc-encoding") {
                 Body::new(self.pending.counting(body))
             } else {
-                match message::read(body, self.max_message_bytes).await {
+                match message::read(body, self.max_message_bytes, &self.pending).await {
                     Ok(bytes) => {
                         let message = bytes.get(super::answer::PREFIX_BYTES..).unwrap_or_default();
-                        let leave = match self.leave_for(call).await {
+                        let leave = match self.leave_for(call, bytes.len()).await {
                             Ok(leave) => leave,
                             Err(rejection) => {
-                                return self.ends(rejection).into_http().map(AnswerBody::Tonic);
+                                return self.ends(rejection).into_http().map(AnswerBody::tonic);
                             }
                         };
                         match self.authorize_in_place(message, call, &leave) {
                             Some(Ok(answer)) => return answer.into_response(),
                             Some(Err(rejection)) => {
-                                return Status::from(rejection).into_http().map(AnswerBody::Tonic);
+                                return Status::from(rejection).into_http().map(AnswerBody::tonic);
                             }
                             None => Body::new(Whole(Some(bytes))),
                         }
                     }
-                    Err(held) => Body::new(self.pending.counting(held)),
+                    Err(Unread::Held(held)) => Body::new(self.pending.counting(held)),
+                    Err(Unread::Refused(rejection)) => {
+                        return self.ends(rejection).into_http().map(AnswerBody::tonic);
+                    }
                 }
             };
             let request = call.put_with(http::Request::from_parts(head, body));
             // Boxed, as few come here and all would make room for it.
             Box::pin(async move { self.grpc().unary(Unary(self), request).await })
                 .await
-                .map(AnswerBody::Tonic)
+                .map(AnswerBody::tonic)
         }
     }
 
@@ -145,7 +152,7 @@ impl Authorization {
         self.grpc()
             .unary(batch::Batched(self), request)
             .await
-            .map(AnswerBody::Tonic)
+            .map(AnswerBody::tonic)
     }
 
     /// `StreamAuthorize`.
@@ -158,7 +165,7 @@ impl Authorization {
         self.grpc()
             .streaming(Streamed(self), request)
             .await
-            .map(AnswerBody::Tonic)
+            .map(AnswerBody::tonic)
     }
 
     fn grpc(&self) -> Grpc<codec::Encoded> {
@@ -178,22 +185,37 @@ impl Authorization {
     }
 
     /// Leave to decide what `call` has sent by now, which may be long after it was let in: its
-    /// caller may be another by then, or none.
-    async fn leave_for(&self, call: &Call) -> Result<Leave, Rejection> {
+    /// caller may be another by then, or none. While it must wait, it holds so many `bytes`.
+    async fn leave_for(&self, call: &Call, bytes: usize) -> Result<Leave, Rejection> {
         let leave = match self.engine.leave_now() {
             Some(leave) => leave,
-            None => Box::pin(self.leave_in_time(call)).await?,
+            // What the log has no room for by the end it will never have room for.
+            None => Box::pin(self.in_time(self.engine.leave(), call, bytes)).await?,
         };
         call.caller.is_still(Right::Authorize)?;
         Ok(leave)
     }
 
-    async fn leave_in_time(&self, call: &Call) -> Result<Leave, Rejection> {
+    /// A seat for a message of so many `bytes`, which it holds while it must wait.
+    async fn seat_for(&self, call: &Call, bytes: usize) -> Result<Seat, Rejection> {
+        match self.seats.seat_now() {
+            Some(seat) => Ok(seat),
+            None => Box::pin(self.in_time(self.seats.seat(), call, bytes)).await,
+        }
+    }
+
+    /// What is `awaited`, if it comes in time, with so many `bytes` on the account until then.
+    async fn in_time<T>(
+        &self,
+        awaited: impl Future<Output = T>,
+        call: &Call,
+        bytes: usize,
+    ) -> Result<T, Rejection> {
+        let _held = self.pending.hold(bytes)?;
         let mut draining = self.draining.clone();
         tokio::select! {
             biased;
-            leave = self.engine.leave() => Ok(leave),
-            // What the log has no room for by the end it will never have room for.
+            come = awaited => Ok(come),
             () = draining.draining() => Err(Rejection::ShuttingDown),
             () = call.deadline.passed() => Err(Rejection::DeadlinePassed),
         }
@@ -220,11 +242,11 @@ impl Authorization {
         }
     }
 
-    /// Decides a message of any shape, unless that takes a key that is not there yet.
+    /// Decides a request of any shape, unless that takes a key that is not there yet.
     fn decide(
         &self,
         snapshot: &Snapshot,
-        mut request: Box<pb::AuthorizeRequest>,
+        mut request: pb::AuthorizeRequest,
         (call, method): (&Call, Method),
         leave: &Leave,
         patience: Patience,
@@ -232,14 +254,21 @@ impl Authorization {
         let origin = call.origin(method);
         let (rules, tokens) = (&self.rules.request, self.tokens.as_deref());
         // Before anything is looked at or verified: a caller that may not is told that alone.
-        let may = self.may(call, from_proto::identity_kind(&request), request.explain);
+        let kind = from_proto::identity_kind(&request);
+        let may = self.may(call, kind, request.explain);
         let identified =
             may.and_then(|()| identity::identify(&mut request, rules, tokens, patience));
         let query = match identified {
-            Ok(Identified::Asker(asker)) => from_proto::query(*request, asker, rules),
-            Ok(Identified::Wait(wait)) => return Step::Wait { wait, request },
+            Ok(Identified::Asker(asker)) => from_proto::query(request, asker, rules),
+            Ok(Identified::Wait(wait)) => return Step::Wait(wait),
             Err(rejection) => Err(rejection),
         };
+        let query = query.and_then(|query| {
+            if kind == IdentityKind::Anonymous && !call.names_principals()? {
+                refuse_telling_anew(snapshot, &query.principal, &query.entities)?;
+            }
+            Ok(query)
+        });
         let query = query.inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
         let decided = query.and_then(|query| {
             let answered = (self.engine).authorize(snapshot, &query, &origin, leave)?;
@@ -249,35 +278,90 @@ impl Authorization {
         Step::Decided(decided.inspect_err(|rejection| self.refused(rejection, call)))
     }
 
-    /// Decides a message of any shape, waiting for a key if it must; without leave meanwhile, for
-    /// others have use for it.
+    /// Decides what `sent` asks, unless that takes a key that is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// The status of the whole call, when it is no message.
+    fn decide_sent(
+        &self,
+        snapshot: &Snapshot,
+        sent: Undecoded<'_>,
+        of: (&Call, Method),
+        leave: &Leave,
+        patience: Patience,
+    ) -> Result<Step, Status> {
+        let (message, shape) = match sent {
+            Undecoded::Request(message) => (message, Shape::Request),
+            Undecoded::StreamItem(message) => (message, Shape::StreamItem),
+        };
+        if let Err(rejection) = parts::check(message, shape, self.rules.request.max_values) {
+            let (call, method) = of;
+            (self.engine).refused(&call.origin(method), rejection.reason());
+            self.refused(&rejection, call);
+            return Ok(Step::Decided(Err(rejection)));
+        }
+        let request = match sent {
+            Undecoded::Request(message) => codec::decode(message)?,
+            // An item without a request lacks what every request needs.
+            Undecoded::StreamItem(message) => {
+                let item: pb::StreamAuthorizeRequest = codec::decode(message)?;
+                item.request.unwrap_or_default()
+            }
+        };
+        Ok(self.decide(snapshot, request, of, leave, patience))
+    }
+
+    /// Decides what `sent` asks, waiting for a key if it must: without leave meanwhile, for others
+    /// have use for it, and undecoded, which is smaller.
+    ///
+    /// # Errors
+    ///
+    /// As [`Authorization::decide_sent`].
     async fn decide_waiting(
         &self,
         snapshot: &Snapshot,
-        request: pb::AuthorizeRequest,
+        sent: Undecoded<'_>,
         of: (&Call, Method),
-        leave: Leave,
-    ) -> Result<Decided, Rejection> {
-        match self.decide(snapshot, Box::new(request), of, &leave, Patience::Waits) {
-            Step::Decided(decided) => decided,
-            Step::Wait { wait, request } => {
-                drop(leave);
-                let waited = async {
-                    identity::wait_for_keys(wait, of.0, self.draining.clone()).await?;
-                    let leave = self.leave_for(of.0).await?;
-                    of.0.deadline.check()?;
-                    Ok(leave)
-                };
-                let leave = waited
-                    .await
-                    .inspect_err(|rejection| self.refused(rejection, of.0))?;
-                match self.decide(snapshot, request, of, &leave, Patience::Spent) {
-                    Step::Decided(decided) => decided,
-                    // INVARIANT: without patience there is no waiting.
-                    Step::Wait { .. } => Err(Rejection::DeadlinePassed),
-                }
+        (leave, seat): (Leave, Seat),
+    ) -> Result<Result<Decided, Rejection>, Status> {
+        let wait =
+            match seat.run(|| self.decide_sent(snapshot, sent, of, &leave, Patience::Waits))? {
+                Step::Decided(decided) => return Ok(decided),
+                Step::Wait(wait) => wait,
+            };
+        drop((leave, seat));
+        let bytes = sent.bytes();
+        let ready = async {
+            let held = self.pending.hold(bytes)?;
+            identity::wait_for_keys(wait, of.0, self.draining.clone()).await?;
+            drop(held);
+            self.ready_for(of.0, bytes).await
+        };
+        let (leave, seat) = match ready.await {
+            Ok(ready) => ready,
+            Err(rejection) => {
+                self.refused(&rejection, of.0);
+                return Ok(Err(rejection));
             }
+        };
+        let again = || self.decide_sent(snapshot, sent, of, &leave, Patience::Spent);
+        match seat.run(again)? {
+            Step::Decided(decided) => Ok(decided),
+            // INVARIANT: without patience there is no waiting.
+            Step::Wait(_) => Ok(Err(Rejection::DeadlinePassed)),
         }
+    }
+
+    /// What it takes to decide a message of so many `bytes` in time.
+    async fn ready_for(&self, call: &Call, bytes: usize) -> Result<(Leave, Seat), Rejection> {
+        let seat = match heavy::is_heavy(bytes) {
+            true => self.seat_for(call, bytes).await?,
+            false => Seat::NONE,
+        };
+        let leave = self.leave_for(call, bytes).await?;
+        call.deadline.check()?;
+        Ok((leave, seat))
     }
 
     /// Decides a message of the plain shape; of any other `None`, and nothing is decided.
@@ -304,7 +388,12 @@ impl Authorization {
         let scanned = scan::request(message, &self.rules.request)?;
         self.may(call, scanned.sent.kind(), scanned.explain).ok()?;
         let who = match scanned.sent {
-            Sent::Principal(principal) | Sent::Anonymous(principal) => Who::Named(principal),
+            Sent::Principal(principal) => Who::Named(principal),
+            // Entities beside it may have to be looked at.
+            Sent::Anonymous(_) if scanned.brings_entities() && !call.names_principals().ok()? => {
+                return None;
+            }
+            Sent::Anonymous(principal) => Who::Named(principal),
             Sent::Token(token) => {
                 let tokens = self.tokens.as_deref()?;
                 Who::Known(tokens.recall(token, Moment::from(SystemTime::now()))?)
@@ -360,14 +449,26 @@ impl Who<'_> {
     }
 }
 
+/// A message that holds a request.
+#[derive(Clone, Copy)]
+enum Undecoded<'a> {
+    Request(&'a [u8]),
+    StreamItem(&'a [u8]),
+}
+
+impl Undecoded<'_> {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Request(message) | Self::StreamItem(message) => message.len(),
+        }
+    }
+}
+
 /// What deciding a request comes to.
 enum Step {
     Decided(Result<Decided, Rejection>),
     /// The key of its token may be on its way: wait, and decide the request then.
-    Wait {
-        wait: KeyWait,
-        request: Box<pb::AuthorizeRequest>,
-    },
+    Wait(KeyWait),
 }
 
 type Answered<T> = Result<Response<T>, Status>;
@@ -383,15 +484,14 @@ impl UnaryService<Bytes> for Unary<'_> {
         let call = Call::of(&request);
         let door = self.0.clone();
         Box::pin(async move {
-            let message: pb::AuthorizeRequest = codec::decode(request.get_ref())?;
+            let sent = Undecoded::Request(request.get_ref());
             let ready = async {
-                let leave = door.leave_for(&call).await?;
-                call.deadline.check()?;
-                Ok((leave, door.snapshot()?))
+                let ready = door.ready_for(&call, sent.bytes()).await?;
+                Ok((ready, door.snapshot()?))
             };
-            let (leave, snapshot) = ready.await.map_err(|rejection| door.ends(rejection))?;
+            let (ready, snapshot) = ready.await.map_err(|rejection| door.ends(rejection))?;
             let of = (&call, Method::Authorize);
-            let decided = door.decide_waiting(&snapshot, message, of, leave).await?;
+            let decided = door.decide_waiting(&snapshot, sent, of, ready).await??;
             let mut bytes = Vec::with_capacity(decided.message_len());
             decided.put_message(&mut bytes);
             let mut response = Response::new(bytes.into());
@@ -469,9 +569,9 @@ impl AnswerStream {
         let Some(message) = item else {
             return Ok(None);
         };
-        let leave = self.door.leave_for(&self.call).await;
-        let leave = leave.map_err(|rejection| self.door.ends(rejection))?;
-        let (correlation_id, decided) = self.decide(&message, leave).await?;
+        let ready = self.door.ready_for(&self.call, message.len()).await;
+        let ready = ready.map_err(|rejection| self.door.ends(rejection))?;
+        let (correlation_id, decided) = self.decide(&message, ready).await?;
         Ok(Some((stream_response(correlation_id, decided), self)))
     }
 
@@ -479,7 +579,7 @@ impl AnswerStream {
     async fn decide(
         &self,
         message: &[u8],
-        leave: Leave,
+        (leave, seat): (Leave, Seat),
     ) -> Result<(u64, Result<Decided, Rejection>), Status> {
         let of = (&self.call, Method::StreamAuthorize);
         let snapshot = self.door.snapshot();
@@ -489,17 +589,13 @@ impl AnswerStream {
         {
             return Ok((correlation_id, decided));
         }
-        let pb::StreamAuthorizeRequest {
-            correlation_id,
-            request,
-        } = codec::decode(message)?;
+        let CorrelationId { correlation_id } = codec::decode(message)?;
         let decided = match snapshot {
             Ok(snapshot) => {
-                // An item without a request lacks what every request needs.
-                let request = request.unwrap_or_default();
-                self.door
-                    .decide_waiting(&snapshot, request, of, leave)
-                    .await
+                let sent = Undecoded::StreamItem(message);
+                (self.door)
+                    .decide_waiting(&snapshot, sent, of, (leave, seat))
+                    .await?
             }
             Err(rejection) => {
                 self.door.refused(&rejection, &self.call);
@@ -508,6 +604,13 @@ impl AnswerStream {
         };
         Ok((correlation_id, decided))
     }
+}
+
+/// A `StreamAuthorizeRequest`, read for this alone.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CorrelationId {
+    #[prost(uint64, tag = "1")]
+    correlation_id: u64,
 }
 
 /// A `StreamAuthorizeResponse`.

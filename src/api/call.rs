@@ -90,6 +90,12 @@ impl Call {
             .unwrap_or_default()
     }
 
+    /// Whether its caller may name principals, and so tell of them what it likes.
+    pub(super) fn names_principals(&self) -> Result<bool, Rejection> {
+        let caller = self.caller.now(Right::Authorize)?;
+        Ok(caller.may_send(IdentityKind::Principal))
+    }
+
     /// Whether its caller may ask on behalf of whom `identity` tells, and, if it `explains`, why.
     pub(super) fn check(&self, identity: IdentityKind, explains: bool) -> Result<(), Rejection> {
         // A message may come, and a key or room in a log, long after the call was let in.

@@ -250,15 +250,29 @@ impl Callers {
         }
     }
 
-    /// The name of whoever shows, as HTTP's `authorization`, the key of one who may administer.
-    pub(super) fn administrator(&self, headers: &http::HeaderMap) -> Option<String> {
-        let Self::Listed(listed) = self else {
-            return None;
+    /// The name of whoever shows, as HTTP's `authorization`, the key of one who may administer; `None`
+    /// when no key is shown, or none is listed.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] when the key is nobody's, or of one who may not.
+    pub(super) fn administrator(
+        &self,
+        headers: &http::HeaderMap,
+    ) -> Result<Option<String>, Rejection> {
+        let (Self::Listed(listed), Some(key)) = (self, bearer(headers)) else {
+            return Ok(None);
         };
-        let key = KeyDigest::of(bearer(headers)?);
-        let caller = listed.now().0.by_key(&key)?;
-        let may = caller.may(Right::Administer);
-        may.then(|| caller.name().to_owned())
+        let list = listed.now().0;
+        if !list.has_keys() {
+            return Ok(None);
+        }
+        let caller = list.by_key(&KeyDigest::of(key));
+        let caller = caller.ok_or(Rejection::KeyUnknown)?;
+        match caller.may(Right::Administer) {
+            true => Ok(Some(caller.name().to_owned())),
+            false => Err(Rejection::RightMissing(Right::Administer)),
+        }
     }
 
     /// Whether some of them are known by their certificates alone.
@@ -530,13 +544,16 @@ impl Identification {
     }
 }
 
-/// The key in `authorization: Bearer …`.
+/// The key in `authorization: Bearer …`; of several headers none is believed.
 fn bearer(headers: &http::HeaderMap) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer ";
-    let (scheme, key) = headers
-        .get(http::header::AUTHORIZATION)?
-        .as_bytes()
-        .split_at_checked(SCHEME.len())?;
+    const NOBODYS: &[u8] = b"";
+    let mut sent = headers.get_all(http::header::AUTHORIZATION).iter();
+    let first = sent.next()?;
+    if sent.next().is_some() {
+        return Some(NOBODYS);
+    }
+    let (scheme, key) = first.as_bytes().split_at_checked(SCHEME.len())?;
     scheme
         .eq_ignore_ascii_case(SCHEME)
         .then(|| key.trim_ascii())

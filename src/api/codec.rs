@@ -6,10 +6,11 @@ use std::marker::PhantomData;
 
 use prost::Message;
 use prost::bytes::{Buf as _, BufMut as _, Bytes};
-use prost::encoding::{WireType, decode_varint};
 use tonic::Status;
 use tonic::codec::{BufferSettings, DecodeBuf, EncodeBuf};
 use tonic_prost::{ProstDecoder, ProstEncoder};
+
+use super::parts::Fields;
 
 /// Sends `T` and receives `U`, as `application/grpc+proto`.
 ///
@@ -66,9 +67,8 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
     }
 }
 
-/// The message in `bytes`, with [`Decoder`]'s errors.
+/// The message in `bytes`, with [`Decoder`]'s errors. What it is made of is counted before.
 pub(super) fn decode<T: Message + Default>(bytes: &[u8]) -> Result<T, Status> {
-    check_fields(bytes)?;
     T::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
@@ -120,41 +120,14 @@ impl tonic::codec::Decoder for Encoded {
     }
 }
 
-/// The most fields that a message may have at its top level: requests of a batch, entries of a
-/// context, entities. The configured limits are lower and are checked with the message at hand.
-pub(crate) const MAX_FIELDS: usize = 100_000;
+/// The most fields that a message of the generated services may have at its top level.
+const MAX_FIELDS: usize = 100_000;
 
 /// Whether the message in `bytes` has more than `most` fields at its top level. Bytes that are no
 /// message have as many as can be read of them.
-fn has_more_fields(mut bytes: &[u8], most: usize) -> bool {
+fn has_more_fields(bytes: &[u8], most: usize) -> bool {
     // The shortest field has two bytes.
-    if bytes.len() <= 2 * most {
-        return false;
-    }
-    for _ in 0..=most {
-        if skip_field(&mut bytes).is_none() {
-            return false;
-        }
-    }
-    true
-}
-
-/// Moves past one field; `None` at the end, and for what is no field.
-fn skip_field(bytes: &mut &[u8]) -> Option<()> {
-    let tag = decode_varint(bytes).ok()?;
-    let length = match WireType::try_from(tag & 7).ok()? {
-        WireType::Varint => {
-            decode_varint(bytes).ok()?;
-            0
-        }
-        WireType::SixtyFourBit => 8,
-        WireType::LengthDelimited => usize::try_from(decode_varint(bytes).ok()?).ok()?,
-        WireType::ThirtyTwoBit => 4,
-        // Groups are no part of proto3.
-        WireType::StartGroup | WireType::EndGroup => return None,
-    };
-    *bytes = bytes.get(length..)?;
-    Some(())
+    bytes.len() > 2 * most && Fields(bytes).nth(most).is_some()
 }
 
 #[cfg(test)]

@@ -200,6 +200,8 @@ label! {
         Idle = "idle",
         /// It was too old.
         Age = "age",
+        /// Its caller did not read a long answer.
+        Unread = "unread",
     }
 }
 

@@ -23,6 +23,8 @@ pub struct RequestRules {
     pub anonymous_principal: Option<Uid>,
     /// The most entities that a request may bring.
     pub max_request_entities: usize,
+    /// The most attributes, members of sets, entities and parents of one request.
+    pub max_values: usize,
     /// The most sets and records within one another, a plain value counting as one.
     pub max_value_depth: usize,
 }
@@ -291,6 +293,7 @@ mod tests {
         RequestRules {
             anonymous_principal: None,
             max_request_entities: 2,
+            max_values: 100_000,
             max_value_depth: 32,
         }
     }

@@ -26,7 +26,7 @@ pub(super) enum Identified {
     Wait(KeyWait),
 }
 
-/// Who asks by `request`; a token is verified or refused, never passed over, the empty one too.
+/// Who asks by `request`, which is taken from it; a token is verified or refused, never passed over, the empty one too.
 pub(super) fn identify(
     request: &mut pb::AuthorizeRequest,
     rules: &RequestRules,
@@ -48,10 +48,7 @@ pub(super) fn identify(
                     claimed: Some(Arc::clone(&identified.claimed)),
                 })),
                 Verdict::Refused(refusal) => Err(Rejection::Token(refusal)),
-                Verdict::Wait(wait) => {
-                    request.identity = Some(Identity::PrincipalToken(token));
-                    Ok(Identified::Wait(wait))
-                }
+                Verdict::Wait(wait) => Ok(Identified::Wait(wait)),
             };
         }
         None => rules
@@ -93,6 +90,7 @@ mod tests {
             let rules = RequestRules {
                 anonymous_principal: Some(Uid::new("User", "nobody")),
                 max_request_entities: 2,
+                max_values: 100_000,
                 max_value_depth: 32,
             };
             let refused = identify(&mut request, &rules, None, Patience::Waits);

@@ -1,10 +1,12 @@
 //! How long a connection lasts: until it is too old, or nobody has called on it for too long.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How long a connection may last; `None` is for ever.
@@ -16,6 +18,8 @@ pub struct LifetimeLimits {
     pub age_grace: Duration,
     /// Without a call.
     pub idle: Option<Duration>,
+    /// With a long answer that its caller does not read.
+    pub unread: Option<Duration>,
 }
 
 /// Why a connection has lasted long enough.
@@ -23,12 +27,22 @@ pub struct LifetimeLimits {
 pub(super) enum Over {
     Age,
     Idle,
+    Unread,
 }
 
-/// Counts the calls of one connection: in the upper half those that there were, in the lower half
-/// those in flight, their answers included until they are written.
+/// Counts the calls of one connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Calls(Arc<AtomicU64>);
+pub(super) struct Calls(Arc<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    /// In the upper half those that there were, in the lower half those in flight, their answers
+    /// included until they are written.
+    calls: AtomicU64,
+    /// The long answers that are not written, in the order in which they came, and since when.
+    unread: Mutex<BTreeMap<u64, Instant>>,
+    has_unread: Notify,
+}
 
 const ONE_BEGUN: u64 = 1 << 32;
 const ONE_IN_FLIGHT: u64 = 1;
@@ -37,19 +51,49 @@ const ONE_IN_FLIGHT: u64 = 1;
 #[derive(Debug)]
 pub(super) struct InFlight(Calls);
 
+/// Held by a long answer until it is written.
+#[derive(Debug)]
+pub(super) struct Unread {
+    of: Calls,
+    number: u64,
+}
+
+impl Counted {
+    fn unread(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        // Nothing in it depends on anything else.
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Calls {
     pub(super) fn begin(&self) -> InFlight {
-        self.0
-            .fetch_add(ONE_BEGUN + ONE_IN_FLIGHT, Ordering::Relaxed);
+        (self.0.calls).fetch_add(ONE_BEGUN + ONE_IN_FLIGHT, Ordering::Relaxed);
         InFlight(self.clone())
     }
 
+    /// Notes a long answer.
+    pub(super) fn begin_unread(&self) -> Unread {
+        let mut unread = self.0.unread();
+        let number = unread.last_key_value().map_or(0, |(last, _)| last + 1);
+        unread.insert(number, Instant::now());
+        self.0.has_unread.notify_one();
+        Unread {
+            of: self.clone(),
+            number,
+        }
+    }
+
+    /// Since when the oldest long answer has not been written.
+    fn unread_since(&self) -> Option<Instant> {
+        self.0.unread().first_key_value().map(|(_, since)| *since)
+    }
+
     fn begun(&self) -> u64 {
-        self.0.load(Ordering::Relaxed) / ONE_BEGUN
+        self.0.calls.load(Ordering::Relaxed) / ONE_BEGUN
     }
 
     fn in_flight(&self) -> u64 {
-        self.0.load(Ordering::Relaxed) % ONE_BEGUN
+        self.0.calls.load(Ordering::Relaxed) % ONE_BEGUN
     }
 
     /// Returns when no call was in flight at two looks in a row. Between them, what was written
@@ -64,15 +108,51 @@ impl Calls {
     }
 }
 
+impl InFlight {
+    /// The calls that it is one of.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.0
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(ONE_IN_FLIGHT, Ordering::Relaxed);
+        let calls = &self.0.0.calls;
+        calls.fetch_sub(ONE_IN_FLIGHT, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.of.0.unread().remove(&self.number);
     }
 }
 
 impl LifetimeLimits {
     /// Returns when a connection that begins now, and has these calls, has lasted long enough.
     pub(super) async fn over(&self, calls: &Calls) -> Over {
+        tokio::select! {
+            over = self.old_or_idle(calls) => over,
+            () = self.unread(calls) => Over::Unread,
+        }
+    }
+
+    /// Returns when a long answer has not been read for long enough.
+    async fn unread(&self, calls: &Calls) {
+        let Some(most) = self.unread else {
+            return std::future::pending().await;
+        };
+        loop {
+            match calls.unread_since() {
+                Some(since) if since.elapsed() >= most => return,
+                Some(since) => tokio::time::sleep_until(since + most).await,
+                // Nearly always, and then there is no timer.
+                None => calls.0.has_unread.notified().await,
+            }
+        }
+    }
+
+    async fn old_or_idle(&self, calls: &Calls) -> Over {
         let end = self.age.map(|age| Instant::now() + jittered(age));
         // No call notes when it was: it is enough to look, twice in the time.
         let pause = self.idle.map(|idle| idle / 2);
@@ -120,6 +200,7 @@ mod tests {
             age,
             age_grace: LONG,
             idle,
+            unread: Some(SHORT),
         }
     }
 
@@ -168,6 +249,28 @@ mod tests {
         let calls = Calls::default();
         let over = tokio::time::timeout(2 * SHORT, limits.over(&calls));
         assert!(over.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_caller_does_not_read_is_over() {
+        let calls = Calls::default();
+        let limits = limits(None, None);
+        let reading = async {
+            // Each is read in its time, however many there are.
+            let mut last = calls.begin_unread();
+            for _ in 0..10 {
+                tokio::time::sleep(SHORT / 4).await;
+                let next = calls.begin_unread();
+                drop(std::mem::replace(&mut last, next));
+            }
+        };
+        tokio::select! {
+            () = reading => {}
+            over = limits.over(&calls) => panic!("{over:?}"),
+        }
+        assert!(calls.unread_since().is_none());
+        let _unread = calls.begin_unread();
+        assert_eq!(limits.over(&calls).await, Over::Unread);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use hyper::body::{Body as HttpBody, Frame, Incoming};
 use prost::bytes::Bytes;
 
 use super::answer::PREFIX_BYTES;
+use super::pending::PendingBytes;
+use super::status::Rejection;
 
 /// A call's body, what was read of it included.
 pub(super) struct Held {
@@ -16,11 +18,24 @@ pub(super) struct Held {
     rest: Incoming,
 }
 
+/// Why a message was not read.
+pub(super) enum Unread {
+    /// It did not come in one piece, or is not all there is.
+    Held(Held),
+    /// Too much is held of others to wait for its end.
+    Refused(Rejection),
+}
+
 /// Reads `body` for a message that came in one piece and is all there is; what is read otherwise
 /// is held.
 ///
-/// Reads no further than that takes: whatever else a caller sends is for tonic to bound.
-pub(super) async fn read(mut body: Incoming, most_bytes: usize) -> Result<Bytes, Held> {
+/// Reads no further than that takes: whatever else a caller sends is for tonic to bound. While the
+/// end is waited for, the message is on the account of `pending`.
+pub(super) async fn read(
+    mut body: Incoming,
+    most_bytes: usize,
+    pending: &PendingBytes,
+) -> Result<Bytes, Unread> {
     let mut read = VecDeque::new();
     if let Some(first) = next(&mut body).await {
         match first.map(Frame::into_data) {
@@ -29,7 +44,18 @@ pub(super) async fn read(mut body: Incoming, most_bytes: usize) -> Result<Bytes,
                 if body.is_end_stream() {
                     return Ok(bytes);
                 }
-                match next(&mut body).await {
+                let mut held = None;
+                let end = poll_fn(|context| {
+                    let polled = Pin::new(&mut body).poll_frame(context);
+                    if polled.is_pending() && held.is_none() {
+                        match pending.hold(bytes.len()) {
+                            Ok(holds) => held = Some(holds),
+                            Err(rejection) => return Poll::Ready(Err(rejection)),
+                        }
+                    }
+                    polled.map(Ok)
+                });
+                match end.await.map_err(Unread::Refused)? {
                     None => return Ok(bytes),
                     Some(Ok(frame))
                         if frame.data_ref().is_some_and(Bytes::is_empty)
@@ -45,7 +71,7 @@ pub(super) async fn read(mut body: Incoming, most_bytes: usize) -> Result<Bytes,
             Err(error) => read.push_back(Err(error)),
         }
     }
-    Err(Held { read, rest: body })
+    Err(Unread::Held(Held { read, rest: body }))
 }
 
 /// Whether `bytes` are one uncompressed message with its prefix.

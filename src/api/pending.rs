@@ -1,15 +1,20 @@
-//! Bounds what is held of requests that have not come in full, of all callers together.
+//! Bounds what is held of requests that come or wait, and of long answers that nobody reads, of all
+//! callers together.
 //!
 //! A message is read whole before it is decoded. One caller may begin as many as it may have calls,
-//! each as large as a message may be, and end none of them.
+//! each as large as a message may be, and end none of them; and one that has come in full may have to
+//! wait for something.
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prost::bytes::Bytes;
+use tokio::time::Sleep;
 use tonic::Status;
 
 use super::answer::PREFIX_BYTES;
@@ -24,18 +29,39 @@ pub(super) struct PendingBytes(Arc<Account>);
 struct Account {
     held: AtomicUsize,
     most: usize,
+    /// How long a message may take to come, from its first byte to its last.
+    most_time: Option<Duration>,
     figures: Option<Arc<CallFigures>>,
 }
 
 impl PendingBytes {
-    /// An account that may come to `most` bytes.
-    pub(super) fn new(most: usize, figures: Option<Arc<CallFigures>>) -> Self {
-        let held = AtomicUsize::new(0);
+    /// An account that may come to `most` bytes, each message on it for no longer than `most_time`
+    /// before it has come in full.
+    pub(super) fn new(
+        most: usize,
+        most_time: Option<Duration>,
+        figures: Option<Arc<CallFigures>>,
+    ) -> Self {
         Self(Arc::new(Account {
-            held,
+            held: AtomicUsize::new(0),
             most,
+            most_time,
             figures,
         }))
+    }
+
+    /// Puts `bytes` on the account until what is returned is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::TooMuchPending`], which is not counted yet.
+    pub(super) fn hold(&self, bytes: usize) -> Result<HeldBytes, Rejection> {
+        // Given back by the drop if it is refused.
+        let held = HeldBytes {
+            account: self.clone(),
+            bytes,
+        };
+        self.settle(0, bytes).map(|()| held)
     }
 
     /// `body`, its messages on this account while they come.
@@ -44,27 +70,47 @@ impl PendingBytes {
             body,
             account: self.clone(),
             framing: Framing::default(),
+            too_late: None,
         }
     }
 
     /// Has the account show `now` in place of `before`.
     fn settle(&self, before: usize, now: usize) -> Result<(), Rejection> {
-        let Account {
-            held,
-            most,
-            figures,
-        } = &*self.0;
+        let Account { held, most, .. } = &*self.0;
         let all = match now.checked_sub(before) {
             Some(more) => held.fetch_add(more, Ordering::Relaxed) + more,
             None => held.fetch_sub(before - now, Ordering::Relaxed),
         };
-        if now > before && all > *most {
-            if let Some(figures) = figures {
-                figures.refused(&Rejection::TooMuchPending);
-            }
-            return Err(Rejection::TooMuchPending);
+        match now > before && all > *most {
+            true => Err(Rejection::TooMuchPending),
+            false => Ok(()),
         }
-        Ok(())
+    }
+}
+
+/// Bytes on an account, until dropped.
+#[derive(Debug)]
+pub(super) struct HeldBytes {
+    account: PendingBytes,
+    bytes: usize,
+}
+
+impl HeldBytes {
+    /// Has so many `bytes` on the account from here on.
+    ///
+    /// # Errors
+    ///
+    /// As [`PendingBytes::hold`].
+    pub(super) fn change(&mut self, bytes: usize) -> Result<(), Rejection> {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        self.account.settle(before, bytes)
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        // Taking away is never refused.
+        let _ = self.account.settle(self.bytes, 0);
     }
 }
 
@@ -73,6 +119,29 @@ pub(super) struct Gathering<B> {
     body: B,
     account: PendingBytes,
     framing: Framing,
+    /// When the message that comes now must have come; few take so long that it is made.
+    too_late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Gathering<B> {
+    /// The end of the call, by a fault of its body.
+    fn ends(&self, rejection: Rejection) -> Box<dyn std::error::Error + Send + Sync> {
+        if let Some(figures) = &self.account.0.figures {
+            figures.refused(&rejection);
+        }
+        Status::from(rejection).into()
+    }
+
+    /// Whether a message has begun to come, and has not come in full in its time.
+    fn is_too_late(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(most_time) = self.account.0.most_time.filter(|_| self.framing.held > 0) else {
+            return false;
+        };
+        let too_late = self
+            .too_late
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(most_time)));
+        too_late.as_mut().poll(context).is_ready()
+    }
 }
 
 impl<B> Drop for Gathering<B> {
@@ -93,6 +162,8 @@ struct Framing {
     left: usize,
     /// What has come of a message that has not come in full, its prefix included.
     held: usize,
+    /// How many have come in full.
+    whole: usize,
 }
 
 impl Framing {
@@ -118,6 +189,7 @@ impl Framing {
             if self.prefixed == PREFIX_BYTES && self.left == 0 {
                 // It is complete, and decoded next.
                 (self.prefixed, self.held) = (0, 0);
+                self.whole = self.whole.wrapping_add(1);
             }
         }
     }
@@ -140,11 +212,18 @@ where
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(bytes) = frame.data_ref()
         {
-            let before = me.framing.held;
+            let (before, whole) = (me.framing.held, me.framing.whole);
             me.framing.take(bytes);
-            if let Err(rejection) = me.account.settle(before, me.framing.held) {
-                return Poll::Ready(Some(Err(Status::from(rejection).into())));
+            if me.framing.whole != whole {
+                // The time of another message.
+                me.too_late = None;
             }
+            if let Err(rejection) = me.account.settle(before, me.framing.held) {
+                return Poll::Ready(Some(Err(me.ends(rejection))));
+            }
+        }
+        if polled.is_pending() && me.is_too_late(context) {
+            return Poll::Ready(Some(Err(me.ends(Rejection::DeadlinePassed))));
         }
         polled.map_err(Into::into)
     }
@@ -182,7 +261,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_given_back() {
-        let pending = PendingBytes::new(10, None);
+        let pending = PendingBytes::new(10, None, None);
         let mut one = pending.counting(());
         let two = pending.counting(());
         for (bytes, is_taken) in [(&[0, 0, 0, 1, 0, 7][..], true), (&[7; 5], false)] {
@@ -193,6 +272,54 @@ mod tests {
         }
         assert_eq!(pending.0.held.load(Ordering::Relaxed), 11);
         drop((one, two));
+        assert_eq!(pending.0.held.load(Ordering::Relaxed), 0);
+    }
+    #[test]
+    fn what_waits_is_on_the_account_until_it_is_dropped() {
+        let pending = PendingBytes::new(10, None, None);
+        let held = pending.hold(7).unwrap();
+        assert_eq!(pending.hold(4).unwrap_err(), Rejection::TooMuchPending);
+        let rest = pending.hold(3).unwrap();
+        drop((held, rest));
+        assert!(pending.hold(10).is_ok());
+    }
+
+    /// Frames that come one at a time, and no end.
+    struct Trickle(tokio::sync::mpsc::Receiver<&'static [u8]>);
+
+    impl HttpBody for Trickle {
+        type Data = Bytes;
+        type Error = Box<dyn std::error::Error + Send + Sync>;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            let frame = |bytes| Some(Ok(Frame::data(Bytes::from_static(bytes))));
+            self.0.poll_recv(context).map(|bytes| bytes.and_then(frame))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_begun_must_come_in_its_time() {
+        const TIME: Duration = Duration::from_millis(50);
+        let pending = PendingBytes::new(100, Some(TIME), None);
+        let (send, frames) = tokio::sync::mpsc::channel(2);
+        let mut body = pending.counting(Trickle(frames));
+        let mut next =
+            async || std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+        // Before the first message there is all the time that there is, and after one.
+        assert!(tokio::time::timeout(2 * TIME, next()).await.is_err());
+        for begin_and_end in [&[0, 0, 0, 0, 1][..], &[7]] {
+            send.send(begin_and_end).await.unwrap();
+            assert!(next().await.unwrap().is_ok());
+        }
+        assert!(tokio::time::timeout(2 * TIME, next()).await.is_err());
+        send.send(&[0]).await.unwrap();
+        assert!(next().await.unwrap().is_ok());
+        let status = next().await.unwrap().unwrap_err().downcast::<Status>();
+        assert_eq!(status.unwrap().code(), tonic::Code::DeadlineExceeded);
+        drop(body);
         assert_eq!(pending.0.held.load(Ordering::Relaxed), 0);
     }
 }

@@ -19,7 +19,7 @@ use crate::pdp::query::Claimed;
 const MAX_DEPTH: usize = 8;
 /// The most entries of one map, parents of one entity, and entities.
 const MAX_ENTRIES: usize = 64;
-/// The most values in all.
+/// The most values in all, entities and parents among them.
 const MAX_VALUES: usize = 1_024;
 
 /// What a message was found to be.
@@ -52,6 +52,10 @@ impl Sent<'_> {
 }
 
 impl<'a> Scanned<'a> {
+    pub(super) fn brings_entities(&self) -> bool {
+        !self.entities.is_empty()
+    }
+
     /// The query, when this is who asks, and this what a token says of it.
     pub(super) fn query<'q>(
         self,
@@ -91,7 +95,7 @@ pub(super) fn request<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<
     let mut entities = Vec::new();
     let mut explain = None;
     let mut values = Values {
-        left: MAX_VALUES,
+        left: MAX_VALUES.min(rules.max_values),
         max_depth: rules.max_value_depth.min(MAX_DEPTH),
     };
     let mut rest = Bytes(message);
@@ -126,32 +130,6 @@ pub(super) fn request<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<
         entities,
         explain: explain.unwrap_or(false),
     })
-}
-
-/// How many requests the `BatchAuthorizeRequest` in `message` holds, when it holds nothing else.
-pub(super) fn batch_len(message: &[u8]) -> Option<usize> {
-    let mut rest = Bytes(message);
-    let mut count = 0;
-    while let Some(field) = rest.field()? {
-        match field {
-            (1, Content::Bytes(_)) => count += 1,
-            (_, Content::Bytes(_) | Content::Varint(_)) => return None,
-        }
-    }
-    Some(count)
-}
-
-/// The request that the `BatchAuthorizeRequest` in `message` holds at byte `at`, which is moved
-/// past it; `Some(None)` at the end.
-pub(super) fn batch_item<'a>(message: &'a [u8], at: &mut usize) -> Option<Option<&'a [u8]>> {
-    let mut rest = Bytes(message.get(*at..)?);
-    let field = rest.field()?;
-    *at = message.len() - rest.0.len();
-    match field {
-        Some((1, Content::Bytes(item))) => Some(Some(item)),
-        Some((_, Content::Bytes(_) | Content::Varint(_))) => None,
-        None => Some(None),
-    }
 }
 
 /// The correlation id and the request of the `StreamAuthorizeRequest` in `message`.
@@ -271,6 +249,7 @@ fn uid<'a>(message: &'a [u8], default_type: Option<&'a str>) -> Option<UidRef<'a
 }
 
 fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
+    values.one()?;
     let mut own = None;
     let mut attributes = Vec::new();
     let mut parents = Vec::new();
@@ -280,7 +259,10 @@ fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
         match field {
             (1, Content::Bytes(bytes)) => once(&mut own, uid(bytes, None)?)?,
             (2, Content::Bytes(bytes)) => push(&mut attributes, values.entry(bytes, 1)?)?,
-            (3, Content::Bytes(bytes)) => push(&mut parents, uid(bytes, None)?)?,
+            (3, Content::Bytes(bytes)) => {
+                values.one()?;
+                push(&mut parents, uid(bytes, None)?)?;
+            }
             (4, Content::Bytes(bytes)) => push(&mut tags, values.entry(bytes, 1)?)?,
             (_, Content::Bytes(_) | Content::Varint(_)) => return None,
         }
@@ -317,6 +299,12 @@ struct Values {
 }
 
 impl Values {
+    /// Counts one more.
+    fn one(&mut self) -> Option<()> {
+        self.left = self.left.checked_sub(1)?;
+        Some(())
+    }
+
     /// An entry of a map, whose value stands at `depth`.
     fn entry<'a>(&mut self, message: &'a [u8], depth: usize) -> Option<(&'a str, ValueRef<'a>)> {
         let mut name = None;
@@ -336,7 +324,7 @@ impl Values {
         if depth > self.max_depth {
             return None;
         }
-        self.left = self.left.checked_sub(1)?;
+        self.one()?;
         let mut rest = Bytes(message);
         let value = match rest.field()?? {
             (1, Content::Varint(value)) => ValueRef::Bool(bool(value)?),

@@ -25,16 +25,17 @@ use tokio_rustls::server::TlsStream;
 use tonic::{Code, Status};
 
 use super::admission::{Admission, Moment, Place, RETRY_AFTER, Shed};
-use super::answer::AnswerBody;
+use super::answer::{AnswerBody, FRAME_BYTES};
 use super::call::{Call, TraceId};
 use super::callers::{Admitted, Callers, CertificateNames, Identification, Peer, Right};
 use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::figures::{self, CallFigures, Closing, Method, Transport};
 use super::greeting::{self, Opened};
-use super::lifetime::{Calls, InFlight, LifetimeLimits, Over};
+use super::lifetime::{Calls, InFlight, LifetimeLimits, Over, Unread};
 use super::linger::Lingering;
 use super::listen::{Connection, Listener};
+use super::pending::HeldBytes;
 use super::status::Rejection;
 use super::tls::Tls;
 use super::{Doors, by_contract};
@@ -71,7 +72,7 @@ const MOST_PASSED_OVER_BYTES: usize = 64 << 10;
 
 /// The most bytes of an answer that wait for a caller who does not read it; the rest is not made
 /// before it does.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
+const SEND_BUFFER_BYTES: usize = 16 << 10;
 
 /// What every connection comes through.
 pub(super) struct Entrance {
@@ -264,8 +265,8 @@ async fn serve_http2(
         let arrived = ready.load().unwrap_or_else(Moment::now);
         let mut begun = CallInFlight::begin(&in_flight, Arc::clone(&of_calls), &request);
         async move {
-            let response = call(&mut begun, &identification, arrived, request).await;
-            begun.answers(&response);
+            let mut response = call(&mut begun, &identification, arrived, request).await;
+            begun.answers(&mut response);
             Ok::<_, Infallible>(response.map(|body| CountedBody { body, call: begun }))
         }
     });
@@ -295,6 +296,7 @@ async fn serve_http2(
         entrance.closes(match over {
             Over::Age => Closing::Age,
             Over::Idle => Closing::Idle,
+            Over::Unread => Closing::Unread,
         });
         tokio::select! {
             ended = &mut serving => return told(ended),
@@ -319,9 +321,11 @@ fn told(ended: Result<(), hyper::Error>) {
 
 /// One call in flight, from its headers to the end of its answer.
 struct CallInFlight {
-    _counted: InFlight,
+    counted: InFlight,
     /// Held by one that is not answered at once.
     place: Option<Place>,
+    /// Its answer, if that is long.
+    answer_held: Option<(Arc<HeldBytes>, Unread)>,
     entrance: Arc<Entrance>,
     method: Method,
     /// When its headers came.
@@ -336,8 +340,9 @@ impl CallInFlight {
     fn begin<T>(calls: &Calls, entrance: Arc<Entrance>, request: &http::Request<T>) -> Self {
         let method = Method::at(request.uri().path());
         Self {
-            _counted: calls.begin(),
+            counted: calls.begin(),
             place: None,
+            answer_held: None,
             method,
             span: entrance.doors.span(method, request.headers()),
             begun: Instant::now(),
@@ -346,17 +351,33 @@ impl CallInFlight {
         }
     }
 
-    /// Notes the status that stands in an answer's head, where an answer without a message has it.
-    fn answers(&mut self, response: &http::Response<AnswerBody>) {
+    /// Notes the status that stands in an answer's head, where an answer without a message has it, and
+    /// keeps a long answer on the account until it is written.
+    fn answers(&mut self, response: &mut http::Response<AnswerBody>) {
         match response.body() {
+            AnswerBody::Encoded(bytes) if bytes.len() > FRAME_BYTES => {
+                match self.entrance.doors.pending.hold(bytes.len()) {
+                    Ok(held) => self.holds(Arc::new(held)),
+                    Err(rejection) => *response = self.entrance.doors.refuse(rejection),
+                }
+            }
             AnswerBody::Encoded(_) | AnswerBody::StatusOk => {}
-            AnswerBody::Tonic(_) => self.ends_with(response.headers()),
+            AnswerBody::Tonic(_) => {
+                self.ends_with(response.headers());
+                if let Some(held) = response.extensions_mut().remove() {
+                    self.holds(held);
+                }
+            }
             AnswerBody::Ended => {
                 // No call of gRPC; a caller of gRPC would take it for this.
                 self.code = Code::Unknown;
                 self.ends_with(response.headers());
             }
         }
+    }
+
+    fn holds(&mut self, answer: Arc<HeldBytes>) {
+        self.answer_held = Some((answer, self.counted.calls().begin_unread()));
     }
 
     /// Notes the status that stands in an answer's trailers.
@@ -480,7 +501,7 @@ fn call<'a>(
             span: span.clone(),
         };
         if !method.is_unary() {
-            match entrance.admission.place() {
+            match entrance.admission.place_for_stream() {
                 Ok(taken) => *place = Some(taken),
                 Err(shed) => return entrance.sheds(shed),
             }
@@ -573,7 +594,7 @@ fn head(rejection: Rejection) -> http::HeaderMap {
 
 /// The whole answer to a call that gets none.
 pub(super) fn refused(rejection: Rejection) -> http::Response<AnswerBody> {
-    Status::from(rejection).into_http().map(AnswerBody::Tonic)
+    Status::from(rejection).into_http().map(AnswerBody::tonic)
 }
 
 /// Whether the call is one of gRPC, whose protocol asks for 415 otherwise.

@@ -62,6 +62,7 @@ max_batch_items = 6
 max_candidates = 13
 max_store_bytes = 14
 max_request_entities = 7
+max_request_values = 70
 max_value_depth = 8
 max_concurrent_streams = 9
 max_concurrent_calls = 17
@@ -140,6 +141,7 @@ log_format = "json"
             max_pending_bytes: 4096,
             max_batch_items: 6,
             max_request_entities: 7,
+            max_request_values: 70,
             max_value_depth: 8,
             max_concurrent_streams: 9,
             max_concurrent_calls: 17,
@@ -295,6 +297,7 @@ fn zero_and_absurd_numbers_are_refused_with_the_range() {
         ("max_pending_bytes", 1024, 68_719_476_736),
         ("max_batch_items", 1, 1_000_000),
         ("max_request_entities", 1, 1_000_000),
+        ("max_request_values", 1, 100_000_000),
         ("max_value_depth", 1, 32),
         ("max_concurrent_streams", 1, 1_000_000),
         ("max_concurrent_calls", 1, 1_000_000),

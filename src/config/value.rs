@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Builder;
 
 use super::decision_log::{AttributePath, Destination, Share};
 use super::listen::{InvalidAddress, Listen};
@@ -249,11 +250,17 @@ pub(super) fn attribute_paths(paths: Vec<String>) -> Result<Vec<AttributePath>, 
     paths.map(path).collect()
 }
 
+/// Reads filters of the log. Values of fields are compared as they are written: compiling a regular
+/// expression may take all the memory that there is.
+pub(crate) fn log_filters() -> Builder {
+    EnvFilter::builder().with_regex(false)
+}
+
 pub(crate) fn log_filter(text: String) -> Result<String, Problem> {
     if text.trim().is_empty() {
         return Err(Problem::Empty);
     }
-    match EnvFilter::builder().parse(&text) {
+    match log_filters().parse(&text) {
         Ok(_) => Ok(text),
         Err(error) => {
             let reason = error.to_string();

@@ -6,6 +6,8 @@
 
 mod claimed;
 
+pub use claimed::refuse_telling_anew;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 

@@ -349,6 +349,15 @@ pub enum Problem {
         /// The uid that was sent.
         uid: String,
     },
+    /// The uid is who asks without an identity, or one that this is stored to be in, and the caller may
+    /// not name principals.
+    #[error(
+        "`{uid}` is who asks, or what that is in; a caller that may name no principal cannot tell it anew"
+    )]
+    AnonymousEntity {
+        /// The uid that was sent.
+        uid: String,
+    },
     /// The entity is its own ancestor.
     #[error("`{uid}` is its own ancestor")]
     Cycle {

@@ -8,7 +8,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
-use crate::config::value::{Problem, log_filter};
+use crate::config::value::{Problem, log_filter, log_filters};
 use crate::config::{LogConfig, LogFormat};
 
 /// The filter in force. Clones are of one and the same.
@@ -52,7 +52,7 @@ pub fn init(config: &LogConfig) -> LogFilter {
             .boxed(),
     };
     // The filter was parsed when the configuration was checked, so nothing is lost in this one.
-    let filter = EnvFilter::builder().parse_lossy(&config.filter);
+    let filter = log_filters().parse_lossy(&config.filter);
     let (filter, handle) = reload::Layer::new(filter);
     // An error here means that a subscriber is already at work, which is what is wanted.
     let ours = tracing_subscriber::registry()
@@ -89,7 +89,7 @@ impl LogFilter {
         let old = told.clone();
         tracing::warn!(old, new = text, "the log's filter is being changed");
         handle
-            .reload(EnvFilter::builder().parse_lossy(&text))
+            .reload(log_filters().parse_lossy(&text))
             .map_err(|_gone| FilterError::NotOurs)?;
         tracing::warn!(old, new = text, "the log's filter was changed");
         told.clone_from(&text);

@@ -8,18 +8,21 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use prost::Message as _;
 use prost::bytes::{BufMut as _, Bytes};
-use prost::encoding::{encode_varint, encoded_len_varint};
+use prost::encoding::{WireType, encode_varint, encoded_len_varint};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::server::UnaryService;
 use tonic::{Request, Response, Status};
 
-use super::{Answered, Authorization, Decided, Step, put_head, tag};
+use super::{Answered, Authorization, Decided, Step, Undecoded, put_head, tag};
 use crate::api::call::Call;
 use crate::api::callers::Right;
+use crate::api::heavy::Seat;
+use crate::api::parts::Fields;
+use crate::api::pending::HeldBytes;
 use crate::api::status::{Rejection, to_message};
 use crate::api::turn::Turn;
-use crate::api::{codec, identity, pb, scan};
+use crate::api::{codec, heavy, identity};
 use crate::decision_log::Method;
 use crate::engine::{Leave, Source};
 use crate::pdp::Snapshot;
@@ -37,30 +40,13 @@ impl UnaryService<Bytes> for Batched<'_> {
         let door = self.0.clone();
         Box::pin(async move {
             let mut batch = Batch::begin(door.clone(), request.into_inner(), call)?;
-            let first = batch.run()?;
+            let first = batch.run(&Seat::NONE)?;
             if !matches!(first, Progress::Done) {
-                // It takes longer than a turn, or must wait for the decision log or a key.
-                // Elsewhere it holds up nobody who waits for an answer on this connection, and
-                // dropping the set ends it with the call.
+                // It takes longer than a turn, or must wait for something. Elsewhere it holds up
+                // nobody who waits for an answer on this connection, and dropping the set ends it with
+                // the call.
                 let mut elsewhere = JoinSet::new();
-                elsewhere.spawn(async move {
-                    let mut progress = first;
-                    loop {
-                        match progress {
-                            Progress::Done => return Ok::<_, Status>(batch),
-                            Progress::TurnOver => tokio::task::yield_now().await,
-                            Progress::Waits(wait) => {
-                                let draining = batch.door.draining.clone();
-                                let waited =
-                                    identity::wait_for_keys(wait, &batch.call, draining).await;
-                                waited.map_err(|rejection| batch.door.ends(rejection))?;
-                            }
-                        }
-                        let leave = batch.door.leave_for(&batch.call).await;
-                        let _leave = leave.map_err(|rejection| batch.door.ends(rejection))?;
-                        progress = batch.run()?;
-                    }
-                });
+                elsewhere.spawn(batch.run_to_end(first));
                 batch = match elsewhere.join_next().await {
                     Some(Ok(done)) => done?,
                     Some(Err(error)) if error.is_panic() => {
@@ -69,7 +55,7 @@ impl UnaryService<Bytes> for Batched<'_> {
                     Some(Err(_)) | None => return Err(door.ends(Rejection::ShuttingDown)),
                 };
             }
-            Ok(Response::new(batch.finish()))
+            batch.finish()
         })
     }
 }
@@ -80,9 +66,10 @@ struct Batch {
     snapshot: Arc<Snapshot>,
     call: Call,
     message: Bytes,
-    items: Items,
-    /// An item whose key may be on its way.
-    held: Option<Box<pb::AuthorizeRequest>>,
+    /// The first byte of the message that is not decided.
+    at: usize,
+    /// Whether what could be done for the key of the next item was done.
+    has_waited: bool,
     /// Until when the batch may wait for keys, from its first wait on. Tokens of several issuers may
     /// stand in it; but its caller is not kept waiting for each.
     waits_end: Option<Instant>,
@@ -90,6 +77,8 @@ struct Batch {
     is_remembered: bool,
     /// A `BatchAuthorizeResponse`, as far as it is known.
     response: Vec<u8>,
+    /// Message and response, once they are held for longer than a turn.
+    held: Option<HeldBytes>,
 }
 
 /// How far a batch has come.
@@ -98,16 +87,16 @@ enum Progress {
     /// Its turn is, or there is no leave now.
     TurnOver,
     Waits(KeyWait),
+    /// The next item is large, and takes a seat.
+    TakesSeat,
 }
 
-/// What is left of a batch.
-enum Items {
-    /// From this byte of the message on; so many were decided.
-    InPlace {
-        at: usize,
-        decided: usize,
-    },
-    Decoded(std::vec::IntoIter<pb::AuthorizeRequest>),
+/// What came of looking at the next item.
+enum Next {
+    Decided(Result<Decided, Rejection>),
+    Waits(KeyWait),
+    TakesSeat,
+    End,
 }
 
 /// How many items are decided between two looks at the clock.
@@ -121,24 +110,15 @@ impl Batch {
     fn begin(door: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
         let ends = |rejection| door.ends(rejection);
         call.caller.is_still(Right::Authorize).map_err(ends)?;
+        let count = count(&message)?;
+        call.deadline.check().map_err(ends)?;
         let most = door.rules.max_batch_items;
-        let in_place = scan::batch_len(&message).filter(|&count| count <= most);
-        let items = match in_place {
-            Some(_) if call.deadline.check().is_ok() && door.engine.snapshot().is_some() => {
-                Items::InPlace { at: 0, decided: 0 }
-            }
-            Some(_) | None => {
-                let requests = decode_batch(&message)?;
-                call.deadline.check().map_err(ends)?;
-                if requests.len() > most {
-                    return Err(ends(Rejection::TooMany {
-                        what: "requests in one batch",
-                        most,
-                    }));
-                }
-                Items::Decoded(requests.into_iter())
-            }
-        };
+        if count > most {
+            return Err(ends(Rejection::TooMany {
+                what: "requests in one batch",
+                most,
+            }));
+        }
         // Loaded once: every item is decided on one and the same revision.
         let snapshot = door.snapshot().map_err(ends)?;
         Ok(Self {
@@ -146,16 +126,60 @@ impl Batch {
             snapshot,
             call,
             message,
-            items,
-            held: None,
+            at: 0,
+            has_waited: false,
             waits_end: None,
             is_remembered: false,
             response: Vec::new(),
+            held: None,
         })
     }
 
-    /// Decides items for one turn, or as long as there is leave.
-    fn run(&mut self) -> Result<Progress, Status> {
+    /// Decides the items that are left after the first turn, which ended so.
+    async fn run_to_end(mut self, first: Progress) -> Result<Self, Status> {
+        let mut progress = first;
+        loop {
+            self.hold().map_err(|rejection| self.door.ends(rejection))?;
+            let ready = self.ready(progress).await;
+            let Some(seat) = ready.map_err(|rejection| self.door.ends(rejection))? else {
+                return Ok(self);
+            };
+            progress = seat.run(|| self.run(&seat))?;
+        }
+    }
+
+    /// Waits for what the batch needs to go on; `None` when it is done.
+    async fn ready(&self, progress: Progress) -> Result<Option<Seat>, Rejection> {
+        // Its bytes are on the account already.
+        const HELD: usize = 0;
+        let Self { door, call, .. } = self;
+        let mut seat = Seat::NONE;
+        match progress {
+            Progress::Done => return Ok(None),
+            Progress::TurnOver => tokio::task::yield_now().await,
+            Progress::Waits(wait) => {
+                identity::wait_for_keys(wait, call, door.draining.clone()).await?;
+            }
+            Progress::TakesSeat => seat = door.seat_for(call, HELD).await?,
+        }
+        let _leave = door.leave_for(call, HELD).await?;
+        Ok(Some(seat))
+    }
+
+    /// Puts what the batch holds by now on the account.
+    fn hold(&mut self) -> Result<(), Rejection> {
+        let bytes = self.message.len() + self.response.len();
+        match &mut self.held {
+            Some(held) => held.change(bytes),
+            none => {
+                *none = Some(self.door.pending.hold(bytes)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Decides items for one turn, or as long as there is leave. A large one is decided on a seat.
+    fn run(&mut self, seat: &Seat) -> Result<Progress, Status> {
         let turn = Turn::begin();
         while let Some(leave) = self.leave(turn)? {
             if self.is_remembered {
@@ -164,18 +188,19 @@ impl Batch {
             }
             self.is_remembered = true;
             for _ in 0..ITEMS_A_LOOK {
-                match self.next(&leave)? {
-                    Some(Step::Decided(decided)) => {
+                match self.next(&leave, seat)? {
+                    Next::Decided(decided) => {
                         let is_remembered =
                             matches!(&decided, Ok(decided) if decided.source == Source::Cache);
                         self.is_remembered &= is_remembered;
                         put(&mut self.response, decided);
                     }
-                    Some(Step::Wait { wait, request }) => {
-                        self.held = Some(request);
+                    Next::Waits(wait) => {
+                        self.has_waited = true;
                         return Ok(Progress::Waits(self.within_budget(wait)));
                     }
-                    None => return Ok(Progress::Done),
+                    Next::TakesSeat => return Ok(Progress::TakesSeat),
+                    Next::End => return Ok(Progress::Done),
                 }
             }
         }
@@ -196,14 +221,11 @@ impl Batch {
     /// shape they must be; from the first that is not, it is as if nothing were remembered.
     fn run_remembered(&mut self, turn: Turn, mut leave: Leave) -> Result<(), Status> {
         self.is_remembered = false;
-        let Items::InPlace { at, mut decided } = self.items else {
-            return Ok(());
-        };
         let mut response = std::mem::take(&mut self.response);
         let (mut read, mut ends) = (Vec::new(), Vec::new());
-        let mut end = at;
+        let mut end = self.at;
         while read.len() < ITEMS_A_LOOKUP
-            && let Some(Some(item)) = scan::batch_item(&self.message, &mut end)
+            && let Some(item) = item(&self.message, &mut end)
             && let Some(item) = self.door.read_in_place(item, &self.call)
         {
             read.push(item);
@@ -221,7 +243,7 @@ impl Batch {
 
         let origin = self.call.origin(Method::BatchAuthorize);
         let (mut all_found, mut since_look) = (!looked_up.is_empty(), 0);
-        let mut at = at;
+        let mut at = self.at;
         for (item, end) in looked_up.iter().zip(ends) {
             if since_look >= REMEMBERED_A_LOOK {
                 since_look = 0;
@@ -233,7 +255,7 @@ impl Batch {
             let answered = (self.door.engine).authorize_looked_up(item, &origin, &leave);
             let answered = (self.door).noted(answered, &self.snapshot, item.query(), &self.call);
             put(&mut response, answered);
-            (at, decided) = (end, decided + 1);
+            at = end;
             let is_found = item.answer().is_some();
             since_look += if is_found {
                 1
@@ -242,46 +264,40 @@ impl Batch {
             };
             all_found &= is_found;
         }
-        self.items = Items::InPlace { at, decided };
+        self.at = at;
         self.response = response;
         self.is_remembered = all_found;
         Ok(())
     }
 
     /// Decides the next item.
-    fn next(&mut self, leave: &Leave) -> Result<Option<Step>, Status> {
-        if let Some(request) = self.held.take() {
-            // What could be done for its key was done.
-            return Ok(Some(self.decide(request, leave, Patience::Spent)));
-        }
+    fn next(&mut self, leave: &Leave, seat: &Seat) -> Result<Next, Status> {
         let of = (&self.call, Method::BatchAuthorize);
-        if let Items::InPlace { at, decided } = &mut self.items {
-            let item = match scan::batch_item(&self.message, at) {
-                Some(None) => return Ok(None),
-                Some(Some(item)) => self.door.decide_in_place(&self.snapshot, item, of, leave),
-                None => None,
-            };
-            if let Some(answer) = item {
-                *decided += 1;
-                return Ok(Some(Step::Decided(answer)));
-            }
-            // Not of the plain shape, or no request at all, which fails the whole batch: from here
-            // on it goes as prost reads it.
-            let mut requests = decode_batch(&self.message)?.into_iter();
-            requests.by_ref().take(*decided).for_each(drop);
-            self.items = Items::Decoded(requests);
-        }
-        match &mut self.items {
-            Items::Decoded(requests) => {
-                let request = requests.next().map(Box::new);
+        let mut end = self.at;
+        let Some(item) = item(&self.message, &mut end) else {
+            return Ok(Next::End);
+        };
+        let step = match self.door.decide_in_place(&self.snapshot, item, of, leave) {
+            Some(decided) => Step::Decided(decided),
+            None if heavy::is_heavy(item.len()) && !seat.is_taken() => return Ok(Next::TakesSeat),
+            None => {
                 let patience = match self.waits_end {
+                    _ if self.has_waited => Patience::Spent,
                     Some(end) if Instant::now() >= end => Patience::Spent,
                     Some(_) | None => Patience::Waits,
                 };
-                Ok(request.map(|request| self.decide(request, leave, patience)))
+                let sent = Undecoded::Request(item);
+                // What is no request at all fails the whole batch.
+                (self.door).decide_sent(&self.snapshot, sent, of, leave, patience)?
             }
-            Items::InPlace { .. } => Ok(None),
-        }
+        };
+        Ok(match step {
+            Step::Decided(decided) => {
+                (self.at, self.has_waited) = (end, false);
+                Next::Decided(decided)
+            }
+            Step::Wait(wait) => Next::Waits(wait),
+        })
     }
 
     /// All waits together take no longer than the first alone could.
@@ -291,33 +307,62 @@ impl Batch {
         wait.no_longer_than(end.saturating_duration_since(now))
     }
 
-    fn decide(
-        &self,
-        request: Box<pb::AuthorizeRequest>,
-        leave: &Leave,
-        patience: Patience,
-    ) -> Step {
-        let of = (&self.call, Method::BatchAuthorize);
-        self.door
-            .decide(&self.snapshot, request, of, leave, patience)
-    }
-
-    fn finish(self) -> Bytes {
+    fn finish(self) -> Answered<Bytes> {
         const REVISION: u8 = 2;
         let Self {
+            door,
             mut response,
             snapshot,
+            mut held,
             ..
         } = self;
         let revision = snapshot.revision().as_str();
         put_head(&mut response, REVISION, revision.len());
         response.put_slice(revision.as_bytes());
-        response.into()
+        // A long one may lie here for as long as its caller likes.
+        let holds = match &mut held {
+            Some(held) => held.change(response.len()),
+            None => Ok(()),
+        };
+        holds.map_err(|rejection| door.ends(rejection))?;
+        let mut response = Response::new(response.into());
+        if let Some(held) = held {
+            response.extensions_mut().insert(Arc::new(held));
+        }
+        Ok(response)
     }
 }
 
-fn decode_batch(message: &[u8]) -> Result<Vec<pb::AuthorizeRequest>, Status> {
-    codec::decode(message).map(|pb::BatchAuthorizeRequest { requests }| requests)
+/// The field of a `BatchAuthorizeRequest` that holds its requests.
+const REQUESTS: u64 = 1;
+
+/// How many requests the `BatchAuthorizeRequest` in `message` holds. They are not looked into.
+fn count(message: &[u8]) -> Result<usize, Status> {
+    // prost says what is no message, in its words.
+    codec::decode::<()>(message)?;
+    let mut fields = Fields(message);
+    let mut count = 0;
+    for (number, wire_type, _) in fields.by_ref() {
+        match (number, wire_type) {
+            (REQUESTS, WireType::LengthDelimited) => count += 1,
+            (REQUESTS, _) => return Err(Status::invalid_argument("requests are no numbers")),
+            _ => {}
+        }
+    }
+    match fields.0.is_empty() {
+        true => Ok(count),
+        // Which prost passes over, and we do not.
+        false => Err(Status::invalid_argument("groups are no part of proto3")),
+    }
+}
+
+/// The request that the `BatchAuthorizeRequest` in `message` holds at byte `at` or next after it,
+/// which is moved past it; `None` at the end.
+fn item<'m>(message: &'m [u8], at: &mut usize) -> Option<&'m [u8]> {
+    let mut fields = Fields(message.get(*at..)?);
+    let found = fields.find(|(number, ..)| *number == REQUESTS);
+    *at = message.len() - fields.0.len();
+    found.map(|(.., item)| item)
 }
 
 /// The fields of a `BatchAuthorizeResult`.
@@ -354,6 +399,34 @@ fn put_result(out: &mut Vec<u8>, field: u8, length: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::pb;
+
+    #[test]
+    fn requests_are_found_among_whatever_else_stands_in_a_batch() {
+        let message = [
+            &[0x0a, 1, b'a'][..],
+            // Fields that we do not know, of each kind.
+            &[0x10, 0x80, 1, 0x1a, 2, 0x0a, 0],
+            &[0x25, 1, 2, 3, 4, 0x29, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[0x0a, 0, 0x0a, 1, b'b', 0x10, 1],
+        ]
+        .concat();
+        assert_eq!(count(&message).unwrap(), 3);
+        let mut at = 0;
+        let found: Vec<_> = std::iter::from_fn(|| item(&message, &mut at)).collect();
+        assert_eq!(found, [&b"a"[..], b"", b"b"]);
+        assert_eq!(at, message.len());
+        for no_batch in [
+            &[0x0a, 2, 0][..],
+            &[0x08, 1],
+            &[0x0b, 0x0c],
+            &[0x13, 0x14],
+            &[0xff],
+        ] {
+            let status = count(no_batch).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{no_batch:?}");
+        }
+    }
 
     /// The results of a batch as we write them, read by prost.
     #[test]

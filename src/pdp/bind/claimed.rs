@@ -10,7 +10,9 @@ use smol_str::SmolStr;
 
 use super::{Brought, EntityStore, Snapshot, fits_schema};
 use crate::pdp::answer::NoAnswer;
-use crate::pdp::query::{Claimed, InvalidQuery, Problem, StoredPrincipal, Uid, Value};
+use crate::pdp::query::{
+    Claimed, InvalidQuery, Problem, RequestEntity, StoredPrincipal, Uid, Value,
+};
 use crate::pdp::uids::UidNumber;
 
 /// The field that is named when the claims do not fit.
@@ -103,6 +105,35 @@ fn refuse_told_anew(
         Some((index, uid)) => {
             let uid = uid.to_string();
             Err(InvalidQuery::field("uid", Problem::ClaimedEntity { uid })
+                .at_index(index)
+                .within("entities"))
+        }
+    }
+}
+
+/// Refuses `entities` that tell anew of a principal, or of what that is stored to be in: for callers
+/// who may not say who the principal is, and so not what it is either.
+///
+/// # Errors
+///
+/// [`Problem::AnonymousEntity`] at the first of them.
+pub fn refuse_telling_anew(
+    snapshot: &Snapshot,
+    principal: &Uid,
+    entities: &[RequestEntity],
+) -> Result<(), InvalidQuery> {
+    let stored = &snapshot.entities;
+    let number = |uid: &Uid| stored.uids.number_of(&uid.type_name, &uid.id);
+    let above = number(principal).map_or_else(Vec::new, |number| stored.ancestors(number));
+    let is_told = |uid: &Uid| {
+        uid == principal || number(uid).is_some_and(|number| above.binary_search(&number).is_ok())
+    };
+    let mut sent = entities.iter().map(|entity| &entity.uid).enumerate();
+    match sent.find(|(_, uid)| is_told(uid)) {
+        None => Ok(()),
+        Some((index, uid)) => {
+            let uid = uid.to_string();
+            Err(InvalidQuery::field("uid", Problem::AnonymousEntity { uid })
                 .at_index(index)
                 .within("entities"))
         }
