@@ -20,6 +20,8 @@ pub(super) struct Reads {
     pub(super) literals: Vec<(EntityUID, Lookups)>,
     /// The attributes of the context that are read; `None` when it is used as a whole.
     pub(super) context: Option<BTreeSet<SmolStr>>,
+    /// Whether an entity is asked whether it is in what stands in a slot.
+    pub(super) asks_for_slots: bool,
 }
 
 /// Which ancestors of an entity are asked for.
@@ -70,6 +72,14 @@ impl Ancestors {
                 named: Vec::new(),
             },
         }
+    }
+
+    fn name_a_slot(&self) -> bool {
+        let mut named = self.named.iter();
+        named.any(|named| match named {
+            Named::Literal(_) => false,
+            Named::Slot(_) => true,
+        })
     }
 
     fn join(&mut self, other: &Self) {
@@ -331,6 +341,7 @@ impl Reads {
         match value {
             Known::At(found) => {
                 *paths += found.len();
+                self.asks_for_slots |= ancestors.name_a_slot();
                 for Path { from, steps } in found {
                     let mut lookups = match from {
                         From::Root(root) => self.roots.entry(*root).or_default(),
