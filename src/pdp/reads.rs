@@ -120,6 +120,22 @@ pub(super) struct Lookups {
     pub(super) tags: Option<Box<Lookups>>,
 }
 
+/// Not by recursion, as it would be by itself: a snapshot ends on whatever thread lets go of it
+/// last, and a path is as long as its author likes.
+impl Drop for Lookups {
+    fn drop(&mut self) {
+        let mut open: Vec<Self> = Vec::new();
+        let take = |lookups: &mut Self, open: &mut Vec<Self>| {
+            open.extend(std::mem::take(&mut lookups.fields).into_values());
+            open.extend(lookups.tags.take().map(|below| *below));
+        };
+        take(self, &mut open);
+        while let Some(mut lookups) = open.pop() {
+            take(&mut lookups, &mut open);
+        }
+    }
+}
+
 /// The most paths that are followed in one condition. Conditionals within one another and long
 /// chains of attributes multiply; what people write has a few dozen.
 const MOST_PATHS: usize = 20_000;

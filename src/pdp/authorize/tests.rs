@@ -475,6 +475,30 @@ fn a_condition_as_deep_as_is_loaded_is_evaluated_on_a_small_stack() {
 }
 
 #[test]
+fn a_path_as_long_as_is_loaded_is_followed_on_a_small_stack() {
+    let path = ".boss".repeat(crate::pdp::MAX_CHAIN / 2 - 20);
+    let policy = format!(
+        "permit(principal, action, resource) when {{ principal{path} in Group::\"staff\" }};"
+    );
+    let alice = r#"{"type": "User", "id": "alice"}"#;
+    let stored = format!(
+        r#"[{{"uid": {alice}, "attrs": {{"boss": {{"__entity": {alice}}}}},
+             "parents": [{{"type": "Group", "id": "staff"}}]}}]"#
+    );
+    let files = [
+        ("p.cedar", policy.as_str()),
+        ("entities.json", stored.as_str()),
+    ];
+    let snapshot = snapshot(&files, Settings::default());
+    std::thread::Builder::new()
+        .stack_size(1 << 20)
+        .spawn(move || check(&snapshot, &read(), Decision::Allow, &["p.cedar#0"]))
+        .unwrap()
+        .join()
+        .unwrap();
+}
+
+#[test]
 fn an_explanation_names_what_determined_and_where_it_stands() {
     let snapshot =
         policies("\n@id(\"why\") @reason(\"public\")\npermit(principal, action, resource);");
