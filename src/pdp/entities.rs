@@ -553,6 +553,11 @@ impl<'a> View<'a> {
         !self.sent.is_empty()
     }
 
+    /// Lets as many steps be taken once more as a request may.
+    pub(super) fn renew_steps(&mut self) {
+        self.steps_left = MAX_REQUEST_HIERARCHY_STEPS;
+    }
+
     /// The number of `uid`: a uid without one is no entity's, and no policy names it.
     pub(super) fn number(&self, uid: &EntityUID) -> Option<UidNumber> {
         let stored = self.store.uids.number_of_uid(uid);

@@ -478,29 +478,20 @@ impl Index {
     }
 
     /// The policies whose scope alone a request meets, in order, whatever their conditions say.
-    /// Looks at every policy there is.
     ///
-    /// # Errors
-    ///
-    /// As [`Index::candidates`].
-    pub(super) fn of_scope(
-        &self,
-        subjects: &Subjects,
-        most: usize,
-    ) -> Result<Vec<RuleNumber>, TooManyCandidates> {
+    /// Looks at every policy there is: they are filed by what their conditions demand, too.
+    pub(super) fn of_scope<'a>(
+        &'a self,
+        subjects: &'a Subjects,
+    ) -> impl Iterator<Item = RuleNumber> + 'a {
         let meets = |scope: &Scope| {
             let demands = scope.demands.get(..scope.of_scope).unwrap_or_default();
             subjects.meet(demands)
         };
-        let found: Vec<RuleNumber> = (0..)
-            .zip(&self.scopes)
-            .filter(|(_, scope)| meets(scope))
+        let numbered = (0..).zip(&self.scopes);
+        numbered
+            .filter(move |(_, scope)| meets(scope))
             .map(|(number, _)| number)
-            .collect();
-        if found.len() > most {
-            return Err(TooManyCandidates);
-        }
-        Ok(found)
     }
 
     /// The scope of a policy.
