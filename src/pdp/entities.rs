@@ -233,11 +233,12 @@ impl EntityStore {
             + self.hierarchy.bytes()
     }
 
-    /// Whether much of the uid table is left over from what is gone.
-    pub(super) fn is_littered(&self) -> bool {
+    /// Whether much of the uid table is left over from what is gone, `by_policies` being how many
+    /// uids policies name.
+    pub(super) fn is_littered(&self, by_policies: usize) -> bool {
         const KEPT_ANYWAY: usize = 10_000;
-        let named: usize = self.segments.iter().map(|segment| segment.named()).sum();
-        self.uids.len() > KEPT_ANYWAY + 2 * named
+        let by_entities: usize = self.segments.iter().map(|segment| segment.named()).sum();
+        self.uids.len() > KEPT_ANYWAY + 2 * (by_entities + by_policies)
     }
 
     /// The direct parents of the entity with this uid, which may exist nowhere.
