@@ -44,7 +44,7 @@ pub use authorize::{authorize, authorize_among, authorize_and_tell, candidates};
 pub use bind::refuse_telling_anew;
 pub use compile::{CompileError, StoredEntities, Workers, compile, compile_from};
 pub use entities::{MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS};
-pub use lookups::MAX_LOOKUPS;
+pub use lookups::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
 pub use nesting::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use snapshot::{Settings, Snapshot};
 pub use values::{MAX_VALUE_DEPTH, is_type_name};

@@ -416,6 +416,14 @@ mod tests {
             time("2026-01-01T00:00:00Z"),
             time("2026-01-02T00:00:00Z")
         ));
+        assert!(is_one_unread(
+            time("2026-01-30T00:00:00Z"),
+            time("2024-02-29T12:00:00.000+0100")
+        ));
+        assert!(!is_one_unread(
+            time("2026-01-30T00:00:00Z"),
+            time("2026-02-29T00:00:00Z")
+        ));
         assert!(!is_one_unread(text("1"), long(1)));
         assert!(!is_one_unread(decimal("1.0"), decimal("1.x")));
         assert!(!is_one_unread(decimal("1.y"), decimal("1.x")));

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::explanation::Explanation;
 use super::id::{PolicyId, Revision};
+use super::lookups::MAX_LOOKUP_STEPS;
 use super::query::InvalidQuery;
 
 /// The answer to "may this principal do this action on this resource?".
@@ -70,8 +71,11 @@ pub enum NoAnswer {
         /// The most that may.
         most: usize,
     },
-    /// Its policies read more entities than may be looked up.
-    #[error("the policies that match look up more than {most} entities")]
+    /// Its policies read more entities than may be looked up, or reach them in too many steps.
+    #[error(
+        "the policies that match look up more than {most} entities, or take more than \
+         {MAX_LOOKUP_STEPS} steps to reach them"
+    )]
     TooManyEntities {
         /// The most that may.
         most: usize,

@@ -23,7 +23,9 @@ use super::values::bounded_text;
 /// entities gives the same decision, determining policies and errors.
 ///
 /// Costs what the policies cost whose scope matches and the entities that they look up, however
-/// many others there are.
+/// many others there are. Only to explain a denial that no policy determined takes one look at the
+/// scope of every policy there is, since all permits are counted that came close; what the
+/// explanation lists of them costs no more than deciding may.
 ///
 /// # Errors
 ///
@@ -90,36 +92,32 @@ fn authorize_on(
     })
 }
 
-fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
+fn decide(snapshot: &Snapshot, query: &Query, bound: Bound<'_>) -> Answer {
     let Bound {
         request,
         candidates,
         entities,
+        asked,
     } = bound;
+    let explained = query.explain.then(|| (request.clone(), asked));
     let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
-    let candidates: Vec<(&Rule, Option<bool>)> = candidates
+    let candidates = candidates
         .into_iter()
         // What certainly does not hold says nothing more.
         .filter(|candidate| candidate.holds != Some(false))
         .filter_map(|Candidate { rule, holds }| {
-            let rule = snapshot.rules.get(rule as usize)?;
-            Some((rule.as_ref(), holds))
-        })
-        .collect();
+            let rule: &Rule = snapshot.rules.get(rule as usize)?;
+            Some((rule, holds))
+        });
     let mut permits: Vec<&Rule> = Vec::new();
     let mut forbids: Vec<&Rule> = Vec::new();
     let mut errors: Vec<PolicyError> = Vec::new();
     // Rules are sorted by id, and so is all that is collected from them.
-    for (rule, holds) in &candidates {
-        let condition = if query.explain {
-            &rule.condition
-        } else {
-            &rule.rest
-        };
+    for (rule, holds) in candidates {
         let effect = rule.effect;
         let satisfied = match holds {
-            Some(holds) => Ok(*holds),
-            None => satisfied(&evaluator, rule, condition),
+            Some(holds) => Ok(holds),
+            None => satisfied(&evaluator, rule, &rule.rest),
         };
         match (satisfied, effect) {
             (Ok(true), ast::Effect::Permit) => permits.push(rule),
@@ -139,10 +137,8 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound) -> Answer {
         (true, false) => (Decision::Allow, permits),
         (true, true) => (Decision::Deny, Vec::new()),
     };
-    let explanation = query.explain.then(|| {
-        let candidates: Vec<&Rule> = candidates.iter().map(|(rule, _)| *rule).collect();
-        Box::new(explain(&candidates, &determining, &evaluator))
-    });
+    let explanation =
+        explained.map(|(request, asked)| Box::new(explain(snapshot, &determining, request, asked)));
     Answer {
         decision,
         diagnostics: Diagnostics {

@@ -27,19 +27,64 @@ use super::entities::{
     Brought, EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, Numbers,
     OverlayError, View,
 };
-use super::index::{RuleNumber, Subject, Subjects, TooManyCandidates};
+use super::index::{Filed, RuleNumber, Subject, Subjects, TooManyCandidates};
 use super::lookups::{LookupError, MAX_LOOKUPS, Variables, gather};
 use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
 use super::shortcut::Reading;
-use super::snapshot::{Snapshot, Validation};
+use super::snapshot::{Rule, Snapshot, Validation};
 
 /// A query as Cedar evaluates it.
-pub(super) struct Bound {
+pub(super) struct Bound<'a> {
     pub(super) request: ast::Request,
     /// The policies whose scope it meets, in the order of the snapshot's rules.
     pub(super) candidates: Vec<Candidate>,
     /// What those can look up that are left to Cedar.
     pub(super) entities: Entities,
+    /// What the query is about.
+    pub(super) asked: Asked<'a>,
+}
+
+/// What a query is about, and where more can be looked up to explain the answer.
+pub(super) struct Asked<'a> {
+    view: View<'a>,
+    principal: EntityUID,
+    action: EntityUID,
+    resource: EntityUID,
+    context: Arc<BTreeMap<SmolStr, ast::Value>>,
+    subjects: Subjects,
+}
+
+impl Asked<'_> {
+    /// The query, as far as scopes can tell.
+    pub(super) fn subjects(&self) -> &Subjects {
+        &self.subjects
+    }
+
+    /// What evaluating `rules` in full can look up, found in as many steps as deciding may take.
+    ///
+    /// # Errors
+    ///
+    /// [`LookupError`].
+    pub(super) fn entities_of(&mut self, rules: &[&Rule]) -> Result<Entities, LookupError> {
+        let Self {
+            view,
+            principal,
+            action,
+            resource,
+            context,
+            subjects,
+        } = self;
+        view.renew_steps();
+        let variables = Variables {
+            principal,
+            action,
+            resource,
+            context,
+            subjects,
+        };
+        let conditions = rules.iter().map(|rule| (&rule.condition, *rule));
+        gather(view, &variables, conditions)
+    }
 }
 
 /// A policy whose scope the query meets.
@@ -52,11 +97,11 @@ pub(super) struct Candidate {
 
 /// Turns the query's values into Cedar's, checked against the schema, and finds the policies and
 /// entities that it takes to decide it.
-pub(super) fn bind(
+pub(super) fn bind<'a>(
     snapshot: &Snapshot,
-    stored: &EntityStore,
+    stored: &'a EntityStore,
     query: &Query,
-) -> Result<Bound, NoAnswer> {
+) -> Result<Bound<'a>, NoAnswer> {
     let names = &snapshot.type_names;
     let principal = names
         .uid(&query.principal)
@@ -104,41 +149,18 @@ pub(super) fn bind(
         context: &context,
         subjects: &subjects,
     };
-    let candidates: Vec<Candidate> = if query.explain {
-        // To explain is to evaluate, every policy in full.
-        let found = snapshot.index.of_scope(&subjects, most).map_err(too_many)?;
-        let unknown = |rule| Candidate { rule, holds: None };
-        found.into_iter().map(unknown).collect()
-    } else {
-        let found = snapshot.index.candidates(&subjects, most);
-        let found = found.map_err(too_many)?;
-        let reading = Reading::new(&view, &variables);
-        // Conditions nest; whatever thread this is, the deepest must have room.
-        stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
-            let mut judged: Vec<Candidate> = found
-                .into_iter()
-                .map(|filed| Candidate {
-                    rule: filed.rule,
-                    holds: match filed.condition() {
-                        Some(condition) => reading.holds(condition),
-                        None => Some(true),
-                    },
-                })
-                .collect();
-            judged.sort_unstable_by_key(|candidate| candidate.rule);
-            judged.dedup_by_key(|candidate| candidate.rule);
-            judged
-        })
-    };
+    let found = snapshot.index.candidates(&subjects, most);
+    let found = found.map_err(too_many)?;
+    // Conditions nest; whatever thread this is, the deepest must have room.
+    let candidates = stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
+        judge(found, &Reading::new(&view, &variables))
+    });
     let rule = |number: RuleNumber| snapshot.rules.get(number as usize).map(Arc::as_ref);
     let conditions = candidates
         .iter()
         .filter(|candidate| candidate.holds.is_none())
         .filter_map(|candidate| rule(candidate.rule))
-        .map(|rule| match query.explain {
-            true => (&rule.condition, rule),
-            false => (&rule.rest, rule),
-        });
+        .map(|rule| (&rule.rest, rule));
     let entities = gather(&mut view, &variables, conditions).map_err(|error| match error {
         LookupError::Overlay(error) => refused_hierarchy(error).into(),
         LookupError::TooMany => NoAnswer::TooManyEntities { most: MAX_LOOKUPS },
@@ -147,7 +169,32 @@ pub(super) fn bind(
         request,
         candidates,
         entities,
+        asked: Asked {
+            view,
+            principal,
+            action,
+            resource,
+            context,
+            subjects,
+        },
     })
+}
+
+/// What is certain of those that were found; each once, in order.
+fn judge<'a>(found: Vec<Filed<'a>>, reading: &Reading<'a>) -> Vec<Candidate> {
+    let mut judged: Vec<Candidate> = found
+        .into_iter()
+        .map(|filed| Candidate {
+            rule: filed.rule,
+            holds: match filed.condition() {
+                Some(condition) => reading.holds(condition),
+                None => Some(true),
+            },
+        })
+        .collect();
+    judged.sort_unstable_by_key(|candidate| candidate.rule);
+    judged.dedup_by_key(|candidate| candidate.rule);
+    judged
 }
 
 /// What scopes can tell of one variable of the request.

@@ -148,6 +148,15 @@ pub(super) struct Made {
     entities: MadeFiles<Segment>,
 }
 
+impl Made {
+    /// How many uids policies and links name; one that several files name counts for each.
+    fn named_by_policies(&self) -> usize {
+        let files = self.policies.values();
+        let by_files: usize = files.map(|(_, read)| read.file.filed.named()).sum();
+        by_files + self.links.filed.named()
+    }
+}
+
 /// By path: what was made of a file, and of which content.
 type MadeFiles<T> = HashMap<String, (ContentDigest, Arc<T>)>;
 
@@ -216,7 +225,7 @@ impl Compilation<'_> {
         // Numbers go on from snapshot to snapshot until too many of them stand for nothing.
         let known = made
             .zip(self.previous)
-            .filter(|(_, previous)| !previous.entities.is_littered());
+            .filter(|(made, previous)| !previous.entities.is_littered(made.named_by_policies()));
         let uids = known.map_or_else(Arc::default, |(_, previous)| {
             Arc::clone(&previous.entities.uids)
         });

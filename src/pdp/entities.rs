@@ -233,11 +233,12 @@ impl EntityStore {
             + self.hierarchy.bytes()
     }
 
-    /// Whether much of the uid table is left over from what is gone.
-    pub(super) fn is_littered(&self) -> bool {
+    /// Whether much of the uid table is left over from what is gone, `by_policies` being how many
+    /// uids policies name.
+    pub(super) fn is_littered(&self, by_policies: usize) -> bool {
         const KEPT_ANYWAY: usize = 10_000;
-        let named: usize = self.segments.iter().map(|segment| segment.named()).sum();
-        self.uids.len() > KEPT_ANYWAY + 2 * named
+        let by_entities: usize = self.segments.iter().map(|segment| segment.named()).sum();
+        self.uids.len() > KEPT_ANYWAY + 2 * (by_entities + by_policies)
     }
 
     /// The direct parents of the entity with this uid, which may exist nowhere.
@@ -551,6 +552,11 @@ impl<'a> View<'a> {
     /// Whether the request brings entities.
     pub(super) fn has_sent(&self) -> bool {
         !self.sent.is_empty()
+    }
+
+    /// Lets as many steps be taken once more as a request may.
+    pub(super) fn renew_steps(&mut self) {
+        self.steps_left = MAX_REQUEST_HIERARCHY_STEPS;
     }
 
     /// The number of `uid`: a uid without one is no entity's, and no policy names it.

@@ -1,47 +1,65 @@
 //! Finds why a decision is what it is.
 //!
-//! Only when a caller asks: it evaluates again what deciding has evaluated already.
+//! Only when a caller asks, and after deciding, which is the same with an explanation as without:
+//! of a denial that no policy determined it evaluates in full what deciding left out early.
 
 use cedar_policy_core::ast;
 use cedar_policy_core::evaluator::Evaluator;
+use cedar_policy_core::extensions::Extensions;
 
+use super::bind::Asked;
 use super::diagnostic::Position;
 use super::explanation::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MOST_UNSATISFIED,
     Place, UnsatisfiedPermit,
 };
 use super::nesting;
-use super::snapshot::Rule;
+use super::snapshot::{Rule, Snapshot};
 use super::values::bounded_text;
 
-/// Explains a decision: `determining` are the rules that settled it, of all `rules` whose scope
-/// matches.
+/// Explains a decision that the rules `determining` settled.
+///
+/// Where there are none, all scopes of the snapshot are gone through: what came close is told with
+/// how many there are.
 pub(super) fn explain(
-    rules: &[&Rule],
+    snapshot: &Snapshot,
     determining: &[&Rule],
-    evaluator: &Evaluator<'_>,
+    request: ast::Request,
+    mut asked: Asked<'_>,
 ) -> Explanation {
     let mut explanation = Explanation {
         determining: determining.iter().map(|rule| explained(rule)).collect(),
         ..Explanation::default()
     };
-    if determining.is_empty() {
-        for rule in rules {
-            if rule.effect != ast::Effect::Permit {
-                continue;
-            }
-            explanation.unsatisfied_total += 1;
-            if explanation.unsatisfied.len() < MOST_UNSATISFIED
-                && let Some((clause, outcome)) = first_unsatisfied(evaluator, rule)
-            {
-                explanation.unsatisfied.push(UnsatisfiedPermit {
-                    policy: explained(rule),
-                    clause,
-                    outcome,
-                });
-            }
+    if !determining.is_empty() {
+        return explanation;
+    }
+    let mut first: Vec<&Rule> = Vec::new();
+    for number in snapshot.index.of_scope(asked.subjects()) {
+        let rule = snapshot.rules.get(number as usize);
+        let Some(rule) = rule.filter(|rule| rule.effect == ast::Effect::Permit) else {
+            continue;
+        };
+        explanation.unsatisfied_total += 1;
+        if first.len() < MOST_UNSATISFIED {
+            first.push(rule);
         }
     }
+    // They can look up what deciding did not, and more than may be: the decision stands then all
+    // the same.
+    let Ok(entities) = asked.entities_of(&first) else {
+        return explanation;
+    };
+    let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
+    let unsatisfied = |rule: &&Rule| {
+        let (clause, outcome) = first_unsatisfied(&evaluator, rule)?;
+        Some(UnsatisfiedPermit {
+            policy: explained(rule),
+            clause,
+            outcome,
+        })
+    };
+    explanation.unsatisfied = first.iter().filter_map(unsatisfied).collect();
     explanation
 }
 

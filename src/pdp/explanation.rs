@@ -29,7 +29,8 @@ pub struct Explanation {
     /// The determining policies, in the order of the answer.
     pub determining: Vec<ExplainedPolicy>,
     /// For a denial that no policy determined: permits whose scope matched, sorted by id, at most
-    /// [`MOST_UNSATISFIED`] of them.
+    /// [`MOST_UNSATISFIED`] of them; none where evaluating those in full would look up more
+    /// entities than a request may.
     pub unsatisfied: Vec<UnsatisfiedPermit>,
     /// How many such permits there are in all.
     pub unsatisfied_total: usize,

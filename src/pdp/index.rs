@@ -472,46 +472,26 @@ impl Index {
         // from memory for one key does not wait for that of another.
         let buckets: Vec<Bucket<'_>> = keys.filter_map(|key| self.table.bucket(key)).collect();
         let filed: usize = buckets.iter().map(|bucket| bucket.len()).sum();
-        let mut found: Vec<Filed<'_>> = Vec::with_capacity(filed.min(EXPECTED_CANDIDATES));
-        let is_too_many = |found: &mut Vec<Filed<'_>>| {
-            // One that is filed under several keys may have been found several times.
-            found.sort_unstable_by_key(|filed| filed.rule);
-            found.dedup_by_key(|filed| filed.rule);
-            found.len() > most
-        };
-        for bucket in buckets {
-            found.extend(bucket.filter(|filed| filed.is_met(subjects)));
-            if found.len() > most && is_too_many(&mut found) {
-                return Err(TooManyCandidates);
-            }
-        }
-        Ok(found)
+        let room = filed.min(EXPECTED_CANDIDATES);
+        let filed = buckets.into_iter().flatten();
+        collect(filed.filter(|filed| filed.is_met(subjects)), room, most)
     }
 
     /// The policies whose scope alone a request meets, in order, whatever their conditions say.
-    /// Looks at every policy there is.
     ///
-    /// # Errors
-    ///
-    /// As [`Index::candidates`].
-    pub(super) fn of_scope(
-        &self,
-        subjects: &Subjects,
-        most: usize,
-    ) -> Result<Vec<RuleNumber>, TooManyCandidates> {
+    /// Looks at every policy there is: they are filed by what their conditions demand, too.
+    pub(super) fn of_scope<'a>(
+        &'a self,
+        subjects: &'a Subjects,
+    ) -> impl Iterator<Item = RuleNumber> + 'a {
         let meets = |scope: &Scope| {
             let demands = scope.demands.get(..scope.of_scope).unwrap_or_default();
             subjects.meet(demands)
         };
-        let found: Vec<RuleNumber> = (0..)
-            .zip(&self.scopes)
-            .filter(|(_, scope)| meets(scope))
+        let numbered = (0..).zip(&self.scopes);
+        numbered
+            .filter(move |(_, scope)| meets(scope))
             .map(|(number, _)| number)
-            .collect();
-        if found.len() > most {
-            return Err(TooManyCandidates);
-        }
-        Ok(found)
     }
 
     /// The scope of a policy.
@@ -535,6 +515,33 @@ impl Index {
             + self.table.bytes()
             + (self.open.capacity() + self.largest.capacity()) * size_of::<RuleNumber>()
     }
+}
+
+/// The policies that are `met`, with room for so many at first; stops at the first that is one
+/// too many.
+fn collect<'a>(
+    met: impl Iterator<Item = Filed<'a>>,
+    room: usize,
+    most: usize,
+) -> Result<Vec<Filed<'a>>, TooManyCandidates> {
+    let mut found: Vec<Filed<'a>> = Vec::with_capacity(room);
+    // Where so many are found that they may be too many, each is counted once: one that is filed
+    // under several keys comes several times.
+    let mut counted: Option<hashbrown::HashSet<RuleNumber>> = None;
+    for filed in met {
+        if found.len() >= most {
+            let rules = || found.iter().map(|filed| filed.rule).collect();
+            let counted = counted.get_or_insert_with(rules);
+            if !counted.insert(filed.rule) {
+                continue;
+            }
+            if counted.len() > most {
+                return Err(TooManyCandidates);
+            }
+        }
+        found.push(filed);
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub(super) struct Reads {
     pub(super) literals: Vec<(EntityUID, Lookups)>,
     /// The attributes of the context that are read; `None` when it is used as a whole.
     pub(super) context: Option<BTreeSet<SmolStr>>,
+    /// Whether an entity is asked whether it is in what stands in a slot.
+    pub(super) asks_for_slots: bool,
 }
 
 /// Which ancestors of an entity are asked for.
@@ -72,6 +74,14 @@ impl Ancestors {
         }
     }
 
+    fn name_a_slot(&self) -> bool {
+        let mut named = self.named.iter();
+        named.any(|named| match named {
+            Named::Literal(_) => false,
+            Named::Slot(_) => true,
+        })
+    }
+
     fn join(&mut self, other: &Self) {
         self.any |= other.any;
         for named in &other.named {
@@ -108,6 +118,22 @@ pub(super) struct Lookups {
     pub(super) fields: BTreeMap<SmolStr, Lookups>,
     /// What its tags hold, whatever they are called.
     pub(super) tags: Option<Box<Lookups>>,
+}
+
+/// Not by recursion, as it would be by itself: a snapshot ends on whatever thread lets go of it
+/// last, and a path is as long as its author likes.
+impl Drop for Lookups {
+    fn drop(&mut self) {
+        let mut open: Vec<Self> = Vec::new();
+        let take = |lookups: &mut Self, open: &mut Vec<Self>| {
+            open.extend(std::mem::take(&mut lookups.fields).into_values());
+            open.extend(lookups.tags.take().map(|below| *below));
+        };
+        take(self, &mut open);
+        while let Some(mut lookups) = open.pop() {
+            take(&mut lookups, &mut open);
+        }
+    }
 }
 
 /// The most paths that are followed in one condition. Conditionals within one another and long
@@ -331,6 +357,7 @@ impl Reads {
         match value {
             Known::At(found) => {
                 *paths += found.len();
+                self.asks_for_slots |= ancestors.name_a_slot();
                 for Path { from, steps } in found {
                     let mut lookups = match from {
                         From::Root(root) => self.roots.entry(*root).or_default(),

@@ -1,6 +1,9 @@
 //! Recognises texts that are certainly good values of Cedar's extension types.
 //!
-//! Each knows less than Cedar does: `false` says nothing, and costs no more than a longer key.
+//! `true` is never said of what Cedar refuses; `false` says nothing, and costs no more than a
+//! longer key.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// `-12.3450`: at most 14 digits before the point, where Cedar has room for 15.
 pub(super) fn is_decimal(text: &str) -> bool {
@@ -9,56 +12,126 @@ pub(super) fn is_decimal(text: &str) -> bool {
         .is_some_and(|(whole, part)| are_digits(whole, 1..=14) && are_digits(part, 1..=4))
 }
 
-/// `192.0.2.1`, without a prefix length.
+/// `192.0.2.1`, `2001:db8::1`, and either with the length of a prefix: as Cedar has it.
 pub(super) fn is_ip(text: &str) -> bool {
-    let is_part = |part: &str| {
-        are_digits(part, 1..=3)
-            && (part == "0" || !part.starts_with('0'))
-            && part.parse::<u8>().is_ok()
+    const LONGEST: &str = "0000:0000:0000:0000:0000:0000:0000:0000/000";
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (text, None),
     };
-    text.split('.').count() == 4 && text.split('.').all(is_part)
-}
-
-/// `2026-01-31T23:59:59Z` and `2026-01-31T23:59:59.999Z`, on days that every month has.
-pub(super) fn is_datetime(text: &str) -> bool {
-    // Digits stand for themselves, in a range of two at a time; 0 for any.
-    const SHAPE: &[u8] = b"0000-00-00T00:00:00";
-    let Some((seconds, rest)) = text.split_at_checked(SHAPE.len()) else {
+    let bits = if address.parse::<Ipv4Addr>().is_ok() {
+        32
+    } else if !address.contains('.') && address.parse::<Ipv6Addr>().is_ok() {
+        128
+    } else {
         return false;
     };
-    let has_shape = seconds
-        .bytes()
-        .zip(SHAPE)
-        .all(|(byte, &shape)| match shape {
-            b'0' => byte.is_ascii_digit(),
-            mark => byte == mark,
-        });
-    let within = |at: usize, least: u8, most: u8| {
-        seconds
-            .get(at..at + 2)
-            .and_then(|digits| digits.parse().ok())
-            .is_some_and(|number: u8| (least..=most).contains(&number))
+    let is_prefix = |prefix: &str| {
+        are_digits(prefix, 1..=3)
+            && (prefix == "0" || !prefix.starts_with('0'))
+            && prefix.parse().is_ok_and(|length: u8| length <= bits)
     };
-    let is_milliseconds = |rest: &str| {
-        rest.strip_prefix('.')
-            .and_then(|rest| rest.strip_suffix('Z'))
-            .is_some_and(|digits| are_digits(digits, 3..=3))
-    };
-    has_shape
-        && within(0, 19, 20)
-        && within(5, 1, 12)
-        && within(8, 1, 28)
-        && within(11, 0, 23)
-        && within(14, 0, 59)
-        && within(17, 0, 59)
-        && (rest == "Z" || is_milliseconds(rest))
+    text.len() <= LONGEST.len() && prefix.is_none_or(is_prefix)
 }
 
-/// `90m`: one number and its unit.
+/// `2026-01-31`, `2026-01-31T23:59:59Z`, `2026-01-31T23:59:59.999Z`, and with `+0200` in place of
+/// `Z`: as Cedar has it.
+pub(super) fn is_datetime(text: &str) -> bool {
+    let Some((date, rest)) = text.split_at_checked("0000-00-00".len()) else {
+        return false;
+    };
+    is_date(date) && (rest.is_empty() || is_time(rest))
+}
+
+fn is_date(text: &str) -> bool {
+    has_shape(text, b"0000-00-00")
+        && number(text, 0, 4)
+            .zip(number(text, 5, 2))
+            .zip(number(text, 8, 2))
+            .is_some_and(|((year, month), day)| (1..=days_of(year, month)).contains(&day))
+}
+
+/// How many days the month has, by the calendar of today for all years; 0 where there is none.
+fn days_of(year: u16, month: u16) -> u16 {
+    let is_by = |years: u16| year.is_multiple_of(years);
+    let is_leap = is_by(4) && (!is_by(100) || is_by(400));
+    match month {
+        2 if is_leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        _ => 0,
+    }
+}
+
+/// `T23:59:59` and what may stand behind it.
+fn is_time(text: &str) -> bool {
+    let Some((time, rest)) = text.split_at_checked("T00:00:00".len()) else {
+        return false;
+    };
+    let zone = match rest.strip_prefix('.') {
+        None => Some(rest),
+        Some(rest) => rest
+            .split_at_checked(3)
+            .filter(|(milliseconds, _)| are_digits(milliseconds, 3..=3))
+            .map(|(_, zone)| zone),
+    };
+    has_shape(time, b"T00:00:00")
+        && is_below(time, 1, 24)
+        && is_below(time, 4, 60)
+        && is_below(time, 7, 60)
+        && zone.is_some_and(|zone| zone == "Z" || is_offset(zone))
+}
+
+/// `+0200`
+fn is_offset(text: &str) -> bool {
+    let hours_and_minutes = text.strip_prefix('+').or_else(|| text.strip_prefix('-'));
+    hours_and_minutes.is_some_and(|text| {
+        has_shape(text, b"0000") && is_below(text, 0, 24) && is_below(text, 2, 60)
+    })
+}
+
+/// Whether `text` is as long as `shape` and has a digit for each `0` of it, and all else as it is.
+fn has_shape(text: &str, shape: &[u8]) -> bool {
+    let is_like = |(byte, shape): (u8, &u8)| match shape {
+        b'0' => byte.is_ascii_digit(),
+        mark => byte == *mark,
+    };
+    text.len() == shape.len() && text.bytes().zip(shape).all(is_like)
+}
+
+fn number(text: &str, at: usize, digits: usize) -> Option<u16> {
+    text.get(at..at + digits)?.parse().ok()
+}
+
+/// Whether the two digits at this place are less than `limit`.
+fn is_below(text: &str, at: usize, limit: u16) -> bool {
+    number(text, at, 2).is_some_and(|number| number < limit)
+}
+
+/// `90m`, `-1d12h`: numbers of at most 9 digits, where Cedar has room for more, each with its
+/// unit, and these from the longest to the shortest.
 pub(super) fn is_duration(text: &str) -> bool {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_lowercase());
-    let unit = text.get(digits.len()..).unwrap_or_default();
-    are_digits(digits, 1..=9) && matches!(unit, "d" | "h" | "m" | "s" | "ms")
+    const UNITS: [&str; 5] = ["d", "h", "m", "s", "ms"];
+    let mut rest = text.strip_prefix('-').unwrap_or(text);
+    let mut shorter: &[&str] = &UNITS;
+    let mut any = false;
+    while !rest.is_empty() {
+        let from_unit = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let after = from_unit.trim_start_matches(|c: char| c.is_ascii_lowercase());
+        let digits = rest.get(..rest.len() - from_unit.len()).unwrap_or_default();
+        let unit = from_unit.strip_suffix(after).unwrap_or_default();
+        let Some(at) = shorter.iter().position(|one| *one == unit) else {
+            return false;
+        };
+        if !are_digits(digits, 1..=9) {
+            return false;
+        }
+        shorter = shorter.get(at + 1..).unwrap_or_default();
+        rest = after;
+        any = true;
+    }
+    any
 }
 
 fn are_digits(text: &str, count: std::ops::RangeInclusive<usize>) -> bool {
@@ -133,22 +206,151 @@ mod tests {
         check(
             is_ip,
             Value::Ip,
-            &["0.0.0.0", "255.255.255.255", "192.0.2.1"],
+            &[
+                "0.0.0.0",
+                "255.255.255.255",
+                "192.0.2.1/31",
+                "::",
+                "2001:db8::ff/127",
+                "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128",
+            ],
         );
         check(
             is_datetime,
             Value::Datetime,
             &[
-                "1900-01-01T00:00:00Z",
-                "2099-12-28T23:59:59.999Z",
-                "2024-02-28T12:30:00Z",
+                "0000-01-01",
+                "1900-01-31T00:00:00Z",
+                "2024-02-29T12:30:00Z",
+                "9999-12-31T23:59:59.999-2359",
+                "2024-04-30T12:30:00+0130",
             ],
         );
         check(
             is_duration,
             Value::Duration,
-            &["0ms", "90m", "999999999d", "12h", "7s"],
+            &[
+                "0ms",
+                "90m",
+                "-999999999d",
+                "12h",
+                "7s",
+                "1d2h3m4s5ms",
+                "1m1ms",
+            ],
         );
+    }
+
+    /// Numbers that follow from a seed.
+    struct Draw(u64);
+
+    impl Draw {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (self.0 >> 33) % limit
+        }
+
+        fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+            of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+        }
+
+        fn datetime(&mut self) -> String {
+            let year = match self.below(3) {
+                0 => self.below(10_000),
+                1 => 100 * self.below(100),
+                _ => 4 * self.below(2_500),
+            };
+            let (month, day) = (self.below(14), self.below(33));
+            let date = format!("{year:04}-{month:02}-{day:02}");
+            if self.below(4) == 0 {
+                return date;
+            }
+            let time = [self.below(25), self.below(62), self.below(62)];
+            let time = time.map(|number| format!("{number:02}")).join(":");
+            let part = self.one(&["", "", ".000", ".999", ".99", "."]);
+            let zone = match self.below(2) {
+                0 => self.one(&["Z", "Z", "z", ""]).to_owned(),
+                _ => {
+                    let sign = self.one(&["+", "-", "-", " "]);
+                    format!("{sign}{:02}{:02}", self.below(26), self.below(62))
+                }
+            };
+            format!("{date}T{time}{part}{zone}")
+        }
+
+        fn ip(&mut self) -> String {
+            let address = match self.below(2) {
+                0 => [(); 4].map(|()| self.below(280).to_string()).join("."),
+                _ => {
+                    let parts = 1 + self.below(9);
+                    let part = |_| match self.below(4) {
+                        0 => String::new(),
+                        _ => format!("{:x}", self.below(0x1_1000)),
+                    };
+                    (0..parts).map(part).collect::<Vec<_>>().join(":")
+                }
+            };
+            match self.below(2) {
+                0 => address,
+                _ => format!("{address}/{}", self.below(140)),
+            }
+        }
+
+        fn duration(&mut self) -> String {
+            let mut text = self.one(&["", "", "-", "+"]).to_owned();
+            for unit in ["d", "h", "m", "s", "ms", "s"] {
+                if self.below(3) == 0 {
+                    let digits = self.below(12);
+                    text.extend((0..digits).map(|_| self.one(&["0", "5", "9"])));
+                    text.push_str(unit);
+                }
+            }
+            text
+        }
+
+        fn decimal(&mut self) -> String {
+            let mut digits = |most: u64| -> String {
+                let count = self.below(most);
+                (0..count).map(|_| self.one(&["0", "5", "9"])).collect()
+            };
+            let (whole, part) = (digits(18), digits(7));
+            format!("{}{whole}.{part}", self.one(&["", "", "-", "+"]))
+        }
+    }
+
+    /// Whether what is recognised of drawn texts is what Cedar takes; of the types of which less
+    /// is recognised, whether it is no more.
+    #[test]
+    fn of_many_texts_none_is_certain_that_cedar_refuses() {
+        type Kind = (
+            fn(&mut Draw) -> String,
+            fn(&str) -> bool,
+            fn(String) -> Value,
+            bool,
+        );
+        let snapshot = snapshot();
+        let kinds: [Kind; 4] = [
+            (Draw::datetime, is_datetime, Value::Datetime, true),
+            (Draw::ip, is_ip, Value::Ip, true),
+            (Draw::duration, is_duration, Value::Duration, false),
+            (Draw::decimal, is_decimal, Value::Decimal, false),
+        ];
+        for (draw, recognise, value, is_exact) in kinds {
+            let mut from = Draw(0xced4);
+            let mut certain = 0;
+            for _ in 0..10_000 {
+                let text = draw(&mut from);
+                let (recognised, is_good) =
+                    (recognise(&text), is_good(&snapshot, value(text.clone())));
+                assert!(!recognised || is_good, "`{text}` is not certain");
+                assert!(recognised || !is_good || !is_exact, "`{text}` is good");
+                certain += usize::from(recognised);
+            }
+            assert!(certain > 500, "{certain}");
+        }
     }
 
     #[test]
@@ -172,27 +374,56 @@ mod tests {
             "1.2.3.4.5",
             "01.2.3.4",
             "256.0.0.1",
-            "::1",
-            "10.0.0.0/8",
+            "::ffff:192.0.2.1",
+            "fe80::1%1",
+            "1::2::3",
+            "10.0.0.0/",
+            "10.0.0.0/08",
+            "10.0.0.0/33",
+            "::/129",
+            "::/0/0",
         ] {
             assert!(!is_ip(text), "{text}");
         }
         for text in [
             "2024-02-30T00:00:00Z",
-            "2024-02-29T00:00:00Z",
+            "2023-02-29T00:00:00Z",
+            "1900-02-29",
+            "2024-04-31",
+            "2024-01-00",
+            "2024-00-01T00:00:00Z",
             "2024-13-01T00:00:00Z",
             "2024-01-01T24:00:00Z",
             "2024-01-01T00:60:00Z",
             "2024-01-01T00:00:60Z",
             "2024-01-01T00:00:00",
             "2024-01-01T00:00:00.1Z",
-            "2024-01-01T00:00:00+0000",
-            "2024-01-01",
+            "2024-01-01T00:00:00.0000Z",
+            "2024-01-01T00:00:00+2400",
+            "2024-01-01T00:00:00+0060",
+            "2024-01-01T00:00:00+000",
+            "2024-01-01T00:00:00ZZ",
+            "2024-01-01Z",
+            "12024-01-01",
             "2024-01-01T00:00:0ä",
         ] {
             assert!(!is_datetime(text), "{text}");
         }
-        for text in ["", "d", "1", "1h30m", "-1h", "1x", "1dd"] {
+        for text in [
+            "",
+            "-",
+            "d",
+            "1",
+            "+1h",
+            "--1h",
+            "1x",
+            "1dd",
+            "1h1h",
+            "1m1h",
+            "1h1",
+            "1ms1s",
+            "1234567890s",
+        ] {
             assert!(!is_duration(text), "{text}");
         }
     }

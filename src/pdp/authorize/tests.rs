@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::pdp::compile;
-use crate::pdp::explanation::ClauseOutcome;
+use crate::pdp::explanation::{ClauseOutcome, Explanation};
 use crate::pdp::query::{Claimed, Problem, Record, RequestEntity, StoredPrincipal, Uid, Value};
 use crate::pdp::snapshot::{Settings, Validation};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
@@ -475,6 +475,30 @@ fn a_condition_as_deep_as_is_loaded_is_evaluated_on_a_small_stack() {
 }
 
 #[test]
+fn a_path_as_long_as_is_loaded_is_followed_on_a_small_stack() {
+    let path = ".boss".repeat(crate::pdp::MAX_CHAIN / 2 - 20);
+    let policy = format!(
+        "permit(principal, action, resource) when {{ principal{path} in Group::\"staff\" }};"
+    );
+    let alice = r#"{"type": "User", "id": "alice"}"#;
+    let stored = format!(
+        r#"[{{"uid": {alice}, "attrs": {{"boss": {{"__entity": {alice}}}}},
+             "parents": [{{"type": "Group", "id": "staff"}}]}}]"#
+    );
+    let files = [
+        ("p.cedar", policy.as_str()),
+        ("entities.json", stored.as_str()),
+    ];
+    let snapshot = snapshot(&files, Settings::default());
+    std::thread::Builder::new()
+        .stack_size(1 << 20)
+        .spawn(move || check(&snapshot, &read(), Decision::Allow, &["p.cedar#0"]))
+        .unwrap()
+        .join()
+        .unwrap();
+}
+
+#[test]
 fn an_explanation_names_what_determined_and_where_it_stands() {
     let snapshot =
         policies("\n@id(\"why\") @reason(\"public\")\npermit(principal, action, resource);");
@@ -559,6 +583,93 @@ fn an_explanation_changes_nothing_else() {
             ..explained
         }
     );
+}
+
+/// Asks `query` without an explanation and with one, which must change nothing else.
+#[track_caller]
+fn explained(snapshot: &Snapshot, query: &Query) -> Explanation {
+    let plain = authorize(snapshot, query).expect("a valid query");
+    let query = Query {
+        explain: true,
+        ..query.clone()
+    };
+    let mut answer = authorize(snapshot, &query).expect("the same answer with an explanation");
+    let explanation = answer.explanation.take();
+    assert_eq!(answer, plain);
+    *explanation.expect("the explanation that was asked for")
+}
+
+fn unsatisfied(explanation: &Explanation) -> Vec<&str> {
+    let listed = explanation.unsatisfied.iter();
+    listed.map(|permit| permit.policy.policy.as_str()).collect()
+}
+
+#[test]
+fn what_is_answered_is_explained_however_many_permits_came_close() {
+    let text: String = (0..30)
+        .map(|n| {
+            format!(
+                "@id(\"{n:02}\") permit(principal, action, resource) \
+                 when {{ principal in Group::\"{n}\" && context.nothing }};\n"
+            )
+        })
+        .collect();
+    let few = Settings {
+        max_candidates: 3,
+        ..Settings::default()
+    };
+    let explanation = explained(&snapshot(&[("p.cedar", &text)], few), &read());
+    assert_eq!(explanation.unsatisfied_total, 30);
+    let first: Vec<String> = (0..20).map(|n| format!("{n:02}")).collect();
+    assert_eq!(unsatisfied(&explanation), first);
+    for permit in &explanation.unsatisfied {
+        assert_eq!(permit.outcome, ClauseOutcome::NotSatisfied);
+        assert!(permit.clause.operand.starts_with("principal in"));
+    }
+}
+
+#[test]
+fn what_is_refused_is_refused_with_an_explanation_too() {
+    let few = Settings {
+        max_candidates: 1,
+        ..Settings::default()
+    };
+    let text = "permit(principal, action, resource) when { false };".repeat(2);
+    let snapshot = snapshot(&[("p.cedar", &text)], few);
+    for explain in [false, true] {
+        let query = Query { explain, ..read() };
+        let refused = authorize(&snapshot, &query).map(|answer| answer.decision);
+        assert_eq!(refused, Err(NoAnswer::TooManyPolicies { most: 1 }));
+    }
+}
+
+#[test]
+fn permits_that_would_look_up_too_much_are_counted_and_not_listed() {
+    // What stands behind the first operand is not evaluated to decide.
+    let snapshot = policies(
+        r#"
+permit(principal, action, resource)
+when { principal in Group::"g" && resource.getTag("0") in Group::"h" };
+"#,
+    );
+    let query = |count: usize| {
+        let users = (0..count).map(|n| Uid::new("User", n.to_string()));
+        let tags = users.clone().map(Value::Entity).enumerate();
+        let tags = tags.map(|(n, user)| (n.to_string(), user));
+        let mut entities: Vec<RequestEntity> = users
+            .map(|uid| entity(&uid.to_string(), &[], &[]))
+            .collect();
+        entities.push(RequestEntity {
+            tags: tags.collect::<BTreeMap<_, _>>().into(),
+            ..entity(r#"Doc::"1""#, &[], &[])
+        });
+        Query { entities, ..read() }
+    };
+    let explanation = explained(&snapshot, &query(10));
+    assert_eq!(unsatisfied(&explanation), ["policies.cedar#0"]);
+    let explanation = explained(&snapshot, &query(crate::pdp::MAX_LOOKUPS + 1));
+    assert_eq!(unsatisfied(&explanation), [""; 0]);
+    assert_eq!(explanation.unsatisfied_total, 1);
 }
 
 #[test]

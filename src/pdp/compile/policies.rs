@@ -66,6 +66,11 @@ impl Filed {
         self.conditions.moved(&self.uids, uids)
     }
 
+    /// How many uids they name.
+    pub(super) fn named(&self) -> usize {
+        self.uids.len()
+    }
+
     /// The memory that the conditions hold in shorthand, in bytes.
     pub(super) fn shorthand_bytes(&self) -> usize {
         self.conditions.bytes()

@@ -376,6 +376,31 @@ fn common_types_that_grow_on_one_another_are_bounded() {
 }
 
 #[test]
+fn numbers_of_what_policies_alone_name_go_on() {
+    let policies: String = (0..300)
+        .map(|policy| {
+            let named: Vec<String> = (0..50).map(|n| format!("User::\"{policy}-{n}\"")).collect();
+            let named = named.join(", ");
+            format!("permit(principal, action, resource) when {{ principal in [{named}] }};\n")
+        })
+        .collect();
+    let compile_from = |previous: Option<&Snapshot>, entities: &str| {
+        let files = [("p.cedar", policies.as_str()), ("entities.json", entities)];
+        let files = files.map(|(path, text)| {
+            let kind = FileKind::of(path).expect("a name that matches");
+            SourceFile::held(path.to_owned(), kind, Arc::from(text))
+        });
+        let sources = Sources::new(files.to_vec(), vec![], vec![]);
+        let settings = Settings::default();
+        compile_from(previous, &sources, &settings, &Workers::default()).unwrap()
+    };
+    let before = compile_from(None, "[]");
+    let entities = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": []}]"#;
+    let after = compile_from(Some(&before), entities);
+    assert!(before.entities.uids.is_ancestor_of(&after.entities.uids));
+}
+
+#[test]
 fn numbers_that_stand_for_nothing_any_more_are_cleared_and_answers_stay_the_same() {
     let stable = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]}]"#;
     let policies = r#"permit(principal in Group::"staff", action == Action::"read", resource);

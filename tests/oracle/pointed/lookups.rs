@@ -60,6 +60,59 @@ fn what_a_condition_reads_is_there_however_it_gets_to_it() {
     }
 }
 
+/// Each entity is visited once at a place of a path, and again at another place.
+#[test]
+fn where_ways_meet_what_is_asked_at_each_place_is_there() {
+    let to = |names: &[&str]| {
+        let tags = names.iter().map(|name| {
+            let uid = format!(r#""{name}": {{"__entity": {{"type": "User", "id": "{name}"}}}}"#);
+            format!(r#"{uid}, "to {name}": {{"__entity": {{"type": "User", "id": "{name}"}}}}"#)
+        });
+        tags.collect::<Vec<_>>().join(", ")
+    };
+    let entity = |ty: &str, id: &str, tags: &[&str], parent: &str| {
+        format!(
+            r#"{{"uid": {{"type": "{ty}", "id": "{id}"}}, "attrs": {{}}, "tags": {{{}}},
+                 "parents": [{{"type": "Group", "id": "{parent}"}}]}}"#,
+            to(tags)
+        )
+    };
+    let entities = [
+        entity("Doc", "1", &["ann", "bob"], "docs"),
+        entity("User", "ann", &["ann", "bob", "carl"], "staff"),
+        entity("User", "bob", &["ann", "carl"], "board"),
+        entity("User", "carl", &["bob"], "guests"),
+    ];
+    let entities = format!("[{}]", entities.join(",\n"));
+    for (condition, holds) in [
+        (r#"resource.getTag("to bob") in Group::"board""#, true),
+        (
+            r#"resource.getTag("ann").getTag("to ann") in Group::"staff""#,
+            true,
+        ),
+        (
+            r#"resource.getTag("ann").getTag("bob").getTag("carl") in Group::"guests""#,
+            true,
+        ),
+        (
+            r#"resource.getTag("bob") in Group::"staff" || resource.getTag("bob").getTag("ann") in Group::"staff""#,
+            true,
+        ),
+        (
+            r#"resource.getTag("ann").getTag("carl").getTag("bob") in Group::"guests""#,
+            false,
+        ),
+    ] {
+        let policy = format!("permit(principal, action, resource) when {{ {condition} }};");
+        let files = [("p.cedar", policy.as_str()), ("entities.json", &entities)];
+        let outcome: Outcome<'_> = match holds {
+            true => allowed(&["p.cedar#0"]),
+            false => denied(&[]),
+        };
+        check(OFF, &files, &[(ann_reads(), outcome)]);
+    }
+}
+
 #[test]
 fn what_is_not_there_is_missing_in_cedars_words() {
     for condition in [
