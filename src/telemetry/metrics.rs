@@ -110,7 +110,7 @@ metrics! {
     CERTIFICATE_EXPIRY = Gauge "cedar_pdp_tls_certificate_expiry_timestamp_seconds" []
         "When the certificate in force expires, or the first of its chain to; absent without TLS";
     CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
-        "Certificates and keys that were read to be served with: taken or refused; absent without TLS";
+        "Certificates with their keys, and files of client authorities, that were read: taken or refused, each for itself; absent without TLS";
     CALLER_LISTS = Counter "cedar_pdp_caller_lists_total" ["result"]
         "Lists of callers that were read: taken or refused; absent where there is no list";
     TOKENS = Counter "cedar_pdp_tokens_total" ["result"]
