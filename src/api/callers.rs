@@ -5,6 +5,7 @@
 
 mod certificate;
 mod list;
+mod subject;
 
 use std::borrow::Cow;
 use std::fmt;

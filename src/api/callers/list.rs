@@ -17,7 +17,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
-use super::{Caller, IdentityKind, Peer, Right};
+use super::{Caller, IdentityKind, Peer, Right, subject};
 use crate::followed::{ReadError, ReadProblem, Reading};
 
 /// The most callers in a list. Their names are labels of metrics, and each key is compared.
@@ -317,7 +317,12 @@ fn add(
         ("spiffe", !spiffe.iter().all(is_id)),
         ("dns", dns.iter().any(is_empty)),
         // Certificates of workloads have no subject: an empty one would be all of them.
-        ("subject", subject.iter().any(is_empty)),
+        (
+            "subject",
+            !subject
+                .iter()
+                .all(|text| !is_empty(text) && subject::may_be(text)),
+        ),
     ];
     if let Some((kind, _)) = senseless.iter().find(|(_, is_so)| *is_so) {
         return Err(CallersError::Mark {

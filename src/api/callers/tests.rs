@@ -98,6 +98,8 @@ fn what_is_no_list_of_callers_is_refused_with_its_reason() {
         "spiffe = ['shop/a']",
         "dns = ['']",
         "subject = [' ']",
+        // Written as M\C3\BCller.
+        "subject = ['CN=Müller']",
     ] {
         let kind = mark.split(' ').next().unwrap();
         refused(
