@@ -372,6 +372,38 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
 }
 
 #[test]
+fn of_a_key_that_was_good_a_connection_keeps_the_digest() {
+    let dir = directory(&[("callers.toml", CALLERS), ("key", KEYS)]);
+    let connection = Identification::new(open(&dir), Peer::default());
+    let kept = || {
+        let seen = connection.seen.lock().unwrap();
+        let Seen { key, .. } = &*seen;
+        key.as_ref()
+            .map(|(digest, caller)| (*digest, caller.name().to_owned()))
+    };
+    for (key, is_good) in [
+        ("the-first-of-two-keys", true),
+        ("the-first-of-two-keyz", false),
+        ("the-second-of-two-keys", true),
+        ("the-second-of-two-keys", true),
+    ] {
+        let before = kept();
+        let called = admitted(&connection, Some(&format!("Bearer {key}")));
+        match is_good {
+            true => {
+                assert_eq!(called.as_deref(), Ok("operator"));
+                let digest = KeyDigest::of(key.as_bytes());
+                assert_eq!(kept(), Some((digest, "operator".to_owned())));
+            }
+            false => {
+                assert_eq!(called, Err(Rejection::KeyUnknown));
+                assert_eq!(kept(), before);
+            }
+        }
+    }
+}
+
+#[test]
 fn without_a_list_anyone_may_do_everything() {
     let anyone = Identification::new(Arc::new(Callers::Anyone), Peer::default());
     assert_eq!(admitted(&anyone, None).unwrap(), "anyone");
