@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use id::DecisionId;
-pub use lines::{Collector, Lines, OpenError};
+pub use lines::{Collector, Lines, OpenError, Receipt, Refusal, SendError};
 pub use record::{Answers, CacheUse, Told};
 pub use writer::Writer;
 
@@ -46,6 +46,8 @@ pub struct DecisionLogFigures {
     pub written: u64,
     /// Records that were lost for want of room, or of time at the end.
     pub dropped: u64,
+    /// Records that a collector refused for good.
+    pub refused: u64,
     /// Attempts at writing that failed. What they were to write is tried again.
     pub failed: u64,
     /// Bytes of records that wait to be written now.

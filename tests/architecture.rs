@@ -147,6 +147,9 @@ const FLOORS: &[Floor] = &[
             "crate::decision_log::DecisionLogFigures",
             // Where its lines go, if they go to a collector.
             "crate::decision_log::Collector",
+            "crate::decision_log::Receipt",
+            "crate::decision_log::Refusal",
+            "crate::decision_log::SendError",
             "crate::engine::Source",
             "crate::engine::cache::CacheFigures",
             "crate::engine::figures",
@@ -200,14 +203,10 @@ const ONLY: &[(&[&str], &[&str])] = &[
         // A collector is called, too.
         &["src/api", "src/telemetry/collector"],
     ),
-    // The doors, and what is asked of others: the keys of issuers, and to take spans.
+    // The doors, and what is asked of others: the keys of issuers, and to take spans and records.
     (
         &["http", "hyper", "hyper_util"],
-        &[
-            "src/api",
-            "src/pip/keys/fetch",
-            "src/telemetry/collector/http_client",
-        ],
+        &["src/api", "src/pip/keys/fetch", "src/telemetry/collector"],
     ),
     (
         &["hyper_rustls"],
@@ -232,6 +231,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "opentelemetry_sdk",
             "opentelemetry_otlp",
             "opentelemetry_http",
+            "opentelemetry_proto",
         ],
         &[
             "src/telemetry/collector",

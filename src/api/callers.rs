@@ -5,6 +5,7 @@
 
 mod certificate;
 mod list;
+mod subject;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -342,22 +343,17 @@ pub(super) struct Identification {
 }
 
 /// What the last call found out, for the next one.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Seen {
     version: u64,
     /// Who the connection's peer is; the outer `None` is that nobody has looked.
     peer: Option<Option<Arc<Caller>>>,
-    /// The last key that was good, as it was sent.
-    key: Option<(Vec<u8>, KeyDigest, Arc<Caller>)>,
-}
-
-impl fmt::Debug for Seen {
-    /// Without the key.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seen")
-            .field("version", &self.version)
-            .finish_non_exhaustive()
-    }
+    /// Whether the list has keys; `None` is that nobody has looked.
+    has_keys: Option<bool>,
+    /// The last key that was good, as the list has it: kept as it was sent, it would be a secret in
+    /// memory for as long as the connection lasts. So each call's is hashed, a block or two of
+    /// SHA-256; looking for it among all others is what is spared.
+    key: Option<(KeyDigest, Arc<Caller>)>,
 }
 
 /// A caller that was let in, and by what, so that it can be asked for again later.
@@ -517,19 +513,22 @@ impl Identification {
                 ..Seen::default()
             };
         }
-        if let Some(sent) = bearer(headers) {
-            if let Some((known, digest, caller)) = &seen.key
-                && known.ct_eq(sent).into()
-            {
-                return Ok(admitted(Arc::clone(caller), Some(*digest), version));
-            }
-            let list = listed.now().0;
-            if list.has_keys() {
-                let digest = KeyDigest::of(sent);
-                let caller = list.by_key(&digest).ok_or(Rejection::KeyUnknown)?;
-                seen.key = Some((sent.to_vec(), digest, Arc::clone(&caller)));
-                return Ok(admitted(caller, Some(digest), version));
-            }
+        if let Some(sent) = bearer(headers)
+            && *seen
+                .has_keys
+                .get_or_insert_with(|| listed.now().0.has_keys())
+        {
+            let sent = KeyDigest::of(sent);
+            let caller = match &seen.key {
+                Some((known, caller)) if known.ct_eq(&sent).into() => Arc::clone(caller),
+                Some(_) | None => {
+                    let caller = listed.now().0.by_key(&sent);
+                    let caller = caller.ok_or(Rejection::KeyUnknown)?;
+                    seen.key = Some((sent, Arc::clone(&caller)));
+                    caller
+                }
+            };
+            return Ok(admitted(caller, Some(sent), version));
         }
         if !self.peer.is_current() {
             return Err(Rejection::CallerUnknown);

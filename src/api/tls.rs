@@ -1,9 +1,10 @@
 //! Certificates to handshakes: what TLS is spoken with, replaced while connections go on.
 //!
-//! A handshake takes the pair that is in force when it begins. A pair that is written while the
-//! service runs is taken when it is good as a whole, and otherwise changes nothing: what callers
-//! could connect with a moment ago they still can. Who a certificate makes its holder is not known
-//! here.
+//! A handshake takes what is in force when it begins. A pair that is written while the service runs
+//! is taken when it is good as a whole, and otherwise changes nothing: what callers could connect
+//! with a moment ago they still can. The authorities that callers are verified by are taken or
+//! refused for themselves: one that is taken away is trusted no longer, however bad the pair beside
+//! it is. Who a certificate makes its holder is not known here.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,8 +12,10 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -108,7 +111,7 @@ pub enum TlsError {
 pub struct TlsFigures {
     /// When the certificate in force expires, in seconds since 1970; of a chain, the first to.
     pub not_after_unix_seconds: i64,
-    /// How many pairs were taken, the first one included.
+    /// How many pairs, and how many sets of authorities, were taken, the first ones included.
     pub taken: u64,
     /// How many were refused.
     pub refused: u64,
@@ -118,23 +121,44 @@ pub struct TlsFigures {
 #[derive(Debug)]
 pub struct Tls {
     settings: TlsSettings,
+    begun: Begun,
     in_force: RwLock<InForce>,
 }
 
+/// What every configuration begins with.
+type Begun = ConfigBuilder<ServerConfig, WantsVerifier>;
+
 #[derive(Debug)]
 struct InForce {
+    /// What the pair and the authorities make.
     config: Arc<ServerConfig>,
-    validity: Validity,
+    pair: Pair,
+    /// `None` where callers are asked for no certificate.
+    authorities: Option<Authorities>,
     figures: TlsFigures,
     /// The last pair that was refused for its time alone: it comes, or the clock was wrong.
-    held: Option<Made>,
+    held: Option<Pair>,
 }
 
-/// What the files make.
+/// What the service shows.
 #[derive(Debug)]
-struct Made {
-    config: ServerConfig,
+struct Pair {
+    key: Arc<CertifiedKey>,
     validity: Validity,
+}
+
+impl Pair {
+    fn is(&self, other: &Self) -> bool {
+        // INVARIANT: a key fits its certificate, so there is no other key to the same one.
+        self.key.cert == other.key.cert
+    }
+}
+
+/// What callers are verified by.
+#[derive(Debug)]
+struct Authorities {
+    roots: Arc<RootCertStore>,
+    verifier: Arc<dyn ClientCertVerifier>,
 }
 
 /// When a whole chain is valid, in seconds since 1970.
@@ -153,11 +177,20 @@ impl Validity {
 /// How often a pair that was refused for its time is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// The text of the files.
+/// The text of the files; what cannot be read is no matter to the rest.
 struct Texts {
+    pair: Result<PairText, TlsError>,
+    authorities: Option<Result<AuthoritiesText, TlsError>>,
+}
+
+struct PairText {
     certificate: Vec<u8>,
     key: Vec<u8>,
-    authorities: Option<Vec<u8>>,
+}
+
+struct AuthoritiesText {
+    file: PathBuf,
+    text: Vec<u8>,
 }
 
 impl Tls {
@@ -168,25 +201,36 @@ impl Tls {
     /// [`TlsError`].
     pub(super) fn open(settings: TlsSettings) -> Result<(Arc<Self>, Trace), TlsError> {
         let mut reading = Reading::default();
-        let texts = read(&settings, &mut reading)?;
-        let Made { config, validity } = server_config(&settings, &texts)?;
-        if !validity.holds(unix_seconds()) {
+        let texts = read(&settings, &mut reading);
+        let begun = begin(&settings)?;
+        let pair = pair(&settings, &begun, &texts.pair?)?;
+        let authorities = texts
+            .authorities
+            .map(|text| authorities(&settings, &begun, &text?))
+            .transpose()?;
+        if !pair.validity.holds(unix_seconds()) {
             tracing::warn!(
                 file = %settings.certificate.display(),
                 "the certificate has expired, or is not valid yet: no caller that looks will connect",
             );
         }
         let in_force = RwLock::new(InForce {
-            config: Arc::new(config),
-            validity,
+            config: Arc::new(server_config(&begun, &pair, authorities.as_ref())),
             figures: TlsFigures {
-                not_after_unix_seconds: validity.not_after,
-                taken: 1,
+                not_after_unix_seconds: pair.validity.not_after,
+                taken: 1 + u64::from(authorities.is_some()),
                 refused: 0,
             },
+            pair,
+            authorities,
             held: None,
         });
-        Ok((Arc::new(Self { settings, in_force }), reading.trace()))
+        let tls = Self {
+            settings,
+            begun,
+            in_force,
+        };
+        Ok((Arc::new(tls), reading.trace()))
     }
 
     /// Takes what is written to the files from here on, when it is good. Never returns.
@@ -220,32 +264,45 @@ impl Tls {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, texts: Result<Texts, TlsError>) {
-        let made = texts.and_then(|texts| server_config(&self.settings, &texts));
+    fn take(&self, texts: Texts) {
+        let pair = texts
+            .pair
+            .and_then(|text| pair(&self.settings, &self.begun, &text));
+        let authorities = texts
+            .authorities
+            .map(|text| authorities(&self.settings, &self.begun, &text?));
         let mut in_force = self.to_change();
+        if let Some(authorities) = authorities {
+            in_force.take_authorities(&self.begun, authorities);
+        }
         in_force.held = None;
-        let refused = match made {
-            Ok(made) => {
-                let now = unix_seconds();
-                if made.validity.holds(now) || !in_force.validity.holds(now) {
-                    return in_force.put(made);
-                }
-                let is_past = made.validity.not_after <= now;
-                in_force.held = Some(made);
-                let file = self.settings.certificate.clone();
-                TlsError::OutOfTime { file, is_past }
-            }
-            Err(error) => error,
-        };
-        in_force.figures.refused += 1;
-        tracing::error!(error = %refused, "the new certificate is refused; the old one stays in force");
+        let taken = pair.and_then(|pair| self.take_pair(&mut in_force, pair));
+        if let Err(error) = taken {
+            in_force.figures.refused += 1;
+            tracing::error!(%error, "the new certificate is refused; the old one stays in force");
+        }
+    }
+
+    fn take_pair(&self, in_force: &mut InForce, pair: Pair) -> Result<(), TlsError> {
+        if in_force.pair.is(&pair) {
+            return Ok(());
+        }
+        let now = unix_seconds();
+        if pair.validity.holds(now) || !in_force.pair.validity.holds(now) {
+            in_force.put_pair(&self.begun, pair);
+            return Ok(());
+        }
+        let is_past = pair.validity.not_after <= now;
+        in_force.held = Some(pair);
+        let file = self.settings.certificate.clone();
+        Err(TlsError::OutOfTime { file, is_past })
     }
 
     /// Takes the pair that was refused for its time, once that has come.
     fn take_held(&self, now: i64) {
         let mut in_force = self.to_change();
-        if let Some(made) = in_force.held.take_if(|held| held.validity.holds(now)) {
-            in_force.put(made);
+        if let Some(pair) = in_force.held.take_if(|held| held.validity.holds(now)) {
+            in_force.put_pair(&self.begun, pair);
         }
     }
 
@@ -257,87 +314,143 @@ impl Tls {
 }
 
 impl InForce {
-    fn put(&mut self, made: Made) {
-        let Made { config, validity } = made;
-        self.config = Arc::new(config);
-        self.validity = validity;
-        self.figures.not_after_unix_seconds = validity.not_after;
-        self.figures.taken += 1;
+    fn take_authorities(&mut self, begun: &Begun, authorities: Result<Authorities, TlsError>) {
+        match authorities {
+            Ok(new) => {
+                let is_same = |old: &Authorities| old.roots.roots == new.roots.roots;
+                if self.authorities.as_ref().is_some_and(is_same) {
+                    return;
+                }
+                self.authorities = Some(new);
+                self.taken(begun);
+                tracing::info!("callers of new connections are verified by new authorities");
+            }
+            Err(error) => {
+                self.figures.refused += 1;
+                tracing::error!(%error, "the new client authorities are refused; the old ones stay in force");
+            }
+        }
+    }
+
+    fn put_pair(&mut self, begun: &Begun, pair: Pair) {
+        let not_after_unix_seconds = pair.validity.not_after;
+        self.pair = pair;
+        self.figures.not_after_unix_seconds = not_after_unix_seconds;
+        self.taken(begun);
         tracing::info!(
-            not_after_unix_seconds = validity.not_after,
+            not_after_unix_seconds,
             "new connections are served with a new certificate",
         );
     }
+
+    fn taken(&mut self, begun: &Begun) {
+        self.config = Arc::new(server_config(begun, &self.pair, self.authorities.as_ref()));
+        self.figures.taken += 1;
+    }
 }
 
-fn read(settings: &TlsSettings, reading: &mut Reading) -> Result<Texts, TlsError> {
+fn read(settings: &TlsSettings, reading: &mut Reading) -> Texts {
     // All are read whatever becomes of the first: each leaves its trace, by which it is followed.
     let certificate = reading.read(&settings.certificate);
     let key = reading.read(&settings.key);
-    let authorities = settings
-        .clients
-        .authorities()
-        .map(|file| reading.read(file))
-        .transpose();
-    Ok(Texts {
-        certificate: certificate?,
-        key: key?,
-        authorities: authorities?,
-    })
+    let authorities = settings.clients.authorities().map(|file| {
+        Ok(AuthoritiesText {
+            file: file.to_owned(),
+            text: reading.read(file)?,
+        })
+    });
+    let pair = || {
+        Ok(PairText {
+            certificate: certificate?,
+            key: key?,
+        })
+    };
+    Texts {
+        pair: pair(),
+        authorities,
+    }
 }
 
-/// What the files make.
-fn server_config(settings: &TlsSettings, texts: &Texts) -> Result<Made, TlsError> {
+fn begin(settings: &TlsSettings) -> Result<Begun, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = certificates(&settings.certificate, &texts.certificate)?;
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| no_pair(settings, &error))
+}
+
+fn no_pair(settings: &TlsSettings, error: &rustls::Error) -> TlsError {
+    TlsError::Pair {
+        certificate: settings.certificate.clone(),
+        key: settings.key.clone(),
+        reason: error.to_string(),
+    }
+}
+
+/// The pair in `text`.
+fn pair(settings: &TlsSettings, begun: &Begun, text: &PairText) -> Result<Pair, TlsError> {
+    let chain = certificates(&settings.certificate, &text.certificate)?;
     let validity = validity(&settings.certificate, &chain)?;
-    let key = PrivateKeyDer::from_pem_slice(&texts.key).map_err(|error| TlsError::Pem {
+    let key = PrivateKeyDer::from_pem_slice(&text.key).map_err(|error| TlsError::Pem {
         file: settings.key.clone(),
         what: "a private key",
         reason: error.to_string(),
     })?;
-    let no_pair = |error: rustls::Error| TlsError::Pair {
-        certificate: settings.certificate.clone(),
-        key: settings.key.clone(),
-        reason: error.to_string(),
+    let key = CertifiedKey::from_der(chain, key, begun.crypto_provider())
+        .map_err(|error| no_pair(settings, &error))?;
+    Ok(Pair {
+        key: Arc::new(key),
+        validity,
+    })
+}
+
+/// The authorities in `text`; whether callers may do without is up to `settings`.
+fn authorities(
+    settings: &TlsSettings,
+    begun: &Begun,
+    text: &AuthoritiesText,
+) -> Result<Authorities, TlsError> {
+    let AuthoritiesText { file, text } = text;
+    let refused = |reason: String| TlsError::Authorities {
+        file: file.clone(),
+        reason,
     };
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(no_pair)?;
-    let builder = match (settings.clients.authorities(), &texts.authorities) {
-        (Some(file), Some(text)) => {
-            let refused = |reason: String| TlsError::Authorities {
-                file: file.to_owned(),
-                reason,
-            };
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(file, text)? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| refused(error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = match settings.clients {
-                ClientCertificates::Optional(_) => verifier.allow_unauthenticated(),
-                ClientCertificates::None | ClientCertificates::Required(_) => verifier,
-            };
-            let verifier = verifier
-                .build()
-                .map_err(|error| refused(error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
-        _ => builder.with_no_client_auth(),
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file, text)? {
+        roots
+            .add(certificate)
+            .map_err(|error| refused(error.to_string()))?;
+    }
+    let roots = Arc::new(roots);
+    let provider = Arc::clone(begun.crypto_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider);
+    let verifier = match settings.clients {
+        ClientCertificates::Optional(_) => verifier.allow_unauthenticated(),
+        ClientCertificates::None | ClientCertificates::Required(_) => verifier,
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(no_pair)?;
+    let verifier = verifier
+        .build()
+        .map_err(|error| refused(error.to_string()))?;
+    Ok(Authorities { roots, verifier })
+}
+
+/// What handshakes are made with.
+fn server_config(begun: &Begun, pair: &Pair, authorities: Option<&Authorities>) -> ServerConfig {
+    let begun = begun.clone();
+    let builder = match authorities {
+        None => begun.with_no_client_auth(),
+        Some(them) => begun.with_client_cert_verifier(Arc::clone(&them.verifier)),
+    };
+    let pair = SingleCertAndKey::from(Arc::clone(&pair.key));
+    let mut config = builder.with_cert_resolver(Arc::new(pair));
     config.alpn_protocols = vec![b"h2".to_vec()];
-    if settings.clients.authorities().is_some() {
+    if authorities.is_some() {
         // A resumed session brings the certificate of its first handshake along without anyone
         // looking at it again: an authority that was taken away, or a certificate that expired,
         // would go on being good for it. Connections of gRPC are long, so little is lost.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(Made { config, validity })
+    config
 }
 
 /// The certificates in `text`, at least one.

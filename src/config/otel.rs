@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,8 +33,30 @@ pub struct CollectorConfig {
     pub certificate: Option<PathBuf>,
     /// How long sending a batch may take, further attempts included.
     pub timeout: Duration,
+    /// What is sent along with each batch.
+    pub headers: Headers,
     /// What is said of the service that sends.
     pub resource: Vec<(String, String)>,
+}
+
+/// Headers, each with a name and a value that HTTP takes.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    /// Their names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+impl fmt::Debug for Headers {
+    /// Without the values, which may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
 }
 
 /// Where log records go when no variable is set.
@@ -225,11 +248,20 @@ impl Variables {
     fn collector(&mut self, signal: Signal) -> CollectorConfig {
         let protocol = self.protocol(signal);
         let timeout = self.name(signal, "TIMEOUT");
+        let mut endpoint = self.endpoint(signal, protocol);
+        if protocol == Protocol::Grpc && !endpoint.contains("://") {
+            let is_insecure = self
+                .exporter(signal, "INSECURE")
+                .is_some_and(|text| text.eq_ignore_ascii_case("true"));
+            let scheme = if is_insecure { "http" } else { "https" };
+            endpoint = format!("{scheme}://{endpoint}");
+        }
         CollectorConfig {
             protocol,
-            endpoint: self.endpoint(signal, protocol),
+            endpoint,
             certificate: self.exporter(signal, "CERTIFICATE").map(PathBuf::from),
             timeout: Duration::from_millis(self.number(&timeout, 1, 600_000, 10_000) as u64),
+            headers: self.headers(signal),
             resource: self.resource(),
         }
     }
@@ -244,6 +276,19 @@ impl Variables {
                 Protocol::HttpProtobuf
             }
         }
+    }
+
+    fn headers(&mut self, signal: Signal) -> Headers {
+        let pairs = self.exporter(signal, "HEADERS").unwrap_or_default();
+        let pairs = pairs.split(',').filter(|pair| !pair.trim().is_empty());
+        let headers: Option<_> = pairs.map(header).collect();
+        headers.map(Headers).unwrap_or_else(|| {
+            let name = self.name(signal, "HEADERS");
+            // Without what it is set to, which may be a secret.
+            let takes = "name=value,name=value with percent-encoding";
+            self.warnings.push(format!("{name} is not {takes}"));
+            Headers::default()
+        })
     }
 
     fn endpoint(&self, signal: Signal, protocol: Protocol) -> String {
@@ -340,6 +385,18 @@ impl Variables {
     }
 }
 
+/// The header that `pair` stands for.
+fn header(pair: &str) -> Option<(String, String)> {
+    let (name, value) = pair.split_once('=')?;
+    let (name, value) = (name.trim(), value.trim());
+    // Many are written without thinking of percent-encoding.
+    let value = decoded(value).unwrap_or_else(|| value.to_owned());
+    let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_name = !name.is_empty() && name.bytes().all(is_of_names);
+    let is_value = value.bytes().all(|byte| byte >= b' ' && byte != 0x7f);
+    (is_name && is_value).then(|| (name.to_owned(), value))
+}
+
 /// `text` without percent-encoding; `None` when that is broken.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -407,6 +464,7 @@ mod tests {
                     endpoint: "http://localhost:4318/v1/traces".to_owned(),
                     certificate: None,
                     timeout: Duration::from_secs(10),
+                    headers: Headers::default(),
                     resource: vec![
                         ("service.name".to_owned(), "cedar-pdp".to_owned()),
                         (
@@ -457,6 +515,53 @@ mod tests {
         let collector = collectors.decisions.unwrap();
         assert_eq!(collector.endpoint, "http://c:1/v1/logs");
         assert_eq!(collector.timeout, Duration::from_millis(70));
+    }
+
+    fn of_decisions(variables: &[(&str, &str)]) -> (CollectorConfig, Vec<String>) {
+        let owned = variables
+            .iter()
+            .map(|(name, text)| (name.into(), text.into()));
+        let (collectors, warnings) = super::read(owned, true);
+        (collectors.decisions.unwrap(), warnings)
+    }
+
+    #[test]
+    fn headers_for_records_are_read_and_never_shown() {
+        let (config, warnings) = of_decisions(&[
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-other=1"),
+            (
+                "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
+                "authorization=Bearer%20s3cret, x-tenant = a=b%,",
+            ),
+        ]);
+        assert_eq!(warnings, [] as [&str; 0]);
+        let headers: Vec<_> = config.headers.iter().collect();
+        let wanted = [("authorization", "Bearer s3cret"), ("x-tenant", "a=b%")];
+        assert_eq!(headers, wanted);
+        assert!(!format!("{config:?}").contains("s3cret"));
+
+        for text in ["s3cret", "a b=s3cret", "a=s3cret%0A", "=s3cret"] {
+            let (config, warnings) = of_decisions(&[("OTEL_EXPORTER_OTLP_HEADERS", text)]);
+            assert_eq!(config.headers, Headers::default(), "{text}");
+            assert_eq!(
+                warnings,
+                ["OTEL_EXPORTER_OTLP_HEADERS is not name=value,name=value with percent-encoding"]
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_without_a_scheme_has_tls_unless_that_is_said() {
+        let with = |insecure: &str| {
+            let (config, _) = of_decisions(&[
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4317"),
+                ("OTEL_EXPORTER_OTLP_INSECURE", insecure),
+            ]);
+            config.endpoint
+        };
+        assert_eq!(with("false"), "https://c:4317");
+        assert_eq!(with("True"), "http://c:4317");
     }
 
     #[test]

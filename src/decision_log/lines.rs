@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where lines go.
 #[derive(Debug)]
@@ -20,12 +21,49 @@ enum To {
 
 /// Takes lines that are not kept in a file.
 pub trait Collector: Debug + Send {
-    /// Sends some of `lines`, and waits for that; how many bytes of it, whole lines.
+    /// Sends some of `lines`, and waits for what comes of it.
     ///
     /// # Errors
     ///
-    /// When none were taken. They will be sent again.
-    fn send(&mut self, lines: &[u8]) -> io::Result<usize>;
+    /// When none were taken, and they may be another time. They will be sent again.
+    fn send(&mut self, lines: &[u8]) -> Result<Receipt, SendError>;
+}
+
+/// What became of lines that need not be written again.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// How many bytes of them, whole lines.
+    pub bytes: usize,
+    /// Those among them that were not taken and never will be.
+    pub refusal: Option<Refusal>,
+}
+
+/// Lines that a collector refused for good.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// How many.
+    pub lines: u64,
+    /// What it says.
+    pub reason: String,
+}
+
+/// Why no lines were written now.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct SendError {
+    /// The cause.
+    pub reason: String,
+    /// How long to wait at least before trying again, if that is known.
+    pub wait: Option<Duration>,
+}
+
+impl From<io::Error> for SendError {
+    fn from(error: io::Error) -> Self {
+        Self {
+            reason: error.to_string(),
+            wait: None,
+        }
+    }
 }
 
 /// Why there is nowhere for lines to go.
@@ -79,13 +117,17 @@ impl Lines {
         Self(To::Collector(collector))
     }
 
-    /// Writes some of `lines`; how many bytes of it, whole lines, need not be written again.
-    pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            To::Stdout(open) => open.write(lines, lines.len()),
-            To::File(file) => file.write(lines),
-            To::Collector(collector) => collector.send(lines),
-        }
+    /// Writes some of `lines`.
+    pub(super) fn write(&mut self, lines: &[u8]) -> Result<Receipt, SendError> {
+        let bytes = match &mut self.0 {
+            To::Stdout(open) => open.write(lines, lines.len())?,
+            To::File(file) => file.write(lines)?,
+            To::Collector(collector) => return collector.send(lines),
+        };
+        Ok(Receipt {
+            bytes,
+            refusal: None,
+        })
     }
 
     /// Has the disk keep what was written.

@@ -35,6 +35,7 @@ pub(super) struct Queue {
     told: AtomicBool,
     written: AtomicU64,
     dropped: AtomicU64,
+    refused: AtomicU64,
     failed: AtomicU64,
 }
 
@@ -67,6 +68,7 @@ impl Queue {
             told: AtomicBool::new(false),
             written: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         }
     }
@@ -175,8 +177,9 @@ impl Queue {
         inner
     }
 
-    /// Notes that these lines of the batch are where they belong.
-    pub(super) fn wrote(&self, lines: &[u8]) {
+    /// Notes that these lines of the batch need no more be written: so many were refused, the others
+    /// are where they belong.
+    pub(super) fn settled(&self, lines: &[u8], refused: u64) {
         let mut inner = self.lock();
         inner.taken = inner.taken.saturating_sub(lines.len());
         let count = match inner.taken {
@@ -185,7 +188,9 @@ impl Queue {
             _ => count(lines).min(inner.taken_count),
         };
         inner.taken_count -= count;
-        self.written.fetch_add(count, Ordering::Relaxed);
+        let refused = refused.min(count);
+        self.written.fetch_add(count - refused, Ordering::Relaxed);
+        self.refused.fetch_add(refused, Ordering::Relaxed);
         let held = inner.lines.len() + inner.taken;
         let has_room = held < self.capacity_bytes && !inner.ended;
         if has_room {
@@ -207,16 +212,18 @@ impl Queue {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Lets `pause` pass before writing is tried again; `false` when there is no time for that.
-    pub(super) fn rest(&self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
+    /// Lets `pause` pass before writing is tried again; `false` when there is no time for that. When
+    /// the end is near, no more than `last_pause` passes: there may be no other chance.
+    pub(super) fn rest(&self, pause: Duration, last_pause: Duration) -> bool {
+        let begun = Instant::now();
         let mut inner = self.lock();
         loop {
             let now = Instant::now();
             if inner.end.is_some_and(|end| now >= end) {
                 return false;
             }
-            let left = until.saturating_duration_since(now);
+            let pause = inner.end.map_or(pause, |_| pause.min(last_pause));
+            let left = (begun + pause).saturating_duration_since(now);
             if left.is_zero() {
                 return true;
             }
@@ -256,6 +263,7 @@ impl Queue {
         DecisionLogFigures {
             written: self.written.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             queue_bytes,
         }

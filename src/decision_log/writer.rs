@@ -1,7 +1,8 @@
 //! The thread that writes: takes what has come, puts it where it belongs, and does not give up.
 //!
 //! What cannot be written is tried again until it can, or until the process must end. Meanwhile the
-//! queue fills, and what becomes of further decisions is its affair.
+//! queue fills, and what becomes of further decisions is its affair. Only what a collector refuses
+//! for good is let go: all that comes after would wait behind it.
 
 use std::io;
 use std::sync::Arc;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::lines::Lines;
+use super::lines::{Lines, Receipt, Refusal, SendError};
 use super::queue::Queue;
 
-/// Between two attempts at writing.
+/// Between two attempts at writing, at least.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// The writing end of the log. Dropped without [`finish`](Self::finish), it loses what waits.
@@ -69,29 +70,25 @@ fn lost(decisions: u64) {
 /// Writes until nothing more comes.
 fn write_all(queue: &Queue, mut lines: Lines) {
     let mut batch = Vec::new();
-    let mut is_failing = false;
+    let mut trouble = Trouble::default();
     while queue.take(&mut batch) {
         let mut rest = batch.as_slice();
         while !rest.is_empty() {
             match lines.write(rest) {
-                Ok(written) => {
-                    let (there, left) = rest.split_at_checked(written).unwrap_or((rest, &[]));
-                    queue.wrote(there);
+                Ok(Receipt { bytes, refusal }) => {
+                    let (there, left) = rest.split_at_checked(bytes).unwrap_or((rest, &[]));
+                    queue.settled(there, refusal.as_ref().map_or(0, |refusal| refusal.lines));
                     rest = left;
                     // A part of a line says nothing yet.
-                    if is_failing && written > 0 {
-                        tracing::info!("the decision log is written again");
-                        is_failing = false;
+                    if bytes > 0 {
+                        trouble.is_over(refusal.as_ref());
                     }
                 }
                 Err(error) => {
                     queue.write_failed();
-                    // Once for each time of trouble: it is met anew at every attempt.
-                    if !is_failing {
-                        tracing::warn!(%error, "cannot write the decision log");
-                    }
-                    is_failing = true;
-                    if !queue.rest(PAUSE) {
+                    trouble.is_met(&error);
+                    let pause = error.wait.map_or(PAUSE, |wait| wait.max(PAUSE));
+                    if !queue.rest(pause, PAUSE) {
                         return lost(queue.abandon());
                     }
                 }
@@ -101,6 +98,44 @@ fn write_all(queue: &Queue, mut lines: Lines) {
     }
     if let Err(error) = lines.sync() {
         tracing::warn!(%error, "cannot tell whether the disk holds all of the decision log");
+    }
+}
+
+/// What has been said of trouble with writing: once for each time of it, for it is met anew at every
+/// attempt.
+#[derive(Default)]
+struct Trouble {
+    is_failing: bool,
+    is_refused: bool,
+}
+
+impl Trouble {
+    /// Something cannot be written now.
+    fn is_met(&mut self, error: &SendError) {
+        if !std::mem::replace(&mut self.is_failing, true) {
+            tracing::warn!(%error, "cannot write the decision log");
+        }
+    }
+
+    /// Lines are settled, if only by a `refusal`.
+    fn is_over(&mut self, refusal: Option<&Refusal>) {
+        match refusal {
+            None => {
+                if self.is_failing || self.is_refused {
+                    tracing::info!("the decision log is written again");
+                }
+                *self = Self::default();
+            }
+            Some(Refusal { lines, reason }) => {
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    tracing::warn!(
+                        decisions = lines,
+                        error = reason,
+                        "the collector refuses decisions for good: they are dropped",
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -122,10 +157,13 @@ mod tests {
     }
 
     impl Collector for Hangs {
-        fn send(&mut self, lines: &[u8]) -> io::Result<usize> {
+        fn send(&mut self, lines: &[u8]) -> Result<Receipt, SendError> {
             self.called.send(()).unwrap();
             self.may_end.recv().unwrap();
-            Ok(lines.len())
+            Ok(Receipt {
+                bytes: lines.len(),
+                refusal: None,
+            })
         }
     }
 
@@ -134,7 +172,7 @@ mod tests {
     struct Panics;
 
     impl Collector for Panics {
-        fn send(&mut self, _: &[u8]) -> io::Result<usize> {
+        fn send(&mut self, _: &[u8]) -> Result<Receipt, SendError> {
             std::panic::resume_unwind(Box::new("nothing to send with"))
         }
     }

@@ -3,21 +3,21 @@
 //! What is sent to it is not known here.
 
 mod http_client;
+mod records;
 
 use std::path::{Path, PathBuf};
 
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::{
-    ExporterBuildError, LogExporter, SpanExporter, WithExportConfig, WithHttpConfig,
-    WithTonicConfig,
+    ExporterBuildError, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
 };
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::logs::LogExporter as _;
 use opentelemetry_sdk::trace::SpanExporter as _;
 use tonic::transport::{Certificate, ClientTlsConfig};
 
 use crate::config::otel::{CollectorConfig, Protocol};
 use http_client::{HttpsClient, InvalidRoots};
+pub(super) use records::{NotTaken, Records, Taken, open as of_records};
 
 /// Why nothing can be sent to a collector.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,12 @@ pub enum CollectorError {
     /// There are no authorities to verify the collector by.
     #[error(transparent)]
     Roots(#[from] InvalidRoots),
+    /// The address is none.
+    #[error("`{0}` is no address of a collector")]
+    Address(String),
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[source] tonic::transport::Error),
     /// The address or another setting of OpenTelemetry's makes no sense.
     #[error(transparent)]
     Exporter(#[from] ExporterBuildError),
@@ -53,22 +59,7 @@ pub(super) fn of_spans(config: &CollectorConfig) -> Result<SpanExporter, Collect
     Ok(exporter)
 }
 
-/// What sends log records to the collector of `config`. Connects to no one yet.
-///
-/// # Errors
-///
-/// [`CollectorError`].
-pub(super) fn of_records(config: &CollectorConfig) -> Result<LogExporter, CollectorError> {
-    let builder = LogExporter::builder();
-    let mut exporter = match config.protocol {
-        Protocol::Grpc => over_grpc(builder.with_tonic(), config)?.build()?,
-        Protocol::HttpProtobuf => over_http(builder.with_http(), config)?.build()?,
-    };
-    exporter.set_resource(&resource(config));
-    Ok(exporter)
-}
-
-// What is not set here (headers, compression), the exporters read of the environment themselves.
+// What is not set here (headers, compression), the exporter reads of the environment itself.
 
 fn over_grpc<B: WithExportConfig + WithTonicConfig>(
     builder: B,
@@ -77,14 +68,21 @@ fn over_grpc<B: WithExportConfig + WithTonicConfig>(
     let builder = builder
         .with_endpoint(&config.endpoint)
         .with_timeout(config.timeout);
+    Ok(match client_tls(config)? {
+        None => builder,
+        Some(tls) => builder.with_tls_config(tls),
+    })
+}
+
+/// How TLS is spoken over gRPC; `None` where the address has none.
+fn client_tls(config: &CollectorConfig) -> Result<Option<ClientTlsConfig>, CollectorError> {
     if !config.endpoint.starts_with("https:") {
-        return Ok(builder);
+        return Ok(None);
     }
-    let tls = match authorities(config)? {
+    Ok(Some(match authorities(config)? {
         None => ClientTlsConfig::new().with_enabled_roots(),
         Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
-    };
-    Ok(builder.with_tls_config(tls))
+    }))
 }
 
 fn over_http<B: WithExportConfig + WithHttpConfig>(

@@ -3,21 +3,20 @@
 //! What a line says is not known here, but for what a collector looks at without reading it: when,
 //! in which trace, and what came of it.
 
-use std::io;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use opentelemetry::logs::{AnyValue, LogRecord as _, Logger as _, LoggerProvider as _, Severity};
-use opentelemetry::{InstrumentationScope, SpanId, TraceId};
-use opentelemetry_otlp::LogExporter;
-use opentelemetry_sdk::logs::{
-    LogBatch, LogExporter as _, SdkLogRecord, SdkLogger, SdkLoggerProvider,
-};
+use opentelemetry::TraceId;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
-use super::collector::{self, CollectorError};
+use super::collector::{self, CollectorError, NotTaken, Records, Taken};
 use crate::config::otel::CollectorConfig;
-use crate::decision_log::Collector;
+use crate::decision_log::{Collector, Receipt, Refusal, SendError};
 
 /// The most records in one message, and the most bytes of lines, a single line apart: collectors
 /// take 4 MiB.
@@ -27,16 +26,21 @@ const MOST_BYTES: usize = 1 << 20;
 /// What every record is an event of.
 const EVENT: &str = "cedar_pdp.decision";
 
+/// How long a collector that takes nothing is left alone: twice as long each time, and longer where
+/// it says so.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
 /// The way to a collector.
 #[derive(Debug)]
 pub struct Decisions {
-    exporter: LogExporter,
-    /// Makes empty records. It is never given one.
-    logger: SdkLogger,
-    scope: InstrumentationScope,
+    records: Records,
+    resource: Resource,
     /// Where sending is done, while the log's thread waits for it.
     runtime: Handle,
-    timeout: Duration,
+    /// After the next attempt that fails.
+    pause: Duration,
 }
 
 /// Opens the way to the collector of `config`, for use within the runtime that this is called in.
@@ -46,22 +50,22 @@ pub struct Decisions {
 ///
 /// [`CollectorError`].
 pub fn open(config: &CollectorConfig) -> Result<Decisions, CollectorError> {
-    let scope = InstrumentationScope::builder("cedar-pdp")
-        .with_version(env!("CARGO_PKG_VERSION"))
-        .build();
+    let attributes = config.resource.iter();
     Ok(Decisions {
-        exporter: collector::of_records(config)?,
-        logger: SdkLoggerProvider::builder()
-            .build()
-            .logger_with_scope(scope.clone()),
-        scope,
+        records: collector::of_records(config)?,
+        resource: Resource {
+            attributes: attributes
+                .map(|(name, value)| attribute(name, value))
+                .collect(),
+            ..Resource::default()
+        },
         runtime: Handle::current(),
-        timeout: config.timeout,
+        pause: FIRST_PAUSE,
     })
 }
 
 /// Of a line what a collector looks at.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Seen<'a> {
     #[serde(borrow)]
     time: &'a str,
@@ -74,66 +78,115 @@ struct Seen<'a> {
 }
 
 impl Collector for Decisions {
-    fn send(&mut self, lines: &[u8]) -> io::Result<usize> {
+    fn send(&mut self, lines: &[u8]) -> Result<Receipt, SendError> {
         let mut bytes = 0;
-        let mut records = Vec::new();
+        let mut log_records = Vec::new();
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
-            if records.len() == MOST_RECORDS || (bytes > 0 && bytes + line.len() > MOST_BYTES) {
+            if log_records.len() == MOST_RECORDS || (bytes > 0 && bytes + line.len() > MOST_BYTES) {
                 break;
             }
             bytes += line.len();
-            records.push(self.record(line)?);
+            log_records.push(record(&String::from_utf8_lossy(line)));
         }
-        let batch: Vec<_> = records.iter().map(|record| (record, &self.scope)).collect();
-        let sending = self.exporter.export(LogBatch::new(&batch));
-        // The exporter keeps to its time only between its attempts.
-        let sent = self
-            .runtime
-            .block_on(async { tokio::time::timeout(self.timeout, sending).await });
-        match sent {
-            Ok(Ok(())) => Ok(bytes),
-            Ok(Err(error)) => Err(io::Error::other(error)),
-            Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-        }
+        let count = log_records.len() as u64;
+        let sending = self.records.send(self.message(log_records));
+        let refusal = match self.runtime.block_on(sending) {
+            Ok(Taken { refused: 0, .. }) => None,
+            Ok(Taken { refused, reason }) => Some(Refusal {
+                lines: refused.min(count),
+                reason,
+            }),
+            Err(NotTaken::Ever { reason }) => Some(Refusal {
+                lines: count,
+                reason,
+            }),
+            Err(NotTaken::Now { reason, wait }) => {
+                let asked = wait.unwrap_or_default().min(LONGEST_WAIT);
+                let wait = Some(self.pause.max(asked));
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                return Err(SendError { reason, wait });
+            }
+        };
+        self.pause = FIRST_PAUSE;
+        Ok(Receipt { bytes, refusal })
     }
 }
 
 impl Decisions {
-    fn record(&self, line: &[u8]) -> io::Result<SdkLogRecord> {
-        let line = std::str::from_utf8(line).map_err(io::Error::other)?;
-        let line = line.trim_end();
-        let Seen {
-            time,
-            id,
-            trace_id,
-            method,
-            decision,
-            refused,
-            revision,
-        } = serde_json::from_str(line)?;
-        let mut record = self.logger.create_log_record();
-        record.set_event_name(EVENT);
-        record.set_severity_number(Severity::Info);
-        record.set_severity_text("INFO");
-        let at = humantime::parse_rfc3339(time).map_err(io::Error::other)?;
-        record.set_timestamp(at);
-        record.set_observed_timestamp(at);
-        if let Some(trace_id) = trace_id.and_then(|text| TraceId::from_hex(text).ok()) {
-            record.set_trace_context(trace_id, SpanId::INVALID, None);
+    fn message(&self, log_records: Vec<LogRecord>) -> ExportLogsServiceRequest {
+        let scope = InstrumentationScope {
+            name: "cedar-pdp".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..InstrumentationScope::default()
+        };
+        let scope_logs = ScopeLogs {
+            scope: Some(scope),
+            log_records,
+            ..ScopeLogs::default()
+        };
+        ExportLogsServiceRequest {
+            resource_logs: vec![ResourceLogs {
+                resource: Some(self.resource.clone()),
+                scope_logs: vec![scope_logs],
+                ..ResourceLogs::default()
+            }],
         }
+    }
+}
+
+fn record(line: &str) -> LogRecord {
+    let line = line.trim_end();
+    // INVARIANT: the log writes lines of this form. One of another would be sent without what
+    // stands beside it: nothing may come back for ever.
+    let Seen {
+        time,
+        id,
+        trace_id,
+        method,
+        decision,
+        refused,
+        revision,
+    } = serde_json::from_str(line).unwrap_or_default();
+    let at = humantime::parse_rfc3339(time)
+        .ok()
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+        .and_then(|at| u64::try_from(at.as_nanos()).ok())
+        .unwrap_or_default();
+    let trace_id = trace_id.and_then(|text| TraceId::from_hex(text).ok());
+    let attributes = [
+        ("cedar_pdp.decision_id", Some(id)),
+        ("cedar_pdp.method", Some(method)),
+        ("cedar_pdp.decision", decision),
+        ("cedar_pdp.refused", refused),
+        ("cedar_pdp.revision", revision),
+    ];
+    LogRecord {
+        time_unix_nano: at,
+        observed_time_unix_nano: at,
+        severity_number: SeverityNumber::Info.into(),
+        severity_text: "INFO".to_owned(),
         // As it stands in a file: whoever replays decisions reads the same.
-        record.set_body(AnyValue::from(line.to_owned()));
-        for (name, value) in [
-            ("cedar_pdp.decision_id", Some(id)),
-            ("cedar_pdp.method", Some(method)),
-            ("cedar_pdp.decision", decision),
-            ("cedar_pdp.refused", refused),
-            ("cedar_pdp.revision", revision),
-        ] {
-            if let Some(value) = value {
-                record.add_attribute(name, value.to_owned());
-            }
-        }
-        Ok(record)
+        body: Some(text(line)),
+        attributes: attributes
+            .into_iter()
+            .filter_map(|(name, value)| Some(attribute(name, value?)))
+            .collect(),
+        trace_id: trace_id.map_or_else(Vec::new, |id| id.to_bytes().to_vec()),
+        event_name: EVENT.to_owned(),
+        ..LogRecord::default()
+    }
+}
+
+fn attribute(name: &str, value: &str) -> KeyValue {
+    KeyValue {
+        key: name.to_owned(),
+        value: Some(text(value)),
+        ..KeyValue::default()
+    }
+}
+
+fn text(text: &str) -> AnyValue {
+    AnyValue {
+        value: Some(Value::StringValue(text.to_owned())),
     }
 }

@@ -110,7 +110,7 @@ metrics! {
     CERTIFICATE_EXPIRY = Gauge "cedar_pdp_tls_certificate_expiry_timestamp_seconds" []
         "When the certificate in force expires, or the first of its chain to; absent without TLS";
     CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
-        "Certificates and keys that were read to be served with: taken or refused; absent without TLS";
+        "Certificates with their keys, and files of client authorities, that were read: taken or refused, each for itself; absent without TLS";
     CALLER_LISTS = Counter "cedar_pdp_caller_lists_total" ["result"]
         "Lists of callers that were read: taken or refused; absent where there is no list";
     TOKENS = Counter "cedar_pdp_tokens_total" ["result"]
@@ -164,7 +164,7 @@ metrics! {
     CACHE_CAPACITY = Gauge "cedar_pdp_cache_capacity_bytes" []
         "Memory that remembered answers may take; 0 when nothing is remembered";
     RECORDS = Counter "cedar_pdp_decision_log_records_total" ["result"]
-        "Decisions and refusals for the decision log that were written, or dropped because it did not keep up or the end came";
+        "Decisions and refusals for the decision log that were written, dropped because it did not keep up or the end came, or refused by the collector for good";
     WRITE_FAILURES = Counter "cedar_pdp_decision_log_write_failures_total" []
         "Attempts at writing the decision log that failed; what they were to write is tried again";
     LOG_QUEUE_BYTES = Gauge "cedar_pdp_decision_log_queue_bytes" []
@@ -440,10 +440,16 @@ impl Sources {
         let DecisionLogFigures {
             written,
             dropped,
+            refused,
             failed,
             queue_bytes,
         } = log.map(DecisionLog::figures).unwrap_or_default();
-        page.counter(&RECORDS, [(["written"], written), (["dropped"], dropped)])?;
+        let results = [
+            (["written"], written),
+            (["dropped"], dropped),
+            (["refused"], refused),
+        ];
+        page.counter(&RECORDS, results)?;
         page.counter(&WRITE_FAILURES, [([], failed)])?;
         page.gauge(&LOG_QUEUE_BYTES, [([], queue_bytes as f64)])
     }

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use cedar_pdp::api::pb;
 use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
@@ -157,6 +158,59 @@ rights = ["administer"]
 fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").unwrap().uid()
+}
+
+/// What openssl prints of the subject in this file.
+fn subject_by_openssl(certificate: &Path) -> String {
+    let output = Command::new("openssl")
+        .args(["x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in"])
+        .arg(certificate)
+        .output()
+        .expect("openssl runs");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let subject = printed.trim_end_matches('\n').strip_prefix("subject=");
+    subject.expect("it prints a subject").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_is_listed_as_openssl_prints_it() {
+    let of = |numbers: &[u64]| DnType::CustomDnType(numbers.to_vec());
+    let authority = Authority::new();
+    let own = authority.client(
+        vec![],
+        &[
+            (DnType::CountryName, "NL"),
+            (DnType::OrganizationName, "Müller, \"the\" + \u{1f}\\ones"),
+            (of(&[2, 5, 4, 97]), "NTRNL-30280353"),
+            (of(&[2, 5, 4, 4]), "#Desk "),
+            (of(&[2, 5, 4, 9]), "Dam 1; back=door"),
+            (of(&[1, 3, 6, 1, 4, 1, 311, 60, 2, 1, 3]), "NL"),
+            (of(&[1, 2, 3, 4]), "nobody knows"),
+            (of(&[2, 5, 4, 5]), "7"),
+            (DnType::CommonName, " 机"),
+            (of(&[1, 2, 840, 113_549, 1, 9, 1]), "a@b.c"),
+        ],
+    );
+    let file = authority.path("own.crt");
+    own.write(&file, &authority.path("own.key"));
+    let subject = subject_by_openssl(&file);
+    assert!(subject.contains("SN=\\#Desk\\ "), "{subject}");
+    let (policies, _lists, list) = house(&format!(
+        "[[caller]]\nname = \"desk\"\nsubject = ['{subject}']\nrights = [\"authorize\"]\n"
+    ));
+    let mut options = authority.serve_with(&authority.server()).to_vec();
+    for (name, value) in [
+        ("--tls-client-ca", shown(&authority.file())),
+        ("--tls-client-auth", "required".to_owned()),
+        ("--callers", list),
+    ] {
+        options.extend([name.to_owned(), value]);
+    }
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let server = Server::start(policies.path(), &options);
+    let tls = authority.caller(Some(&own));
+    let channel = connect(server.address(), tls).await.unwrap();
+    authorize(&channel, None).await.expect("it is known");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -329,7 +329,8 @@ async fn an_authority_that_is_taken_away_is_good_for_no_new_connection() {
     let (policies, authority, old) = (policy_directory(OPEN), Authority::new(), Authority::new());
     let clients = authority.path("clients.crt");
     std::fs::write(&clients, format!("{}{}", authority.pem(), old.pem())).unwrap();
-    let mut options = authority.serve_with(&authority.server()).to_vec();
+    let own = authority.server();
+    let mut options = authority.serve_with(&own).to_vec();
     options.extend(["--tls-client-ca".to_owned(), shown(&clients)]);
     options.extend(["--tls-client-auth".to_owned(), "required".to_owned()]);
     let server = Server::start(policies.path(), &arguments(&options));
@@ -338,14 +339,39 @@ async fn an_authority_that_is_taken_away_is_good_for_no_new_connection() {
     let tls = authority.caller(Some(&leaving));
     let channel = connect(server.address(), tls.clone()).await.unwrap();
     is_allowed(channel.clone()).await.unwrap();
+    // However bad the service's own pair is at that time.
+    Pair {
+        certificate: "half a cert".to_owned(),
+        key: own.key.clone(),
+    }
+    .write(&authority.path("tls.crt"), &authority.path("tls.key"));
+    server.wait_for_log("the new certificate is refused");
     std::fs::write(&clients, authority.pem()).unwrap();
-    server.wait_for_log("new connections are served");
+    server.wait_for_log("callers of new connections are verified by new authorities");
+    assert_eq!(
+        served(server.address(), &authority),
+        body(&own),
+        "the last good pair goes on"
+    );
+    let staying = authority.client(vec![], &[]);
+    let channel_of_staying = connect(server.address(), authority.caller(Some(&staying))).await;
+    is_allowed(channel_of_staying.unwrap()).await.unwrap();
     let again = match connect(server.address(), tls).await {
         Ok(channel) => is_allowed(channel).await.is_ok(),
         Err(_) => false,
     };
     assert!(!again, "its authority is gone");
     is_allowed(channel).await.expect("its connection stands");
+
+    // Nor is a good pair held back by bad authorities.
+    std::fs::write(&clients, "nothing").unwrap();
+    server.wait_for_log("the new client authorities are refused");
+    let next = authority.server();
+    next.write(&authority.path("tls.crt"), &authority.path("tls.key"));
+    server.wait_for_log("new connections are served with a new certificate");
+    assert_eq!(served(server.address(), &authority), body(&next));
+    let channel = connect(server.address(), authority.caller(Some(&staying))).await;
+    is_allowed(channel.unwrap()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 
-use super::{Caller, IdentityKind, Peer, Right};
+use super::{Caller, IdentityKind, Peer, Right, subject};
 use crate::followed::{ReadError, ReadProblem, Reading};
 
 /// The most callers in a list. Their names are labels of metrics, and each key is compared.
@@ -177,6 +177,12 @@ impl KeyDigest {
     }
 }
 
+impl ConstantTimeEq for KeyDigest {
+    fn ct_eq(&self, other: &Self) -> Choice {
+        self.0.ct_eq(&other.0)
+    }
+}
+
 impl fmt::Debug for KeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeyDigest")
@@ -215,7 +221,7 @@ impl List {
     pub(super) fn by_key(&self, key: &KeyDigest) -> Option<Arc<Caller>> {
         let mut found = u32::MAX;
         for (digest, owner) in &self.digests {
-            found = u32::conditional_select(&found, owner, digest.0.ct_eq(&key.0));
+            found = u32::conditional_select(&found, owner, digest.ct_eq(key));
         }
         self.callers.get(usize::try_from(found).ok()?).cloned()
     }
@@ -317,7 +323,12 @@ fn add(
         ("spiffe", !spiffe.iter().all(is_id)),
         ("dns", dns.iter().any(is_empty)),
         // Certificates of workloads have no subject: an empty one would be all of them.
-        ("subject", subject.iter().any(is_empty)),
+        (
+            "subject",
+            !subject
+                .iter()
+                .all(|text| !is_empty(text) && subject::may_be(text)),
+        ),
     ];
     if let Some((kind, _)) = senseless.iter().find(|(_, is_so)| *is_so) {
         return Err(CallersError::Mark {

@@ -98,6 +98,8 @@ fn what_is_no_list_of_callers_is_refused_with_its_reason() {
         "spiffe = ['shop/a']",
         "dns = ['']",
         "subject = [' ']",
+        // Written as M\C3\BCller.
+        "subject = ['CN=Müller']",
     ] {
         let kind = mark.split(' ').next().unwrap();
         refused(
@@ -367,6 +369,38 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
             refused: 1,
         })
     );
+}
+
+#[test]
+fn of_a_key_that_was_good_a_connection_keeps_the_digest() {
+    let dir = directory(&[("callers.toml", CALLERS), ("key", KEYS)]);
+    let connection = Identification::new(open(&dir), Peer::default());
+    let kept = || {
+        let seen = connection.seen.lock().unwrap();
+        let Seen { key, .. } = &*seen;
+        key.as_ref()
+            .map(|(digest, caller)| (*digest, caller.name().to_owned()))
+    };
+    for (key, is_good) in [
+        ("the-first-of-two-keys", true),
+        ("the-first-of-two-keyz", false),
+        ("the-second-of-two-keys", true),
+        ("the-second-of-two-keys", true),
+    ] {
+        let before = kept();
+        let called = admitted(&connection, Some(&format!("Bearer {key}")));
+        match is_good {
+            true => {
+                assert_eq!(called.as_deref(), Ok("operator"));
+                let digest = KeyDigest::of(key.as_bytes());
+                assert_eq!(kept(), Some((digest, "operator".to_owned())));
+            }
+            false => {
+                assert_eq!(called, Err(Rejection::KeyUnknown));
+                assert_eq!(kept(), before);
+            }
+        }
+    }
 }
 
 #[test]

@@ -9,8 +9,13 @@ use super::*;
 
 /// A certificate and its key, PEM.
 fn pair(not_after: i32) -> (String, String) {
+    pair_from(1975, not_after)
+}
+
+fn pair_from(not_before: i32, not_after: i32) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["pdp.test".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(not_before, 1, 1);
     params.not_after = date_time_ymd(not_after, 1, 1);
     let certificate = params.self_signed(&key).unwrap();
     (certificate.pem(), key.serialize_pem())
@@ -154,12 +159,8 @@ fn one_that_is_not_valid_yet_is_taken_when_its_time_has_come() {
     let (certificate, key) = pair(2100);
     let files = Files::with(&certificate, &key);
     let tls = files.open().unwrap();
-    let later = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec!["pdp.test".to_owned()]).unwrap();
-    params.not_before = date_time_ymd(2090, 1, 1);
-    params.not_after = date_time_ymd(2110, 1, 1);
-    let certificate = params.self_signed(&later).unwrap();
-    files.write(&certificate.pem(), &later.serialize_pem());
+    let (later, later_key) = pair_from(2090, 2110);
+    files.write(&later, &later_key);
     files.take(&tls);
     assert_eq!((tls.figures().taken, tls.figures().refused), (1, 1));
     let begins = 3_786_912_000;
@@ -169,12 +170,22 @@ fn one_that_is_not_valid_yet_is_taken_when_its_time_has_come() {
     assert_eq!(tls.figures().taken, 2);
     tls.take_held(begins);
     assert_eq!(tls.figures().taken, 2, "once");
-    // What was written since is what counts.
-    files.take(&tls);
-    files.write("", "");
-    files.take(&tls);
-    tls.take_held(begins);
-    assert_eq!(tls.figures().taken, 3);
+}
+
+#[test]
+fn one_that_is_not_valid_yet_is_forgotten_for_what_is_written_since() {
+    let (certificate, key) = pair(2100);
+    let files = Files::with(&certificate, &key);
+    let tls = files.open().unwrap();
+    for since in ["", certificate.as_str()] {
+        let (later, later_key) = pair_from(2090, 2110);
+        files.write(&later, &later_key);
+        files.take(&tls);
+        files.write(since, &key);
+        files.take(&tls);
+        tls.take_held(3_786_912_000);
+        assert_eq!(tls.figures().taken, 1);
+    }
 }
 
 #[test]
@@ -186,4 +197,66 @@ fn one_that_has_expired_is_replaced_by_another_if_there_is_no_better() {
     files.write(&certificate, &key);
     files.take(&tls);
     assert_eq!(tls.figures().taken, 2);
+}
+
+/// A certificate that may sign others, PEM.
+fn authority(name: &str) -> String {
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    params.self_signed(&key).unwrap().pem()
+}
+
+#[test]
+fn a_pair_and_authorities_hold_each_other_not_back() {
+    let (certificate, key) = pair(2100);
+    let mut files = Files::with(&certificate, &key);
+    let file = files.dir.path().join("ca.crt");
+    files.settings.clients = ClientCertificates::Required(file.clone());
+    let (staying, leaving) = (authority("staying"), authority("leaving"));
+    fs::write(&file, format!("{staying}{leaving}")).unwrap();
+    let tls = files.open().unwrap();
+    // How many authorities are trusted, what was taken, and what was refused.
+    let stands = || {
+        let in_force = tls.in_force();
+        let trusted = in_force.authorities.as_ref().unwrap().roots.len();
+        (trusted, in_force.figures.taken, in_force.figures.refused)
+    };
+    assert_eq!(stands(), (2, 2, 0));
+    let first = Arc::clone(&tls.in_force().pair.key);
+    let config = Arc::clone(&tls.in_force().config);
+
+    let (expired, expired_key) = pair(2001);
+    fs::write(&file, &staying).unwrap();
+    files.write(&expired, &expired_key);
+    files.take(&tls);
+    assert_eq!(stands(), (1, 3, 1), "one that leaves, a pair that is late");
+    assert!(Arc::ptr_eq(&first, &tls.in_force().pair.key));
+    assert!(!Arc::ptr_eq(&config, &tls.in_force().config));
+
+    fs::write(&file, format!("{staying}{}", authority("coming"))).unwrap();
+    files.write("", &key);
+    files.take(&tls);
+    assert_eq!(stands(), (2, 4, 2), "one that comes, a pair that is none");
+
+    let (certificate, key) = pair(2090);
+    for (at, bad) in [Some("nonsense"), None].into_iter().enumerate() {
+        match bad {
+            Some(bad) => fs::write(&file, bad).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        files.write(&certificate, &key);
+        files.take(&tls);
+        assert_eq!(stands(), (2, 5, 3 + at as u64), "a good pair, taken once");
+    }
+    assert_eq!(tls.figures().not_after_unix_seconds, 3_786_912_000);
+
+    let config = Arc::clone(&tls.in_force().config);
+    fs::write(&file, &staying).unwrap();
+    files.take(&tls);
+    assert_eq!(stands(), (1, 6, 4));
+    assert!(!Arc::ptr_eq(&config, &tls.in_force().config));
 }

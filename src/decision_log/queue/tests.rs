@@ -11,7 +11,7 @@ fn push(queue: &Queue, count: usize) -> usize {
 fn take(queue: &Queue) -> usize {
     let mut batch = Vec::new();
     assert!(queue.take(&mut batch));
-    queue.wrote(&batch);
+    queue.settled(&batch, 0);
     batch.len() / 8
 }
 
@@ -25,9 +25,9 @@ fn what_finds_no_room_is_dropped_and_counted() {
     assert!(queue.take(&mut batch));
     // What is being written takes up room until it is there.
     assert_eq!(push(&queue, 1), 0);
-    queue.wrote(&batch[..16]);
+    queue.settled(&batch[..16], 0);
     assert_eq!(push(&queue, 3), 2);
-    queue.wrote(&batch[16..]);
+    queue.settled(&batch[16..], 0);
     assert_eq!(take(&queue), 2);
     let figures = queue.figures();
     assert_eq!((figures.written, figures.dropped), (12, 7));
@@ -80,9 +80,28 @@ fn what_is_given_up_is_counted_as_dropped() {
 }
 
 #[test]
+fn what_is_refused_for_good_is_counted_and_makes_room() {
+    let queue = Queue::new(WhenFull::Block, 40);
+    push(&queue, 5);
+    assert!(!queue.has_room());
+    let mut batch = Vec::new();
+    queue.take(&mut batch);
+    queue.settled(&batch[..16], 1);
+    assert!(queue.has_room());
+    // No more than there are, whatever is said.
+    queue.settled(&batch[16..], 100);
+    let figures = queue.figures();
+    assert_eq!((figures.written, figures.refused), (1, 4));
+    assert_eq!((figures.dropped, figures.queue_bytes), (0, 0));
+}
+
+#[test]
 fn there_is_no_rest_once_the_end_has_come() {
     let queue = Queue::new(WhenFull::Drop, 80);
-    assert!(queue.rest(Duration::from_millis(1)));
+    let (short, long) = (Duration::from_millis(1), Duration::from_secs(3_600));
+    assert!(queue.rest(short, short));
+    queue.close(Instant::now() + long);
+    assert!(queue.rest(long, short), "the last chance is not slept over");
     queue.close(Instant::now());
-    assert!(!queue.rest(Duration::from_secs(60)));
+    assert!(!queue.rest(long, long));
 }
