@@ -348,6 +348,104 @@ fn by_identity() -> [(&'static str, pb::AuthorizeRequest); 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_may_name_no_principal_cannot_tell_what_the_anonymous_one_is() {
+    let policies = policy_directory(&[
+        (
+            "admins.cedar",
+            r#"permit(principal in Group::"admins", action, resource);"#,
+        ),
+        (
+            "house.entities.json",
+            r#"[{"uid": {"type": "User", "id": "nobody"}, "attrs": {},
+                 "parents": [{"type": "Group", "id": "guests"}]}]"#,
+        ),
+    ]);
+    let lists = tempfile::tempdir().unwrap();
+    let list = lists.path().join("callers.toml");
+    std::fs::write(
+        &list,
+        "[[caller]]\nname = 'bound'\nbearer = ['bound']\nrights = ['authorize']\nidentities = ['anonymous']\n\
+         [[caller]]\nname = 'free'\nbearer = ['free']\nrights = ['authorize']\n",
+    )
+    .unwrap();
+    let keys = ["a-key-of-one-who-is-bound", "a-key-of-one-who-is-free"];
+    for (file, key) in ["bound", "free"].into_iter().zip(keys) {
+        std::fs::write(lists.path().join(file), key).unwrap();
+    }
+    let list = shown(&list);
+    let anonymous = [
+        "--callers",
+        &list,
+        "--anonymous-principal",
+        r#"User::"nobody""#,
+    ];
+    let server = Server::start(policies.path(), &anonymous);
+    let mut client = AuthorizationServiceClient::new(server.channel().await);
+    let uid = |ty: &str, id: &str| pb::EntityUid {
+        r#type: ty.to_owned(),
+        id: Some(id.to_owned()),
+    };
+    for (told, is_retold) in [
+        (uid("User", "nobody"), true),
+        (uid("Group", "guests"), true),
+        (uid("Group", "others"), false),
+    ] {
+        let brought = pb::Entity {
+            uid: Some(told.clone()),
+            parents: vec![uid("Group", "admins")],
+            ..pb::Entity::default()
+        };
+        // Read in place, and the long way round.
+        for copies in [1, 100] {
+            let mut request = pb::AuthorizeRequest {
+                identity: None,
+                entities: vec![brought.clone()],
+                ..ask()
+            };
+            for n in 1..copies {
+                request.entities.push(pb::Entity {
+                    uid: Some(uid("Other", &n.to_string())),
+                    ..pb::Entity::default()
+                });
+            }
+            let free = client.authorize(with_key(request.clone(), keys[1])).await;
+            let decision = free.unwrap().into_inner().decision();
+            assert_eq!(decision == pb::Decision::Allow, is_retold, "{told:?}");
+            match client.authorize(with_key(request, keys[0])).await {
+                Ok(answer) => {
+                    assert!(!is_retold, "{told:?}");
+                    assert_eq!(answer.into_inner().decision(), pb::Decision::Deny);
+                }
+                Err(status) => {
+                    assert!(is_retold, "{told:?}: {status:?}");
+                    assert_eq!(status.code(), Code::InvalidArgument);
+                    let bad = status.get_details_bad_request().unwrap();
+                    assert_eq!(bad.field_violations[0].field, "entities[0].uid");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_keys_none_is_believed() {
+    let (policies, _lists, list) =
+        house("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
+    let server = Server::start(policies.path(), &["--callers", &list]);
+    let mut client = AuthorizationServiceClient::new(server.channel().await);
+    for other in ["Bearer another", "Basic x", &format!("Bearer {KEY}")] {
+        let mut request = with_key(ask(), KEY);
+        request
+            .metadata_mut()
+            .append("authorization", other.parse().unwrap());
+        let refused = client.authorize(request).await.unwrap_err();
+        let unknown = (Code::Unauthenticated, "KEY_UNKNOWN".to_owned());
+        assert_eq!(reason(&refused), unknown, "{other}");
+    }
+    assert!(client.authorize(with_key(ask(), KEY)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_sends_the_identities_that_it_may_and_no_others() {
     for kind in ["principal", "token", "anonymous"] {
         let (policies, _lists, list) = house(&format!(

@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 use crate::frames::{
     DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, call_headers, frame, frames_in, hello,
 };
-use crate::raw::{AUTHORIZE, Caller, STREAM, post, until};
+use crate::raw::{AUTHORIZE, BATCH, Caller, STREAM, post, until};
 use crate::support::{PATIENCE, Server, command, policy_directory, request};
 use crate::wire::framed;
 
@@ -450,6 +450,58 @@ async fn a_caller_that_does_not_read_its_stream_costs_little() {
     println!("100 streams that nobody reads: {grown} KiB");
     assert!(grown < 100 * 256, "{grown} KiB");
     drop(streams);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() {
+    let policies = policy_directory(OPEN);
+    let options = [
+        "--max-pending-bytes",
+        "8388608",
+        "--max-call-time",
+        "2s",
+        "--max-connection-age-grace",
+        "300ms",
+    ];
+    let server = Server::start(policies.path(), &options);
+    let polite = Caller::connect(server.address()).await;
+    is_answered(&polite).await;
+    let before = server.resident_kib();
+    // It takes one byte of each answer.
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1);
+    let slow = Caller::connect_as(server.address(), &builder).await;
+    let batch = pb::BatchAuthorizeRequest {
+        requests: vec![ask(); 1_000],
+    };
+    let batch = framed(&batch.encode_to_vec());
+    let mut calls = Vec::new();
+    for _ in 0..250 {
+        let Ok(mut call) = slow.open(post(BATCH).body(()).unwrap()).await else {
+            break;
+        };
+        let _ = call.body.send_data(batch.clone().into(), true);
+        calls.push(call);
+    }
+    let mut grown = 0;
+    // A second time it would be let in by a new connection alone.
+    let closed = async {
+        while slow.open(post(AUTHORIZE).body(()).unwrap()).await.is_ok() {
+            is_answered(&polite).await;
+            grown = grown.max(server.resident_kib().saturating_sub(before));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed)
+        .await
+        .expect("its connection is never closed");
+    println!("250 batches that nobody reads: {grown} KiB");
+    // What is allowed, and the batches that are worked on meanwhile.
+    assert!(grown < 40 << 10, "{grown} KiB");
+    is_answered(&polite).await;
+    // What was held is free again.
+    let outcome = polite.call(BATCH, &batch[5..]).await;
+    assert_eq!(outcome.code(), Code::Ok, "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
