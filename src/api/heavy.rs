@@ -24,9 +24,10 @@ pub(super) struct Seats(Arc<Semaphore>);
 pub(super) struct Seat(Option<OwnedSemaphorePermit>);
 
 impl Seats {
-    /// Seats for half of the processors: the others are left to those who send little.
+    /// Seats for half of the processors, and for two at most: the others are left to those who send
+    /// little, and the memory is that of two such messages.
     pub(super) fn new() -> Self {
-        let seats = available_parallelism().map_or(1, |all| (all.get() / 2).max(1));
+        let seats = available_parallelism().map_or(1, |all| (all.get() / 2).clamp(1, 2));
         Self(Arc::new(Semaphore::new(seats)))
     }
 

@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 use crate::frames::{
     DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, call_headers, frame, frames_in, hello,
 };
-use crate::raw::{AUTHORIZE, BATCH, Caller, STREAM, post, until};
+use crate::raw::{AUTHORIZE, BATCH, Call, Caller, STREAM, post, until};
 use crate::support::{PATIENCE, Server, command, policy_directory, request};
 use crate::wire::framed;
 
@@ -26,6 +26,16 @@ fn ask() -> pb::AuthorizeRequest {
 async fn is_answered(caller: &Caller) {
     let outcome = caller.call(AUTHORIZE, &ask().encode_to_vec()).await;
     assert_eq!(outcome.code(), Code::Ok, "{outcome:?}");
+}
+
+async fn is_refused(call: Call) {
+    let refused = tokio::time::timeout(PATIENCE, call.outcome())
+        .await
+        .unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let details = refused.status.unwrap().get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "TOO_MANY_CALLS");
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
 }
 
 /// A connection that has been greeted back.
@@ -323,7 +333,7 @@ async fn a_call_that_never_ends_its_request_ends_at_the_services_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_calls_wait_than_the_setting_and_others_are_answered() {
     let policies = policy_directory(OPEN);
-    let server = Server::start(policies.path(), &["--max-concurrent-calls", "4"]);
+    let server = Server::start(policies.path(), &["--max-concurrent-calls", "8"]);
     let [one, other] = [
         Caller::connect(server.address()).await,
         Caller::connect(server.address()).await,
@@ -336,21 +346,29 @@ async fn no_more_calls_wait_than_the_setting_and_others_are_answered() {
         assert!(begun.headers().get("grpc-status").is_none(), "{begun:?}");
         waiting.push((call.body, begun));
     }
+    // Streams have half of the places; the others are for calls that come and go.
+    is_refused(one.open(post(STREAM).body(()).unwrap()).await.unwrap()).await;
+    let mut unary = Vec::new();
+    for n in 0..4 {
+        let caller = if n % 2 == 0 { &one } else { &other };
+        unary.push(
+            caller
+                .open(post(AUTHORIZE).body(()).unwrap())
+                .await
+                .unwrap(),
+        );
+        // Its headers alone have come, and it has its place.
+        is_answered(caller).await;
+    }
     for caller in [&one, &other] {
         for path in [STREAM, AUTHORIZE] {
             let call = caller.open(post(path).body(()).unwrap()).await.unwrap();
-            let refused = tokio::time::timeout(PATIENCE, call.outcome())
-                .await
-                .unwrap();
-            assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
-            let details = refused.status.unwrap().get_error_details();
-            assert_eq!(details.error_info().unwrap().reason, "TOO_MANY_CALLS");
-            assert!(details.retry_info().unwrap().retry_delay.is_some());
+            is_refused(call).await;
         }
         let health = caller.call(HEALTH, &[]).await;
         assert_eq!(health.code(), Code::Ok);
     }
-    drop(waiting);
+    drop((waiting, unary));
     let begun = Instant::now();
     loop {
         let mut call = one.open(post(STREAM).body(()).unwrap()).await.unwrap();
