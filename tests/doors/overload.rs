@@ -218,3 +218,45 @@ async fn sigterm_under_load_fails_no_call_but_with_a_clean_refusal() {
     println!("{answered} answered");
     assert!(answered > 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_sigkill_under_load_it_serves_again_on_the_same_port_and_socket() {
+    let policies = policy_directory(&[("open.cedar", "permit(principal, action, resource);")]);
+    let place = tempfile::tempdir().unwrap();
+    let socket = place.path().join("pdp.sock");
+    let mut listen = vec![
+        "127.0.0.1:0".to_owned(),
+        format!("unix:{}", socket.display()),
+    ];
+    // More than once: what a killed process leaves must not outlast the next one either.
+    for _ in 0..3 {
+        let listening: Vec<&str> = listen.iter().map(String::as_str).collect();
+        let mut server = Server::start_listening(policies.path(), &listening, &[]);
+        // The port that it got at first is the one that is wanted again.
+        listen.clone_from(&server.addresses);
+        let mut channels = Vec::new();
+        for address in &listen {
+            let channel = crate::support::channel(address).await;
+            let mut client = AuthorizationServiceClient::new(channel.clone());
+            assert_eq!(end_of(client.authorize(ask(0)).await), "OK", "{address}");
+            channels.push(channel);
+        }
+        // Connections that it did not close by itself stay behind in the system for a while.
+        let stop = Arc::new(AtomicBool::new(false));
+        let callers = flood(&channels, 10, &stop).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.signal("KILL");
+        assert!(!server.wait().success());
+        stop.store(true, Ordering::Relaxed);
+        for caller in callers {
+            caller.abort();
+        }
+        assert!(socket.exists(), "a socket that nobody serves is left");
+    }
+    // And the end that is wanted clears it away.
+    let listening: Vec<&str> = listen.iter().map(String::as_str).collect();
+    let mut server = Server::start_listening(policies.path(), &listening, &[]);
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(!socket.exists());
+}
