@@ -7,6 +7,7 @@ use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use prost::Message;
 use prost::bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -51,6 +52,19 @@ impl Outcome {
             .as_ref()
             .unwrap_or_else(|| panic!("no gRPC status: {self:?}"))
             .code()
+    }
+
+    /// Whether it was turned away by a service that ends: with UNAVAILABLE, or by HTTP/2, which says
+    /// of it that it was never begun and may be made elsewhere. A call that is lost is none of these.
+    pub(crate) fn is_turned_away(&self) -> bool {
+        match &self.broken {
+            None => self.code() == Code::Unavailable,
+            Some(error) => match error.reason() {
+                Some(Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+                Some(Reason::REFUSED_STREAM) => error.is_reset() && error.is_remote(),
+                Some(_) | None => false,
+            },
+        }
     }
 
     /// The only message.
@@ -106,6 +120,14 @@ impl Caller {
             .await
             .expect("the server accepts");
         socket.set_nodelay(true).unwrap();
+        Self::over(socket, builder).await
+    }
+
+    /// Speaks HTTP/2 over what is connected.
+    pub(crate) async fn over(
+        socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        builder: &h2::client::Builder,
+    ) -> Self {
         let (sender, connection) = builder
             .handshake::<_, Bytes>(socket)
             .await
