@@ -20,6 +20,15 @@ pub(crate) const AUTHORIZE: &str = "/pdp.v1.AuthorizationService/Authorize";
 pub(crate) const BATCH: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 pub(crate) const STREAM: &str = "/pdp.v1.AuthorizationService/StreamAuthorize";
 
+/// Settings under which no answer waits for its caller.
+pub(crate) fn with_wide_windows() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20);
+    builder
+}
+
 /// One connection.
 pub(crate) struct Caller {
     sender: SendRequest<Bytes>,
@@ -107,11 +116,7 @@ pub(crate) fn post(path: &str) -> http::request::Builder {
 impl Caller {
     /// Connects to `address`.
     pub(crate) async fn connect(address: &str) -> Self {
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(16 << 20);
-        Self::connect_as(address, &builder).await
+        Self::connect_as(address, &with_wide_windows()).await
     }
 
     /// Connects with these settings.
@@ -187,43 +192,48 @@ impl Call {
 
     /// Reads it to its end.
     pub(crate) async fn outcome(self) -> Outcome {
-        let mut outcome = Outcome {
-            http: 0,
-            status: None,
-            messages: vec![],
-            broken: None,
-        };
-        let response = match self.response.await {
-            Ok(response) => response,
-            Err(broken) => {
-                return Outcome {
-                    broken: Some(broken),
-                    ..outcome
-                };
-            }
-        };
-        outcome.http = response.status().as_u16();
-        outcome.status = Status::from_header_map(response.headers());
-        let (body, trailers) = match read(response.into_body()).await {
-            Ok(read) => read,
-            Err(broken) => {
-                return Outcome {
-                    broken: Some(broken),
-                    ..outcome
-                };
-            }
-        };
-        if let Some(trailers) = trailers {
-            outcome.status = Status::from_header_map(&trailers).or(outcome.status);
-        }
-        let mut rest = Bytes::from(body);
-        while rest.len() >= 5 {
-            let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
-            outcome.messages.push(rest.slice(5..5 + length));
-            rest = rest.slice(5 + length..);
-        }
-        outcome
+        outcome_of(self.response).await
     }
+}
+
+/// What comes of a call, whose body may still be sent meanwhile.
+pub(crate) async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
+    let mut outcome = Outcome {
+        http: 0,
+        status: None,
+        messages: vec![],
+        broken: None,
+    };
+    let response = match response.await {
+        Ok(response) => response,
+        Err(broken) => {
+            return Outcome {
+                broken: Some(broken),
+                ..outcome
+            };
+        }
+    };
+    outcome.http = response.status().as_u16();
+    outcome.status = Status::from_header_map(response.headers());
+    let (body, trailers) = match read(response.into_body()).await {
+        Ok(read) => read,
+        Err(broken) => {
+            return Outcome {
+                broken: Some(broken),
+                ..outcome
+            };
+        }
+    };
+    if let Some(trailers) = trailers {
+        outcome.status = Status::from_header_map(&trailers).or(outcome.status);
+    }
+    let mut rest = Bytes::from(body);
+    while rest.len() >= 5 {
+        let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+        outcome.messages.push(rest.slice(5..5 + length));
+        rest = rest.slice(5 + length..);
+    }
+    outcome
 }
 
 async fn read(mut stream: RecvStream) -> Result<(Vec<u8>, Option<http::HeaderMap>), h2::Error> {
