@@ -16,9 +16,15 @@ mod collector;
 mod faults;
 #[path = "decision_log/house.rs"]
 mod house;
+#[allow(dead_code, reason = "a part of it is used here")]
+#[path = "hostile/raw.rs"]
+mod raw;
 #[path = "decision_log/records.rs"]
 mod records;
 #[path = "support/replay.rs"]
 mod replay;
 #[path = "decision_log/replay.rs"]
 mod replaying;
+#[allow(dead_code, reason = "a part of it is used here")]
+#[path = "hostile/wire.rs"]
+mod wire;

@@ -12,6 +12,8 @@ mod support;
 
 #[path = "doors/callers.rs"]
 mod callers;
+#[path = "doors/ending.rs"]
+mod ending;
 #[allow(dead_code, reason = "a part of it is used here")]
 #[path = "hostile/frames.rs"]
 mod frames;

@@ -31,6 +31,7 @@ mod house;
 mod mutations;
 #[path = "hostile/nesting.rs"]
 mod nesting;
+#[allow(dead_code, reason = "a part of it is used here")]
 #[path = "hostile/raw.rs"]
 mod raw;
 #[path = "hostile/requests.rs"]

@@ -1,7 +1,6 @@
 //! What becomes of the log when something goes wrong around it.
 
 use std::collections::BTreeSet;
-use std::error::Error as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::symlink;
@@ -12,14 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cedar_pdp::api::pb;
+use prost::Message as _;
 use serde_json::Value as Json;
 use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::house::{House, POLICIES, allowed, lines, padded};
+use crate::raw::{AUTHORIZE, Caller, Outcome};
 use crate::support::{self, PATIENCE, Server, policy_directory};
 
-/// Callers that ask without a pause until they are refused or told to stop, and note the ids.
+/// Callers that ask without a pause until they are turned away or told to stop, and note the ids.
+///
+/// Each has one connection and no other: what becomes of a call is known, and one that is lost is not
+/// taken for one that could not be sent again.
 struct Load {
     stop: Arc<AtomicBool>,
     callers: JoinSet<BTreeSet<String>>,
@@ -29,42 +33,27 @@ impl Load {
     const CALLERS: usize = 8;
 
     /// Fails when a call ends with anything but an answer or a clean refusal.
-    async fn start(server: &Server, request: pb::AuthorizeRequest) -> Self {
-        Self::start_with(server, request, &[Code::Unavailable]).await
+    async fn start(server: &Server) -> Self {
+        Self::start_with(server, Outcome::is_turned_away).await
     }
 
-    async fn start_with(
-        server: &Server,
-        request: pb::AuthorizeRequest,
-        refusals: &'static [Code],
-    ) -> Self {
+    /// Fails when a call ends with anything but an answer or `an_end`.
+    async fn start_with(server: &Server, an_end: fn(&Outcome) -> bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut callers = JoinSet::new();
         for _ in 0..Self::CALLERS {
-            let mut client = server.authorization().await;
+            let caller = Caller::connect(server.address()).await;
             let stop = Arc::clone(&stop);
-            let request = request.clone();
-            let address = server.address().to_owned();
+            let question = allowed().encode_to_vec();
             callers.spawn(async move {
                 let mut ids = BTreeSet::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let call = client.authorize(request.clone());
-                    match tokio::time::timeout(PATIENCE, call).await {
-                        Ok(Ok(answer)) => {
-                            ids.insert(answer.into_inner().decision_id);
-                        }
-                        // Now and then tonic's client waits for ever on a connection that is closed.
-                        Err(_) => {
-                            let reached = tokio::net::TcpStream::connect(&address).await;
-                            assert!(reached.is_err(), "a call that is not answered");
-                            break;
-                        }
-                        Ok(Err(status)) => {
-                            let is_refusal = refusals.contains(&status.code());
-                            assert!(is_refusal || is_goodbye(&status), "{status:?}");
-                            break;
-                        }
+                    let outcome = caller.call(AUTHORIZE, &question).await;
+                    if outcome.broken.is_some() || outcome.code() != Code::Ok {
+                        assert!(an_end(&outcome), "{outcome:?}");
+                        break;
                     }
+                    ids.insert(outcome.message::<pb::AuthorizeResponse>().decision_id);
                 }
                 ids
             });
@@ -78,7 +67,7 @@ impl Load {
         self.ended().await
     }
 
-    /// The same, once all callers were refused.
+    /// The same, once all callers were turned away.
     async fn ended(mut self) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
         while let Some(ids) = self.callers.join_next().await {
@@ -86,15 +75,6 @@ impl Load {
         }
         all
     }
-}
-
-/// If a call was never sent, since its connection had been told by then that there will be no more.
-///
-/// Whether tonic's client says so or connects again is a matter of microseconds.
-fn is_goodbye(status: &tonic::Status) -> bool {
-    let causes = std::iter::successors(status.source(), |&cause| cause.source());
-    let mut of_http2 = causes.filter_map(|cause| cause.downcast_ref::<h2::Error>());
-    of_http2.any(|error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 fn ids(lines: impl IntoIterator<Item = Json>) -> BTreeSet<String> {
@@ -133,10 +113,7 @@ async fn ask_until(server: &Server, what: &str, mut holds: impl FnMut(&str) -> b
 async fn every_decision_that_was_answered_is_on_disk_after_sigterm_under_load() {
     for when_full in ["block", "drop"] {
         let mut house = House::start(&["--decision-log-when-full", when_full]);
-        // A caller that was told to go may find that its client had not sent its next call yet; and if
-        // it comes again, that the system took its connection and then the listener was closed.
-        let refusals = &[Code::Unavailable, Code::Cancelled, Code::Unknown];
-        let load = Load::start_with(&house.server, allowed(), refusals).await;
+        let load = Load::start(&house.server).await;
         pause().await;
         house.server.signal("TERM");
         let answered = load.ended().await;
@@ -144,7 +121,7 @@ async fn every_decision_that_was_answered_is_on_disk_after_sigterm_under_load() 
         let logged = ids(house.all_lines().into_values());
         assert!(answered.len() > 100, "{}", answered.len());
         assert!(
-            answered.is_subset(&logged),
+            answered == logged,
             "{} answered, {} logged:\n{}",
             answered.len(),
             logged.len(),
@@ -163,7 +140,7 @@ async fn files_make_room_under_load_without_losing_a_line() {
         "--decision-log-when-full",
         "block",
     ]);
-    let load = Load::start(&house.server, allowed()).await;
+    let load = Load::start(&house.server).await;
     pause().await;
     let answered = load.finish().await;
     house.server.signal("TERM");
@@ -180,7 +157,7 @@ async fn files_make_room_under_load_without_losing_a_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn logrotate_may_rename_the_file_under_load() {
     let house = House::start(&["--decision-log-max-file-bytes", "0"]);
-    let load = Load::start(&house.server, allowed()).await;
+    let load = Load::start(&house.server).await;
     for n in 0..5 {
         pause().await;
         fs::rename(house.file(), house.logs.path().join(format!("old-{n}"))).unwrap();
@@ -456,8 +433,7 @@ async fn a_reader_of_the_standard_output_that_stops_holds_nobody_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_sigkill_all_lines_but_the_last_are_whole_and_the_next_start_begins_a_fresh_one() {
     let mut house = House::start(&[]);
-    let any = &[Code::Unavailable, Code::Unknown, Code::Cancelled];
-    let load = Load::start_with(&house.server, allowed(), any).await;
+    let load = Load::start_with(&house.server, |_| true).await;
     pause().await;
     house.server.signal("KILL");
     load.ended().await;

@@ -83,8 +83,7 @@ async fn no_more_connections_than_the_setting() {
     while !is_let_in(&mut greeted(server.address())) {
         assert!(begun.elapsed() < PATIENCE, "no connection is let in again");
     }
-    let told = server.log().matches("no connection is left").count();
-    assert!(told >= 1, "{}", server.log());
+    server.wait_for_log("no connection is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,13 +193,23 @@ fn descriptors() -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_idle_connections_cost_little_and_hinder_nobody() {
+    const WANTED: u64 = 10_000;
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &[]);
     let caller = Caller::connect(server.address()).await;
     is_answered(&caller).await;
     let before = server.resident_kib();
-    // Where a process may not have that many, as many as it may.
-    let count = 10_000.min(descriptors().saturating_sub(500));
+    // Where a process may not have that many, as many as it may: where changes are checked that is a
+    // failure, and elsewhere it is said past what the harness keeps to itself.
+    let count = WANTED.min(descriptors().saturating_sub(500));
+    if count < WANTED {
+        let fewer = format!("ONLY {count} IDLE CONNECTIONS of {WANTED}: see `ulimit -Hn`");
+        assert!(
+            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+            "{fewer}"
+        );
+        writeln!(std::io::stderr(), "{fewer}").unwrap();
+    }
     let mut idle: Vec<TcpStream> = (0..count).map(|_| greeted(server.address())).collect();
     assert!(idle.iter_mut().all(is_let_in));
     is_answered(&caller).await;

@@ -1,12 +1,17 @@
 //! Authorities, and what they sign: made anew for each test.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, SanType,
 };
+use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::support::replace;
@@ -96,6 +101,24 @@ impl Authority {
             "--tls-key".to_owned(),
             shown(&key),
         ]
+    }
+
+    /// A connection to `address` that has shaken hands, for HTTP/2 by hand.
+    pub(crate) async fn shake_hands(&self, address: &str) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.as_ref().der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let socket = TcpStream::connect(address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let name = "pdp.test".try_into().unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, socket).await.unwrap()
     }
 
     /// How a caller speaks to a service that this authority vouches for.

@@ -7,6 +7,7 @@ use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use prost::Message;
 use prost::bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -18,6 +19,15 @@ use crate::wire::framed;
 pub(crate) const AUTHORIZE: &str = "/pdp.v1.AuthorizationService/Authorize";
 pub(crate) const BATCH: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 pub(crate) const STREAM: &str = "/pdp.v1.AuthorizationService/StreamAuthorize";
+
+/// Settings under which no answer waits for its caller.
+pub(crate) fn with_wide_windows() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20);
+    builder
+}
 
 /// One connection.
 pub(crate) struct Caller {
@@ -51,6 +61,19 @@ impl Outcome {
             .as_ref()
             .unwrap_or_else(|| panic!("no gRPC status: {self:?}"))
             .code()
+    }
+
+    /// Whether it was turned away by a service that ends: with UNAVAILABLE, or by HTTP/2, which says
+    /// of it that it was never begun and may be made elsewhere. A call that is lost is none of these.
+    pub(crate) fn is_turned_away(&self) -> bool {
+        match &self.broken {
+            None => self.code() == Code::Unavailable,
+            Some(error) => match error.reason() {
+                Some(Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+                Some(Reason::REFUSED_STREAM) => error.is_reset() && error.is_remote(),
+                Some(_) | None => false,
+            },
+        }
     }
 
     /// The only message.
@@ -93,11 +116,7 @@ pub(crate) fn post(path: &str) -> http::request::Builder {
 impl Caller {
     /// Connects to `address`.
     pub(crate) async fn connect(address: &str) -> Self {
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(16 << 20);
-        Self::connect_as(address, &builder).await
+        Self::connect_as(address, &with_wide_windows()).await
     }
 
     /// Connects with these settings.
@@ -106,6 +125,14 @@ impl Caller {
             .await
             .expect("the server accepts");
         socket.set_nodelay(true).unwrap();
+        Self::over(socket, builder).await
+    }
+
+    /// Speaks HTTP/2 over what is connected.
+    pub(crate) async fn over(
+        socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        builder: &h2::client::Builder,
+    ) -> Self {
         let (sender, connection) = builder
             .handshake::<_, Bytes>(socket)
             .await
@@ -165,43 +192,48 @@ impl Call {
 
     /// Reads it to its end.
     pub(crate) async fn outcome(self) -> Outcome {
-        let mut outcome = Outcome {
-            http: 0,
-            status: None,
-            messages: vec![],
-            broken: None,
-        };
-        let response = match self.response.await {
-            Ok(response) => response,
-            Err(broken) => {
-                return Outcome {
-                    broken: Some(broken),
-                    ..outcome
-                };
-            }
-        };
-        outcome.http = response.status().as_u16();
-        outcome.status = Status::from_header_map(response.headers());
-        let (body, trailers) = match read(response.into_body()).await {
-            Ok(read) => read,
-            Err(broken) => {
-                return Outcome {
-                    broken: Some(broken),
-                    ..outcome
-                };
-            }
-        };
-        if let Some(trailers) = trailers {
-            outcome.status = Status::from_header_map(&trailers).or(outcome.status);
-        }
-        let mut rest = Bytes::from(body);
-        while rest.len() >= 5 {
-            let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
-            outcome.messages.push(rest.slice(5..5 + length));
-            rest = rest.slice(5 + length..);
-        }
-        outcome
+        outcome_of(self.response).await
     }
+}
+
+/// What comes of a call, whose body may still be sent meanwhile.
+pub(crate) async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
+    let mut outcome = Outcome {
+        http: 0,
+        status: None,
+        messages: vec![],
+        broken: None,
+    };
+    let response = match response.await {
+        Ok(response) => response,
+        Err(broken) => {
+            return Outcome {
+                broken: Some(broken),
+                ..outcome
+            };
+        }
+    };
+    outcome.http = response.status().as_u16();
+    outcome.status = Status::from_header_map(response.headers());
+    let (body, trailers) = match read(response.into_body()).await {
+        Ok(read) => read,
+        Err(broken) => {
+            return Outcome {
+                broken: Some(broken),
+                ..outcome
+            };
+        }
+    };
+    if let Some(trailers) = trailers {
+        outcome.status = Status::from_header_map(&trailers).or(outcome.status);
+    }
+    let mut rest = Bytes::from(body);
+    while rest.len() >= 5 {
+        let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+        outcome.messages.push(rest.slice(5..5 + length));
+        rest = rest.slice(5 + length..);
+    }
+    outcome
 }
 
 async fn read(mut stream: RecvStream) -> Result<(Vec<u8>, Option<http::HeaderMap>), h2::Error> {

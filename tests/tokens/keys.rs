@@ -214,7 +214,6 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
         Manner::Fail(404, "gone"),
         Manner::Redirect,
         Manner::Trickle,
-        Manner::Endless,
         Manner::Cut,
     ];
     for lie in lies {
@@ -239,6 +238,34 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
     })
     .await;
     load.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_never_ends_is_given_up_at_its_greatest_size_and_the_last_good_set_stays() {
+    let key = es256("k");
+    // It is the size that ends the fetch: its time is longer than anything is waited for here.
+    let more = "refresh_min = \"1s\"\nrefresh_max = \"1s\"\nfetch_timeout = \"1m\"";
+    let (server, house) = house(&[&key], more).await;
+    let token = key.token(&claims());
+    assert!(house.ask(&token, "read").await.unwrap());
+    let before = house.server.resident_kib();
+    server.set(Manner::Endless);
+    let (house, token) = (&house, &token);
+    until("the set is given up", || async move {
+        // Looked at all the while: one that is read without end would fill the machine.
+        let grown = house.server.resident_kib().saturating_sub(before);
+        assert!(grown < 32 << 10, "{grown} KiB for one set");
+        assert!(house.ask(token, "read").await.unwrap());
+        let told = house.server.log();
+        told.contains("the server's answer is larger than 1048576 bytes")
+    })
+    .await;
+    assert!(house.ask(token, "read").await.unwrap());
+    server.set(Manner::Serve(jwks(&[&es256("new")]), FRESH));
+    until("the next set is fetched", || async move {
+        house.ask(token, "read").await.is_err()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,6 +181,9 @@ impl From<io::Error> for FetchError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[track_caller]
@@ -204,5 +207,52 @@ mod tests {
         check(&[("cache-control", "max-age=600"), ("age", "700")], Some(0));
         check(&[("cache-control", "no-store, max-age=600")], Some(0));
         check(&[("cache-control", "max-age=soon")], None);
+    }
+
+    /// What comes of fetching from a server that answers with so many bytes, and says before how many
+    /// there are or not.
+    async fn fetched(bytes: usize, says_length: bool) -> Result<Fetched, FetchError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/jwks", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let length = format!("content-length: {bytes}\r\n");
+            let length = if says_length { &length } else { "" };
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{length}\r\n");
+            // What is left unread when it closes would cut off what it sent.
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            // Who has read enough does not read the rest.
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(&vec![b' '; bytes]).await;
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let ca_file = dir.path().join("ca.pem");
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(&ca_file, key.cert.pem()).unwrap();
+        let source = UrlSource {
+            url,
+            // Not asked, but read: this machine need not have any of its own.
+            ca_file: Some(ca_file),
+            refresh_min: Duration::from_secs(60),
+            refresh_max: Duration::from_secs(3_600),
+            refetch_interval: Duration::from_secs(10),
+            // It is the size that ends it.
+            fetch_timeout: Duration::from_secs(3_600),
+            key_wait: Duration::from_secs(2),
+            max_stale: None,
+        };
+        let fetched = fetch(&source).await;
+        server.abort();
+        fetched
+    }
+
+    #[tokio::test]
+    async fn a_set_is_taken_up_to_its_greatest_size_and_no_further() {
+        for says_length in [true, false] {
+            let most = fetched(MAX_BYTES, says_length).await.unwrap();
+            assert_eq!(most.text.len(), MAX_BYTES);
+            let more = fetched(MAX_BYTES + 1, says_length).await.unwrap_err();
+            assert!(matches!(more, FetchError::TooLarge), "{more}");
+        }
     }
 }
