@@ -86,9 +86,9 @@ async fn call(caller: Arc<Caller>, n: i64, due: Instant) -> End {
     let head = post(AUTHORIZE).header("grpc-timeout", USE_AS_TEXT);
     let body = framed(&ask(n).encode_to_vec());
     let outcome = caller.send(head.body(()).unwrap(), body).await;
-    match outcome.code() {
-        Code::Ok => end_of(due, Ok(outcome.message())),
-        _ => end_of(due, Err(outcome.status.unwrap())),
+    match outcome.code() == Code::Ok {
+        true => end_of(due, Ok(outcome.message())),
+        false => end_of(due, Err(outcome.status.unwrap())),
     }
 }
 
