@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
 use http_body_util::{BodyExt as _, Full};
@@ -423,9 +423,18 @@ async fn what_a_collector_refuses_for_good_is_dropped_and_holds_nothing_up() {
         sending.collector.answers([refusals[0].clone()]);
         sending.asked().await;
         sending.has_records("refused", 3).await;
+        // It is counted before it is told.
+        let warnings = || {
+            let told = sending.server.log();
+            told.matches("refuses decisions for good").count()
+        };
+        let begun = Instant::now();
+        while warnings() < 2 {
+            assert!(begun.elapsed() < PATIENCE, "{}", sending.server.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(warnings(), 2);
         let told = sending.server.log();
-        let warnings = told.matches("refuses decisions for good").count();
-        assert_eq!(warnings, 2, "{told}");
         assert!(!told.contains("cannot write"), "{told}");
     }
 }
