@@ -100,7 +100,7 @@ pub struct AuthorizeArgs {
         long,
         value_name = "FILE",
         requires = "connect",
-        conflicts_with = "principal"
+        conflicts_with_all = ["principal", "policies"]
     )]
     pub token: Option<PathBuf>,
     /// What is to be done, as Action::"read"

@@ -34,6 +34,12 @@ pub(super) fn run(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Outco
             }
             client::authorize(&target, &query, token)?
         }
+        // clap asks for no `--connect` where something stands that conflicts with it.
+        None if args.token.is_some() => {
+            bail!(
+                "`--token` is verified by a service, never by a directory: say which by `--connect`"
+            )
+        }
         None => {
             let directory = directory::load(config)?;
             let snapshot = match directory.compiled {
