@@ -237,6 +237,17 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// How much of the processors it has had so far, in the system's ticks.
+    pub fn processor_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // A name may hold anything, and ends with the last parenthesis.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let in_user_and_system = fields.split_whitespace().skip(11).take(2);
+        in_user_and_system
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum()
+    }
+
     /// A connection to the first address.
     pub async fn channel(&self) -> Channel {
         channel(self.address()).await
