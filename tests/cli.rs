@@ -460,9 +460,9 @@ fn authorize_that_gets_no_answer_has_neither_allowed_nor_denied() {
 fn a_token_is_for_a_service_alone_for_no_directory_verifies_it() {
     let policies = policy_directory(&[("a.cedar", "permit(principal, action, resource);")]);
     let token = policies.path().join("token");
-    std::fs::write(&token, "e30.e30.").unwrap();
+    fs::write(&token, "e30.e30.").unwrap();
     let file = policies.path().join("pdp.toml");
-    std::fs::write(&file, format!("policies = '{}'", text(policies.path()))).unwrap();
+    fs::write(&file, format!("policies = '{}'", text(policies.path()))).unwrap();
     for of in [
         &["--policies", text(policies.path())][..],
         &["--config", text(&file)],
