@@ -317,7 +317,9 @@ mod tests {
         assert!(tokio::time::timeout(2 * TIME, next()).await.is_err());
         send.send(&[0]).await.unwrap();
         assert!(next().await.unwrap().is_ok());
-        let status = next().await.unwrap().unwrap_err().downcast::<Status>();
+        let ended = tokio::time::timeout(200 * TIME, next()).await;
+        let ended = ended.expect("it may take for ever");
+        let status = ended.unwrap().unwrap_err().downcast::<Status>();
         assert_eq!(status.unwrap().code(), tonic::Code::DeadlineExceeded);
         drop(body);
         assert_eq!(pending.0.held.load(Ordering::Relaxed), 0);
