@@ -107,7 +107,7 @@ pub(super) fn check(message: &[u8], shape: Shape, most: usize) -> Result<(), Rej
     Ok(())
 }
 
-/// The fields of a message, up to its end or to what is none: the number of each, how it is written,
+/// The fields of a message, up to its end or to what is none, which is left: the number of each, how it is written,
 /// and its content unless that is a varint.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
@@ -115,22 +115,26 @@ impl<'a> Iterator for Fields<'a> {
     type Item = (u64, WireType, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let tag = decode_varint(&mut self.0).ok()?;
-        let wire_type = WireType::try_from(tag & 7).ok()?;
+        let mut left = self.0;
+        let tag = decode_varint(&mut left).ok()?;
+        let (number, wire_type) = (tag >> 3, WireType::try_from(tag & 7).ok()?);
+        if !(1..1 << 29).contains(&number) {
+            return None;
+        }
         let length = match wire_type {
             WireType::Varint => {
-                decode_varint(&mut self.0).ok()?;
+                decode_varint(&mut left).ok()?;
                 0
             }
             WireType::SixtyFourBit => 8,
-            WireType::LengthDelimited => usize::try_from(decode_varint(&mut self.0).ok()?).ok()?,
+            WireType::LengthDelimited => usize::try_from(decode_varint(&mut left).ok()?).ok()?,
             WireType::ThirtyTwoBit => 4,
             // Groups are no part of proto3.
             WireType::StartGroup | WireType::EndGroup => return None,
         };
-        let (content, rest) = self.0.split_at_checked(length)?;
+        let (content, rest) = left.split_at_checked(length)?;
         self.0 = rest;
-        Some((tag >> 3, wire_type, content))
+        Some((number, wire_type, content))
     }
 }
 

@@ -56,19 +56,23 @@ impl PendingBytes {
     ///
     /// [`Rejection::TooMuchPending`], which is not counted yet.
     pub(super) fn hold(&self, bytes: usize) -> Result<HeldBytes, Rejection> {
+        let mut held = self.nothing();
         // Given back by the drop if it is refused.
-        let held = HeldBytes {
+        held.change(bytes).map(|()| held)
+    }
+
+    fn nothing(&self) -> HeldBytes {
+        HeldBytes {
             account: self.clone(),
-            bytes,
-        };
-        self.settle(0, bytes).map(|()| held)
+            bytes: 0,
+        }
     }
 
     /// `body`, its messages on this account while they come.
     pub(super) fn counting<B>(&self, body: B) -> Gathering<B> {
         Gathering {
             body,
-            account: self.clone(),
+            held: self.nothing(),
             framing: Framing::default(),
             too_late: None,
         }
@@ -117,7 +121,7 @@ impl Drop for HeldBytes {
 /// A body whose messages are on an account while they come.
 pub(super) struct Gathering<B> {
     body: B,
-    account: PendingBytes,
+    held: HeldBytes,
     framing: Framing,
     /// When the message that comes now must have come; few take so long that it is made.
     too_late: Option<Pin<Box<Sleep>>>,
@@ -126,7 +130,7 @@ pub(super) struct Gathering<B> {
 impl<B> Gathering<B> {
     /// The end of the call, by a fault of its body.
     fn ends(&self, rejection: Rejection) -> Box<dyn std::error::Error + Send + Sync> {
-        if let Some(figures) = &self.account.0.figures {
+        if let Some(figures) = &self.held.account.0.figures {
             figures.refused(&rejection);
         }
         Status::from(rejection).into()
@@ -134,20 +138,14 @@ impl<B> Gathering<B> {
 
     /// Whether a message has begun to come, and has not come in full in its time.
     fn is_too_late(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(most_time) = self.account.0.most_time.filter(|_| self.framing.held > 0) else {
+        let most_time = self.held.account.0.most_time;
+        let Some(most_time) = most_time.filter(|_| self.framing.held > 0) else {
             return false;
         };
         let too_late = self
             .too_late
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(most_time)));
         too_late.as_mut().poll(context).is_ready()
-    }
-}
-
-impl<B> Drop for Gathering<B> {
-    fn drop(&mut self) {
-        // Taking away is never refused.
-        let _ = self.account.settle(self.framing.held, 0);
     }
 }
 
@@ -212,13 +210,13 @@ where
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(bytes) = frame.data_ref()
         {
-            let (before, whole) = (me.framing.held, me.framing.whole);
+            let whole = me.framing.whole;
             me.framing.take(bytes);
             if me.framing.whole != whole {
                 // The time of another message.
                 me.too_late = None;
             }
-            if let Err(rejection) = me.account.settle(before, me.framing.held) {
+            if let Err(rejection) = me.held.change(me.framing.held) {
                 return Poll::Ready(Some(Err(me.ends(rejection))));
             }
         }
@@ -265,9 +263,8 @@ mod tests {
         let mut one = pending.counting(());
         let two = pending.counting(());
         for (bytes, is_taken) in [(&[0, 0, 0, 1, 0, 7][..], true), (&[7; 5], false)] {
-            let before = one.framing.held;
             one.framing.take(bytes);
-            let settled = pending.settle(before, one.framing.held);
+            let settled = one.held.change(one.framing.held);
             assert_eq!(settled.is_ok(), is_taken);
         }
         assert_eq!(pending.0.held.load(Ordering::Relaxed), 11);

@@ -354,13 +354,15 @@ impl CallInFlight {
     /// Notes the status that stands in an answer's head, where an answer without a message has it, and
     /// keeps a long answer on the account until it is written.
     fn answers(&mut self, response: &mut http::Response<AnswerBody>) {
-        match response.body() {
-            AnswerBody::Encoded(bytes) if bytes.len() > FRAME_BYTES => {
-                match self.entrance.doors.pending.hold(bytes.len()) {
-                    Ok(held) => self.holds(Arc::new(held)),
-                    Err(rejection) => *response = self.entrance.doors.refuse(rejection),
-                }
+        if let AnswerBody::Encoded(bytes) = response.body()
+            && bytes.len() > FRAME_BYTES
+        {
+            match self.entrance.doors.pending.hold(bytes.len()) {
+                Ok(held) => self.holds(Arc::new(held)),
+                Err(rejection) => *response = self.entrance.doors.refuse(rejection),
             }
+        }
+        match response.body() {
             AnswerBody::Encoded(_) | AnswerBody::StatusOk => {}
             AnswerBody::Tonic(_) => {
                 self.ends_with(response.headers());

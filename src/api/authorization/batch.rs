@@ -338,8 +338,6 @@ const REQUESTS: u64 = 1;
 
 /// How many requests the `BatchAuthorizeRequest` in `message` holds. They are not looked into.
 fn count(message: &[u8]) -> Result<usize, Status> {
-    // prost says what is no message, in its words.
-    codec::decode::<()>(message)?;
     let mut fields = Fields(message);
     let mut count = 0;
     for (number, wire_type, _) in fields.by_ref() {
@@ -349,11 +347,12 @@ fn count(message: &[u8]) -> Result<usize, Status> {
             _ => {}
         }
     }
-    match fields.0.is_empty() {
-        true => Ok(count),
-        // Which prost passes over, and we do not.
-        false => Err(Status::invalid_argument("groups are no part of proto3")),
+    if fields.0.is_empty() {
+        return Ok(count);
     }
+    // prost says what is no message, in its words. Groups it passes over, and we do not.
+    codec::decode::<()>(message)?;
+    Err(Status::invalid_argument("groups are no part of proto3"))
 }
 
 /// The request that the `BatchAuthorizeRequest` in `message` holds at byte `at` or next after it,
@@ -422,6 +421,13 @@ mod tests {
             &[0x0b, 0x0c],
             &[0x13, 0x14],
             &[0xff],
+            // Cut off: in a field, behind its tag, and behind its length.
+            &[0x0a, 0, 0x10, 0x80],
+            &[0x0a, 0, 0x0a],
+            &[0x0a, 0, 0x0a, 1],
+            // Fields of the numbers 0 and 2^29, which there are not.
+            &[0x00, 0],
+            &[0x80, 0x80, 0x80, 0x80, 0x10, 0],
         ] {
             let status = count(no_batch).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{no_batch:?}");

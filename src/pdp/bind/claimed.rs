@@ -99,16 +99,8 @@ fn refuse_told_anew(
         Some(number) if above.contains(&number) => true,
         Some(_) | None => told.iter().any(|told| is_called(uid, told)),
     };
-    let mut uids = sent.iter().map(|brought| brought.entity.uid()).enumerate();
-    match uids.find(|(_, uid)| is_told(uid)) {
-        None => Ok(()),
-        Some((index, uid)) => {
-            let uid = uid.to_string();
-            Err(InvalidQuery::field("uid", Problem::ClaimedEntity { uid })
-                .at_index(index)
-                .within("entities"))
-        }
-    }
+    let uids = sent.iter().map(|brought| brought.entity.uid());
+    refuse_first(uids, is_told, |uid| Problem::ClaimedEntity { uid })
 }
 
 /// Refuses `entities` that tell anew of a principal, or of what that is stored to be in: for callers
@@ -128,14 +120,22 @@ pub fn refuse_telling_anew(
     let is_told = |uid: &Uid| {
         uid == principal || number(uid).is_some_and(|number| above.binary_search(&number).is_ok())
     };
-    let mut sent = entities.iter().map(|entity| &entity.uid).enumerate();
-    match sent.find(|(_, uid)| is_told(uid)) {
+    let uids = entities.iter().map(|entity| &entity.uid);
+    refuse_first(uids, is_told, |uid| Problem::AnonymousEntity { uid })
+}
+
+/// Refuses a request's entities, which have these uids, for the first that `is_told` otherwise.
+fn refuse_first<'a, U: ToString + 'a>(
+    uids: impl Iterator<Item = &'a U>,
+    is_told: impl Fn(&U) -> bool,
+    problem: impl FnOnce(String) -> Problem,
+) -> Result<(), InvalidQuery> {
+    let told = uids.enumerate().find(|(_, uid)| is_told(uid));
+    match told {
         None => Ok(()),
         Some((index, uid)) => {
-            let uid = uid.to_string();
-            Err(InvalidQuery::field("uid", Problem::AnonymousEntity { uid })
-                .at_index(index)
-                .within("entities"))
+            let fault = InvalidQuery::field("uid", problem(uid.to_string()));
+            Err(fault.at_index(index).within("entities"))
         }
     }
 }
