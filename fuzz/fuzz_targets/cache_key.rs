@@ -1,9 +1,10 @@
-//! Two requests have one cache key exactly when they are equal.
+//! Two requests have one cache key exactly when they are equal, in whatever order their maps come.
 //!
-//! The input is read as choices: a request, which attributes of the context policies read, and how
-//! a second request comes from the first (mostly by a few small changes, some of which change
-//! nothing that counts). Whether the two are equal is said by an equality that is written here
-//! anew, from what `engine::key` promises and without a line of its code.
+//! The input is read as choices: a request, which attributes of the context policies read, in which
+//! order a message has the entries of its maps, and how a second request comes from the first
+//! (mostly by a few small changes, some of which change nothing that counts). Whether the two are
+//! equal is said by an equality that is written here anew, from what `engine::key` promises and
+//! without a line of its code.
 //!
 //! Under libFuzzer, on a stable toolchain and without sanitizers (there is no unsafe code to watch):
 //!
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cedar_pdp::engine::key::encode;
-use cedar_pdp::engine::query_ref::QueryRef;
+use cedar_pdp::engine::query_ref::{EntityRef, Fields, QueryRef, ValueRef};
 use cedar_pdp::pdp::query::{Claimed, Query, Record, RequestEntity, StoredPrincipal, Uid, Value};
 use cedar_pdp::pdp::snapshot::ContextReads;
 
@@ -70,9 +71,10 @@ fn number(state: &mut u64) -> u64 {
 fn check(input: &[u8]) -> bool {
     let mut choices = Choices { input };
     let reads = choices.reads();
+    let order = Order(usize::from(choices.byte()));
     let one = choices.query();
     let other = choices.like(&one);
-    let have_one_key = key(&reads, &one) == key(&reads, &other);
+    let have_one_key = key(&reads, QueryRef::from(&one)) == key(&reads, order.of_query(&other));
     assert_eq!(
         have_one_key,
         equal(&reads, &one, &other),
@@ -81,11 +83,55 @@ fn check(input: &[u8]) -> bool {
     have_one_key
 }
 
-fn key(reads: &ContextReads, query: &Query) -> Vec<u8> {
+fn key(reads: &ContextReads, query: QueryRef<'_>) -> Vec<u8> {
     // A key is written behind what is there, and does not depend on it.
-    let mut out = vec![7; usize::from(query.explain)];
-    encode(&mut out, reads, &QueryRef::from(query));
-    out.split_off(usize::from(query.explain))
+    let behind = usize::from(query.explain);
+    let mut out = vec![7; behind];
+    encode(&mut out, reads, &query);
+    out.split_off(behind)
+}
+
+/// The order in which the entries of maps come. A message has any; a [`Query`] holds them by name.
+#[derive(Clone, Copy)]
+struct Order(usize);
+
+impl Order {
+    /// `query` as a message in this order is read.
+    fn of_query(self, query: &Query) -> QueryRef<'_> {
+        let mut query = QueryRef::from(query);
+        query.context = self.of_fields(&query.context);
+        for EntityRef {
+            attributes, tags, ..
+        } in &mut query.entities
+        {
+            *attributes = self.of_fields(attributes);
+            *tags = self.of_fields(tags);
+        }
+        query
+    }
+
+    fn of_fields<'a>(self, fields: &Fields<'a>) -> Fields<'a> {
+        let mut entries = fields.to_vec();
+        for (_, value) in &mut entries {
+            self.settle(value);
+        }
+        if !entries.is_empty() {
+            let first = self.0 % entries.len();
+            entries.rotate_left(first);
+        }
+        if self.0 >= 128 {
+            entries.reverse();
+        }
+        Fields::of(entries).expect("each name stands once")
+    }
+
+    fn settle(self, value: &mut ValueRef<'_>) {
+        match value {
+            ValueRef::Record(fields) => *fields = self.of_fields(fields),
+            ValueRef::Set(members) => members.iter_mut().for_each(|member| self.settle(member)),
+            _ => {}
+        }
+    }
 }
 
 // The equality.

@@ -126,7 +126,7 @@ pub(super) fn request<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<
         sent,
         action: action?,
         resource: resource?,
-        context: sorted(context)?,
+        context: query_ref::Fields::of(context)?,
         entities,
         explain: explain.unwrap_or(false),
     })
@@ -269,27 +269,10 @@ fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
     }
     Some(EntityRef {
         uid: own?,
-        attributes: sorted(attributes)?,
+        attributes: query_ref::Fields::of(attributes)?,
         parents,
-        tags: sorted(tags)?,
+        tags: query_ref::Fields::of(tags)?,
     })
-}
-
-/// The entries of a map by name; of two with one name prost keeps the later.
-fn sorted(mut fields: query_ref::Fields<'_>) -> Option<query_ref::Fields<'_>> {
-    let is_sorted = |fields: &query_ref::Fields<'_>| {
-        fields
-            .iter()
-            .zip(fields.iter().skip(1))
-            .all(|((one, _), (next, _))| one < next)
-    };
-    if !is_sorted(&fields) {
-        fields.sort_unstable_by_key(|(name, _)| *name);
-        if !is_sorted(&fields) {
-            return None;
-        }
-    }
-    Some(fields)
 }
 
 /// Reads values, and counts them.
@@ -364,7 +347,7 @@ impl Values {
                 (_, Content::Bytes(_) | Content::Varint(_)) => return None,
             }
         }
-        sorted(fields)
+        query_ref::Fields::of(fields)
     }
 }
 

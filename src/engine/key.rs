@@ -53,7 +53,7 @@ pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
     uid(out, *action);
     uid(out, *resource);
     length(out, context.len());
-    for (name, field) in context {
+    for (name, field) in context.iter() {
         string(out, name);
         if *explain || reads.reads(name) {
             value(out, field);

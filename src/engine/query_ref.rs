@@ -1,9 +1,10 @@
 //! A query whose texts lie elsewhere: in a caller's bytes, or in a [`Query`].
 //!
 //! The cache is asked with it before anything is copied. Whoever makes one has checked what a
-//! [`Query`] promises: names sorted and each once, no type empty.
+//! [`Query`] promises: no type empty.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::pdp::query::{Claimed, Query, Record, RequestEntity, Uid, Value};
@@ -33,8 +34,37 @@ pub enum ValueRef<'a> {
     Duration(&'a str),
 }
 
-/// Named values, sorted by name and each name once.
-pub type Fields<'a> = Vec<(&'a str, ValueRef<'a>)>;
+/// Named values, sorted by name and each name once: whatever order they came in, they are equal, and
+/// make one key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields<'a>(Vec<(&'a str, ValueRef<'a>)>);
+
+impl<'a> Fields<'a> {
+    /// The `entries` of a map as they came, or nothing if a name stands among them twice.
+    #[must_use]
+    pub fn of(mut entries: Vec<(&'a str, ValueRef<'a>)>) -> Option<Self> {
+        let are_sorted = |entries: &[(&str, ValueRef<'_>)]| {
+            let next = entries.iter().skip(1);
+            entries.iter().zip(next).all(|((a, _), (b, _))| a < b)
+        };
+        // Many a client writes its maps in order.
+        if !are_sorted(&entries) {
+            entries.sort_unstable_by_key(|(name, _)| *name);
+            if !are_sorted(&entries) {
+                return None;
+            }
+        }
+        Some(Self(entries))
+    }
+}
+
+impl<'a> Deref for Fields<'a> {
+    type Target = [(&'a str, ValueRef<'a>)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
 
 /// An entity that a request brings along.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,10 +217,13 @@ impl<'a> From<&'a Uid> for UidRef<'a> {
 /// The fields of `record`, where they lie.
 #[must_use]
 pub fn fields(record: &Record) -> Fields<'_> {
-    record
-        .iter()
-        .map(|(name, value)| (name, value.into()))
-        .collect()
+    // A record is sorted as these are.
+    Fields(
+        record
+            .iter()
+            .map(|(name, value)| (name, value.into()))
+            .collect(),
+    )
 }
 
 impl<'a> From<&'a Value> for ValueRef<'a> {
@@ -206,6 +239,37 @@ impl<'a> From<&'a Value> for ValueRef<'a> {
             Value::Ip(text) => Self::Ip(text),
             Value::Datetime(text) => Self::Datetime(text),
             Value::Duration(text) => Self::Duration(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named<'a>(names: &[&'a str]) -> Vec<(&'a str, ValueRef<'a>)> {
+        let value = |name: &'a str| (name, ValueRef::String(name));
+        names.iter().copied().map(value).collect()
+    }
+
+    #[test]
+    fn fields_are_equal_in_whatever_order_they_came() {
+        let in_order = Fields::of(named(&["a", "ab", "b", "é"]));
+        assert!(in_order.is_some());
+        for other in [
+            ["é", "b", "ab", "a"],
+            ["ab", "a", "b", "é"],
+            ["a", "ab", "é", "b"],
+        ] {
+            assert_eq!(Fields::of(named(&other)), in_order, "{other:?}");
+        }
+        assert_eq!(Fields::of(Vec::new()), Some(Fields::default()));
+    }
+
+    #[test]
+    fn a_name_that_stands_twice_makes_no_fields() {
+        for names in [&["a", "a"][..], &["b", "a", "b"], &["a", "c", "b", "a"]] {
+            assert_eq!(Fields::of(named(names)), None, "{names:?}");
         }
     }
 }
