@@ -1,21 +1,20 @@
 //! What a cached decision costs the server in a batch of 100: decisions per second of server CPU.
 //!
 //! Over 100,000 distinct requests, all in the cache, beside an echo that decodes the same batches
-//! and answers with as many answers of the same size; from our own generator, in rounds, as in
-//! `calls`.
+//! and gives as many of the service's answers; from our own generator, in rounds, as in `calls`.
 //!
 //! `cargo bench --bench batch [-- --quick]`
 
 mod support;
 
-use anyhow::{Context as _, ensure};
-use cedar_pdp::api::pb;
+use anyhow::ensure;
 
+use support::exchange::Exchange;
 use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
 use support::processes::{Caller, CpuMeter, start_again_as};
 use support::running::Server;
-use support::{Sizes, echo, targets, world};
+use support::{Sizes, echo, targets};
 
 const ROUNDS: usize = 31;
 const BATCHES_PER_RUN: usize = 500;
@@ -24,22 +23,24 @@ const DISTINCT_REQUESTS: usize = 100_000;
 
 fn main() -> anyhow::Result<()> {
     let (sizes, arguments) = support::arguments();
-    match arguments.first().map(String::as_str) {
-        Some(echo::ECHO) => echo::serve(),
-        Some(load::GENERATOR) => load::generate(arguments.get(1..).unwrap_or_default()),
+    match arguments.split_first() {
+        Some((role, rest)) if role == echo::ECHO => echo::serve(rest),
+        Some((role, rest)) if role == load::GENERATOR => load::generate(rest),
         _ => measure(sizes),
     }
 }
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
-    let policies = world::policy_directory()?;
-    let requests: Vec<_> = (0..DISTINCT_REQUESTS).map(world::request).collect();
-    let bodies = tempfile::tempdir()?;
-    let load = Load::own_batches(bodies.path().join("batches"), &requests, BATCH)?;
-    let echo = start_again_as(echo::ECHO)?;
-    let service = Server::start(policies.path(), &[]);
+    let exchange = Exchange::new(DISTINCT_REQUESTS)?;
+    let files = tempfile::tempdir()?;
+    let load = Load::own_batches(files.path().join("batches"), &exchange.requests(), BATCH)?;
+    let service = Server::start(exchange.policies(), &[]);
+    let answers = files.path().join("answers");
+    exchange.write_answers(&service, &answers)?;
+    let echo = start_again_as(echo::ECHO, Some(&answers))?;
+    exchange.check_echo(&echo, &answers)?;
+    exchange.check_batch(&service, BATCH)?;
     for server in [&echo, &service] {
-        check(server, requests.get(..BATCH).unwrap_or_default())?;
         load.run(server.address(), DISTINCT_REQUESTS / BATCH)?;
     }
 
@@ -96,27 +97,6 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         over_echo().median()
     ));
     targets::print_rows(sizes);
-    Ok(())
-}
-
-/// One batch, to see what the generator does not look at: the answers.
-fn check(server: &Server, requests: &[pb::AuthorizeRequest]) -> anyhow::Result<()> {
-    let answers = Caller::of(server)?.authorize_batch(requests.to_vec())?;
-    ensure!(
-        answers.results.len() == requests.len(),
-        "not every item is answered"
-    );
-    for result in answers.results {
-        match result.result.context("an item without a result")? {
-            pb::batch_authorize_result::Result::Response(answer) => ensure!(
-                answer.decision() == world::answer().decision(),
-                "it says {answer:?}"
-            ),
-            pb::batch_authorize_result::Result::Error(error) => {
-                anyhow::bail!("an item fails: {error:?}")
-            }
-        }
-    }
     Ok(())
 }
 

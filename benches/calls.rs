@@ -1,9 +1,9 @@
 //! What a unary Authorize call costs the server in CPU: cached, uncached, and beside two echoes.
 //!
 //! A microsecond here is a microsecond of this machine in this hour, so each figure stands beside
-//! that of an echo, a server that decodes the same request and answers with a message of the same
-//! size, under the same load and in the same round. Rounds take the servers in turn: what slows
-//! the machine for a second slows them all.
+//! that of an echo, a server that decodes the same requests and gives the answers that the service
+//! gave before, under the same load and in the same round. Rounds take the servers in turn: what
+//! slows the machine for a second slows them all.
 //!
 //! Load comes from outside, from h2load. It sends one body over and over, so the tables over
 //! different requests, the echoes' rows in them too, have a generator of our own
@@ -16,15 +16,14 @@
 mod support;
 
 use anyhow::{Context as _, ensure};
-use cedar_pdp::api::pb::AuthorizeRequest;
-use prost::Message as _;
 
+use support::exchange::{self, Exchange};
 use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
 use support::processes::{Caller, CpuMeter, start_again_as};
 use support::running::Server;
 use support::targets::{self, Target, thousands};
-use support::{Sizes, echo, world};
+use support::{Sizes, echo};
 
 /// A round is one run against each server.
 const ROUNDS: usize = 31;
@@ -36,10 +35,12 @@ const DISTINCT_REQUESTS: usize = 100_000;
 
 fn main() -> anyhow::Result<()> {
     let (sizes, arguments) = support::arguments();
-    match arguments.first().map(String::as_str) {
-        Some(echo::ECHO) => echo::serve(),
-        Some(echo::DEFAULT_ECHO) => echo::serve_as_the_guide_writes_it(),
-        Some(load::GENERATOR) => load::generate(arguments.get(1..).unwrap_or_default()),
+    match arguments.split_first() {
+        Some((role, rest)) if role == echo::ECHO => echo::serve(rest),
+        Some((role, rest)) if role == echo::DEFAULT_ECHO => {
+            echo::serve_as_the_guide_writes_it(rest)
+        }
+        Some((role, rest)) if role == load::GENERATOR => load::generate(rest),
         _ => measure(sizes),
     }
 }
@@ -58,38 +59,45 @@ const UNCACHED: usize = 3;
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
     load::find_h2load()?;
-    let policies = world::policy_directory()?;
-    let requests: Vec<_> = (0..DISTINCT_REQUESTS).map(world::request).collect();
-    let hot = requests.get(..HOT_REQUESTS).unwrap_or_default();
-    let bodies = tempfile::tempdir()?;
+    let exchange = Exchange::new(DISTINCT_REQUESTS)?;
+    let requests = exchange.requests();
+    let files = tempfile::tempdir()?;
     let one = Load::h2load(
-        bodies.path().join("one"),
+        files.path().join("one"),
         requests.get(..1).unwrap_or_default(),
     )?;
-    let hot_load = Load::own(bodies.path().join("hot"), hot)?;
-    let distinct_load = Load::own(bodies.path().join("distinct"), &requests)?;
+    let hot = requests.get(..HOT_REQUESTS).unwrap_or_default();
+    let hot_load = Load::own(files.path().join("hot"), hot)?;
+    let distinct_load = Load::own(files.path().join("distinct"), &requests)?;
 
+    let cached = Server::start(exchange.policies(), &[]);
+    let answers = files.path().join("answers");
+    exchange.write_answers(&cached, &answers)?;
     let subjects = [
         Subject {
             name: "echo",
-            server: start_again_as(echo::ECHO)?,
+            server: start_again_as(echo::ECHO, Some(&answers))?,
         },
         Subject {
             name: "default echo",
-            server: start_again_as(echo::DEFAULT_ECHO)?,
+            server: start_again_as(echo::DEFAULT_ECHO, Some(&answers))?,
         },
         Subject {
             name: "cached",
-            server: Server::start(policies.path(), &[]),
+            server: cached,
         },
         Subject {
             name: "uncached",
-            server: Server::start(policies.path(), &["--cache-bytes", "0"]),
+            server: Server::start(exchange.policies(), &["--cache-bytes", "0"]),
         },
     ];
-    for Subject { name, server } in &subjects {
-        check(server, hot).with_context(|| format!("`{name}` does not answer as it should"))?;
+    let [echo, default_echo, _, uncached] = &subjects;
+    for Subject { name, server } in [echo, default_echo] {
+        exchange
+            .check_echo(server, &answers)
+            .with_context(|| format!("`{name}` is no echo"))?;
     }
+    exchange.check(&uncached.server)?;
 
     let rounds = sizes.of(ROUNDS, 3);
     println!(
@@ -97,12 +105,12 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
          {CONNECTIONS} TCP connections with {IN_FLIGHT} calls in flight on each; {CALLS_PER_RUN} calls a run; \
          median of {rounds} interleaved rounds (least to most).\n\
          \n\
-         echo          decodes the request, answers a constant: generated code on hyper's HTTP/2 and the runtime we serve on\n\
+         echo          decodes the request, gives one of the service's answers: generated code on hyper's HTTP/2 and the runtime we serve on\n\
          default echo  the same service as the tonic guide writes it: `tonic::transport::Server` on the default runtime\n\
          cached        `cedar-pdp serve` with its default settings, every answer in the cache\n\
          uncached      `cedar-pdp serve --cache-bytes 0`: {} policies, {} entities, 3 context attributes",
-        world::POLICIES,
-        world::ENTITIES,
+        exchange::POLICIES,
+        thousands(exchange::ENTITIES),
     );
     Round::warm_up(&one, &subjects, CALLS_PER_RUN)?;
     Round::measure(
@@ -153,25 +161,6 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     distinct.target(targets::CACHED_MANY_DEFAULT_ECHO, CACHED, DEFAULT_ECHO);
     distinct.target(targets::UNCACHED, UNCACHED, ECHO);
     targets::print_rows(sizes);
-    Ok(())
-}
-
-/// One call for each request, to see what h2load does not look at: the answer.
-fn check(server: &Server, requests: &[AuthorizeRequest]) -> anyhow::Result<()> {
-    let mut caller = Caller::of(server)?;
-    let expected = world::answer();
-    for request in requests {
-        let answer = caller.authorize(request.clone())?;
-        ensure!(
-            answer.decision() == expected.decision(),
-            "it says {answer:?}"
-        );
-        // Else the echo would be spared bytes that we have to write.
-        ensure!(
-            answer.encoded_len() == expected.encoded_len(),
-            "its answer is not of the echo's size: {answer:?}"
-        );
-    }
     Ok(())
 }
 

@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     let (sizes, arguments) = support::arguments();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        [echo::ECHO] => return echo::serve(),
+        [echo::ECHO] => return echo::serve(&[]),
         ["--generate", directory, policies, entities] => {
             return generate(Path::new(directory), policies.parse()?, entities.parse()?);
         }

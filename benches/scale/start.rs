@@ -34,13 +34,16 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     let mut echoes = Vec::new();
     let mut ours = Vec::new();
     for _ in 0..sizes.of(STARTS, 3) {
-        echoes.push(first_answer(|| start_again_as(echo::ECHO))?);
+        echoes.push(first_answer(|| start_again_as(echo::ECHO, None))?);
         ours.push(first_answer(|| Ok(Server::start(&policies, &[])))?);
     }
     let ratio = Spread::of(ours.iter().zip(&echoes).map(|(ours, echo)| ours / echo));
     let (echo, ours) = (Spread::of(echoes), Spread::of(ours));
 
-    let servers = [start_again_as(echo::ECHO)?, Server::start(&policies, &[])];
+    let servers = [
+        start_again_as(echo::ECHO, None)?,
+        Server::start(&policies, &[]),
+    ];
     sleep(sizes.of(REST, Duration::from_secs(1)));
     let [echo_memory, our_memory] = servers.map(|server| Memory::of(server.pid()));
     let (echo_memory, our_memory) = (echo_memory?, our_memory?);

@@ -26,7 +26,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-pub use entities::{EntityKind, entity_file};
+pub use entities::EntityKind;
 pub use policies::policy_file;
 pub use requests::Ask;
 

@@ -1,11 +1,15 @@
-//! The baseline: servers that decode a request and answer a constant.
+//! The baseline: servers that decode a request and answer without a look at it.
 //!
 //! Each runs in a process of its own, the benchmark's program started again with its name as the
-//! argument, so that its CPU is its own.
+//! argument, so that its CPU is its own. Behind the name may stand a file of the answers that it
+//! gives in turn, whichever request comes; without one it has one answer.
 
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use cedar_pdp::api::connection::InConnection;
 use cedar_pdp::api::pb;
@@ -22,7 +26,7 @@ use tonic::codegen::Service as _;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::world;
+use super::exchange::read_answers;
 
 /// The echo on the runtime, the HTTP/2 and the sockets that `cedar-pdp serve` uses. Whatever
 /// changes there changes here.
@@ -33,7 +37,39 @@ pub const DEFAULT_ECHO: &str = "default-echo";
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 #[derive(Clone)]
-struct Echo(pb::AuthorizeResponse);
+struct Echo(Arc<Answers>);
+
+struct Answers {
+    all: Vec<pb::AuthorizeResponse>,
+    given: AtomicUsize,
+}
+
+impl Echo {
+    /// That gives the answers in the file which the `arguments` name.
+    fn of(arguments: &[String]) -> anyhow::Result<Self> {
+        let all = match arguments {
+            [] => vec![pb::AuthorizeResponse {
+                decision: pb::Decision::Allow.into(),
+                determining_policies: vec!["public.cedar#policy0".to_owned()],
+                revision: "0".repeat(64),
+                ..pb::AuthorizeResponse::default()
+            }],
+            [file] => read_answers(Path::new(file))?,
+            _ => anyhow::bail!("an echo takes one file"),
+        };
+        Ok(Self(Arc::new(Answers {
+            all,
+            given: AtomicUsize::new(0),
+        })))
+    }
+
+    /// A copy of the next `count` answers, the first behind the last.
+    fn next(&self, count: usize) -> impl Iterator<Item = pb::AuthorizeResponse> {
+        let Answers { all, given } = &*self.0;
+        let first = given.fetch_add(count, Relaxed) % all.len();
+        (first..first + count).filter_map(|n| all.get(n % all.len()).cloned())
+    }
+}
 
 #[tonic::async_trait]
 impl AuthorizationService for Echo {
@@ -43,7 +79,8 @@ impl AuthorizationService for Echo {
     ) -> Result<Response<pb::AuthorizeResponse>, Status> {
         // Decoded by now; who answers has to look at it.
         std::hint::black_box(request.into_inner());
-        Ok(Response::new(self.0.clone()))
+        let answer = self.next(1).next();
+        answer.map(Response::new).ok_or_else(no_answer)
     }
 
     async fn batch_authorize(
@@ -51,12 +88,13 @@ impl AuthorizationService for Echo {
         request: Request<pb::BatchAuthorizeRequest>,
     ) -> Result<Response<pb::BatchAuthorizeResponse>, Status> {
         let requests = std::hint::black_box(request.into_inner().requests);
-        let result = pb::BatchAuthorizeResult {
-            result: Some(pb::batch_authorize_result::Result::Response(self.0.clone())),
+        let result = |answer| pb::BatchAuthorizeResult {
+            result: Some(pb::batch_authorize_result::Result::Response(answer)),
         };
+        let revision = self.0.all.first().ok_or_else(no_answer)?.revision.clone();
         Ok(Response::new(pb::BatchAuthorizeResponse {
-            results: vec![result; requests.len()],
-            revision: self.0.revision.clone(),
+            results: self.next(requests.len()).map(result).collect(),
+            revision,
         }))
     }
 
@@ -70,15 +108,19 @@ impl AuthorizationService for Echo {
     }
 }
 
-/// Serves [`ECHO`] until killed.
-pub fn serve() -> anyhow::Result<()> {
+fn no_answer() -> Status {
+    Status::internal("an echo without answers")
+}
+
+/// Serves [`ECHO`] until killed; `arguments` are those behind its name.
+pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
+    let service = AuthorizationServiceServer::new(Echo::of(arguments)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(ANY_PORT).await?;
         say_address(listener.local_addr()?)?;
-        let service = AuthorizationServiceServer::new(Echo(world::answer()));
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
@@ -107,14 +149,15 @@ pub fn serve() -> anyhow::Result<()> {
     })
 }
 
-/// Serves [`DEFAULT_ECHO`] until killed.
+/// Serves [`DEFAULT_ECHO`] until killed; `arguments` are those behind its name.
 #[tokio::main]
-pub async fn serve_as_the_guide_writes_it() -> anyhow::Result<()> {
+pub async fn serve_as_the_guide_writes_it(arguments: &[String]) -> anyhow::Result<()> {
+    let service = AuthorizationServiceServer::new(Echo::of(arguments)?);
     // The guide's `serve(address)` does this, but does not tell which port it got.
     let incoming = TcpIncoming::bind(ANY_PORT)?.with_nodelay(Some(true));
     say_address(incoming.local_addr()?)?;
     tonic::transport::Server::builder()
-        .add_service(AuthorizationServiceServer::new(Echo(world::answer())))
+        .add_service(service)
         .serve_with_incoming(incoming)
         .await?;
     Ok(())

@@ -177,7 +177,7 @@ fn missing_h2load(error: io::Error) -> anyhow::Error {
 
 /// The bodies of calls, one after the other: each a message with gRPC's prefix, which tells its
 /// length.
-fn bodies(messages: &[impl prost::Message]) -> Vec<u8> {
+pub fn bodies(messages: &[impl prost::Message]) -> Vec<u8> {
     let mut bodies = Vec::new();
     for message in messages {
         let message = message.encode_to_vec();
@@ -190,7 +190,7 @@ fn bodies(messages: &[impl prost::Message]) -> Vec<u8> {
 }
 
 /// The bodies in `file`, apart.
-fn read_bodies(file: &str) -> anyhow::Result<Vec<Bytes>> {
+pub fn read_bodies(file: &Path) -> anyhow::Result<Vec<Bytes>> {
     let mut rest = Bytes::from(fs::read(file)?);
     let mut bodies = Vec::new();
     while rest.has_remaining() {
@@ -199,7 +199,7 @@ fn read_bodies(file: &str) -> anyhow::Result<Vec<Bytes>> {
         ensure!(body <= rest.len(), "a body is cut short");
         bodies.push(rest.split_to(body));
     }
-    ensure!(!bodies.is_empty(), "`{file}` holds no bodies");
+    ensure!(!bodies.is_empty(), "`{}` holds no bodies", file.display());
     Ok(bodies)
 }
 
@@ -215,7 +215,7 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
     };
     let url = format!("http://{address}{method}");
     let turns = Rc::new(Turns {
-        bodies: read_bodies(file)?,
+        bodies: read_bodies(Path::new(file))?,
         first: first.parse()?,
         taken: Cell::new(0),
         calls: calls.parse()?,

@@ -11,6 +11,7 @@
 
 pub mod dataset;
 pub mod echo;
+pub mod exchange;
 pub mod figures;
 pub mod load;
 pub mod pressure;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,11 +16,11 @@ use tonic::transport::Channel;
 
 use super::running::Server;
 
-/// Starts this very program again as the server that `role` names.
-pub fn start_again_as(role: &str) -> anyhow::Result<Server> {
+/// Starts this very program again as the server that `role` names, with a file that it needs.
+pub fn start_again_as(role: &str, file: Option<&Path>) -> anyhow::Result<Server> {
     let mut command =
         Command::new(std::env::current_exe().context("cannot tell where this program is")?);
-    command.arg(role);
+    command.arg(role).args(file);
     Ok(Server::spawn(command, 1))
 }
 

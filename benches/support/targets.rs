@@ -81,6 +81,11 @@ pub const RELOAD_ENTITIES: Target = Target {
     must: "<= 1 s",
     command: RELOAD,
 };
+pub const RELOAD_PARENTS: Target = Target {
+    figure: "the same, a parent of a group changed that a good part of all are in",
+    must: "<= 1 s",
+    command: RELOAD,
+};
 pub const RELOAD_EXAMPLE: Target = Target {
     figure: "the worked example: likewise",
     must: "<= 150 ms",

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use cedar_pdp::pdp::query::{Record, RequestEntity, Uid, Value};
 
-use super::{Dataset, rng, write_files};
+use super::{Dataset, PER_FILE, rng, write_files};
 
 /// Labels that entities bear, three each.
 pub const LABELS: usize = 12;
@@ -138,6 +138,24 @@ impl Dataset {
         }
     }
 
+    /// The file in the directory `entities` that an entity stands in.
+    pub fn file_of(&self, kind: EntityKind, n: usize) -> String {
+        let before = match kind {
+            EntityKind::User => 0,
+            EntityKind::Document => self.users,
+            EntityKind::Group => self.users + self.documents,
+            EntityKind::Folder => self.users + self.documents + self.groups.len(),
+        };
+        entity_file((before + n) / PER_FILE)
+    }
+
+    /// A group of the highest level that a user is in, by way of others.
+    pub fn highest_group_of(&self, user: usize) -> Option<usize> {
+        let parents = self.parents(EntityKind::User, user);
+        // Those of the highest level have the lowest numbers.
+        self.groups.with_ancestors(parents).first().copied()
+    }
+
     pub(super) fn write_entities(&self, directory: &Path) -> anyhow::Result<()> {
         let directory = directory.join("entities");
         fs::create_dir(&directory)?;
@@ -183,7 +201,7 @@ impl Dataset {
 }
 
 /// Where the `n`th thousand of entities stands in the directory `entities`.
-pub fn entity_file(n: usize) -> String {
+fn entity_file(n: usize) -> String {
     format!("{n:04}.entities.json")
 }
 

@@ -38,6 +38,14 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// The promised decision.
+    pub fn decision(&self) -> pb::Decision {
+        match self.is_allowed {
+            true => pb::Decision::Allow,
+            false => pb::Decision::Deny,
+        }
+    }
+
     pub fn message(&self) -> pb::AuthorizeRequest {
         use pb::value::Kind;
         let uid = |type_name: &str, id: &str| pb::EntityUid {
