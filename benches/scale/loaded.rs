@@ -1,5 +1,6 @@
 //! A data set, written to disk and loaded as the service loads it, in this process.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -34,6 +35,13 @@ impl Loaded {
         };
         loaded.check()?;
         Ok(loaded)
+    }
+
+    /// The same schema and entities with this policy alone. The policies' files are gone then.
+    pub(crate) fn with_policy_alone(&self, policy: &str) -> anyhow::Result<Snapshot> {
+        fs::remove_dir_all(self.directory.path().join("policies"))?;
+        fs::write(self.directory.path().join("alone.cedar"), policy)?;
+        load(self.directory.path())
     }
 
     /// Decides each request once: what is measured must be what the data set promises.

@@ -1,12 +1,13 @@
 //! How deciding, starting and memory go with the number of policies and entities.
 //!
-//! `cargo bench --bench scale [-- [--quick] [decide | start | curve [--svg FILE]]]`; without a name,
-//! all three. `-- --generate DIR POLICIES ENTITIES` writes the data set of that size, and
+//! `cargo bench --bench scale [-- [--quick] [decide | carry | start | curve [--svg FILE]]]`; without
+//! a name, all four. `-- --generate DIR POLICIES ENTITIES` writes the data set of that size, and
 //! `-- stage NAME COUNT …` repeats one stage for an instruction counter to look at.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod carry;
 mod curve;
 mod decide;
 mod loaded;
@@ -38,16 +39,18 @@ fn main() -> anyhow::Result<()> {
         }
         ["stage", name, count, size @ ..] => return stage::repeat(name, count.parse()?, size),
         ["decide"] => decide::measure(sizes)?,
+        ["carry"] => carry::measure(sizes)?,
         ["start"] => start::measure(sizes)?,
         ["curve"] => curve::measure(sizes, None)?,
         ["curve", "--svg", file] => curve::measure(sizes, Some(Path::new(file)))?,
         [] => {
             decide::measure(sizes)?;
+            carry::measure(sizes)?;
             start::measure(sizes)?;
             curve::measure(sizes, None)?;
         }
         unknown => bail!(
-            "{unknown:?} is none of: decide, start, curve [--svg FILE], --generate DIR POLICIES ENTITIES, \
+            "{unknown:?} is none of: decide, carry, start, curve [--svg FILE], --generate DIR POLICIES ENTITIES, \
              stage NAME COUNT [POLICIES ENTITIES]"
         ),
     }

@@ -1,0 +1,65 @@
+//! What it would cost to keep a remembered answer over a reload, at the least, beside deciding it
+//! again.
+//!
+//! The service keeps none. To keep one, it must be certain that no input of it has changed. In the
+//! best case only policies have, and the schema and all entities are as they were: then the request
+//! must be bound, for its ancestors, and none of the policies that were changed, added or removed may
+//! match it. That is measured here, with one changed policy that matches nothing. Where entities have
+//! changed, every one that the answer has read would have to be compared besides.
+
+use anyhow::Context as _;
+use cedar_pdp::pdp::candidates;
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::decide::time_each;
+use crate::loaded::Loaded;
+use crate::support::Sizes;
+use crate::support::figures::{Spread, print_table};
+use crate::support::targets::thousands;
+
+const REQUESTS: usize = 20_000;
+
+/// Valid under the data set's schema, and about nobody.
+const CHANGED: &str = r#"permit (principal == User::"nobody", action, resource);"#;
+
+pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
+    let requests = sizes.of(REQUESTS, 2_000);
+    let mut rows = Vec::new();
+    for (policies, entities) in [(12, 1_000), sizes.of((100_000, 1_000_000), (1_000, 10_000))] {
+        let loaded = Loaded::new(policies, entities, requests)?;
+        let queries: Vec<_> = loaded.asks.iter().map(|ask| ask.query()).collect();
+        let again = Spread::of(time_each(&loaded.snapshot, &queries)?);
+        let changed = loaded.with_policy_alone(CHANGED)?;
+        let mut checks = Vec::new();
+        for query in &queries {
+            let begun = Instant::now();
+            let matching = candidates(&changed, black_box(query));
+            let took = begun.elapsed();
+            black_box(matching.context("a request cannot be bound")?);
+            checks.push(took.as_secs_f64() * 1e6);
+        }
+        let check = Spread::of(checks);
+        rows.push([
+            format!(
+                "{} policies, {} entities",
+                thousands(policies),
+                thousands(entities)
+            ),
+            format!("{:.2}", again.median()),
+            format!("{:.2}", check.median()),
+            format!("{:.2}", check.median() / again.median()),
+        ]);
+    }
+    print_table(
+        "an answer after a reload that changed one policy, p50 in us",
+        [
+            "",
+            "decided again",
+            "at least, to keep it",
+            "x decided again",
+        ],
+        rows,
+    );
+    Ok(())
+}
