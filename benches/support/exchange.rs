@@ -106,6 +106,15 @@ impl Exchange {
         Ok(())
     }
 
+    /// Has `service` answer all requests, one batch after another.
+    pub fn ask_all(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
+        let mut caller = Caller::of(service)?;
+        for asks in self.asks.chunks(batch) {
+            caller.authorize_batch(asks.iter().map(Ask::message).collect())?;
+        }
+        Ok(())
+    }
+
     /// Sees that a batch of the first requests is answered as the data set promises, item by item.
     pub fn check_batch(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
         let asks = self.asks.get(..batch).context("a batch of them")?;
