@@ -319,6 +319,106 @@ fn a_directory_that_is_not_there_cannot_be_validated_tested_or_asked() {
     }
 }
 
+/// `any` and `every` are filed under nothing, `whole` reads no attribute by its name, and there is
+/// nothing to say of the others.
+const COSTLY: &str = r#"@id("all")
+permit (principal, action == Action::"read", resource);
+@id("any")
+permit (principal, action, resource)
+when { context.amount < 9 && principal in Group::"g" };
+@id("whole")
+forbid (principal, action == Action::"pay", resource)
+when { resource.limits == context };
+@id("narrow")
+permit (principal in Group::"g", action == Action::"read", resource)
+when { context.mfa };
+@id("every")
+permit (principal, action, resource);
+"#;
+
+#[test]
+fn validate_tells_what_every_request_costs_and_what_keeps_answers_from_being_remembered() {
+    let directory = policy_directory(&[("a.cedar", COSTLY)]);
+    let ended = run(&["validate", text(directory.path())]);
+    assert_eq!((ended.code, &*ended.err), (0, ""));
+    let (_, advice) = ended.out.split_once("\nrevision ").unwrap();
+    let (_, advice) = advice.split_once('\n').unwrap();
+    assert_eq!(
+        advice,
+        r#"
+policies that every request must evaluate: 2
+  `any` (a.cedar:3:1): open scope, and the condition begins with `context.amount < 9`
+  `every` (a.cedar:12:1): no condition
+
+policies that use the whole context, so that any attribute in it keeps an answer from being remembered: 1
+  `whole` (a.cedar:6:1)
+
+what answers are remembered by, besides principal, action and resource
+  Action::"pay": the whole context
+  Action::"read": context: amount, mfa
+"#
+    );
+
+    let ended = run(&["validate", text(directory.path()), "--format", "json"]);
+    let advice = &ended.json()["advice"];
+    assert_eq!(
+        advice["every_request"],
+        json!([
+            {
+                "at": {"policy": "any", "file": "a.cedar", "line": 3, "column": 1},
+                "begins_with": "context.amount < 9",
+            },
+            {
+                "at": {"policy": "every", "file": "a.cedar", "line": 12, "column": 1},
+                "begins_with": null,
+            },
+        ])
+    );
+    assert_eq!(
+        advice["whole_context"],
+        json!([{"policy": "whole", "file": "a.cedar", "line": 6, "column": 1}])
+    );
+    assert_eq!(
+        advice["remembered_by"],
+        json!([
+            {"action": r#"Action::"pay""#, "attributes": null},
+            {"action": r#"Action::"read""#, "attributes": ["amount", "mfa"]},
+        ])
+    );
+}
+
+#[test]
+fn validate_tells_people_of_so_many_policies_that_cost_and_machines_of_all() {
+    let policies = ALL_ARE_PERMITTED.repeat(23);
+    let directory = policy_directory(&[("a.cedar", &policies)]);
+    let ended = run(&["validate", text(directory.path())]);
+    assert_eq!(
+        ended.out.matches(": no condition\n").count(),
+        20,
+        "{}",
+        ended.out
+    );
+    assert!(
+        ended
+            .out
+            .ends_with("  and 3 more (`--format json` lists all)\n"),
+        "{}",
+        ended.out
+    );
+    let ended = run(&["validate", text(directory.path()), "--format", "json"]);
+    let every_request = ended.json()["advice"]["every_request"].clone();
+    assert_eq!(every_request.as_array().unwrap().len(), 23);
+}
+
+#[test]
+fn validate_has_no_advice_on_policies_that_are_looked_up_and_read_no_context() {
+    let policy = r#"permit (principal in Group::"g", action, resource);"#;
+    let directory = policy_directory(&[("a.cedar", policy)]);
+    let ended = run(&["validate", text(directory.path())]);
+    let (_, after) = ended.out.split_once("\nrevision ").unwrap();
+    assert_eq!(after.lines().count(), 1, "{}", ended.out);
+}
+
 // ---------------------------------------------------------------- authorize
 
 const INES: &str = r#"Platform::User::"ines.varga""#;

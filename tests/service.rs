@@ -895,6 +895,85 @@ async fn a_stream_sees_every_reload() {
     }
 }
 
+// ---------------------------------------------------------------- Too many policies
+
+/// Asks whether the user `id` may read.
+fn of_user(id: &str) -> pb::AuthorizeRequest {
+    request(&format!("User::{id:?}"), r#"Action::"read""#, r#"Doc::"1""#)
+}
+
+#[tokio::test]
+async fn a_request_that_more_policies_match_than_may_is_refused_and_no_other_is() {
+    let to = |id: &str, count: usize| {
+        format!("permit (principal == User::{id:?}, action, resource);\n").repeat(count)
+    };
+    let policies = [ALL_ARE_PERMITTED, "\n", &to("few", 4), &to("crowd", 6)].concat();
+    let directory = policy_directory(&[("a.cedar", &policies)]);
+    let server = Server::start(directory.path(), &["--max-candidates", "5"]);
+    server.wait_for_log("6 policies, `a.cedar#10` among them, may match one and the same request");
+    server.wait_for_log("raise `--max-candidates`");
+    let told = "more than 5 policies match this principal, action and resource";
+
+    // Five match the few, which is as many as may.
+    for (id, determining) in [("alice", 1), ("few", 5)] {
+        let answer = authorize(&server, of_user(id)).await.unwrap();
+        assert_eq!(answer.decision(), pb::Decision::Allow);
+        assert_eq!(answer.determining_policies.len(), determining, "{answer:?}");
+    }
+    for explain in [false, true] {
+        let request = pb::AuthorizeRequest {
+            explain,
+            ..of_user("crowd")
+        };
+        // What is refused is not remembered as anything else.
+        for _ in 0..2 {
+            let refused = authorize(&server, request.clone()).await.unwrap_err();
+            assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+            assert_eq!(refused.message(), told);
+        }
+
+        let mut client = server.authorization().await;
+        let requests = vec![of_user("few"), request.clone(), of_user("alice")];
+        let batch = pb::BatchAuthorizeRequest { requests };
+        let answered = client.batch_authorize(batch).await.unwrap().into_inner();
+        let results: Vec<_> = answered
+            .results
+            .into_iter()
+            .map(|result| result.result.unwrap())
+            .collect();
+        let [
+            BatchResult::Response(few),
+            BatchResult::Error(refused),
+            BatchResult::Response(alice),
+        ] = &results[..]
+        else {
+            panic!("{results:?}");
+        };
+        assert_eq!(few.decision(), pb::Decision::Allow);
+        assert_eq!(alice.decision(), pb::Decision::Allow);
+        assert_eq!(Code::from(refused.code), Code::ResourceExhausted);
+        assert_eq!(refused.message, told);
+
+        let (items, mut answers) = open_stream(&server).await;
+        for (id, request) in [(1, request), (2, of_user("few"))] {
+            items.send(item(id, Some(request))).await.unwrap();
+        }
+        let answer = next(&mut answers).await.unwrap().unwrap();
+        assert_eq!(answer.correlation_id, 1);
+        let Some(StreamResult::Error(refused)) = answer.result else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(Code::from(refused.code), Code::ResourceExhausted);
+        assert_eq!(refused.message, told);
+        let answer = next(&mut answers).await.unwrap().unwrap();
+        assert_eq!(answer.correlation_id, 2);
+        let Some(StreamResult::Response(few)) = answer.result else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(few.decision(), pb::Decision::Allow);
+    }
+}
+
 // ---------------------------------------------------------------- PolicyStoreService
 
 #[tokio::test]
