@@ -1,14 +1,18 @@
 //! Requests within every limit that must not cost what their sender would like them to.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use cedar_pdp::api::pb;
 use prost::Message as _;
 use prost::bytes::Bytes;
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::house::House;
 use crate::raw::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
-use crate::requests::{BARE, good};
+use crate::requests::{BARE, good, principal};
 use crate::support::Server;
 use crate::wire;
 
@@ -296,6 +300,117 @@ async fn slowest(caller: &Caller, long: Duration) -> Duration {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     slowest
+}
+
+/// A call that takes a while to answer.
+struct Slow {
+    case: &'static str,
+    path: &'static str,
+    body: Vec<u8>,
+    /// How many are made at once.
+    at_once: usize,
+}
+
+/// The fewest calls of another caller that are answered before the last of the slow ones: there is
+/// time for hundreds, and for fewer than ten where nobody makes room.
+const LEAST: usize = 24;
+
+fn slow_calls() -> [Slow; 4] {
+    // As large as it takes to be decided apart, and no larger: all must have come in full before the
+    // first is decided, or others are answered while the rest comes.
+    let large = lattice(1_000, 10);
+    let item = wire::framed(&wire::field(2, &large));
+    [
+        Slow {
+            case: "large requests",
+            path: AUTHORIZE,
+            body: wire::framed(&large),
+            at_once: 16,
+        },
+        Slow {
+            case: "batches of large requests",
+            path: BATCH,
+            body: wire::framed(&wire::field(1, &large).repeat(4)),
+            at_once: 4,
+        },
+        Slow {
+            case: "streams of large requests",
+            path: STREAM,
+            body: item.repeat(4),
+            at_once: 4,
+        },
+        // None of these requests is large: they are decided in turns, and others between two. Of
+        // several batches each would have a turn before the others have theirs.
+        Slow {
+            case: "a batch of requests that many policies match",
+            path: BATCH,
+            body: wire::framed(&wire::field(1, &busy().encode_to_vec()).repeat(1_000)),
+            at_once: 1,
+        },
+    ]
+}
+
+/// A request that many policies match.
+fn busy() -> pb::AuthorizeRequest {
+    principal(crate::support::uid("User", "busy"))
+}
+
+/// A server that has one thread, as a second one could answer others by chance; which remembers
+/// nothing, and refuses nothing because it has waited.
+async fn of_one_thread() -> House {
+    let of_busy = "permit(principal == User::\"busy\", action, resource) when { context has n };\n";
+    let of_busy = of_busy.repeat(4_000);
+    let files = [BARE, &[("busy.cedar", &of_busy)]].concat();
+    let environment = [("TOKIO_WORKER_THREADS", "1")];
+    let arguments = [
+        ["--cache-bytes", "0"],
+        ["--overload-delay", "0s"],
+        ["--max-call-time", "0s"],
+    ];
+    House::open_in(&environment, &files, &arguments.concat()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_little_is_answered_before_those_who_ask_much() {
+    for Slow {
+        case,
+        path,
+        body,
+        at_once,
+    } in slow_calls()
+    {
+        let house = of_one_thread().await;
+        let beside = house.another().await;
+        crate::house::allowed(&beside, "nothing").await;
+
+        let answered = Arc::new(AtomicUsize::new(0));
+        let mut slow = JoinSet::new();
+        for _ in 0..at_once {
+            let head = post(path).body(()).unwrap();
+            let mut call = house.caller.open(head).await.unwrap();
+            call.body.send_data(body.clone().into(), true).unwrap();
+            let answered = Arc::clone(&answered);
+            slow.spawn(async move {
+                let outcome = call.outcome().await;
+                answered.fetch_add(1, Ordering::Relaxed);
+                outcome
+            });
+        }
+        let mut before = 0;
+        loop {
+            crate::house::allowed(&beside, "a good call beside").await;
+            if answered.load(Ordering::Relaxed) == at_once {
+                break;
+            }
+            before += 1;
+        }
+        for outcome in slow.join_all().await {
+            assert_eq!(outcome.code(), Code::Ok, "{case}: {outcome:?}");
+        }
+        println!("{case}, {at_once} at once: {before} calls beside answered before the last");
+        assert!(before >= LEAST, "{case}: {before} of {LEAST}");
+        house.close().await;
+    }
 }
 
 /// Calls that never end: the message is whole, or nearly, and the body goes on.

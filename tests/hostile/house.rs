@@ -19,8 +19,23 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) async fn open(files: &[(&str, &str)], arguments: &[&str]) -> Self {
+        Self::open_in(&[], files, arguments).await
+    }
+
+    /// One whose process has these variables in its environment.
+    pub(crate) async fn open_in(
+        environment: &[(&str, &str)],
+        files: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
         let policies = policy_directory(files);
-        let server = Server::start(policies.path(), arguments);
+        let mut command = crate::support::command();
+        command
+            .envs(environment.iter().copied())
+            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
+            .arg(policies.path())
+            .args(arguments);
+        let server = Server::spawn(command, 1);
         let caller = Caller::connect(server.address()).await;
         Self {
             server,
