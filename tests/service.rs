@@ -910,9 +910,10 @@ async fn a_request_that_more_policies_match_than_may_is_refused_and_no_other_is(
     let policies = [ALL_ARE_PERMITTED, "\n", &to("few", 4), &to("crowd", 6)].concat();
     let directory = policy_directory(&[("a.cedar", &policies)]);
     let server = Server::start(directory.path(), &["--max-candidates", "5"]);
-    server.wait_for_log("6 policies, `a.cedar#10` among them, may match one and the same request");
+    server.wait_for_log("7 policies, `a.cedar#10` among them, may match one and the same request");
     server.wait_for_log("raise `--max-candidates`");
-    let told = "more than 5 policies match this principal, action and resource";
+    let told = "more than 5 policies match this principal, action and resource; `max_candidates` \
+                allows no more";
 
     // Five match the few, which is as many as may.
     for (id, determining) in [("alice", 1), ("few", 5)] {

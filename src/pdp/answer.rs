@@ -66,7 +66,10 @@ pub enum NoAnswer {
     #[error("the token's principal is not among the stored entities")]
     UnknownPrincipal,
     /// More policies match its principal, action and resource than may be evaluated.
-    #[error("more than {most} policies match this principal, action and resource")]
+    #[error(
+        "more than {most} policies match this principal, action and resource; `max_candidates` \
+         allows no more"
+    )]
     TooManyPolicies {
         /// The most that may.
         most: usize,

@@ -561,18 +561,18 @@ impl Compilation<'_> {
                 .with_help("raise `--max-store-bytes`, if the machine has the memory"),
             );
         }
-        let largest = index.largest_bucket();
+        let mut together = index.most_together();
         let most = self.settings.max_candidates;
-        if largest.len() > most
-            && let Some(first) = largest.first().and_then(|at| rules.get(*at as usize))
+        let count = together.len();
+        if count > most
+            && let Some(first) = together.next().and_then(|at| rules.get(at as usize))
         {
             self.findings.add(
                 Diagnostic::warning(
                     first.file.as_ref(),
                     format!(
-                        "{} policies, `{}` among them, may match one and the same request, which \
-                         is refused when more than {most} do",
-                        largest.len(),
+                        "{count} policies, `{}` among them, may match one and the same request, \
+                         which is refused when more than {most} do",
                         first.id,
                     ),
                 )

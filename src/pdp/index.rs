@@ -94,7 +94,7 @@ pub(super) struct Index {
     table: Table,
     /// The policies that demand nothing.
     open: Vec<RuleNumber>,
-    /// The policies under the key that has the most.
+    /// The policies under the key that has the most, of those that demand something.
     largest: Vec<RuleNumber>,
 }
 
@@ -443,10 +443,11 @@ impl Index {
             bucket.map(|(_, number)| *number).collect()
         };
         let is_open = |bucket: &&[(Key, RuleNumber)]| matches!(bucket, [(Key::Any, _), ..]);
+        let demanding = buckets().filter(|bucket| !is_open(bucket));
         Ok(Self {
             table: Table::new(&pairs, &scopes, conditions, workers)?,
             open: rules(buckets().find(is_open)),
-            largest: rules(buckets().max_by_key(|bucket| bucket.len())),
+            largest: rules(demanding.max_by_key(|bucket| bucket.len())),
             scopes,
         })
     }
@@ -504,9 +505,11 @@ impl Index {
         &self.open
     }
 
-    /// The most policies that are filed under one key.
-    pub(super) fn largest_bucket(&self) -> &[RuleNumber] {
-        &self.largest
+    /// The most policies of which one request has one and the same key; those that demand nothing
+    /// come last.
+    pub(super) fn most_together(&self) -> impl ExactSizeIterator<Item = RuleNumber> {
+        let all: Vec<_> = self.largest.iter().chain(&self.open).copied().collect();
+        all.into_iter()
     }
 
     /// The memory that it holds, in bytes.

@@ -110,10 +110,10 @@ impl Batch {
     fn begin(door: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
         let ends = |rejection| door.ends(rejection);
         call.caller.is_still(Right::Authorize).map_err(ends)?;
-        let count = count(&message)?;
-        call.deadline.check().map_err(ends)?;
         let most = door.rules.max_batch_items;
-        if count > most {
+        let items = count(&message, most)?;
+        call.deadline.check().map_err(ends)?;
+        if items.is_none() {
             return Err(ends(Rejection::TooMany {
                 what: "requests in one batch",
                 most,
@@ -336,19 +336,21 @@ impl Batch {
 /// The field of a `BatchAuthorizeRequest` that holds its requests.
 const REQUESTS: u64 = 1;
 
-/// How many requests the `BatchAuthorizeRequest` in `message` holds. They are not looked into.
-fn count(message: &[u8]) -> Result<usize, Status> {
+/// How many requests the `BatchAuthorizeRequest` in `message` holds, which are not looked into; `None`,
+/// without a look at the rest, when they are more than `most`.
+fn count(message: &[u8], most: usize) -> Result<Option<usize>, Status> {
     let mut fields = Fields(message);
     let mut count = 0;
     for (number, wire_type, _) in fields.by_ref() {
         match (number, wire_type) {
+            (REQUESTS, WireType::LengthDelimited) if count == most => return Ok(None),
             (REQUESTS, WireType::LengthDelimited) => count += 1,
             (REQUESTS, _) => return Err(Status::invalid_argument("requests are no numbers")),
             _ => {}
         }
     }
     if fields.0.is_empty() {
-        return Ok(count);
+        return Ok(Some(count));
     }
     // prost says what is no message, in its words. Groups it passes over, and we do not.
     codec::decode::<()>(message)?;
@@ -410,7 +412,8 @@ mod tests {
             &[0x0a, 0, 0x0a, 1, b'b', 0x10, 1],
         ]
         .concat();
-        assert_eq!(count(&message).unwrap(), 3);
+        assert_eq!(count(&message, 3).unwrap(), Some(3));
+        assert_eq!(count(&message, 2).unwrap(), None);
         let mut at = 0;
         let found: Vec<_> = std::iter::from_fn(|| item(&message, &mut at)).collect();
         assert_eq!(found, [&b"a"[..], b"", b"b"]);
@@ -429,7 +432,7 @@ mod tests {
             &[0x00, 0],
             &[0x80, 0x80, 0x80, 0x80, 0x10, 0],
         ] {
-            let status = count(no_batch).unwrap_err();
+            let status = count(no_batch, 10).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{no_batch:?}");
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::decision_log::Method;
+use crate::engine::query_ref::Fields;
 use crate::pdp::query::{Uid, Value};
 use serde_json::{Value as Json, json};
 
@@ -41,12 +42,16 @@ const DOC: UidRef<'_> = UidRef {
     id: "a \"b\"\n",
 };
 
+fn fields<'a>(entries: Vec<(&'a str, ValueRef<'a>)>) -> Fields<'a> {
+    Fields::of(entries).expect("each name stands once")
+}
+
 fn query<'a>(context: Vec<(&'a str, ValueRef<'a>)>, entities: Vec<EntityRef<'a>>) -> QueryRef<'a> {
     QueryRef {
         principal: USER,
         action: ACTION,
         resource: DOC,
-        context,
+        context: fields(context),
         entities,
         claimed: None,
         explain: false,
@@ -163,7 +168,7 @@ fn every_kind<'a>() -> Vec<(&'a str, ValueRef<'a>)> {
         ("long", ValueRef::Long(i64::MIN)),
         (
             "record",
-            ValueRef::Record(vec![("x", ValueRef::Set(vec![ValueRef::Long(1)]))]),
+            ValueRef::Record(fields(vec![("x", ValueRef::Set(vec![ValueRef::Long(1)]))])),
         ),
         ("string", ValueRef::String("\u{1b}[2J")),
     ]
@@ -173,9 +178,9 @@ fn every_kind<'a>() -> Vec<(&'a str, ValueRef<'a>)> {
 fn a_shown_value_is_as_cedar_writes_it() {
     let entity = EntityRef {
         uid: USER,
-        attributes: vec![("age", ValueRef::Long(7))],
+        attributes: fields(vec![("age", ValueRef::Long(7))]),
         parents: vec![DOC],
-        tags: vec![("t", ValueRef::Bool(false))],
+        tags: fields(vec![("t", ValueRef::Bool(false))]),
     };
     let line = line(&["*"], &query(every_kind(), vec![entity]), &allow());
     assert_eq!(
@@ -214,12 +219,12 @@ fn a_shown_value_is_as_cedar_writes_it() {
 fn what_is_not_listed_is_masked_and_the_line_says_that_it_cannot_be_replayed() {
     let entity = |type_name| EntityRef {
         uid: UidRef { type_name, id: "x" },
-        attributes: vec![
+        attributes: fields(vec![
             ("name", ValueRef::String("secret")),
             ("role", ValueRef::String("admin")),
-        ],
+        ]),
         parents: Vec::new(),
-        tags: vec![("role", ValueRef::String("secret"))],
+        tags: fields(vec![("role", ValueRef::String("secret"))]),
     };
     let context = vec![
         ("amount", ValueRef::Long(1)),
@@ -245,8 +250,8 @@ fn what_is_not_listed_is_masked_and_the_line_says_that_it_cannot_be_replayed() {
 #[test]
 fn a_record_that_reads_like_something_else_is_masked() {
     for name in RESERVED {
-        let record = || ValueRef::Record(vec![(name, ValueRef::Bool(true))]);
-        let within = ValueRef::Record(vec![("x", ValueRef::Set(vec![record()]))]);
+        let record = || ValueRef::Record(fields(vec![(name, ValueRef::Bool(true))]));
+        let within = ValueRef::Record(fields(vec![("x", ValueRef::Set(vec![record()]))]));
         let inside = line(&["*"], &query(vec![("r", within)], Vec::new()), &allow());
         assert_eq!(
             inside["context"],
