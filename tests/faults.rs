@@ -140,6 +140,22 @@ fn more_policies_than_may_match_are_warned_of_and_not_evaluated() {
 }
 
 #[test]
+fn policies_that_every_request_meets_count_among_those_that_are_warned_of() {
+    let three = Settings {
+        max_candidates: 3,
+        ..OFF
+    };
+    for (of_zero, is_answered) in [(2, true), (3, false)] {
+        let scoped = "permit(principal == Node::\"0\", action, resource);\n".repeat(of_zero);
+        let snapshot = load(&three, &[OPEN, ("q.cedar", &scoped)]).unwrap();
+        let mut warnings = snapshot.warnings().iter().map(ToString::to_string);
+        let is_warned = warnings.any(|warning| warning.contains("4 policies, `q.cedar#0` among"));
+        assert_eq!(is_warned, !is_answered, "{:?}", snapshot.warnings());
+        assert_eq!(authorize(&snapshot, &query()).is_ok(), is_answered);
+    }
+}
+
+#[test]
 fn a_request_may_bring_ten_thousand_entities() {
     let policy = r#"permit(principal in Node::"top", action, resource);"#;
     let snapshot = load(&OFF, &[("p.cedar", policy)]).unwrap();
