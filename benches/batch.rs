@@ -40,7 +40,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let echo = start_again_as(echo::ECHO, Some(&answers))?;
     exchange.check_echo(&echo, &answers)?;
     exchange.check_batch(&service, BATCH)?;
-    // One by one: so many that are not remembered, all at once, are more than it takes on.
+    // One after another: so many that are not remembered, all at once, are more than it takes on.
     exchange.ask_all(&service, BATCH)?;
     for server in [&echo, &service] {
         load.run(server.address(), DISTINCT_REQUESTS / BATCH)?;

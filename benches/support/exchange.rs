@@ -95,8 +95,8 @@ impl Exchange {
         Ok(answers)
     }
 
-    /// Sees that `echo` gives the answers in `file`, byte for byte: else it would be spared some
-    /// that the service writes.
+    /// Sees that `echo` gives the answers in `file`: else it would be spared bytes that the
+    /// service writes.
     pub fn check_echo(&self, echo: &Server, file: &Path) -> anyhow::Result<()> {
         let mut caller = Caller::of(echo)?;
         for answer in read_answers(file)? {

@@ -126,6 +126,7 @@ pub(super) fn request<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<
         sent,
         action: action?,
         resource: resource?,
+        // Of two entries with one name prost keeps the later.
         context: query_ref::Fields::of(context)?,
         entities,
         explain: explain.unwrap_or(false),

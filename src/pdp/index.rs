@@ -505,8 +505,8 @@ impl Index {
         &self.open
     }
 
-    /// The most policies of which one request has one and the same key; those that demand nothing
-    /// come last.
+    /// The policies under the key that has the most, and those that every request meets: as many may
+    /// match one request. Those that demand nothing come last, as there is nothing to narrow.
     pub(super) fn most_together(&self) -> impl ExactSizeIterator<Item = RuleNumber> {
         let all: Vec<_> = self.largest.iter().chain(&self.open).copied().collect();
         all.into_iter()

@@ -319,6 +319,11 @@ fn slow_calls() -> [Slow; 4] {
     // As large as it takes to be decided apart, and no larger: all must have come in full before the
     // first is decided, or others are answered while the rest comes.
     let large = lattice(1_000, 10);
+    assert!(
+        (64 << 10..1 << 20).contains(&large.len()),
+        "{}",
+        large.len()
+    );
     let item = wire::framed(&wire::field(2, &large));
     [
         Slow {

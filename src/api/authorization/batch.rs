@@ -414,6 +414,10 @@ mod tests {
         .concat();
         assert_eq!(count(&message, 3).unwrap(), Some(3));
         assert_eq!(count(&message, 2).unwrap(), None);
+        // What stands behind too many is not looked at.
+        let cut_off = [&message[..], &[0x0a]].concat();
+        assert_eq!(count(&cut_off, 2).unwrap(), None);
+        assert!(count(&cut_off, 3).is_err());
         let mut at = 0;
         let found: Vec<_> = std::iter::from_fn(|| item(&message, &mut at)).collect();
         assert_eq!(found, [&b"a"[..], b"", b"b"]);
