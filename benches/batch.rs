@@ -9,7 +9,7 @@ mod support;
 
 use anyhow::ensure;
 
-use support::exchange::Exchange;
+use support::exchange::{Exchange, check_echo};
 use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
 use support::processes::{Caller, CpuMeter, start_again_as};
@@ -36,12 +36,11 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let load = Load::own_batches(files.path().join("batches"), &exchange.requests(), BATCH)?;
     let service = Server::start(exchange.policies(), &[]);
     let answers = files.path().join("answers");
-    exchange.write_answers(&service, &answers)?;
+    exchange.write_answers(&service, DISTINCT_REQUESTS, &answers)?;
     let echo = start_again_as(echo::ECHO, Some(&answers))?;
-    exchange.check_echo(&echo, &answers)?;
-    exchange.check_batch(&service, BATCH)?;
-    // One after another: so many that are not remembered, all at once, are more than it takes on.
-    exchange.ask_all(&service, BATCH)?;
+    check_echo(&echo, &answers)?;
+    // So many that are not remembered, all at once, would be more than it takes on.
+    exchange.check_batches(&service, BATCH)?;
     for server in [&echo, &service] {
         load.run(server.address(), DISTINCT_REQUESTS / BATCH)?;
     }

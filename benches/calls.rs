@@ -15,9 +15,9 @@
 
 mod support;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 
-use support::exchange::{self, Exchange};
+use support::exchange::{self, Exchange, check_echo};
 use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
 use support::processes::{Caller, CpuMeter, start_again_as};
@@ -46,9 +46,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// A server, and what its row is called.
-struct Subject {
+struct Subject<'a> {
     name: &'static str,
-    server: Server,
+    server: &'a Server,
 }
 
 /// Where each stands among the subjects.
@@ -56,6 +56,21 @@ const ECHO: usize = 0;
 const DEFAULT_ECHO: usize = 1;
 const CACHED: usize = 2;
 const UNCACHED: usize = 3;
+
+/// The service beside these echoes.
+fn beside<'a>(
+    [echo, default_echo]: &'a [Server; 2],
+    cached: &'a Server,
+    uncached: &'a Server,
+) -> [Subject<'a>; 4] {
+    [
+        ("echo", echo),
+        ("default echo", default_echo),
+        ("cached", cached),
+        ("uncached", uncached),
+    ]
+    .map(|(name, server)| Subject { name, server })
+}
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
     load::find_h2load()?;
@@ -71,33 +86,22 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let distinct_load = Load::own(files.path().join("distinct"), &requests)?;
 
     let cached = Server::start(exchange.policies(), &[]);
-    let answers = files.path().join("answers");
-    exchange.write_answers(&cached, &answers)?;
-    let subjects = [
-        Subject {
-            name: "echo",
-            server: start_again_as(echo::ECHO, Some(&answers))?,
-        },
-        Subject {
-            name: "default echo",
-            server: start_again_as(echo::DEFAULT_ECHO, Some(&answers))?,
-        },
-        Subject {
-            name: "cached",
-            server: cached,
-        },
-        Subject {
-            name: "uncached",
-            server: Server::start(exchange.policies(), &["--cache-bytes", "0"]),
-        },
-    ];
-    let [echo, default_echo, _, uncached] = &subjects;
-    for Subject { name, server } in [echo, default_echo] {
-        exchange
-            .check_echo(server, &answers)
-            .with_context(|| format!("`{name}` is no echo"))?;
-    }
-    exchange.check(&uncached.server)?;
+    let uncached = Server::start(exchange.policies(), &["--cache-bytes", "0"]);
+    exchange.answers_of(&uncached)?;
+    // Whoever asks one thing gets one answer, and so from the echoes.
+    let echoes = |answers: usize| {
+        let file = files.path().join(format!("{answers} answers"));
+        exchange.write_answers(&cached, answers, &file)?;
+        let echoes = [
+            start_again_as(echo::ECHO, Some(&file))?,
+            start_again_as(echo::DEFAULT_ECHO, Some(&file))?,
+        ];
+        for echo in &echoes {
+            check_echo(echo, &file)?;
+        }
+        anyhow::Ok(echoes)
+    };
+    let [echoes_of_one, echoes_of_many] = [echoes(1)?, echoes(HOT_REQUESTS)?];
 
     let rounds = sizes.of(ROUNDS, 3);
     println!(
@@ -112,6 +116,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         exchange::POLICIES,
         thousands(exchange::ENTITIES),
     );
+    let subjects = beside(&echoes_of_one, &cached, &uncached);
     Round::warm_up(&one, &subjects, CALLS_PER_RUN)?;
     Round::measure(
         "one request again and again, from h2load",
@@ -120,6 +125,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         rounds,
     )?;
 
+    let subjects = beside(&echoes_of_many, &cached, &uncached);
     Round::warm_up(&hot_load, &subjects, CALLS_PER_RUN)?;
     let hot = Round::measure(
         &format!(
@@ -132,8 +138,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     )?;
 
     Round::warm_up(&distinct_load, &subjects, DISTINCT_REQUESTS)?;
-    let [_, _, cached, _] = &subjects;
-    let mut caller = Caller::of(&cached.server)?;
+    let mut caller = Caller::of(&cached)?;
     let before = caller.cache()?;
     let distinct = Round::measure(
         &format!(
@@ -168,7 +173,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
 struct Round(Vec<Vec<f64>>);
 
 impl Round {
-    fn warm_up(load: &Load, subjects: &[Subject], calls: usize) -> anyhow::Result<()> {
+    fn warm_up(load: &Load, subjects: &[Subject<'_>], calls: usize) -> anyhow::Result<()> {
         for Subject { server, .. } in subjects {
             load.run(server.address(), calls)?;
         }
@@ -178,13 +183,13 @@ impl Round {
     fn measure(
         title: &str,
         load: &Load,
-        subjects: &[Subject],
+        subjects: &[Subject<'_>],
         rounds: usize,
     ) -> anyhow::Result<Self> {
         let round = || {
             subjects
                 .iter()
-                .map(|subject| microseconds_per_call(&subject.server, load))
+                .map(|subject| microseconds_per_call(subject.server, load))
                 .collect::<anyhow::Result<Vec<f64>>>()
         };
         let measured = Self(

@@ -154,11 +154,7 @@ impl Subject {
     fn start(way: &'static Way, policies: &TempDir, collector: &str) -> anyhow::Result<Self> {
         let files = tempfile::tempdir()?;
         let destination = format!("file:{}", files.path().join("decisions").display());
-        let mut command = support::running::command();
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-            .arg(policies.path())
-            .args(way.arguments);
+        let mut command = support::running::serving(policies.path(), way.arguments);
         if way.logs {
             command.args(["--decision-log", &destination]);
         }

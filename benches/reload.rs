@@ -248,17 +248,15 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
         let calls = pressure.finish()?;
         let latencies = Latencies::of(&calls, &reloads)?;
         let over_rest = |spread: &Spread| spread.percentile(99) / latencies.at_rest.percentile(99);
-        for (when, spread) in [
-            ("at rest", &latencies.at_rest),
+        let rest = ("at rest", &latencies.at_rest);
+        let moments = [
             ("during reloads", &latencies.during),
             ("just after", &latencies.after),
-        ] {
+        ];
+        for (when, spread) in std::iter::once(rest).chain(moments) {
             rows.push(Latencies::row(name, when, spread, over_rest(spread)));
         }
-        for (when, spread) in [
-            ("during", &latencies.during),
-            ("just after", &latencies.after),
-        ] {
+        for (when, spread) in moments {
             measured.push((
                 over_rest(spread),
                 format!(

@@ -30,7 +30,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use support::{PATIENCE, Server, command, policy_directory, request};
+use support::{PATIENCE, Server, policy_directory, request, serving};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -253,14 +253,11 @@ fn hex(bytes: &[u8]) -> String {
 /// A server with these variables, which waits a moment for spans to send together.
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (tempfile::TempDir, Server) {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
-    let mut command = command();
+    let mut command = serving(directory.path(), arguments);
     without_otel(&mut command);
     command
         .env("OTEL_BSP_SCHEDULE_DELAY", "20")
-        .envs(variables.iter().copied())
-        .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-        .arg(directory.path())
-        .args(arguments);
+        .envs(variables.iter().copied());
     let server = Server::spawn(command, 1);
     (directory, server)
 }

@@ -7,16 +7,12 @@
 //! match it. That is measured here, with one changed policy that matches nothing. Where entities have
 //! changed, every one that the answer has read would have to be compared besides.
 
-use anyhow::Context as _;
-use cedar_pdp::pdp::candidates;
-use std::hint::black_box;
-use std::time::Instant;
+use cedar_pdp::pdp::{authorize, candidates};
 
-use crate::decide::time_each;
+use crate::decide::Compared;
 use crate::loaded::Loaded;
 use crate::support::Sizes;
-use crate::support::figures::{Spread, print_table};
-use crate::support::targets::thousands;
+use crate::support::figures::print_table;
 
 const REQUESTS: usize = 20_000;
 
@@ -28,27 +24,18 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for (policies, entities) in [(12, 1_000), sizes.of((100_000, 1_000_000), (1_000, 10_000))] {
         let loaded = Loaded::new(policies, entities, requests)?;
-        let queries: Vec<_> = loaded.asks.iter().map(|ask| ask.query()).collect();
-        let again = Spread::of(time_each(&loaded.snapshot, &queries)?);
         let changed = loaded.with_policy_alone(CHANGED)?;
-        let mut checks = Vec::new();
-        for query in &queries {
-            let begun = Instant::now();
-            let matching = candidates(&changed, black_box(query));
-            let took = begun.elapsed();
-            black_box(matching.context("a request cannot be bound")?);
-            checks.push(took.as_secs_f64() * 1e6);
-        }
-        let check = Spread::of(checks);
+        let compared = Compared::measure(
+            (loaded.queries(), &|query| {
+                authorize(&loaded.snapshot, query)
+            }),
+            (loaded.queries(), &|query| candidates(&changed, query)),
+        )?;
         rows.push([
-            format!(
-                "{} policies, {} entities",
-                thousands(policies),
-                thousands(entities)
-            ),
-            format!("{:.2}", again.median()),
-            format!("{:.2}", check.median()),
-            format!("{:.2}", check.median() / again.median()),
+            loaded.size(),
+            format!("{:.2}", compared.baseline().median()),
+            format!("{:.2}", compared.subject().median()),
+            compared.ratio().show(2),
         ]);
     }
     print_table(

@@ -7,6 +7,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cedar_pdp::pdp::authorize;
+
 use crate::decide::{candidates_of, time_each};
 use crate::loaded::Loaded;
 use crate::plain::Plain;
@@ -89,8 +91,10 @@ pub(crate) fn measure(sizes: Sizes, svg: Option<&Path>) -> anyhow::Result<()> {
 impl Point {
     fn measure(policies: usize, entities: usize) -> anyhow::Result<Self> {
         let loaded = Loaded::new(policies, entities, REQUESTS)?;
-        let queries: Vec<_> = loaded.asks.iter().map(|ask| ask.query()).collect();
-        let ours = Spread::of(time_each(&loaded.snapshot, &queries)?);
+        let ours = time_each(&loaded.queries(), &|query| {
+            authorize(&loaded.snapshot, query)
+        })?;
+        let ours = Spread::of(ours);
         let plain = (entities <= MOST_PLAIN_ENTITIES)
             .then(|| {
                 let plain = Plain::load(loaded.directory.path())?;

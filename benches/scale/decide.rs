@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use cedar_pdp::pdp::query::Query;
-use cedar_pdp::pdp::{Snapshot, authorize, candidates};
+use cedar_pdp::pdp::{NoAnswer, authorize, candidates};
 
 use crate::loaded::Loaded;
 use crate::support::Sizes;
@@ -33,12 +33,9 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         100.0 * large.allowed()
     );
 
-    let plain = |loaded: &Loaded| loaded.asks.iter().map(|ask| ask.query()).collect();
     let plain = Compared::measure(
-        &small.snapshot,
-        plain(&small),
-        &large.snapshot,
-        plain(&large),
+        (small.queries(), &|query| authorize(&small.snapshot, query)),
+        (large.queries(), &|query| authorize(&large.snapshot, query)),
     )?;
     plain.print("without entities of its own", &small, &large);
     let (few, many) = (candidates_of(&small)?, candidates_of(&large)?);
@@ -47,7 +44,7 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         ["", "p50", "p99", "most"],
         [(&small, &few), (&large, &many)].map(|(loaded, candidates)| {
             [
-                size_of(loaded),
+                loaded.size(),
                 format!("{:.0}", candidates.median()),
                 format!("{:.0}", candidates.percentile(99)),
                 format!("{:.0}", candidates.most()),
@@ -73,10 +70,8 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         loaded.asks.iter().map(bringing).collect()
     };
     let bringing = Compared::measure(
-        &small.snapshot,
-        bringing(&small),
-        &large.snapshot,
-        bringing(&large),
+        (bringing(&small), &|query| authorize(&small.snapshot, query)),
+        (bringing(&large), &|query| authorize(&large.snapshot, query)),
     )?;
     bringing.print("bringing 5 entities of its own", &small, &large);
     bringing.target(targets::REQUEST_ENTITIES, "");
@@ -93,67 +88,53 @@ pub(crate) fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
     Ok(Spread::of(counts))
 }
 
-fn size_of(loaded: &Loaded) -> String {
-    format!(
-        "{} policies, {} entities",
-        thousands(loaded.dataset.policies()),
-        thousands(loaded.dataset.entities())
-    )
-}
+/// Queries, and what is done for each.
+type Side<'a, T> = (Vec<Query>, &'a dyn Fn(&Query) -> Result<T, NoAnswer>);
 
-/// Microseconds of each decision, by turn.
-struct Compared {
-    small: Vec<Spread>,
-    large: Vec<Spread>,
-    of_small: Spread,
-    of_large: Spread,
+/// Microseconds of each query on two sides that take turns, by turn.
+pub(crate) struct Compared {
+    baseline: Vec<Vec<f64>>,
+    subject: Vec<Vec<f64>>,
 }
 
 impl Compared {
-    fn measure(
-        small: &Snapshot,
-        small_queries: Vec<Query>,
-        large: &Snapshot,
-        large_queries: Vec<Query>,
+    pub(crate) fn measure<T, U>(
+        (baseline_queries, baseline): Side<'_, T>,
+        (subject_queries, subject): Side<'_, U>,
     ) -> anyhow::Result<Self> {
-        let mut turns = (Vec::new(), Vec::new());
-        let mut all = (Vec::new(), Vec::new());
-        let per_turn = small_queries.len().div_ceil(TURNS);
-        let chunks = small_queries
+        let per_turn = baseline_queries.len().div_ceil(TURNS);
+        let turns = baseline_queries
             .chunks(per_turn)
-            .zip(large_queries.chunks(per_turn));
-        for (small_queries, large_queries) in chunks {
-            let measured = (
-                time_each(small, small_queries)?,
-                time_each(large, large_queries)?,
-            );
-            all.0.extend_from_slice(&measured.0);
-            all.1.extend_from_slice(&measured.1);
-            turns.0.push(Spread::of(measured.0));
-            turns.1.push(Spread::of(measured.1));
-        }
-        Ok(Self {
-            small: turns.0,
-            large: turns.1,
-            of_small: Spread::of(all.0),
-            of_large: Spread::of(all.1),
-        })
+            .zip(subject_queries.chunks(per_turn))
+            .map(|(of_baseline, of_subject)| {
+                Ok((
+                    time_each(of_baseline, baseline)?,
+                    time_each(of_subject, subject)?,
+                ))
+            });
+        let (baseline, subject) = turns.collect::<anyhow::Result<_>>()?;
+        Ok(Self { baseline, subject })
+    }
+
+    pub(crate) fn baseline(&self) -> Spread {
+        Spread::of(self.baseline.iter().flatten().copied())
+    }
+
+    pub(crate) fn subject(&self) -> Spread {
+        Spread::of(self.subject.iter().flatten().copied())
     }
 
     /// The ratio of the medians in each turn.
-    fn ratio(&self) -> Spread {
-        Spread::of(
-            self.large
-                .iter()
-                .zip(&self.small)
-                .map(|(large, small)| large.median() / small.median()),
-        )
+    pub(crate) fn ratio(&self) -> Spread {
+        let median = |turn: &Vec<f64>| Spread::of(turn.iter().copied()).median();
+        let turns = self.subject.iter().zip(&self.baseline);
+        Spread::of(turns.map(|(subject, baseline)| median(subject) / median(baseline)))
     }
 
     fn print(&self, title: &str, small: &Loaded, large: &Loaded) {
         let row = |loaded: &Loaded, spread: &Spread, ratio: String| {
             [
-                size_of(loaded),
+                loaded.size(),
                 format!("{:.2}", spread.median()),
                 format!("{:.2}", spread.percentile(99)),
                 ratio,
@@ -163,8 +144,8 @@ impl Compared {
             title,
             ["", "p50 us", "p99 us", "x small"],
             [
-                row(small, &self.of_small, "1.00".to_owned()),
-                row(large, &self.of_large, self.ratio().show(2)),
+                row(small, &self.baseline(), "1.00".to_owned()),
+                row(large, &self.subject(), self.ratio().show(2)),
             ],
         );
     }
@@ -173,23 +154,26 @@ impl Compared {
         target.measured(&format!(
             "{:.2} x (p50 {:.2} us / {:.2} us, p99 {:.1} us / {:.1} us{besides})",
             self.ratio().median(),
-            self.of_large.median(),
-            self.of_small.median(),
-            self.of_large.percentile(99),
-            self.of_small.percentile(99)
+            self.subject().median(),
+            self.baseline().median(),
+            self.subject().percentile(99),
+            self.baseline().percentile(99)
         ));
     }
 }
 
-/// The microseconds of each decision.
-pub(crate) fn time_each(snapshot: &Snapshot, queries: &[Query]) -> anyhow::Result<Vec<f64>> {
+/// The microseconds of `answer` for each query.
+pub(crate) fn time_each<T>(
+    queries: &[Query],
+    answer: &dyn Fn(&Query) -> Result<T, NoAnswer>,
+) -> anyhow::Result<Vec<f64>> {
     queries
         .iter()
         .map(|query| {
             let begun = Instant::now();
-            let answer = authorize(snapshot, black_box(query));
+            let answered = answer(black_box(query));
             let took = begun.elapsed();
-            black_box(answer.context("a request cannot be decided")?);
+            black_box(answered.context("a request cannot be decided")?);
             Ok(took.as_secs_f64() * 1e6)
         })
         .collect()

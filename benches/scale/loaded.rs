@@ -5,11 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use cedar_pdp::pdp::answer::Decision;
+use cedar_pdp::pdp::query::Query;
 use cedar_pdp::pdp::{Settings, Snapshot, Workers, authorize, compile_from};
 use cedar_pdp::policy_store::{SourceLimits, source};
 use tempfile::TempDir;
 
 use crate::support::dataset::{Ask, Dataset};
+use crate::support::targets::thousands;
 
 /// A snapshot, the directory that it was made of, and requests to decide on it.
 pub(crate) struct Loaded {
@@ -37,11 +39,27 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// The same schema and entities with this policy alone. The policies' files are gone then.
+    /// The same schema and entities with this policy alone.
     pub(crate) fn with_policy_alone(&self, policy: &str) -> anyhow::Result<Snapshot> {
-        fs::remove_dir_all(self.directory.path().join("policies"))?;
-        fs::write(self.directory.path().join("alone.cedar"), policy)?;
-        load(self.directory.path())
+        let directory = tempfile::tempdir()?;
+        self.dataset.write(directory.path())?;
+        fs::remove_dir_all(directory.path().join("policies"))?;
+        fs::write(directory.path().join("alone.cedar"), policy)?;
+        load(directory.path())
+    }
+
+    /// What it was loaded with, for a row of a table.
+    pub(crate) fn size(&self) -> String {
+        format!(
+            "{} policies, {} entities",
+            thousands(self.dataset.policies()),
+            thousands(self.dataset.entities())
+        )
+    }
+
+    /// All requests as the engine takes them.
+    pub(crate) fn queries(&self) -> Vec<Query> {
+        self.asks.iter().map(Ask::query).collect()
     }
 
     /// Decides each request once: what is measured must be what the data set promises.

@@ -32,16 +32,15 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
         _ => bail!("a size is a number of policies and one of entities"),
     };
     let loaded = Loaded::new(policies, entities, REQUESTS)?;
-    let plain = || loaded.asks.iter().map(|ask| ask.query()).collect();
     match name {
-        "uncached" => uncached(&loaded.snapshot, plain(), count),
+        "uncached" => uncached(&loaded.snapshot, loaded.queries(), count),
         "bringing_entities" => {
             let bringing = |ask| loaded.dataset.bringing_entities(ask);
             let queries = loaded.asks.iter().map(bringing).collect();
             uncached(&loaded.snapshot, queries, count)
         }
         "cached_hit" => {
-            let queries: Vec<Query> = plain();
+            let queries = loaded.queries();
             let (mut publisher, reader) = snapshots();
             publisher.publish(Arc::new(loaded.snapshot));
             let engine = Engine::new(
@@ -53,8 +52,7 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
             let snapshot = engine.snapshot().context("a snapshot was published")?;
             // Not in the function whose instructions count.
             for query in &queries {
-                let leave = engine.leave_now().context("nothing is logged")?;
-                engine.authorize(&snapshot, query, &Origin::default(), &leave)?;
+                ask(&engine, &snapshot, query)?;
             }
             for query in queries.iter().cycle().take(count) {
                 cached_hit(&engine, &snapshot, query)?;
@@ -85,6 +83,10 @@ fn uncached_decision(snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
 
 #[inline(never)]
 fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
+    ask(engine, snapshot, query)
+}
+
+fn ask(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
     let leave = engine.leave_now().context("nothing is logged")?;
     black_box(engine.authorize(snapshot, query, &Origin::default(), &leave)?);
     Ok(())

@@ -32,31 +32,40 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// So many requests, no two alike: the first of their kind, allowed or denied, as the data set
-    /// draws them.
+    /// So many requests, no two alike, allowed and denied ones in turn: the first of their kind that
+    /// the data set draws.
     pub fn new(requests: usize) -> anyhow::Result<Self> {
         let dataset = Dataset::new(POLICIES, ENTITIES)?;
         let directory = tempfile::tempdir()?;
         dataset.write(directory.path())?;
         let mut known = HashSet::new();
-        let mut left = [requests / 2, requests - requests / 2];
-        let mut asks = dataset.requests(MOST_DRAWS * requests)?;
-        asks.retain(|ask| {
-            let left = if ask.is_allowed {
-                &mut left[0]
+        let (mut allowed, mut denied) = (Vec::new(), Vec::new());
+        for ask in dataset.draws()?.take(MOST_DRAWS * requests) {
+            let ask = ask?;
+            let of_its_kind = if ask.is_allowed {
+                &mut allowed
             } else {
-                &mut left[1]
+                &mut denied
             };
-            let is_wanted = *left > 0 && known.insert(ask.message().encode_to_vec());
-            *left -= usize::from(is_wanted);
-            is_wanted
-        });
+            if of_its_kind.len() < requests / 2 && known.insert(ask.message().encode_to_vec()) {
+                of_its_kind.push(ask);
+            }
+            if allowed.len() + denied.len() == requests {
+                break;
+            }
+        }
         ensure!(
-            asks.len() == requests,
-            "only {} of {requests} requests differ",
-            asks.len()
+            allowed.len() + denied.len() == requests,
+            "only {} allowed and {} denied requests differ, of {requests}, an even number",
+            allowed.len(),
+            denied.len()
         );
-        Ok(Self { directory, asks })
+        let pairs = allowed.into_iter().zip(denied);
+        let asks = pairs.flat_map(|(allowed, denied)| [allowed, denied]);
+        Ok(Self {
+            directory,
+            asks: asks.collect(),
+        })
     }
 
     /// The policy directory.
@@ -69,70 +78,68 @@ impl Exchange {
         self.asks.iter().map(Ask::message).collect()
     }
 
-    /// Has `service` answer the first requests, sees that it answers as the data set promises, and
-    /// writes its answers to `file`, for an echo.
-    pub fn write_answers(&self, service: &Server, file: &Path) -> anyhow::Result<()> {
-        fs::write(file, bodies(&self.answers_of(service)?))?;
+    /// Has `service` answer the first requests, so many at most as are looked at, and writes its
+    /// answers to `file`, for an echo.
+    pub fn write_answers(&self, service: &Server, most: usize, file: &Path) -> anyhow::Result<()> {
+        let mut answers = self.answers_of(service)?;
+        answers.truncate(most);
+        fs::write(file, bodies(&answers))?;
         Ok(())
     }
 
-    /// Sees that a server answers the first requests as the data set promises.
-    pub fn check(&self, service: &Server) -> anyhow::Result<()> {
-        self.answers_of(service).map(|_| ())
-    }
-
-    fn answers_of(&self, service: &Server) -> anyhow::Result<Vec<pb::AuthorizeResponse>> {
+    /// The answers of `service` to the first requests, which must be as the data set promises.
+    pub fn answers_of(&self, service: &Server) -> anyhow::Result<Vec<pb::AuthorizeResponse>> {
         let mut caller = Caller::of(service)?;
-        let mut answers = Vec::new();
-        for ask in self.asks.iter().take(LOOKED_AT) {
-            let answer = caller.authorize(ask.message())?;
-            ensure!(
-                answer.decision() == ask.decision(),
-                "the answer to {ask:?} is {answer:?}"
-            );
-            answers.push(answer);
-        }
-        Ok(answers)
+        let asks = self.asks.iter().take(LOOKED_AT);
+        asks.map(|ask| as_promised(ask, caller.authorize(ask.message())?))
+            .collect()
     }
 
-    /// Sees that `echo` gives the answers in `file`: else it would be spared bytes that the
-    /// service writes.
-    pub fn check_echo(&self, echo: &Server, file: &Path) -> anyhow::Result<()> {
-        let mut caller = Caller::of(echo)?;
-        for answer in read_answers(file)? {
-            let given = caller.authorize(pb::AuthorizeRequest::default())?;
-            ensure!(given == answer, "the echo says {given:?} for {answer:?}");
-        }
-        Ok(())
-    }
-
-    /// Has `service` answer all requests, one batch after another.
-    pub fn ask_all(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
+    /// Sees that `service` answers all requests as the data set promises, in one batch after another.
+    pub fn check_batches(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
+        use pb::batch_authorize_result::Result::{Error, Response};
         let mut caller = Caller::of(service)?;
         for asks in self.asks.chunks(batch) {
-            caller.authorize_batch(asks.iter().map(Ask::message).collect())?;
-        }
-        Ok(())
-    }
-
-    /// Sees that a batch of the first requests is answered as the data set promises, item by item.
-    pub fn check_batch(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
-        let asks = self.asks.get(..batch).context("a batch of them")?;
-        let requests = asks.iter().map(Ask::message).collect();
-        let answers = Caller::of(service)?.authorize_batch(requests)?.results;
-        ensure!(answers.len() == batch, "not every item is answered");
-        for (ask, result) in asks.iter().zip(answers) {
-            use pb::batch_authorize_result::Result::{Error, Response};
-            match result.result.context("an item without a result")? {
-                Response(answer) => ensure!(
-                    answer.decision() == ask.decision(),
-                    "the answer to {ask:?} is {answer:?}"
-                ),
-                Error(error) => anyhow::bail!("an item fails: {error:?}"),
+            let requests = asks.iter().map(Ask::message).collect();
+            let answers = caller.authorize_batch(requests)?.results;
+            ensure!(answers.len() == asks.len(), "not every item is answered");
+            for (ask, result) in asks.iter().zip(answers) {
+                match result.result.context("an item without a result")? {
+                    Response(answer) => as_promised(ask, answer)?,
+                    Error(error) => anyhow::bail!("an item fails: {error:?}"),
+                };
             }
         }
         Ok(())
     }
+}
+
+fn as_promised(ask: &Ask, answer: pb::AuthorizeResponse) -> anyhow::Result<pb::AuthorizeResponse> {
+    ensure!(
+        answer.decision() == ask.decision(),
+        "the answer to {ask:?} is {answer:?}"
+    );
+    Ok(answer)
+}
+
+/// Sees that `echo` gives the answers in `file`, one by one and in a batch: else it would be spared
+/// bytes that the service writes.
+pub fn check_echo(echo: &Server, file: &Path) -> anyhow::Result<()> {
+    use pb::batch_authorize_result::Result::Response;
+    let mut caller = Caller::of(echo)?;
+    let answers = read_answers(file)?;
+    for answer in &answers {
+        let given = caller.authorize(pb::AuthorizeRequest::default())?;
+        ensure!(given == *answer, "the echo says {given:?} for {answer:?}");
+    }
+    let requests = answers.iter().map(|_| pb::AuthorizeRequest::default());
+    let given = caller.authorize_batch(requests.collect())?.results;
+    let given = given.into_iter().map(|result| result.result);
+    ensure!(
+        given.eq(answers.into_iter().map(|answer| Some(Response(answer)))),
+        "the echo gives other answers in a batch"
+    );
+    Ok(())
 }
 
 /// The answers in a file that [`Exchange::write_answers`] wrote.

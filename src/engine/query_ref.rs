@@ -43,14 +43,11 @@ impl<'a> Fields<'a> {
     /// The `entries` of a map as they came, or nothing if a name stands among them twice.
     #[must_use]
     pub fn of(mut entries: Vec<(&'a str, ValueRef<'a>)>) -> Option<Self> {
-        let are_sorted = |entries: &[(&str, ValueRef<'_>)]| {
-            let next = entries.iter().skip(1);
-            entries.iter().zip(next).all(|((a, _), (b, _))| a < b)
-        };
+        let in_order = |(one, _): &(&str, _), (next, _): &(&str, _)| one < next;
         // Many a client writes its maps in order.
-        if !are_sorted(&entries) {
+        if !entries.is_sorted_by(in_order) {
             entries.sort_unstable_by_key(|(name, _)| *name);
-            if !are_sorted(&entries) {
+            if !entries.is_sorted_by(in_order) {
                 return None;
             }
         }

@@ -561,11 +561,13 @@ impl Compilation<'_> {
                 .with_help("raise `--max-store-bytes`, if the machine has the memory"),
             );
         }
-        let mut together = index.most_together();
+        // One request may have the key that the most are filed under, and meets those that are open.
+        let (largest, open) = (index.largest_bucket(), index.open());
+        let count = largest.len() + open.len();
         let most = self.settings.max_candidates;
-        let count = together.len();
         if count > most
-            && let Some(first) = together.next().and_then(|at| rules.get(at as usize))
+            && let Some(first) = largest.iter().chain(open).next()
+            && let Some(first) = rules.get(*first as usize)
         {
             self.findings.add(
                 Diagnostic::warning(

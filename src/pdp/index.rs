@@ -505,11 +505,9 @@ impl Index {
         &self.open
     }
 
-    /// The policies under the key that has the most, and those that every request meets: as many may
-    /// match one request. Those that demand nothing come last, as there is nothing to narrow.
-    pub(super) fn most_together(&self) -> impl ExactSizeIterator<Item = RuleNumber> {
-        let all: Vec<_> = self.largest.iter().chain(&self.open).copied().collect();
-        all.into_iter()
+    /// The most policies that are filed under one key, of those that demand something.
+    pub(super) fn largest_bucket(&self) -> &[RuleNumber] {
+        &self.largest
     }
 
     /// The memory that it holds, in bytes.

@@ -26,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::house::{POLICIES, allowed, denied};
-use crate::support::{PATIENCE, Server, command, get, policy_directory};
+use crate::support::{PATIENCE, Server, get, policy_directory, serving};
 
 /// A collector that a test looks into.
 struct Collector {
@@ -207,18 +207,18 @@ fn attributes(all: Vec<KeyValue>) -> BTreeMap<String, String> {
 
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (TempDir, Server) {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
-    let mut command = command();
+    let mut command = serving(policies.path(), arguments);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("OTEL_") {
             command.env_remove(name);
         }
     }
-    command
-        .envs(variables.iter().copied())
-        .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-        .arg(policies.path())
-        .args(["--decision-log", "otlp", "--decision-log-allow-sample", "1"])
-        .args(arguments);
+    command.envs(variables.iter().copied()).args([
+        "--decision-log",
+        "otlp",
+        "--decision-log-allow-sample",
+        "1",
+    ]);
     let server = Server::spawn(command, 1);
     (policies, server)
 }

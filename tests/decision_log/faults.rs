@@ -363,10 +363,8 @@ async fn what_cannot_be_written_by_the_end_is_counted_and_told() {
 #[tokio::test]
 async fn a_reader_of_the_standard_output_that_stops_holds_nobody_up() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
-    let mut command = support::command();
+    let mut command = support::serving(policies.path(), &[]);
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-        .arg(policies.path())
         .args([
             "--decision-log",
             "stdout",
@@ -475,10 +473,8 @@ fn end_of_lines(text: &[u8]) -> usize {
 #[test]
 fn a_file_that_cannot_be_opened_is_an_error_at_the_start() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
-    let output = support::command()
-        .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-        .arg(policies.path())
-        .args(["--decision-log", "file:/nonexistent/decisions"])
+    let to_nowhere = ["--decision-log", "file:/nonexistent/decisions"];
+    let output = support::serving(policies.path(), &to_nowhere)
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -8,7 +8,7 @@ use cedar_pdp::api::pb;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use crate::support::{PATIENCE, Server, command, get, policy_directory, request, value};
+use crate::support::{PATIENCE, Server, get, policy_directory, request, serving, value};
 
 pub(crate) const POLICIES: &str = r#"
 @id("everyone-reads")
@@ -39,12 +39,9 @@ impl House {
 
     /// The same, on these policies.
     pub(crate) fn start_on(policies: TempDir, logs: TempDir, arguments: &[&str]) -> Self {
-        let mut command = command();
+        let mut command = serving(policies.path(), arguments);
         let file = logs.path().join("decisions");
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-            .arg(policies.path())
-            .args(arguments)
             // What the arguments say comes first.
             .env("CEDAR_PDP_DECISION_LOG", format!("file:{}", file.display()))
             .env("CEDAR_PDP_DECISION_LOG_ALLOW_SAMPLE", "1");

@@ -29,12 +29,8 @@ impl House {
         arguments: &[&str],
     ) -> Self {
         let policies = policy_directory(files);
-        let mut command = crate::support::command();
-        command
-            .envs(environment.iter().copied())
-            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-            .arg(policies.path())
-            .args(arguments);
+        let mut command = crate::support::serving(policies.path(), arguments);
+        command.envs(environment.iter().copied());
         let server = Server::spawn(command, 1);
         let caller = Caller::connect(server.address()).await;
         Self {

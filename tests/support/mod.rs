@@ -44,6 +44,21 @@ pub fn command() -> Command {
     without_settings(Command::new(binary()))
 }
 
+/// `cedar-pdp serve` on `policies` and a free port, with these further arguments.
+pub fn serving(policies: &Path, arguments: &[&str]) -> Command {
+    serving_on(&["127.0.0.1:0"], policies, arguments)
+}
+
+fn serving_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
+    let mut command = command();
+    command.arg("serve").arg("--policies").arg(policies);
+    for address in listen {
+        command.args(["--listen", address]);
+    }
+    command.args(arguments);
+    command
+}
+
 /// `command`, without the settings in the environment of whoever runs the tests, and without a
 /// door for operators: many services run at once, and its port is one and the same for all. A test
 /// that wants one gives `--admin-listen`.
@@ -87,18 +102,12 @@ impl Server {
     /// Starts `cedar-pdp serve` on `policies` and a free port, with these further arguments, and
     /// waits until it listens.
     pub fn start(policies: &Path, arguments: &[&str]) -> Self {
-        Self::start_listening(policies, &["127.0.0.1:0"], arguments)
+        Self::spawn(serving(policies, arguments), 1)
     }
 
     /// Starts it on these addresses.
     pub fn start_listening(policies: &Path, listen: &[&str], arguments: &[&str]) -> Self {
-        let mut command = command();
-        command.arg("serve").arg("--policies").arg(policies);
-        for address in listen {
-            command.args(["--listen", address]);
-        }
-        command.args(arguments);
-        Self::spawn(command, listen.len())
+        Self::spawn(serving_on(listen, policies, arguments), listen.len())
     }
 
     /// Runs `command` and waits for `addresses` lines that say where it listens.

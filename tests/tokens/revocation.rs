@@ -115,10 +115,7 @@ fn files_that_are_missing_or_wrong_at_the_start_are_errors() {
         support::policy_directory(&[("a.cedar", "permit(principal, action, resource);")]);
     let fails = |tokens: &str, revocations: Option<&str>, says: &str| {
         std::fs::write(at("issuers.toml"), tokens).unwrap();
-        let mut command = support::command();
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--policies"])
-            .arg(policies.path());
+        let mut command = support::serving(policies.path(), &[]);
         command.arg("--tokens").arg(at("issuers.toml"));
         if let Some(text) = revocations {
             std::fs::write(at("revoked.toml"), text).unwrap();

@@ -123,6 +123,11 @@ impl Dataset {
 
     /// So many requests, allowed and denied ones in turn.
     pub fn requests(&self, count: usize) -> anyhow::Result<Vec<Ask>> {
+        self.draws()?.take(count).collect()
+    }
+
+    /// Requests without end, allowed and denied ones in turn.
+    pub fn draws(&self) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Ask>>> {
         ensure!(
             self.users > 0 && self.documents > 0,
             "nobody is there to ask for anything"
@@ -133,15 +138,13 @@ impl Dataset {
             documents: Zipf::new(self.documents),
         };
         let permits = Permits::of(self);
-        (0..count)
-            .map(|n| {
-                if n % 2 == 0 {
-                    self.allowed(&mut draw, &permits)
-                } else {
-                    Ok(self.denied(&mut draw))
-                }
-            })
-            .collect()
+        Ok((0..).map(move |n| {
+            if n % 2 == 0 {
+                self.allowed(&mut draw, &permits)
+            } else {
+                Ok(self.denied(&mut draw))
+            }
+        }))
     }
 
     fn allowed(&self, draw: &mut Draw, permits: &Permits<'_>) -> anyhow::Result<Ask> {

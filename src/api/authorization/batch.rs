@@ -111,9 +111,9 @@ impl Batch {
         let ends = |rejection| door.ends(rejection);
         call.caller.is_still(Right::Authorize).map_err(ends)?;
         let most = door.rules.max_batch_items;
-        let items = count(&message, most)?;
+        let holds_too_many = holds_more_than(most, &message)?;
         call.deadline.check().map_err(ends)?;
-        if items.is_none() {
+        if holds_too_many {
             return Err(ends(Rejection::TooMany {
                 what: "requests in one batch",
                 most,
@@ -336,21 +336,21 @@ impl Batch {
 /// The field of a `BatchAuthorizeRequest` that holds its requests.
 const REQUESTS: u64 = 1;
 
-/// How many requests the `BatchAuthorizeRequest` in `message` holds, which are not looked into; `None`,
-/// without a look at the rest, when they are more than `most`.
-fn count(message: &[u8], most: usize) -> Result<Option<usize>, Status> {
+/// Whether the `BatchAuthorizeRequest` in `message` holds more requests than `most`. They are not
+/// looked into, and what stands behind one too many is not looked at.
+fn holds_more_than(most: usize, message: &[u8]) -> Result<bool, Status> {
     let mut fields = Fields(message);
     let mut count = 0;
     for (number, wire_type, _) in fields.by_ref() {
         match (number, wire_type) {
-            (REQUESTS, WireType::LengthDelimited) if count == most => return Ok(None),
+            (REQUESTS, WireType::LengthDelimited) if count == most => return Ok(true),
             (REQUESTS, WireType::LengthDelimited) => count += 1,
             (REQUESTS, _) => return Err(Status::invalid_argument("requests are no numbers")),
             _ => {}
         }
     }
     if fields.0.is_empty() {
-        return Ok(Some(count));
+        return Ok(false);
     }
     // prost says what is no message, in its words. Groups it passes over, and we do not.
     codec::decode::<()>(message)?;
@@ -412,12 +412,11 @@ mod tests {
             &[0x0a, 0, 0x0a, 1, b'b', 0x10, 1],
         ]
         .concat();
-        assert_eq!(count(&message, 3).unwrap(), Some(3));
-        assert_eq!(count(&message, 2).unwrap(), None);
-        // What stands behind too many is not looked at.
+        assert!(!holds_more_than(3, &message).unwrap());
+        assert!(holds_more_than(2, &message).unwrap());
         let cut_off = [&message[..], &[0x0a]].concat();
-        assert_eq!(count(&cut_off, 2).unwrap(), None);
-        assert!(count(&cut_off, 3).is_err());
+        assert!(holds_more_than(2, &cut_off).unwrap());
+        assert!(holds_more_than(3, &cut_off).is_err());
         let mut at = 0;
         let found: Vec<_> = std::iter::from_fn(|| item(&message, &mut at)).collect();
         assert_eq!(found, [&b"a"[..], b"", b"b"]);
@@ -436,7 +435,7 @@ mod tests {
             &[0x00, 0],
             &[0x80, 0x80, 0x80, 0x80, 0x10, 0],
         ] {
-            let status = count(no_batch, 10).unwrap_err();
+            let status = holds_more_than(10, no_batch).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{no_batch:?}");
         }
     }

@@ -171,7 +171,7 @@ fn a_policy_is_filed_under_what_the_fewest_demand() {
     policies.push("permit(principal, action, resource == Doc::\"d\");".to_owned());
     let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
     let (_, index) = index(&policies);
-    assert_eq!(index.most_together().len(), 1);
+    assert_eq!(index.largest_bucket().len(), 1);
     assert_eq!(found(&policies, &[]), [50]);
 }
 
