@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".")
         .extern_path(".google.rpc", "::tonic_types::pb")
         // tonic's own codec calls a message that does not decode INTERNAL.
-        .codec_path("crate::api::codec::Codec")
+        .codec_path("crate::api::grpc::wire::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())
 }

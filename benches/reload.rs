@@ -17,8 +17,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::Decision;
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::Decision;
 use cedar_pdp::config::Config;
 
 use support::dataset::{Dataset, EntityKind, policy_file};

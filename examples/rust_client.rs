@@ -1,9 +1,9 @@
 //! Asks a running cedar-pdp for decisions. Takes its address; by default `127.0.0.1:50051`.
 
-use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
-use cedar_pdp::api::pb::authorize_request::Identity;
-use cedar_pdp::api::pb::value::Kind;
-use cedar_pdp::api::pb::{AuthorizeRequest, EntityUid, Value};
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::grpc::pb::authorize_request::Identity;
+use cedar_pdp::api::grpc::pb::value::Kind;
+use cedar_pdp::api::grpc::pb::{AuthorizeRequest, EntityUid, Value};
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 

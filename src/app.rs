@@ -1,4 +1,4 @@
-//! Wires the house: opens the policy store, the engine and the doors, and takes them down again.
+//! Wires the backend: opens the policy store, the engine and the router, and takes them down again.
 //!
 //! The only place that knows all the parts. Nothing here decides or parses.
 
@@ -10,12 +10,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinSet;
 
-use crate::api::admin::{AdminError, AdminServer, Office};
-use crate::api::figures::CallFigures;
-use crate::api::listen::BoundAddress;
+use crate::api::admin::metrics;
+use crate::api::admin::{AdminError, AdminServer, AdminState};
+use crate::api::metrics::CallFigures;
+use crate::api::transport::listener::BoundAddress;
 use crate::api::{
-    AdmissionLimits, ApiSettings, AuthorizationRules, ClientCertificates, ConnectionLimits,
-    EncodedAnswer, House, LifetimeLimits, OpenError, RequestRules, Server, Services, TlsSettings,
+    AdmissionLimits, ApiSettings, AuthorizationRules, Backend, ClientCertificates,
+    ConnectionLimits, EncodedAnswer, LifetimeLimits, OpenError, RequestRules, Server, Services,
+    TlsSettings,
 };
 use crate::config::decision_log::Destination;
 use crate::config::otel::{CollectorConfig, Collectors, TracesConfig};
@@ -33,7 +35,6 @@ use crate::readiness::{Pending, Readiness, Wanting};
 use crate::telemetry::collector::CollectorError;
 use crate::telemetry::decisions;
 use crate::telemetry::log::LogFilter;
-use crate::telemetry::metrics;
 use crate::telemetry::traces::export::{self, Export};
 use crate::telemetry::traces::{SpanFigures, Traces};
 use crate::watch;
@@ -61,7 +62,7 @@ pub enum BindError {
     Tokens(#[from] pip::OpenRefused),
     /// A door could not be opened.
     #[error(transparent)]
-    Doors(#[from] OpenError),
+    Server(#[from] OpenError),
     /// The operators' door could not be opened.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -149,7 +150,7 @@ pub async fn bind(
     let (traces, export) = traces
         .and_then(|config| open_traces(&config, Arc::clone(&spans)))
         .unzip();
-    let house = House {
+    let backend = Backend {
         engine: Arc::clone(&engine),
         tokens,
         status: status.clone(),
@@ -158,7 +159,7 @@ pub async fn bind(
         figures: counted.as_ref().map(|counted| Arc::clone(&counted.calls)),
         traces,
     };
-    let server = Server::open(&config.listen, &house, &api_settings(&config)).await?;
+    let server = Server::open(&config.listen, &backend, &api_settings(&config)).await?;
     if config.callers_are_unknown()
         && let Some(address) = server.addresses().iter().find(|it| !it.is_local())
     {
@@ -182,7 +183,7 @@ pub async fn bind(
                 decision_log: log_of_decisions,
                 started_at,
             });
-            let office = Office {
+            let admin_state = AdminState {
                 metrics: Box::new(move || page.text()),
                 metrics_type: metrics::CONTENT_TYPE,
                 log,
@@ -194,7 +195,7 @@ pub async fn bind(
                 started_at,
                 settings: settings(&config),
             };
-            Some(AdminServer::open(address, config.unix_socket_mode, office).await?)
+            Some(AdminServer::open(address, config.unix_socket_mode, admin_state).await?)
         }
         (Some(_) | None, None) | (None, Some(_)) => None,
     };

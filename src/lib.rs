@@ -21,7 +21,7 @@
 //! - [`followed`]: small files that may change: certificates, keys, lists.
 //! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
-//! - [`figures`]: counters that cost next to nothing.
+//! - [`counters`]: counters that cost next to nothing.
 //! - [`telemetry`]: what the service tells of itself: log lines, metrics.
 //! - [`app`]: wires the house.
 //! - [`cli`]: the commands.
@@ -40,8 +40,8 @@ pub mod pip;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod counters;
 pub mod decision_log;
-pub mod figures;
 pub mod followed;
 pub mod readiness;
 pub mod telemetry;

@@ -6,6 +6,4 @@
 pub mod collector;
 pub mod decisions;
 pub mod log;
-pub mod metrics;
-mod process;
 pub mod traces;

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cedar_pdp::api::pb;
-use cedar_pdp::telemetry::metrics::{METRICS, MOST_SERIES};
+use cedar_pdp::api::admin::metrics::{METRICS, MOST_SERIES};
+use cedar_pdp::api::grpc::pb;
 use support::{PATIENCE, Server, command, policy_directory, request};
 
 const USERS_READ: &str = r#"

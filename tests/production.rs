@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use jsonwebtoken::Algorithm;
 use pb::authorization_service_client::AuthorizationServiceClient;
 use pb::authorize_request::Identity;

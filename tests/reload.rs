@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::ReloadOutcome;
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::ReloadOutcome;
 use pb::value::Kind;
 use support::{
     Askers, PATIENCE, Said, Server, policy_directory, request, revision, value, wait_for_status,

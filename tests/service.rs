@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use pb::authorize_request::Identity;
 use pb::batch_authorize_result::Result as BatchResult;
 use pb::stream_authorize_response::Result as StreamResult;

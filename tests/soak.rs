@@ -18,7 +18,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use support::{Askers, PATIENCE, Server, request, revision};
 use tonic::Streaming;
 

@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{

@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
 use prost::bytes::Buf as _;
 

@@ -11,11 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use cedar_pdp::api::connection::InConnection;
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::authorization_service_server::{
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_server::{
     AuthorizationService, AuthorizationServiceServer,
 };
+use cedar_pdp::api::transport::connection_task::InConnection;
 use futures_util::stream::Empty;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
 use tempfile::TempDir;
 

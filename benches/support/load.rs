@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use h2::client::SendRequest;
 use prost::bytes::{Buf as _, Bytes};
 use rustls::pki_types::CertificateDer;

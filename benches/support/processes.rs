@@ -8,9 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
-use cedar_pdp::api::pb::policy_store_service_client::PolicyStoreServiceClient;
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::grpc::pb::policy_store_service_client::PolicyStoreServiceClient;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -1,11 +1,13 @@
 //! The operators' door: a page of metrics, whether the process lives and is ready, its status, and
 //! the filter of its log, over HTTP/1.1 on an address of its own.
 //!
-//! It has nothing in common with the callers' doors but the process, and everything on it is
+//! It has nothing in common with the callers' router but the process, and everything on it is
 //! bounded, so that whoever reaches it can do no harm to callers: connections, sizes and times,
 //! and how many pages it makes in a second. What changes something is only for this machine, and for
 //! who shows the key of a caller that may administer.
 
+pub mod metrics;
+mod process;
 mod status;
 
 use std::collections::VecDeque;
@@ -29,9 +31,9 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::answer::EncodedAnswer;
-use super::callers::Callers;
-use super::listen::{BoundAddress, Connection, ListenError, Listener};
+use crate::api::auth::callers::Callers;
+use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
+use crate::api::transport::listener::{BoundAddress, Connection, ListenError, Listener};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
 use crate::pip::TokenFigures;
@@ -62,7 +64,7 @@ const PACE: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What stands behind the operators' door.
-pub struct Office {
+pub struct AdminState {
     /// Makes a page of metrics; may take a fraction of a millisecond.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// The media type of that page.
@@ -89,7 +91,7 @@ pub struct Office {
 pub struct AdminServer {
     listener: Listener,
     address: BoundAddress,
-    desk: Arc<Desk>,
+    service: Arc<AdminService>,
 }
 
 /// Why the operators' door could not be opened.
@@ -112,15 +114,15 @@ impl AdminServer {
     pub async fn open(
         address: &Listen,
         socket_mode: u32,
-        office: Office,
+        admin_state: AdminState,
     ) -> Result<Self, AdminError> {
         let listener = Listener::bind(address, socket_mode).await?;
         let address = listener.address().map_err(AdminError::Address)?;
         Ok(Self {
             listener,
             address,
-            desk: Arc::new(Desk {
-                office,
+            service: Arc::new(AdminService {
+                admin_state,
                 next: Mutex::new(Instant::now()),
             }),
         })
@@ -141,7 +143,8 @@ impl AdminServer {
                 Ok(accepted) => {
                     is_failing = false;
                     let in_use = Arc::new(InUse::default());
-                    let served = connection(accepted, Arc::clone(&self.desk), Arc::clone(&in_use));
+                    let served =
+                        connection(accepted, Arc::clone(&self.service), Arc::clone(&in_use));
                     open.push(tokio::spawn(served).abort_handle(), in_use);
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -213,7 +216,7 @@ impl InUse {
 }
 
 /// Serves one connection to its end.
-async fn connection(accepted: Connection, desk: Arc<Desk>, in_use: Arc<InUse>) {
+async fn connection(accepted: Connection, service: Arc<AdminService>, in_use: Arc<InUse>) {
     match accepted {
         Connection::Tcp(stream) => {
             let is_local = stream
@@ -223,9 +226,9 @@ async fn connection(accepted: Connection, desk: Arc<Desk>, in_use: Arc<InUse>) {
                 true => Origin::Loopback,
                 false => Origin::Elsewhere,
             };
-            serve(stream, from, desk, in_use).await;
+            serve(stream, from, service, in_use).await;
         }
-        Connection::Unix(stream) => serve(stream, Origin::UnixSocket, desk, in_use).await,
+        Connection::Unix(stream) => serve(stream, Origin::UnixSocket, service, in_use).await,
     }
 }
 
@@ -251,14 +254,14 @@ fn is_this_machine(ip: IpAddr) -> bool {
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     from: Origin,
-    desk: Arc<Desk>,
+    service: Arc<AdminService>,
     in_use: Arc<InUse>,
 ) {
     let service = service_fn(move |request| {
-        let (desk, in_use) = (Arc::clone(&desk), Arc::clone(&in_use));
+        let (service, in_use) = (Arc::clone(&service), Arc::clone(&in_use));
         async move {
             in_use.set(None);
-            let page = desk.answer(request, from).await;
+            let page = service.answer(request, from).await;
             in_use.set(Some(Instant::now()));
             Ok::<_, Infallible>(page)
         }
@@ -279,13 +282,13 @@ async fn serve(
 type Page = Response<Full<Bytes>>;
 
 /// Where requests are answered.
-struct Desk {
-    office: Office,
+struct AdminService {
+    admin_state: AdminState,
     /// When the next page may be made.
     next: Mutex<Instant>,
 }
 
-impl Desk {
+impl AdminService {
     async fn answer(self: &Arc<Self>, request: Request<Incoming>, from: Origin) -> Page {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         // Whoever asks for pages all the time must not have the service restarted, or taken out of
@@ -299,7 +302,9 @@ impl Desk {
         match (request.uri().path(), request.method()) {
             ("/metrics", _) if is_read => self.metrics().await,
             ("/status", _) if is_read => self.status().await,
-            ("/log", _) if is_read => text(StatusCode::OK, format!("{}\n", self.office.log.text())),
+            ("/log", _) if is_read => {
+                text(StatusCode::OK, format!("{}\n", self.admin_state.log.text()))
+            }
             ("/log", &Method::PUT) => self.change_log(request, from).await,
             ("/log", _) => not_allowed("GET, HEAD, PUT"),
             ("/metrics" | "/livez" | "/readyz" | "/status", _) => not_allowed("GET, HEAD"),
@@ -316,14 +321,14 @@ impl Desk {
     }
 
     async fn metrics(self: &Arc<Self>) -> Page {
-        let desk = Arc::clone(self);
-        let made = tokio::task::spawn_blocking(move || (desk.office.metrics)());
+        let service = Arc::clone(self);
+        let made = tokio::task::spawn_blocking(move || (service.admin_state.metrics)());
         match made.await {
             Ok(page) => {
                 let mut page = text(StatusCode::OK, page);
                 page.headers_mut().insert(
                     CONTENT_TYPE,
-                    HeaderValue::from_static(self.office.metrics_type),
+                    HeaderValue::from_static(self.admin_state.metrics_type),
                 );
                 page
             }
@@ -332,7 +337,7 @@ impl Desk {
     }
 
     fn readiness(&self) -> Page {
-        let reasons = self.office.readiness.unready();
+        let reasons = self.admin_state.readiness.unready();
         if reasons.is_empty() {
             return text(StatusCode::OK, "ready\n");
         }
@@ -343,9 +348,9 @@ impl Desk {
     }
 
     async fn status(self: &Arc<Self>) -> Page {
-        let desk = Arc::clone(self);
+        let service = Arc::clone(self);
         let made = tokio::task::spawn_blocking(move || {
-            serde_json::to_string_pretty(&status::of(&desk.office))
+            serde_json::to_string_pretty(&status::of(&service.admin_state))
         });
         match made.await {
             Ok(Ok(json)) => {
@@ -360,10 +365,10 @@ impl Desk {
     }
 
     async fn change_log(&self, request: Request<Incoming>, from: Origin) -> Page {
-        match self.office.callers.administrator(request.headers()) {
+        match self.admin_state.callers.administrator(request.headers()) {
             // No web page knows the key, and whoever forwards it means to.
             Ok(Some(name)) => tracing::warn!(caller = name, "the log's filter is to be changed"),
-            // A wrong one is refused wherever it comes from, as at the other doors.
+            // A wrong one is refused wherever it comes from, as at the other router.
             Err(rejection) => return text(StatusCode::FORBIDDEN, format!("{rejection}\n")),
             Ok(None) => {
                 if let Err(why_not) = may_change(from, request.headers()) {
@@ -386,7 +391,7 @@ impl Desk {
             .map_err(|error| error.to_string())
             .and_then(|filter| {
                 let filter = filter.trim().to_owned();
-                let log = &self.office.log;
+                let log = &self.admin_state.log;
                 log.change(filter).map_err(|error| error.to_string())
             });
         match changed {
@@ -500,16 +505,16 @@ mod tests {
     use crate::policy_store::{self, StoreStatus};
     use crate::readiness::Readiness;
 
-    fn desk() -> Arc<Desk> {
-        desk_of(Arc::new(Callers::Anyone))
+    fn service() -> Arc<AdminService> {
+        service_of(Arc::new(Callers::Anyone))
     }
 
-    fn desk_of(callers: Arc<Callers>) -> Arc<Desk> {
+    fn service_of(callers: Arc<Callers>) -> Arc<AdminService> {
         let (_publisher, snapshots) = policy_store::snapshots();
         let settings = CacheSettings {
             capacity_bytes: None,
         };
-        let office = Office {
+        let admin_state = AdminState {
             metrics: Box::new(String::new),
             metrics_type: "text/plain",
             log: crate::telemetry::log::init(&LogConfig::default()),
@@ -521,22 +526,32 @@ mod tests {
             started_at: SystemTime::now(),
             settings: serde_json::Value::Null,
         };
-        Arc::new(Desk {
-            office,
+        Arc::new(AdminService {
+            admin_state,
             next: Mutex::new(Instant::now()),
         })
     }
 
     /// What is answered to a caller who asks for `path`.
-    async fn ask(desk: &Arc<Desk>, path: &str) -> String {
-        say(desk, &format!("GET {path} HTTP/1.1\r\nHost: pdp\r\n"), "").await
+    async fn ask(service: &Arc<AdminService>, path: &str) -> String {
+        say(
+            service,
+            &format!("GET {path} HTTP/1.1\r\nHost: pdp\r\n"),
+            "",
+        )
+        .await
     }
 
     /// What is answered to a caller elsewhere who sends this head and this body.
-    async fn say(desk: &Arc<Desk>, head: &str, body: &str) -> String {
+    async fn say(service: &Arc<AdminService>, head: &str, body: &str) -> String {
         let (mut caller, service) = tokio::io::duplex(4 << 10);
         let in_use = Arc::default();
-        tokio::spawn(serve(service, Origin::Elsewhere, Arc::clone(desk), in_use));
+        tokio::spawn(serve(
+            service,
+            Origin::Elsewhere,
+            Arc::clone(service),
+            in_use,
+        ));
         let length = body.len();
         let request = format!("{head}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}");
         caller.write_all(request.as_bytes()).await.unwrap();
@@ -560,19 +575,19 @@ mod tests {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
         let (callers, _) = Callers::open(&dir.path().join("callers.toml")).unwrap();
-        let listed = desk_of(Arc::new(callers));
+        let listed = service_of(Arc::new(callers));
         let put = |key: &str| {
             format!("PUT /log HTTP/1.1\r\nHost: pdp\r\nAuthorization: Bearer {key}\r\n")
         };
         // A filter that is none, so that nothing is changed for other tests.
         let told = say(&listed, &put("the-key-of-the-operator"), "=[").await;
         assert!(told.starts_with("HTTP/1.1 400"), "{told}");
-        for (desk, key) in [
+        for (service, key) in [
             (&listed, "the-key-of-the-service"),
             (&listed, "the-key-of-nobody"),
-            (&desk(), "the-key-of-the-operator"),
+            (&service(), "the-key-of-the-operator"),
         ] {
-            let told = say(desk, &put(key), "=[").await;
+            let told = say(service, &put(key), "=[").await;
             assert!(told.starts_with("HTTP/1.1 403"), "{told}");
         }
     }
@@ -636,7 +651,7 @@ mod tests {
     }
 
     /// A task for each connection that there may be, and one that is idle for longest.
-    fn full_house() -> (
+    fn full_server() -> (
         OpenConnections,
         Vec<tokio::task::JoinHandle<()>>,
         Vec<Arc<InUse>>,
@@ -669,7 +684,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_too_many_connections_the_one_goes_that_is_idle_for_longest() {
-        let (mut open, mut tasks, uses) = full_house();
+        let (mut open, mut tasks, uses) = full_server();
         grow_idle(&uses);
         // The oldest has a request, and the next was answered just now.
         uses[0].set(None);
@@ -685,7 +700,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_too_many_with_requests_the_oldest_goes_and_no_new_one() {
-        let (mut open, mut tasks, uses) = full_house();
+        let (mut open, mut tasks, uses) = full_server();
         for in_use in &uses {
             in_use.set(None);
         }
@@ -701,14 +716,14 @@ mod tests {
 
     #[tokio::test]
     async fn probes_are_answered_however_many_wait_for_a_page() {
-        let desk = desk();
-        let _held = desk.next.lock().await;
+        let service = service();
+        let _held = service.next.lock().await;
         for (path, body) in [("/livez", "ok\n"), ("/readyz", "ready\n")] {
-            let asked = ask(&desk, path);
+            let asked = ask(&service, path);
             let answer = tokio::time::timeout(Duration::from_secs(20), asked).await;
             assert!(answer.unwrap().ends_with(body), "{path}");
         }
-        let page = tokio::time::timeout(Duration::from_millis(50), ask(&desk, "/"));
+        let page = tokio::time::timeout(Duration::from_millis(50), ask(&service, "/"));
         page.await.unwrap_err();
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 
 use super::target::{self, OwnCertificate};
 use super::{AuthorizeArgs, Format, JsonSource, Outcome, directory, report};
-use crate::api::client;
+use crate::api::grpc::client;
 use crate::config::Config;
 use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::query::{Query, Record, Uid};

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use super::Outcome;
-use crate::api::client::{self, Target};
+use crate::api::grpc::client::{self, Target};
 
 /// Asks the service at `target` for the health of `service`.
 pub(super) fn run(target: &Target, service: &str) -> anyhow::Result<Outcome> {

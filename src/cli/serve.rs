@@ -82,7 +82,7 @@ async fn serve(config: Config, collectors: Collectors, log: LogFilter) -> anyhow
             }
             Err(
                 error @ (BindError::Tokens(_)
-                | BindError::Doors(_)
+                | BindError::Server(_)
                 | BindError::Admin(_)
                 | BindError::DecisionLog(_)
                 | BindError::Collector(_)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use crate::api::client::{Target, TargetTls};
+use crate::api::grpc::client::{Target, TargetTls};
 use crate::config::listen::Listen;
 
 /// How to come in, beside the caller's own certificate.

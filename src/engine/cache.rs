@@ -22,7 +22,7 @@ use moka::notification::RemovalCause;
 use super::key;
 use super::query_ref::QueryRef;
 use super::{Answered, Entry, Rendered};
-use crate::figures::Counters;
+use crate::counters::Counters;
 use crate::pdp::NoAnswer;
 use crate::pdp::Snapshot;
 use crate::pdp::answer::{Answer, PolicyError};

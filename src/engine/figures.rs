@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Source;
-use crate::figures::{Counters, Distribution, Histogram};
+use crate::counters::{Counters, Distribution, Histogram};
 use crate::pdp::answer::Decision;
 
 /// Bounds of durations, in nanoseconds: from 10 us up to 2.5 s.

@@ -182,24 +182,26 @@ impl<'a> From<&'a Query> for QueryRef<'a> {
             action: action.into(),
             resource: resource.into(),
             context: fields(context),
-            entities: entities
-                .iter()
-                .map(
-                    |RequestEntity {
-                         uid,
-                         attributes,
-                         parents,
-                         tags,
-                     }| EntityRef {
-                        uid: uid.into(),
-                        attributes: fields(attributes),
-                        parents: parents.iter().map(UidRef::from).collect(),
-                        tags: fields(tags),
-                    },
-                )
-                .collect(),
+            entities: entities.iter().map(EntityRef::from).collect(),
             claimed: claimed.as_ref(),
             explain: *explain,
+        }
+    }
+}
+
+impl<'a> From<&'a RequestEntity> for EntityRef<'a> {
+    fn from(entity: &'a RequestEntity) -> Self {
+        let RequestEntity {
+            uid,
+            attributes,
+            parents,
+            tags,
+        } = entity;
+        Self {
+            uid: uid.into(),
+            attributes: fields(attributes),
+            parents: parents.iter().map(UidRef::from).collect(),
+            tags: fields(tags),
         }
     }
 }

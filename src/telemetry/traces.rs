@@ -18,8 +18,8 @@ use opentelemetry_sdk::trace::{
 };
 
 use crate::config::otel::{RootSampler, Sampler};
+use crate::counters::Counters;
 use crate::engine::Source;
-use crate::figures::Counters;
 use crate::pdp::answer::Decision;
 use export::Queue;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 

@@ -1,6 +1,6 @@
 //! What is logged of a decision, and what its caller is told.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use serde_json::{Value as Json, json};
 use tonic::Request;
 

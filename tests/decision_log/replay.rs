@@ -1,7 +1,7 @@
 //! A line holds what deciding anew takes: from it alone, with the policies of its revision, Cedar's own
 //! authorizer comes to the same decision.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 
 use crate::house::House;

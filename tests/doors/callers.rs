@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
-use cedar_pdp::api::pb::policy_store_service_client::PolicyStoreServiceClient;
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::grpc::pb::policy_store_service_client::PolicyStoreServiceClient;
 use rcgen::{DnType, SanType};
 use tempfile::TempDir;
 use tokio_stream::wrappers::ReceiverStream;

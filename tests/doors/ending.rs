@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
 use prost::Message as _;
 use tokio::task::JoinSet;
 use tonic::Code;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tonic::Code;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tokio::task::JoinSet;

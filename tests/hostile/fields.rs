@@ -1,6 +1,6 @@
 //! Requests that decode and say something that cannot be.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 use tonic::Code;
 

@@ -1,6 +1,6 @@
 //! A server to mistreat, and the check that it took no harm.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
 use tempfile::TempDir;
 use tonic::{Code, Status};

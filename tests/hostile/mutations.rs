@@ -1,6 +1,6 @@
 //! A good request, changed at random: whatever it has become, it has a status.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 use prost::Message as _;
 

@@ -1,6 +1,6 @@
 //! Values within values, and messages within messages.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 use prost::Message as _;
 use tonic::Code;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 
 use crate::support::{uid, value};

@@ -19,9 +19,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
-use cedar_pdp::api::pb::policy_store_service_client::PolicyStoreServiceClient;
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::grpc::pb::policy_store_service_client::PolicyStoreServiceClient;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};

@@ -1,7 +1,7 @@
 //! Every way of making a token that should not be believed: each is refused, with its own reason,
 //! by the running service, alone, in a batch and on a stream.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use tokio_stream::iter;

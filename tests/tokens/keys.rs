@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use serde_json::json;
 
 use super::house::{House, Plan, ask, claims, es256, now, reason, request, until, with};

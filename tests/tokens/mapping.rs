@@ -1,6 +1,6 @@
 //! What a good token makes of its bearer, and how that meets what is stored and what is sent.
 
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;

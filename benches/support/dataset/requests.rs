@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, ensure};
-use cedar_pdp::api::pb;
+use cedar_pdp::api::grpc::pb;
 use cedar_pdp::pdp::query::{Query, Record, Uid, Value};
 
 use super::entities::{EntityKind, Name};

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::Office;
+use super::AdminState;
 use crate::engine::cache::CacheFigures;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pip::KeyFigures;
@@ -12,7 +12,7 @@ use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
 
 /// The page.
 #[derive(Debug, Serialize)]
-pub(super) struct StatusPage<'a> {
+pub(crate) struct StatusPage<'a> {
     version: &'static str,
     started_at: String,
     uptime_seconds: u64,
@@ -88,34 +88,38 @@ struct CachePart {
 }
 
 /// The page as it is now.
-pub(super) fn of(office: &Office) -> StatusPage<'_> {
-    let status = office.status.load();
+pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
+    let status = admin_state.status.load();
     let StoreStatus {
         loaded,
         refused,
         warnings,
         reloads,
     } = &*status;
-    let unready = office.readiness.unready();
+    let unready = admin_state.readiness.unready();
     StatusPage {
         version: env!("CARGO_PKG_VERSION"),
-        started_at: time(office.started_at),
+        started_at: time(admin_state.started_at),
         // A clock that was set back makes it no younger than new.
-        uptime_seconds: office.started_at.elapsed().unwrap_or_default().as_secs(),
+        uptime_seconds: admin_state
+            .started_at
+            .elapsed()
+            .unwrap_or_default()
+            .as_secs(),
         ready: unready.is_empty(),
         not_ready: unready.iter().map(ToString::to_string).collect(),
         loaded: loaded.as_ref().map(self::loaded),
         refused: refused.as_ref().map(self::refused),
         warnings: warnings.iter().map(finding).collect(),
         reloads: self::reloads(*reloads),
-        cache: office.engine.cache_figures().map(cache),
-        issuers: (office.tokens)()
+        cache: admin_state.engine.cache_figures().map(cache),
+        issuers: (admin_state.tokens)()
             .iter()
             .flat_map(|figures| &figures.keys)
             .map(issuer)
             .collect(),
-        log: office.log.text(),
-        settings: &office.settings,
+        log: admin_state.log.text(),
+        settings: &admin_state.settings,
     }
 }
 

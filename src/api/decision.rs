@@ -1,0 +1,15 @@
+//! The one path from a parsed request to an answer or a rejection, for every protocol.
+//!
+//! Nothing here knows a wire: protocols parse what arrives, call this, and encode the outcome.
+
+pub mod admission;
+pub(crate) mod call;
+pub(crate) mod deadline;
+pub(crate) mod decide;
+pub(crate) mod identity;
+pub(crate) mod large_requests;
+pub(crate) mod memory;
+pub(crate) mod question;
+pub(crate) mod rejection;
+pub mod rules;
+pub(crate) mod time_slice;

@@ -1,0 +1,326 @@
+//! Decides a parsed request: permits, identity, rights, cache and engine, counters and log.
+//!
+//! Every protocol, unary, batch or stream, comes through [`Decider::decide`].
+
+use std::future::Future;
+use std::sync::Arc;
+
+use super::call::Call;
+use super::identity::{self, Identification, Principal};
+use super::large_requests::{self, LargeRequestLimiter, LargeRequestPermit};
+use super::memory::MemoryBudget;
+use super::question::{Operation, Parsed, Question};
+use super::rejection::Rejection;
+use super::rules::AuthorizationRules;
+use crate::api::auth::caller::{IdentityKind, Right};
+use crate::api::metrics::CallFigures;
+use crate::decision_log::Method;
+use crate::engine::query_ref::QueryRef;
+use crate::engine::{Answered, Engine, Leave, Rendered};
+use crate::pdp::{NoAnswer, Snapshot, refuse_telling_anew};
+use crate::pip::{KeyWait, Patience, Tokens};
+use crate::readiness::ReadinessReader;
+
+/// Decides requests of all protocols, with answers rendered as `A`.
+#[derive(Clone, Debug)]
+pub(crate) struct Decider<A: Rendered> {
+    pub(crate) engine: Arc<Engine<A>>,
+    pub(crate) tokens: Option<Arc<Tokens>>,
+    pub(crate) rules: Arc<AuthorizationRules>,
+    pub(crate) memory: MemoryBudget,
+    pub(crate) large_requests: LargeRequestLimiter,
+    pub(crate) readiness: ReadinessReader,
+    pub(crate) figures: Option<Arc<CallFigures>>,
+}
+
+/// The permits that deciding a message takes.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    pub(crate) log: Leave,
+    pub(crate) large_request: LargeRequestPermit,
+}
+
+/// The outcome of an attempt to decide a request.
+#[derive(Debug)]
+pub(crate) enum Outcome<A> {
+    Done(Result<Answered<A>, Rejection>),
+    /// The key of the request's token may be about to arrive: wait, then decide again.
+    Wait(KeyWait),
+}
+
+/// Why a message could not be parsed.
+#[derive(Debug)]
+pub(crate) enum ParseFault<E> {
+    /// The request exceeds a limit, and is rejected by itself.
+    Request(Rejection),
+    /// The message cannot be decoded, and the whole call fails.
+    Call(E),
+}
+
+/// A parsed request of an identified principal.
+#[derive(Debug)]
+pub(crate) struct IdentifiedRequest<'a> {
+    principal: Principal<'a>,
+    operation: Operation<'a>,
+    explain: bool,
+}
+
+impl<'a> IdentifiedRequest<'a> {
+    /// Separates the principal, which the query then borrows.
+    pub(crate) fn into_parts(self) -> (Principal<'a>, (Operation<'a>, bool)) {
+        (self.principal, (self.operation, self.explain))
+    }
+}
+
+impl<A: Rendered> Decider<A> {
+    /// Returns the snapshot in force.
+    ///
+    /// A request or batch calls this once: a reload between two loads would let it see two
+    /// policy sets.
+    pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>, Rejection> {
+        self.engine.snapshot().ok_or(Rejection::NothingLoaded)
+    }
+
+    /// Counts a rejection of a whole call.
+    pub(crate) fn count(&self, rejection: &Rejection) {
+        if let Some(figures) = &self.figures {
+            figures.rejected(rejection.label());
+        }
+    }
+
+    /// Counts the rejection of a request of `call`.
+    pub(crate) fn count_request(&self, rejection: &Rejection, call: &Call) {
+        if let (Rejection::UnknownPrincipal, Some(tokens)) = (rejection, &self.tokens) {
+            tokens.count_unknown_principal();
+        }
+        self.count(rejection);
+        if let Some(span) = &call.span {
+            span.refused();
+        }
+    }
+
+    /// Waits for a permit to log the decision of a message of `bytes` bytes.
+    ///
+    /// The caller's right is checked again: by now the caller list may have changed.
+    pub(crate) async fn log_permit(&self, call: &Call, bytes: usize) -> Result<Leave, Rejection> {
+        let permit = match self.engine.leave_now() {
+            Some(permit) => permit,
+            // While draining, a full log is not expected to drain in time.
+            None => Box::pin(self.in_time(self.engine.leave(), call, bytes)).await?,
+        };
+        call.caller.is_still(Right::Authorize)?;
+        Ok(permit)
+    }
+
+    /// Waits for a permit to decode and decide a large message of `bytes` bytes.
+    pub(crate) async fn large_request_permit(
+        &self,
+        call: &Call,
+        bytes: usize,
+    ) -> Result<LargeRequestPermit, Rejection> {
+        match self.large_requests.try_acquire() {
+            Some(permit) => Ok(permit),
+            None => Box::pin(self.in_time(self.large_requests.acquire(), call, bytes)).await,
+        }
+    }
+
+    /// Waits for all permits that a message of `bytes` bytes takes.
+    pub(crate) async fn permits(&self, call: &Call, bytes: usize) -> Result<Permits, Rejection> {
+        let large_request = match large_requests::is_large(bytes) {
+            true => self.large_request_permit(call, bytes).await?,
+            false => LargeRequestPermit::NONE,
+        };
+        let log = self.log_permit(call, bytes).await?;
+        call.deadline.check()?;
+        Ok(Permits { log, large_request })
+    }
+
+    /// Waits for `permit` until the call's deadline or the start of a drain, with `bytes` charged
+    /// to the memory budget meanwhile.
+    async fn in_time<T>(
+        &self,
+        permit: impl Future<Output = T>,
+        call: &Call,
+        bytes: usize,
+    ) -> Result<T, Rejection> {
+        let _reserved = self.memory.reserve(bytes)?;
+        let mut draining = self.readiness.clone();
+        tokio::select! {
+            biased;
+            permit = permit => Ok(permit),
+            () = draining.draining() => Err(Rejection::ShuttingDown),
+            () = call.deadline.passed() => Err(Rejection::DeadlineExceeded),
+        }
+    }
+
+    /// Decides `question` on `snapshot`, unless the signing key of its token is missing.
+    ///
+    /// Rejections are logged and counted here.
+    pub(crate) fn decide(
+        &self,
+        snapshot: &Snapshot,
+        question: Question<'_>,
+        (call, method): (&Call, Method),
+        permit: &Leave,
+        patience: Patience,
+    ) -> Outcome<A> {
+        let kind = question.credential.kind();
+        // Before anything is verified: a caller without the right learns that alone.
+        let identified = self.check(call, kind, question.explain).and_then(|()| {
+            let anonymous = self.rules.request.anonymous_principal.as_ref();
+            identity::identify(
+                question.credential,
+                anonymous,
+                self.tokens.as_deref(),
+                patience,
+            )
+        });
+        let principal = match identified {
+            Ok(Identification::Known(principal)) => principal,
+            Ok(Identification::Wait(wait)) => return Outcome::Wait(wait),
+            Err(rejection) => return Outcome::Done(Err(self.reject(rejection, call, method))),
+        };
+        let query = question.operation.and_then(|operation| {
+            let query = operation.query(principal.uid(), principal.claimed(), question.explain);
+            check_entities(snapshot, &query, kind, call)?;
+            Ok(query)
+        });
+        let query = match query {
+            Ok(query) => query,
+            Err(rejection) => return Outcome::Done(Err(self.reject(rejection, call, method))),
+        };
+        let answered = (self.engine).authorize_ref(snapshot, &query, &call.origin(method), permit);
+        Outcome::Done(self.record(answered, snapshot, &query, call))
+    }
+
+    /// Identifies the principal of `question` without verifying a signature; `None` where that
+    /// takes more, or where the request has to be rejected.
+    pub(crate) fn identify_cached<'a>(
+        &'a self,
+        question: Question<'a>,
+        call: &Call,
+    ) -> Option<IdentifiedRequest<'a>> {
+        let kind = question.credential.kind();
+        self.check(call, kind, question.explain).ok()?;
+        let operation = question.operation.ok()?;
+        // Request entities of such a request have to be checked.
+        if kind == IdentityKind::Anonymous
+            && !operation.entities.is_empty()
+            && !call.names_principals().ok()?
+        {
+            return None;
+        }
+        let anonymous = self.rules.request.anonymous_principal.as_ref();
+        let principal =
+            identity::identify_cached(question.credential, anonymous, self.tokens.as_deref())?;
+        Some(IdentifiedRequest {
+            principal,
+            operation,
+            explain: question.explain,
+        })
+    }
+
+    /// Decides the message of `bytes` bytes that `parse` parses, and waits for a signing key if
+    /// it must.
+    ///
+    /// While it waits it holds no permit, which others can use, and only the unparsed message,
+    /// which is smaller.
+    ///
+    /// # Errors
+    ///
+    /// The error of `parse` for a message that cannot be decoded.
+    pub(crate) async fn decide_waiting<P: Parsed, E>(
+        &self,
+        snapshot: &Snapshot,
+        (parse, bytes): (impl Fn() -> Result<P, ParseFault<E>>, usize),
+        (call, method): (&Call, Method),
+        permits: Permits,
+    ) -> Result<Result<Answered<A>, Rejection>, E> {
+        let attempt = |permits: &Permits, patience| {
+            permits.large_request.run(|| match parse() {
+                Ok(parsed) => Ok(parsed.with_question(|question| {
+                    self.decide(snapshot, question, (call, method), &permits.log, patience)
+                })),
+                Err(ParseFault::Request(rejection)) => {
+                    Ok(Outcome::Done(Err(self.reject(rejection, call, method))))
+                }
+                Err(ParseFault::Call(error)) => Err(error),
+            })
+        };
+        let wait = match attempt(&permits, Patience::Waits)? {
+            Outcome::Done(decided) => return Ok(decided),
+            Outcome::Wait(wait) => wait,
+        };
+        drop(permits);
+        let permits = match self.permits_after(wait, call, bytes).await {
+            Ok(permits) => permits,
+            Err(rejection) => {
+                self.count_request(&rejection, call);
+                return Ok(Err(rejection));
+            }
+        };
+        match attempt(&permits, Patience::Spent)? {
+            Outcome::Done(decided) => Ok(decided),
+            // INVARIANT: a spent patience never waits.
+            Outcome::Wait(_) => Ok(Err(Rejection::DeadlineExceeded)),
+        }
+    }
+
+    /// Waits for a signing key, and then for the permits.
+    async fn permits_after(
+        &self,
+        wait: KeyWait,
+        call: &Call,
+        bytes: usize,
+    ) -> Result<Permits, Rejection> {
+        let reserved = self.memory.reserve(bytes)?;
+        identity::wait_for_keys(wait, call, self.readiness.clone()).await?;
+        drop(reserved);
+        self.permits(call, bytes).await
+    }
+
+    /// Traces an answer, or counts why there is none.
+    pub(crate) fn record(
+        &self,
+        answered: Result<Answered<A>, NoAnswer>,
+        snapshot: &Snapshot,
+        query: &QueryRef<'_>,
+        call: &Call,
+    ) -> Result<Answered<A>, Rejection> {
+        answered
+            .inspect(|answered| call.answered(answered, snapshot, query))
+            .map_err(Rejection::from)
+            .inspect_err(|rejection| self.count_request(rejection, call))
+    }
+
+    /// Logs and counts a request that is rejected before it reaches the engine.
+    pub(crate) fn reject(&self, rejection: Rejection, call: &Call, method: Method) -> Rejection {
+        (self.engine).refused(&call.origin(method), rejection.reason());
+        self.count_request(&rejection, call);
+        rejection
+    }
+
+    /// Checks that the caller may present this kind of identity, and may request an explanation.
+    fn check(&self, call: &Call, identity: IdentityKind, explain: bool) -> Result<(), Rejection> {
+        call.check(identity, explain)?;
+        match explain && !self.rules.explain {
+            true => Err(Rejection::ExplainDisabled),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Checks that a caller who may not name principals does not redefine the anonymous one by its
+/// request entities.
+fn check_entities(
+    snapshot: &Snapshot,
+    query: &QueryRef<'_>,
+    kind: IdentityKind,
+    call: &Call,
+) -> Result<(), Rejection> {
+    if kind == IdentityKind::Anonymous && !query.entities.is_empty() && !call.names_principals()? {
+        let query = query.to_query();
+        refuse_telling_anew(snapshot, &query.principal, &query.entities)?;
+    }
+    Ok(())
+}

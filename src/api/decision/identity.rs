@@ -1,0 +1,135 @@
+//! Identifies the principal of a request: a named one, a verified token's, or the anonymous one.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::call::Call;
+use super::question::Credential;
+use super::rejection::Rejection;
+use crate::engine::query_ref::UidRef;
+use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
+use crate::pip::{self, KeyWait, Moment, Patience, Refusal, Tokens, Verdict};
+use crate::readiness::ReadinessReader;
+
+/// An identified principal, with the claims of its token.
+#[derive(Debug)]
+pub(crate) enum Principal<'a> {
+    /// A principal that the caller or a setting names.
+    Named(UidRef<'a>),
+    /// The principal of a verified token.
+    Token(Arc<pip::Identified>),
+}
+
+/// The outcome of identifying a principal.
+#[derive(Debug)]
+pub(crate) enum Identification<'a> {
+    Known(Principal<'a>),
+    /// The token's signing key may be about to arrive: wait, then identify again.
+    Wait(KeyWait),
+}
+
+impl Principal<'_> {
+    pub(crate) fn uid(&self) -> UidRef<'_> {
+        match self {
+            Self::Named(uid) => *uid,
+            Self::Token(token) => (&token.principal).into(),
+        }
+    }
+
+    /// Returns the claims of the principal's token.
+    pub(crate) fn claimed(&self) -> Option<&Arc<Claimed>> {
+        match self {
+            Self::Named(_) => None,
+            Self::Token(token) => Some(&token.claimed),
+        }
+    }
+}
+
+/// Identifies the principal of a request that presents `credential`.
+///
+/// A token is verified or rejected, never ignored, even if it is empty.
+pub(crate) fn identify<'a>(
+    credential: Credential<'a>,
+    anonymous: Option<&'a Uid>,
+    tokens: Option<&Tokens>,
+    patience: Patience,
+) -> Result<Identification<'a>, Rejection> {
+    let principal = match credential {
+        Credential::Principal(uid) => Principal::Named(uid?),
+        Credential::Token(token) => {
+            let tokens = tokens.ok_or_else(|| Rejection::Token(Refusal::not_configured()))?;
+            match tokens.verify(token, Moment::from(SystemTime::now()), patience) {
+                Verdict::Identified(identified) => Principal::Token(identified),
+                Verdict::Refused(refusal) => return Err(Rejection::Token(refusal)),
+                Verdict::Wait(wait) => return Ok(Identification::Wait(wait)),
+            }
+        }
+        Credential::Anonymous => Principal::Named(anonymous_uid(anonymous)?),
+    };
+    Ok(Identification::Known(principal))
+}
+
+/// Identifies a principal for whom no signature has to be verified; `None` for all others.
+pub(crate) fn identify_cached<'a>(
+    credential: Credential<'a>,
+    anonymous: Option<&'a Uid>,
+    tokens: Option<&Tokens>,
+) -> Option<Principal<'a>> {
+    match credential {
+        Credential::Principal(uid) => uid.ok().map(Principal::Named),
+        Credential::Token(token) => {
+            let identified = tokens?.recall(token, Moment::from(SystemTime::now()))?;
+            Some(Principal::Token(identified))
+        }
+        Credential::Anonymous => anonymous_uid(anonymous).ok().map(Principal::Named),
+    }
+}
+
+fn anonymous_uid(anonymous: Option<&Uid>) -> Result<UidRef<'_>, InvalidQuery> {
+    anonymous
+        .map(UidRef::from)
+        .ok_or_else(|| InvalidQuery::field("principal", Problem::NoIdentity))
+}
+
+/// Waits for signing keys until the call's deadline or the start of a drain.
+pub(crate) async fn wait_for_keys(
+    wait: KeyWait,
+    call: &Call,
+    mut draining: ReadinessReader,
+) -> Result<(), Rejection> {
+    tokio::select! {
+        () = wait.wait() => Ok(()),
+        () = draining.draining() => Err(Rejection::ShuttingDown),
+        () = call.deadline.passed() => Err(Rejection::DeadlineExceeded),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_request_needs_a_setting() {
+        let identified = identify(Credential::Anonymous, None, None, Patience::Waits);
+        let missing = InvalidQuery::field("principal", Problem::NoIdentity);
+        assert_eq!(identified.unwrap_err(), Rejection::Invalid(missing));
+    }
+
+    #[test]
+    fn token_is_never_ignored() {
+        // Neither an empty token nor one without a configured issuer falls back to anonymous.
+        let anonymous = Uid::new("User", "nobody");
+        for token in ["", "x.y.z"] {
+            let rejected = identify(
+                Credential::Token(token),
+                Some(&anonymous),
+                None,
+                Patience::Waits,
+            );
+            assert_eq!(
+                rejected.unwrap_err(),
+                Rejection::Token(Refusal::not_configured())
+            );
+        }
+    }
+}

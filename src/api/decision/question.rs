@@ -1,0 +1,143 @@
+//! A request as the decision path takes it: parsed, independent of its wire, not yet identified.
+
+use std::sync::Arc;
+
+use super::rejection::Rejection;
+use crate::api::auth::caller::IdentityKind;
+use crate::engine::query_ref::{EntityRef, Fields, QueryRef, UidRef, fields};
+use crate::pdp::query::{Claimed, InvalidQuery, Record, RequestEntity, Uid};
+
+/// A request in the form in which a protocol parsed it.
+pub(crate) trait Parsed {
+    /// Calls `decide` with the request.
+    ///
+    /// A closure, because a [`Question`] borrows texts that the parsed form may own.
+    fn with_question<R>(self, decide: impl FnOnce(Question<'_>) -> R) -> R;
+}
+
+/// A parsed request whose principal is not identified yet.
+///
+/// Faults of the credential and of the operation are kept apart: the caller's rights are checked
+/// first, then the credential, then the operation, and the first fault is the one reported.
+#[derive(Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) credential: Credential<'a>,
+    /// Whether an explanation is requested.
+    pub(crate) explain: bool,
+    pub(crate) operation: Result<Operation<'a>, Rejection>,
+}
+
+/// The identity that a request presents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Credential<'a> {
+    /// A named principal, or the fault of its uid.
+    Principal(Result<UidRef<'a>, InvalidQuery>),
+    /// A JWT that has to be verified. The empty text is one too, and is rejected.
+    Token(&'a str),
+    /// No identity.
+    Anonymous,
+}
+
+/// An action on a resource, with its circumstances.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation<'a> {
+    pub(crate) action: UidRef<'a>,
+    pub(crate) resource: UidRef<'a>,
+    pub(crate) context: Fields<'a>,
+    /// Entities that exist for this request only.
+    pub(crate) entities: Vec<EntityRef<'a>>,
+}
+
+impl Credential<'_> {
+    /// Returns which right to present an identity this needs.
+    pub(crate) fn kind(&self) -> IdentityKind {
+        match self {
+            Self::Principal(_) => IdentityKind::Principal,
+            Self::Token(_) => IdentityKind::Token,
+            Self::Anonymous => IdentityKind::Anonymous,
+        }
+    }
+}
+
+impl<'a> Operation<'a> {
+    /// Completes the query with a principal and the claims of its token.
+    pub(crate) fn query<'q>(
+        self,
+        principal: UidRef<'q>,
+        claimed: Option<&'q Arc<Claimed>>,
+        explain: bool,
+    ) -> QueryRef<'q>
+    where
+        'a: 'q,
+    {
+        let Self {
+            action,
+            resource,
+            context,
+            entities,
+        } = self;
+        QueryRef {
+            principal,
+            action,
+            resource,
+            context,
+            entities,
+            claimed,
+            explain,
+        }
+    }
+}
+
+/// A [`Question`] that owns its texts, for parsers that copy them.
+#[derive(Debug)]
+pub(crate) struct OwnedQuestion {
+    pub(crate) credential: OwnedCredential,
+    pub(crate) explain: bool,
+    pub(crate) operation: Result<OwnedOperation, Rejection>,
+}
+
+/// A [`Credential`] that owns its texts.
+#[derive(Debug)]
+pub(crate) enum OwnedCredential {
+    Principal(Result<Uid, InvalidQuery>),
+    Token(String),
+    Anonymous,
+}
+
+/// An [`Operation`] that owns its texts.
+#[derive(Debug)]
+pub(crate) struct OwnedOperation {
+    pub(crate) action: Uid,
+    pub(crate) resource: Uid,
+    pub(crate) context: Record,
+    pub(crate) entities: Vec<RequestEntity>,
+}
+
+impl Parsed for OwnedQuestion {
+    fn with_question<R>(self, decide: impl FnOnce(Question<'_>) -> R) -> R {
+        decide(Question {
+            credential: match &self.credential {
+                OwnedCredential::Principal(Ok(uid)) => Credential::Principal(Ok(uid.into())),
+                OwnedCredential::Principal(Err(fault)) => Credential::Principal(Err(fault.clone())),
+                OwnedCredential::Token(token) => Credential::Token(token),
+                OwnedCredential::Anonymous => Credential::Anonymous,
+            },
+            explain: self.explain,
+            operation: match &self.operation {
+                Ok(operation) => Ok(operation.borrow()),
+                Err(fault) => Err(fault.clone()),
+            },
+        })
+    }
+}
+
+impl OwnedOperation {
+    fn borrow(&self) -> Operation<'_> {
+        Operation {
+            action: (&self.action).into(),
+            resource: (&self.resource).into(),
+            context: fields(&self.context),
+            entities: self.entities.iter().map(EntityRef::from).collect(),
+        }
+    }
+}

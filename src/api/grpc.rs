@@ -1,0 +1,14 @@
+//! The gRPC services: each decodes a request, calls the decision path or the policy store, and encodes the answer.
+
+pub(crate) mod authorize;
+pub(crate) mod batch;
+pub(crate) mod call;
+pub mod client;
+pub(crate) mod decode;
+pub mod dispatch;
+pub(crate) mod health;
+pub mod pb;
+pub(crate) mod policy_store;
+pub mod status;
+pub(crate) mod stream;
+pub(crate) mod wire;

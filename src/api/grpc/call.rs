@@ -1,0 +1,346 @@
+//! One gRPC call, from its headers to the end of its response.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use prost::bytes::Bytes;
+use tonic::Code;
+
+use super::dispatch::Router;
+use super::status::{by_contract, rejected, retry_later};
+use super::wire::body::AnswerBody;
+use super::wire::encoded_answer::FRAME_BYTES;
+use crate::api::auth::caller::Right;
+use crate::api::auth::callers::{Admitted, Identification};
+use crate::api::decision::admission::{Admission, CallSlot, MonotonicNanos};
+use crate::api::decision::call::{Call, TraceId};
+use crate::api::decision::deadline::Deadline;
+use crate::api::decision::memory::MemoryReservation;
+use crate::api::decision::rejection::Rejection;
+use crate::api::metrics::{self, Method};
+use crate::api::transport::http2::{Arrival, Service};
+use crate::api::transport::lifetime::{InFlight, UnreadAnswer};
+use crate::telemetry::traces::CallSpan;
+
+/// Most bytes drained from a rejected request's body.
+const MAX_DRAINED_BYTES: usize = 64 << 10;
+
+/// The gRPC services, as connections run them.
+pub(crate) struct GrpcService {
+    pub(crate) router: Router,
+    pub(crate) admission: Arc<Admission>,
+    /// Longest unary call; `None` leaves it to the caller's deadline.
+    pub(crate) max_call_time: Option<Duration>,
+}
+
+impl Service for GrpcService {
+    type Body = CountedBody;
+
+    fn call(
+        self: Arc<Self>,
+        arrival: Arrival,
+        request: http::Request<Incoming>,
+    ) -> impl Future<Output = http::Response<CountedBody>> + Send + 'static {
+        let Arrival {
+            caller,
+            in_flight,
+            at,
+        } = arrival;
+        let mut call = CallInFlight::begin(self, in_flight, &request);
+        async move {
+            let mut response = respond(&mut call, &caller, at, request).await;
+            call.responds(&mut response);
+            response.map(|body| CountedBody { body, call })
+        }
+    }
+}
+
+/// A call in flight. Dropping it counts the call and ends its span.
+struct CallInFlight {
+    in_flight: InFlight,
+    /// The slot of a call that is not answered at once.
+    slot: Option<CallSlot>,
+    /// The reservation for a long response.
+    response_reserved: Option<(Arc<MemoryReservation>, UnreadAnswer)>,
+    service: Arc<GrpcService>,
+    method: Method,
+    /// When the headers arrived.
+    begun: Instant,
+    /// The status so far: CANCELLED, for a caller that leaves before the response.
+    code: Code,
+    /// The span of a traced call.
+    span: Option<Arc<CallSpan>>,
+}
+
+impl CallInFlight {
+    fn begin<T>(
+        service: Arc<GrpcService>,
+        in_flight: InFlight,
+        request: &http::Request<T>,
+    ) -> Self {
+        let method = Method::at(request.uri().path());
+        Self {
+            in_flight,
+            slot: None,
+            response_reserved: None,
+            method,
+            span: service.router.span(method, request.headers()),
+            begun: Instant::now(),
+            service,
+            code: Code::Cancelled,
+        }
+    }
+
+    /// Records the status of a trailers-only response, and charges a large body to the memory
+    /// budget until it is sent.
+    fn responds(&mut self, response: &mut http::Response<AnswerBody>) {
+        if let AnswerBody::Encoded(bytes) = response.body()
+            && bytes.len() > FRAME_BYTES
+        {
+            let router = &self.service.router;
+            match router.memory().reserve(bytes.len()) {
+                Ok(reserved) => self.reserve_response(Arc::new(reserved)),
+                Err(rejection) => *response = router.reject(rejection),
+            }
+        }
+        match response.body() {
+            AnswerBody::Encoded(_) | AnswerBody::StatusOk => {}
+            AnswerBody::Tonic(_) => {
+                self.record_status(response.headers());
+                if let Some(reserved) = response.extensions_mut().remove() {
+                    self.reserve_response(reserved);
+                }
+            }
+            AnswerBody::Ended => {
+                // Not a gRPC call. A gRPC client maps the HTTP status to this.
+                self.code = Code::Unknown;
+                self.record_status(response.headers());
+            }
+        }
+    }
+
+    fn reserve_response(&mut self, reserved: Arc<MemoryReservation>) {
+        self.response_reserved = Some((reserved, self.in_flight.calls().begin_unread()));
+    }
+
+    /// Records the status in headers or trailers.
+    fn record_status(&mut self, headers: &http::HeaderMap) {
+        if let Some(status) = headers.get("grpc-status") {
+            self.code = Code::from_bytes(status.as_bytes());
+        }
+    }
+}
+
+impl Drop for CallInFlight {
+    fn drop(&mut self) {
+        if let Some(figures) = self.service.router.figures() {
+            figures.called(self.method, self.code, self.begun.elapsed());
+        }
+        if let Some(span) = &self.span {
+            span.end(metrics::ended(self.method, self.code));
+        }
+    }
+}
+
+/// The body of a response, which keeps its call in flight.
+pub(crate) struct CountedBody {
+    body: AnswerBody,
+    call: CallInFlight,
+}
+
+impl hyper::body::Body for CountedBody {
+    type Data = <AnswerBody as hyper::body::Body>::Data;
+    type Error = <AnswerBody as hyper::body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let me = &mut *self;
+        if let AnswerBody::StatusOk = me.body {
+            me.call.code = Code::Ok;
+        }
+        let polled = Pin::new(&mut me.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let AnswerBody::Tonic(_) = me.body
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            me.call.record_status(trailers);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Responds to a call: admits it, has its service answer, and keeps its deadline.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn has room for its arguments twice"
+)]
+fn respond<'a>(
+    in_flight: &'a mut CallInFlight,
+    caller: &'a Arc<Identification>,
+    arrived: MonotonicNanos,
+    request: http::Request<Incoming>,
+) -> impl Future<Output = http::Response<AnswerBody>> + use<'a> {
+    async move {
+        if !is_grpc(&request) {
+            let mut response = http::Response::new(AnswerBody::Ended);
+            *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return response;
+        }
+        let CallInFlight {
+            service,
+            method,
+            slot,
+            span,
+            begun,
+            ..
+        } = in_flight;
+        let (service, method) = (&**service, *method);
+        // A stream or watch lasts as long as its caller likes.
+        let most = service.max_call_time.filter(|_| method.is_unary());
+        let deadline = Deadline::begin(request.headers(), *begun, most);
+        let admitted = service.admit(method, caller, arrived, request.headers());
+        let caller = match admitted {
+            Ok(caller) => caller,
+            Err(denied) => {
+                drain(method, request.into_body(), deadline).await;
+                return service.reject(denied);
+            }
+        };
+        let call = Call {
+            caller,
+            deadline,
+            trace_id: match service.router.is_logged() {
+                true => TraceId::of(span.as_deref(), request.headers()),
+                false => None,
+            },
+            span: span.clone(),
+        };
+        if !method.is_unary() {
+            match service.admission.stream_slot() {
+                Ok(taken) => *slot = Some(taken),
+                Err(overload) => return service.reject(overload.into()),
+            }
+        }
+        let mut answering = pin!(service.router.call(method, request, &call));
+        let mut timer = None;
+        poll_fn(|context| {
+            if let Poll::Ready(response) = answering.as_mut().poll(context) {
+                return Poll::Ready(by_contract(response));
+            }
+            // Only a call that is not answered at once takes a slot and a timer. A health check
+            // takes no slot: it is answered even under overload.
+            if slot.is_none() && method != Method::HealthCheck {
+                match service.admission.slot() {
+                    Ok(taken) => *slot = Some(taken),
+                    Err(overload) => return Poll::Ready(service.reject(overload.into())),
+                }
+            }
+            let Some(at) = call.deadline.at() else {
+                return Poll::Pending;
+            };
+            let passed = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            match passed.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(service.reject(Rejection::DeadlineExceeded)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl GrpcService {
+    /// Admits a call: sheds it under overload, authenticates its caller, and checks its right.
+    fn admit(
+        &self,
+        method: Method,
+        caller: &Arc<Identification>,
+        arrived: MonotonicNanos,
+        headers: &http::HeaderMap,
+    ) -> Result<Admitted, Rejection> {
+        // First of all: a call that is shed should cost next to nothing.
+        if method.right() == Some(Right::Authorize) {
+            self.admission.begin(arrived, MonotonicNanos::now())?;
+        }
+        let caller = match caller.admit(headers) {
+            Ok(caller) => caller,
+            // A prober has no credentials, and learns only whether the service is up.
+            Err(_unknown) if method.is_open_to_all() => Admitted::default(),
+            Err(unknown) => return Err(unknown.into()),
+        };
+        if let Some(right) = method.right() {
+            caller.check(right)?;
+        }
+        Ok(caller)
+    }
+
+    /// Returns the whole response of a call that is rejected, and counts it.
+    fn reject(&self, rejection: Rejection) -> http::Response<AnswerBody> {
+        // Encoded once: these are sent when there is no time.
+        static QUEUE_DELAY: LazyLock<http::HeaderMap> =
+            LazyLock::new(|| retry_later(Rejection::Overloaded));
+        static TOO_MANY_CALLS: LazyLock<http::HeaderMap> =
+            LazyLock::new(|| retry_later(Rejection::TooManyCalls));
+        self.router.count(&rejection);
+        let headers = match rejection {
+            Rejection::Overloaded => &*QUEUE_DELAY,
+            Rejection::TooManyCalls => &*TOO_MANY_CALLS,
+            other => return rejected(other),
+        };
+        let mut response = http::Response::new(AnswerBody::Ended);
+        *response.headers_mut() = headers.clone();
+        response
+    }
+}
+
+/// Drains the body of a rejected request, if it is small.
+///
+/// Left unread, the call would have to be reset, and each of its later frames too; HTTP/2 takes a
+/// caller with many resets for an attacker.
+async fn drain(method: Method, mut body: Incoming, deadline: Deadline) {
+    let reading = async {
+        let mut left = MAX_DRAINED_BYTES;
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+        {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    // The body of a stream has no end to wait for.
+    if method.is_unary() {
+        tokio::select! {
+            biased;
+            () = reading => {}
+            () = deadline.passed() => {}
+        }
+    }
+}
+
+/// Returns whether the call is a gRPC one; the protocol asks for 415 otherwise.
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+fn is_grpc(request: &http::Request<Incoming>) -> bool {
+    let kind = request
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
+    request.method() == http::Method::POST
+        && kind
+            .and_then(|kind| kind.strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}

@@ -1,0 +1,146 @@
+//! Everything that is not an answer, as a gRPC status with details.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::wire::body::AnswerBody;
+use crate::api::auth::caller::Denied;
+use crate::api::decision::admission::RETRY_AFTER;
+use crate::api::decision::rejection::{Rejection, RejectionCode};
+use crate::pdp::query::InvalidQuery;
+
+/// The `domain` of every `google.rpc.ErrorInfo` of ours.
+pub const ERROR_DOMAIN: &str = "cedar-pdp";
+
+/// The longest text of an error, and the longest field path, in bytes.
+///
+/// A status travels in HTTP headers, of which many callers take 8 KiB in all, and errors quote what
+/// the caller sent.
+const LONGEST_MESSAGE: usize = 600;
+const LONGEST_FIELD: usize = 1_500;
+
+/// `text`, cut off at a character before `most` bytes, and marked as cut.
+fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mut end = most;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", text.get(..end).unwrap_or_default())
+}
+
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Self {
+        let message = shortened(&rejection.to_string(), LONGEST_MESSAGE);
+        let with_reason = |code| {
+            let metadata = subject(&rejection);
+            let details = ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, metadata);
+            Self::with_error_details(code, message.clone(), details)
+        };
+        if let Rejection::Invalid(InvalidQuery { field, problem }) = &rejection {
+            let details = ErrorDetails::with_bad_request_violation(
+                shortened(field.as_str(), LONGEST_FIELD),
+                shortened(&problem.to_string(), LONGEST_MESSAGE),
+            );
+            return Self::with_error_details(Code::InvalidArgument, message, details);
+        }
+        match rejection.code() {
+            RejectionCode::InvalidArgument => Self::invalid_argument(message),
+            RejectionCode::Unauthenticated => with_reason(Code::Unauthenticated),
+            RejectionCode::PermissionDenied => with_reason(Code::PermissionDenied),
+            RejectionCode::Overloaded => {
+                let mut details =
+                    ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, []);
+                details.set_retry_info(Some(RETRY_AFTER));
+                Self::with_error_details(Code::ResourceExhausted, message, details)
+            }
+            RejectionCode::LimitExceeded => Self::resource_exhausted(message),
+            RejectionCode::Unavailable => Self::unavailable(message),
+            RejectionCode::DeadlineExceeded => Self::deadline_exceeded(message),
+        }
+    }
+}
+
+/// Returns the right or the identity that the caller lacks, for the metadata of `ErrorInfo`.
+fn subject(rejection: &Rejection) -> HashMap<String, String> {
+    let (name, value) = match rejection {
+        Rejection::Caller(Denied::MissingRight(right)) => ("right", right.to_string()),
+        Rejection::Caller(Denied::IdentityNotAllowed(kind)) => ("identity", kind.to_string()),
+        _ => return HashMap::new(),
+    };
+    HashMap::from([(name.to_owned(), value)])
+}
+
+/// Returns the whole response of a call that is rejected.
+pub(super) fn rejected(rejection: Rejection) -> http::Response<AnswerBody> {
+    Status::from(rejection).into_http().map(AnswerBody::tonic)
+}
+
+/// Returns the headers of a trailers-only response that asks its caller to retry later.
+pub(super) fn retry_later(rejection: Rejection) -> http::HeaderMap {
+    let mut headers = rejected(rejection).headers().clone();
+    // Read by clients with a retry policy: gRPC proposal A6.
+    let pause = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
+    headers.insert("grpc-retry-pushback-ms", pause.into());
+    headers
+}
+
+/// A status as a message, for an item of a batch or stream.
+pub(crate) fn to_message(status: &Status) -> tonic_types::Status {
+    use prost::Message as _;
+    // A status with details carries itself, encoded, with the details; one without carries nothing.
+    if !status.details().is_empty()
+        && let Ok(message) = tonic_types::Status::decode(status.details())
+    {
+        return message;
+    }
+    tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    }
+}
+
+/// What our contract calls what tonic says by itself.
+///
+/// tonic calls a message beyond the size limit OUT_OF_RANGE.
+pub(crate) fn status_by_contract(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss
+        | Code::Unauthenticated => status,
+    }
+}
+
+/// tonic refuses a message beyond the size limit as OUT_OF_RANGE; the contract says
+/// RESOURCE_EXHAUSTED. No method of ours has a use for OUT_OF_RANGE.
+pub(crate) fn by_contract(mut response: http::Response<AnswerBody>) -> http::Response<AnswerBody> {
+    if let AnswerBody::Encoded(_) = response.body() {
+        return response;
+    }
+    const OUT_OF_RANGE: i32 = Code::OutOfRange as i32;
+    if let Some(status) = response.headers_mut().get_mut("grpc-status")
+        && status.to_str().ok().and_then(|code| code.parse().ok()) == Some(OUT_OF_RANGE)
+    {
+        *status = http::HeaderValue::from(Code::ResourceExhausted as i32);
+    }
+    response
+}

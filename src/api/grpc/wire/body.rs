@@ -1,0 +1,103 @@
+//! The body of a response.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use prost::bytes::Bytes;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::encoded_answer::FRAME_BYTES;
+
+/// What a call is answered with: one encoded answer and the status OK, or what tonic made.
+pub(crate) enum AnswerBody {
+    Encoded(Bytes),
+    /// The answer is out, its status is not.
+    StatusOk,
+    Ended,
+    Tonic(Tonic),
+}
+
+/// What tonic made, in frames of a size.
+pub(crate) struct Tonic {
+    body: Body,
+    rest: Bytes,
+}
+
+impl Tonic {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut bytes = std::mem::take(&mut self.rest);
+        if bytes.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                ended => return Poll::Ready(ended),
+            };
+            bytes = match frame.into_data() {
+                Ok(bytes) => bytes,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            };
+        }
+        self.rest = bytes.split_off(bytes.len().min(FRAME_BYTES));
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+}
+
+impl AnswerBody {
+    /// What tonic made.
+    pub(crate) fn tonic(body: Body) -> Self {
+        Self::Tonic(Tonic {
+            body,
+            rest: Bytes::new(),
+        })
+    }
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let me = &mut *self;
+        Poll::Ready(match me {
+            Self::Tonic(tonic) => return tonic.poll_frame(context),
+            Self::Encoded(bytes) if bytes.len() > FRAME_BYTES => {
+                Some(Ok(Frame::data(bytes.split_to(FRAME_BYTES))))
+            }
+            Self::Encoded(_) => match std::mem::replace(me, Self::StatusOk) {
+                Self::Encoded(bytes) => Some(Ok(Frame::data(bytes))),
+                Self::StatusOk | Self::Ended | Self::Tonic(_) => None,
+            },
+            Self::StatusOk => {
+                *me = Self::Ended;
+                let mut trailers = http::HeaderMap::with_capacity(1);
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Self::Ended => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Encoded(_) | Self::StatusOk => false,
+            Self::Ended => true,
+            Self::Tonic(tonic) => tonic.rest.is_empty() && tonic.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            // Trailers follow, and gRPC knows no length of a body.
+            Self::Encoded(_) | Self::StatusOk | Self::Ended => SizeHint::default(),
+            // Nothing of gRPC looks at it.
+            Self::Tonic(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Converts response messages back to answers, for the command line's client.
+
+use crate::api::grpc::pb;
+use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError};
+use crate::pdp::diagnostic::Position;
+use crate::pdp::explanation::{
+    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
+    UnsatisfiedPermit,
+};
+use crate::pdp::id::{PolicyId, Revision};
+
+/// Converts `response` to an answer.
+pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static str> {
+    let decision = match response.decision() {
+        pb::Decision::Allow => Decision::Allow,
+        pb::Decision::Deny => Decision::Deny,
+        pb::Decision::Unspecified => return Err("it holds no decision"),
+    };
+    Ok(Answer {
+        decision,
+        diagnostics: Diagnostics {
+            determining: response
+                .determining_policies
+                .iter()
+                .map(|id| PolicyId::new(id))
+                .collect(),
+            errors: response
+                .errors
+                .into_iter()
+                .map(|error| PolicyError {
+                    policy: PolicyId::new(&error.policy_id),
+                    message: error.message,
+                })
+                .collect(),
+        },
+        revision: Revision::from_text(&response.revision).ok_or("its revision is no digest")?,
+        explanation: response
+            .explanation
+            .map(|explanation| Box::new(self::explanation(explanation))),
+    })
+}
+
+fn explanation(sent: pb::Explanation) -> Explanation {
+    Explanation {
+        determining: sent.determining.into_iter().map(explained_policy).collect(),
+        unsatisfied: sent
+            .unsatisfied
+            .into_iter()
+            .map(unsatisfied_permit)
+            .collect(),
+        unsatisfied_total: usize::try_from(sent.unsatisfied_total).unwrap_or(usize::MAX),
+    }
+}
+
+fn explained_policy(sent: pb::ExplainedPolicy) -> ExplainedPolicy {
+    ExplainedPolicy {
+        policy: PolicyId::new(&sent.policy_id),
+        template: (!sent.template_id.is_empty()).then(|| PolicyId::new(&sent.template_id)),
+        effect: match sent.effect() {
+            pb::Effect::Forbid => Effect::Forbid,
+            pb::Effect::Permit | pb::Effect::Unspecified => Effect::Permit,
+        },
+        annotations: sent.annotations.into_iter().collect(),
+        place: place(sent.position.unwrap_or_default()),
+    }
+}
+
+fn unsatisfied_permit(sent: pb::UnsatisfiedPermit) -> UnsatisfiedPermit {
+    let clause = sent.clause.unwrap_or_default();
+    UnsatisfiedPermit {
+        policy: explained_policy(sent.policy.unwrap_or_default()),
+        clause: Clause {
+            kind: match clause.kind() {
+                pb::condition_clause::Kind::Unless => ClauseKind::Unless,
+                pb::condition_clause::Kind::When | pb::condition_clause::Kind::Unspecified => {
+                    ClauseKind::When
+                }
+            },
+            text: clause.text,
+            operand: clause.operand,
+            place: place(clause.position.unwrap_or_default()),
+        },
+        outcome: match sent.error {
+            error if error.is_empty() => ClauseOutcome::NotSatisfied,
+            error => ClauseOutcome::Failed(error),
+        },
+    }
+}
+
+fn place(sent: pb::SourcePosition) -> Place {
+    let pb::SourcePosition { file, line, column } = sent;
+    Place {
+        file,
+        position: (line > 0).then_some(Position { line, column }),
+    }
+}

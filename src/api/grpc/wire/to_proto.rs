@@ -1,0 +1,300 @@
+//! Answers, status, findings, and our own commands' queries, to wire messages.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::api::grpc::pb;
+use crate::engine::cache::CacheFigures;
+use crate::pdp::answer::{Answer, Decision, PolicyError};
+use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pdp::explanation::{
+    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
+    UnsatisfiedPermit,
+};
+use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
+use crate::pdp::snapshot::PolicySummary;
+use crate::policy_store::{ReloadCounts, StoreStatus};
+
+pub(crate) fn answer(answer: &Answer) -> pb::AuthorizeResponse {
+    let Answer {
+        decision,
+        diagnostics,
+        revision,
+        explanation,
+    } = answer;
+    pb::AuthorizeResponse {
+        decision: match decision {
+            Decision::Allow => pb::Decision::Allow,
+            Decision::Deny => pb::Decision::Deny,
+        }
+        .into(),
+        determining_policies: diagnostics
+            .determining
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        errors: diagnostics
+            .errors
+            .iter()
+            .map(|PolicyError { policy, message }| pb::PolicyError {
+                policy_id: policy.to_string(),
+                message: message.clone(),
+            })
+            .collect(),
+        revision: revision.to_string(),
+        explanation: explanation.as_deref().map(self::explanation),
+        // Each decision has its own, and this is what is remembered: it is put in on the way out.
+        decision_id: String::new(),
+    }
+}
+
+fn explanation(explanation: &Explanation) -> pb::Explanation {
+    let Explanation {
+        determining,
+        unsatisfied,
+        unsatisfied_total,
+    } = explanation;
+    pb::Explanation {
+        determining: determining.iter().map(explained_policy).collect(),
+        unsatisfied: unsatisfied.iter().map(unsatisfied_permit).collect(),
+        unsatisfied_total: *unsatisfied_total as u64,
+    }
+}
+
+fn explained_policy(policy: &ExplainedPolicy) -> pb::ExplainedPolicy {
+    let ExplainedPolicy {
+        policy,
+        template,
+        effect,
+        annotations,
+        place,
+    } = policy;
+    pb::ExplainedPolicy {
+        policy_id: policy.to_string(),
+        effect: match effect {
+            Effect::Permit => pb::Effect::Permit,
+            Effect::Forbid => pb::Effect::Forbid,
+        }
+        .into(),
+        annotations: annotations.iter().cloned().collect(),
+        position: Some(source_position(place)),
+        template_id: template
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    }
+}
+
+fn unsatisfied_permit(permit: &UnsatisfiedPermit) -> pb::UnsatisfiedPermit {
+    let UnsatisfiedPermit {
+        policy,
+        clause,
+        outcome,
+    } = permit;
+    let Clause {
+        kind,
+        text,
+        operand,
+        place,
+    } = clause;
+    pb::UnsatisfiedPermit {
+        policy: Some(explained_policy(policy)),
+        clause: Some(pb::ConditionClause {
+            kind: match kind {
+                ClauseKind::When => pb::condition_clause::Kind::When,
+                ClauseKind::Unless => pb::condition_clause::Kind::Unless,
+            }
+            .into(),
+            text: text.clone(),
+            operand: operand.clone(),
+            position: Some(source_position(place)),
+        }),
+        error: match outcome {
+            ClauseOutcome::NotSatisfied => String::new(),
+            ClauseOutcome::Failed(message) => message.clone(),
+        },
+    }
+}
+
+fn source_position(place: &Place) -> pb::SourcePosition {
+    let (line, column) = line_and_column(place.position);
+    pb::SourcePosition {
+        file: place.file.clone(),
+        line,
+        column,
+    }
+}
+
+/// 0 stands for unknown.
+fn line_and_column(position: Option<Position>) -> (u32, u32) {
+    position.map_or((0, 0), |Position { line, column }| (line, column))
+}
+
+pub(crate) fn diagnostic(diagnostic: &Diagnostic) -> pb::Diagnostic {
+    let (line, column) = line_and_column(diagnostic.position);
+    let message = match &diagnostic.help {
+        Some(help) => format!("{} (help: {help})", diagnostic.message),
+        None => diagnostic.message.clone(),
+    };
+    pb::Diagnostic {
+        file: diagnostic.file.clone(),
+        line,
+        column,
+        message,
+    }
+}
+
+pub(crate) fn policy_summary(summary: PolicySummary<'_>) -> pb::PolicySummary {
+    let PolicySummary {
+        id,
+        place,
+        template,
+    } = summary;
+    pb::PolicySummary {
+        id: id.to_string(),
+        file: place.file.clone(),
+        line: line_and_column(place.position).0,
+        template_id: template.map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
+    let StoreStatus {
+        loaded,
+        refused,
+        warnings,
+        reloads: _,
+    } = status;
+    let counts = loaded
+        .as_ref()
+        .map(|loaded| loaded.counts)
+        .unwrap_or_default();
+    pb::StoreStatus {
+        revision: loaded
+            .as_ref()
+            .map(|loaded| loaded.revision.to_string())
+            .unwrap_or_default(),
+        loaded_at: loaded.as_ref().map(|loaded| timestamp(loaded.at)),
+        policies: counts.policies as u64,
+        templates: counts.templates as u64,
+        links: counts.links as u64,
+        entities: counts.entities as u64,
+        refused: refused.as_ref().map(|refused| pb::RefusedReload {
+            at: Some(timestamp(refused.at)),
+            diagnostics: refused.diagnostics.iter().map(diagnostic).collect(),
+            total: refused.total as u64,
+        }),
+        warnings: warnings.iter().map(diagnostic).collect(),
+    }
+}
+
+pub(crate) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
+    let ReloadCounts {
+        reloaded,
+        unchanged,
+        refused,
+        held_back,
+    } = counts;
+    pb::ReloadCounts {
+        reloaded,
+        unchanged,
+        refused,
+        held_back,
+    }
+}
+
+/// All zero when the cache is off.
+pub(crate) fn cache_figures(figures: Option<CacheFigures>) -> pb::CacheFigures {
+    let CacheFigures {
+        hits,
+        misses,
+        evictions,
+        entries,
+        bytes,
+        capacity_bytes,
+    } = figures.unwrap_or_default();
+    pb::CacheFigures {
+        hits,
+        misses,
+        evictions,
+        entries,
+        bytes,
+        capacity_bytes,
+    }
+}
+
+fn timestamp(at: SystemTime) -> prost_types::Timestamp {
+    at.into()
+}
+
+/// The message that asks `query`.
+pub(crate) fn request(query: &Query) -> pb::AuthorizeRequest {
+    let Query {
+        principal,
+        action,
+        resource,
+        context,
+        entities,
+        // What a token says is never sent; the token is.
+        claimed: _,
+        explain,
+    } = query;
+    pb::AuthorizeRequest {
+        identity: Some(pb::authorize_request::Identity::Principal(uid(principal))),
+        action: Some(uid(action)),
+        resource: Some(uid(resource)),
+        context: fields(context),
+        entities: entities
+            .iter()
+            .map(
+                |RequestEntity {
+                     uid: own,
+                     attributes,
+                     parents,
+                     tags,
+                 }| pb::Entity {
+                    uid: Some(uid(own)),
+                    attributes: fields(attributes),
+                    parents: parents.iter().map(uid).collect(),
+                    tags: fields(tags),
+                },
+            )
+            .collect(),
+        explain: *explain,
+    }
+}
+
+fn uid(uid: &Uid) -> pb::EntityUid {
+    pb::EntityUid {
+        r#type: uid.type_name.clone(),
+        id: Some(uid.id.clone()),
+    }
+}
+
+fn fields(record: &Record) -> BTreeMap<String, pb::Value> {
+    record
+        .iter()
+        .map(|(name, field)| (name.to_owned(), value(field)))
+        .collect()
+}
+
+fn value(value: &Value) -> pb::Value {
+    use pb::value::Kind;
+    let kind = match value {
+        Value::Bool(value) => Kind::Bool(*value),
+        Value::Long(value) => Kind::Long(*value),
+        Value::String(text) => Kind::String(text.clone()),
+        Value::Entity(entity) => Kind::Entity(uid(entity)),
+        Value::Set(members) => Kind::Set(pb::ValueList {
+            values: members.iter().map(self::value).collect(),
+        }),
+        Value::Record(record) => Kind::Record(pb::ValueRecord {
+            fields: fields(record),
+        }),
+        Value::Decimal(text) => Kind::Decimal(text.clone()),
+        Value::Ip(text) => Kind::Ip(text.clone()),
+        Value::Datetime(text) => Kind::Datetime(text.clone()),
+        Value::Duration(text) => Kind::Duration(text.clone()),
+    };
+    pb::Value { kind: Some(kind) }
+}

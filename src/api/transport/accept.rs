@@ -1,0 +1,213 @@
+//! Accepts connections, and takes each through its handshake and preface.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::server::TlsStream;
+
+use super::http2::{self, Service};
+use super::limits::ConnectionLimits;
+use super::listener::{Connection, Listener};
+use super::preface::read_preface;
+use super::stream::ConnectionStream;
+use super::tls::Tls;
+use crate::api::auth::callers::{Callers, Identification};
+use crate::api::auth::certificate::CertificateNames;
+use crate::api::auth::peer::Peer;
+use crate::api::decision::admission::Admission;
+use crate::api::metrics::{CallFigures, Closing, Transport};
+use crate::readiness::ReadinessReader;
+
+/// State that all connections share.
+pub(crate) struct ServerState<S> {
+    /// The service that answers calls.
+    pub(crate) service: Arc<S>,
+    /// TLS on TCP; `None` is plaintext.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// The programs that may call.
+    pub(crate) callers: Arc<Callers>,
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) admission: Arc<Admission>,
+    /// One permit for each open connection.
+    pub(crate) connection_permits: Arc<Semaphore>,
+    pub(crate) readiness: ReadinessReader,
+    pub(crate) figures: Option<Arc<CallFigures>>,
+}
+
+impl<S> ServerState<S> {
+    /// Counts a connection that the service closes.
+    pub(crate) fn closes(&self, closing: Closing) {
+        if let Some(figures) = &self.figures {
+            figures.closes(closing);
+        }
+    }
+}
+
+/// Pause of the accept loop when the system is out of file descriptors: long enough not to spin,
+/// short enough that a caller's connect does not time out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Time limit for the preface of a connection that is accepted during a drain. Its caller gets a
+/// GOAWAY, and so knows that no call was started.
+const DRAIN_PREFACE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// A sender that each connection holds; once all are dropped, the last connection has ended.
+pub(crate) type Alive = mpsc::Sender<Infallible>;
+
+/// Accepts connections from `listener` until draining begins.
+pub(crate) async fn accept_loop<S: Service>(
+    listener: Listener,
+    state: Arc<ServerState<S>>,
+    alive: Alive,
+) {
+    let mut draining = state.readiness.clone();
+    let mut is_failing = false;
+    let mut is_full = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = draining.draining() => match listener.accept().now_or_never() {
+                // Already connected: if the listener were closed now, they would be reset.
+                Some(accepted) => accepted,
+                None => return,
+            },
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(accepted) => {
+                is_failing = false;
+                // Closed at once, which its caller notices; left unaccepted, it would hang.
+                let Ok(permit) = Arc::clone(&state.connection_permits).try_acquire_owned() else {
+                    if !is_full {
+                        tracing::warn!(
+                            most = state.limits.max_connections,
+                            "connection limit reached, closing new connections",
+                        );
+                    }
+                    is_full = true;
+                    state.closes(Closing::TooMany);
+                    continue;
+                };
+                is_full = false;
+                let guards = (alive.clone(), permit);
+                tokio::spawn(serve(accepted, Arc::clone(&state), guards));
+            }
+            // The caller left between its connect and our accept; the next may be waiting.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if draining.is_draining() {
+                    return;
+                }
+                // Logged once for each period of failures: every attempt meets the same one.
+                if !is_failing {
+                    tracing::warn!(%error, "cannot accept connections");
+                }
+                is_failing = true;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve<S: Service>(
+    connection: Connection,
+    state: Arc<ServerState<S>>,
+    _guards: (Alive, OwnedSemaphorePermit),
+) {
+    let mut draining = state.readiness.clone();
+    let _counted = state.figures.clone().map(|figures| {
+        let transport = match &connection {
+            Connection::Tcp(_) => Transport::Tcp,
+            Connection::Unix(_) => Transport::Unix,
+        };
+        OpenConnection::begin(figures, transport)
+    });
+    let handshake = handshake(connection, state.tls.as_deref());
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(state.limits.handshake_timeout, handshake) => accepted,
+        () = async {
+            draining.draining().await;
+            tokio::time::sleep(DRAIN_PREFACE_TIMEOUT).await;
+        } => return,
+    };
+    match accepted {
+        Ok(Ok((connection, peer))) => {
+            let caller = Identification::new(Arc::clone(&state.callers), peer);
+            match connection {
+                Accepted::Plain(Connection::Tcp(stream), read) => {
+                    http2::serve(ConnectionStream::new(stream, read), caller, state).await;
+                }
+                Accepted::Plain(Connection::Unix(stream), read) => {
+                    http2::serve(ConnectionStream::new(stream, read), caller, state).await;
+                }
+                Accepted::Tls(stream, read) => {
+                    http2::serve(ConnectionStream::new(*stream, read), caller, state).await;
+                }
+            }
+        }
+        Ok(Err(error)) => {
+            state.closes(Closing::Handshake);
+            tracing::debug!(%error, "connection ended before its first call");
+        }
+        Err(_elapsed) => {
+            state.closes(Closing::HandshakeTimeout);
+            tracing::debug!("connection closed: no HTTP/2 preface within the handshake timeout");
+        }
+    }
+}
+
+/// A connection after its handshake, with the bytes that were read of it.
+enum Accepted {
+    Plain(Connection, Vec<u8>),
+    Tls(Box<TlsStream<TcpStream>>, Vec<u8>),
+}
+
+/// Waits for the TLS handshake, where there is one, and for the preface.
+///
+/// hyper pings a silent caller only once it has sent the preface, and waits for that forever.
+async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Accepted, Peer)> {
+    let mut peer = Peer::default();
+    let accepted = match (connection, tls) {
+        (Connection::Tcp(stream), Some(tls)) => {
+            let mut stream = tls.accept(stream).await?;
+            // A certificate that is present was verified in the handshake.
+            peer.certificate = (stream.get_ref().1.peer_certificates())
+                .and_then(<[_]>::first)
+                .and_then(|certificate| CertificateNames::of(certificate));
+            let read = read_preface(&mut stream).await?;
+            Accepted::Tls(Box::new(stream), read)
+        }
+        (Connection::Tcp(mut stream), None) => {
+            let read = read_preface(&mut stream).await?;
+            Accepted::Plain(Connection::Tcp(stream), read)
+        }
+        (Connection::Unix(mut stream), _) => {
+            let read = read_preface(&mut stream).await?;
+            peer.uid = Some(stream.peer_cred()?.uid());
+            Accepted::Plain(Connection::Unix(stream), read)
+        }
+    };
+    Ok((accepted, peer))
+}
+
+/// Counts a connection for as long as it is open.
+struct OpenConnection(Arc<CallFigures>, Transport);
+
+impl OpenConnection {
+    fn begin(figures: Arc<CallFigures>, transport: Transport) -> Self {
+        figures.opened(transport);
+        Self(figures, transport)
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.closed(self.1);
+    }
+}

@@ -1,0 +1,166 @@
+//! A connection's stream: replays the preface that was read, and closes without losing answers.
+//!
+//! Closing a connection while bytes of its caller are unread resets it, and a reset discards the
+//! answers that are still on their way. A caller may go on sending for a moment after GOAWAY. So
+//! the close is a lingering one: we close our side, and read on until the caller closes its own.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// Time and bytes that a lingering close reads on: a caller that sends more is not just late.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// A stream whose first bytes have been read already.
+pub(crate) struct ConnectionStream<S> {
+    stream: S,
+    /// The bytes that were read, in reverse order.
+    read: Vec<u8>,
+    /// Once our side is closed: the time and the bytes left.
+    lingering: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+impl<S> ConnectionStream<S> {
+    /// Wraps `stream`, of which the bytes `read` have been read.
+    pub(crate) fn new(stream: S, mut read: Vec<u8>) -> Self {
+        read.reverse();
+        Self {
+            stream,
+            read,
+            lingering: None,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ConnectionStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        while buffer.remaining() > 0
+            && let Some(byte) = self.read.pop()
+        {
+            buffer.put_slice(&[byte]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnectionStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self {
+            stream, lingering, ..
+        } = &mut *self;
+        let (time, left) = match lingering {
+            Some(lingering) => lingering,
+            None => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+                lingering.insert((Box::pin(tokio::time::sleep(LINGER_TIME)), LINGER_BYTES))
+            }
+        };
+        let mut bytes = [0; 4096];
+        while *left > 0 && time.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    *left = left.saturating_sub(buffer.filled().len());
+                }
+                // The caller has closed, or is gone.
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+    use super::*;
+
+    /// A connection whose caller takes little that it has not read.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let (caller, accepted) = tokio::join!(socket.connect(address), listener.accept());
+        (caller.unwrap(), accepted.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_on_sending_still_gets_its_answer() {
+        let (mut caller, stream) = pair().await;
+        let mut stream = ConnectionStream::new(stream, Vec::new());
+        caller.write_all(b"one more request").await.unwrap();
+        let ending = async {
+            stream.write_all(&[b'a'; 100_000]).await.unwrap();
+            stream.shutdown().await.unwrap();
+            drop(stream);
+        };
+        let reading = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let mut answer = Vec::new();
+            caller.read_to_end(&mut answer).await.unwrap();
+            drop(caller);
+            answer.len()
+        };
+        assert_eq!(tokio::join!(ending, reading).1, 100_000);
+    }
+
+    #[tokio::test]
+    async fn who_never_ends_is_left() {
+        let (mut caller, stream) = pair().await;
+        let mut stream = ConnectionStream::new(stream, Vec::new());
+        let flooding = async { while caller.write_all(&[0; 65_536]).await.is_ok() {} };
+        let ending = async {
+            stream.shutdown().await.unwrap();
+            drop(stream);
+        };
+        let both = async { tokio::join!(flooding, ending) };
+        let ended = tokio::time::timeout(Duration::from_secs(20), both).await;
+        assert!(ended.is_ok());
+
+        let (caller, stream) = pair().await;
+        let mut stream = ConnectionStream::new(stream, Vec::new());
+        let ended = tokio::time::timeout(Duration::from_secs(20), stream.shutdown());
+        assert!(ended.await.is_ok());
+        drop(caller);
+    }
+}
