@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::decision_log::{Answers, CacheUse, DecisionId, DecisionLog, Origin, Told};
+use crate::pdp::Decided;
 use crate::pdp::NoAnswer;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
-use crate::pdp::authorize::Decided;
 use crate::pdp::id::PolicyId;
 use crate::pdp::query::Query;
 use crate::pdp::{Snapshot, authorize_and_tell};

@@ -6,7 +6,7 @@ use super::directory::{self, Directory};
 use super::{Format, Outcome};
 use crate::config::Config;
 use crate::pdp::advice;
-use crate::pdp::advice::{Advice, EveryRequest, Named, RememberedBy};
+use crate::pdp::analysis::advice::{Advice, EveryRequest, Named, RememberedBy};
 use crate::pdp::diagnostic::Diagnostic;
 
 /// Reports on the directory that `config` names; [`Outcome::Good`] exactly when `serve` with the

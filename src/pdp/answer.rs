@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use super::evaluate::slicing::MAX_LOOKUP_STEPS;
 use super::explanation::Explanation;
 use super::id::{PolicyId, Revision};
-use super::lookups::MAX_LOOKUP_STEPS;
 use super::query::InvalidQuery;
 
 /// The answer to "may this principal do this action on this resource?".

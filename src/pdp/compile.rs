@@ -5,9 +5,9 @@
 //! file is kept in the snapshot, for the next one to be made from.
 
 mod entities;
+mod entity_json;
 mod policies;
 mod schema;
-mod workers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use cedar_policy::Schema;
 use cedar_policy_core::ast::{Expr, ExprKind};
 use cedar_policy_core::validator::ValidatorSchema;
 
-use super::declared::DeclaredTypes;
 use super::diagnostic::{Diagnostic, Severity};
-use super::entities::EntityStore;
+use super::entities::interner::Uids;
 use super::entities::segment::Segment;
-use super::fit::Fit;
-use super::index::{Index, Scope};
-use super::nesting::{self, Language};
-use super::projection::Projections;
-use super::shorthand::Shorthands;
+use super::entities::store::EntityStore;
+use super::policies::bytecode::Shorthands;
+use super::policies::context_reads::Projections;
+use super::policies::index::{Index, Scope};
+use super::schema::conformance::DeclaredTypes;
+use super::schema::request_conformance::Fit;
 use super::snapshot::{Counts, Rule, Settings, Snapshot, Validation};
+use super::sources::scanner::{self, Language};
 use super::sources::{ContentDigest, FileKind, SourceFile, Sources};
-use super::uids::Uids;
 use super::values::TypeNames;
+use super::workers::Workers;
 use entities::{EntityReader, Read};
 use policies::{Filed, Judge, Links, PolicyFile};
-pub use workers::Workers;
 
 /// The stack that parsing and validating can need: a paren costs Cedar's parser some 14 KiB
 /// (several times that unoptimised), an operator of a chain a few.
-const COMPILE_STACK_BYTES: usize = 256 << 20;
+pub(in crate::pdp) const COMPILE_STACK_BYTES: usize = 256 << 20;
 
 /// The stack that one level of an expression can need when it is evaluated, rounded up.
 const EVALUATE_STACK_BYTES_PER_LEVEL: usize = if cfg!(debug_assertions) {
@@ -77,7 +77,7 @@ impl Findings {
     /// Whether the text of the file at `path` nests no deeper than its parser can bear. If not, a finding says
     /// where.
     fn bounded(&mut self, path: &str, text: &Arc<str>, language: Language) -> bool {
-        let Err(deep) = nesting::check(text, language) else {
+        let Err(deep) = scanner::check(text, language) else {
             return true;
         };
         let span = deep.offset..deep.offset + 1;

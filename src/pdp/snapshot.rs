@@ -9,15 +9,15 @@ use cedar_policy_core::validator::ValidatorSchema;
 use smol_str::SmolStr;
 
 use super::compile::Made;
-use super::declared::DeclaredTypes;
 use super::diagnostic::{Diagnostic, Position};
-use super::entities::EntityStore;
+use super::entities::store::EntityStore;
 use super::explanation::Place;
-use super::fit::Fit;
 use super::id::{PolicyId, Revision};
-use super::index::Index;
-use super::projection::Projections;
-use super::reads::Reads;
+use super::policies::context_reads::Projections;
+use super::policies::index::Index;
+use super::policies::read_set::Reads;
+use super::schema::conformance::DeclaredTypes;
+use super::schema::request_conformance::Fit;
 use super::values::TypeNames;
 
 /// What the operator decided about deciding; fixed for the life of the process.

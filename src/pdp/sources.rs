@@ -7,7 +7,8 @@
 //! Stored entities can be more text than there is memory for, so a file may leave its text where
 //! it lies and fetch it when it is asked for, by a [`TextSource`] that somebody else provides.
 
-mod trail;
+mod running_hash;
+pub(in crate::pdp) mod scanner;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::diagnostic::Diagnostic;
 use super::id::Revision;
-use trail::Trail;
+use running_hash::Trail;
 
 /// What a file of a policy directory holds, told by its name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,8 +9,8 @@ use cedar_policy_core::ast::{self, EntityType, EntityUID, PartialValue};
 use cedar_policy_core::extensions::Extensions;
 use smol_str::SmolStr;
 
-use super::nesting::{self, Language};
 use super::query::{InvalidQuery, InvalidUid, MAX_UID_BYTES, Problem, Record, Uid, Value};
+use super::sources::scanner::{self, Language};
 
 /// The most sets and records within one another that a value may have, counting itself.
 pub const MAX_VALUE_DEPTH: usize = 32;
@@ -136,7 +136,7 @@ impl std::str::FromStr for Uid {
             text: text.to_owned(),
             reason,
         };
-        nesting::check(text, Language::Policies).map_err(|error| syntax(error.to_string()))?;
+        scanner::check(text, Language::Policies).map_err(|error| syntax(error.to_string()))?;
         let uid = EntityUID::from_str(text).map_err(|error| syntax(error.to_string()))?;
         Ok(plain_uid(&uid))
     }

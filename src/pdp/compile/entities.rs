@@ -4,8 +4,6 @@
 //! has not changed need not be read again. The hierarchy and uids that stand twice concern all
 //! files and come after.
 
-mod plain;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -16,15 +14,16 @@ use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use serde_json::value::RawValue;
 
+use super::Findings;
+use super::entity_json::{PlainTypes, TypeTexts};
 use super::policies::{offset_in, parse_json};
-use super::{Findings, Workers};
 use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pdp::entities::interner::Uids;
 use crate::pdp::entities::segment::{Draft, Segment, TooLarge};
-use crate::pdp::entities::{EntityStore, HierarchyError, Location, MAX_ANCESTORS, Twice};
+use crate::pdp::entities::store::{EntityStore, HierarchyError, Location, MAX_ANCESTORS, Twice};
 use crate::pdp::sources::SourceFile;
-use crate::pdp::uids::Uids;
 use crate::pdp::values::with_causes;
-use plain::{PlainTypes, TypeTexts};
+use crate::pdp::workers::Workers;
 
 /// Reads entities under one schema, or none.
 pub(super) struct EntityReader<'a> {

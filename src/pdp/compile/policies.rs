@@ -15,17 +15,18 @@ use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 use super::schema::{json_offset, located};
-use super::{Findings, Workers, depth};
+use super::{Findings, depth};
 use crate::pdp::diagnostic::{Diagnostic, Lines, Position, Severity};
+use crate::pdp::entities::interner::{TooManyUids, Uids};
 use crate::pdp::id::PolicyId;
-use crate::pdp::index::{self, Scope};
-use crate::pdp::nesting::{self, Language};
-use crate::pdp::reads::{self, Reads, TooManyPaths};
-use crate::pdp::shorthand::Shorthands;
+use crate::pdp::policies::bytecode::Shorthands;
+use crate::pdp::policies::index::{self, Scope};
+use crate::pdp::policies::read_set::{self, Reads, TooManyPaths};
 use crate::pdp::snapshot::{Condition, Rule, Validation};
+use crate::pdp::sources::scanner::{self, Language};
 use crate::pdp::sources::{FileKind, SourceFile};
-use crate::pdp::uids::{TooManyUids, Uids};
 use crate::pdp::values::with_causes;
+use crate::pdp::workers::Workers;
 
 /// What one file of policies or links holds, good in itself.
 #[derive(Debug, Default)]
@@ -143,7 +144,7 @@ struct KnownReads(HashMap<Reads, Arc<Reads>>);
 impl KnownReads {
     fn of(&mut self, condition: Option<&Arc<ast::Expr>>) -> Result<Arc<Reads>, TooManyPaths> {
         let found = match condition {
-            Some(condition) => reads::of(condition)?,
+            Some(condition) => read_set::of(condition)?,
             None => Reads::nothing(),
         };
         if let Some(known) = self.0.get(&found) {
@@ -780,7 +781,7 @@ fn read_link(raw: &RawValue, origin: Origin) -> Result<Link, String> {
                     ));
                 }
             };
-            nesting::check(uid, Language::Policies).map_err(|error| error.to_string())?;
+            scanner::check(uid, Language::Policies).map_err(|error| error.to_string())?;
             // Not `cedar_policy::EntityUid`: that one refuses `User::"it's"`.
             let uid = ast::EntityUID::from_str(uid)
                 .map(EntityUid::from)

@@ -9,7 +9,7 @@ use miette::Diagnostic as _;
 
 use super::Findings;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::nesting::Language;
+use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::values::with_causes;
 

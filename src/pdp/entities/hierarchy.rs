@@ -6,7 +6,7 @@
 
 use smallvec::SmallVec;
 
-use crate::pdp::uids::UidNumber;
+use super::interner::UidNumber;
 
 /// What is above an entity is kept if it is no more than this.
 const MOST_ABOVE: usize = 64;
@@ -97,7 +97,7 @@ impl Hierarchy {
     /// All that is above each of these entities, sorted: of one that is somebody's parent, where that
     /// is kept.
     ///
-    /// As with [`Uids::numbers`](crate::pdp::uids::Uids), a step is made for each before the next is
+    /// As with [`Uids::numbers`](crate::pdp::entities::interner::Uids), a step is made for each before the next is
     /// made for any.
     pub(super) fn above(
         &self,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cedar_policy_core::ast::{Entity, EntityUID, Literal, PartialValue, Value, ValueKind};
 use smol_str::SmolStr;
 
-use crate::pdp::uids::{TooManyUids, UidNumber, Uids};
+use super::interner::{TooManyUids, UidNumber, Uids};
 
 /// A segment being written, its uids numbered in a table of its own.
 #[derive(Debug, Default)]

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use smol_str::SmolStr;
 
-use super::entities::EntityStore;
 use super::index::Index;
-use super::snapshot::{ContextReads, Rule};
-use super::uids::UidNumber;
+use crate::pdp::entities::interner::UidNumber;
+use crate::pdp::entities::store::EntityStore;
+use crate::pdp::snapshot::{ContextReads, Rule};
 
 /// The reads of the context by action.
 #[derive(Debug)]
-pub(super) struct Projections {
+pub(in crate::pdp) struct Projections {
     by_action: HashMap<UidNumber, ContextReads>,
     /// Of an action that no policy names and that is in none.
     others: ContextReads,
@@ -25,7 +25,7 @@ pub(super) struct Projections {
 
 impl Projections {
     /// What `rules`, which `index` has the scopes of, read.
-    pub(super) fn new<'a>(
+    pub(in crate::pdp) fn new<'a>(
         rules: impl Iterator<Item = &'a Arc<Rule>>,
         index: &Index,
         entities: &EntityStore,
@@ -65,14 +65,14 @@ impl Projections {
     }
 
     /// The actions that are known, and what policies read of the context of a request for each.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (UidNumber, &ContextReads)> {
+    pub(in crate::pdp) fn iter(&self) -> impl Iterator<Item = (UidNumber, &ContextReads)> {
         self.by_action
             .iter()
             .map(|(action, reads)| (*action, reads))
     }
 
     /// What policies read of the context of a request for `action`.
-    pub(super) fn of(&self, action: Option<UidNumber>) -> &ContextReads {
+    pub(in crate::pdp) fn of(&self, action: Option<UidNumber>) -> &ContextReads {
         let found = action.and_then(|action| self.by_action.get(&action));
         found.unwrap_or(&self.others)
     }

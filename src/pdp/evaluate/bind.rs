@@ -4,10 +4,6 @@
 //! Most of this file runs only when something is wrong: Cedar says that a request does not fit,
 //! and the caller should be told where.
 
-mod claimed;
-
-pub use claimed::refuse_telling_anew;
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -22,30 +18,32 @@ use cedar_policy_core::validator::types::Type;
 use cedar_policy_core::validator::{CoreSchema, RequestValidationError, ValidatorSchema};
 use smol_str::SmolStr;
 
-use super::answer::NoAnswer;
-use super::entities::{
+use super::interpreter::Reading;
+use super::slicing::{LookupError, MAX_LOOKUPS, Variables, gather};
+use super::token_entity;
+use crate::pdp::answer::NoAnswer;
+use crate::pdp::entities::store::{
     Brought, EntityStore, HierarchyError, MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS, Numbers,
     OverlayError, View,
 };
-use super::index::{Filed, RuleNumber, Subject, Subjects, TooManyCandidates};
-use super::lookups::{LookupError, MAX_LOOKUPS, Variables, gather};
-use super::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
-use super::shortcut::Reading;
-use super::snapshot::{Rule, Snapshot, Validation};
+use crate::pdp::policies::index::{RuleNumber, Subject, Subjects, TooManyCandidates};
+use crate::pdp::policies::postings::Filed;
+use crate::pdp::query::{InvalidQuery, Problem, Query, RequestEntity, Uid};
+use crate::pdp::snapshot::{Rule, Snapshot, Validation};
 
 /// A query as Cedar evaluates it.
-pub(super) struct Bound<'a> {
-    pub(super) request: ast::Request,
+pub(in crate::pdp) struct Bound<'a> {
+    pub(in crate::pdp) request: ast::Request,
     /// The policies whose scope it meets, in the order of the snapshot's rules.
-    pub(super) candidates: Vec<Candidate>,
+    pub(in crate::pdp) candidates: Vec<Candidate>,
     /// What those can look up that are left to Cedar.
-    pub(super) entities: Entities,
+    pub(in crate::pdp) entities: Entities,
     /// What the query is about.
-    pub(super) asked: Asked<'a>,
+    pub(in crate::pdp) asked: Asked<'a>,
 }
 
 /// What a query is about, and where more can be looked up to explain the answer.
-pub(super) struct Asked<'a> {
+pub(in crate::pdp) struct Asked<'a> {
     view: View<'a>,
     principal: EntityUID,
     action: EntityUID,
@@ -56,7 +54,7 @@ pub(super) struct Asked<'a> {
 
 impl Asked<'_> {
     /// The query, as far as scopes can tell.
-    pub(super) fn subjects(&self) -> &Subjects {
+    pub(in crate::pdp) fn subjects(&self) -> &Subjects {
         &self.subjects
     }
 
@@ -65,7 +63,7 @@ impl Asked<'_> {
     /// # Errors
     ///
     /// [`LookupError`].
-    pub(super) fn entities_of(&mut self, rules: &[&Rule]) -> Result<Entities, LookupError> {
+    pub(in crate::pdp) fn entities_of(&mut self, rules: &[&Rule]) -> Result<Entities, LookupError> {
         let Self {
             view,
             principal,
@@ -89,15 +87,15 @@ impl Asked<'_> {
 
 /// A policy whose scope the query meets.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub(super) rule: RuleNumber,
+pub(in crate::pdp) struct Candidate {
+    pub(in crate::pdp) rule: RuleNumber,
     /// Whether its condition holds; `None` when Cedar must say.
-    pub(super) holds: Option<bool>,
+    pub(in crate::pdp) holds: Option<bool>,
 }
 
 /// Turns the query's values into Cedar's, checked against the schema, and finds the policies and
 /// entities that it takes to decide it.
-pub(super) fn bind<'a>(
+pub(in crate::pdp) fn bind<'a>(
     snapshot: &Snapshot,
     stored: &'a EntityStore,
     query: &Query,
@@ -121,7 +119,7 @@ pub(super) fn bind<'a>(
     let refused_hierarchy = |error| refused_hierarchy(error, sent_by_caller);
     if let Some(claimed) = &query.claimed {
         let principal = (&query.principal, &principal);
-        let entity = claimed::entity(snapshot, stored, principal, claimed, &sent)?;
+        let entity = token_entity::entity(snapshot, stored, principal, claimed, &sent)?;
         sent.push(entity);
     }
     let mut view = View::with_sent(stored, sent).map_err(refused_hierarchy)?;
@@ -413,7 +411,7 @@ fn refused_hierarchy(error: OverlayError, sent_by_caller: usize) -> InvalidQuery
             let fault = InvalidQuery::field("parents", problem);
             match index < sent_by_caller {
                 true => fault.at_index(index).within("entities"),
-                false => fault.within(claimed::FIELD),
+                false => fault.within(token_entity::FIELD),
             }
         }
     }
@@ -473,7 +471,7 @@ fn request_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<Brought, 
 /// Checks one entity against the schema, as Cedar does when it takes entities, naming the field.
 ///
 /// The schema is there in every validation mode, and entities must fit it.
-fn fits_schema(snapshot: &Snapshot, brought: &Brought) -> Result<(), InvalidQuery> {
+pub(super) fn fits_schema(snapshot: &Snapshot, brought: &Brought) -> Result<(), InvalidQuery> {
     let Brought { entity, parents } = brought;
     let Some(schema) = &snapshot.schema else {
         return Ok(());

@@ -13,29 +13,29 @@ use smol_str::SmolStr;
 
 /// What a condition can read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Reads {
+pub(in crate::pdp) struct Reads {
     /// The lookups that begin at the request and at the slots of a template, by where they begin.
-    pub(super) roots: BTreeMap<Root, Lookups>,
+    pub(in crate::pdp) roots: BTreeMap<Root, Lookups>,
     /// The lookups that begin at a uid in the text.
-    pub(super) literals: Vec<(EntityUID, Lookups)>,
+    pub(in crate::pdp) literals: Vec<(EntityUID, Lookups)>,
     /// The attributes of the context that are read; `None` when it is used as a whole.
-    pub(super) context: Option<BTreeSet<SmolStr>>,
+    pub(in crate::pdp) context: Option<BTreeSet<SmolStr>>,
     /// Whether an entity is asked whether it is in what stands in a slot.
-    pub(super) asks_for_slots: bool,
+    pub(in crate::pdp) asks_for_slots: bool,
 }
 
 /// Which ancestors of an entity are asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Ancestors {
+pub(in crate::pdp) struct Ancestors {
     /// Whichever a value names that only evaluation knows.
-    pub(super) any: bool,
+    pub(in crate::pdp) any: bool,
     /// Those that the text names.
-    pub(super) named: Vec<Named>,
+    pub(in crate::pdp) named: Vec<Named>,
 }
 
 /// A uid that stands in a policy's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Named {
+pub(in crate::pdp) enum Named {
     /// As it is.
     Literal(EntityUID),
     /// In a template's slot.
@@ -95,11 +95,11 @@ impl Ancestors {
 /// A condition reads through more paths than are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the condition reads attributes along more than {MOST_PATHS} paths")]
-pub(super) struct TooManyPaths;
+pub(in crate::pdp) struct TooManyPaths;
 
 /// Where a lookup begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Root {
+pub(in crate::pdp) enum Root {
     Principal,
     Action,
     Resource,
@@ -109,15 +109,15 @@ pub(super) enum Root {
 
 /// The lookups at a value, and at what it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Lookups {
+pub(in crate::pdp) struct Lookups {
     /// The value, if it is a uid, is looked up.
-    pub(super) entity: bool,
+    pub(in crate::pdp) entity: bool,
     /// Whether it is asked what it is in, and of what.
-    pub(super) ancestors: Ancestors,
+    pub(in crate::pdp) ancestors: Ancestors,
     /// What it holds: attributes of an entity, or fields of a record.
-    pub(super) fields: BTreeMap<SmolStr, Lookups>,
+    pub(in crate::pdp) fields: BTreeMap<SmolStr, Lookups>,
     /// What its tags hold, whatever they are called.
-    pub(super) tags: Option<Box<Lookups>>,
+    pub(in crate::pdp) tags: Option<Box<Lookups>>,
 }
 
 /// Not by recursion, as it would be by itself: a snapshot ends on whatever thread lets go of it
@@ -147,7 +147,7 @@ const MOST_PATHS: usize = 20_000;
 /// # Errors
 ///
 /// [`TooManyPaths`].
-pub(super) fn of(condition: &Expr) -> Result<Reads, TooManyPaths> {
+pub(in crate::pdp) fn of(condition: &Expr) -> Result<Reads, TooManyPaths> {
     let mut reads = Reads::nothing();
     let mut paths = 0;
     reads.follow(condition, &mut paths);
@@ -220,7 +220,7 @@ impl Known {
 
 impl Reads {
     /// The reads of a policy without condition.
-    pub(super) fn nothing() -> Self {
+    pub(in crate::pdp) fn nothing() -> Self {
         Self {
             context: Some(BTreeSet::new()),
             ..Self::default()

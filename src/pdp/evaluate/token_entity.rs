@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, HashSet};
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
 use smol_str::SmolStr;
 
-use super::{Brought, EntityStore, Snapshot, fits_schema};
+use super::bind::fits_schema;
 use crate::pdp::answer::NoAnswer;
+use crate::pdp::entities::interner::UidNumber;
+use crate::pdp::entities::store::{Brought, EntityStore};
 use crate::pdp::query::{
     Claimed, InvalidQuery, Problem, RequestEntity, StoredPrincipal, Uid, Value,
 };
-use crate::pdp::uids::UidNumber;
+use crate::pdp::snapshot::Snapshot;
 
 /// The field that is named when the claims do not fit.
 pub(super) const FIELD: &str = "principal_token";

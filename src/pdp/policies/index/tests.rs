@@ -1,8 +1,8 @@
 //! The scope index: what is found under which keys.
 
 use super::*;
-use crate::pdp::shorthand::Part;
-use crate::pdp::uids::Uids;
+use crate::pdp::entities::interner::Uids;
+use crate::pdp::policies::bytecode::Part;
 
 /// A request's variables by uid, with what each is in.
 fn subjects(uids: &Uids, principal: &str, resource: &str, ancestors: &[&str]) -> Subjects {

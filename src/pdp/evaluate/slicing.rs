@@ -10,11 +10,11 @@ use cedar_policy_core::extensions::Extensions;
 use smallvec::{SmallVec, smallvec};
 use smol_str::SmolStr;
 
-use super::entities::{OverlayError, View};
-use super::index::Subjects;
-use super::reads::{Lookups, Named, Reads, Root};
-use super::snapshot::{Condition, Rule};
-use super::uids::UidNumber;
+use crate::pdp::entities::interner::UidNumber;
+use crate::pdp::entities::store::{OverlayError, View};
+use crate::pdp::policies::index::Subjects;
+use crate::pdp::policies::read_set::{Lookups, Named, Reads, Root};
+use crate::pdp::snapshot::{Condition, Rule};
 
 /// The most entities that one request may look up. Attributes and tags lead from one to others, so
 /// a policy that follows them through all tags of an entity could reach a great many.
@@ -29,7 +29,7 @@ pub const MAX_LOOKUP_STEPS: usize = 2_000_000;
 
 /// Why the entities could not be brought together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum LookupError {
+pub(in crate::pdp) enum LookupError {
     /// The request's own entities make a hierarchy that is refused.
     Overlay(OverlayError),
     /// They are more than [`MAX_LOOKUPS`], or take more than [`MAX_LOOKUP_STEPS`] to find.
@@ -44,13 +44,13 @@ impl From<OverlayError> for LookupError {
 
 /// The variables of a request, as values.
 #[derive(Debug)]
-pub(super) struct Variables<'a> {
-    pub(super) principal: &'a EntityUID,
-    pub(super) action: &'a EntityUID,
-    pub(super) resource: &'a EntityUID,
-    pub(super) context: &'a BTreeMap<SmolStr, Value>,
+pub(in crate::pdp) struct Variables<'a> {
+    pub(in crate::pdp) principal: &'a EntityUID,
+    pub(in crate::pdp) action: &'a EntityUID,
+    pub(in crate::pdp) resource: &'a EntityUID,
+    pub(in crate::pdp) context: &'a BTreeMap<SmolStr, Value>,
     /// The same, as far as scopes can tell.
-    pub(super) subjects: &'a Subjects,
+    pub(in crate::pdp) subjects: &'a Subjects,
 }
 
 impl Variables<'_> {
@@ -105,7 +105,7 @@ struct Walk<'r> {
 /// # Errors
 ///
 /// [`LookupError`].
-pub(super) fn gather<'r>(
+pub(in crate::pdp) fn gather<'r>(
     view: &mut View<'_>,
     variables: &Variables<'_>,
     conditions: impl Iterator<Item = (&'r Condition, &'r Rule)>,

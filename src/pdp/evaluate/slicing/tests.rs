@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pdp::answer::{Decision, NoAnswer};
-use crate::pdp::entities::Brought;
+use crate::pdp::entities::store::Brought;
 use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value as Sent};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::{Settings, Snapshot, authorize, compile};

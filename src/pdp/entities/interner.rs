@@ -15,14 +15,14 @@ use smol_str::SmolStr;
 
 /// The number of a uid in one [`Uids`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct UidNumber(pub(super) u32);
+pub(in crate::pdp) struct UidNumber(pub(in crate::pdp) u32);
 
 /// The number of an entity type in one [`Uids`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct TypeNumber(pub(super) u32);
+pub(in crate::pdp) struct TypeNumber(pub(in crate::pdp) u32);
 
 impl UidNumber {
-    pub(super) fn index(self) -> usize {
+    pub(in crate::pdp) fn index(self) -> usize {
         self.0 as usize
     }
 }
@@ -30,14 +30,14 @@ impl UidNumber {
 /// More uids were named than can be numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more than {MOST_UIDS} entities are named")]
-pub(super) struct TooManyUids;
+pub(in crate::pdp) struct TooManyUids;
 
 /// The most uids that are numbered; the numbers above are for those that one request brings.
-pub(super) const MOST_UIDS: u32 = 1 << 31;
+pub(in crate::pdp) const MOST_UIDS: u32 = 1 << 31;
 
 /// Uids by number and numbers by uid.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Uids {
+pub(in crate::pdp) struct Uids {
     types: Vec<EntityType>,
     /// By the type's written name: how requests name it.
     type_numbers: hashbrown::HashMap<SmolStr, TypeNumber>,
@@ -64,22 +64,22 @@ const PAGE_BYTES: usize = 64 << 10;
 
 impl Uids {
     /// How many there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::pdp) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// The types that some uid has, or that were added for themselves.
-    pub(super) fn types(&self) -> &[EntityType] {
+    pub(in crate::pdp) fn types(&self) -> &[EntityType] {
         &self.types
     }
 
     /// The number of the type that is written `name`.
-    pub(super) fn type_number(&self, name: &str) -> Option<TypeNumber> {
+    pub(in crate::pdp) fn type_number(&self, name: &str) -> Option<TypeNumber> {
         self.type_numbers.get(name).copied()
     }
 
     /// The number of the type `ty`.
-    pub(super) fn type_number_of(&self, ty: &EntityType) -> Option<TypeNumber> {
+    pub(in crate::pdp) fn type_number_of(&self, ty: &EntityType) -> Option<TypeNumber> {
         self.numbers_of_types.get(ty).copied()
     }
 
@@ -88,12 +88,12 @@ impl Uids {
         clippy::indexing_slicing,
         reason = "numbers are given out by this table alone, and never taken back"
     )]
-    pub(super) fn entity_type(&self, number: TypeNumber) -> &EntityType {
+    pub(in crate::pdp) fn entity_type(&self, number: TypeNumber) -> &EntityType {
         &self.types[number.0 as usize]
     }
 
     /// The numbers of the uids whose type `is_wanted`.
-    pub(super) fn numbers_of(
+    pub(in crate::pdp) fn numbers_of(
         &self,
         is_wanted: impl Fn(&EntityType) -> bool,
     ) -> impl Iterator<Item = UidNumber> + '_ {
@@ -106,7 +106,7 @@ impl Uids {
     }
 
     /// The number of the uid with this type and id, if it has one.
-    pub(super) fn number(&self, ty: TypeNumber, id: &str) -> Option<UidNumber> {
+    pub(in crate::pdp) fn number(&self, ty: TypeNumber, id: &str) -> Option<UidNumber> {
         self.table
             .find(self.hash(ty, id), |number| self.is(*number, ty, id))
             .map(|number| UidNumber(*number))
@@ -116,7 +116,7 @@ impl Uids {
     ///
     /// In a large table each lookup waits for memory several times. Here all wait together: a
     /// step is made for each before the next is made for any.
-    pub(super) fn numbers<'u>(
+    pub(in crate::pdp) fn numbers<'u>(
         &self,
         uids: impl Iterator<Item = (Option<TypeNumber>, &'u str)>,
     ) -> SmallVec<[Option<UidNumber>; 3]> {
@@ -161,17 +161,17 @@ impl Uids {
     }
 
     /// The number of the uid whose type is written `type_name`, if it has one.
-    pub(super) fn number_of(&self, type_name: &str, id: &str) -> Option<UidNumber> {
+    pub(in crate::pdp) fn number_of(&self, type_name: &str, id: &str) -> Option<UidNumber> {
         self.number(self.type_number(type_name)?, id)
     }
 
     /// The number of `uid`, if it has one.
-    pub(super) fn number_of_uid(&self, uid: &EntityUID) -> Option<UidNumber> {
+    pub(in crate::pdp) fn number_of_uid(&self, uid: &EntityUID) -> Option<UidNumber> {
         self.number(self.type_number_of(uid.entity_type())?, uid.eid().as_ref())
     }
 
     /// The number in `to`, given now if it had none, of the uid that has `number` here.
-    pub(super) fn moved(
+    pub(in crate::pdp) fn moved(
         &self,
         number: UidNumber,
         to: &mut Arc<Self>,
@@ -186,7 +186,7 @@ impl Uids {
     }
 
     /// The number in `to`, given now if it had none, of the type that has `number` here.
-    pub(super) fn moved_type(&self, number: TypeNumber, to: &mut Arc<Self>) -> TypeNumber {
+    pub(in crate::pdp) fn moved_type(&self, number: TypeNumber, to: &mut Arc<Self>) -> TypeNumber {
         Self::type_number_in(to, self.entity_type(number))
     }
 
@@ -195,7 +195,7 @@ impl Uids {
         clippy::indexing_slicing,
         reason = "numbers are given out by this table alone, and never taken back"
     )]
-    pub(super) fn parts(&self, number: UidNumber) -> (TypeNumber, &str) {
+    pub(in crate::pdp) fn parts(&self, number: UidNumber) -> (TypeNumber, &str) {
         let entry = self.entries[number.index()];
         (entry.ty, self.id(entry))
     }
@@ -210,13 +210,13 @@ impl Uids {
     }
 
     /// The uid with this number, as Cedar holds it.
-    pub(super) fn uid(&self, number: UidNumber) -> EntityUID {
+    pub(in crate::pdp) fn uid(&self, number: UidNumber) -> EntityUID {
         let (ty, id) = self.parts(number);
         EntityUID::from_components(self.entity_type(ty).clone(), Eid::new(id), None)
     }
 
     /// The number of the type `ty`, given now if it had none.
-    pub(super) fn add_type(&mut self, ty: &EntityType) -> TypeNumber {
+    pub(in crate::pdp) fn add_type(&mut self, ty: &EntityType) -> TypeNumber {
         if let Some(number) = self.type_number_of(ty) {
             return number;
         }
@@ -231,7 +231,11 @@ impl Uids {
     }
 
     /// The number of the uid with this type and id, given now if it had none.
-    pub(super) fn add(&mut self, ty: TypeNumber, id: &str) -> Result<UidNumber, TooManyUids> {
+    pub(in crate::pdp) fn add(
+        &mut self,
+        ty: TypeNumber,
+        id: &str,
+    ) -> Result<UidNumber, TooManyUids> {
         if let Some(number) = self.number(ty, id) {
             return Ok(number);
         }
@@ -262,7 +266,7 @@ impl Uids {
     }
 
     /// The number of `uid`, given now if it had none.
-    pub(super) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
+    pub(in crate::pdp) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
         let ty = self.add_type(uid.entity_type());
         self.add(ty, uid.eid().as_ref())
     }
@@ -272,7 +276,7 @@ impl Uids {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left.
-    pub(super) fn number_in(
+    pub(in crate::pdp) fn number_in(
         uids: &mut Arc<Self>,
         uid: &EntityUID,
     ) -> Result<UidNumber, TooManyUids> {
@@ -285,7 +289,7 @@ impl Uids {
     }
 
     /// The number in `uids` of the type `ty`, given now if it had none.
-    pub(super) fn type_number_in(uids: &mut Arc<Self>, ty: &EntityType) -> TypeNumber {
+    pub(in crate::pdp) fn type_number_in(uids: &mut Arc<Self>, ty: &EntityType) -> TypeNumber {
         match uids.type_number_of(ty) {
             Some(number) => number,
             None => Arc::make_mut(uids).add_type(ty),
@@ -293,7 +297,7 @@ impl Uids {
     }
 
     /// Whether `other` descends from this table, or is it, so that numbers mean the same in both.
-    pub(super) fn is_ancestor_of(&self, other: &Self) -> bool {
+    pub(in crate::pdp) fn is_ancestor_of(&self, other: &Self) -> bool {
         // A table that descends shares the first page, and a table that was begun anew does not.
         match (self.pages.first(), other.pages.first()) {
             (None, _) => true,
@@ -303,7 +307,7 @@ impl Uids {
     }
 
     /// The memory that the table holds, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::pdp) fn bytes(&self) -> usize {
         let pages: usize = self.pages.iter().map(|page| page.capacity()).sum();
         pages + self.entries.capacity() * size_of::<Entry>() + self.table.allocation_size()
     }

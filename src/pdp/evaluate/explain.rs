@@ -8,20 +8,20 @@ use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 
 use super::bind::Asked;
-use super::diagnostic::Position;
-use super::explanation::{
+use crate::pdp::diagnostic::Position;
+use crate::pdp::explanation::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MOST_UNSATISFIED,
     Place, UnsatisfiedPermit,
 };
-use super::nesting;
-use super::snapshot::{Rule, Snapshot};
-use super::values::bounded_text;
+use crate::pdp::snapshot::{Rule, Snapshot};
+use crate::pdp::sources::scanner;
+use crate::pdp::values::bounded_text;
 
 /// Explains a decision that the rules `determining` settled.
 ///
 /// Where there are none, all scopes of the snapshot are gone through: what came close is told with
 /// how many there are.
-pub(super) fn explain(
+pub(in crate::pdp) fn explain(
     snapshot: &Snapshot,
     determining: &[&Rule],
     request: ast::Request,
@@ -98,7 +98,7 @@ fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, 
 }
 
 /// The operands of a condition's outermost `&&`s from left to right, found without recursing.
-pub(super) fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
+pub(in crate::pdp) fn operands(condition: &ast::Expr) -> Vec<&ast::Expr> {
     let mut found = Vec::new();
     let mut open = vec![condition];
     while let Some(expr) = open.pop() {
@@ -149,7 +149,7 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
             (place, _) => (operand, place),
         };
         let start = place.start().checked_sub(policy.start())?;
-        let (kind, clause) = nesting::clauses(text)
+        let (kind, clause) = scanner::clauses(text)
             .into_iter()
             .find(|(_, clause)| clause.contains(&start))?;
         Some(Clause {

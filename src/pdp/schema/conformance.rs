@@ -16,24 +16,24 @@ use smol_str::SmolStr;
 
 /// What is declared of an entity type.
 #[derive(Debug)]
-pub(super) struct Declared {
-    pub(super) attributes: DeclaredFields,
+pub(in crate::pdp) struct Declared {
+    pub(in crate::pdp) attributes: DeclaredFields,
     /// The types that a parent may have, as far as they are plain.
-    pub(super) parents: Vec<EntityType>,
-    pub(super) tags: Option<Expected>,
+    pub(in crate::pdp) parents: Vec<EntityType>,
+    pub(in crate::pdp) tags: Option<Expected>,
 }
 
 /// What is declared of the fields of a record, or the attributes of an entity.
 #[derive(Debug, Default)]
-pub(super) struct DeclaredFields {
+pub(in crate::pdp) struct DeclaredFields {
     /// With each field, whether it is required.
-    pub(super) fields: hashbrown::HashMap<SmolStr, (Expected, bool)>,
-    pub(super) required: usize,
+    pub(in crate::pdp) fields: hashbrown::HashMap<SmolStr, (Expected, bool)>,
+    pub(in crate::pdp) required: usize,
 }
 
 /// The type that a value must be of.
 #[derive(Debug)]
-pub(super) enum Expected {
+pub(in crate::pdp) enum Expected {
     Bool,
     Long,
     String,
@@ -50,13 +50,13 @@ const MOST_LEVELS: usize = 6;
 
 /// Whether any id makes an entity of type `ty`: ids of an enumerated type are few and checked one
 /// by one, and actions are the schema's.
-pub(super) fn is_plain(core: &CoreSchema<'_>, ty: &EntityType) -> bool {
+pub(in crate::pdp) fn is_plain(core: &CoreSchema<'_>, ty: &EntityType) -> bool {
     let found = core.entity_type(ty);
     !ty.is_action() && found.is_some_and(|ty| ty.enum_entity_eids().is_none() && !ty.is_external())
 }
 
 /// The plain types of `schema`, with what it declares of them.
-pub(super) fn entity_types(
+pub(in crate::pdp) fn entity_types(
     schema: &ValidatorSchema,
 ) -> impl Iterator<Item = (&EntityType, Declared)> {
     let core = CoreSchema::new(schema);
@@ -132,11 +132,11 @@ impl DeclaredFields {
 
 /// The entity types of a schema whose entities are told to fit by what they hold.
 #[derive(Debug, Default)]
-pub(super) struct DeclaredTypes(hashbrown::HashMap<EntityType, Declared>);
+pub(in crate::pdp) struct DeclaredTypes(hashbrown::HashMap<EntityType, Declared>);
 
 impl DeclaredTypes {
     /// Reads them off `schema`.
-    pub(super) fn of(schema: Option<&ValidatorSchema>) -> Self {
+    pub(in crate::pdp) fn of(schema: Option<&ValidatorSchema>) -> Self {
         let declared = schema.into_iter().flat_map(entity_types);
         Self(
             declared
@@ -147,7 +147,7 @@ impl DeclaredTypes {
 
     /// Whether Cedar certainly takes `entity`, which has these direct parents and no other
     /// ancestors.
-    pub(super) fn is_certain(&self, entity: &Entity, parents: &[EntityUID]) -> bool {
+    pub(in crate::pdp) fn is_certain(&self, entity: &Entity, parents: &[EntityUID]) -> bool {
         let Some(declared) = self.0.get(entity.uid().entity_type()) else {
             return false;
         };

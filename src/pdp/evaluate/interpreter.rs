@@ -13,15 +13,15 @@ use cedar_policy_core::ast::{EntityUID, Literal, Value, ValueKind, Var};
 use smallvec::SmallVec;
 use smol_str::SmolStr;
 
-use super::entities::segment::{Stored, StoredRecord, StoredSet};
-use super::entities::{Attribute, Attributes, View};
-use super::index::{Subject, Subjects};
-use super::lookups::Variables;
-use super::shorthand::{Members, Part, Shorthand, Two};
-use super::uids::{TypeNumber, UidNumber};
+use super::slicing::Variables;
+use crate::pdp::entities::interner::{TypeNumber, UidNumber};
+use crate::pdp::entities::segment::{Stored, StoredRecord, StoredSet};
+use crate::pdp::entities::store::{Attribute, Attributes, View};
+use crate::pdp::policies::bytecode::{Members, Part, Shorthand, Two};
+use crate::pdp::policies::index::{Subject, Subjects};
 
 /// What conditions are read on.
-pub(super) struct Reading<'a> {
+pub(in crate::pdp) struct Reading<'a> {
     view: &'a View<'a>,
     variables: &'a Variables<'a>,
     /// The principal's and the resource's attributes, which most conditions read; `None` when
@@ -94,7 +94,7 @@ impl<'a> Known<'a> {
 }
 
 impl<'a> Reading<'a> {
-    pub(super) fn new(view: &'a View<'a>, variables: &'a Variables<'a>) -> Self {
+    pub(in crate::pdp) fn new(view: &'a View<'a>, variables: &'a Variables<'a>) -> Self {
         let Subjects {
             principal,
             action: _,
@@ -118,7 +118,7 @@ impl<'a> Reading<'a> {
     /// Whether `condition` holds; `None` when Cedar must say.
     ///
     /// Recurses as deep as the condition is nested.
-    pub(super) fn holds(&self, condition: Shorthand<'a>) -> Option<bool> {
+    pub(in crate::pdp) fn holds(&self, condition: Shorthand<'a>) -> Option<bool> {
         match condition.part() {
             Part::Bool(value) => Some(value),
             Part::Attribute(name, of) => match self.attribute(name, of)? {
@@ -383,7 +383,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use crate::pdp::bind::bind;
+    use crate::pdp::evaluate::bind::bind;
     use crate::pdp::query::{Query, Record, Uid, Value};
     use crate::pdp::sources::{FileKind, SourceFile, Sources};
     use crate::pdp::{Settings, compile};

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::COMPILE_STACK_BYTES;
+use super::compile::COMPILE_STACK_BYTES;
 
 /// Of so many bytes of policies reading and validating takes some ten milliseconds.
 const WORTH_A_THREAD: u64 = 64 << 10;

@@ -15,9 +15,9 @@ use cedar_policy_core::validator::ValidatorSchema;
 use serde::Deserialize;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 
-use crate::pdp::declared::{self, Declared, DeclaredFields, Expected};
+use crate::pdp::entities::interner::UidNumber;
 use crate::pdp::entities::segment::Draft;
-use crate::pdp::uids::UidNumber;
+use crate::pdp::schema::conformance::{self, Declared, DeclaredFields, Expected};
 use crate::pdp::values::parse_type_name;
 
 /// The entity is not written plainly, or not certainly right.
@@ -147,7 +147,7 @@ impl PlainTypes {
     pub(super) fn of(schema: Option<&ValidatorSchema>) -> Self {
         Self {
             declared: schema.map(|schema| {
-                let declared = declared::entity_types(schema);
+                let declared = conformance::entity_types(schema);
                 declared
                     .map(|(ty, declared)| (ty.to_string(), declared))
                     .collect()

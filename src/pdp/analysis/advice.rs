@@ -1,9 +1,9 @@
 //! What an author should know of how policies are decided: which ones every request must evaluate,
 //! and which attributes of the context keep answers from being remembered.
 
-use super::explanation::Place;
-use super::id::PolicyId;
-use super::snapshot::{ContextReads, Snapshot};
+use crate::pdp::explanation::Place;
+use crate::pdp::id::PolicyId;
+use crate::pdp::snapshot::{ContextReads, Snapshot};
 
 /// What an author should know of how a snapshot decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,7 +67,11 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
                 .condition
                 .expr
                 .as_deref()
-                .and_then(|condition| super::explain::operands(condition).first().copied())
+                .and_then(|condition| {
+                    crate::pdp::evaluate::explain::operands(condition)
+                        .first()
+                        .copied()
+                })
                 .map(|operand| {
                     let written = operand.source_loc().and_then(|loc| loc.snippet());
                     shortened(&written.map_or_else(|| operand.to_string(), str::to_owned))

@@ -14,19 +14,19 @@ use cedar_policy_core::ast::{
     BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, UnaryOp, Var,
 };
 
-use super::bytes::{Bytes, piece};
-use super::uids::{TooManyUids, TypeNumber, UidNumber, Uids};
+use super::cursor::{Bytes, piece};
+use crate::pdp::entities::interner::{TooManyUids, TypeNumber, UidNumber, Uids};
 
 /// A condition longer than this is left to Cedar: links of one template have each their own.
 const MOST_BYTES: usize = 4_096;
 
 /// A condition, or a part of one, in shorthand.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shorthand<'a>(Bytes<'a>);
+pub(in crate::pdp) struct Shorthand<'a>(Bytes<'a>);
 
 /// A part of a condition, its own parts still in shorthand.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Part<'a> {
+pub(in crate::pdp) enum Part<'a> {
     /// Cedar must say.
     Doubt,
     Bool(bool),
@@ -46,7 +46,7 @@ pub(super) enum Part<'a> {
 
 /// What stands between two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Two {
+pub(in crate::pdp) enum Two {
     And,
     Or,
     Equal,
@@ -57,46 +57,46 @@ pub(super) enum Two {
 
 /// The members of a set that is written out.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Members<'a>(Bytes<'a>);
+pub(in crate::pdp) struct Members<'a>(Bytes<'a>);
 
 /// A pattern: texts between which anything may stand.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wildcards<'a>(Bytes<'a>);
+pub(in crate::pdp) struct Wildcards<'a>(Bytes<'a>);
 
 /// What a part is, in its first byte.
 mod kind {
-    pub(super) const DOUBT: u8 = 0;
-    pub(super) const FALSE: u8 = 1;
-    pub(super) const TRUE: u8 = 2;
-    pub(super) const LONG: u8 = 3;
-    pub(super) const TEXT: u8 = 4;
-    pub(super) const UID: u8 = 5;
-    pub(super) const PRINCIPAL: u8 = 6;
-    pub(super) const ACTION: u8 = 7;
-    pub(super) const RESOURCE: u8 = 8;
-    pub(super) const CONTEXT: u8 = 9;
-    pub(super) const ATTRIBUTE: u8 = 10;
-    pub(super) const HAS: u8 = 11;
-    pub(super) const IS: u8 = 12;
-    pub(super) const LIKE: u8 = 13;
-    pub(super) const NOT: u8 = 14;
-    pub(super) const AND: u8 = 15;
-    pub(super) const OR: u8 = 16;
-    pub(super) const EQUAL: u8 = 17;
-    pub(super) const LESS: u8 = 18;
-    pub(super) const LESS_OR_EQUAL: u8 = 19;
-    pub(super) const CONTAINS: u8 = 20;
-    pub(super) const IN: u8 = 21;
+    pub(in crate::pdp) const DOUBT: u8 = 0;
+    pub(in crate::pdp) const FALSE: u8 = 1;
+    pub(in crate::pdp) const TRUE: u8 = 2;
+    pub(in crate::pdp) const LONG: u8 = 3;
+    pub(in crate::pdp) const TEXT: u8 = 4;
+    pub(in crate::pdp) const UID: u8 = 5;
+    pub(in crate::pdp) const PRINCIPAL: u8 = 6;
+    pub(in crate::pdp) const ACTION: u8 = 7;
+    pub(in crate::pdp) const RESOURCE: u8 = 8;
+    pub(in crate::pdp) const CONTEXT: u8 = 9;
+    pub(in crate::pdp) const ATTRIBUTE: u8 = 10;
+    pub(in crate::pdp) const HAS: u8 = 11;
+    pub(in crate::pdp) const IS: u8 = 12;
+    pub(in crate::pdp) const LIKE: u8 = 13;
+    pub(in crate::pdp) const NOT: u8 = 14;
+    pub(in crate::pdp) const AND: u8 = 15;
+    pub(in crate::pdp) const OR: u8 = 16;
+    pub(in crate::pdp) const EQUAL: u8 = 17;
+    pub(in crate::pdp) const LESS: u8 = 18;
+    pub(in crate::pdp) const LESS_OR_EQUAL: u8 = 19;
+    pub(in crate::pdp) const CONTAINS: u8 = 20;
+    pub(in crate::pdp) const IN: u8 = 21;
 }
 
 impl<'a> Shorthand<'a> {
     /// The condition that a policy has in `bytes`; `None` when it has none.
-    pub(super) fn of(bytes: Bytes<'a>) -> Option<Self> {
+    pub(in crate::pdp) fn of(bytes: Bytes<'a>) -> Option<Self> {
         (!bytes.is_empty()).then_some(Self(bytes))
     }
 
     /// The outermost part.
-    pub(super) fn part(self) -> Part<'a> {
+    pub(in crate::pdp) fn part(self) -> Part<'a> {
         let Self(mut bytes) = self;
         let two = |two: Two, mut bytes: Bytes<'a>| {
             let left = Self(bytes.piece());
@@ -155,7 +155,7 @@ impl<'a> Iterator for Members<'a> {
 
 impl Wildcards<'_> {
     /// Whether `text` is the pattern's texts in order, with anything between them.
-    pub(super) fn matches(self, text: &str) -> bool {
+    pub(in crate::pdp) fn matches(self, text: &str) -> bool {
         let Self(mut bytes) = self;
         // A text begins and ends at the borders of characters, so nothing is found across them.
         let Some(mut rest) = text.strip_prefix(bytes.piece().text()) else {
@@ -180,7 +180,7 @@ impl Wildcards<'_> {
 
 /// The conditions of one file's rules, in order.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shorthands {
+pub(in crate::pdp) struct Shorthands {
     bytes: Vec<u8>,
     /// Where each ends; the next begins there.
     ends: Vec<usize>,
@@ -197,7 +197,7 @@ impl Shorthands {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left for a uid that it names.
-    pub(super) fn add(
+    pub(in crate::pdp) fn add(
         &mut self,
         condition: Option<&Expr>,
         uids: &mut Arc<Uids>,
@@ -225,7 +225,7 @@ impl Shorthands {
     }
 
     /// Each rule's condition in order, empty for one that always holds.
-    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+    pub(in crate::pdp) fn each(&self) -> impl Iterator<Item = &[u8]> {
         let begins = std::iter::once(&0).chain(&self.ends);
         let all = begins.zip(&self.ends);
         all.map(|(begin, end)| self.bytes.get(*begin..*end).unwrap_or_default())
@@ -236,7 +236,11 @@ impl Shorthands {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left.
-    pub(super) fn moved(&self, from: &Uids, to: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
+    pub(in crate::pdp) fn moved(
+        &self,
+        from: &Uids,
+        to: &mut Arc<Uids>,
+    ) -> Result<Self, TooManyUids> {
         let mut moved = self.clone();
         let mut renumber = |places: &[usize], number: &mut dyn FnMut(u32) -> Result<u32, _>| {
             for place in places {
@@ -257,7 +261,7 @@ impl Shorthands {
     }
 
     /// The memory that they hold, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::pdp) fn bytes(&self) -> usize {
         let places = self.ends.capacity() + self.uids.capacity() + self.types.capacity();
         self.bytes.capacity() + places * size_of::<usize>()
     }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::explanation::ClauseKind;
+use crate::pdp::explanation::ClauseKind;
 
 /// The most brackets within brackets in a policy or schema text.
 pub const MAX_BRACKETS: usize = 128;
@@ -21,16 +21,16 @@ pub const MAX_JSON_BRACKETS: usize = 100;
 /// A text that nests too deep, and where it begins to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nested deeper than {limit} levels")]
-pub(super) struct TooDeep {
+pub(in crate::pdp) struct TooDeep {
     /// The limit that was passed.
-    pub(super) limit: usize,
+    pub(in crate::pdp) limit: usize,
     /// The byte at which it was passed.
-    pub(super) offset: usize,
+    pub(in crate::pdp) offset: usize,
 }
 
 /// Which language a text is in; they differ in what counts as a bracket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Language {
+pub(in crate::pdp) enum Language {
     /// Cedar policies.
     Policies,
     /// Cedar schema: `Set<…>` nests.
@@ -64,7 +64,7 @@ impl Pile {
 }
 
 /// Checks that `text` nests no deeper than the parsers can bear.
-pub(super) fn check(text: &str, language: Language) -> Result<(), TooDeep> {
+pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDeep> {
     let limit = match language {
         Language::Policies | Language::Schema => MAX_BRACKETS,
         Language::Json => MAX_JSON_BRACKETS,
@@ -130,7 +130,7 @@ pub(super) fn check(text: &str, language: Language) -> Result<(), TooDeep> {
 
 /// The `when` and `unless` clauses of one policy's text, each with its bytes, keyword and braces
 /// included.
-pub(super) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
+pub(in crate::pdp) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
     let mut found = Vec::new();
     let mut depth = 0_usize;
     let mut open: Option<(ClauseKind, usize)> = None;

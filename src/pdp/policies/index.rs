@@ -11,8 +11,6 @@
 //! the one that the fewest policies have. A request looks under all keys that it has, and
 //! compares what it finds there with the whole scope.
 
-mod table;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -22,14 +20,14 @@ use cedar_policy_core::ast::{
 };
 use smallvec::SmallVec;
 
-use super::compile::Workers;
-use super::uids::{TooManyUids, TypeNumber, UidNumber, Uids};
-use table::{Bucket, Table};
-pub(super) use table::{Filed, TooLong};
+use super::postings::{Bucket, Table};
+use super::postings::{Filed, TooLong};
+use crate::pdp::entities::interner::{TooManyUids, TypeNumber, UidNumber, Uids};
+use crate::pdp::workers::Workers;
 
 /// What a policy asks of one variable of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Demand {
+pub(super) enum Demand {
     /// To be this entity.
     Is(UidNumber),
     /// To be, or be in, one of these entities.
@@ -40,7 +38,7 @@ enum Demand {
 
 /// A variable of the request that a scope speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Variable {
+pub(super) enum Variable {
     Principal,
     Action,
     Resource,
@@ -48,34 +46,34 @@ enum Variable {
 
 /// All that a policy demands of a request before its condition is evaluated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Scope {
-    demands: SmallVec<[(Variable, Demand); 3]>,
+pub(in crate::pdp) struct Scope {
+    pub(super) demands: SmallVec<[(Variable, Demand); 3]>,
     /// How many of them its scope makes; the others were taken from its condition.
     of_scope: usize,
 }
 
 /// One variable of a request, as far as scopes can tell.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Subject {
+pub(in crate::pdp) struct Subject {
     /// Its number; without one it is none that a policy names.
-    pub(super) uid: Option<UidNumber>,
+    pub(in crate::pdp) uid: Option<UidNumber>,
     /// Its type's number; without one it is of none that a policy names.
-    pub(super) ty: Option<TypeNumber>,
+    pub(in crate::pdp) ty: Option<TypeNumber>,
     /// All that it is in, sorted.
-    pub(super) ancestors: Vec<UidNumber>,
+    pub(in crate::pdp) ancestors: Vec<UidNumber>,
 }
 
 /// A request, as far as scopes can tell.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Subjects {
-    pub(super) principal: Subject,
-    pub(super) action: Subject,
-    pub(super) resource: Subject,
+pub(in crate::pdp) struct Subjects {
+    pub(in crate::pdp) principal: Subject,
+    pub(in crate::pdp) action: Subject,
+    pub(in crate::pdp) resource: Subject,
 }
 
 /// What a policy is filed under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Key {
+pub(super) enum Key {
     /// The request's variable is this entity, or in it.
     Entity(Variable, UidNumber),
     /// The request's variable is of this type.
@@ -85,11 +83,11 @@ enum Key {
 }
 
 /// The place of a policy among a snapshot's rules.
-pub(super) type RuleNumber = u32;
+pub(in crate::pdp) type RuleNumber = u32;
 
 /// The policies by what they demand.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(in crate::pdp) struct Index {
     scopes: Vec<Scope>,
     table: Table,
     /// The policies that demand nothing.
@@ -99,17 +97,17 @@ pub(super) struct Index {
 }
 
 /// So many policies are filed between two pauses.
-const PAUSE_EACH: usize = 500;
+pub(super) const PAUSE_EACH: usize = 500;
 
 /// Room for so many candidates is made at once.
 const EXPECTED_CANDIDATES: usize = 64;
 
 /// More policies match than may be evaluated for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooManyCandidates;
+pub(in crate::pdp) struct TooManyCandidates;
 
 impl Subject {
-    fn is_in(&self, uid: UidNumber) -> bool {
+    pub(super) fn is_in(&self, uid: UidNumber) -> bool {
         self.uid == Some(uid) || self.ancestors.binary_search(&uid).is_ok()
     }
 
@@ -152,7 +150,7 @@ impl Scope {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left for a uid that it names.
-    pub(super) fn of(policy: &Policy, uids: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
+    pub(in crate::pdp) fn of(policy: &Policy, uids: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
         let mut scope = Self::default();
         scope.constraint(
             Variable::Principal,
@@ -246,7 +244,11 @@ impl Scope {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left.
-    pub(super) fn moved(&self, from: &Uids, to: &mut Arc<Uids>) -> Result<Self, TooManyUids> {
+    pub(in crate::pdp) fn moved(
+        &self,
+        from: &Uids,
+        to: &mut Arc<Uids>,
+    ) -> Result<Self, TooManyUids> {
         let uid = |uid: &UidNumber, to: &mut Arc<Uids>| from.moved(*uid, to);
         let demands = self
             .demands
@@ -272,7 +274,7 @@ impl Scope {
 
     /// How many operands at the front of the condition's `&&` were taken as demands: where they
     /// are met, those operands are true.
-    pub(super) fn operands_taken(&self) -> usize {
+    pub(in crate::pdp) fn operands_taken(&self) -> usize {
         self.demands.len() - self.of_scope
     }
 
@@ -287,7 +289,7 @@ impl Scope {
 
     /// The actions that it demands, or `None` when it takes any; an action matches if it is one
     /// of these or in one.
-    pub(super) fn actions(&self) -> Option<Vec<UidNumber>> {
+    pub(in crate::pdp) fn actions(&self) -> Option<Vec<UidNumber>> {
         self.demands
             .iter()
             .find_map(|(variable, demand)| match variable {
@@ -303,7 +305,7 @@ impl Scope {
 
 /// `condition` without the first `taken` operands of its `&&`, which are true; `None` when nothing
 /// is left of it.
-pub(super) fn rest(condition: &Arc<Expr>, taken: usize) -> Option<Arc<Expr>> {
+pub(in crate::pdp) fn rest(condition: &Arc<Expr>, taken: usize) -> Option<Arc<Expr>> {
     if taken == 0 {
         return Some(Arc::clone(condition));
     }
@@ -410,7 +412,7 @@ impl Index {
     /// # Errors
     ///
     /// [`TooLong`].
-    pub(super) fn new(
+    pub(in crate::pdp) fn new(
         scopes: Vec<Scope>,
         conditions: &[&[u8]],
         workers: Workers,
@@ -458,7 +460,7 @@ impl Index {
     /// # Errors
     ///
     /// [`TooManyCandidates`] when they are more than `most`.
-    pub(super) fn candidates(
+    pub(in crate::pdp) fn candidates(
         &self,
         subjects: &Subjects,
         most: usize,
@@ -481,7 +483,7 @@ impl Index {
     /// The policies whose scope alone a request meets, in order, whatever their conditions say.
     ///
     /// Looks at every policy there is: they are filed by what their conditions demand, too.
-    pub(super) fn of_scope<'a>(
+    pub(in crate::pdp) fn of_scope<'a>(
         &'a self,
         subjects: &'a Subjects,
     ) -> impl Iterator<Item = RuleNumber> + 'a {
@@ -496,22 +498,22 @@ impl Index {
     }
 
     /// The scope of a policy.
-    pub(super) fn scope(&self, number: RuleNumber) -> Option<&Scope> {
+    pub(in crate::pdp) fn scope(&self, number: RuleNumber) -> Option<&Scope> {
         self.scopes.get(number as usize)
     }
 
     /// The policies that every request must evaluate.
-    pub(super) fn open(&self) -> &[RuleNumber] {
+    pub(in crate::pdp) fn open(&self) -> &[RuleNumber] {
         &self.open
     }
 
     /// The most policies that are filed under one key, of those that demand something.
-    pub(super) fn largest_bucket(&self) -> &[RuleNumber] {
+    pub(in crate::pdp) fn largest_bucket(&self) -> &[RuleNumber] {
         &self.largest
     }
 
     /// The memory that it holds, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::pdp) fn bytes(&self) -> usize {
         self.scopes.capacity() * size_of::<Scope>()
             + self.table.bytes()
             + (self.open.capacity() + self.largest.capacity()) * size_of::<RuleNumber>()

@@ -5,15 +5,15 @@ use cedar_policy_core::authorizer::AuthorizationError;
 use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
 use cedar_policy_core::extensions::Extensions;
 
-use super::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
 use super::bind::{Bound, Candidate, bind};
-use super::compile::StoredEntities;
-use super::entities::EntityStore;
 use super::explain::explain;
-use super::id::PolicyId;
-use super::query::Query;
-use super::snapshot::{Condition, OnPolicyError, Rule, Snapshot};
-use super::values::bounded_text;
+use crate::pdp::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
+use crate::pdp::compile::StoredEntities;
+use crate::pdp::entities::store::EntityStore;
+use crate::pdp::id::PolicyId;
+use crate::pdp::query::Query;
+use crate::pdp::snapshot::{Condition, OnPolicyError, Rule, Snapshot};
+use crate::pdp::values::bounded_text;
 
 /// Decides `query` against one snapshot.
 ///

@@ -11,11 +11,11 @@ use cedar_policy_core::validator::types::{BoolType, EntityKind, OpenTag, Type};
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use smol_str::SmolStr;
 
-use super::declared::is_plain;
+use super::conformance::is_plain;
 
 /// What requests of each action must look like, for those actions where that is simple.
 #[derive(Debug, Default)]
-pub(super) struct Fit(HashMap<EntityUID, Action>);
+pub(in crate::pdp) struct Fit(HashMap<EntityUID, Action>);
 
 #[derive(Debug)]
 struct Action {
@@ -43,7 +43,7 @@ enum Kind {
 
 impl Fit {
     /// Reads it off `schema`.
-    pub(super) fn of(schema: Option<&ValidatorSchema>) -> Self {
+    pub(in crate::pdp) fn of(schema: Option<&ValidatorSchema>) -> Self {
         let Some(schema) = schema else {
             return Self::default();
         };
@@ -104,7 +104,7 @@ impl Fit {
     }
 
     /// Whether Cedar certainly takes a request of these.
-    pub(super) fn is_certain(
+    pub(in crate::pdp) fn is_certain(
         &self,
         principal: &EntityType,
         action: &EntityUID,

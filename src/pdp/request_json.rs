@@ -12,12 +12,13 @@ use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::CoreSchema;
 use serde_json::value::RawValue;
 
-use super::compile::{self, StoredEntities};
+use super::compile;
+use super::compile::StoredEntities;
 use super::diagnostic::Diagnostic;
-use super::nesting::{self, Language};
 use super::query::{Record, RequestEntity, Uid, Value};
 use super::snapshot::{Snapshot, Validation};
 use super::sources::SourceFile;
+use super::sources::scanner::{self, Language};
 use super::values::{TypeNames, plain_uid, with_causes};
 
 /// Why a JSON text is not what it should be.
@@ -40,7 +41,7 @@ pub enum JsonError {
 ///
 /// [`JsonError::TooDeep`].
 pub fn check_depth(json: &str) -> Result<(), JsonError> {
-    nesting::check(json, Language::Json).map_err(|deep| JsonError::TooDeep(deep.to_string()))
+    scanner::check(json, Language::Json).map_err(|deep| JsonError::TooDeep(deep.to_string()))
 }
 
 /// Reads the context of a request for `action`.

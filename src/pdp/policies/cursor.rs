@@ -5,24 +5,24 @@
 
 /// Bytes of which the front is read next.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
+pub(in crate::pdp) struct Bytes<'a>(pub(in crate::pdp) &'a [u8]);
 
 impl<'a> Bytes<'a> {
-    pub(super) fn u8(&mut self) -> u8 {
+    pub(in crate::pdp) fn u8(&mut self) -> u8 {
         let [byte] = self.array();
         byte
     }
 
-    pub(super) fn u32(&mut self) -> u32 {
+    pub(in crate::pdp) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.array())
     }
 
-    pub(super) fn i64(&mut self) -> i64 {
+    pub(in crate::pdp) fn i64(&mut self) -> i64 {
         i64::from_le_bytes(self.array())
     }
 
     /// A piece behind its length.
-    pub(super) fn piece(&mut self) -> Self {
+    pub(in crate::pdp) fn piece(&mut self) -> Self {
         let length = self.u32() as usize;
         let (piece, rest) = self.0.split_at_checked(length).unwrap_or_default();
         self.0 = rest;
@@ -30,11 +30,11 @@ impl<'a> Bytes<'a> {
     }
 
     /// All that is left, as text.
-    pub(super) fn text(self) -> &'a str {
+    pub(in crate::pdp) fn text(self) -> &'a str {
         std::str::from_utf8(self.0).unwrap_or_default()
     }
 
-    pub(super) fn is_empty(self) -> bool {
+    pub(in crate::pdp) fn is_empty(self) -> bool {
         self.0.is_empty()
     }
 
@@ -50,7 +50,7 @@ impl<'a> Bytes<'a> {
 }
 
 /// Writes what `write` adds to `to` as a piece behind its length.
-pub(super) fn piece(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+pub(in crate::pdp) fn piece(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let begin = to.len();
     to.extend([0; size_of::<u32>()]);
     write(to);

@@ -1,7 +1,7 @@
 //! The stored entities, their hierarchy, and what a request changes in it.
 
-use super::segment::Draft;
 use super::*;
+use crate::pdp::entities::segment::Draft;
 
 fn uid(id: &str) -> EntityUID {
     EntityUID::with_eid_and_type("Node", id).unwrap()

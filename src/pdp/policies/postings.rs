@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Demand, Key, PAUSE_EACH, RuleNumber, Scope, Subjects, Variable, Workers};
-use crate::pdp::bytes::{Bytes, piece};
-use crate::pdp::shorthand::Shorthand;
-use crate::pdp::uids::{TypeNumber, UidNumber};
+use super::bytecode::Shorthand;
+use super::cursor::{Bytes, piece};
+use super::index::{Demand, Key, PAUSE_EACH, RuleNumber, Scope, Subjects, Variable};
+use crate::pdp::entities::interner::{TypeNumber, UidNumber};
+use crate::pdp::workers::Workers;
 
 /// Where the records of a key begin, counted in [`GRAIN`]s.
 type Place = u32;

@@ -1,0 +1,4 @@
+//! Schema checks of requests and entities that need no call to Cedar.
+
+pub(in crate::pdp) mod conformance;
+pub(in crate::pdp) mod request_conformance;
