@@ -22,6 +22,7 @@ mod policies;
 pub mod query;
 pub mod request_json;
 mod schema;
+pub mod settings;
 pub mod snapshot;
 pub mod sources;
 mod values;
@@ -29,14 +30,18 @@ mod workers;
 
 pub use analysis::advice::advice;
 pub use answer::NoAnswer;
-pub use compile::{CompileError, StoredEntities, compile, compile_from};
-pub use entities::store::{MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS};
+pub use compile::findings::CompileError;
+pub use compile::stored_entities::StoredEntities;
+pub use compile::{Compiled, compile, compile_from};
+pub use entities::hierarchy::MAX_ANCESTORS;
+pub use entities::overlay::MAX_REQUEST_HIERARCHY_STEPS;
 pub use evaluate::authorize::{
-    Decided, authorize, authorize_among, authorize_and_tell, candidates,
+    Decided, authorize, authorize_with_entities, authorize_with_stats, candidates,
 };
-pub use evaluate::slicing::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
-pub use evaluate::token_entity::refuse_telling_anew;
-pub use snapshot::{Settings, Snapshot};
+pub use evaluate::token_entity::reject_redefined_principal;
+pub use policies::context_reads::ContextReads;
+pub use settings::{MAX_LOOKUP_STEPS, MAX_LOOKUPS, Settings};
+pub use snapshot::Snapshot;
 pub use sources::scanner::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use values::{MAX_VALUE_DEPTH, is_type_name};
 pub use workers::Workers;

@@ -39,7 +39,7 @@ use super::{codec, pb, scan};
 use crate::decision_log::Method;
 use crate::engine::query_ref::{QueryRef, UidRef};
 use crate::engine::{self, Engine, Leave};
-use crate::pdp::{NoAnswer, Snapshot, refuse_telling_anew};
+use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
 use crate::pip::{self, KeyWait, Moment, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
@@ -265,7 +265,7 @@ impl Authorization {
         };
         let query = query.and_then(|query| {
             if kind == IdentityKind::Anonymous && !call.names_principals()? {
-                refuse_telling_anew(snapshot, &query.principal, &query.entities)?;
+                reject_redefined_principal(snapshot, &query.principal, &query.entities)?;
             }
             Ok(query)
         });

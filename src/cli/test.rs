@@ -22,7 +22,7 @@ use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::diagnostic::Position;
 use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::sources::{FileKind, SourceFile};
-use crate::pdp::{Snapshot, authorize, authorize_among, request_json};
+use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
 
 /// A test as it is written.
 #[derive(Debug, Deserialize)]
@@ -219,7 +219,7 @@ fn run_one(
                 request_json::stored_entities(&entities, snapshot).map_err(|findings| {
                     format!("entities:\n{}", directory::render(&findings, false))
                 })?;
-            authorize_among(snapshot, &entities, &query)
+            authorize_with_entities(snapshot, &entities, &query)
         }
     }
     .map_err(|error| format!("the request is not valid: {error}"))?;

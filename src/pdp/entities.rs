@@ -2,5 +2,6 @@
 
 pub(in crate::pdp) mod hierarchy;
 pub(in crate::pdp) mod interner;
+pub(in crate::pdp) mod overlay;
 pub(in crate::pdp) mod segment;
 pub(in crate::pdp) mod store;

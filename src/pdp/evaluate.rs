@@ -8,5 +8,6 @@ pub(in crate::pdp) mod authorize;
 pub(in crate::pdp) mod bind;
 pub(in crate::pdp) mod explain;
 pub(in crate::pdp) mod interpreter;
+pub(in crate::pdp) mod invalid_query;
 pub(in crate::pdp) mod slicing;
 pub(in crate::pdp) mod token_entity;

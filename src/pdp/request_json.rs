@@ -13,10 +13,11 @@ use cedar_policy_core::validator::CoreSchema;
 use serde_json::value::RawValue;
 
 use super::compile;
-use super::compile::StoredEntities;
+use super::compile::stored_entities::StoredEntities;
 use super::diagnostic::Diagnostic;
 use super::query::{Record, RequestEntity, Uid, Value};
-use super::snapshot::{Snapshot, Validation};
+use super::settings::Validation;
+use super::snapshot::Snapshot;
 use super::sources::SourceFile;
 use super::sources::scanner::{self, Language};
 use super::values::{TypeNames, plain_uid, with_causes};
@@ -116,7 +117,7 @@ pub fn stored_entities(
     file: &SourceFile,
     snapshot: &Snapshot,
 ) -> Result<StoredEntities, Vec<Diagnostic>> {
-    compile::stored_entities(file, snapshot)
+    compile::stored_entities::stored_entities(file, snapshot)
 }
 
 fn plain_fields<'a>(

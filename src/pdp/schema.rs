@@ -1,4 +1,3 @@
 //! Schema checks of requests and entities that need no call to Cedar.
 
 pub(in crate::pdp) mod conformance;
-pub(in crate::pdp) mod request_conformance;

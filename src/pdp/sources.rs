@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::diagnostic::Diagnostic;
 use super::id::Revision;
-use running_hash::Trail;
+use running_hash::RunningHash;
 
 /// What a file of a policy directory holds, told by its name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -194,11 +194,11 @@ pub struct SourceFile {
 #[derive(Clone, Debug)]
 enum Text {
     Held(Arc<str>),
-    Elsewhere(Arc<Elsewhere>),
+    External(Arc<ExternalText>),
 }
 
 #[derive(Debug)]
-struct Elsewhere {
+struct ExternalText {
     source: Box<dyn TextSource>,
     bytes: u64,
     /// It was asked for, and was no longer what it had been.
@@ -227,7 +227,7 @@ impl SourceFile {
         bytes: u64,
         source: Box<dyn TextSource>,
     ) -> Self {
-        let text = Text::Elsewhere(Arc::new(Elsewhere {
+        let text = Text::External(Arc::new(ExternalText {
             source,
             bytes,
             has_changed: AtomicBool::new(false),
@@ -245,7 +245,7 @@ impl SourceFile {
     pub fn bytes(&self) -> u64 {
         match &self.text {
             Text::Held(text) => text.len() as u64,
-            Text::Elsewhere(elsewhere) => elsewhere.bytes,
+            Text::External(text) => text.bytes,
         }
     }
 
@@ -257,7 +257,7 @@ impl SourceFile {
     pub fn text(&self) -> Result<Arc<str>, TextChanged> {
         match &self.text {
             Text::Held(text) => Ok(Arc::clone(text)),
-            Text::Elsewhere(elsewhere) => elsewhere.note(elsewhere.source.read()),
+            Text::External(text) => text.note(text.source.read()),
         }
     }
 
@@ -266,7 +266,7 @@ impl SourceFile {
     pub fn held_text(&self) -> Option<&Arc<str>> {
         match &self.text {
             Text::Held(text) => Some(text),
-            Text::Elsewhere(_) => None,
+            Text::External(_) => None,
         }
     }
 
@@ -277,14 +277,14 @@ impl SourceFile {
                 take(text.as_bytes());
                 Ok(())
             }
-            Text::Elsewhere(elsewhere) => {
+            Text::External(text) => {
                 let mut given = 0;
-                let streamed = elsewhere.source.stream(&mut |piece| {
+                let streamed = text.source.stream(&mut |piece| {
                     given += piece.len() as u64;
                     take(piece);
                 });
-                elsewhere.note(match streamed {
-                    Ok(()) if given == elsewhere.bytes => Ok(()),
+                text.note(match streamed {
+                    Ok(()) if given == text.bytes => Ok(()),
                     Ok(()) | Err(TextChanged) => Err(TextChanged),
                 })
             }
@@ -296,12 +296,12 @@ impl SourceFile {
     pub fn has_changed(&self) -> bool {
         match &self.text {
             Text::Held(_) => false,
-            Text::Elsewhere(elsewhere) => elsewhere.has_changed.load(Ordering::Relaxed),
+            Text::External(text) => text.has_changed.load(Ordering::Relaxed),
         }
     }
 }
 
-impl Elsewhere {
+impl ExternalText {
     fn note<T>(&self, fetched: Result<T, TextChanged>) -> Result<T, TextChanged> {
         if fetched.is_err() {
             self.has_changed.store(true, Ordering::Relaxed);
@@ -326,7 +326,7 @@ pub struct Sources {
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
     /// Of the served files, once somebody has asked.
-    trail: OnceLock<Result<Arc<Trail>, TextChanged>>,
+    trail: OnceLock<Result<Arc<RunningHash>, TextChanged>>,
 }
 
 impl Sources {
@@ -404,14 +404,14 @@ impl Sources {
                 Err(TextChanged) => None,
             });
             let Some((earlier, trail)) = known else {
-                return Trail::of(self.served(), None).map(Arc::new);
+                return RunningHash::of(self.served(), None).map(Arc::new);
             };
             if self.served().eq(earlier.served()) {
                 return Ok(Arc::clone(trail));
             }
             let both = self.served().zip(earlier.served());
             let same = both.take_while(|(one, other)| one == other).count();
-            Trail::of(self.served(), Some((trail, same))).map(Arc::new)
+            RunningHash::of(self.served(), Some((trail, same))).map(Arc::new)
         });
         match trail {
             Ok(trail) => Ok(trail.revision().clone()),

@@ -4,8 +4,6 @@ use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::compile::COMPILE_STACK_BYTES;
-
 /// Of so many bytes of policies reading and validating takes some ten milliseconds.
 const WORTH_A_THREAD: u64 = 64 << 10;
 
@@ -37,12 +35,12 @@ impl Workers {
     /// As many of them as it is worth to have for files of `bytes` bytes in all. A thread keeps
     /// some memory of what it has made to itself: for few files that is more than they are.
     #[must_use]
-    pub fn worth(self, bytes: u64) -> Self {
-        self.one_for_each(WORTH_A_THREAD, bytes)
+    pub fn scaled_to(self, bytes: u64) -> Self {
+        self.one_per(WORTH_A_THREAD, bytes)
     }
 
     /// One, and another for each so many of `bytes` bytes, of those there are.
-    pub(crate) fn one_for_each(self, so_many: u64, bytes: u64) -> Self {
+    pub(crate) fn one_per(self, so_many: u64, bytes: u64) -> Self {
         let helpers = usize::try_from(bytes / so_many).unwrap_or(usize::MAX);
         Self {
             threads: self.threads.min(NonZeroUsize::MIN.saturating_add(helpers)),
@@ -66,21 +64,11 @@ impl Workers {
         })
     }
 
-    /// What `work` makes of each item, in the order of the items.
+    /// Returns the result of `work` for each item, in the order of the items.
     ///
-    /// On this thread, whose stack must be large enough for Cedar's parser, and on others that have
-    /// one.
-    pub(super) fn each<T: Sync, R: Send>(
-        &self,
-        items: &[T],
-        work: impl Fn(&T) -> R + Sync,
-    ) -> Vec<R> {
-        self.share(items, COMPILE_STACK_BYTES, || (), |(), item| work(item))
-    }
-
-    /// The same with a stack of so many bytes for each other thread, and something that each thread
-    /// has to work with.
-    pub(crate) fn share<T: Sync, W, R: Send>(
+    /// Uses this thread, and others with a stack of `stack_bytes`; each thread works with its own
+    /// value from `with`.
+    pub(crate) fn map_with<T: Sync, W, R: Send>(
         &self,
         items: &[T],
         stack_bytes: usize,
@@ -138,7 +126,7 @@ mod tests {
             threads: NonZeroUsize::MIN.saturating_add(7),
             ..Workers::default()
         };
-        let threads = |bytes| workers.worth(bytes).threads.get();
+        let threads = |bytes| workers.scaled_to(bytes).threads.get();
         assert_eq!(
             [0, WORTH_A_THREAD - 1, WORTH_A_THREAD].map(threads),
             [1, 1, 2]
@@ -173,7 +161,7 @@ mod tests {
                 threads: NonZeroUsize::new(threads).unwrap(),
                 ..Workers::default()
             };
-            let doubled = workers.each(&items, |item| item * 2);
+            let doubled = workers.map_with(&items, 1 << 20, || (), |(), item| item * 2);
             assert!(doubled.into_iter().eq(items.iter().map(|item| item * 2)));
         }
     }

@@ -3,25 +3,26 @@
 
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
-use crate::pdp::snapshot::{ContextReads, Snapshot};
+use crate::pdp::policies::context_reads::ContextReads;
+use crate::pdp::snapshot::Snapshot;
 
 /// What an author should know of how a snapshot decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advice {
     /// The policies that every request must evaluate, sorted by id.
-    pub every_request: Vec<EveryRequest>,
+    pub broad_policies: Vec<BroadPolicy>,
     /// The policies that use the context as a whole, sorted by id: for the actions that they
     /// apply to, an answer is remembered for one context only, and any attribute that changes
     /// with each request keeps it from being used again.
-    pub whole_context: Vec<Named>,
+    pub whole_context: Vec<PolicyRef>,
     /// What policies read of the context, by action, sorted: an answer is remembered for each
     /// combination of these values.
-    pub remembered_by: Vec<RememberedBy>,
+    pub cache_key_reads: Vec<CacheKeyReads>,
 }
 
 /// A policy, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct PolicyRef {
     /// The policy or link.
     pub policy: PolicyId,
     /// Where it is written.
@@ -30,9 +31,9 @@ pub struct Named {
 
 /// A policy that every request must evaluate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EveryRequest {
+pub struct BroadPolicy {
     /// Which.
-    pub policy: Named,
+    pub policy: PolicyRef,
     /// The first operand of its condition, which is nothing that policies can be looked up by;
     /// `None` when it has no condition.
     pub begins_with: Option<String>,
@@ -40,7 +41,7 @@ pub struct EveryRequest {
 
 /// What answers for an action are remembered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RememberedBy {
+pub struct CacheKeyReads {
     /// The action.
     pub action: String,
     /// The attributes of the context, sorted; `None` is the whole context.
@@ -48,18 +49,18 @@ pub struct RememberedBy {
 }
 
 /// The longest operand that is shown, in characters.
-const LONGEST_OPERAND: usize = 100;
+const MAX_OPERAND_CHARS: usize = 100;
 
 /// What the author of `snapshot`'s policies should know.
 #[must_use]
 pub fn advice(snapshot: &Snapshot) -> Advice {
-    let every_request = snapshot
+    let broad_policies = snapshot
         .index
-        .open()
+        .unconstrained()
         .iter()
         .filter_map(|number| snapshot.rules.get(*number as usize))
-        .map(|rule| EveryRequest {
-            policy: Named {
+        .map(|rule| BroadPolicy {
+            policy: PolicyRef {
                 policy: rule.id.clone(),
                 place: rule.place(),
             },
@@ -81,28 +82,28 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
     let whole_context = snapshot
         .rules
         .iter()
-        .filter(|rule| rule.condition.reads.context.is_none())
-        .map(|rule| Named {
+        .filter(|rule| rule.condition.read_set.context.is_none())
+        .map(|rule| PolicyRef {
             policy: rule.id.clone(),
             place: rule.place(),
         })
         .collect();
-    let mut remembered_by: Vec<RememberedBy> = snapshot
+    let mut cache_key_reads: Vec<CacheKeyReads> = snapshot
         .projections
         .iter()
-        .map(|(action, reads)| RememberedBy {
-            action: snapshot.entities.uids.uid(action).to_string(),
+        .map(|(action, reads)| CacheKeyReads {
+            action: snapshot.entities.interner.uid(action).to_string(),
             attributes: match reads {
                 ContextReads::All => None,
                 ContextReads::Named(names) => Some(names.clone()),
             },
         })
         .collect();
-    remembered_by.sort_by(|a, b| a.action.cmp(&b.action));
+    cache_key_reads.sort_by(|a, b| a.action.cmp(&b.action));
     Advice {
-        every_request,
+        broad_policies,
         whole_context,
-        remembered_by,
+        cache_key_reads,
     }
 }
 
@@ -110,7 +111,7 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
 fn shortened(text: &str) -> String {
     let line: Vec<&str> = text.split_whitespace().collect();
     let line = line.join(" ");
-    match line.char_indices().nth(LONGEST_OPERAND) {
+    match line.char_indices().nth(MAX_OPERAND_CHARS) {
         None => line,
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
     }
@@ -135,7 +136,7 @@ mod tests {
         let file = SourceFile::held("p.cedar".to_owned(), FileKind::Policies, Arc::from(text));
         let sources = Sources::new(vec![file], vec![], vec![]);
         let advice = advice(&compile(&sources, &Settings::default()).unwrap());
-        let [open] = advice.every_request.as_slice() else {
+        let [open] = advice.broad_policies.as_slice() else {
             panic!("{advice:?}")
         };
         assert_eq!(open.policy.policy.as_str(), "open");
@@ -145,7 +146,7 @@ mod tests {
         };
         assert_eq!(bare.policy.as_str(), "bare");
         let remembered: Vec<_> = advice
-            .remembered_by
+            .cache_key_reads
             .iter()
             .map(|by| (by.action.as_str(), by.attributes.clone()))
             .collect();

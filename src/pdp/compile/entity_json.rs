@@ -15,9 +15,9 @@ use cedar_policy_core::validator::ValidatorSchema;
 use serde::Deserialize;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 
-use crate::pdp::entities::interner::UidNumber;
+use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::segment::Draft;
-use crate::pdp::schema::conformance::{self, Declared, DeclaredFields, Expected};
+use crate::pdp::schema::conformance::{self, EntitySpec, RecordSpec, TypeTag};
 use crate::pdp::values::parse_type_name;
 
 /// The entity is not written plainly, or not certainly right.
@@ -139,7 +139,7 @@ fn fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
 /// The entity types whose entities can be read here, under one schema or none.
 pub(super) struct PlainTypes {
     /// By written name; `None` without a schema: then any type and any value will do.
-    declared: Option<HashMap<String, Declared>>,
+    declared: Option<HashMap<String, EntitySpec>>,
 }
 
 impl PlainTypes {
@@ -162,7 +162,7 @@ impl PlainTypes {
         json: &str,
         origin: usize,
         draft: &mut Draft,
-        types: &mut TypeTexts,
+        types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         let entity: PlainEntity<'_> = serde_json::from_str(json).map_err(|_| NotPlain)?;
         let declared = match &self.declared {
@@ -173,7 +173,7 @@ impl PlainTypes {
         draft.begin(uid, origin).map_err(|_| NotPlain)?;
         let written = self.write(&entity, declared, draft, types);
         if written.is_err() {
-            draft.take_back();
+            draft.discard_last();
         }
         written
     }
@@ -181,9 +181,9 @@ impl PlainTypes {
     fn write(
         &self,
         entity: &PlainEntity<'_>,
-        declared: Option<&Declared>,
+        declared: Option<&EntitySpec>,
         draft: &mut Draft,
-        types: &mut TypeTexts,
+        types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         for parent in &entity.parents {
             if let Some(declared) = declared
@@ -214,9 +214,9 @@ impl PlainTypes {
     fn fields(
         &self,
         Fields(fields): &Fields<'_>,
-        declared: Option<&DeclaredFields>,
+        declared: Option<&RecordSpec>,
         draft: &mut Draft,
-        types: &mut TypeTexts,
+        types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         distinct(fields)?;
         draft.count(fields.len());
@@ -244,27 +244,27 @@ impl PlainTypes {
     fn value(
         &self,
         value: &Json<'_>,
-        expected: Option<&Expected>,
+        expected: Option<&TypeTag>,
         draft: &mut Draft,
-        types: &mut TypeTexts,
+        types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         match (value, expected) {
-            (Json::Bool(value), None | Some(Expected::Bool)) => draft.bool(*value),
-            (Json::Long(value), None | Some(Expected::Long)) => draft.long(*value),
-            (Json::String(text), None | Some(Expected::String)) => draft.string(text),
+            (Json::Bool(value), None | Some(TypeTag::Bool)) => draft.bool(*value),
+            (Json::Long(value), None | Some(TypeTag::Long)) => draft.long(*value),
+            (Json::String(text), None | Some(TypeTag::String)) => draft.string(text),
             (Json::Array(members), None) => {
                 draft.set(members.len());
                 for member in members {
                     self.value(member, None, draft, types)?;
                 }
             }
-            (Json::Array(members), Some(Expected::Set(element))) => {
+            (Json::Array(members), Some(TypeTag::Set(element))) => {
                 draft.set(members.len());
                 for member in members {
                     self.value(member, Some(element), draft, types)?;
                 }
             }
-            (Json::Object(Fields(fields)), Some(Expected::Entity(ty))) => {
+            (Json::Object(Fields(fields)), Some(TypeTag::Entity(ty))) => {
                 let uid = uid_of(fields)?;
                 if types.of(&uid.r#type)? != ty {
                     return Err(NotPlain);
@@ -282,7 +282,7 @@ impl PlainTypes {
                 draft.begin_record();
                 self.fields(fields, None, draft, types)?;
             }
-            (Json::Object(fields), Some(Expected::Record(declared))) => {
+            (Json::Object(fields), Some(TypeTag::Record(declared))) => {
                 draft.begin_record();
                 self.fields(fields, Some(declared), draft, types)?;
             }
@@ -298,8 +298,8 @@ impl PlainTypes {
         &self,
         uid: &PlainUid<'_>,
         draft: &mut Draft,
-        types: &mut TypeTexts,
-    ) -> Result<UidNumber, NotPlain> {
+        types: &mut ParsedTypeNames,
+    ) -> Result<UidId, NotPlain> {
         let PlainUid { r#type, id } = uid;
         if let Some(declared) = &self.declared
             && !declared.contains_key(r#type.as_ref())
@@ -311,7 +311,7 @@ impl PlainTypes {
         if ty.is_action() {
             return Err(NotPlain);
         }
-        let ty = match draft.uids().type_number(r#type) {
+        let ty = match draft.uids().find_type_named(r#type) {
             Some(number) => number,
             None => draft.uids().add_type(ty),
         };
@@ -321,9 +321,9 @@ impl PlainTypes {
 
 /// Entity types by their text, parsed once for each file.
 #[derive(Default)]
-pub(super) struct TypeTexts(HashMap<String, EntityType>);
+pub(super) struct ParsedTypeNames(HashMap<String, EntityType>);
 
-impl TypeTexts {
+impl ParsedTypeNames {
     /// The type that `text` names in its normal spelling.
     fn of(&mut self, text: &str) -> Result<&EntityType, NotPlain> {
         if !self.0.contains_key(text) {

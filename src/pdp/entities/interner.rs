@@ -3,7 +3,7 @@
 //! A uid as Cedar holds it is a type name, an id and a place, a hundred bytes and more; the index,
 //! the hierarchy and the store hold four. Numbers are only ever added, so that a table may be
 //! carried from one snapshot to the next; what is left over is cleared when too much of it has
-//! gathered (`entities::EntityStore::is_littered`).
+//! gathered (`entities::EntityStore::needs_compaction`).
 
 use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 use smol_str::SmolStr;
 
-/// The number of a uid in one [`Uids`].
+/// The number of a uid in one [`UidInterner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::pdp) struct UidNumber(pub(in crate::pdp) u32);
+pub(in crate::pdp) struct UidId(pub(in crate::pdp) u32);
 
-/// The number of an entity type in one [`Uids`].
+/// The number of an entity type in one [`UidInterner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::pdp) struct TypeNumber(pub(in crate::pdp) u32);
+pub(in crate::pdp) struct TypeId(pub(in crate::pdp) u32);
 
-impl UidNumber {
+impl UidId {
     pub(in crate::pdp) fn index(self) -> usize {
         self.0 as usize
     }
@@ -29,19 +29,19 @@ impl UidNumber {
 
 /// More uids were named than can be numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than {MOST_UIDS} entities are named")]
+#[error("more than {MAX_UIDS} entities are named")]
 pub(in crate::pdp) struct TooManyUids;
 
 /// The most uids that are numbered; the numbers above are for those that one request brings.
-pub(in crate::pdp) const MOST_UIDS: u32 = 1 << 31;
+pub(in crate::pdp) const MAX_UIDS: u32 = 1 << 31;
 
 /// Uids by number and numbers by uid.
 #[derive(Clone, Debug, Default)]
-pub(in crate::pdp) struct Uids {
+pub(in crate::pdp) struct UidInterner {
     types: Vec<EntityType>,
     /// By the type's written name: how requests name it.
-    type_numbers: hashbrown::HashMap<SmolStr, TypeNumber>,
-    numbers_of_types: hashbrown::HashMap<EntityType, TypeNumber>,
+    ids_by_type_name: hashbrown::HashMap<SmolStr, TypeId>,
+    ids_of_types: hashbrown::HashMap<EntityType, TypeId>,
     entries: Vec<Entry>,
     /// Full pages are shared by all tables that descend from the one that wrote them.
     pages: Vec<Arc<String>>,
@@ -53,7 +53,7 @@ pub(in crate::pdp) struct Uids {
 /// Where a uid's parts stand.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    ty: TypeNumber,
+    ty: TypeId,
     page: u32,
     start: u32,
     length: u32,
@@ -62,7 +62,7 @@ struct Entry {
 /// Ids are kept in pages of this many bytes; a longer one has a page of its own.
 const PAGE_BYTES: usize = 64 << 10;
 
-impl Uids {
+impl UidInterner {
     /// How many there are.
     pub(in crate::pdp) fn len(&self) -> usize {
         self.entries.len()
@@ -74,13 +74,13 @@ impl Uids {
     }
 
     /// The number of the type that is written `name`.
-    pub(in crate::pdp) fn type_number(&self, name: &str) -> Option<TypeNumber> {
-        self.type_numbers.get(name).copied()
+    pub(in crate::pdp) fn find_type_named(&self, name: &str) -> Option<TypeId> {
+        self.ids_by_type_name.get(name).copied()
     }
 
     /// The number of the type `ty`.
-    pub(in crate::pdp) fn type_number_of(&self, ty: &EntityType) -> Option<TypeNumber> {
-        self.numbers_of_types.get(ty).copied()
+    pub(in crate::pdp) fn find_type(&self, ty: &EntityType) -> Option<TypeId> {
+        self.ids_of_types.get(ty).copied()
     }
 
     /// The type with this number.
@@ -88,40 +88,40 @@ impl Uids {
         clippy::indexing_slicing,
         reason = "numbers are given out by this table alone, and never taken back"
     )]
-    pub(in crate::pdp) fn entity_type(&self, number: TypeNumber) -> &EntityType {
+    pub(in crate::pdp) fn entity_type(&self, number: TypeId) -> &EntityType {
         &self.types[number.0 as usize]
     }
 
     /// The numbers of the uids whose type `is_wanted`.
-    pub(in crate::pdp) fn numbers_of(
+    pub(in crate::pdp) fn ids_of_types(
         &self,
         is_wanted: impl Fn(&EntityType) -> bool,
-    ) -> impl Iterator<Item = UidNumber> + '_ {
+    ) -> impl Iterator<Item = UidId> + '_ {
         let wanted: Vec<bool> = self.types.iter().map(is_wanted).collect();
         (0..)
-            .map(UidNumber)
+            .map(UidId)
             .zip(&self.entries)
             .filter(move |(_, entry)| wanted.get(entry.ty.0 as usize) == Some(&true))
             .map(|(number, _)| number)
     }
 
     /// The number of the uid with this type and id, if it has one.
-    pub(in crate::pdp) fn number(&self, ty: TypeNumber, id: &str) -> Option<UidNumber> {
+    pub(in crate::pdp) fn find(&self, ty: TypeId, id: &str) -> Option<UidId> {
         self.table
             .find(self.hash(ty, id), |number| self.is(*number, ty, id))
-            .map(|number| UidNumber(*number))
+            .map(|number| UidId(*number))
     }
 
     /// The numbers of the uids with these types and ids, where they have one.
     ///
     /// In a large table each lookup waits for memory several times. Here all wait together: a
     /// step is made for each before the next is made for any.
-    pub(in crate::pdp) fn numbers<'u>(
+    pub(in crate::pdp) fn find_all<'u>(
         &self,
-        uids: impl Iterator<Item = (Option<TypeNumber>, &'u str)>,
-    ) -> SmallVec<[Option<UidNumber>; 3]> {
+        uids: impl Iterator<Item = (Option<TypeId>, &'u str)>,
+    ) -> SmallVec<[Option<UidId>; 3]> {
         struct Lookup<'u> {
-            uid: Option<(TypeNumber, &'u str)>,
+            uid: Option<(TypeId, &'u str)>,
             hash: Option<u64>,
             /// Of the first whose hash is likely the same: nearly always of the uid itself.
             number: Option<u32>,
@@ -152,8 +152,8 @@ impl Uids {
                     let (ty, id) = uid?;
                     let likely = number.zip(entry);
                     match likely.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
-                        Some((number, _)) => Some(UidNumber(number)),
-                        None => self.number(ty, id),
+                        Some((number, _)) => Some(UidId(number)),
+                        None => self.find(ty, id),
                     }
                 },
             )
@@ -161,33 +161,33 @@ impl Uids {
     }
 
     /// The number of the uid whose type is written `type_name`, if it has one.
-    pub(in crate::pdp) fn number_of(&self, type_name: &str, id: &str) -> Option<UidNumber> {
-        self.number(self.type_number(type_name)?, id)
+    pub(in crate::pdp) fn find_named(&self, type_name: &str, id: &str) -> Option<UidId> {
+        self.find(self.find_type_named(type_name)?, id)
     }
 
     /// The number of `uid`, if it has one.
-    pub(in crate::pdp) fn number_of_uid(&self, uid: &EntityUID) -> Option<UidNumber> {
-        self.number(self.type_number_of(uid.entity_type())?, uid.eid().as_ref())
+    pub(in crate::pdp) fn find_uid(&self, uid: &EntityUID) -> Option<UidId> {
+        self.find(self.find_type(uid.entity_type())?, uid.eid().as_ref())
     }
 
     /// The number in `to`, given now if it had none, of the uid that has `number` here.
-    pub(in crate::pdp) fn moved(
+    pub(in crate::pdp) fn reinterned(
         &self,
-        number: UidNumber,
+        number: UidId,
         to: &mut Arc<Self>,
-    ) -> Result<UidNumber, TooManyUids> {
+    ) -> Result<UidId, TooManyUids> {
         let (ty, id) = self.parts(number);
-        let ty = self.moved_type(ty, to);
-        // Looked up first, as in `number_in`.
-        match to.number(ty, id) {
+        let ty = self.reinterned_type(ty, to);
+        // Looked up first, as in `intern`.
+        match to.find(ty, id) {
             Some(number) => Ok(number),
             None => Arc::make_mut(to).add(ty, id),
         }
     }
 
     /// The number in `to`, given now if it had none, of the type that has `number` here.
-    pub(in crate::pdp) fn moved_type(&self, number: TypeNumber, to: &mut Arc<Self>) -> TypeNumber {
-        Self::type_number_in(to, self.entity_type(number))
+    pub(in crate::pdp) fn reinterned_type(&self, number: TypeId, to: &mut Arc<Self>) -> TypeId {
+        Self::intern_type(to, self.entity_type(number))
     }
 
     /// The type and the id of the uid with this number.
@@ -195,7 +195,7 @@ impl Uids {
         clippy::indexing_slicing,
         reason = "numbers are given out by this table alone, and never taken back"
     )]
-    pub(in crate::pdp) fn parts(&self, number: UidNumber) -> (TypeNumber, &str) {
+    pub(in crate::pdp) fn parts(&self, number: UidId) -> (TypeId, &str) {
         let entry = self.entries[number.index()];
         (entry.ty, self.id(entry))
     }
@@ -210,38 +210,34 @@ impl Uids {
     }
 
     /// The uid with this number, as Cedar holds it.
-    pub(in crate::pdp) fn uid(&self, number: UidNumber) -> EntityUID {
+    pub(in crate::pdp) fn uid(&self, number: UidId) -> EntityUID {
         let (ty, id) = self.parts(number);
         EntityUID::from_components(self.entity_type(ty).clone(), Eid::new(id), None)
     }
 
     /// The number of the type `ty`, given now if it had none.
-    pub(in crate::pdp) fn add_type(&mut self, ty: &EntityType) -> TypeNumber {
-        if let Some(number) = self.type_number_of(ty) {
+    pub(in crate::pdp) fn add_type(&mut self, ty: &EntityType) -> TypeId {
+        if let Some(number) = self.find_type(ty) {
             return number;
         }
         // INVARIANT: there are fewer types than uids and declarations, far below 2³².
-        let number = TypeNumber(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
+        let number = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
         // Without the place it was first written at, which would keep that file's text.
         let ty = ty.with_loc(None);
-        self.type_numbers.insert(type_text(&ty), number);
-        self.numbers_of_types.insert(ty.clone(), number);
+        self.ids_by_type_name.insert(type_text(&ty), number);
+        self.ids_of_types.insert(ty.clone(), number);
         self.types.push(ty);
         number
     }
 
     /// The number of the uid with this type and id, given now if it had none.
-    pub(in crate::pdp) fn add(
-        &mut self,
-        ty: TypeNumber,
-        id: &str,
-    ) -> Result<UidNumber, TooManyUids> {
-        if let Some(number) = self.number(ty, id) {
+    pub(in crate::pdp) fn add(&mut self, ty: TypeId, id: &str) -> Result<UidId, TooManyUids> {
+        if let Some(number) = self.find(ty, id) {
             return Ok(number);
         }
         let number = u32::try_from(self.entries.len()).map_err(|_| TooManyUids)?;
         let length = u32::try_from(id.len()).map_err(|_| TooManyUids)?;
-        if number >= MOST_UIDS {
+        if number >= MAX_UIDS {
             return Err(TooManyUids);
         }
         let (page, start) = self.write(id)?;
@@ -262,11 +258,11 @@ impl Uids {
                 hash_of(hasher, entry.ty, id.unwrap_or_default())
             })
         });
-        Ok(UidNumber(number))
+        Ok(UidId(number))
     }
 
     /// The number of `uid`, given now if it had none.
-    pub(in crate::pdp) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidNumber, TooManyUids> {
+    pub(in crate::pdp) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidId, TooManyUids> {
         let ty = self.add_type(uid.entity_type());
         self.add(ty, uid.eid().as_ref())
     }
@@ -276,21 +272,21 @@ impl Uids {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left.
-    pub(in crate::pdp) fn number_in(
+    pub(in crate::pdp) fn intern(
         uids: &mut Arc<Self>,
         uid: &EntityUID,
-    ) -> Result<UidNumber, TooManyUids> {
+    ) -> Result<UidId, TooManyUids> {
         // Looked up first, here and below: a table that is shared is copied only for what is new
         // in it.
-        match uids.number_of_uid(uid) {
+        match uids.find_uid(uid) {
             Some(number) => Ok(number),
             None => Arc::make_mut(uids).add_uid(uid),
         }
     }
 
     /// The number in `uids` of the type `ty`, given now if it had none.
-    pub(in crate::pdp) fn type_number_in(uids: &mut Arc<Self>, ty: &EntityType) -> TypeNumber {
-        match uids.type_number_of(ty) {
+    pub(in crate::pdp) fn intern_type(uids: &mut Arc<Self>, ty: &EntityType) -> TypeId {
+        match uids.find_type(ty) {
             Some(number) => number,
             None => Arc::make_mut(uids).add_type(ty),
         }
@@ -330,16 +326,16 @@ impl Uids {
         Ok((page, start))
     }
 
-    fn is(&self, number: u32, ty: TypeNumber, id: &str) -> bool {
-        self.parts(UidNumber(number)) == (ty, id)
+    fn is(&self, number: u32, ty: TypeId, id: &str) -> bool {
+        self.parts(UidId(number)) == (ty, id)
     }
 
-    fn hash(&self, ty: TypeNumber, id: &str) -> u64 {
+    fn hash(&self, ty: TypeId, id: &str) -> u64 {
         hash_of(&self.hasher, ty, id)
     }
 }
 
-fn hash_of(hasher: &DefaultHashBuilder, ty: TypeNumber, id: &str) -> u64 {
+fn hash_of(hasher: &DefaultHashBuilder, ty: TypeId, id: &str) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write_u32(ty.0);
     hasher.write(id.as_bytes());
@@ -365,17 +361,17 @@ mod tests {
 
     #[test]
     fn a_uid_has_one_number_and_is_found_again_by_it() {
-        let mut uids = Uids::default();
+        let mut uids = UidInterner::default();
         let alice = uids.add_uid(&uid("User", "alice")).unwrap();
         let other = uids.add_uid(&uid("Group", "alice")).unwrap();
         let empty = uids.add_uid(&uid("Group", "")).unwrap();
         assert_eq!(uids.add_uid(&uid("User", "alice")), Ok(alice));
         assert!(alice != other && other != empty);
         assert_eq!(uids.uid(other), uid("Group", "alice"));
-        assert_eq!(uids.number_of("Group", ""), Some(empty));
-        assert_eq!(uids.number_of("Group", "bob"), None);
-        assert_eq!(uids.number_of("Nothing", "alice"), None);
-        let (user, group) = (uids.type_number("User"), uids.type_number("Group"));
+        assert_eq!(uids.find_named("Group", ""), Some(empty));
+        assert_eq!(uids.find_named("Group", "bob"), None);
+        assert_eq!(uids.find_named("Nothing", "alice"), None);
+        let (user, group) = (uids.find_type_named("User"), uids.find_type_named("Group"));
         let asked = [
             (group, "alice"),
             (user, ""),
@@ -383,7 +379,7 @@ mod tests {
             (user, "alice"),
             (group, ""),
         ];
-        let found = uids.numbers(asked.into_iter());
+        let found = uids.find_all(asked.into_iter());
         assert_eq!(
             found[..],
             [Some(other), None, None, Some(alice), Some(empty)]
@@ -392,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_table_that_grows_leaves_the_one_it_descends_from_as_it_was() {
-        let mut old = Uids::default();
+        let mut old = UidInterner::default();
         for n in 0..10_000 {
             old.add_uid(&uid("User", &format!("user-{n}"))).unwrap();
         }
@@ -401,18 +397,18 @@ mod tests {
         for id in ["another", huge.as_str(), "last"] {
             let number = new.add_uid(&uid("User", id)).unwrap();
             assert_eq!(new.parts(number).1, id);
-            assert_eq!(old.number_of("User", id), None);
+            assert_eq!(old.find_named("User", id), None);
         }
         // So many that some have the same few bits of their hash, by which they are found.
         let ids: Vec<String> = (0..20_000).map(|n| format!("user-{n}")).collect();
-        let user = new.type_number("User");
-        let found = new.numbers(ids.iter().map(|id| (user, id.as_str())));
-        let expected = (0..20_000).map(|n| (n < 10_000).then_some(UidNumber(n)));
+        let user = new.find_type_named("User");
+        let found = new.find_all(ids.iter().map(|id| (user, id.as_str())));
+        let expected = (0..20_000).map(|n| (n < 10_000).then_some(UidId(n)));
         assert!(found.into_iter().eq(expected));
         for n in 0..10_000 {
             let id = format!("user-{n}");
-            assert_eq!(new.number_of("User", &id), Some(UidNumber(n)));
-            assert_eq!(old.parts(UidNumber(n)).1, id);
+            assert_eq!(new.find_named("User", &id), Some(UidId(n)));
+            assert_eq!(old.parts(UidId(n)).1, id);
         }
     }
 }

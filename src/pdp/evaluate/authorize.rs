@@ -5,14 +5,16 @@ use cedar_policy_core::authorizer::AuthorizationError;
 use cedar_policy_core::evaluator::{EvaluationError, Evaluator};
 use cedar_policy_core::extensions::Extensions;
 
-use super::bind::{Bound, Candidate, bind};
+use super::bind::{BoundQuery, Candidate, bind};
 use super::explain::explain;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
-use crate::pdp::compile::StoredEntities;
+use crate::pdp::compile::stored_entities::StoredEntities;
 use crate::pdp::entities::store::EntityStore;
 use crate::pdp::id::PolicyId;
+use crate::pdp::policies::policy::{Condition, Rule};
 use crate::pdp::query::Query;
-use crate::pdp::snapshot::{Condition, OnPolicyError, Rule, Snapshot};
+use crate::pdp::settings::OnPolicyError;
+use crate::pdp::snapshot::Snapshot;
 use crate::pdp::values::bounded_text;
 
 /// Decides `query` against one snapshot.
@@ -49,7 +51,7 @@ pub struct Decided {
 /// # Errors
 ///
 /// As [`authorize`].
-pub fn authorize_and_tell(snapshot: &Snapshot, query: &Query) -> Result<Decided, NoAnswer> {
+pub fn authorize_with_stats(snapshot: &Snapshot, query: &Query) -> Result<Decided, NoAnswer> {
     authorize_on(snapshot, &snapshot.entities, query)
 }
 
@@ -58,7 +60,7 @@ pub fn authorize_and_tell(snapshot: &Snapshot, query: &Query) -> Result<Decided,
 /// # Errors
 ///
 /// As [`authorize`].
-pub fn authorize_among(
+pub fn authorize_with_entities(
     snapshot: &Snapshot,
     entities: &StoredEntities,
     query: &Query,
@@ -92,32 +94,32 @@ fn authorize_on(
     })
 }
 
-fn decide(snapshot: &Snapshot, query: &Query, bound: Bound<'_>) -> Answer {
-    let Bound {
+fn decide(snapshot: &Snapshot, query: &Query, bound: BoundQuery<'_>) -> Answer {
+    let BoundQuery {
         request,
         candidates,
         entities,
-        asked,
+        bound_request,
     } = bound;
-    let explained = query.explain.then(|| (request.clone(), asked));
+    let explained = query.explain.then(|| (request.clone(), bound_request));
     let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
     let candidates = candidates
         .into_iter()
         // What certainly does not hold says nothing more.
-        .filter(|candidate| candidate.holds != Some(false))
-        .filter_map(|Candidate { rule, holds }| {
+        .filter(|candidate| candidate.satisfied != Some(false))
+        .filter_map(|Candidate { rule, satisfied }| {
             let rule: &Rule = snapshot.rules.get(rule as usize)?;
-            Some((rule, holds))
+            Some((rule, satisfied))
         });
     let mut permits: Vec<&Rule> = Vec::new();
     let mut forbids: Vec<&Rule> = Vec::new();
     let mut errors: Vec<PolicyError> = Vec::new();
     // Rules are sorted by id, and so is all that is collected from them.
-    for (rule, holds) in candidates {
+    for (rule, satisfied) in candidates {
         let effect = rule.effect;
-        let satisfied = match holds {
-            Some(holds) => Ok(holds),
-            None => satisfied(&evaluator, rule, &rule.rest),
+        let satisfied = match satisfied {
+            Some(satisfied) => Ok(satisfied),
+            None => evaluate(&evaluator, rule, &rule.remainder),
         };
         match (satisfied, effect) {
             (Ok(true), ast::Effect::Permit) => permits.push(rule),
@@ -137,8 +139,9 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound<'_>) -> Answer {
         (true, false) => (Decision::Allow, permits),
         (true, true) => (Decision::Deny, Vec::new()),
     };
-    let explanation =
-        explained.map(|(request, asked)| Box::new(explain(snapshot, &determining, request, asked)));
+    let explanation = explained.map(|(request, bound_request)| {
+        Box::new(explain(snapshot, &determining, request, bound_request))
+    });
     Answer {
         decision,
         diagnostics: Diagnostics {
@@ -151,7 +154,7 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: Bound<'_>) -> Answer {
 }
 
 /// Whether `condition` holds, of a policy whose scope does.
-fn satisfied(
+fn evaluate(
     evaluator: &Evaluator<'_>,
     rule: &Rule,
     condition: &Condition,

@@ -7,13 +7,14 @@ use cedar_policy_core::ast;
 use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 
-use super::bind::Asked;
+use super::bind::BoundRequest;
 use crate::pdp::diagnostic::Position;
 use crate::pdp::explanation::{
-    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MOST_UNSATISFIED,
+    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MAX_UNSATISFIED,
     Place, UnsatisfiedPermit,
 };
-use crate::pdp::snapshot::{Rule, Snapshot};
+use crate::pdp::policies::policy::Rule;
+use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::scanner;
 use crate::pdp::values::bounded_text;
 
@@ -25,7 +26,7 @@ pub(in crate::pdp) fn explain(
     snapshot: &Snapshot,
     determining: &[&Rule],
     request: ast::Request,
-    mut asked: Asked<'_>,
+    mut bound_request: BoundRequest<'_>,
 ) -> Explanation {
     let mut explanation = Explanation {
         determining: determining.iter().map(|rule| explained(rule)).collect(),
@@ -35,19 +36,19 @@ pub(in crate::pdp) fn explain(
         return explanation;
     }
     let mut first: Vec<&Rule> = Vec::new();
-    for number in snapshot.index.of_scope(asked.subjects()) {
+    for number in snapshot.index.matching_scope(bound_request.variables()) {
         let rule = snapshot.rules.get(number as usize);
         let Some(rule) = rule.filter(|rule| rule.effect == ast::Effect::Permit) else {
             continue;
         };
         explanation.unsatisfied_total += 1;
-        if first.len() < MOST_UNSATISFIED {
+        if first.len() < MAX_UNSATISFIED {
             first.push(rule);
         }
     }
     // They can look up what deciding did not, and more than may be: the decision stands then all
     // the same.
-    let Ok(entities) = asked.entities_of(&first) else {
+    let Ok(entities) = bound_request.entities_of(&first) else {
         return explanation;
     };
     let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
@@ -86,8 +87,8 @@ fn is_true(value: &ast::Value) -> bool {
 fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, ClauseOutcome)> {
     for operand in operands(rule.condition.expr.as_deref()?) {
         // An operand that is no truth value fails as an operand, and Cedar says how.
-        let asked = ast::Expr::and(operand.clone(), ast::Expr::val(true));
-        let outcome = match evaluator.interpret(&asked, rule.slots()) {
+        let operand_and_true = ast::Expr::and(operand.clone(), ast::Expr::val(true));
+        let outcome = match evaluator.interpret(&operand_and_true, rule.slots()) {
             Ok(value) if is_true(&value) => continue,
             Ok(_) => ClauseOutcome::NotSatisfied,
             Err(error) => ClauseOutcome::Failed(bounded_text(&error)),

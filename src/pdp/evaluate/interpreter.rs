@@ -13,33 +13,33 @@ use cedar_policy_core::ast::{EntityUID, Literal, Value, ValueKind, Var};
 use smallvec::SmallVec;
 use smol_str::SmolStr;
 
-use super::slicing::Variables;
-use crate::pdp::entities::interner::{TypeNumber, UidNumber};
+use super::slicing::Bindings;
+use crate::pdp::entities::interner::{TypeId, UidId};
+use crate::pdp::entities::overlay::{Attribute, Attributes, Overlay};
 use crate::pdp::entities::segment::{Stored, StoredRecord, StoredSet};
-use crate::pdp::entities::store::{Attribute, Attributes, View};
-use crate::pdp::policies::bytecode::{Members, Part, Shorthand, Two};
-use crate::pdp::policies::index::{Subject, Subjects};
+use crate::pdp::policies::bytecode::{BinaryOperator, Bytecode, Members, Node};
+use crate::pdp::policies::scope::{RequestVariable, RequestVariables};
 
 /// What conditions are read on.
-pub(in crate::pdp) struct Reading<'a> {
-    view: &'a View<'a>,
-    variables: &'a Variables<'a>,
+pub(in crate::pdp) struct Interpreter<'a> {
+    overlay: &'a Overlay<'a>,
+    bindings: &'a Bindings<'a>,
     /// The principal's and the resource's attributes, which most conditions read; `None` when
     /// there is no such entity.
-    at_hand: [(Option<UidNumber>, Option<Attributes<'a>>); 2],
+    prefetched: [(Option<UidId>, Option<Attributes<'a>>); 2],
     /// The attributes that were read first: most conditions read the same few again.
-    read: RefCell<SmallVec<[ReadAttribute<'a>; MOST_REMEMBERED]>>,
+    read: RefCell<SmallVec<[CachedAttribute<'a>; MAX_CACHED_ATTRIBUTES]>>,
 }
 
 /// An attribute that was read: of which entity, its name, and what was found.
-type ReadAttribute<'a> = (UidNumber, &'a str, Option<Attribute<'a>>);
+type CachedAttribute<'a> = (UidId, &'a str, Option<Attribute<'a>>);
 
 /// Looking through more than these would take longer than reading again.
-const MOST_REMEMBERED: usize = 8;
+const MAX_CACHED_ATTRIBUTES: usize = 8;
 
 /// A value that is at hand.
 #[derive(Clone, Copy)]
-enum Known<'a> {
+enum Operand<'a> {
     Bool(bool),
     Long(i64),
     Text(&'a str),
@@ -50,7 +50,7 @@ enum Known<'a> {
 
 #[derive(Clone, Copy)]
 enum Uid<'a> {
-    Numbered(UidNumber),
+    Interned(UidId),
     /// As Cedar holds it; it may have a number nevertheless.
     Cedar(&'a EntityUID),
 }
@@ -67,13 +67,13 @@ enum Record<'a> {
     Cedar(&'a BTreeMap<SmolStr, Value>),
 }
 
-impl<'a> Known<'a> {
+impl<'a> Operand<'a> {
     fn of_stored(value: Stored<'a>) -> Option<Self> {
         match value {
             Stored::Bool(value) => Some(Self::Bool(value)),
             Stored::Long(value) => Some(Self::Long(value)),
             Stored::Text(text) => Some(Self::Text(text)),
-            Stored::Uid(uid) => Some(Self::Uid(Uid::Numbered(uid))),
+            Stored::Uid(uid) => Some(Self::Uid(Uid::Interned(uid))),
             Stored::Set(set) => Some(Self::Set(Set::Stored(set))),
             Stored::Record(record) => Some(Self::Record(Record::Stored(record))),
             Stored::Other => None,
@@ -93,24 +93,24 @@ impl<'a> Known<'a> {
     }
 }
 
-impl<'a> Reading<'a> {
-    pub(in crate::pdp) fn new(view: &'a View<'a>, variables: &'a Variables<'a>) -> Self {
-        let Subjects {
+impl<'a> Interpreter<'a> {
+    pub(in crate::pdp) fn new(overlay: &'a Overlay<'a>, bindings: &'a Bindings<'a>) -> Self {
+        let RequestVariables {
             principal,
             action: _,
             resource,
-        } = variables.subjects;
+        } = bindings.variables;
         // Both are looked for before either is read, so that they are waited for together.
-        let at_hand = [principal, resource].map(|subject| {
+        let prefetched = [principal, resource].map(|variable| {
             (
-                subject.uid,
-                subject.uid.and_then(|uid| view.attributes(uid)),
+                variable.uid,
+                variable.uid.and_then(|uid| overlay.attributes(uid)),
             )
         });
         Self {
-            view,
-            variables,
-            at_hand,
+            overlay,
+            bindings,
+            prefetched,
             read: RefCell::default(),
         }
     }
@@ -118,150 +118,154 @@ impl<'a> Reading<'a> {
     /// Whether `condition` holds; `None` when Cedar must say.
     ///
     /// Recurses as deep as the condition is nested.
-    pub(in crate::pdp) fn holds(&self, condition: Shorthand<'a>) -> Option<bool> {
-        match condition.part() {
-            Part::Bool(value) => Some(value),
-            Part::Attribute(name, of) => match self.attribute(name, of)? {
-                Known::Bool(value) => Some(value),
-                Known::Long(_)
-                | Known::Text(_)
-                | Known::Uid(_)
-                | Known::Set(_)
-                | Known::Record(_) => None,
+    pub(in crate::pdp) fn eval(&self, condition: Bytecode<'a>) -> Option<bool> {
+        match condition.node() {
+            Node::Bool(value) => Some(value),
+            Node::Attribute(name, of) => match self.attribute(name, of)? {
+                Operand::Bool(value) => Some(value),
+                Operand::Long(_)
+                | Operand::Text(_)
+                | Operand::Uid(_)
+                | Operand::Set(_)
+                | Operand::Record(_) => None,
             },
-            Part::Not(operand) => self.holds(operand).map(|holds| !holds),
-            Part::Both(Two::And, left, right) => match self.holds(left)? {
-                true => self.holds(right),
+            Node::Not(operand) => self.eval(operand).map(|eval| !eval),
+            Node::Binary(BinaryOperator::And, left, right) => match self.eval(left)? {
+                true => self.eval(right),
                 false => Some(false),
             },
-            Part::Both(Two::Or, left, right) => match self.holds(left)? {
+            Node::Binary(BinaryOperator::Or, left, right) => match self.eval(left)? {
                 true => Some(true),
-                false => self.holds(right),
+                false => self.eval(right),
             },
-            Part::Both(Two::Equal, left, right) => self.same(self.value(left)?, self.value(right)?),
-            Part::Both(Two::Less, left, right) => {
-                let (left, right) = self.longs(left, right)?;
+            Node::Binary(BinaryOperator::Equal, left, right) => {
+                self.equal(self.value(left)?, self.value(right)?)
+            }
+            Node::Binary(BinaryOperator::Less, left, right) => {
+                let (left, right) = self.long_operands(left, right)?;
                 Some(left < right)
             }
-            Part::Both(Two::LessOrEqual, left, right) => {
-                let (left, right) = self.longs(left, right)?;
+            Node::Binary(BinaryOperator::LessOrEqual, left, right) => {
+                let (left, right) = self.long_operands(left, right)?;
                 Some(left <= right)
             }
-            Part::Both(Two::Contains, left, right) => match self.value(left)? {
-                Known::Set(set) => self.contains(set, self.value(right)?),
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Text(_)
-                | Known::Uid(_)
-                | Known::Record(_) => None,
+            Node::Binary(BinaryOperator::Contains, left, right) => match self.value(left)? {
+                Operand::Set(set) => self.contains(set, self.value(right)?),
+                Operand::Bool(_)
+                | Operand::Long(_)
+                | Operand::Text(_)
+                | Operand::Uid(_)
+                | Operand::Record(_) => None,
             },
-            Part::In(left, members) => self.is_in(left, members),
-            Part::Has(name, of) => self.has(name, of),
-            Part::Is(ty, of) => match self.value(of)? {
-                Known::Uid(uid) => Some(self.type_of(uid) == Some(ty)),
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Text(_)
-                | Known::Set(_)
-                | Known::Record(_) => None,
+            Node::In(left, members) => self.is_in(left, members),
+            Node::Has(name, of) => self.has(name, of),
+            Node::Is(ty, of) => match self.value(of)? {
+                Operand::Uid(uid) => Some(self.type_of(uid) == Some(ty)),
+                Operand::Bool(_)
+                | Operand::Long(_)
+                | Operand::Text(_)
+                | Operand::Set(_)
+                | Operand::Record(_) => None,
             },
-            Part::Like(pattern, of) => match self.value(of)? {
-                Known::Text(text) => Some(pattern.matches(text)),
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Uid(_)
-                | Known::Set(_)
-                | Known::Record(_) => None,
+            Node::Like(pattern, of) => match self.value(of)? {
+                Operand::Text(text) => Some(pattern.matches(text)),
+                Operand::Bool(_)
+                | Operand::Long(_)
+                | Operand::Uid(_)
+                | Operand::Set(_)
+                | Operand::Record(_) => None,
             },
-            Part::Doubt | Part::Long(_) | Part::Text(_) | Part::Uid(_) | Part::Variable(_) => None,
+            Node::Fallback | Node::Long(_) | Node::Text(_) | Node::Uid(_) | Node::Variable(_) => {
+                None
+            }
         }
     }
 
     /// Both values, if they are whole numbers.
-    fn longs(&self, left: Shorthand<'a>, right: Shorthand<'a>) -> Option<(i64, i64)> {
+    fn long_operands(&self, left: Bytecode<'a>, right: Bytecode<'a>) -> Option<(i64, i64)> {
         match (self.value(left)?, self.value(right)?) {
-            (Known::Long(left), Known::Long(right)) => Some((left, right)),
+            (Operand::Long(left), Operand::Long(right)) => Some((left, right)),
             (
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Text(_)
-                | Known::Uid(_)
-                | Known::Set(_)
-                | Known::Record(_),
+                Operand::Bool(_)
+                | Operand::Long(_)
+                | Operand::Text(_)
+                | Operand::Uid(_)
+                | Operand::Set(_)
+                | Operand::Record(_),
                 _,
             ) => None,
         }
     }
 
-    /// The value of `part`, if it is there and at hand.
-    fn value(&self, part: Shorthand<'a>) -> Option<Known<'a>> {
-        match part.part() {
-            Part::Bool(value) => Some(Known::Bool(value)),
-            Part::Long(value) => Some(Known::Long(value)),
-            Part::Text(text) => Some(Known::Text(text)),
-            Part::Uid(uid) => Some(Known::Uid(Uid::Numbered(uid))),
-            Part::Variable(var) => {
-                let Subjects {
+    /// The value of `node`, if it is there and at hand.
+    fn value(&self, node: Bytecode<'a>) -> Option<Operand<'a>> {
+        match node.node() {
+            Node::Bool(value) => Some(Operand::Bool(value)),
+            Node::Long(value) => Some(Operand::Long(value)),
+            Node::Text(text) => Some(Operand::Text(text)),
+            Node::Uid(uid) => Some(Operand::Uid(Uid::Interned(uid))),
+            Node::Variable(var) => {
+                let RequestVariables {
                     principal,
                     action,
                     resource,
-                } = self.variables.subjects;
-                let uid = |subject: &Subject, uid: &'a EntityUID| {
-                    let uid = subject.uid.map_or(Uid::Cedar(uid), Uid::Numbered);
-                    Some(Known::Uid(uid))
+                } = self.bindings.variables;
+                let uid = |variable: &RequestVariable, uid: &'a EntityUID| {
+                    let uid = variable.uid.map_or(Uid::Cedar(uid), Uid::Interned);
+                    Some(Operand::Uid(uid))
                 };
                 match var {
-                    Var::Principal => uid(principal, self.variables.principal),
-                    Var::Action => uid(action, self.variables.action),
-                    Var::Resource => uid(resource, self.variables.resource),
-                    Var::Context => Some(Known::Record(Record::Cedar(self.variables.context))),
+                    Var::Principal => uid(principal, self.bindings.principal),
+                    Var::Action => uid(action, self.bindings.action),
+                    Var::Resource => uid(resource, self.bindings.resource),
+                    Var::Context => Some(Operand::Record(Record::Cedar(self.bindings.context))),
                 }
             }
-            Part::Attribute(name, of) => self.attribute(name, of),
-            Part::Doubt
-            | Part::Has(..)
-            | Part::Is(..)
-            | Part::Like(..)
-            | Part::Not(_)
-            | Part::Both(..)
-            | Part::In(..) => None,
+            Node::Attribute(name, of) => self.attribute(name, of),
+            Node::Fallback
+            | Node::Has(..)
+            | Node::Is(..)
+            | Node::Like(..)
+            | Node::Not(_)
+            | Node::Binary(..)
+            | Node::In(..) => None,
         }
     }
 
     /// The attribute or field `name` of what `of` is, if it has one.
-    fn attribute(&self, name: &'a str, of: Shorthand<'a>) -> Option<Known<'a>> {
+    fn attribute(&self, name: &'a str, of: Bytecode<'a>) -> Option<Operand<'a>> {
         match self.value(of)? {
-            Known::Uid(uid) => match self.read(self.number(uid)?, name)? {
-                Attribute::Stored(value) => Known::of_stored(value),
-                Attribute::Sent(value) => Known::of_cedar(value),
+            Operand::Uid(uid) => match self.read(self.id_of(uid)?, name)? {
+                Attribute::Stored(value) => Operand::of_stored(value),
+                Attribute::Sent(value) => Operand::of_cedar(value),
                 Attribute::Missing => None,
             },
-            Known::Record(Record::Stored(record)) => Known::of_stored(record.get(name)?),
-            Known::Record(Record::Cedar(record)) => Known::of_cedar(record.get(name)?),
-            Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
+            Operand::Record(Record::Stored(record)) => Operand::of_stored(record.get(name)?),
+            Operand::Record(Record::Cedar(record)) => Operand::of_cedar(record.get(name)?),
+            Operand::Bool(_) | Operand::Long(_) | Operand::Text(_) | Operand::Set(_) => None,
         }
     }
 
-    fn has(&self, name: &'a str, of: Shorthand<'a>) -> Option<bool> {
+    fn has(&self, name: &'a str, of: Bytecode<'a>) -> Option<bool> {
         match self.value(of)? {
             // What does not exist has no attributes.
-            Known::Uid(uid) => {
+            Operand::Uid(uid) => {
                 Some(
-                    self.number(uid)
+                    self.id_of(uid)
                         .is_some_and(|number| match self.read(number, name) {
                             Some(Attribute::Stored(_) | Attribute::Sent(_)) => true,
                             Some(Attribute::Missing) | None => false,
                         }),
                 )
             }
-            Known::Record(Record::Stored(record)) => Some(record.get(name).is_some()),
-            Known::Record(Record::Cedar(record)) => Some(record.contains_key(name)),
-            Known::Bool(_) | Known::Long(_) | Known::Text(_) | Known::Set(_) => None,
+            Operand::Record(Record::Stored(record)) => Some(record.get(name).is_some()),
+            Operand::Record(Record::Cedar(record)) => Some(record.contains_key(name)),
+            Operand::Bool(_) | Operand::Long(_) | Operand::Text(_) | Operand::Set(_) => None,
         }
     }
 
     /// The attribute `name` of an entity; `None` when there is no such entity.
-    fn read(&self, uid: UidNumber, name: &'a str) -> Option<Attribute<'a>> {
+    fn read(&self, uid: UidId, name: &'a str) -> Option<Attribute<'a>> {
         let mut read = self.read.borrow_mut();
         let before = read
             .iter()
@@ -269,111 +273,111 @@ impl<'a> Reading<'a> {
         if let Some((_, _, found)) = before {
             return *found;
         }
-        let at_hand = self.at_hand.iter().find(|(of, _)| *of == Some(uid));
-        let attributes = match at_hand {
+        let prefetched = self.prefetched.iter().find(|(of, _)| *of == Some(uid));
+        let attributes = match prefetched {
             Some((_, attributes)) => *attributes,
-            None => self.view.attributes(uid),
+            None => self.overlay.attributes(uid),
         };
         let found = attributes.map(|attributes| attributes.get(name));
-        if read.len() < MOST_REMEMBERED {
+        if read.len() < MAX_CACHED_ATTRIBUTES {
             read.push((uid, name, found));
         }
         found
     }
 
     /// Whether two values are equal, if they are of one plain kind.
-    fn same(&self, one: Known<'a>, other: Known<'a>) -> Option<bool> {
+    fn equal(&self, one: Operand<'a>, other: Operand<'a>) -> Option<bool> {
         match (one, other) {
-            (Known::Bool(one), Known::Bool(other)) => Some(one == other),
-            (Known::Long(one), Known::Long(other)) => Some(one == other),
-            (Known::Text(one), Known::Text(other)) => Some(one == other),
-            (Known::Uid(one), Known::Uid(other)) => Some(self.same_uid(one, other)),
+            (Operand::Bool(one), Operand::Bool(other)) => Some(one == other),
+            (Operand::Long(one), Operand::Long(other)) => Some(one == other),
+            (Operand::Text(one), Operand::Text(other)) => Some(one == other),
+            (Operand::Uid(one), Operand::Uid(other)) => Some(self.equal_uids(one, other)),
             (
-                Known::Bool(_)
-                | Known::Long(_)
-                | Known::Text(_)
-                | Known::Uid(_)
-                | Known::Set(_)
-                | Known::Record(_),
+                Operand::Bool(_)
+                | Operand::Long(_)
+                | Operand::Text(_)
+                | Operand::Uid(_)
+                | Operand::Set(_)
+                | Operand::Record(_),
                 _,
             ) => None,
         }
     }
 
-    fn same_uid(&self, one: Uid<'a>, other: Uid<'a>) -> bool {
+    fn equal_uids(&self, one: Uid<'a>, other: Uid<'a>) -> bool {
         match (one, other) {
-            (Uid::Numbered(one), Uid::Numbered(other)) => one == other,
+            (Uid::Interned(one), Uid::Interned(other)) => one == other,
             (Uid::Cedar(one), Uid::Cedar(other)) => one == other,
-            (Uid::Numbered(number), Uid::Cedar(uid)) | (Uid::Cedar(uid), Uid::Numbered(number)) => {
-                self.view.number(uid) == Some(number)
+            (Uid::Interned(number), Uid::Cedar(uid)) | (Uid::Cedar(uid), Uid::Interned(number)) => {
+                self.overlay.find_uid(uid) == Some(number)
             }
         }
     }
 
     /// Whether a set has a member of a plain kind.
-    fn contains(&self, set: Set<'a>, member: Known<'a>) -> Option<bool> {
+    fn contains(&self, set: Set<'a>, member: Operand<'a>) -> Option<bool> {
         // Values of different kinds are different; only those that are not plain are in doubt.
-        let mut is_in_doubt = matches!(member, Known::Set(_) | Known::Record(_));
-        let mut is_member = |value: Option<Known<'a>>| match value {
-            Some(Known::Set(_) | Known::Record(_)) | None => {
-                is_in_doubt = true;
+        let mut is_uncertain = matches!(member, Operand::Set(_) | Operand::Record(_));
+        let mut is_member = |value: Option<Operand<'a>>| match value {
+            Some(Operand::Set(_) | Operand::Record(_)) | None => {
+                is_uncertain = true;
                 false
             }
-            Some(value) => self.same(value, member) == Some(true),
+            Some(value) => self.equal(value, member) == Some(true),
         };
         let found = match set {
             Set::Stored(set) => set
                 .members()
-                .any(|value| is_member(Known::of_stored(value))),
-            Set::Cedar(set) => set.iter().any(|value| is_member(Known::of_cedar(value))),
+                .any(|value| is_member(Operand::of_stored(value))),
+            Set::Cedar(set) => set.iter().any(|value| is_member(Operand::of_cedar(value))),
         };
-        (found || !is_in_doubt).then_some(found)
+        (found || !is_uncertain).then_some(found)
     }
 
     /// Whether a variable of the request is one of the uids on the right, or in one.
-    fn is_in(&self, left: Shorthand<'a>, members: Members<'a>) -> Option<bool> {
-        let Known::Uid(left) = self.value(left)? else {
+    fn is_in(&self, left: Bytecode<'a>, members: Members<'a>) -> Option<bool> {
+        let Operand::Uid(left) = self.value(left)? else {
             return None;
         };
-        let subject = self.subject(left)?;
+        let variable = self.variable(left)?;
         let mut found = false;
         for uid in members {
             // Every member is looked at: one that is no uid makes the whole an error.
-            let Known::Uid(uid) = self.value(uid)? else {
+            let Operand::Uid(uid) = self.value(uid)? else {
                 return None;
             };
-            let number = self.number(uid);
-            found |= self.same_uid(left, uid)
-                || number.is_some_and(|number| subject.ancestors.binary_search(&number).is_ok());
+            let number = self.id_of(uid);
+            found |= self.equal_uids(left, uid)
+                || number.is_some_and(|number| variable.ancestors.binary_search(&number).is_ok());
         }
         Some(found)
     }
 
     /// The variable of the request that `uid` is: the ancestors of others are not at hand.
-    fn subject(&self, uid: Uid<'a>) -> Option<&'a Subject> {
-        let Subjects {
+    fn variable(&self, uid: Uid<'a>) -> Option<&'a RequestVariable> {
+        let RequestVariables {
             principal,
             action,
             resource,
-        } = self.variables.subjects;
-        let number = self.number(uid)?;
+        } = self.bindings.variables;
+        let number = self.id_of(uid)?;
         [principal, action, resource]
             .into_iter()
-            .find(|subject| subject.uid == Some(number))
+            .find(|variable| variable.uid == Some(number))
     }
 
-    fn number(&self, uid: Uid<'a>) -> Option<UidNumber> {
+    fn id_of(&self, uid: Uid<'a>) -> Option<UidId> {
         match uid {
-            Uid::Numbered(number) => Some(number),
-            Uid::Cedar(uid) => self.view.number(uid),
+            Uid::Interned(number) => Some(number),
+            Uid::Cedar(uid) => self.overlay.find_uid(uid),
         }
     }
 
     /// The number of a uid's type, if it has one.
-    fn type_of(&self, uid: Uid<'a>) -> Option<TypeNumber> {
+    fn type_of(&self, uid: Uid<'a>) -> Option<TypeId> {
         match uid {
-            Uid::Numbered(number) => self.view.type_of(number),
-            Uid::Cedar(uid) => self.view.type_number_of(uid.entity_type()),
+            Uid::Interned(number) => self.overlay.type_of(number),
+            Uid::Cedar(uid) => self.overlay.find_type(uid.entity_type()),
         }
     }
 }
@@ -398,7 +402,7 @@ mod tests {
 
     /// What is certain of `condition` for `User::"ann"`, asking on `Doc::"d"`, which is not
     /// stored, with `n: 7` in the context.
-    fn holds(condition: &str) -> Option<bool> {
+    fn eval(condition: &str) -> Option<bool> {
         // Nothing that could be taken into the scope stands first.
         let policy =
             format!("permit(principal, action, resource) when {{ true && ({condition}) }};");
@@ -419,7 +423,7 @@ mod tests {
             explain: false,
         };
         let bound = bind(&snapshot, &snapshot.entities, &query).unwrap();
-        bound.candidates.first().expect("it is open").holds
+        bound.candidates.first().expect("it is open").satisfied
     }
 
     #[test]
@@ -452,7 +456,7 @@ mod tests {
             (r#"resource in Doc::"d""#, true),
             ("context has n && !(context has m)", true),
         ] {
-            assert_eq!(holds(condition), Some(expected), "{condition}");
+            assert_eq!(eval(condition), Some(expected), "{condition}");
         }
     }
 
@@ -476,11 +480,11 @@ mod tests {
             // Certain as its first operand is, the second could fail.
             "principal.level == 3 && principal.nothing",
         ] {
-            assert_eq!(holds(condition), None, "{condition}");
+            assert_eq!(eval(condition), None, "{condition}");
         }
         // And what is false before that is false whatever follows.
         assert_eq!(
-            holds("principal.level == 4 && principal.nothing"),
+            eval("principal.level == 4 && principal.nothing"),
             Some(false)
         );
     }

@@ -10,33 +10,23 @@ use cedar_policy_core::extensions::Extensions;
 use smallvec::{SmallVec, smallvec};
 use smol_str::SmolStr;
 
-use crate::pdp::entities::interner::UidNumber;
-use crate::pdp::entities::store::{OverlayError, View};
-use crate::pdp::policies::index::Subjects;
-use crate::pdp::policies::read_set::{Lookups, Named, Reads, Root};
-use crate::pdp::snapshot::{Condition, Rule};
-
-/// The most entities that one request may look up. Attributes and tags lead from one to others, so
-/// a policy that follows them through all tags of an entity could reach a great many.
-pub const MAX_LOOKUPS: usize = 20_000;
-
-/// The most steps that finding them may take: one for each attribute and tag that is looked at and
-/// each uid that is found there, and one for each ancestor that an entity is asked for or has.
-///
-/// Entities may be few and the ways to them many: each policy has its own, through all tags of an
-/// entity. Twenty thousand entities with a hundred ancestors each take two million steps.
-pub const MAX_LOOKUP_STEPS: usize = 2_000_000;
+use crate::pdp::entities::interner::UidId;
+use crate::pdp::entities::overlay::{Overlay, OverlayError};
+use crate::pdp::policies::policy::{Condition, Rule};
+use crate::pdp::policies::read_set::{AccessTree, NamedUid, ReadSet, Root};
+use crate::pdp::policies::scope::RequestVariables;
+use crate::pdp::settings::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
 
 /// Why the entities could not be brought together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::pdp) enum LookupError {
+pub(in crate::pdp) enum SliceError {
     /// The request's own entities make a hierarchy that is refused.
     Overlay(OverlayError),
     /// They are more than [`MAX_LOOKUPS`], or take more than [`MAX_LOOKUP_STEPS`] to find.
     TooMany,
 }
 
-impl From<OverlayError> for LookupError {
+impl From<OverlayError> for SliceError {
     fn from(error: OverlayError) -> Self {
         Self::Overlay(error)
     }
@@ -44,59 +34,59 @@ impl From<OverlayError> for LookupError {
 
 /// The variables of a request, as values.
 #[derive(Debug)]
-pub(in crate::pdp) struct Variables<'a> {
+pub(in crate::pdp) struct Bindings<'a> {
     pub(in crate::pdp) principal: &'a EntityUID,
     pub(in crate::pdp) action: &'a EntityUID,
     pub(in crate::pdp) resource: &'a EntityUID,
     pub(in crate::pdp) context: &'a BTreeMap<SmolStr, Value>,
     /// The same, as far as scopes can tell.
-    pub(in crate::pdp) subjects: &'a Subjects,
+    pub(in crate::pdp) variables: &'a RequestVariables,
 }
 
-impl Variables<'_> {
+impl Bindings<'_> {
     /// All that the entity is in, sorted, if it is one of the variables.
-    fn ancestors_of(&self, number: UidNumber) -> Option<&[UidNumber]> {
-        let Subjects {
+    fn ancestors_of(&self, number: UidId) -> Option<&[UidId]> {
+        let RequestVariables {
             principal,
             action,
             resource,
-        } = self.subjects;
+        } = self.variables;
         [principal, action, resource]
             .into_iter()
-            .find(|subject| subject.uid == Some(number))
-            .map(|subject| subject.ancestors.as_slice())
+            .find(|variable| variable.uid == Some(number))
+            .map(|variable| variable.ancestors.as_slice())
     }
 }
 
 /// The entities found so far.
-struct Gathering<'v, 'a> {
-    view: &'v mut View<'a>,
-    found: hashbrown::HashMap<UidNumber, Gathered>,
+struct Slicer<'v, 'a> {
+    overlay: &'v mut Overlay<'a>,
+    found: hashbrown::HashMap<UidId, SlicedEntity>,
     /// The entities that were visited already at a place on a path. A place and a link's slots
     /// are told from others by where they stand in memory, which outlives the gathering.
-    visited: hashbrown::HashSet<(UidNumber, *const Lookups, *const SlotEnv)>,
+    visited: hashbrown::HashSet<(UidId, *const AccessTree, *const SlotEnv)>,
     steps_left: usize,
 }
 
-struct Gathered {
+struct SlicedEntity {
     /// Without ancestors; `None` when there is no such entity.
     entity: Option<Arc<Entity>>,
     /// Whether all its ancestors are needed.
     all_ancestors: bool,
     /// The ancestors that are needed, if it has them; perhaps some several times.
-    ancestors: Vec<UidNumber>,
+    ancestors: Vec<UidId>,
 }
 
 /// The entities that are still to be visited, each at a place on a path.
-type Open<'r> = Vec<(UidNumber, &'r Lookups)>;
+type Open<'r> = Vec<(UidId, &'r AccessTree)>;
 
 /// What is the same for all paths of a condition.
 #[derive(Clone, Copy)]
-struct Walk<'r> {
+struct PathContext<'r> {
     slots: &'r SlotEnv,
     /// Where the slots stand, if what is asked of an entity depends on them; else links of one
     /// template ask the same, and what one has visited no other need visit.
-    of_slots: *const SlotEnv,
+    slots_identity: *const SlotEnv,
 }
 
 /// What Cedar needs to evaluate `rules` for a request: the entities that their conditions can look
@@ -104,80 +94,82 @@ struct Walk<'r> {
 ///
 /// # Errors
 ///
-/// [`LookupError`].
-pub(in crate::pdp) fn gather<'r>(
-    view: &mut View<'_>,
-    variables: &Variables<'_>,
+/// [`SliceError`].
+pub(in crate::pdp) fn slice_entities<'r>(
+    overlay: &mut Overlay<'_>,
+    bindings: &Bindings<'_>,
     conditions: impl Iterator<Item = (&'r Condition, &'r Rule)>,
-) -> Result<Entities, LookupError> {
-    let mut gathering = Gathering::new(view);
+) -> Result<Entities, SliceError> {
+    let mut slicer = Slicer::new(overlay);
     // Policies are often of one pattern, and what one reads is then what all read; but a link's
     // slots are its own.
-    let mut seen: hashbrown::HashSet<*const Reads> = hashbrown::HashSet::new();
+    let mut seen: hashbrown::HashSet<*const ReadSet> = hashbrown::HashSet::new();
     for (condition, rule) in conditions {
-        if rule.slots.is_none() && !seen.insert(Arc::as_ptr(&condition.reads)) {
+        if rule.slots.is_none() && !seen.insert(Arc::as_ptr(&condition.read_set)) {
             continue;
         }
-        gathering.add(&condition.reads, rule.slots(), variables)?;
+        slicer.add(&condition.read_set, rule.slots(), bindings)?;
     }
-    gathering.finish(variables)
+    slicer.finish(bindings)
 }
 
-impl<'v, 'a> Gathering<'v, 'a> {
-    fn new(view: &'v mut View<'a>) -> Self {
+impl<'v, 'a> Slicer<'v, 'a> {
+    fn new(overlay: &'v mut Overlay<'a>) -> Self {
         Self {
-            view,
+            overlay,
             found: hashbrown::HashMap::new(),
             visited: hashbrown::HashSet::new(),
             steps_left: MAX_LOOKUP_STEPS,
         }
     }
 
-    fn take(&mut self, steps: usize) -> Result<(), LookupError> {
+    fn spend(&mut self, steps: usize) -> Result<(), SliceError> {
         let left = self.steps_left.checked_sub(steps);
-        self.steps_left = left.ok_or(LookupError::TooMany)?;
+        self.steps_left = left.ok_or(SliceError::TooMany)?;
         Ok(())
     }
 
     fn add(
         &mut self,
-        reads: &Reads,
+        read_set: &ReadSet,
         slots: &SlotEnv,
-        variables: &Variables<'_>,
-    ) -> Result<(), LookupError> {
-        let walk = Walk {
+        bindings: &Bindings<'_>,
+    ) -> Result<(), SliceError> {
+        let context = PathContext {
             slots,
-            of_slots: match reads.asks_for_slots {
+            slots_identity: match read_set.depends_on_slots {
                 true => ptr::from_ref(slots),
                 false => ptr::null(),
             },
         };
         // Not by recursion: a path is as long as its author likes, on whatever stack this runs.
         let mut open = Open::new();
-        for (root, lookups) in &reads.roots {
+        for (root, tree) in &read_set.roots {
             match root {
-                Root::Principal => self.reach(variables.principal, lookups, walk, &mut open)?,
-                Root::Action => self.reach(variables.action, lookups, walk, &mut open)?,
-                Root::Resource => self.reach(variables.resource, lookups, walk, &mut open)?,
+                Root::Principal => {
+                    self.enqueue_uid(bindings.principal, tree, context, &mut open)?
+                }
+                Root::Action => self.enqueue_uid(bindings.action, tree, context, &mut open)?,
+                Root::Resource => self.enqueue_uid(bindings.resource, tree, context, &mut open)?,
                 Root::Context => {
-                    for (name, below) in &lookups.fields {
-                        if let Some(value) = variables.context.get(name) {
-                            self.value(value, below, walk, &mut open)?;
+                    for (name, below) in &tree.fields {
+                        if let Some(value) = bindings.context.get(name) {
+                            self.value(value, below, context, &mut open)?;
                         }
                     }
                 }
                 Root::Slot(slot) => {
                     if let Some(uid) = slots.get(slot) {
-                        self.reach(uid, lookups, walk, &mut open)?;
+                        self.enqueue_uid(uid, tree, context, &mut open)?;
                     }
                 }
             }
         }
-        for (uid, lookups) in &reads.literals {
-            self.reach(uid, lookups, walk, &mut open)?;
+        for (uid, tree) in &read_set.literals {
+            self.enqueue_uid(uid, tree, context, &mut open)?;
         }
-        while let Some((number, lookups)) = open.pop() {
-            self.visit(number, lookups, walk, &mut open)?;
+        while let Some((number, tree)) = open.pop() {
+            self.visit(number, tree, context, &mut open)?;
         }
         Ok(())
     }
@@ -186,18 +178,20 @@ impl<'v, 'a> Gathering<'v, 'a> {
     fn value<'r>(
         &mut self,
         value: &Value,
-        lookups: &'r Lookups,
-        walk: Walk<'r>,
+        tree: &'r AccessTree,
+        context: PathContext<'r>,
         open: &mut Open<'r>,
-    ) -> Result<(), LookupError> {
-        let mut values: SmallVec<[(&Value, &'r Lookups); 4]> = smallvec![(value, lookups)];
-        while let Some((value, lookups)) = values.pop() {
-            self.take(1)?;
+    ) -> Result<(), SliceError> {
+        let mut values: SmallVec<[(&Value, &'r AccessTree); 4]> = smallvec![(value, tree)];
+        while let Some((value, tree)) = values.pop() {
+            self.spend(1)?;
             match &value.value {
-                ValueKind::Lit(Literal::EntityUID(uid)) => self.reach(uid, lookups, walk, open)?,
+                ValueKind::Lit(Literal::EntityUID(uid)) => {
+                    self.enqueue_uid(uid, tree, context, open)?
+                }
                 ValueKind::Record(fields) => {
-                    self.take(lookups.fields.len())?;
-                    for (name, below) in &lookups.fields {
+                    self.spend(tree.fields.len())?;
+                    for (name, below) in &tree.fields {
                         values.extend(fields.get(name).map(|field| (field, below)));
                     }
                 }
@@ -210,23 +204,23 @@ impl<'v, 'a> Gathering<'v, 'a> {
     }
 
     /// Opens `uid`, unless it is none that is looked up or was here before.
-    fn reach<'r>(
+    fn enqueue_uid<'r>(
         &mut self,
         uid: &EntityUID,
-        lookups: &'r Lookups,
-        walk: Walk<'r>,
+        tree: &'r AccessTree,
+        context: PathContext<'r>,
         open: &mut Open<'r>,
-    ) -> Result<(), LookupError> {
-        self.take(1)?;
-        if !lookups.entity && lookups.fields.is_empty() && lookups.tags.is_none() {
+    ) -> Result<(), SliceError> {
+        self.spend(1)?;
+        if !tree.entity && tree.fields.is_empty() && tree.tags.is_none() {
             return Ok(());
         }
-        let Some(number) = self.view.number(uid) else {
+        let Some(number) = self.overlay.find_uid(uid) else {
             return Ok(());
         };
-        let place = (number, ptr::from_ref(lookups), walk.of_slots);
+        let place = (number, ptr::from_ref(tree), context.slots_identity);
         if self.visited.insert(place) {
-            open.push((number, lookups));
+            open.push((number, tree));
         }
         Ok(())
     }
@@ -234,83 +228,83 @@ impl<'v, 'a> Gathering<'v, 'a> {
     /// Notes what is asked of an entity, and opens what it leads to.
     fn visit<'r>(
         &mut self,
-        number: UidNumber,
-        lookups: &'r Lookups,
-        walk: Walk<'r>,
+        number: UidId,
+        tree: &'r AccessTree,
+        context: PathContext<'r>,
         open: &mut Open<'r>,
-    ) -> Result<(), LookupError> {
+    ) -> Result<(), SliceError> {
         if self.found.len() >= MAX_LOOKUPS && !self.found.contains_key(&number) {
-            return Err(LookupError::TooMany);
+            return Err(SliceError::TooMany);
         }
-        self.take(lookups.ancestors.named.len() + lookups.fields.len())?;
-        let view = &self.view;
-        let gathered = self.found.entry(number).or_insert_with(|| Gathered {
-            entity: view.entity(number, HashSet::new()).map(Arc::new),
+        self.spend(tree.ancestors.named.len() + tree.fields.len())?;
+        let overlay = &self.overlay;
+        let sliced = self.found.entry(number).or_insert_with(|| SlicedEntity {
+            entity: overlay.entity(number, HashSet::new()).map(Arc::new),
             all_ancestors: false,
             ancestors: Vec::new(),
         });
-        gathered.all_ancestors |= lookups.ancestors.any;
-        for named in &lookups.ancestors.named {
+        sliced.all_ancestors |= tree.ancestors.any;
+        for named in &tree.ancestors.named {
             let uid = match named {
-                Named::Literal(uid) => Some(uid),
-                Named::Slot(slot) => walk.slots.get(slot),
+                NamedUid::Literal(uid) => Some(uid),
+                NamedUid::Slot(slot) => context.slots.get(slot),
             };
             // A uid without a number is above nothing.
-            gathered
+            sliced
                 .ancestors
-                .extend(uid.and_then(|uid| view.number(uid)));
+                .extend(uid.and_then(|uid| overlay.find_uid(uid)));
         }
-        if lookups.fields.is_empty() && lookups.tags.is_none() {
+        if tree.fields.is_empty() && tree.tags.is_none() {
             return Ok(());
         }
-        let Some(entity) = gathered.entity.clone() else {
+        let Some(entity) = sliced.entity.clone() else {
             return Ok(());
         };
-        for (name, below) in &lookups.fields {
+        for (name, below) in &tree.fields {
             if let Some(PartialValue::Value(value)) = entity.get(name) {
-                self.value(value, below, walk, open)?;
+                self.value(value, below, context, open)?;
             }
         }
-        if let Some(below) = &lookups.tags {
+        if let Some(below) = &tree.tags {
             for (_, value) in entity.tags() {
                 if let PartialValue::Value(value) = value {
-                    self.value(value, below, walk, open)?;
+                    self.value(value, below, context, open)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn finish(mut self, variables: &Variables<'_>) -> Result<Entities, LookupError> {
+    fn finish(mut self, bindings: &Bindings<'_>) -> Result<Entities, SliceError> {
         let mut found_ancestors;
         let found = std::mem::take(&mut self.found);
         let mut entities: Vec<Arc<Entity>> = Vec::with_capacity(found.len());
-        for (number, mut gathered) in found {
-            let Some(mut entity) = gathered.entity else {
+        for (number, mut sliced) in found {
+            let Some(mut entity) = sliced.entity else {
                 continue;
             };
-            if gathered.all_ancestors || !gathered.ancestors.is_empty() {
-                let ancestors = match variables.ancestors_of(number) {
+            if sliced.all_ancestors || !sliced.ancestors.is_empty() {
+                let ancestors = match bindings.ancestors_of(number) {
                     Some(known) => known,
                     None => {
-                        found_ancestors = self.view.ancestors(number)?;
+                        found_ancestors = self.overlay.ancestors(number)?;
                         &found_ancestors
                     }
                 };
-                self.take(ancestors.len())?;
-                if !gathered.all_ancestors {
-                    let needed = &mut gathered.ancestors;
+                self.spend(ancestors.len())?;
+                if !sliced.all_ancestors {
+                    let needed = &mut sliced.ancestors;
                     needed.sort_unstable();
                     needed.dedup();
                     needed.retain(|number| ancestors.binary_search(number).is_ok());
                 }
-                let needed = match gathered.all_ancestors {
+                let needed = match sliced.all_ancestors {
                     true => ancestors,
-                    false => &gathered.ancestors,
+                    false => &sliced.ancestors,
                 };
                 // The only handle on it, so nothing is copied.
                 let entity = Arc::make_mut(&mut entity);
-                for uid in needed.iter().filter_map(|number| self.view.uid(*number)) {
+                for uid in needed.iter().filter_map(|number| self.overlay.uid(*number)) {
                     entity.add_indirect_ancestor(uid);
                 }
             }

@@ -8,17 +8,15 @@ use std::collections::{BTreeMap, HashSet};
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
 use smol_str::SmolStr;
 
-use super::bind::fits_schema;
+use super::invalid_query::{FIELD, check_entity};
 use crate::pdp::answer::NoAnswer;
-use crate::pdp::entities::interner::UidNumber;
-use crate::pdp::entities::store::{Brought, EntityStore};
+use crate::pdp::entities::interner::UidId;
+use crate::pdp::entities::overlay::BoundEntity;
+use crate::pdp::entities::store::EntityStore;
 use crate::pdp::query::{
     Claimed, InvalidQuery, Problem, RequestEntity, StoredPrincipal, Uid, Value,
 };
 use crate::pdp::snapshot::Snapshot;
-
-/// The field that is named when the claims do not fit.
-pub(super) const FIELD: &str = "principal_token";
 
 /// The principal as the token tells of it, with its direct parents; `sent` are the entities that
 /// the caller brought.
@@ -29,34 +27,34 @@ pub(super) fn entity(
     stored: &EntityStore,
     (uid, principal): (&Uid, &EntityUID),
     claimed: &Claimed,
-    sent: &[Brought],
-) -> Result<Brought, NoAnswer> {
+    sent: &[BoundEntity],
+) -> Result<BoundEntity, NoAnswer> {
     let parents = claimed_parents(snapshot, claimed)
         .map_err(|error| error.within("parents").within(FIELD))?;
-    refuse_told_anew(stored, uid, claimed, sent)?;
+    reject_redefined_claims(stored, uid, claimed, sent)?;
     let found = stored
-        .uids
-        .number_of(&uid.type_name, &uid.id)
+        .interner
+        .find_named(&uid.type_name, &uid.id)
         .and_then(|number| {
             let parents = stored.parents(number);
-            Some(Stored {
+            Some(StoredPrincipalEntity {
                 entity: stored.entity(number, HashSet::new())?,
-                parents: parents.map(|parent| stored.uids.uid(parent)).collect(),
+                parents: parents.map(|parent| stored.interner.uid(parent)).collect(),
             })
         });
     if found.is_none() && claimed.stored == StoredPrincipal::Require {
         return Err(NoAnswer::UnknownPrincipal);
     }
-    let joined = match claimed.stored {
+    let stored_entity = match claimed.stored {
         StoredPrincipal::Join | StoredPrincipal::Require => found,
         StoredPrincipal::Replace => None,
     };
-    let joining = join(snapshot, principal, claimed, parents, joined);
-    Ok(joining.map_err(|error| error.within(FIELD))?)
+    let merged = merge(snapshot, principal, claimed, parents, stored_entity);
+    Ok(merged.map_err(|error| error.within(FIELD))?)
 }
 
 /// The stored entity of the principal's uid, with its direct parents.
-struct Stored {
+struct StoredPrincipalEntity {
     entity: Entity,
     parents: Vec<EntityUID>,
 }
@@ -73,36 +71,36 @@ fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityU
 
 /// What an issuer says of the principal and of what it names, a caller cannot say otherwise; nor what
 /// that is in as it is stored, or the caller could put the principal wherever it likes from there.
-fn refuse_told_anew(
+fn reject_redefined_claims(
     stored: &EntityStore,
     principal: &Uid,
     claimed: &Claimed,
-    sent: &[Brought],
+    sent: &[BoundEntity],
 ) -> Result<(), InvalidQuery> {
     if sent.is_empty() {
         return Ok(());
     }
-    let mut told: Vec<&Uid> = claimed.parents.iter().collect();
+    let mut claimed_uids: Vec<&Uid> = claimed.parents.iter().collect();
     for (_, value) in claimed.attributes.iter() {
-        add_named(value, &mut told);
+        collect_uids(value, &mut claimed_uids);
     }
     // Nothing is taken of a stored principal that is replaced, what it is in neither.
-    let joined = (claimed.stored != StoredPrincipal::Replace).then_some(principal);
-    let mut above: HashSet<UidNumber> = HashSet::new();
-    for uid in told.iter().copied().chain(joined) {
-        if let Some(number) = stored.uids.number_of(&uid.type_name, &uid.id)
+    let stored_entity = (claimed.stored != StoredPrincipal::Replace).then_some(principal);
+    let mut above: HashSet<UidId> = HashSet::new();
+    for uid in claimed_uids.iter().copied().chain(stored_entity) {
+        if let Some(number) = stored.interner.find_named(&uid.type_name, &uid.id)
             && !above.contains(&number)
         {
             above.extend(stored.ancestors(number));
         }
     }
-    told.push(principal);
-    let is_told = |uid: &EntityUID| match stored.uids.number_of_uid(uid) {
+    claimed_uids.push(principal);
+    let is_redefined = |uid: &EntityUID| match stored.interner.find_uid(uid) {
         Some(number) if above.contains(&number) => true,
-        Some(_) | None => told.iter().any(|told| is_called(uid, told)),
+        Some(_) | None => claimed_uids.iter().any(|claimed| is_named(uid, claimed)),
     };
-    let uids = sent.iter().map(|brought| brought.entity.uid());
-    refuse_first(uids, is_told, |uid| Problem::ClaimedEntity { uid })
+    let uids = sent.iter().map(|bound| bound.entity.uid());
+    reject_first(uids, is_redefined, |uid| Problem::ClaimedEntity { uid })
 }
 
 /// Refuses `entities` that tell anew of a principal, or of what that is stored to be in: for callers
@@ -111,29 +109,29 @@ fn refuse_told_anew(
 /// # Errors
 ///
 /// [`Problem::AnonymousEntity`] at the first of them.
-pub fn refuse_telling_anew(
+pub fn reject_redefined_principal(
     snapshot: &Snapshot,
     principal: &Uid,
     entities: &[RequestEntity],
 ) -> Result<(), InvalidQuery> {
     let stored = &snapshot.entities;
-    let number = |uid: &Uid| stored.uids.number_of(&uid.type_name, &uid.id);
+    let number = |uid: &Uid| stored.interner.find_named(&uid.type_name, &uid.id);
     let above = number(principal).map_or_else(Vec::new, |number| stored.ancestors(number));
-    let is_told = |uid: &Uid| {
+    let is_redefined = |uid: &Uid| {
         uid == principal || number(uid).is_some_and(|number| above.binary_search(&number).is_ok())
     };
     let uids = entities.iter().map(|entity| &entity.uid);
-    refuse_first(uids, is_told, |uid| Problem::AnonymousEntity { uid })
+    reject_first(uids, is_redefined, |uid| Problem::AnonymousEntity { uid })
 }
 
-/// Refuses a request's entities, which have these uids, for the first that `is_told` otherwise.
-fn refuse_first<'a, U: ToString + 'a>(
+/// Refuses a request's entities, which have these uids, for the first that `is_redefined` otherwise.
+fn reject_first<'a, U: ToString + 'a>(
     uids: impl Iterator<Item = &'a U>,
-    is_told: impl Fn(&U) -> bool,
+    is_redefined: impl Fn(&U) -> bool,
     problem: impl FnOnce(String) -> Problem,
 ) -> Result<(), InvalidQuery> {
-    let told = uids.enumerate().find(|(_, uid)| is_told(uid));
-    match told {
+    let claimed_uids = uids.enumerate().find(|(_, uid)| is_redefined(uid));
+    match claimed_uids {
         None => Ok(()),
         Some((index, uid)) => {
             let fault = InvalidQuery::field("uid", problem(uid.to_string()));
@@ -143,11 +141,15 @@ fn refuse_first<'a, U: ToString + 'a>(
 }
 
 /// Adds the entities that `value` names.
-fn add_named<'a>(value: &'a Value, named: &mut Vec<&'a Uid>) {
+fn collect_uids<'a>(value: &'a Value, named: &mut Vec<&'a Uid>) {
     match value {
         Value::Entity(uid) => named.push(uid),
-        Value::Set(members) => members.iter().for_each(|member| add_named(member, named)),
-        Value::Record(fields) => fields.iter().for_each(|(_, field)| add_named(field, named)),
+        Value::Set(members) => members
+            .iter()
+            .for_each(|member| collect_uids(member, named)),
+        Value::Record(fields) => fields
+            .iter()
+            .for_each(|(_, field)| collect_uids(field, named)),
         Value::Bool(_)
         | Value::Long(_)
         | Value::String(_)
@@ -158,24 +160,24 @@ fn add_named<'a>(value: &'a Value, named: &mut Vec<&'a Uid>) {
     }
 }
 
-fn is_called(uid: &EntityUID, name: &Uid) -> bool {
+fn is_named(uid: &EntityUID, name: &Uid) -> bool {
     AsRef::<str>::as_ref(uid.eid()) == name.id && uid.entity_type().to_string() == name.type_name
 }
 
-fn join(
+fn merge(
     snapshot: &Snapshot,
     principal: &EntityUID,
     claimed: &Claimed,
     mut parents: Vec<EntityUID>,
-    joined: Option<Stored>,
-) -> Result<Brought, InvalidQuery> {
+    stored_entity: Option<StoredPrincipalEntity>,
+) -> Result<BoundEntity, InvalidQuery> {
     let claims = snapshot
         .type_names
         .fields(&claimed.attributes)
         .map_err(|error| error.within("attributes"))?;
     let mut attributes: BTreeMap<SmolStr, PartialValue> = BTreeMap::new();
     let mut tags = BTreeMap::new();
-    if let Some(stored) = joined {
+    if let Some(stored) = stored_entity {
         let (_, stored_attributes, _, _, stored_tags) = stored.entity.into_inner();
         attributes.extend(stored_attributes);
         tags.extend(stored_tags);
@@ -190,7 +192,7 @@ fn join(
         HashSet::new(),
         tags,
     );
-    let brought = Brought { entity, parents };
-    fits_schema(snapshot, &brought)?;
-    Ok(brought)
+    let bound = BoundEntity { entity, parents };
+    check_entity(snapshot, &bound)?;
+    Ok(bound)
 }

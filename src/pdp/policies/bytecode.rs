@@ -6,7 +6,7 @@
 //! entities and types by number, names and literals in place. The index lays these pieces beside
 //! the scopes, so that a candidate is read from front to back.
 //!
-//! What has no form here stands as [`Part::Doubt`], and Cedar is asked when it comes to that.
+//! What has no form here stands as [`Node::Fallback`], and Cedar is asked when it comes to that.
 
 use std::sync::Arc;
 
@@ -14,39 +14,39 @@ use cedar_policy_core::ast::{
     BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, UnaryOp, Var,
 };
 
-use super::cursor::{Bytes, piece};
-use crate::pdp::entities::interner::{TooManyUids, TypeNumber, UidNumber, Uids};
+use super::cursor::{ByteCursor, piece};
+use crate::pdp::entities::interner::{TooManyUids, TypeId, UidId, UidInterner};
 
 /// A condition longer than this is left to Cedar: links of one template have each their own.
-const MOST_BYTES: usize = 4_096;
+const MAX_BYTES: usize = 4_096;
 
 /// A condition, or a part of one, in shorthand.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pdp) struct Shorthand<'a>(Bytes<'a>);
+pub(in crate::pdp) struct Bytecode<'a>(ByteCursor<'a>);
 
 /// A part of a condition, its own parts still in shorthand.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pdp) enum Part<'a> {
+pub(in crate::pdp) enum Node<'a> {
     /// Cedar must say.
-    Doubt,
+    Fallback,
     Bool(bool),
     Long(i64),
     Text(&'a str),
-    Uid(UidNumber),
+    Uid(UidId),
     Variable(Var),
-    Attribute(&'a str, Shorthand<'a>),
-    Has(&'a str, Shorthand<'a>),
-    Is(TypeNumber, Shorthand<'a>),
-    Like(Wildcards<'a>, Shorthand<'a>),
-    Not(Shorthand<'a>),
-    Both(Two, Shorthand<'a>, Shorthand<'a>),
+    Attribute(&'a str, Bytecode<'a>),
+    Has(&'a str, Bytecode<'a>),
+    Is(TypeId, Bytecode<'a>),
+    Like(LikePattern<'a>, Bytecode<'a>),
+    Not(Bytecode<'a>),
+    Binary(BinaryOperator, Bytecode<'a>, Bytecode<'a>),
     /// The first is in any of the others.
-    In(Shorthand<'a>, Members<'a>),
+    In(Bytecode<'a>, Members<'a>),
 }
 
 /// What stands between two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::pdp) enum Two {
+pub(in crate::pdp) enum BinaryOperator {
     And,
     Or,
     Equal,
@@ -57,15 +57,15 @@ pub(in crate::pdp) enum Two {
 
 /// The members of a set that is written out.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pdp) struct Members<'a>(Bytes<'a>);
+pub(in crate::pdp) struct Members<'a>(ByteCursor<'a>);
 
 /// A pattern: texts between which anything may stand.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pdp) struct Wildcards<'a>(Bytes<'a>);
+pub(in crate::pdp) struct LikePattern<'a>(ByteCursor<'a>);
 
 /// What a part is, in its first byte.
 mod kind {
-    pub(in crate::pdp) const DOUBT: u8 = 0;
+    pub(in crate::pdp) const FALLBACK: u8 = 0;
     pub(in crate::pdp) const FALSE: u8 = 1;
     pub(in crate::pdp) const TRUE: u8 = 2;
     pub(in crate::pdp) const LONG: u8 = 3;
@@ -89,71 +89,71 @@ mod kind {
     pub(in crate::pdp) const IN: u8 = 21;
 }
 
-impl<'a> Shorthand<'a> {
+impl<'a> Bytecode<'a> {
     /// The condition that a policy has in `bytes`; `None` when it has none.
-    pub(in crate::pdp) fn of(bytes: Bytes<'a>) -> Option<Self> {
+    pub(in crate::pdp) fn of(bytes: ByteCursor<'a>) -> Option<Self> {
         (!bytes.is_empty()).then_some(Self(bytes))
     }
 
     /// The outermost part.
-    pub(in crate::pdp) fn part(self) -> Part<'a> {
+    pub(in crate::pdp) fn node(self) -> Node<'a> {
         let Self(mut bytes) = self;
-        let two = |two: Two, mut bytes: Bytes<'a>| {
+        let binary = |binary: BinaryOperator, mut bytes: ByteCursor<'a>| {
             let left = Self(bytes.piece());
-            Part::Both(two, left, Self(bytes))
+            Node::Binary(binary, left, Self(bytes))
         };
         match bytes.u8() {
-            kind::FALSE => Part::Bool(false),
-            kind::TRUE => Part::Bool(true),
-            kind::LONG => Part::Long(bytes.i64()),
-            kind::TEXT => Part::Text(bytes.text()),
-            kind::UID => Part::Uid(UidNumber(bytes.u32())),
-            kind::PRINCIPAL => Part::Variable(Var::Principal),
-            kind::ACTION => Part::Variable(Var::Action),
-            kind::RESOURCE => Part::Variable(Var::Resource),
-            kind::CONTEXT => Part::Variable(Var::Context),
+            kind::FALSE => Node::Bool(false),
+            kind::TRUE => Node::Bool(true),
+            kind::LONG => Node::Long(bytes.i64()),
+            kind::TEXT => Node::Text(bytes.text()),
+            kind::UID => Node::Uid(UidId(bytes.u32())),
+            kind::PRINCIPAL => Node::Variable(Var::Principal),
+            kind::ACTION => Node::Variable(Var::Action),
+            kind::RESOURCE => Node::Variable(Var::Resource),
+            kind::CONTEXT => Node::Variable(Var::Context),
             kind::ATTRIBUTE => {
                 let name = bytes.piece().text();
-                Part::Attribute(name, Self(bytes))
+                Node::Attribute(name, Self(bytes))
             }
             kind::HAS => {
                 let name = bytes.piece().text();
-                Part::Has(name, Self(bytes))
+                Node::Has(name, Self(bytes))
             }
             kind::IS => {
-                let ty = TypeNumber(bytes.u32());
-                Part::Is(ty, Self(bytes))
+                let ty = TypeId(bytes.u32());
+                Node::Is(ty, Self(bytes))
             }
             kind::LIKE => {
-                let pattern = Wildcards(bytes.piece());
-                Part::Like(pattern, Self(bytes))
+                let pattern = LikePattern(bytes.piece());
+                Node::Like(pattern, Self(bytes))
             }
-            kind::NOT => Part::Not(Self(bytes)),
-            kind::AND => two(Two::And, bytes),
-            kind::OR => two(Two::Or, bytes),
-            kind::EQUAL => two(Two::Equal, bytes),
-            kind::LESS => two(Two::Less, bytes),
-            kind::LESS_OR_EQUAL => two(Two::LessOrEqual, bytes),
-            kind::CONTAINS => two(Two::Contains, bytes),
+            kind::NOT => Node::Not(Self(bytes)),
+            kind::AND => binary(BinaryOperator::And, bytes),
+            kind::OR => binary(BinaryOperator::Or, bytes),
+            kind::EQUAL => binary(BinaryOperator::Equal, bytes),
+            kind::LESS => binary(BinaryOperator::Less, bytes),
+            kind::LESS_OR_EQUAL => binary(BinaryOperator::LessOrEqual, bytes),
+            kind::CONTAINS => binary(BinaryOperator::Contains, bytes),
             kind::IN => {
                 let left = Self(bytes.piece());
-                Part::In(left, Members(bytes))
+                Node::In(left, Members(bytes))
             }
-            _ => Part::Doubt,
+            _ => Node::Fallback,
         }
     }
 }
 
 impl<'a> Iterator for Members<'a> {
-    type Item = Shorthand<'a>;
+    type Item = Bytecode<'a>;
 
-    fn next(&mut self) -> Option<Shorthand<'a>> {
+    fn next(&mut self) -> Option<Bytecode<'a>> {
         let Self(bytes) = self;
-        (!bytes.is_empty()).then(|| Shorthand(bytes.piece()))
+        (!bytes.is_empty()).then(|| Bytecode(bytes.piece()))
     }
 }
 
-impl Wildcards<'_> {
+impl LikePattern<'_> {
     /// Whether `text` is the pattern's texts in order, with anything between them.
     pub(in crate::pdp) fn matches(self, text: &str) -> bool {
         let Self(mut bytes) = self;
@@ -180,7 +180,7 @@ impl Wildcards<'_> {
 
 /// The conditions of one file's rules, in order.
 #[derive(Clone, Debug, Default)]
-pub(in crate::pdp) struct Shorthands {
+pub(in crate::pdp) struct BytecodeTable {
     bytes: Vec<u8>,
     /// Where each ends; the next begins there.
     ends: Vec<usize>,
@@ -189,7 +189,7 @@ pub(in crate::pdp) struct Shorthands {
     types: Vec<usize>,
 }
 
-impl Shorthands {
+impl BytecodeTable {
     /// Adds the condition of the next rule.
     ///
     /// Recurses as deep as the condition is nested.
@@ -200,24 +200,24 @@ impl Shorthands {
     pub(in crate::pdp) fn add(
         &mut self,
         condition: Option<&Expr>,
-        uids: &mut Arc<Uids>,
+        uids: &mut Arc<UidInterner>,
     ) -> Result<(), TooManyUids> {
         let begin = self.bytes.len();
         let places = (self.uids.len(), self.types.len());
         if let Some(condition) = condition {
-            let mut writing = Writing {
+            let mut writer = Writer {
                 to: self,
-                most: begin + MOST_BYTES,
+                most: begin + MAX_BYTES,
                 uids,
                 error: Ok(()),
             };
-            writing.part(condition);
-            writing.error?;
-            if self.bytes.len() - begin > MOST_BYTES {
+            writer.node(condition);
+            writer.error?;
+            if self.bytes.len() - begin > MAX_BYTES {
                 self.bytes.truncate(begin);
                 self.uids.truncate(places.0);
                 self.types.truncate(places.1);
-                self.bytes.push(kind::DOUBT);
+                self.bytes.push(kind::FALLBACK);
             }
         }
         self.ends.push(self.bytes.len());
@@ -225,7 +225,7 @@ impl Shorthands {
     }
 
     /// Each rule's condition in order, empty for one that always holds.
-    pub(in crate::pdp) fn each(&self) -> impl Iterator<Item = &[u8]> {
+    pub(in crate::pdp) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let begins = std::iter::once(&0).chain(&self.ends);
         let all = begins.zip(&self.ends);
         all.map(|(begin, end)| self.bytes.get(*begin..*end).unwrap_or_default())
@@ -236,15 +236,15 @@ impl Shorthands {
     /// # Errors
     ///
     /// [`TooManyUids`] when there is no number left.
-    pub(in crate::pdp) fn moved(
+    pub(in crate::pdp) fn reinterned(
         &self,
-        from: &Uids,
-        to: &mut Arc<Uids>,
+        from: &UidInterner,
+        to: &mut Arc<UidInterner>,
     ) -> Result<Self, TooManyUids> {
-        let mut moved = self.clone();
+        let mut reinterned = self.clone();
         let mut renumber = |places: &[usize], number: &mut dyn FnMut(u32) -> Result<u32, _>| {
             for place in places {
-                let bytes = moved.bytes.get_mut(*place..);
+                let bytes = reinterned.bytes.get_mut(*place..);
                 if let Some(written) = bytes.and_then(|bytes| bytes.first_chunk_mut()) {
                     *written = number(u32::from_le_bytes(*written))?.to_le_bytes();
                 }
@@ -252,12 +252,12 @@ impl Shorthands {
             Ok(())
         };
         renumber(&self.uids, &mut |uid| {
-            from.moved(UidNumber(uid), to).map(|UidNumber(uid)| uid)
+            from.reinterned(UidId(uid), to).map(|UidId(uid)| uid)
         })?;
         renumber(&self.types, &mut |ty| {
-            Ok(from.moved_type(TypeNumber(ty), to).0)
+            Ok(from.reinterned_type(TypeId(ty), to).0)
         })?;
-        Ok(moved)
+        Ok(reinterned)
     }
 
     /// The memory that they hold, in bytes.
@@ -268,16 +268,16 @@ impl Shorthands {
 }
 
 /// One condition being written.
-struct Writing<'a> {
-    to: &'a mut Shorthands,
+struct Writer<'a> {
+    to: &'a mut BytecodeTable,
     /// What is written beyond this is written for nothing.
     most: usize,
-    uids: &'a mut Arc<Uids>,
+    uids: &'a mut Arc<UidInterner>,
     error: Result<(), TooManyUids>,
 }
 
-impl Writing<'_> {
-    fn part(&mut self, expr: &Expr) {
+impl Writer<'_> {
+    fn node(&mut self, expr: &Expr) {
         if self.to.bytes.len() > self.most {
             return;
         }
@@ -299,30 +299,30 @@ impl Writing<'_> {
                 Var::Resource => kind::RESOURCE,
                 Var::Context => kind::CONTEXT,
             }),
-            ExprKind::And { left, right } => self.two(kind::AND, left, right),
-            ExprKind::Or { left, right } => self.two(kind::OR, left, right),
+            ExprKind::And { left, right } => self.binary(kind::AND, left, right),
+            ExprKind::Or { left, right } => self.binary(kind::OR, left, right),
             ExprKind::UnaryApp {
                 op: UnaryOp::Not,
                 arg,
             } => {
                 self.kind(kind::NOT);
-                self.part(arg);
+                self.node(arg);
             }
             ExprKind::BinaryApp { op, arg1, arg2 } => self.operator(*op, arg1, arg2),
             ExprKind::GetAttr { expr, attr } => {
                 self.kind(kind::ATTRIBUTE);
                 self.text(attr);
-                self.part(expr);
+                self.node(expr);
             }
             ExprKind::HasAttr { expr, attr } => {
                 self.kind(kind::HAS);
                 self.text(attr);
-                self.part(expr);
+                self.node(expr);
             }
             ExprKind::Is { expr, entity_type } => {
                 self.kind(kind::IS);
                 self.ty(entity_type);
-                self.part(expr);
+                self.node(expr);
             }
             ExprKind::Like { expr, pattern } => {
                 self.kind(kind::LIKE);
@@ -337,7 +337,7 @@ impl Writing<'_> {
                         });
                     }
                 });
-                self.part(expr);
+                self.node(expr);
             }
             // Slots stand in scopes alone.
             ExprKind::Slot(_)
@@ -347,16 +347,16 @@ impl Writing<'_> {
             | ExprKind::ExtensionFunctionApp { .. }
             | ExprKind::ExtHasAttr { .. }
             | ExprKind::Set(_)
-            | ExprKind::Record(_) => self.kind(kind::DOUBT),
+            | ExprKind::Record(_) => self.kind(kind::FALLBACK),
         }
     }
 
     fn operator(&mut self, op: BinaryOp, left: &Expr, right: &Expr) {
         match op {
-            BinaryOp::Eq => self.two(kind::EQUAL, left, right),
-            BinaryOp::Less => self.two(kind::LESS, left, right),
-            BinaryOp::LessEq => self.two(kind::LESS_OR_EQUAL, left, right),
-            BinaryOp::Contains => self.two(kind::CONTAINS, left, right),
+            BinaryOp::Eq => self.binary(kind::EQUAL, left, right),
+            BinaryOp::Less => self.binary(kind::LESS, left, right),
+            BinaryOp::LessEq => self.binary(kind::LESS_OR_EQUAL, left, right),
+            BinaryOp::Contains => self.binary(kind::CONTAINS, left, right),
             BinaryOp::In => {
                 let members: &[Expr] = match right.expr_kind() {
                     ExprKind::Set(members) => members,
@@ -375,7 +375,7 @@ impl Writing<'_> {
                     | ExprKind::ExtHasAttr { .. }
                     | ExprKind::Like { .. }
                     | ExprKind::Is { .. }
-                    | ExprKind::Record(_) => return self.kind(kind::DOUBT),
+                    | ExprKind::Record(_) => return self.kind(kind::FALLBACK),
                 };
                 self.kind(kind::IN);
                 self.piece(left);
@@ -389,21 +389,21 @@ impl Writing<'_> {
             | BinaryOp::ContainsAll
             | BinaryOp::ContainsAny
             | BinaryOp::GetTag
-            | BinaryOp::HasTag => self.kind(kind::DOUBT),
+            | BinaryOp::HasTag => self.kind(kind::FALLBACK),
         }
     }
 
-    fn two(&mut self, kind: u8, left: &Expr, right: &Expr) {
+    fn binary(&mut self, kind: u8, left: &Expr, right: &Expr) {
         self.kind(kind);
         self.piece(left);
-        self.part(right);
+        self.node(right);
     }
 
     fn piece(&mut self, expr: &Expr) {
         let begin = self.to.bytes.len();
         self.to.bytes.extend([0; size_of::<u32>()]);
-        self.part(expr);
-        // INVARIANT: what is longer than `MOST_BYTES` is thrown away.
+        self.node(expr);
+        // INVARIANT: what is longer than `MAX_BYTES` is thrown away.
         let length = self.to.bytes.len() - begin - size_of::<u32>();
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         let room = self.to.bytes.get_mut(begin..);
@@ -423,15 +423,15 @@ impl Writing<'_> {
     fn uid(&mut self, uid: &EntityUID) {
         self.kind(kind::UID);
         self.to.uids.push(self.to.bytes.len());
-        match Uids::number_in(self.uids, uid) {
-            Ok(UidNumber(number)) => self.to.bytes.extend(number.to_le_bytes()),
+        match UidInterner::intern(self.uids, uid) {
+            Ok(UidId(number)) => self.to.bytes.extend(number.to_le_bytes()),
             Err(error) => self.error = Err(error),
         }
     }
 
     fn ty(&mut self, ty: &EntityType) {
         self.to.types.push(self.to.bytes.len());
-        let TypeNumber(number) = Uids::type_number_in(self.uids, ty);
+        let TypeId(number) = UidInterner::intern_type(self.uids, ty);
         self.to.bytes.extend(number.to_le_bytes());
     }
 }
@@ -441,33 +441,33 @@ mod tests {
     use super::*;
 
     /// The shorthand of a condition.
-    fn shorthand(condition: &str, uids: &mut Arc<Uids>) -> Shorthands {
+    fn shorthand(condition: &str, uids: &mut Arc<UidInterner>) -> BytecodeTable {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         let policy = cedar_policy_core::parser::parse_policy(None, &text).unwrap();
         let policy: cedar_policy_core::ast::Policy = policy.into();
-        let mut shorthands = Shorthands::default();
+        let mut shorthands = BytecodeTable::default();
         let expr = policy.non_scope_constraints();
         shorthands.add(expr, uids).unwrap();
         shorthands
     }
 
     /// A condition written out of its shorthand.
-    fn written(part: Shorthand<'_>, uids: &Uids) -> String {
-        let of = |part| written(part, uids);
-        match part.part() {
-            Part::Doubt => "?".to_owned(),
-            Part::Bool(value) => value.to_string(),
-            Part::Long(value) => value.to_string(),
-            Part::Text(text) => format!("{text:?}"),
-            Part::Uid(uid) => uids.uid(uid).to_string(),
-            Part::Variable(variable) => variable.to_string(),
-            Part::Attribute(name, holder) => format!("{}.{name}", of(holder)),
-            Part::Has(name, holder) => format!("{} has {name}", of(holder)),
-            Part::Is(ty, operand) => format!("{} is {}", of(operand), uids.entity_type(ty)),
-            Part::Like(_, operand) => format!("{} like", of(operand)),
-            Part::Not(operand) => format!("!{}", of(operand)),
-            Part::Both(two, left, right) => format!("({} {two:?} {})", of(left), of(right)),
-            Part::In(left, members) => {
+    fn written(node: Bytecode<'_>, uids: &UidInterner) -> String {
+        let of = |node| written(node, uids);
+        match node.node() {
+            Node::Fallback => "?".to_owned(),
+            Node::Bool(value) => value.to_string(),
+            Node::Long(value) => value.to_string(),
+            Node::Text(text) => format!("{text:?}"),
+            Node::Uid(uid) => uids.uid(uid).to_string(),
+            Node::Variable(variable) => variable.to_string(),
+            Node::Attribute(name, holder) => format!("{}.{name}", of(holder)),
+            Node::Has(name, holder) => format!("{} has {name}", of(holder)),
+            Node::Is(ty, operand) => format!("{} is {}", of(operand), uids.entity_type(ty)),
+            Node::Like(_, operand) => format!("{} like", of(operand)),
+            Node::Not(operand) => format!("!{}", of(operand)),
+            Node::Binary(op, left, right) => format!("({} {op:?} {})", of(left), of(right)),
+            Node::In(left, members) => {
                 let members: Vec<String> = members.map(of).collect();
                 format!("{} in {}", of(left), members.join(", "))
             }
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_condition_is_read_as_it_was_written_in_any_table() {
-        let mut uids = Arc::new(Uids::default());
+        let mut uids = Arc::new(UidInterner::default());
         for (condition, expected) in [
             ("true && !false", "(true And !false)"),
             (
@@ -504,27 +504,27 @@ mod tests {
             ("if true then false else true", "?"),
         ] {
             let shorthands = shorthand(condition, &mut uids);
-            let read = |shorthands: &Shorthands, uids: &Uids| {
-                let [bytes] = shorthands.each().collect::<Vec<_>>()[..] else {
+            let read = |shorthands: &BytecodeTable, uids: &UidInterner| {
+                let [bytes] = shorthands.iter().collect::<Vec<_>>()[..] else {
                     panic!("{shorthands:?}")
                 };
-                written(Shorthand::of(Bytes(bytes)).unwrap(), uids)
+                written(Bytecode::of(ByteCursor(bytes)).unwrap(), uids)
             };
             assert_eq!(read(&shorthands, &uids), expected, "{condition}");
-            let mut other = Arc::new(Uids::default());
+            let mut other = Arc::new(UidInterner::default());
             let first = EntityUID::with_eid_and_type("Else", "e").unwrap();
-            Uids::number_in(&mut other, &first).unwrap();
-            let moved = shorthands.moved(&uids, &mut other).unwrap();
-            assert_eq!(read(&moved, &other), expected, "{condition}");
+            UidInterner::intern(&mut other, &first).unwrap();
+            let reinterned = shorthands.reinterned(&uids, &mut other).unwrap();
+            assert_eq!(read(&reinterned, &other), expected, "{condition}");
         }
     }
 
     #[test]
     fn conditions_keep_their_order_and_none_is_empty() {
-        let mut uids = Arc::new(Uids::default());
+        let mut uids = Arc::new(UidInterner::default());
         let mut shorthands = shorthand("true", &mut uids);
         shorthands.add(None, &mut uids).unwrap();
-        let long = Expr::val("x".repeat(MOST_BYTES));
+        let long = Expr::val("x".repeat(MAX_BYTES));
         let named = Expr::is_in(
             Expr::val(EntityUID::with_eid_and_type("A", "a").unwrap()),
             long,
@@ -535,16 +535,20 @@ mod tests {
         );
         shorthands.add(Some(&last), &mut uids).unwrap();
         shorthands.add(Some(&Expr::val(1)), &mut uids).unwrap();
-        let each: Vec<_> = shorthands.each().map(Bytes).map(Shorthand::of).collect();
-        let [first, none, long, last] = each[..] else {
-            panic!("{each:?}")
+        let all: Vec<_> = shorthands
+            .iter()
+            .map(ByteCursor)
+            .map(Bytecode::of)
+            .collect();
+        let [first, none, long, last] = all[..] else {
+            panic!("{all:?}")
         };
-        assert!(matches!(first.unwrap().part(), Part::Bool(true)));
+        assert!(matches!(first.unwrap().node(), Node::Bool(true)));
         assert!(none.is_none());
         // Too long, and its uids are not among those to be renumbered.
-        assert!(matches!(long.unwrap().part(), Part::Doubt));
+        assert!(matches!(long.unwrap().node(), Node::Fallback));
         assert!(shorthands.uids.is_empty() && shorthands.types.is_empty());
-        assert!(matches!(last.unwrap().part(), Part::Long(1)));
+        assert!(matches!(last.unwrap().node(), Node::Long(1)));
     }
 
     #[test]
@@ -559,10 +563,10 @@ mod tests {
         ];
         for pattern in patterns {
             let condition = format!("principal.name like \"{pattern}\"");
-            let mut uids = Arc::new(Uids::default());
+            let mut uids = Arc::new(UidInterner::default());
             let shorthands = shorthand(&condition, &mut uids);
-            let bytes = shorthands.each().next().unwrap();
-            let Part::Like(wildcards, _) = Shorthand::of(Bytes(bytes)).unwrap().part() else {
+            let bytes = shorthands.iter().next().unwrap();
+            let Node::Like(wildcards, _) = Bytecode::of(ByteCursor(bytes)).unwrap().node() else {
                 panic!("{pattern}")
             };
             let literal = pattern.contains('\\');

@@ -11,29 +11,49 @@ use std::sync::Arc;
 use smol_str::SmolStr;
 
 use super::index::Index;
-use crate::pdp::entities::interner::UidNumber;
+use super::policy::Rule;
+use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::store::EntityStore;
-use crate::pdp::snapshot::{ContextReads, Rule};
+
+/// The attributes of the context that policies can read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContextReads {
+    /// Any: a policy uses the context as a whole.
+    All,
+    /// These and no others, sorted.
+    Named(Vec<String>),
+}
+
+impl ContextReads {
+    /// Whether the attribute `name` can matter.
+    #[must_use]
+    pub fn reads(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.binary_search_by(|n| n.as_str().cmp(name)).is_ok(),
+        }
+    }
+}
 
 /// The reads of the context by action.
 #[derive(Debug)]
-pub(in crate::pdp) struct Projections {
-    by_action: HashMap<UidNumber, ContextReads>,
+pub(in crate::pdp) struct ContextReadIndex {
+    by_action: HashMap<UidId, ContextReads>,
     /// Of an action that no policy names and that is in none.
     others: ContextReads,
 }
 
-impl Projections {
+impl ContextReadIndex {
     /// What `rules`, which `index` has the scopes of, read.
     pub(in crate::pdp) fn new<'a>(
         rules: impl Iterator<Item = &'a Arc<Rule>>,
         index: &Index,
         entities: &EntityStore,
     ) -> Self {
-        let mut any = Names::default();
-        let mut named: HashMap<UidNumber, Names> = HashMap::new();
+        let mut any = NameSet::default();
+        let mut named: HashMap<UidId, NameSet> = HashMap::new();
         for (number, rule) in (0..).zip(rules) {
-            let reads = &rule.condition.reads.context;
+            let reads = &rule.condition.read_set.context;
             match index.scope(number).and_then(|scope| scope.actions()) {
                 None => any.add(reads.as_ref()),
                 Some(actions) => {
@@ -43,8 +63,7 @@ impl Projections {
                 }
             }
         }
-        let actions: BTreeSet<UidNumber> =
-            entities.actions().chain(named.keys().copied()).collect();
+        let actions: BTreeSet<UidId> = entities.actions().chain(named.keys().copied()).collect();
         let by_action = actions
             .into_iter()
             .map(|action| {
@@ -65,14 +84,14 @@ impl Projections {
     }
 
     /// The actions that are known, and what policies read of the context of a request for each.
-    pub(in crate::pdp) fn iter(&self) -> impl Iterator<Item = (UidNumber, &ContextReads)> {
+    pub(in crate::pdp) fn iter(&self) -> impl Iterator<Item = (UidId, &ContextReads)> {
         self.by_action
             .iter()
             .map(|(action, reads)| (*action, reads))
     }
 
     /// What policies read of the context of a request for `action`.
-    pub(in crate::pdp) fn of(&self, action: Option<UidNumber>) -> &ContextReads {
+    pub(in crate::pdp) fn of(&self, action: Option<UidId>) -> &ContextReads {
         let found = action.and_then(|action| self.by_action.get(&action));
         found.unwrap_or(&self.others)
     }
@@ -80,15 +99,15 @@ impl Projections {
 
 /// Names that are read; all when `None`.
 #[derive(Clone, Debug)]
-struct Names(Option<BTreeSet<SmolStr>>);
+struct NameSet(Option<BTreeSet<SmolStr>>);
 
-impl Default for Names {
+impl Default for NameSet {
     fn default() -> Self {
         Self(Some(BTreeSet::new()))
     }
 }
 
-impl Names {
+impl NameSet {
     fn add(&mut self, more: Option<&BTreeSet<SmolStr>>) {
         match (&mut self.0, more) {
             (Some(names), Some(more)) => {
@@ -108,8 +127,8 @@ impl Names {
     }
 }
 
-impl From<Names> for ContextReads {
-    fn from(Names(names): Names) -> Self {
+impl From<NameSet> for ContextReads {
+    fn from(NameSet(names): NameSet) -> Self {
         match names {
             None => Self::All,
             Some(names) => Self::Named(names.into_iter().map(String::from).collect()),

@@ -5,9 +5,9 @@
 
 /// Bytes of which the front is read next.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::pdp) struct Bytes<'a>(pub(in crate::pdp) &'a [u8]);
+pub(in crate::pdp) struct ByteCursor<'a>(pub(in crate::pdp) &'a [u8]);
 
-impl<'a> Bytes<'a> {
+impl<'a> ByteCursor<'a> {
     pub(in crate::pdp) fn u8(&mut self) -> u8 {
         let [byte] = self.array();
         byte
@@ -73,7 +73,7 @@ mod tests {
         let mut written = vec![7];
         piece(&mut written, |to| to.extend("größe".as_bytes()));
         written.extend((-3_i64).to_le_bytes());
-        let mut bytes = Bytes(&written);
+        let mut bytes = ByteCursor(&written);
         assert_eq!(bytes.u8(), 7);
         assert_eq!(bytes.piece().text(), "größe");
         assert_eq!(bytes.i64(), -3);

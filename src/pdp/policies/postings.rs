@@ -6,24 +6,26 @@
 
 use std::collections::BTreeMap;
 
-use super::bytecode::Shorthand;
-use super::cursor::{Bytes, piece};
-use super::index::{Demand, Key, PAUSE_EACH, RuleNumber, Scope, Subjects, Variable};
-use crate::pdp::entities::interner::{TypeNumber, UidNumber};
+use super::bytecode::Bytecode;
+use super::cursor::{ByteCursor, piece};
+use super::index::PAUSE_EACH;
+use super::policy::RuleIndex;
+use super::scope::{Key, RequestVariables, Scope, ScopeConstraint, Variable};
+use crate::pdp::entities::interner::{TypeId, UidId};
 use crate::pdp::workers::Workers;
 
-/// Where the records of a key begin, counted in [`GRAIN`]s.
-type Place = u32;
+/// Where the records of a key begin, counted in [`ALIGNMENT`]s.
+type Offset = u32;
 
 /// Every bucket, and every record that a stub leads to, begins at a multiple of this many bytes.
-const GRAIN: usize = 8;
+const ALIGNMENT: usize = 8;
 
 /// The records by key.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    entities: ByVariable<hashbrown::HashMap<UidNumber, Place>>,
-    types: ByVariable<hashbrown::HashMap<TypeNumber, Place>>,
-    any: Option<Place>,
+pub(super) struct Postings {
+    entities: PerVariable<hashbrown::HashMap<UidId, Offset>>,
+    types: PerVariable<hashbrown::HashMap<TypeId, Offset>>,
+    any: Option<Offset>,
     /// Buckets, each the number of its records and then these; and records that stand in several.
     records: Vec<u8>,
 }
@@ -31,17 +33,17 @@ pub(super) struct Table {
 /// The policies are too many, or their conditions too long, to be filed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the policies' conditions are too long to be filed")]
-pub(in crate::pdp) struct TooLong;
+pub(in crate::pdp) struct PostingsTooLarge;
 
 /// One for each variable of a request.
 #[derive(Debug, Default)]
-struct ByVariable<T> {
+struct PerVariable<T> {
     principal: T,
     action: T,
     resource: T,
 }
 
-impl<T> ByVariable<T> {
+impl<T> PerVariable<T> {
     fn of(&self, variable: Variable) -> &T {
         match variable {
             Variable::Principal => &self.principal,
@@ -61,41 +63,41 @@ impl<T> ByVariable<T> {
 
 /// A policy where it is filed.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pdp) struct Filed<'a> {
-    pub(in crate::pdp) rule: RuleNumber,
-    demands: Bytes<'a>,
-    condition: Bytes<'a>,
+pub(in crate::pdp) struct Posting<'a> {
+    pub(in crate::pdp) rule: RuleIndex,
+    constraints: ByteCursor<'a>,
+    condition: ByteCursor<'a>,
 }
 
 /// What a record is, in the byte behind its length.
 mod record {
     /// A rule's number, its demands, and its condition.
-    pub(super) const HERE: u8 = 0;
+    pub(super) const INLINE: u8 = 0;
     /// The place of a record that stands in several buckets.
-    pub(super) const ELSEWHERE: u8 = 1;
+    pub(super) const INDIRECT: u8 = 1;
 }
 
 /// What is demanded, in the first byte of a demand; then comes the variable.
-mod demand {
+mod constraint {
     pub(super) const IS: u8 = 0;
-    pub(super) const IS_IN: u8 = 1;
+    pub(super) const IN: u8 = 1;
     pub(super) const OF_TYPE: u8 = 2;
     pub(super) const VARIABLE_SHIFT: u32 = 4;
     pub(super) const KIND: u8 = 0x0f;
 }
 
-impl Table {
+impl Postings {
     /// Files each policy under its keys, `pairs` being sorted and without doubles.
     ///
     /// # Errors
     ///
-    /// [`TooLong`] when what is filed would have no 32-bit place.
+    /// [`PostingsTooLarge`] when what is filed would have no 32-bit place.
     pub(super) fn new(
-        pairs: &[(Key, RuleNumber)],
+        pairs: &[(Key, RuleIndex)],
         scopes: &[Scope],
         conditions: &[&[u8]],
         workers: Workers,
-    ) -> Result<Self, TooLong> {
+    ) -> Result<Self, PostingsTooLarge> {
         let mut table = Self::default();
         let mut keys_of = vec![0_u32; scopes.len()];
         for (_, rule) in pairs {
@@ -103,14 +105,15 @@ impl Table {
                 *keys = keys.saturating_add(1);
             }
         }
-        let write = |rule: RuleNumber, to: &mut Vec<u8>| {
+        let write = |rule: RuleIndex, to: &mut Vec<u8>| {
             let (scope, condition) = (scopes.get(rule as usize), conditions.get(rule as usize));
             piece(to, |to| {
-                to.push(record::HERE);
+                to.push(record::INLINE);
                 to.extend(rule.to_le_bytes());
                 piece(to, |to| {
-                    for (variable, demand) in scope.iter().flat_map(|scope| &scope.demands) {
-                        write_demand(*variable, demand, to);
+                    for (variable, constraint) in scope.iter().flat_map(|scope| &scope.constraints)
+                    {
+                        write_constraint(*variable, constraint, to);
                     }
                 });
                 to.extend(condition.copied().unwrap_or_default());
@@ -118,13 +121,13 @@ impl Table {
         };
         // A policy with several keys would be as large as all its keys times all its keys, were
         // its record written under each.
-        let mut elsewhere: BTreeMap<RuleNumber, Place> = BTreeMap::new();
-        for rule in 0..=RuleNumber::MAX {
+        let mut shared: BTreeMap<RuleIndex, Offset> = BTreeMap::new();
+        for rule in 0..=RuleIndex::MAX {
             match keys_of.get(rule as usize) {
                 None => break,
                 Some(0 | 1) => {}
                 Some(_) => {
-                    elsewhere.insert(rule, table.begin()?);
+                    shared.insert(rule, table.begin()?);
                     write(rule, &mut table.records);
                 }
             }
@@ -135,13 +138,13 @@ impl Table {
                 continue;
             };
             let place = table.begin()?;
-            let count = u32::try_from(bucket.len()).map_err(|_| TooLong)?;
+            let count = u32::try_from(bucket.len()).map_err(|_| PostingsTooLarge)?;
             table.records.extend(count.to_le_bytes());
             for (_, rule) in bucket {
-                match elsewhere.get(rule) {
+                match shared.get(rule) {
                     None => write(*rule, &mut table.records),
                     Some(place) => piece(&mut table.records, |to| {
-                        to.push(record::ELSEWHERE);
+                        to.push(record::INDIRECT);
                         to.extend(place.to_le_bytes());
                     }),
                 }
@@ -161,30 +164,30 @@ impl Table {
     }
 
     /// The place that is written next.
-    fn begin(&mut self) -> Result<Place, TooLong> {
-        let begin = self.records.len().next_multiple_of(GRAIN);
+    fn begin(&mut self) -> Result<Offset, PostingsTooLarge> {
+        let begin = self.records.len().next_multiple_of(ALIGNMENT);
         self.records.resize(begin, 0);
-        Place::try_from(begin / GRAIN).map_err(|_| TooLong)
+        Offset::try_from(begin / ALIGNMENT).map_err(|_| PostingsTooLarge)
     }
 
     /// Where the records of `key` stand, if there are any.
-    pub(super) fn bucket(&self, key: Key) -> Option<Bucket<'_>> {
+    pub(super) fn bucket(&self, key: Key) -> Option<PostingList<'_>> {
         let place = match key {
             Key::Entity(variable, uid) => self.entities.of(variable).get(&uid).copied(),
             Key::Type(variable, ty) => self.types.of(variable).get(&ty).copied(),
             Key::Any => self.any,
         }?;
         let mut records = self.at(place);
-        Some(Bucket {
+        Some(PostingList {
             left: records.u32(),
             records,
             table: self,
         })
     }
 
-    fn at(&self, place: Place) -> Bytes<'_> {
-        let begin = place as usize * GRAIN;
-        Bytes(self.records.get(begin..).unwrap_or_default())
+    fn at(&self, place: Offset) -> ByteCursor<'_> {
+        let begin = place as usize * ALIGNMENT;
+        ByteCursor(self.records.get(begin..).unwrap_or_default())
     }
 
     /// The memory that it holds, in bytes.
@@ -197,28 +200,28 @@ impl Table {
     }
 }
 
-fn write_demand(variable: Variable, demand: &Demand, to: &mut Vec<u8>) {
+fn write_constraint(variable: Variable, constraint: &ScopeConstraint, to: &mut Vec<u8>) {
     let mut kind = |kind: u8| {
         let variable: u8 = match variable {
             Variable::Principal => 0,
             Variable::Action => 1,
             Variable::Resource => 2,
         };
-        to.push(kind | variable << demand::VARIABLE_SHIFT);
+        to.push(kind | variable << constraint::VARIABLE_SHIFT);
     };
-    match demand {
-        Demand::Is(UidNumber(uid)) => {
-            kind(demand::IS);
+    match constraint {
+        ScopeConstraint::Is(UidId(uid)) => {
+            kind(constraint::IS);
             to.extend(uid.to_le_bytes());
         }
-        Demand::OfType(TypeNumber(ty)) => {
-            kind(demand::OF_TYPE);
+        ScopeConstraint::OfType(TypeId(ty)) => {
+            kind(constraint::OF_TYPE);
             to.extend(ty.to_le_bytes());
         }
-        Demand::IsIn(any) => {
-            kind(demand::IS_IN);
+        ScopeConstraint::In(any) => {
+            kind(constraint::IN);
             piece(to, |to| {
-                for UidNumber(uid) in any {
+                for UidId(uid) in any {
                     to.extend(uid.to_le_bytes());
                 }
             });
@@ -228,68 +231,68 @@ fn write_demand(variable: Variable, demand: &Demand, to: &mut Vec<u8>) {
 
 /// The policies under one key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bucket<'a> {
+pub(super) struct PostingList<'a> {
     left: u32,
-    records: Bytes<'a>,
-    table: &'a Table,
+    records: ByteCursor<'a>,
+    table: &'a Postings,
 }
 
-impl Bucket<'_> {
+impl PostingList<'_> {
     /// How many they are.
     pub(super) fn len(self) -> usize {
         self.left as usize
     }
 }
 
-impl<'a> Iterator for Bucket<'a> {
-    type Item = Filed<'a>;
+impl<'a> Iterator for PostingList<'a> {
+    type Item = Posting<'a>;
 
-    fn next(&mut self) -> Option<Filed<'a>> {
+    fn next(&mut self) -> Option<Posting<'a>> {
         self.left = self.left.checked_sub(1)?;
         let mut record = self.records.piece();
-        if record.u8() == record::ELSEWHERE {
+        if record.u8() == record::INDIRECT {
             record = self.table.at(record.u32()).piece();
             record.u8();
         }
         let rule = record.u32();
-        let demands = record.piece();
-        Some(Filed {
+        let constraints = record.piece();
+        Some(Posting {
             rule,
-            demands,
+            constraints,
             condition: record,
         })
     }
 }
 
-impl<'a> Filed<'a> {
+impl<'a> Posting<'a> {
     /// What is left of the condition where the demands are met; `None` always holds.
-    pub(in crate::pdp) fn condition(&self) -> Option<Shorthand<'a>> {
-        Shorthand::of(self.condition)
+    pub(in crate::pdp) fn condition(&self) -> Option<Bytecode<'a>> {
+        Bytecode::of(self.condition)
     }
 
     /// Whether a request meets what the policy demands of it.
-    pub(super) fn is_met(&self, subjects: &Subjects) -> bool {
-        let mut demands = self.demands;
-        while !demands.is_empty() {
-            let kind = demands.u8();
-            let subject = match kind >> demand::VARIABLE_SHIFT {
-                0 => &subjects.principal,
-                1 => &subjects.action,
-                _ => &subjects.resource,
+    pub(super) fn is_match(&self, variables: &RequestVariables) -> bool {
+        let mut constraints = self.constraints;
+        while !constraints.is_empty() {
+            let kind = constraints.u8();
+            let variable = match kind >> constraint::VARIABLE_SHIFT {
+                0 => &variables.principal,
+                1 => &variables.action,
+                _ => &variables.resource,
             };
-            let is_met = match kind & demand::KIND {
-                demand::IS => subject.uid == Some(UidNumber(demands.u32())),
-                demand::IS_IN => {
-                    let mut any = demands.piece();
+            let is_match = match kind & constraint::KIND {
+                constraint::IS => variable.uid == Some(UidId(constraints.u32())),
+                constraint::IN => {
+                    let mut any = constraints.piece();
                     let mut is_in = false;
                     while !any.is_empty() && !is_in {
-                        is_in = subject.is_in(UidNumber(any.u32()));
+                        is_in = variable.is_in(UidId(any.u32()));
                     }
                     is_in
                 }
-                _ => subject.ty == Some(TypeNumber(demands.u32())),
+                _ => variable.ty == Some(TypeId(constraints.u32())),
             };
-            if !is_met {
+            if !is_match {
                 return false;
             }
         }

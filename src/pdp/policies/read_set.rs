@@ -13,15 +13,15 @@ use smol_str::SmolStr;
 
 /// What a condition can read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(in crate::pdp) struct Reads {
+pub(in crate::pdp) struct ReadSet {
     /// The lookups that begin at the request and at the slots of a template, by where they begin.
-    pub(in crate::pdp) roots: BTreeMap<Root, Lookups>,
+    pub(in crate::pdp) roots: BTreeMap<Root, AccessTree>,
     /// The lookups that begin at a uid in the text.
-    pub(in crate::pdp) literals: Vec<(EntityUID, Lookups)>,
+    pub(in crate::pdp) literals: Vec<(EntityUID, AccessTree)>,
     /// The attributes of the context that are read; `None` when it is used as a whole.
     pub(in crate::pdp) context: Option<BTreeSet<SmolStr>>,
     /// Whether an entity is asked whether it is in what stands in a slot.
-    pub(in crate::pdp) asks_for_slots: bool,
+    pub(in crate::pdp) depends_on_slots: bool,
 }
 
 /// Which ancestors of an entity are asked for.
@@ -30,12 +30,12 @@ pub(in crate::pdp) struct Ancestors {
     /// Whichever a value names that only evaluation knows.
     pub(in crate::pdp) any: bool,
     /// Those that the text names.
-    pub(in crate::pdp) named: Vec<Named>,
+    pub(in crate::pdp) named: Vec<NamedUid>,
 }
 
 /// A uid that stands in a policy's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::pdp) enum Named {
+pub(in crate::pdp) enum NamedUid {
     /// As it is.
     Literal(EntityUID),
     /// In a template's slot.
@@ -50,17 +50,17 @@ impl Ancestors {
     };
 
     /// Those that the right side of an `in` asks for.
-    fn asked_by(right: &Expr) -> Self {
+    fn of_operand(right: &Expr) -> Self {
         let named = |expr: &Expr| {
             if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
-                Some(Named::Literal(uid.as_ref().clone()))
+                Some(NamedUid::Literal(uid.as_ref().clone()))
             } else if let ExprKind::Slot(slot) = expr.expr_kind() {
-                Some(Named::Slot(*slot))
+                Some(NamedUid::Slot(*slot))
             } else {
                 None
             }
         };
-        let all: Option<Vec<Named>> = if let ExprKind::Set(members) = right.expr_kind() {
+        let all: Option<Vec<NamedUid>> = if let ExprKind::Set(members) = right.expr_kind() {
             members.iter().map(named).collect()
         } else {
             named(right).map(|one| vec![one])
@@ -74,11 +74,11 @@ impl Ancestors {
         }
     }
 
-    fn name_a_slot(&self) -> bool {
+    fn has_slot(&self) -> bool {
         let mut named = self.named.iter();
         named.any(|named| match named {
-            Named::Literal(_) => false,
-            Named::Slot(_) => true,
+            NamedUid::Literal(_) => false,
+            NamedUid::Slot(_) => true,
         })
     }
 
@@ -94,7 +94,7 @@ impl Ancestors {
 
 /// A condition reads through more paths than are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the condition reads attributes along more than {MOST_PATHS} paths")]
+#[error("the condition reads attributes along more than {MAX_PATHS} paths")]
 pub(in crate::pdp) struct TooManyPaths;
 
 /// Where a lookup begins.
@@ -109,36 +109,36 @@ pub(in crate::pdp) enum Root {
 
 /// The lookups at a value, and at what it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(in crate::pdp) struct Lookups {
+pub(in crate::pdp) struct AccessTree {
     /// The value, if it is a uid, is looked up.
     pub(in crate::pdp) entity: bool,
     /// Whether it is asked what it is in, and of what.
     pub(in crate::pdp) ancestors: Ancestors,
     /// What it holds: attributes of an entity, or fields of a record.
-    pub(in crate::pdp) fields: BTreeMap<SmolStr, Lookups>,
+    pub(in crate::pdp) fields: BTreeMap<SmolStr, AccessTree>,
     /// What its tags hold, whatever they are called.
-    pub(in crate::pdp) tags: Option<Box<Lookups>>,
+    pub(in crate::pdp) tags: Option<Box<AccessTree>>,
 }
 
 /// Not by recursion, as it would be by itself: a snapshot ends on whatever thread lets go of it
 /// last, and a path is as long as its author likes.
-impl Drop for Lookups {
+impl Drop for AccessTree {
     fn drop(&mut self) {
         let mut open: Vec<Self> = Vec::new();
-        let take = |lookups: &mut Self, open: &mut Vec<Self>| {
-            open.extend(std::mem::take(&mut lookups.fields).into_values());
-            open.extend(lookups.tags.take().map(|below| *below));
+        let take = |tree: &mut Self, open: &mut Vec<Self>| {
+            open.extend(std::mem::take(&mut tree.fields).into_values());
+            open.extend(tree.tags.take().map(|below| *below));
         };
         take(self, &mut open);
-        while let Some(mut lookups) = open.pop() {
-            take(&mut lookups, &mut open);
+        while let Some(mut tree) = open.pop() {
+            take(&mut tree, &mut open);
         }
     }
 }
 
 /// The most paths that are followed in one condition. Conditionals within one another and long
 /// chains of attributes multiply; what people write has a few dozen.
-const MOST_PATHS: usize = 20_000;
+const MAX_PATHS: usize = 20_000;
 
 /// The reads of `condition`.
 ///
@@ -147,11 +147,11 @@ const MOST_PATHS: usize = 20_000;
 /// # Errors
 ///
 /// [`TooManyPaths`].
-pub(in crate::pdp) fn of(condition: &Expr) -> Result<Reads, TooManyPaths> {
-    let mut reads = Reads::nothing();
+pub(in crate::pdp) fn analyze(condition: &Expr) -> Result<ReadSet, TooManyPaths> {
+    let mut reads = ReadSet::nothing();
     let mut paths = 0;
-    reads.follow(condition, &mut paths);
-    if paths > MOST_PATHS {
+    reads.analyze_expr(condition, &mut paths);
+    if paths > MAX_PATHS {
         return Err(TooManyPaths);
     }
     Ok(reads)
@@ -159,13 +159,13 @@ pub(in crate::pdp) fn of(condition: &Expr) -> Result<Reads, TooManyPaths> {
 
 /// A path to a value: where it begins, and the steps from there.
 #[derive(Clone, Debug)]
-struct Path {
-    from: From,
+struct AccessPath {
+    from: PathStart,
     steps: Vec<Step>,
 }
 
 #[derive(Clone, Debug)]
-enum From {
+enum PathStart {
     Root(Root),
     Literal(EntityUID),
 }
@@ -178,22 +178,22 @@ enum Step {
 
 /// What is known of an expression's value.
 #[derive(Clone, Debug)]
-enum Known {
+enum AbstractValue {
     /// It stands at one of these paths; with none, it is nothing that can be looked up.
-    At(Vec<Path>),
+    At(Vec<AccessPath>),
     /// It is a record with these fields.
-    Record(BTreeMap<SmolStr, Known>),
+    Record(BTreeMap<SmolStr, AbstractValue>),
     /// It is one or the other.
-    Either(Vec<Known>),
+    Either(Vec<AbstractValue>),
 }
 
-impl Known {
+impl AbstractValue {
     fn nothing() -> Self {
         Self::At(Vec::new())
     }
 
-    fn at(from: From) -> Self {
-        Self::At(vec![Path {
+    fn at(from: PathStart) -> Self {
+        Self::At(vec![AccessPath {
             from,
             steps: Vec::new(),
         }])
@@ -218,7 +218,7 @@ impl Known {
     }
 }
 
-impl Reads {
+impl ReadSet {
     /// The reads of a policy without condition.
     pub(in crate::pdp) fn nothing() -> Self {
         Self {
@@ -228,18 +228,18 @@ impl Reads {
     }
 
     /// Notes what evaluating `expr` looks up, and says where its value stands.
-    fn follow(&mut self, expr: &Expr, paths: &mut usize) -> Known {
-        if *paths > MOST_PATHS {
-            return Known::nothing();
+    fn analyze_expr(&mut self, expr: &Expr, paths: &mut usize) -> AbstractValue {
+        if *paths > MAX_PATHS {
+            return AbstractValue::nothing();
         }
         match expr.expr_kind() {
             ExprKind::Lit(Literal::EntityUID(uid)) => {
-                Known::at(From::Literal(uid.as_ref().clone()))
+                AbstractValue::at(PathStart::Literal(uid.as_ref().clone()))
             }
             ExprKind::Lit(Literal::Bool(_) | Literal::Long(_) | Literal::String(_)) => {
-                Known::nothing()
+                AbstractValue::nothing()
             }
-            ExprKind::Var(var) => Known::at(From::Root(match var {
+            ExprKind::Var(var) => AbstractValue::at(PathStart::Root(match var {
                 Var::Principal => Root::Principal,
                 Var::Action => Root::Action,
                 Var::Resource => Root::Resource,
@@ -249,44 +249,44 @@ impl Reads {
                     Root::Context
                 }
             })),
-            ExprKind::Slot(slot) => Known::at(From::Root(Root::Slot(*slot))),
+            ExprKind::Slot(slot) => AbstractValue::at(PathStart::Root(Root::Slot(*slot))),
             // Nothing that is loaded holds one, and nothing can be looked up by it.
-            ExprKind::Unknown(_) => Known::nothing(),
+            ExprKind::Unknown(_) => AbstractValue::nothing(),
             ExprKind::If {
                 test_expr,
                 then_expr,
                 else_expr,
             } => {
-                self.follow(test_expr, paths);
-                Known::Either(vec![
-                    self.follow(then_expr, paths),
-                    self.follow(else_expr, paths),
+                self.analyze_expr(test_expr, paths);
+                AbstractValue::Either(vec![
+                    self.analyze_expr(then_expr, paths),
+                    self.analyze_expr(else_expr, paths),
                 ])
             }
             ExprKind::And { left, right } | ExprKind::Or { left, right } => {
-                self.follow(left, paths);
-                self.follow(right, paths);
-                Known::nothing()
+                self.analyze_expr(left, paths);
+                self.analyze_expr(right, paths);
+                AbstractValue::nothing()
             }
             ExprKind::UnaryApp { op: _, arg } => {
-                self.follow(arg, paths);
-                Known::nothing()
+                self.analyze_expr(arg, paths);
+                AbstractValue::nothing()
             }
             ExprKind::BinaryApp { op, arg1, arg2 } => {
-                let left = self.follow(arg1, paths);
-                self.follow(arg2, paths);
+                let left = self.analyze_expr(arg1, paths);
+                self.analyze_expr(arg2, paths);
                 match op {
                     BinaryOp::In => {
-                        self.note(&left, &Ancestors::asked_by(arg2), paths);
-                        Known::nothing()
+                        self.record(&left, &Ancestors::of_operand(arg2), paths);
+                        AbstractValue::nothing()
                     }
                     BinaryOp::GetTag => {
-                        self.note(&left, &Ancestors::NONE, paths);
+                        self.record(&left, &Ancestors::NONE, paths);
                         left.step(&Step::AnyTag)
                     }
                     BinaryOp::HasTag => {
-                        self.note(&left, &Ancestors::NONE, paths);
-                        Known::nothing()
+                        self.record(&left, &Ancestors::NONE, paths);
+                        AbstractValue::nothing()
                     }
                     BinaryOp::Eq
                     | BinaryOp::Less
@@ -296,98 +296,98 @@ impl Reads {
                     | BinaryOp::Mul
                     | BinaryOp::Contains
                     | BinaryOp::ContainsAll
-                    | BinaryOp::ContainsAny => Known::nothing(),
+                    | BinaryOp::ContainsAny => AbstractValue::nothing(),
                 }
             }
             ExprKind::GetAttr { expr, attr } => {
-                let holder = self.holder(expr, attr, paths);
-                self.note(&holder, &Ancestors::NONE, paths);
-                holder.step(&Step::Field(attr.clone()))
+                let analyze_holder = self.analyze_holder(expr, attr, paths);
+                self.record(&analyze_holder, &Ancestors::NONE, paths);
+                analyze_holder.step(&Step::Field(attr.clone()))
             }
             ExprKind::HasAttr { expr, attr } => {
-                let holder = self.holder(expr, attr, paths);
-                self.note(&holder, &Ancestors::NONE, paths);
-                Known::nothing()
+                let analyze_holder = self.analyze_holder(expr, attr, paths);
+                self.record(&analyze_holder, &Ancestors::NONE, paths);
+                AbstractValue::nothing()
             }
             ExprKind::ExtHasAttr { expr, attrs } => {
-                let mut holder = self.holder(expr, attrs.first(), paths);
+                let mut analyze_holder = self.analyze_holder(expr, attrs.first(), paths);
                 for attr in attrs {
-                    self.note(&holder, &Ancestors::NONE, paths);
-                    holder = holder.step(&Step::Field(attr.clone()));
+                    self.record(&analyze_holder, &Ancestors::NONE, paths);
+                    analyze_holder = analyze_holder.step(&Step::Field(attr.clone()));
                 }
-                Known::nothing()
+                AbstractValue::nothing()
             }
             ExprKind::Like { expr, pattern: _ }
             | ExprKind::Is {
                 expr,
                 entity_type: _,
             } => {
-                self.follow(expr, paths);
-                Known::nothing()
+                self.analyze_expr(expr, paths);
+                AbstractValue::nothing()
             }
             // The members of a set cannot be taken out of it again.
             ExprKind::ExtensionFunctionApp { fn_name: _, args } | ExprKind::Set(args) => {
                 for arg in args.iter() {
-                    self.follow(arg, paths);
+                    self.analyze_expr(arg, paths);
                 }
-                Known::nothing()
+                AbstractValue::nothing()
             }
-            ExprKind::Record(fields) => Known::Record(
+            ExprKind::Record(fields) => AbstractValue::Record(
                 fields
                     .iter()
-                    .map(|(name, field)| (name.clone(), self.follow(field, paths)))
+                    .map(|(name, field)| (name.clone(), self.analyze_expr(field, paths)))
                     .collect(),
             ),
         }
     }
 
     /// Follows `expr`, of which only the attribute `attr` is read.
-    fn holder(&mut self, expr: &Expr, attr: &SmolStr, paths: &mut usize) -> Known {
+    fn analyze_holder(&mut self, expr: &Expr, attr: &SmolStr, paths: &mut usize) -> AbstractValue {
         if let ExprKind::Var(Var::Context) = expr.expr_kind() {
             if let Some(read) = &mut self.context {
                 read.insert(attr.clone());
             }
-            return Known::at(From::Root(Root::Context));
+            return AbstractValue::at(PathStart::Root(Root::Context));
         }
-        self.follow(expr, paths)
+        self.analyze_expr(expr, paths)
     }
 
     /// Notes that `value` is looked up if it is a uid.
-    fn note(&mut self, value: &Known, ancestors: &Ancestors, paths: &mut usize) {
+    fn record(&mut self, value: &AbstractValue, ancestors: &Ancestors, paths: &mut usize) {
         match value {
-            Known::At(found) => {
+            AbstractValue::At(found) => {
                 *paths += found.len();
-                self.asks_for_slots |= ancestors.name_a_slot();
-                for Path { from, steps } in found {
-                    let mut lookups = match from {
-                        From::Root(root) => self.roots.entry(*root).or_default(),
-                        From::Literal(uid) => {
+                self.depends_on_slots |= ancestors.has_slot();
+                for AccessPath { from, steps } in found {
+                    let mut tree = match from {
+                        PathStart::Root(root) => self.roots.entry(*root).or_default(),
+                        PathStart::Literal(uid) => {
                             let known = self.literals.iter().position(|(known, _)| known == uid);
                             let at = known.unwrap_or_else(|| {
-                                self.literals.push((uid.clone(), Lookups::default()));
+                                self.literals.push((uid.clone(), AccessTree::default()));
                                 self.literals.len() - 1
                             });
                             match self.literals.get_mut(at) {
-                                Some((_, lookups)) => lookups,
+                                Some((_, tree)) => tree,
                                 None => continue,
                             }
                         }
                     };
                     for step in steps {
-                        lookups = match step {
-                            Step::Field(name) => lookups.fields.entry(name.clone()).or_default(),
-                            Step::AnyTag => lookups.tags.get_or_insert_default(),
+                        tree = match step {
+                            Step::Field(name) => tree.fields.entry(name.clone()).or_default(),
+                            Step::AnyTag => tree.tags.get_or_insert_default(),
                         };
                     }
-                    lookups.entity = true;
-                    lookups.ancestors.join(ancestors);
+                    tree.entity = true;
+                    tree.ancestors.join(ancestors);
                 }
             }
             // A record has attributes, and is no entity.
-            Known::Record(_) => {}
-            Known::Either(branches) => {
+            AbstractValue::Record(_) => {}
+            AbstractValue::Either(branches) => {
                 for branch in branches {
-                    self.note(branch, ancestors, paths);
+                    self.record(branch, ancestors, paths);
                 }
             }
         }
@@ -398,33 +398,33 @@ impl Reads {
 mod tests {
     use super::*;
 
-    fn reads(condition: &str) -> Reads {
+    fn reads(condition: &str) -> ReadSet {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         let policy = cedar_policy_core::parser::parse_policy(None, &text).unwrap();
         let policy: cedar_policy_core::ast::Policy = policy.into();
-        of(policy.non_scope_constraints().unwrap()).unwrap()
+        analyze(policy.non_scope_constraints().unwrap()).unwrap()
     }
 
     /// The looked-up paths; an `^` behind those of which any ancestor can be asked for, and those
     /// that are asked for by name.
-    fn lookups(condition: &str) -> Vec<String> {
-        fn list(at: &str, lookups: &Lookups, found: &mut Vec<String>) {
-            if lookups.entity {
-                let Ancestors { any, named } = &lookups.ancestors;
+    fn tree(condition: &str) -> Vec<String> {
+        fn list(at: &str, tree: &AccessTree, found: &mut Vec<String>) {
+            if tree.entity {
+                let Ancestors { any, named } = &tree.ancestors;
                 let mark = if *any { "^" } else { "" };
                 let named: String = named
                     .iter()
                     .map(|named| match named {
-                        Named::Literal(uid) => format!(" in {uid}"),
-                        Named::Slot(slot) => format!(" in {slot}"),
+                        NamedUid::Literal(uid) => format!(" in {uid}"),
+                        NamedUid::Slot(slot) => format!(" in {slot}"),
                     })
                     .collect();
                 found.push(format!("{at}{mark}{named}"));
             }
-            for (name, below) in &lookups.fields {
+            for (name, below) in &tree.fields {
                 list(&format!("{at}.{name}"), below, found);
             }
-            if let Some(below) = &lookups.tags {
+            if let Some(below) = &tree.tags {
                 list(&format!("{at}.*"), below, found);
             }
         }
@@ -479,7 +479,7 @@ mod tests {
                 vec!["Context", r#"Context.who in Group::"g""#],
             ),
         ] {
-            assert_eq!(lookups(condition), expected, "{condition}");
+            assert_eq!(tree(condition), expected, "{condition}");
         }
     }
 
@@ -500,7 +500,7 @@ mod tests {
                 vec!["Resource"],
             ),
         ] {
-            let mut found = lookups(condition);
+            let mut found = tree(condition);
             found.retain(|path| !path.starts_with("Context"));
             assert_eq!(found, expected, "{condition}");
         }
@@ -530,7 +530,9 @@ mod tests {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         let parse = || cedar_policy_core::parser::parse_policy(None, &text);
         let policy: cedar_policy_core::ast::Policy = stacker::grow(64 << 20, parse).unwrap().into();
-        let read = stacker::grow(64 << 20, || of(policy.non_scope_constraints().unwrap()));
+        let read = stacker::grow(64 << 20, || {
+            analyze(policy.non_scope_constraints().unwrap())
+        });
         assert_eq!(read, Err(TooManyPaths));
     }
 }

@@ -1,10 +1,10 @@
-//! What a schema declares of entity types, as far as the kind of a value tells whether it fits.
+//! Decides by the kinds of values whether a request or an entity conforms to the schema.
 //!
-//! Cedar's check of an entity walks types and values several times, and copies them on the way.
-//! Nearly all entities are plain, for which it is enough to compare kinds. What does not certainly
-//! fit by what stands here is not refused: Cedar is asked, and has the last word.
+//! Cedar's checks walk types and values several times and copy them on the way. Most contexts and
+//! entities are a few plain values, for which comparing kinds is enough. A value that does not
+//! definitely conform is not rejected here: Cedar checks it, and its result stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use cedar_policy_core::ast::{
     Entity, EntityType, EntityUID, Literal, PartialValue, Value, ValueKind,
@@ -14,51 +14,65 @@ use cedar_policy_core::validator::types::{Attributes, BoolType, EntityKind, Open
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use smol_str::SmolStr;
 
-/// What is declared of an entity type.
-#[derive(Debug)]
-pub(in crate::pdp) struct Declared {
-    pub(in crate::pdp) attributes: DeclaredFields,
-    /// The types that a parent may have, as far as they are plain.
-    pub(in crate::pdp) parents: Vec<EntityType>,
-    pub(in crate::pdp) tags: Option<Expected>,
+/// The types of a schema, for checks without Cedar.
+#[derive(Debug, Default)]
+pub(in crate::pdp) struct Conformance {
+    entities: hashbrown::HashMap<EntityType, EntitySpec>,
+    actions: hashbrown::HashMap<EntityUID, ActionSpec>,
 }
 
-/// What is declared of the fields of a record, or the attributes of an entity.
+/// The declaration of an entity type.
+#[derive(Debug)]
+pub(in crate::pdp) struct EntitySpec {
+    pub(in crate::pdp) attributes: RecordSpec,
+    /// The plain types that a parent may have.
+    pub(in crate::pdp) parents: Vec<EntityType>,
+    pub(in crate::pdp) tags: Option<TypeTag>,
+}
+
+/// The declaration of an action: plain types of principal and resource, and the context.
+#[derive(Debug)]
+struct ActionSpec {
+    principals: HashSet<EntityType>,
+    resources: HashSet<EntityType>,
+    context: RecordSpec,
+}
+
+/// The declared fields of a record, or attributes of an entity.
 #[derive(Debug, Default)]
-pub(in crate::pdp) struct DeclaredFields {
-    /// With each field, whether it is required.
-    pub(in crate::pdp) fields: hashbrown::HashMap<SmolStr, (Expected, bool)>,
+pub(in crate::pdp) struct RecordSpec {
+    /// The type of each field, and whether the field is required.
+    pub(in crate::pdp) fields: hashbrown::HashMap<SmolStr, (TypeTag, bool)>,
     pub(in crate::pdp) required: usize,
 }
 
-/// The type that a value must be of.
+/// The declared type of a value.
 #[derive(Debug)]
-pub(in crate::pdp) enum Expected {
+pub(in crate::pdp) enum TypeTag {
     Bool,
     Long,
     String,
     Entity(EntityType),
-    Set(Box<Expected>),
-    Record(DeclaredFields),
-    /// One whose values are left to Cedar.
+    Set(Box<TypeTag>),
+    Record(RecordSpec),
+    /// A type whose values only Cedar checks.
     Other,
 }
 
-/// Types nested deeper are left to Cedar: common types that name one another make types whose size
-/// doubles with each level.
-const MOST_LEVELS: usize = 6;
+/// The most levels of a type that are followed; Cedar checks deeper types. Common types that name
+/// one another make types whose size doubles with each level.
+const MAX_LEVELS: usize = 6;
 
-/// Whether any id makes an entity of type `ty`: ids of an enumerated type are few and checked one
-/// by one, and actions are the schema's.
-pub(in crate::pdp) fn is_plain(core: &CoreSchema<'_>, ty: &EntityType) -> bool {
+/// Returns whether any id makes an entity of type `ty`: neither enumerated, nor an action.
+fn is_plain(core: &CoreSchema<'_>, ty: &EntityType) -> bool {
     let found = core.entity_type(ty);
     !ty.is_action() && found.is_some_and(|ty| ty.enum_entity_eids().is_none() && !ty.is_external())
 }
 
-/// The plain types of `schema`, with what it declares of them.
+/// Returns the plain entity types of `schema` with their declarations.
 pub(in crate::pdp) fn entity_types(
     schema: &ValidatorSchema,
-) -> impl Iterator<Item = (&EntityType, Declared)> {
+) -> impl Iterator<Item = (&EntityType, EntitySpec)> {
     let core = CoreSchema::new(schema);
     schema.entity_types().filter_map(move |ty| {
         let description = core.entity_type(ty.name())?;
@@ -68,21 +82,50 @@ pub(in crate::pdp) fn entity_types(
         let parents = description.allowed_parent_types();
         Some((
             ty.name(),
-            Declared {
-                attributes: DeclaredFields::of(ty.attributes(), MOST_LEVELS),
+            EntitySpec {
+                attributes: RecordSpec::new(ty.attributes(), MAX_LEVELS),
                 parents: parents
                     .iter()
                     .filter(|parent| is_plain(&core, parent))
                     .cloned()
                     .collect(),
-                tags: ty.tag_type().map(|ty| Expected::of(ty, MOST_LEVELS)),
+                tags: ty.tag_type().map(|ty| TypeTag::new(ty, MAX_LEVELS)),
             },
         ))
     })
 }
 
-impl Expected {
-    fn of(ty: &Type, levels: usize) -> Self {
+/// Returns the actions of `schema` with their declarations.
+fn actions(schema: &ValidatorSchema) -> impl Iterator<Item = (EntityUID, ActionSpec)> {
+    let core = CoreSchema::new(schema);
+    schema.action_ids().filter_map(move |action| {
+        let Some(Type::Record {
+            attrs,
+            open_attributes: OpenTag::ClosedAttributes,
+        }) = action.context_type()
+        else {
+            return None;
+        };
+        let plain = |ty: &&EntityType| is_plain(&core, ty);
+        let spec = ActionSpec {
+            principals: action
+                .applies_to_principals()
+                .filter(plain)
+                .cloned()
+                .collect(),
+            resources: action
+                .applies_to_resources()
+                .filter(plain)
+                .cloned()
+                .collect(),
+            context: RecordSpec::new(attrs, MAX_LEVELS),
+        };
+        Some((action.name().clone(), spec))
+    })
+}
+
+impl TypeTag {
+    fn new(ty: &Type, levels: usize) -> Self {
         if levels == 0 {
             return Self::Other;
         }
@@ -95,13 +138,13 @@ impl Expected {
                 None => Self::Other,
             },
             Type::Set { element_type } => match element_type {
-                Some(element) => Self::Set(Box::new(Self::of(element, levels - 1))),
+                Some(element) => Self::Set(Box::new(Self::new(element, levels - 1))),
                 None => Self::Other,
             },
             Type::Record {
                 attrs,
                 open_attributes: OpenTag::ClosedAttributes,
-            } => Self::Record(DeclaredFields::of(attrs, levels - 1)),
+            } => Self::Record(RecordSpec::new(attrs, levels - 1)),
             Type::Record {
                 open_attributes: OpenTag::OpenAttributes,
                 ..
@@ -114,13 +157,13 @@ impl Expected {
     }
 }
 
-impl DeclaredFields {
-    fn of(attributes: &Attributes, levels: usize) -> Self {
-        let fields: hashbrown::HashMap<SmolStr, (Expected, bool)> = attributes
+impl RecordSpec {
+    fn new(attributes: &Attributes, levels: usize) -> Self {
+        let fields: hashbrown::HashMap<SmolStr, (TypeTag, bool)> = attributes
             .iter()
             .map(|(name, attribute)| {
-                let expected = Expected::of(&attribute.attr_type, levels);
-                (name.clone(), (expected, attribute.is_required))
+                let tag = TypeTag::new(&attribute.attr_type, levels);
+                (name.clone(), (tag, attribute.is_required))
             })
             .collect();
         Self {
@@ -130,101 +173,111 @@ impl DeclaredFields {
     }
 }
 
-/// The entity types of a schema whose entities are told to fit by what they hold.
-#[derive(Debug, Default)]
-pub(in crate::pdp) struct DeclaredTypes(hashbrown::HashMap<EntityType, Declared>);
-
-impl DeclaredTypes {
-    /// Reads them off `schema`.
-    pub(in crate::pdp) fn of(schema: Option<&ValidatorSchema>) -> Self {
-        let declared = schema.into_iter().flat_map(entity_types);
-        Self(
-            declared
-                .map(|(ty, declared)| (ty.clone(), declared))
-                .collect(),
-        )
+impl Conformance {
+    /// Reads the types of `schema`.
+    pub(in crate::pdp) fn new(schema: Option<&ValidatorSchema>) -> Self {
+        let entities = schema.into_iter().flat_map(entity_types);
+        Self {
+            entities: entities.map(|(ty, spec)| (ty.clone(), spec)).collect(),
+            actions: schema.into_iter().flat_map(actions).collect(),
+        }
     }
 
-    /// Whether Cedar certainly takes `entity`, which has these direct parents and no other
-    /// ancestors.
-    pub(in crate::pdp) fn is_certain(&self, entity: &Entity, parents: &[EntityUID]) -> bool {
-        let Some(declared) = self.0.get(entity.uid().entity_type()) else {
+    /// Returns whether Cedar's validation is certain to accept this request.
+    pub(in crate::pdp) fn request_definitely_conforms(
+        &self,
+        principal: &EntityType,
+        action: &EntityUID,
+        resource: &EntityType,
+        context: &BTreeMap<SmolStr, Value>,
+    ) -> bool {
+        self.actions.get(action).is_some_and(|action| {
+            action.principals.contains(principal)
+                && action.resources.contains(resource)
+                && self.record_conforms(context, &action.context)
+        })
+    }
+
+    /// Returns whether Cedar is certain to accept `entity`, whose only ancestors are `parents`.
+    pub(in crate::pdp) fn entity_definitely_conforms(
+        &self,
+        entity: &Entity,
+        parents: &[EntityUID],
+    ) -> bool {
+        let Some(spec) = self.entities.get(entity.uid().entity_type()) else {
             return false;
         };
-        let is_value = |value: &PartialValue, expected: &Expected| match value {
-            PartialValue::Value(value) => self.is_of(value, expected),
+        let conforms = |value: &PartialValue, tag: &TypeTag| match value {
+            PartialValue::Value(value) => self.value_conforms(value, tag),
             PartialValue::Residual(_) => false,
         };
         let mut required = 0;
         parents
             .iter()
-            .all(|parent| declared.parents.contains(parent.entity_type()))
+            .all(|parent| spec.parents.contains(parent.entity_type()))
             && entity.attrs().all(|(name, value)| {
-                let found = declared.attributes.fields.get(name);
-                found.is_some_and(|(expected, is_required)| {
+                let found = spec.attributes.fields.get(name);
+                found.is_some_and(|(tag, is_required)| {
                     required += usize::from(*is_required);
-                    is_value(value, expected)
+                    conforms(value, tag)
                 })
             })
-            && required == declared.attributes.required
-            && entity.tags().all(|(_, value)| {
-                let expected = declared.tags.as_ref();
-                expected.is_some_and(|expected| is_value(value, expected))
-            })
+            && required == spec.attributes.required
+            && entity
+                .tags()
+                .all(|(_, value)| spec.tags.as_ref().is_some_and(|tag| conforms(value, tag)))
     }
 
-    /// Recurses as deep as types are followed.
-    fn is_of(&self, value: &Value, expected: &Expected) -> bool {
-        match (&value.value, expected) {
-            (ValueKind::Lit(Literal::Bool(_)), Expected::Bool)
-            | (ValueKind::Lit(Literal::Long(_)), Expected::Long)
-            | (ValueKind::Lit(Literal::String(_)), Expected::String) => true,
-            (ValueKind::Lit(Literal::EntityUID(uid)), Expected::Entity(ty)) => {
-                uid.entity_type() == ty && self.0.contains_key(ty)
+    /// Recurses at most [`MAX_LEVELS`] deep.
+    fn value_conforms(&self, value: &Value, tag: &TypeTag) -> bool {
+        match (&value.value, tag) {
+            (ValueKind::Lit(Literal::Bool(_)), TypeTag::Bool)
+            | (ValueKind::Lit(Literal::Long(_)), TypeTag::Long)
+            | (ValueKind::Lit(Literal::String(_)), TypeTag::String) => true,
+            (ValueKind::Lit(Literal::EntityUID(uid)), TypeTag::Entity(ty)) => {
+                uid.entity_type() == ty && self.entities.contains_key(ty)
             }
-            (ValueKind::Set(members), Expected::Set(element)) => {
-                members.iter().all(|member| self.is_of(member, element))
-            }
-            (ValueKind::Record(fields), Expected::Record(declared)) => {
-                self.are_of(fields, declared)
+            (ValueKind::Set(members), TypeTag::Set(element)) => members
+                .iter()
+                .all(|member| self.value_conforms(member, element)),
+            (ValueKind::Record(fields), TypeTag::Record(spec)) => {
+                self.record_conforms(fields, spec)
             }
             (
                 ValueKind::Lit(_)
                 | ValueKind::Set(_)
                 | ValueKind::Record(_)
                 | ValueKind::ExtensionValue(_),
-                Expected::Bool
-                | Expected::Long
-                | Expected::String
-                | Expected::Entity(_)
-                | Expected::Set(_)
-                | Expected::Record(_)
-                | Expected::Other,
+                TypeTag::Bool
+                | TypeTag::Long
+                | TypeTag::String
+                | TypeTag::Entity(_)
+                | TypeTag::Set(_)
+                | TypeTag::Record(_)
+                | TypeTag::Other,
             ) => false,
         }
     }
 
-    fn are_of(&self, fields: &BTreeMap<SmolStr, Value>, declared: &DeclaredFields) -> bool {
+    fn record_conforms(&self, fields: &BTreeMap<SmolStr, Value>, spec: &RecordSpec) -> bool {
         let mut required = 0;
         fields.iter().all(|(name, value)| {
-            let found = declared.fields.get(name);
-            found.is_some_and(|(expected, is_required)| {
+            let found = spec.fields.get(name);
+            found.is_some_and(|(tag, is_required)| {
                 required += usize::from(*is_required);
-                self.is_of(value, expected)
+                self.value_conforms(value, tag)
             })
-        }) && required == declared.required
+        }) && required == spec.required
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     /// Whether a `User` with these attributes, parents and tags certainly fits; what Cedar says of
     /// it must be the same where it does.
-    fn is_certain(
+    fn entity_conforms(
         attributes: &[(&str, Value)],
         parents: &[EntityUID],
         tags: &[(&str, Value)],
@@ -253,7 +306,8 @@ mod tests {
             parents.iter().cloned().collect(),
             partial(tags),
         );
-        let certain = DeclaredTypes::of(Some(schema.as_ref())).is_certain(&entity, parents);
+        let certain =
+            Conformance::new(Some(schema.as_ref())).entity_definitely_conforms(&entity, parents);
         let core = CoreSchema::new(schema.as_ref());
         let cedar = EntitySchemaConformanceChecker::new(&core, Extensions::all_available());
         if certain {
@@ -278,8 +332,8 @@ mod tests {
     fn a_plain_entity_certainly_fits() {
         let n = || ("n", Value::from(1));
         let set = || Value::set([Value::from(1), Value::from(2)], None);
-        assert!(is_certain(&[n()], &[], &[]));
-        assert!(is_certain(
+        assert!(entity_conforms(&[n()], &[], &[]));
+        assert!(entity_conforms(
             &[
                 n(),
                 ("name", Value::from("ann")),
@@ -317,20 +371,85 @@ mod tests {
             ],
             vec![n(), ("since", Value::from("2024-01-01"))],
         ] {
-            assert!(!is_certain(&attributes, &[], &[]), "{attributes:?}");
+            assert!(!entity_conforms(&attributes, &[], &[]), "{attributes:?}");
         }
         for parent in [uid("Other", "x"), uid("User", "v"), uid("Level", "low")] {
             assert!(
-                !is_certain(&[n()], std::slice::from_ref(&parent), &[]),
+                !entity_conforms(&[n()], std::slice::from_ref(&parent), &[]),
                 "{parent}"
             );
         }
-        assert!(!is_certain(&[n()], &[], &[("tag", Value::from("t"))]));
+        assert!(!entity_conforms(&[n()], &[], &[("tag", Value::from("t"))]));
     }
 
     #[test]
     fn an_entity_of_no_plain_type_is_left_to_cedar() {
         let entity = Entity::with_uid(uid("User", "u"));
-        assert!(!DeclaredTypes::of(None).is_certain(&entity, &[]));
+        assert!(!Conformance::new(None).entity_definitely_conforms(&entity, &[]));
+    }
+
+    #[test]
+    fn a_plain_request_certainly_fits_and_any_other_is_left_to_cedar() {
+        let schema: cedar_policy::Schema =             "entity User, Doc, Other; entity Level enum [\"a\"];
+             action read appliesTo { principal: User, resource: Doc, context: { n: Long, b?: Bool, who?: User } };
+             action rank appliesTo { principal: Level, resource: Doc };
+             action deep appliesTo { principal: User, resource: Doc, context: { s: Set<Long> } };
+             action open appliesTo { principal: User, resource: Doc, context: { d: datetime } };"
+            .parse()
+            .unwrap();
+        let conformance = Conformance::new(Some(schema.as_ref()));
+        let ty = |name: &str| name.parse::<EntityType>().unwrap();
+        let certain = |principal: &str, action: &str, context: &[(&str, Value)]| {
+            let context = context
+                .iter()
+                .map(|(name, value)| (SmolStr::from(*name), value.clone()))
+                .collect();
+            conformance.request_definitely_conforms(
+                &ty(principal),
+                &uid("Action", action),
+                &ty("Doc"),
+                &context,
+            )
+        };
+        let n = || ("n", Value::from(1));
+        assert!(certain("User", "read", &[n()]));
+        assert!(certain(
+            "User",
+            "read",
+            &[
+                n(),
+                ("b", Value::from(true)),
+                ("who", Value::from(uid("User", "x")))
+            ]
+        ));
+        assert!(certain(
+            "User",
+            "deep",
+            &[("s", Value::set([Value::from(1)], None))]
+        ));
+        for (principal, action, context) in [
+            ("Other", "read", vec![n()]),
+            ("User", "write", vec![n()]),
+            ("User", "read", vec![]),
+            ("User", "read", vec![("n", Value::from("1"))]),
+            ("User", "read", vec![n(), ("more", Value::from(1))]),
+            (
+                "User",
+                "read",
+                vec![n(), ("who", Value::from(uid("Doc", "x")))],
+            ),
+            ("Level", "rank", vec![]),
+            (
+                "User",
+                "deep",
+                vec![("s", Value::set([Value::from("a")], None))],
+            ),
+            ("User", "open", vec![("d", Value::from("2024-01-01"))]),
+        ] {
+            assert!(
+                !certain(principal, action, &context),
+                "{principal} {action}"
+            );
+        }
     }
 }

@@ -12,13 +12,13 @@ use crate::pdp::id::Revision;
 
 /// What the hash had come to before each of a list of files.
 #[derive(Clone, Debug)]
-pub(super) struct Trail {
+pub(super) struct RunningHash {
     /// One for each file, and one for the end.
     states: Vec<Sha256>,
     revision: Revision,
 }
 
-impl Trail {
+impl RunningHash {
     /// Hashes `files`, of which the first `same` are those that `earlier` begins with.
     pub(super) fn of<'a>(
         files: impl Iterator<Item = &'a SourceFile>,

@@ -45,13 +45,13 @@ pub(in crate::pdp) enum Language {
 /// depth is at most their number and the size of the largest operand. `if … then … else if …`
 /// nests however it is broken up, so its words count as `&&` does.
 #[derive(Clone, Copy, Default)]
-struct Pile {
+struct NestingDepth {
     logical: usize,
     largest_operand: usize,
     operand: usize,
 }
 
-impl Pile {
+impl NestingDepth {
     fn depth(self) -> usize {
         self.logical + self.largest_operand.max(self.operand)
     }
@@ -70,7 +70,7 @@ pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDee
         Language::Json => MAX_JSON_BRACKETS,
     };
     // For each open bracket, what stands in it so far: the deepest element, and the present one.
-    let mut open: Vec<(usize, Pile)> = vec![(0, Pile::default())];
+    let mut open: Vec<(usize, NestingDepth)> = vec![(0, NestingDepth::default())];
     for token in Tokens::new(text, language) {
         let too_deep = |limit| {
             Err(TooDeep {
@@ -80,7 +80,7 @@ pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDee
         };
         match token.kind {
             TokenKind::Open => {
-                open.push((0, Pile::default()));
+                open.push((0, NestingDepth::default()));
                 if open.len() > limit + 1 {
                     return too_deep(limit);
                 }
@@ -89,38 +89,38 @@ pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDee
             TokenKind::Close => {
                 // A bracket that closes nothing is the parser's to refuse.
                 if open.len() > 1
-                    && let Some((deepest, pile)) = open.pop()
+                    && let Some((deepest, nesting)) = open.pop()
                     && let Some((_, outer)) = open.last_mut()
                 {
-                    outer.operand += 1 + deepest.max(pile.depth());
+                    outer.operand += 1 + deepest.max(nesting.depth());
                 }
             }
             TokenKind::Separator => {
-                if let Some((deepest, pile)) = open.last_mut() {
-                    *deepest = (*deepest).max(pile.depth());
-                    *pile = Pile::default();
+                if let Some((deepest, nesting)) = open.last_mut() {
+                    *deepest = (*deepest).max(nesting.depth());
+                    *nesting = NestingDepth::default();
                 }
             }
             TokenKind::Logical => {
-                if let Some((_, pile)) = open.last_mut() {
-                    pile.next_operand();
+                if let Some((_, nesting)) = open.last_mut() {
+                    nesting.next_operand();
                 }
             }
             TokenKind::Word => {
-                if let Some((_, pile)) = open.last_mut() {
+                if let Some((_, nesting)) = open.last_mut() {
                     match text.get(token.span.clone()) {
-                        Some("if" | "then" | "else" | "when" | "unless") => pile.next_operand(),
-                        Some(_) | None => pile.operand += 1,
+                        Some("if" | "then" | "else" | "when" | "unless") => nesting.next_operand(),
+                        Some(_) | None => nesting.operand += 1,
                     }
                 }
             }
             TokenKind::Operator => {
-                if let Some((_, pile)) = open.last_mut() {
-                    pile.operand += 1;
+                if let Some((_, nesting)) = open.last_mut() {
+                    nesting.operand += 1;
                 }
             }
         }
-        let piled = open.last().map_or(0, |(_, pile)| pile.depth());
+        let piled = open.last().map_or(0, |(_, nesting)| nesting.depth());
         if language == Language::Policies && piled > MAX_CHAIN {
             return too_deep(MAX_CHAIN);
         }

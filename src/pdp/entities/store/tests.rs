@@ -1,6 +1,7 @@
 //! The stored entities, their hierarchy, and what a request changes in it.
 
 use super::*;
+use crate::pdp::entities::overlay::{BoundEntity, Overlay, OverlayError};
 use crate::pdp::entities::segment::Draft;
 
 fn uid(id: &str) -> EntityUID {
@@ -18,16 +19,16 @@ fn entity(id: &str, parents: &[&str]) -> Entity {
 }
 
 /// What a request brings that is like this stored one.
-fn brought(entity: &Entity) -> Brought {
-    Brought {
+fn bound(entity: &Entity) -> BoundEntity {
+    BoundEntity {
         entity: Entity::with_uid(entity.uid().clone()),
         parents: entity.ancestors().cloned().collect(),
     }
 }
 
 /// These entities of a request before those of `store`.
-fn view<'a>(store: &'a EntityStore, sent: &[Entity]) -> Result<View<'a>, OverlayError> {
-    View::with_sent(store, sent.iter().map(brought).collect())
+fn overlay<'a>(store: &'a EntityStore, sent: &[Entity]) -> Result<Overlay<'a>, OverlayError> {
+    Overlay::with_entities(store, sent.iter().map(bound).collect())
 }
 
 fn store(entities: &[Entity]) -> EntityStore {
@@ -46,12 +47,12 @@ fn store(entities: &[Entity]) -> EntityStore {
     store
 }
 
-fn ancestors(view: &mut View<'_>, id: &str) -> Vec<String> {
-    let number = view.number(&uid(id)).unwrap();
-    let found = view.ancestors(number).unwrap();
+fn ancestors(overlay: &mut Overlay<'_>, id: &str) -> Vec<String> {
+    let number = overlay.find_uid(&uid(id)).unwrap();
+    let found = overlay.ancestors(number).unwrap();
     let mut ids: Vec<String> = found
         .into_iter()
-        .map(|number| AsRef::<str>::as_ref(view.uid(number).unwrap().eid()).to_owned())
+        .map(|number| AsRef::<str>::as_ref(overlay.uid(number).unwrap().eid()).to_owned())
         .collect();
     ids.sort();
     ids
@@ -66,9 +67,9 @@ fn every_entity_has_all_its_ancestors_those_that_exist_nowhere_too() {
         entity("d", &["nowhere"]),
     ]);
     store.check_hierarchy().unwrap();
-    let mut view = View::of(&store);
-    assert_eq!(ancestors(&mut view, "a"), ["b", "c", "d", "nowhere"]);
-    assert_eq!(ancestors(&mut view, "d"), ["nowhere"]);
+    let mut overlay = Overlay::of(&store);
+    assert_eq!(ancestors(&mut overlay, "a"), ["b", "c", "d", "nowhere"]);
+    assert_eq!(ancestors(&mut overlay, "d"), ["nowhere"]);
     assert_eq!(store.len(), 4);
 }
 
@@ -116,7 +117,7 @@ fn ancestors_that_are_reached_many_ways_are_counted_once() {
         .collect();
     let store = store(&levels);
     store.check_hierarchy().unwrap();
-    assert_eq!(ancestors(&mut View::of(&store), "x0").len(), 400);
+    assert_eq!(ancestors(&mut Overlay::of(&store), "x0").len(), 400);
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn a_uid_in_two_places_is_told_with_both() {
         Arc::new(draft.finish(&mut uids).unwrap())
     });
     let (store, twice) = EntityStore::new(uids, segments.to_vec(), None, || {});
-    let [Twice { first, second }] = twice[..] else {
+    let [DuplicateUid { first, second }] = twice[..] else {
         panic!("{twice:?}")
     };
     assert_eq!((store.origin(first), store.origin(second)), (7, 9));
@@ -142,17 +143,17 @@ fn a_sent_entity_replaces_the_stored_one_for_its_descendants_too() {
         entity("b", &["old"]),
         entity("other", &["x"]),
     ]);
-    let mut view = view(&store, &[entity("b", &["new"])]).unwrap();
-    assert_eq!(ancestors(&mut view, "a"), ["b", "new"]);
-    assert_eq!(ancestors(&mut view, "b"), ["new"]);
-    assert_eq!(ancestors(&mut view, "other"), ["x"]);
+    let mut overlay = overlay(&store, &[entity("b", &["new"])]).unwrap();
+    assert_eq!(ancestors(&mut overlay, "a"), ["b", "new"]);
+    assert_eq!(ancestors(&mut overlay, "b"), ["new"]);
+    assert_eq!(ancestors(&mut overlay, "other"), ["x"]);
 }
 
 #[test]
 fn a_sent_entity_can_supply_a_parent_that_the_store_only_names() {
     let store = store(&[entity("a", &["missing"])]);
-    let mut view = view(&store, &[entity("missing", &["top"])]).unwrap();
-    assert_eq!(ancestors(&mut view, "a"), ["missing", "top"]);
+    let mut overlay = overlay(&store, &[entity("missing", &["top"])]).unwrap();
+    assert_eq!(ancestors(&mut overlay, "a"), ["missing", "top"]);
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn a_cycle_through_stored_entities_is_refused_at_the_sent_one() {
     let store = store(&[entity("a", &["b"]), entity("b", &["c"])]);
     let sent = vec![entity("x", &[]), entity("c", &["a"])];
     assert!(matches!(
-        view(&store, &sent),
+        overlay(&store, &sent),
         Err(OverlayError::Entity(1, HierarchyError::Cycle(_)))
     ));
 }
@@ -177,7 +178,7 @@ fn a_hierarchy_whose_closure_costs_too_much_is_refused() {
         })
         .collect();
     let store = EntityStore::default();
-    let refused = view(&store, &sent);
+    let refused = overlay(&store, &sent);
     assert_eq!(refused.unwrap_err(), OverlayError::TooLarge);
 }
 
@@ -205,8 +206,8 @@ fn closed_or_not_a_hierarchy_says_the_same_and_so_with_what_is_sent() {
     ] {
         for id in ["a", "b", "c", "d", "top", "e"] {
             let found = [&open, &closed].map(|store| {
-                let mut view = view(store, &sent).unwrap();
-                ancestors(&mut view, id)
+                let mut overlay = overlay(store, &sent).unwrap();
+                ancestors(&mut overlay, id)
             });
             assert_eq!(found[0], found[1], "{id} with {sent:?}");
         }
@@ -217,7 +218,7 @@ fn closed_or_not_a_hierarchy_says_the_same_and_so_with_what_is_sent() {
         vec![entity("d", &["x"]), entity("x", &["b"])],
     ] {
         for store in [&open, &closed] {
-            let refused = view(store, &cycle);
+            let refused = overlay(store, &cycle);
             assert!(
                 matches!(
                     refused,

@@ -8,7 +8,7 @@ use super::*;
 use crate::pdp::compile;
 use crate::pdp::explanation::{ClauseOutcome, Explanation};
 use crate::pdp::query::{Claimed, Problem, Record, RequestEntity, StoredPrincipal, Uid, Value};
-use crate::pdp::snapshot::{Settings, Validation};
+use crate::pdp::settings::{Settings, Validation};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 
 fn snapshot(files: &[(&str, &str)], settings: Settings) -> Snapshot {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pdp::answer::{Decision, NoAnswer};
-use crate::pdp::entities::store::Brought;
+use crate::pdp::entities::overlay::BoundEntity;
 use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value as Sent};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::{Settings, Snapshot, authorize, compile};
@@ -58,7 +58,7 @@ fn cost(snapshot: &Snapshot, query: &Query) -> (usize, usize) {
             .into_iter()
             .map(|(name, value)| (name, PartialValue::from(value)));
         let (none, empty) = (HashSet::new(), std::iter::empty());
-        Brought {
+        BoundEntity {
             entity: Entity::new_with_attr_partial_value(
                 uid(&sent.uid),
                 empty,
@@ -69,22 +69,22 @@ fn cost(snapshot: &Snapshot, query: &Query) -> (usize, usize) {
             parents: sent.parents.iter().map(uid).collect(),
         }
     });
-    let mut view = View::with_sent(&snapshot.entities, sent.collect()).unwrap();
-    let variables = Variables {
+    let mut overlay = Overlay::with_entities(&snapshot.entities, sent.collect()).unwrap();
+    let bindings = Bindings {
         principal: &uid(&query.principal),
         action: &uid(&query.action),
         resource: &uid(&query.resource),
         context: &BTreeMap::new(),
-        subjects: &Subjects::default(),
+        variables: &RequestVariables::default(),
     };
-    let mut gathering = Gathering::new(&mut view);
+    let mut slicer = Slicer::new(&mut overlay);
     for rule in &snapshot.rules {
-        gathering
-            .add(&rule.rest.reads, rule.slots(), &variables)
+        slicer
+            .add(&rule.remainder.read_set, rule.slots(), &bindings)
             .unwrap();
     }
-    let steps = MAX_LOOKUP_STEPS - gathering.steps_left;
-    (steps, gathering.found.len())
+    let steps = MAX_LOOKUP_STEPS - slicer.steps_left;
+    (steps, slicer.found.len())
 }
 
 #[test]

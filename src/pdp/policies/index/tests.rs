@@ -1,33 +1,40 @@
 //! The scope index: what is found under which keys.
 
+use std::sync::Arc;
+
+use cedar_policy_core::ast::EntityUID;
+
 use super::*;
-use crate::pdp::entities::interner::Uids;
-use crate::pdp::policies::bytecode::Part;
+use crate::pdp::entities::interner::UidInterner;
+use crate::pdp::policies::bytecode::Node;
+use crate::pdp::policies::scope::RequestVariable;
 
 /// A request's variables by uid, with what each is in.
-fn subjects(uids: &Uids, principal: &str, resource: &str, ancestors: &[&str]) -> Subjects {
+fn variables(
+    uids: &UidInterner,
+    principal: &str,
+    resource: &str,
+    ancestors: &[&str],
+) -> RequestVariables {
     let number = |text: &str| {
         let uid: EntityUID = text.parse().unwrap();
-        (
-            uids.number_of_uid(&uid),
-            uids.type_number_of(uid.entity_type()),
-        )
+        (uids.find_uid(&uid), uids.find_type(uid.entity_type()))
     };
-    let subject = |text: &str, ancestors: &[&str]| {
+    let variable = |text: &str, ancestors: &[&str]| {
         let (uid, ty) = number(text);
         let mut ancestors: Vec<_> = ancestors.iter().filter_map(|text| number(text).0).collect();
         ancestors.sort_unstable();
-        Subject { uid, ty, ancestors }
+        RequestVariable { uid, ty, ancestors }
     };
-    Subjects {
-        principal: subject(principal, ancestors),
-        action: subject(r#"Action::"read""#, &[r#"Action::"any""#]),
-        resource: subject(resource, &[]),
+    RequestVariables {
+        principal: variable(principal, ancestors),
+        action: variable(r#"Action::"read""#, &[r#"Action::"any""#]),
+        resource: variable(resource, &[]),
     }
 }
 
-fn index(policies: &[&str]) -> (Arc<Uids>, Index) {
-    let mut uids = Arc::new(Uids::default());
+fn index(policies: &[&str]) -> (Arc<UidInterner>, Index) {
+    let mut uids = Arc::new(UidInterner::default());
     let scopes: Vec<Scope> = policies
         .iter()
         .map(|text| {
@@ -43,10 +50,10 @@ fn index(policies: &[&str]) -> (Arc<Uids>, Index) {
 }
 
 /// Which of `policies` a request of `User::"a"`, in these ancestors, on `Doc::"d"` finds.
-fn found(policies: &[&str], ancestors: &[&str]) -> Vec<RuleNumber> {
+fn found(policies: &[&str], ancestors: &[&str]) -> Vec<RuleIndex> {
     let (uids, index) = index(policies);
-    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, ancestors);
-    let found = index.candidates(&subjects, usize::MAX).unwrap();
+    let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, ancestors);
+    let found = index.candidates(&variables, usize::MAX).unwrap();
     let found: std::collections::BTreeSet<_> = found.iter().map(|filed| filed.rule).collect();
     found.into_iter().collect()
 }
@@ -121,7 +128,7 @@ fn every_kind_of_scope_is_found_exactly_by_what_matches_it() {
         ("principal, action, resource is Doc", &[], true),
     ] {
         let policy = format!("permit({scope});");
-        let expected: &[RuleNumber] = if expected { &[0] } else { &[] };
+        let expected: &[RuleIndex] = if expected { &[0] } else { &[] };
         assert_eq!(
             found(&[&policy], ancestors),
             expected,
@@ -151,7 +158,7 @@ fn the_first_operands_of_a_condition_narrow_it_like_its_scope() {
         (r#"{ principal in Group::"h" || true }"#, true),
         (r#"{ !(principal in Group::"g") }"#, true),
     ] {
-        let expected: &[RuleNumber] = if expected { &[0] } else { &[] };
+        let expected: &[RuleIndex] = if expected { &[0] } else { &[] };
         let policy = format!("{any} {condition};");
         assert_eq!(
             found(&[&policy], &[r#"Group::"g""#]),
@@ -185,20 +192,20 @@ fn candidates_are_counted_each_once() {
     ];
     assert_eq!(found(&policies, &[]), [0, 1, 2, 3]);
     let (uids, index) = index(&policies);
-    assert_eq!(index.open(), [0, 3]);
-    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
-    let refused = index.candidates(&subjects, 3).map(|found| found.len());
+    assert_eq!(index.unconstrained(), [0, 3]);
+    let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
+    let refused = index.candidates(&variables, 3).map(|found| found.len());
     assert_eq!(refused, Err(TooManyCandidates));
-    assert!(index.candidates(&subjects, 4).is_ok());
+    assert!(index.candidates(&variables, 4).is_ok());
 }
 
 #[test]
 fn no_more_policies_are_looked_at_than_show_that_there_are_too_many() {
-    let open = vec!["permit(principal, action, resource);"; 100];
-    let (_, index) = index(&open);
+    let unconstrained = vec!["permit(principal, action, resource);"; 100];
+    let (_, index) = index(&unconstrained);
     let looked_at = |most: usize| {
         let mut count = 0;
-        let filed = index.table.bucket(Key::Any).unwrap();
+        let filed = index.postings.bucket(Key::Any).unwrap();
         let found = collect(filed.inspect(|_| count += 1), 0, most);
         (count, found.map(|found| found.len()))
     };
@@ -213,12 +220,12 @@ fn a_policy_that_is_found_under_several_keys_is_counted_once() {
 permit(principal, action, resource) when { resource in [Doc::"a", Doc::"b", Doc::"c"] };
 "#;
     let (uids, index) = index(&[several; 4]);
-    let uid = |text: &str| uids.number_of_uid(&text.parse().unwrap()).unwrap();
+    let uid = |text: &str| uids.find_uid(&text.parse().unwrap()).unwrap();
     let keys = [r#"Doc::"a""#, r#"Doc::"b""#, r#"Doc::"c""#].map(uid);
     let filed = || {
         let keys = keys.map(|uid| Key::Entity(Variable::Resource, uid));
         keys.into_iter()
-            .filter_map(|key| index.table.bucket(key))
+            .filter_map(|key| index.postings.bucket(key))
             .flatten()
     };
     assert_eq!(filed().count(), 12);
@@ -241,10 +248,10 @@ fn whose_scope_matches_is_known_apart_from_the_condition() {
         r#"permit(principal == User::"b", action, resource);"#,
     ];
     let (uids, index) = index(&policies);
-    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
-    let none = index.candidates(&subjects, 9).map(|found| found.len());
+    let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
+    let none = index.candidates(&variables, 9).map(|found| found.len());
     assert_eq!(none, Ok(0));
-    assert!(index.of_scope(&subjects).eq([0]));
+    assert!(index.matching_scope(&variables).eq([0]));
 }
 
 #[test]
@@ -255,7 +262,7 @@ fn each_policy_comes_with_its_own_condition_wherever_it_is_filed() {
         r#"permit(principal, action, resource == Doc::"d");"#,
         "permit(principal, action, resource);",
     ];
-    let mut uids = Arc::new(Uids::default());
+    let mut uids = Arc::new(UidInterner::default());
     let scopes: Vec<Scope> = policies
         .iter()
         .map(|text| {
@@ -266,16 +273,16 @@ fn each_policy_comes_with_its_own_condition_wherever_it_is_filed() {
     // As long as they are many, so that one that was read for another would be noticed.
     let conditions: [&[u8]; 4] = [&[2], &[14, 2], &[], &[14, 14, 2]];
     let index = Index::new(scopes, &conditions, Workers::default()).unwrap();
-    let subjects = subjects(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
-    let mut found = index.candidates(&subjects, 9).unwrap();
+    let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
+    let mut found = index.candidates(&variables, 9).unwrap();
     found.sort_by_key(|filed| filed.rule);
-    let depths: Vec<(RuleNumber, Option<usize>)> = found
+    let depths: Vec<(RuleIndex, Option<usize>)> = found
         .iter()
         .map(|filed| {
             let negations = filed.condition().map(|condition| {
                 let mut condition = condition;
                 let mut count = 0;
-                while let Part::Not(operand) = condition.part() {
+                while let Node::Not(operand) = condition.node() {
                     condition = operand;
                     count += 1;
                 }
