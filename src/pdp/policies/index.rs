@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use smallvec::SmallVec;
 
 use super::policy::RuleIndex;
-use super::postings::{Posting, PostingList, Postings, PostingsTooLarge};
+use super::postings::{PAUSE_EACH, Posting, PostingList, Postings, PostingsTooLarge};
 use super::scope::{Key, RequestVariables, Scope, Variable};
 use crate::pdp::workers::Workers;
 
@@ -30,9 +30,6 @@ pub(in crate::pdp) struct Index {
     /// The policies under the key that has the most, of those that demand something.
     largest: Vec<RuleIndex>,
 }
-
-/// So many policies are filed between two pauses.
-pub(super) const PAUSE_EACH: usize = 500;
 
 /// Room for so many candidates is made at once.
 const EXPECTED_CANDIDATES: usize = 64;

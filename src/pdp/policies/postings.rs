@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use super::bytecode::Bytecode;
 use super::cursor::{ByteCursor, piece};
-use super::index::PAUSE_EACH;
 use super::policy::RuleIndex;
 use super::scope::{Key, RequestVariables, Scope, ScopeConstraint, Variable};
 use crate::pdp::entities::interner::{TypeId, UidId};
@@ -16,6 +15,9 @@ use crate::pdp::workers::Workers;
 
 /// Where the records of a key begin, counted in [`ALIGNMENT`]s.
 type Offset = u32;
+
+/// So many policies are filed between two pauses.
+pub(super) const PAUSE_EACH: usize = 500;
 
 /// Every bucket, and every record that a stub leads to, begins at a multiple of this many bytes.
 const ALIGNMENT: usize = 8;

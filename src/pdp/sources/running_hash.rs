@@ -7,7 +7,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::{SourceFile, TextChanged};
+use super::file::{SourceFile, TextChanged};
 use crate::pdp::id::Revision;
 
 /// What the hash had come to before each of a list of files.
