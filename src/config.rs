@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::pdp::query::Uid;
-use crate::pdp::snapshot::{OnPolicyError, Settings, Validation};
+use crate::pdp::settings::{OnPolicyError, Settings, Validation};
 use decision_log::{AttributePath, DecisionLogConfig, WhenFull};
 use listen::Listen;
 use value::{InvalidValue, Problem};

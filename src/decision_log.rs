@@ -25,7 +25,7 @@ pub use writer::Writer;
 
 use crate::config::decision_log::{DecisionLogConfig, Share};
 use crate::pdp::answer::Decision;
-use crate::pdp::snapshot::OnPolicyError;
+use crate::pdp::settings::OnPolicyError;
 use id::Dice;
 use queue::Queue;
 use record::{Format, Stamp};

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::decision_log::{Answers, CacheUse, DecisionId, DecisionLog, Origin, Told};
+use crate::pdp::Decided;
 use crate::pdp::NoAnswer;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
-use crate::pdp::authorize::Decided;
 use crate::pdp::id::PolicyId;
 use crate::pdp::query::Query;
-use crate::pdp::{Snapshot, authorize_and_tell};
+use crate::pdp::{Snapshot, authorize_with_stats};
 use crate::policy_store::Reader;
 use cache::{Cache, CacheFigures, CacheSettings};
 use figures::DecisionFigures;
@@ -302,7 +302,7 @@ impl<A: Rendered> Engine<A> {
     }
 
     fn decide(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
-        let Decided { answer, candidates } = authorize_and_tell(snapshot, query)?;
+        let Decided { answer, candidates } = authorize_with_stats(snapshot, query)?;
         if let Some(figures) = &self.figures {
             figures.decided(candidates, answer.diagnostics.errors.len());
         }

@@ -4,47 +4,44 @@
 //! answer: that is what makes answers cacheable, replayable and testable.
 //!
 //! In reading order: a policy directory is [`sources`], [`mod@compile`] makes them a [`snapshot`] (or
-//! says in [`diagnostic`]s why not); a [`query`] is decided by [`mod@authorize`] on a snapshot, and
+//! says in [`diagnostic`]s why not); a [`query`] is decided by [`authorize`] on a snapshot, and
 //! the [`answer`] may carry an [`explanation`].
 //!
-//! Inside, on the way to an answer: `bind` makes the query Cedar's, `index` finds the policies that
-//! can matter, `shortcut` decides the plain ones, written in `shorthand`, off the store (`entities`,
-//! `uids`), and `lookups` brings together what the others `reads`.
+//! Inside: `evaluate` decides, on the indexed `policies` and the store of `entities`; `schema` checks
+//! requests and entities without Cedar where that is certain.
 
-pub mod advice;
+pub mod analysis;
 pub mod answer;
-pub mod authorize;
-mod bind;
-mod bytes;
 pub mod compile;
-mod declared;
 pub mod diagnostic;
 mod entities;
-mod explain;
+mod evaluate;
 pub mod explanation;
-mod fit;
 pub mod id;
-mod index;
-pub mod json;
-mod lookups;
-mod nesting;
-mod projection;
+mod policies;
 pub mod query;
-mod reads;
-mod shortcut;
-mod shorthand;
+pub mod request_json;
+mod schema;
+pub mod settings;
 pub mod snapshot;
 pub mod sources;
-mod uids;
 mod values;
+mod workers;
 
-pub use advice::advice;
+pub use analysis::advice::advice;
 pub use answer::NoAnswer;
-pub use authorize::{authorize, authorize_among, authorize_and_tell, candidates};
-pub use bind::refuse_telling_anew;
-pub use compile::{CompileError, StoredEntities, Workers, compile, compile_from};
-pub use entities::{MAX_ANCESTORS, MAX_REQUEST_HIERARCHY_STEPS};
-pub use lookups::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
-pub use nesting::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
-pub use snapshot::{Settings, Snapshot};
+pub use compile::findings::CompileError;
+pub use compile::stored_entities::StoredEntities;
+pub use compile::{Compiled, compile, compile_from};
+pub use entities::hierarchy::MAX_ANCESTORS;
+pub use entities::overlay::MAX_REQUEST_HIERARCHY_STEPS;
+pub use evaluate::authorize::{
+    Decided, authorize, authorize_with_entities, authorize_with_stats, candidates,
+};
+pub use evaluate::token_entity::reject_redefined_principal;
+pub use policies::context_reads::ContextReads;
+pub use settings::{MAX_LOOKUP_STEPS, MAX_LOOKUPS, Settings};
+pub use snapshot::Snapshot;
+pub use sources::scanner::{MAX_BRACKETS, MAX_CHAIN, MAX_JSON_BRACKETS};
 pub use values::{MAX_VALUE_DEPTH, is_type_name};
+pub use workers::Workers;

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::pdp::snapshot::{Settings, Snapshot};
+use crate::pdp::settings::Settings;
+use crate::pdp::snapshot::Snapshot;
 pub use reload::{OpenRefused, Opened, Reloader, open};
 pub use source::SourceLimits;
 pub use status::{

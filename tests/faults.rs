@@ -13,13 +13,14 @@ use std::fmt::Write as _;
 
 use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid};
-use cedar_pdp::pdp::snapshot::{Settings, Snapshot, Validation};
+use cedar_pdp::pdp::settings::{Settings, Validation};
+use cedar_pdp::pdp::snapshot::Snapshot;
 use cedar_pdp::pdp::{NoAnswer, Workers, authorize, compile};
 use cedar_pdp::policy_store::source::{SourceLimits, read};
 
 const OFF: Settings = Settings {
     validation: Validation::Off,
-    on_policy_error: cedar_pdp::pdp::snapshot::OnPolicyError::Skip,
+    on_policy_error: cedar_pdp::pdp::settings::OnPolicyError::Skip,
     request_entity_types: None,
     max_candidates: 10_000,
     max_store_bytes: 1 << 30,

@@ -39,7 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cedar_pdp::pdp::query::Query;
-use cedar_pdp::pdp::snapshot::{OnPolicyError, Settings, Snapshot, Validation};
+use cedar_pdp::pdp::settings::{OnPolicyError, Settings, Validation};
+use cedar_pdp::pdp::snapshot::Snapshot;
 
 use house::House;
 use plain::{Counts, Expected, Plain};

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use cedar_pdp::pdp::answer::Decision;
@@ -17,7 +18,7 @@ use crate::support::targets::thousands;
 pub(crate) struct Loaded {
     pub(crate) directory: TempDir,
     pub(crate) dataset: Dataset,
-    pub(crate) snapshot: Snapshot,
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) asks: Vec<Ask>,
 }
 
@@ -40,7 +41,7 @@ impl Loaded {
     }
 
     /// The same schema and entities with this policy alone.
-    pub(crate) fn with_policy_alone(&self, policy: &str) -> anyhow::Result<Snapshot> {
+    pub(crate) fn with_policy_alone(&self, policy: &str) -> anyhow::Result<Arc<Snapshot>> {
         let directory = tempfile::tempdir()?;
         self.dataset.write(directory.path())?;
         fs::remove_dir_all(directory.path().join("policies"))?;
@@ -82,16 +83,12 @@ impl Loaded {
     }
 }
 
-fn load(directory: &Path) -> anyhow::Result<Snapshot> {
+fn load(directory: &Path) -> anyhow::Result<Arc<Snapshot>> {
     let workers = Workers {
         threads: std::thread::available_parallelism()?,
         ..Workers::default()
     };
     let reading = source::read(directory, &SourceLimits::default(), None, &workers);
-    Ok(compile_from(
-        None,
-        reading.sources(),
-        &Settings::default(),
-        &workers,
-    )?)
+    let compiled = compile_from(None, reading.sources(), &Settings::default(), &workers)?;
+    Ok(compiled.snapshot)
 }

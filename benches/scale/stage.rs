@@ -42,7 +42,7 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
         "cached_hit" => {
             let queries = loaded.queries();
             let (mut publisher, reader) = snapshots();
-            publisher.publish(Arc::new(loaded.snapshot));
+            publisher.publish(Arc::clone(&loaded.snapshot));
             let engine = Engine::new(
                 reader,
                 CacheSettings {

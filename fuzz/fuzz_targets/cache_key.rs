@@ -28,7 +28,7 @@ use std::sync::Arc;
 use cedar_pdp::engine::key::encode;
 use cedar_pdp::engine::query_ref::{EntityRef, Fields, QueryRef, ValueRef};
 use cedar_pdp::pdp::query::{Claimed, Query, Record, RequestEntity, StoredPrincipal, Uid, Value};
-use cedar_pdp::pdp::snapshot::ContextReads;
+use cedar_pdp::pdp::ContextReads;
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

@@ -12,7 +12,7 @@ use crate::api::grpc::client;
 use crate::config::Config;
 use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::query::{Query, Record, Uid};
-use crate::pdp::{Snapshot, authorize, json};
+use crate::pdp::{Snapshot, authorize, request_json};
 
 /// Asks, prints the answer, and ends as it says.
 pub(super) fn run(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Outcome> {
@@ -88,12 +88,14 @@ fn query(
                 JsonSource::Inline(text) => text.clone(),
                 JsonSource::File(path) => read(path, most)?,
             };
-            json::context(&text, &args.action, snapshot).context("--context")?
+            request_json::context(&text, &args.action, snapshot).context("--context")?
         }
     };
     let entities = match &args.entities {
         None => Vec::new(),
-        Some(path) => json::request_entities(&read(path, most)?, snapshot).context("--entities")?,
+        Some(path) => {
+            request_json::request_entities(&read(path, most)?, snapshot).context("--entities")?
+        }
     };
     Ok(Query {
         // With a token the service knows who it is, and this is not sent.

@@ -1,5 +1,7 @@
 //! A policy directory as the commands see it: read and compiled as `serve` would.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, bail};
 
 use crate::config::Config;
@@ -16,7 +18,7 @@ pub(super) struct Directory {
     /// What was read.
     pub(super) sources: Sources,
     /// What it compiles to, or why it does not.
-    pub(super) compiled: Result<Snapshot, CompileError>,
+    pub(super) compiled: Result<Arc<Snapshot>, CompileError>,
 }
 
 /// Reads and compiles the directory that `config` names.
@@ -41,7 +43,8 @@ pub(super) fn load(config: &Config) -> anyhow::Result<Directory> {
     };
     for _ in 0..LOOKS {
         let reading = source::read(&config.policies, &limits, None, &workers);
-        let compiled = compile_from(None, reading.sources(), &config.pdp, &workers);
+        let compiled = compile_from(None, reading.sources(), &config.pdp, &workers)
+            .map(|compiled| compiled.snapshot);
         if !reading.is_torn() {
             let sources = reading.into_sources();
             return Ok(Directory { sources, compiled });

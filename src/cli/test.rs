@@ -22,7 +22,7 @@ use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::diagnostic::Position;
 use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::sources::{FileKind, SourceFile};
-use crate::pdp::{Snapshot, authorize, authorize_among, json};
+use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
 
 /// A test as it is written.
 #[derive(Debug, Deserialize)]
@@ -140,7 +140,7 @@ fn run_file(
             return;
         }
     };
-    if let Err(error) = json::check_depth(&text) {
+    if let Err(error) = request_json::check_depth(&text) {
         results.push(unreadable(1, error.to_string()));
         return;
     }
@@ -199,7 +199,7 @@ fn run_one(
     let action = uid("action", &test.request.action)?;
     let context = match test.request.context {
         None => Record::default(),
-        Some(raw) => json::context(raw.get(), &action, Some(snapshot))
+        Some(raw) => request_json::context(raw.get(), &action, Some(snapshot))
             .map_err(|error| format!("context: {error}"))?,
     };
     let query = Query {
@@ -215,10 +215,11 @@ fn run_one(
         None => authorize(snapshot, &query),
         Some(raw) => {
             let entities = entities(raw, file, config)?;
-            let entities = json::stored_entities(&entities, snapshot).map_err(|findings| {
-                format!("entities:\n{}", directory::render(&findings, false))
-            })?;
-            authorize_among(snapshot, &entities, &query)
+            let entities =
+                request_json::stored_entities(&entities, snapshot).map_err(|findings| {
+                    format!("entities:\n{}", directory::render(&findings, false))
+                })?;
+            authorize_with_entities(snapshot, &entities, &query)
         }
     }
     .map_err(|error| format!("the request is not valid: {error}"))?;

@@ -6,7 +6,7 @@ use super::directory::{self, Directory};
 use super::{Format, Outcome};
 use crate::config::Config;
 use crate::pdp::advice;
-use crate::pdp::advice::{Advice, EveryRequest, Named, RememberedBy};
+use crate::pdp::analysis::advice::{Advice, BroadPolicy, CacheKeyReads, PolicyRef};
 use crate::pdp::diagnostic::Diagnostic;
 
 /// Reports on the directory that `config` names; [`Outcome::Good`] exactly when `serve` with the
@@ -93,17 +93,17 @@ const MOST_TOLD: usize = 20;
 /// What an author should know of how these policies are decided.
 fn write_advice(out: &mut impl io::Write, advice: &Advice) -> io::Result<()> {
     let Advice {
-        every_request,
+        broad_policies,
         whole_context,
-        remembered_by,
+        cache_key_reads,
     } = advice;
-    if !every_request.is_empty() {
-        let count = every_request.len();
+    if !broad_policies.is_empty() {
+        let count = broad_policies.len();
         writeln!(out, "\npolicies that every request must evaluate: {count}")?;
-        for EveryRequest {
+        for BroadPolicy {
             policy,
             begins_with,
-        } in every_request.iter().take(MOST_TOLD)
+        } in broad_policies.iter().take(MOST_TOLD)
         {
             let why = match begins_with {
                 None => "no condition".to_owned(),
@@ -125,15 +125,16 @@ fn write_advice(out: &mut impl io::Write, advice: &Advice) -> io::Result<()> {
         }
         and_more(out, count)?;
     }
-    let reading = |by: &&RememberedBy| by.attributes.as_ref().is_none_or(|names| !names.is_empty());
-    let count = remembered_by.iter().filter(reading).count();
+    let reading =
+        |by: &&CacheKeyReads| by.attributes.as_ref().is_none_or(|names| !names.is_empty());
+    let count = cache_key_reads.iter().filter(reading).count();
     if count > 0 {
         writeln!(
             out,
             "\nwhat answers are remembered by, besides principal, action and resource"
         )?;
-        for RememberedBy { action, attributes } in
-            remembered_by.iter().filter(reading).take(MOST_TOLD)
+        for CacheKeyReads { action, attributes } in
+            cache_key_reads.iter().filter(reading).take(MOST_TOLD)
         {
             let attributes = match attributes {
                 None => "the whole context".to_owned(),
@@ -153,7 +154,7 @@ fn and_more(out: &mut impl io::Write, count: usize) -> io::Result<()> {
     }
 }
 
-fn shown(Named { policy, place }: &Named) -> String {
+fn shown(PolicyRef { policy, place }: &PolicyRef) -> String {
     match place.position {
         Some(position) => format!(
             "`{policy}` ({}:{}:{})",
@@ -164,7 +165,7 @@ fn shown(Named { policy, place }: &Named) -> String {
 }
 
 fn advice_json(advice: &Advice) -> serde_json::Value {
-    let named = |Named { policy, place }: &Named| {
+    let named = |PolicyRef { policy, place }: &PolicyRef| {
         serde_json::json!({
             "policy": policy.as_str(),
             "file": place.file,
@@ -173,12 +174,12 @@ fn advice_json(advice: &Advice) -> serde_json::Value {
         })
     };
     serde_json::json!({
-        "every_request": advice.every_request.iter().map(|found| serde_json::json!({
+        "every_request": advice.broad_policies.iter().map(|found| serde_json::json!({
             "at": named(&found.policy),
             "begins_with": found.begins_with,
         })).collect::<Vec<_>>(),
         "whole_context": advice.whole_context.iter().map(named).collect::<Vec<_>>(),
-        "remembered_by": advice.remembered_by.iter().map(|by| serde_json::json!({
+        "remembered_by": advice.cache_key_reads.iter().map(|by| serde_json::json!({
             "action": by.action,
             "attributes": by.attributes,
         })).collect::<Vec<_>>(),

@@ -13,7 +13,7 @@ use crate::engine::query_ref::{EntityRef, QueryRef, UidRef, ValueRef, fields};
 use crate::pdp::answer::Decision;
 use crate::pdp::id::Revision;
 use crate::pdp::query::{Claimed, StoredPrincipal};
-use crate::pdp::snapshot::OnPolicyError;
+use crate::pdp::settings::OnPolicyError;
 
 /// Which form of line this is; another one when what a field means changes, or one goes.
 const VERSION: &str = r#"{"v":1,"time":""#;

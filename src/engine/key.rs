@@ -29,8 +29,8 @@
 mod certain;
 
 use super::query_ref::{EntityRef, QueryRef, UidRef, ValueRef, fields};
+use crate::pdp::ContextReads;
 use crate::pdp::query::{Claimed, StoredPrincipal};
-use crate::pdp::snapshot::ContextReads;
 
 /// Writes the key of `query` at the end of `out`; `reads` is what policies for the
 /// query's action can read of the context.

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::explanation::Explanation;
 use super::id::{PolicyId, Revision};
-use super::lookups::MAX_LOOKUP_STEPS;
 use super::query::InvalidQuery;
+use super::settings::MAX_LOOKUP_STEPS;
 
 /// The answer to "may this principal do this action on this resource?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,104 +2,51 @@
 //!
 //! All or nothing: policies, schema, links and entities are checked together, because each may be
 //! good and their combination not. Files are read one by one, at the same time; what was made of a
-//! file is kept in the snapshot, for the next one to be made from.
+//! file is kept beside the snapshot, for the next one to be made from.
 
+pub(in crate::pdp) mod combine;
 mod entities;
+mod entity_json;
+pub(in crate::pdp) mod findings;
+mod json_text;
 mod policies;
+mod reuse;
+mod rule_set;
 mod schema;
-mod workers;
+pub(in crate::pdp) mod stack;
+pub(in crate::pdp) mod stored_entities;
+mod validator;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use cedar_policy::Schema;
-use cedar_policy_core::ast::{Expr, ExprKind};
 use cedar_policy_core::validator::ValidatorSchema;
 
-use super::declared::DeclaredTypes;
-use super::diagnostic::{Diagnostic, Severity};
-use super::entities::EntityStore;
+use super::diagnostic::Diagnostic;
+use super::entities::interner::UidInterner;
 use super::entities::segment::Segment;
-use super::fit::Fit;
-use super::index::{Index, Scope};
-use super::nesting::{self, Language};
-use super::projection::Projections;
-use super::shorthand::Shorthands;
-use super::snapshot::{Counts, Rule, Settings, Snapshot, Validation};
+use super::entities::store::EntityStore;
+use super::policies::bytecode::BytecodeTable;
+use super::policies::context_reads::ContextReadIndex;
+use super::policies::index::Index;
+use super::policies::policy::Rule;
+use super::policies::scope::Scope;
+use super::schema::conformance::Conformance;
+use super::settings::{Settings, Validation};
+use super::snapshot::{Counts, Snapshot};
 use super::sources::{ContentDigest, FileKind, SourceFile, Sources};
-use super::uids::Uids;
 use super::values::TypeNames;
-use entities::{EntityReader, Read};
-use policies::{Filed, Judge, Links, PolicyFile};
-pub use workers::Workers;
-
-/// The stack that parsing and validating can need: a paren costs Cedar's parser some 14 KiB
-/// (several times that unoptimised), an operator of a chain a few.
-const COMPILE_STACK_BYTES: usize = 256 << 20;
-
-/// The stack that one level of an expression can need when it is evaluated, rounded up.
-const EVALUATE_STACK_BYTES_PER_LEVEL: usize = if cfg!(debug_assertions) {
-    16 << 10
-} else {
-    4 << 10
-};
+use super::workers::Workers;
+use entities::{EntityFile, EntityReader};
+use findings::{CompileError, DiagnosticSink};
+use policies::PolicyFile;
+use reuse::{ByFile, InternedPolicies, Reusable};
+use rule_set::RuleSet;
+use stack::COMPILE_STACK_BYTES;
+use validator::PolicyValidator;
 
 /// Of what takes some ten to a hundred nanoseconds, so many are done between two pauses.
 const PAUSE_EACH: usize = 1_000;
-
-/// Cedar refuses to evaluate with less stack left than this, and so must never be brought there.
-const EVALUATE_STACK_BYTES_RESERVED: usize = 256 << 10;
-
-/// Why sources did not become a snapshot: every finding, warnings included, sorted by file and
-/// place.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policy directory is refused; findings: {}, the first: {}", .errors.len(), first_text(.errors))]
-pub struct CompileError {
-    /// What refuses the load; never empty.
-    pub errors: Vec<Diagnostic>,
-    /// What was found besides.
-    pub warnings: Vec<Diagnostic>,
-}
-
-fn first_text(errors: &[Diagnostic]) -> String {
-    errors.first().map(ToString::to_string).unwrap_or_default()
-}
-
-/// Findings as they are made.
-#[derive(Debug, Default)]
-struct Findings(Vec<Diagnostic>);
-
-impl Findings {
-    fn add(&mut self, finding: Diagnostic) {
-        self.0.push(finding);
-    }
-
-    /// Whether the text of the file at `path` nests no deeper than its parser can bear. If not, a finding says
-    /// where.
-    fn bounded(&mut self, path: &str, text: &Arc<str>, language: Language) -> bool {
-        let Err(deep) = nesting::check(text, language) else {
-            return true;
-        };
-        let span = deep.offset..deep.offset + 1;
-        self.add(Diagnostic::error(path, deep.to_string()).at(text, span));
-        false
-    }
-
-    fn has_errors(&self) -> bool {
-        self.0
-            .iter()
-            .any(|finding| finding.severity == Severity::Error)
-    }
-
-    /// Errors and warnings, each sorted by file and place.
-    fn sorted(mut self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
-        self.0
-            .sort_by(|a, b| (&a.file, a.position).cmp(&(&b.file, b.position)));
-        self.0
-            .into_iter()
-            .partition(|finding| finding.severity == Severity::Error)
-    }
-}
 
 /// Makes `sources` a snapshot under `settings`.
 ///
@@ -110,7 +57,15 @@ impl Findings {
 ///
 /// [`CompileError`] with all findings of all files.
 pub fn compile(sources: &Sources, settings: &Settings) -> Result<Snapshot, CompileError> {
-    compile_from(None, sources, settings, &Workers::default())
+    run(None, sources, settings, &Workers::default()).map(|(snapshot, _)| snapshot)
+}
+
+/// A snapshot, with the results that the next compilation can reuse.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    reusable: Reusable,
 }
 
 /// Makes `sources` a snapshot as [`compile`] does, taking over from `previous` what was made of
@@ -120,67 +75,48 @@ pub fn compile(sources: &Sources, settings: &Settings) -> Result<Snapshot, Compi
 ///
 /// As [`compile`].
 pub fn compile_from(
-    previous: Option<&Snapshot>,
+    previous: Option<&Compiled>,
     sources: &Sources,
     settings: &Settings,
     workers: &Workers,
-) -> Result<Snapshot, CompileError> {
-    let workers = workers.worth(sources.bytes());
+) -> Result<Compiled, CompileError> {
+    let (snapshot, reusable) = run(previous, sources, settings, workers)?;
+    Ok(Compiled {
+        snapshot: Arc::new(snapshot),
+        reusable,
+    })
+}
+
+fn run(
+    previous: Option<&Compiled>,
+    sources: &Sources,
+    settings: &Settings,
+    workers: &Workers,
+) -> Result<(Snapshot, Reusable), CompileError> {
+    let workers = workers.scaled_to(sources.bytes());
     stacker::grow(COMPILE_STACK_BYTES, || {
-        Compilation {
+        Compiler {
             previous,
             sources,
             settings,
             workers: &workers,
-            findings: Findings::default(),
+            findings: DiagnosticSink::default(),
         }
         .run()
     })
 }
 
-/// What a snapshot was made of, by file, for the next one to be made from.
-#[derive(Debug, Default)]
-pub(super) struct Made {
-    schema: Option<Arc<Schema>>,
-    schema_files: Vec<(String, ContentDigest)>,
-    policies: MadeFiles<ReadPolicies>,
-    links: Arc<Links>,
-    entities: MadeFiles<Segment>,
-}
-
-impl Made {
-    /// How many uids policies and links name; one that several files name counts for each.
-    fn named_by_policies(&self) -> usize {
-        let files = self.policies.values();
-        let by_files: usize = files.map(|(_, read)| read.file.filed.named()).sum();
-        by_files + self.links.filed.named()
-    }
-}
-
-/// By path: what was made of a file, and of which content.
-type MadeFiles<T> = HashMap<String, (ContentDigest, Arc<T>)>;
-
-/// A file of policies, with the scopes of its rules.
-#[derive(Debug)]
-struct ReadPolicies {
-    file: Arc<PolicyFile>,
-    /// In the order of the file's rules; numbered in the snapshot's table of uids.
-    scopes: Vec<Scope>,
-    /// What is left of their conditions, likewise.
-    conditions: Shorthands,
-}
-
 /// One snapshot being made.
-struct Compilation<'a> {
-    previous: Option<&'a Snapshot>,
+struct Compiler<'a> {
+    previous: Option<&'a Compiled>,
     sources: &'a Sources,
     settings: &'a Settings,
     workers: &'a Workers,
-    findings: Findings,
+    findings: DiagnosticSink,
 }
 
 /// A rule with what it is filed by.
-struct Filing<'a> {
+struct IndexEntry<'a> {
     rule: &'a Arc<Rule>,
     scope: &'a Scope,
     /// What is left of its condition, in shorthand.
@@ -188,18 +124,18 @@ struct Filing<'a> {
 }
 
 /// Policies of all files, filed.
-struct CompiledPolicies {
+struct CombinedPolicies {
     /// Sorted by id.
     rules: Vec<Arc<Rule>>,
     index: Index,
-    combined: policies::Combined,
+    combined: combine::CombinedFiles,
     depth: usize,
     bytes: usize,
-    made: MadeFiles<ReadPolicies>,
+    reusable: ByFile<InternedPolicies>,
 }
 
-impl Compilation<'_> {
-    fn run(mut self) -> Result<Snapshot, CompileError> {
+impl Compiler<'_> {
+    fn run(mut self) -> Result<(Snapshot, Reusable), CompileError> {
         let sources = self.sources;
         for finding in sources.problems().iter().chain(sources.warnings()) {
             self.findings.add(finding.clone());
@@ -211,32 +147,35 @@ impl Compilation<'_> {
             .map(|file| (file.path.clone(), file.digest))
             .collect();
         // What was made under another schema is made anew.
-        let made = self
+        let reusable = self
             .previous
-            .map(|previous| &previous.made)
-            .filter(|made| made.schema_files == schema_files);
-        let schema = match made {
-            Some(made) => match &made.schema {
-                Some(schema) => schema::Read::Schema(Arc::clone(schema)),
-                None => schema::Read::None,
+            .map(|previous| &previous.reusable)
+            .filter(|reusable| reusable.schema_files == schema_files);
+        let schema = match reusable {
+            Some(reusable) => match &reusable.schema {
+                Some(schema) => schema::SchemaFiles::Valid(Arc::clone(schema)),
+                None => schema::SchemaFiles::None,
             },
             None => schema::read(sources, &mut self.findings),
         };
         // Numbers go on from snapshot to snapshot until too many of them stand for nothing.
-        let known = made
-            .zip(self.previous)
-            .filter(|(made, previous)| !previous.entities.is_littered(made.named_by_policies()));
-        let uids = known.map_or_else(Arc::default, |(_, previous)| {
-            Arc::clone(&previous.entities.uids)
+        let known = reusable.zip(self.previous).filter(|(reusable, previous)| {
+            !previous
+                .snapshot
+                .entities
+                .needs_compaction(reusable.policy_uid_count())
+        });
+        let interner = known.map_or_else(Arc::default, |(_, previous)| {
+            Arc::clone(&previous.snapshot.entities.interner)
         });
 
         let entities = match &schema {
-            schema::Read::None => self.entities(None, made, uids),
-            schema::Read::Schema(schema) => {
-                self.entities(Some(schema.as_ref().as_ref()), made, uids)
+            schema::SchemaFiles::None => self.entities(None, reusable, interner),
+            schema::SchemaFiles::Valid(schema) => {
+                self.entities(Some(schema.as_ref().as_ref()), reusable, interner)
             }
             // Judged by no schema, entities would be found wrong, or right, for no reason.
-            schema::Read::Broken => {
+            schema::SchemaFiles::Invalid => {
                 for file in sources.of_kind(FileKind::Entities) {
                     entities::check_syntax(file, &mut self.findings);
                 }
@@ -244,12 +183,17 @@ impl Compilation<'_> {
             }
         };
         let schema = match schema {
-            schema::Read::Schema(schema) => Some(schema),
-            schema::Read::None | schema::Read::Broken => None,
+            schema::SchemaFiles::Valid(schema) => Some(schema),
+            schema::SchemaFiles::None | schema::SchemaFiles::Invalid => None,
         };
         let (entities, segments) = entities.unzip();
         let mut entities = entities.unwrap_or_default();
-        let policies = self.policies(schema.as_deref(), made, known.is_some(), &mut entities.uids);
+        let policies = self.policies(
+            schema.as_deref(),
+            reusable,
+            known.is_some(),
+            &mut entities.interner,
+        );
 
         if policies.rules.is_empty() && !self.findings.has_errors() {
             self.findings.add(Diagnostic::warning(
@@ -273,10 +217,10 @@ impl Compilation<'_> {
         if let Err(error) = &revision {
             self.findings.add(Diagnostic::error("", error.to_string()));
         }
-        let made = Made {
+        let reusable = Reusable {
             schema,
             schema_files,
-            policies: policies.made,
+            policies: policies.reusable,
             links: Arc::clone(&policies.combined.links),
             entities: segments.unwrap_or_default(),
         };
@@ -288,13 +232,13 @@ impl Compilation<'_> {
         let (Ok(revision), true) = (revision, errors.is_empty()) else {
             return Err(CompileError { errors, warnings });
         };
-        let schema: Option<ValidatorSchema> = made
+        let schema: Option<ValidatorSchema> = reusable
             .schema
             .as_deref()
             .map(|schema| AsRef::<ValidatorSchema>::as_ref(schema).clone());
         let rules = policies.rules;
-        let links = policies.combined.links.filed.rules.len();
-        Ok(Snapshot {
+        let links = policies.combined.links.rule_set.rules.len();
+        let snapshot = Snapshot {
             revision,
             settings: self.settings.clone(),
             counts: Counts {
@@ -306,15 +250,14 @@ impl Compilation<'_> {
             warnings,
             policies_per_file: policies.combined.per_file,
             type_names: TypeNames::new(
-                entities.uids.types().iter().cloned().chain(
+                entities.interner.types().iter().cloned().chain(
                     schema
                         .iter()
                         .flat_map(|schema| schema.entity_types().map(|ty| ty.name().clone())),
                 ),
             ),
-            fit: Fit::of(schema.as_ref()),
-            declared: DeclaredTypes::of(schema.as_ref()),
-            projections: Projections::new(
+            conformance: Conformance::new(schema.as_ref()),
+            projections: ContextReadIndex::new(
                 self.workers.pausing(rules.iter(), PAUSE_EACH),
                 &index,
                 &entities,
@@ -324,10 +267,9 @@ impl Compilation<'_> {
             rules,
             entities,
             bytes,
-            made,
-            stack_bytes: EVALUATE_STACK_BYTES_RESERVED
-                + policies.depth * EVALUATE_STACK_BYTES_PER_LEVEL,
-        })
+            stack_bytes: stack::evaluation_bytes(policies.depth),
+        };
+        Ok((snapshot, reusable))
     }
 
     fn files(&self, of: impl Fn(FileKind) -> bool) -> Vec<&'_ SourceFile> {
@@ -338,14 +280,14 @@ impl Compilation<'_> {
     fn entities(
         &mut self,
         schema: Option<&ValidatorSchema>,
-        made: Option<&Made>,
-        mut uids: Arc<Uids>,
-    ) -> Option<(EntityStore, MadeFiles<Segment>)> {
+        reusable: Option<&Reusable>,
+        mut interner: Arc<UidInterner>,
+    ) -> Option<(EntityStore, ByFile<Segment>)> {
         let sources = self.sources;
         let files: Vec<&SourceFile> = sources.of_kind(FileKind::Entities).collect();
         let reader = EntityReader::new(schema);
         let known = |file: &SourceFile| {
-            let (digest, segment) = made?.entities.get(&file.path)?;
+            let (digest, segment) = reusable?.entities.get(&file.path)?;
             (*digest == file.digest).then_some(segment)
         };
         let new: Vec<&SourceFile> = files
@@ -355,23 +297,30 @@ impl Compilation<'_> {
             .collect();
         let mut drafts = self
             .workers
-            .each(&new, |file| {
-                let mut findings = Findings::default();
-                let draft = reader.read(file, &mut findings);
-                (draft, findings)
-            })
+            .map_with(
+                &new,
+                COMPILE_STACK_BYTES,
+                || (),
+                |(), file| {
+                    let mut findings = DiagnosticSink::default();
+                    let draft = reader.read(file, &mut findings);
+                    (draft, findings)
+                },
+            )
             .into_iter();
         let mut read = Vec::with_capacity(files.len());
         let mut is_good = true;
         for file in &files {
             if let Some(segment) = known(file) {
-                let old = self.previous.map(|previous| &previous.entities.uids);
-                let moved = match old.filter(|old| !old.is_ancestor_of(&uids)) {
+                let old = self
+                    .previous
+                    .map(|previous| &previous.snapshot.entities.interner);
+                let reinterned = match old.filter(|old| !old.is_ancestor_of(&interner)) {
                     None => Ok(Arc::clone(segment)),
-                    Some(old) => segment.moved(old, &mut uids).map(Arc::new),
+                    Some(old) => segment.reinterned(old, &mut interner).map(Arc::new),
                 };
-                match moved {
-                    Ok(segment) => read.push(Read::Known(segment)),
+                match reinterned {
+                    Ok(segment) => read.push(EntityFile::Reused(segment)),
                     Err(error) => {
                         self.findings
                             .add(Diagnostic::error(&file.path, error.to_string()));
@@ -383,7 +332,7 @@ impl Compilation<'_> {
             if let Some((draft, findings)) = drafts.next() {
                 self.findings.0.extend(findings.0);
                 match draft {
-                    Some(draft) => read.push(Read::Draft(Box::new(draft))),
+                    Some(draft) => read.push(EntityFile::Draft(Box::new(draft))),
                     None => is_good = false,
                 }
             }
@@ -391,30 +340,30 @@ impl Compilation<'_> {
         if !is_good {
             return None;
         }
-        let previous = self.previous.map(|previous| &previous.entities);
+        let previous = self.previous.map(|previous| &previous.snapshot.entities);
         let (store, segments) = reader.assemble(
             &files,
             read,
-            uids,
+            interner,
             (previous, *self.workers),
             &mut self.findings,
         )?;
-        let made = files
+        let reusable = files
             .iter()
             .zip(segments)
             .map(|(file, segment)| (file.path.clone(), (file.digest, segment)))
             .collect();
-        Some((store, made))
+        Some((store, reusable))
     }
 
     fn policies(
         &mut self,
         schema: Option<&Schema>,
-        made: Option<&Made>,
-        numbers_go_on: bool,
-        uids: &mut Arc<Uids>,
-    ) -> CompiledPolicies {
-        let judge = Judge {
+        reusable: Option<&Reusable>,
+        keeps_ids: bool,
+        interner: &mut Arc<UidInterner>,
+    ) -> CombinedPolicies {
+        let validator = PolicyValidator {
             schema,
             validation: self.settings.validation,
         };
@@ -430,7 +379,7 @@ impl Compilation<'_> {
             })
             .collect();
         let known = |file: &SourceFile| {
-            let (digest, read) = made?.policies.get(&file.path)?;
+            let (digest, read) = reusable?.policies.get(&file.path)?;
             (*digest == file.digest).then_some(read)
         };
         let new: Vec<&SourceFile> = files
@@ -438,31 +387,36 @@ impl Compilation<'_> {
             .copied()
             .filter(|file| known(file).is_none())
             .collect();
-        let mut fresh = self
+        let mut read_now = self
             .workers
-            .each(&new, |file| {
-                let mut findings = Findings::default();
-                let read = match file.text() {
-                    Ok(text) => policies::read(file, &text, judge, &mut findings),
-                    Err(error) => {
-                        findings.add(Diagnostic::error(&file.path, error.to_string()));
-                        PolicyFile::default()
-                    }
-                };
-                (Arc::new(read), findings)
-            })
+            .map_with(
+                &new,
+                COMPILE_STACK_BYTES,
+                || (),
+                |(), file| {
+                    let mut findings = DiagnosticSink::default();
+                    let read = match file.text() {
+                        Ok(text) => policies::read(file, &text, validator, &mut findings),
+                        Err(error) => {
+                            findings.add(Diagnostic::error(&file.path, error.to_string()));
+                            PolicyFile::default()
+                        }
+                    };
+                    (Arc::new(read), findings)
+                },
+            )
             .into_iter();
-        let mut all: Vec<Arc<ReadPolicies>> = Vec::with_capacity(files.len());
+        let mut all: Vec<Arc<InternedPolicies>> = Vec::with_capacity(files.len());
         for file in &files {
             let read = match known(file) {
-                Some(read) if numbers_go_on => Arc::clone(read),
-                Some(read) => self.numbered(&read.file, uids),
+                Some(read) if keeps_ids => Arc::clone(read),
+                Some(read) => self.intern_file(&read.file, interner),
                 None => {
-                    let Some((read, findings)) = fresh.next() else {
+                    let Some((read, findings)) = read_now.next() else {
                         continue;
                     };
                     self.findings.0.extend(findings.0);
-                    self.numbered(&read, uids)
+                    self.intern_file(&read, interner)
                 }
             };
             all.push(read);
@@ -474,54 +428,54 @@ impl Compilation<'_> {
             let file = files.iter().find(|file| file.path == path)?;
             file.text().ok()
         };
-        let previous = made.map(|made| &made.links);
-        let combined = policies::combine(
+        let previous = reusable.map(|reusable| &reusable.links);
+        let combined = combine::combine(
             &in_files,
             texts,
-            (judge, *self.workers),
+            (validator, *self.workers),
             previous,
             &mut self.findings,
         );
-        let links = &combined.links.filed;
-        let (link_scopes, link_conditions) = self.renumbered(links, uids);
-        let filed = || in_files.iter().map(|file| &file.filed).chain([links]);
+        let links = &combined.links.rule_set;
+        let (link_scopes, link_conditions) = self.intern_rules(links, interner);
+        let rule_set = || in_files.iter().map(|file| &file.rule_set).chain([links]);
         let scopes = all.iter().flat_map(|read| &read.scopes).chain(&link_scopes);
         let conditions = all.iter().map(|read| &read.conditions);
         let conditions = conditions
             .chain([&link_conditions])
-            .flat_map(Shorthands::each);
-        let rules = filed().flat_map(|filed| &filed.rules);
-        let mut filings: Vec<Filing<'_>> = self
+            .flat_map(BytecodeTable::iter);
+        let rules = rule_set().flat_map(|rule_set| &rule_set.rules);
+        let mut index_entries: Vec<IndexEntry<'_>> = self
             .workers
             .pausing(rules, PAUSE_EACH)
             .zip(scopes)
             .zip(conditions)
-            .map(|((rule, scope), condition)| Filing {
+            .map(|((rule, scope), condition)| IndexEntry {
                 rule,
                 scope,
                 condition,
             })
             .collect();
         // Mostly they come in long runs that are sorted, which this sort makes use of.
-        filings.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
+        index_entries.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
         (self.workers.pause)();
-        let scopes = filings.iter().map(|filing| filing.scope.clone());
-        let conditions: Vec<&[u8]> = filings.iter().map(|filing| filing.condition).collect();
+        let scopes = index_entries.iter().map(|entry| entry.scope.clone());
+        let conditions: Vec<&[u8]> = index_entries.iter().map(|entry| entry.condition).collect();
         let index = Index::new(scopes.collect(), &conditions, *self.workers);
         let index = index.unwrap_or_else(|error| {
             self.findings.add(Diagnostic::error("", error.to_string()));
             Index::default()
         });
-        let rules = self.workers.pausing(filings.iter(), PAUSE_EACH);
-        let rules = rules.map(|filing| Arc::clone(filing.rule));
-        CompiledPolicies {
+        let rules = self.workers.pausing(index_entries.iter(), PAUSE_EACH);
+        let rules = rules.map(|entry| Arc::clone(entry.rule));
+        CombinedPolicies {
             rules: rules.collect(),
             index,
-            depth: filed().map(|filed| filed.depth).max().unwrap_or(0),
-            bytes: filed()
-                .map(|filed| filed.bytes + 2 * filed.shorthand_bytes())
+            depth: rule_set().map(|rule_set| rule_set.depth).max().unwrap_or(0),
+            bytes: rule_set()
+                .map(|rule_set| rule_set.bytes + 2 * rule_set.bytecode_bytes())
                 .sum(),
-            made: files
+            reusable: files
                 .iter()
                 .zip(&all)
                 .map(|(file, read)| (file.path.clone(), (file.digest, Arc::clone(read))))
@@ -530,20 +484,28 @@ impl Compilation<'_> {
         }
     }
 
-    fn numbered(&mut self, file: &Arc<PolicyFile>, uids: &mut Arc<Uids>) -> Arc<ReadPolicies> {
-        let (scopes, conditions) = self.renumbered(&file.filed, uids);
-        Arc::new(ReadPolicies {
+    fn intern_file(
+        &mut self,
+        file: &Arc<PolicyFile>,
+        interner: &mut Arc<UidInterner>,
+    ) -> Arc<InternedPolicies> {
+        let (scopes, conditions) = self.intern_rules(&file.rule_set, interner);
+        Arc::new(InternedPolicies {
             scopes,
             conditions,
             file: Arc::clone(file),
         })
     }
 
-    /// The scopes and conditions of `filed`, numbered in `uids`.
-    fn renumbered(&mut self, filed: &Filed, uids: &mut Arc<Uids>) -> (Vec<Scope>, Shorthands) {
-        let scopes = filed.scopes(uids);
-        let renumbered = scopes.and_then(|scopes| Ok((scopes, filed.conditions(uids)?)));
-        renumbered.unwrap_or_else(|error| {
+    /// The scopes and conditions of `rule_set`, numbered in `interner`.
+    fn intern_rules(
+        &mut self,
+        rule_set: &RuleSet,
+        interner: &mut Arc<UidInterner>,
+    ) -> (Vec<Scope>, BytecodeTable) {
+        let scopes = rule_set.scopes(interner);
+        let interned = scopes.and_then(|scopes| Ok((scopes, rule_set.conditions(interner)?)));
+        interned.unwrap_or_else(|error| {
             self.findings.add(Diagnostic::error("", error.to_string()));
             Default::default()
         })
@@ -562,7 +524,7 @@ impl Compilation<'_> {
             );
         }
         // One request may have the key that the most are filed under, and meets those that are open.
-        let (largest, open) = (index.largest_bucket(), index.open());
+        let (largest, open) = (index.largest_bucket(), index.unconstrained());
         let count = largest.len() + open.len();
         let most = self.settings.max_candidates;
         if count > most
@@ -591,81 +553,12 @@ fn count_entities(entities: &EntityStore, schema: Option<&ValidatorSchema>) -> u
         None => all,
         Some(schema) => {
             let supplied = schema.action_ids().filter(|action| {
-                let number = entities.uids.number_of_uid(action.name());
+                let number = entities.interner.find_uid(action.name());
                 number.is_some_and(|number| entities.location(number).is_some())
             });
             all - supplied.count()
         }
     }
-}
-
-/// Entities that stand in for a snapshot's stored ones: a policy test brings its own.
-#[derive(Debug)]
-pub struct StoredEntities(EntityStore);
-
-impl StoredEntities {
-    pub(super) fn store(&self) -> &EntityStore {
-        &self.0
-    }
-}
-
-/// Reads `file` as stored entities under the snapshot's schema, or says what is wrong with it.
-pub(super) fn stored_entities(
-    file: &SourceFile,
-    snapshot: &Snapshot,
-) -> Result<StoredEntities, Vec<Diagnostic>> {
-    let mut findings = Findings::default();
-    let reader = EntityReader::new(snapshot.schema.as_ref());
-    let store = stacker::grow(COMPILE_STACK_BYTES, || {
-        let draft = reader.read(file, &mut findings)?;
-        // Numbered on top of the snapshot's, so that its index means the same uids.
-        let uids = Arc::clone(&snapshot.entities.uids);
-        let read = vec![Read::Draft(Box::new(draft))];
-        let beside = (None, Workers::default());
-        let (store, _) = reader.assemble(&[file], read, uids, beside, &mut findings)?;
-        Some(store)
-    });
-    store.map(StoredEntities).ok_or(findings.0)
-}
-
-/// How many expressions stand within one another, found without recursing.
-fn depth(expr: &Expr) -> usize {
-    let mut deepest = 0;
-    let mut open = vec![(expr, 1)];
-    while let Some((expr, depth)) = open.pop() {
-        deepest = deepest.max(depth);
-        let below = depth + 1;
-        match expr.expr_kind() {
-            ExprKind::Lit(_) | ExprKind::Var(_) | ExprKind::Slot(_) | ExprKind::Unknown(_) => {}
-            ExprKind::If {
-                test_expr,
-                then_expr,
-                else_expr,
-            } => {
-                open.extend([test_expr, then_expr, else_expr].map(|expr| (expr.as_ref(), below)));
-            }
-            ExprKind::And { left, right } | ExprKind::Or { left, right } => {
-                open.extend([left, right].map(|expr| (expr.as_ref(), below)));
-            }
-            ExprKind::BinaryApp { op: _, arg1, arg2 } => {
-                open.extend([arg1, arg2].map(|expr| (expr.as_ref(), below)));
-            }
-            ExprKind::UnaryApp { op: _, arg } => open.push((arg, below)),
-            ExprKind::GetAttr { expr, attr: _ }
-            | ExprKind::HasAttr { expr, attr: _ }
-            | ExprKind::ExtHasAttr { expr, attrs: _ }
-            | ExprKind::Like { expr, pattern: _ }
-            | ExprKind::Is {
-                expr,
-                entity_type: _,
-            } => open.push((expr, below)),
-            ExprKind::ExtensionFunctionApp { fn_name: _, args } | ExprKind::Set(args) => {
-                open.extend(args.iter().map(|expr| (expr, below)));
-            }
-            ExprKind::Record(fields) => open.extend(fields.values().map(|expr| (expr, below))),
-        }
-    }
-    deepest
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub struct Explanation {
     /// The determining policies, in the order of the answer.
     pub determining: Vec<ExplainedPolicy>,
     /// For a denial that no policy determined: permits whose scope matched, sorted by id, at most
-    /// [`MOST_UNSATISFIED`] of them; none where evaluating those in full would look up more
+    /// [`MAX_UNSATISFIED`] of them; none where evaluating those in full would look up more
     /// entities than a request may.
     pub unsatisfied: Vec<UnsatisfiedPermit>,
     /// How many such permits there are in all.
@@ -37,7 +37,7 @@ pub struct Explanation {
 }
 
 /// The most permits that an explanation lists.
-pub const MOST_UNSATISFIED: usize = 20;
+pub const MAX_UNSATISFIED: usize = 20;
 
 /// A policy that settled the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What is asked: principal, action, resource, context, and the entities known to this request only.
 //!
 //! These are plain values without Cedar types. A door builds a [`Query`] from whatever its wire
-//! carries; the cache is keyed by it; only [`authorize`](crate::pdp::authorize()) turns it into
+//! carries; the cache is keyed by it; only [`authorize`](crate::pdp::evaluate::authorize()) turns it into
 //! what Cedar evaluates, and only when it must.
 
 use std::fmt;

@@ -9,8 +9,8 @@ use cedar_policy_core::ast::{self, EntityType, EntityUID, PartialValue};
 use cedar_policy_core::extensions::Extensions;
 use smol_str::SmolStr;
 
-use super::nesting::{self, Language};
 use super::query::{InvalidQuery, InvalidUid, MAX_UID_BYTES, Problem, Record, Uid, Value};
+use super::sources::scanner::{self, Language};
 
 /// The most sets and records within one another that a value may have, counting itself.
 pub const MAX_VALUE_DEPTH: usize = 32;
@@ -136,7 +136,7 @@ impl std::str::FromStr for Uid {
             text: text.to_owned(),
             reason,
         };
-        nesting::check(text, Language::Policies).map_err(|error| syntax(error.to_string()))?;
+        scanner::check(text, Language::Policies).map_err(|error| syntax(error.to_string()))?;
         let uid = EntityUID::from_str(text).map_err(|error| syntax(error.to_string()))?;
         Ok(plain_uid(&uid))
     }
@@ -230,17 +230,17 @@ static EXTENSIONS: LazyLock<Constructors> = LazyLock::new(|| Constructors {
 ///
 /// Cedar's errors quote values, and a value can be as long as a message; a thousand policies that
 /// fail on one long id must not make a thousand copies of it.
-const LONGEST_ERROR: usize = 2_000;
+const MAX_ERROR_BYTES: usize = 2_000;
 
 /// The text of `error`, cut off where it becomes too long to be carried.
 pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
     use std::fmt::Write as _;
 
-    struct Bounded(String);
+    struct Truncated(String);
 
-    impl std::fmt::Write for Bounded {
+    impl std::fmt::Write for Truncated {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            let mut room = LONGEST_ERROR.saturating_sub(self.0.len());
+            let mut room = MAX_ERROR_BYTES.saturating_sub(self.0.len());
             if text.len() <= room {
                 self.0.push_str(text);
                 return Ok(());
@@ -255,7 +255,7 @@ pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
         }
     }
 
-    let mut text = Bounded(String::new());
+    let mut text = Truncated(String::new());
     // An error says that the text was cut, which it shows itself.
     let _ = write!(text, "{error}");
     text.0

@@ -21,10 +21,11 @@ use super::status::{
 use super::suspicion::suspicions;
 use super::{Publisher, Reader, ReloadReport, Reloads, StoreSettings, Waiting, snapshots};
 use crate::pdp::Workers;
-use crate::pdp::compile::{CompileError, compile_from};
+use crate::pdp::compile::compile_from;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::snapshot::{Settings, Snapshot};
+use crate::pdp::settings::Settings;
 use crate::pdp::sources::Sources;
+use crate::pdp::{CompileError, Compiled as CompiledSnapshot};
 use crate::watch::{Ticks, Watcher};
 
 /// The longest pause between two looks at a directory that does not come to rest, unless the
@@ -68,8 +69,12 @@ pub async fn open(settings: StoreSettings) -> Result<Opened, OpenRefused> {
     open_with(settings, compile_from).await
 }
 
-type Compile =
-    fn(Option<&Snapshot>, &Sources, &Settings, &Workers) -> Result<Snapshot, CompileError>;
+type Compile = fn(
+    Option<&CompiledSnapshot>,
+    &Sources,
+    &Settings,
+    &Workers,
+) -> Result<CompiledSnapshot, CompileError>;
 
 async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, OpenRefused> {
     let (publisher, reader) = snapshots();
@@ -129,7 +134,7 @@ pub struct Reloader {
 struct InForce {
     /// The latest reading of this content.
     reading: Arc<Reading>,
-    snapshot: Arc<Snapshot>,
+    snapshot: Arc<CompiledSnapshot>,
     /// The snapshot's warnings without those about names in the directory, which may come and go
     /// while the content stays.
     warnings: Vec<Diagnostic>,
@@ -155,7 +160,7 @@ enum Loading {
 /// What compiling came to, and how long it took.
 #[derive(Debug)]
 struct Compiled {
-    snapshot: Result<Snapshot, Vec<Diagnostic>>,
+    snapshot: Result<CompiledSnapshot, Vec<Diagnostic>>,
     took: Duration,
 }
 
@@ -460,7 +465,7 @@ impl Reloader {
             let _running = running;
             let began = Instant::now();
             let sources = content.sources();
-            let workers = manners.workers().worth(sources.bytes());
+            let workers = manners.workers().scaled_to(sources.bytes());
             let (before, old) = old.unzip();
             let compiled = thread::scope(|scope| {
                 // One hash over all files in order cannot be divided, so it is begun first. The
@@ -475,7 +480,9 @@ impl Reloader {
                 compile(old.as_deref(), sources, &settings.deciding, &workers)
             });
             let suspicions = match (&old, &compiled) {
-                (Some(old), Ok(new)) if !settings.allow_empty => suspicions(old, new, sources),
+                (Some(old), Ok(new)) if !settings.allow_empty => {
+                    suspicions(&old.snapshot, &new.snapshot, sources)
+                }
                 (Some(_) | None, Ok(_) | Err(_)) => Vec::new(),
             };
             let snapshot = match compiled {
@@ -495,7 +502,8 @@ impl Reloader {
         }
     }
 
-    fn publish(&mut self, reading: Arc<Reading>, snapshot: Arc<Snapshot>, took: Duration) {
+    fn publish(&mut self, reading: Arc<Reading>, compiled: Arc<CompiledSnapshot>, took: Duration) {
+        let snapshot = &compiled.snapshot;
         let counts = snapshot.counts();
         let loaded = Loaded {
             revision: snapshot.revision().clone(),
@@ -510,7 +518,7 @@ impl Reloader {
             .collect();
         let warnings = warnings(&reading, &of_content);
         // The snapshot first: who reads a revision in the status must be able to load it.
-        self.publisher.publish(Arc::clone(&snapshot));
+        self.publisher.publish(Arc::clone(snapshot));
         self.tell(|status| {
             status.loaded = Some(loaded);
             status.refused = None;
@@ -533,7 +541,7 @@ impl Reloader {
         self.refused = None;
         let old = self.in_force.replace(InForce {
             reading,
-            snapshot,
+            snapshot: compiled,
             warnings: of_content,
         });
         // Perhaps the last handle on it; a large snapshot takes long to drop.

@@ -13,7 +13,7 @@ use cedar_pdp::pdp::answer::{Answer, Decision};
 use cedar_pdp::pdp::query::{
     Claimed, InvalidQuery, Problem, Query, Record, StoredPrincipal, Uid, Value,
 };
-use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
+use cedar_pdp::pdp::{Compiled, NoAnswer, Settings, Snapshot, Workers, compile_from};
 use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
@@ -26,6 +26,7 @@ pub(crate) struct House {
     settings: Settings,
     written: Files,
     reading: Option<Reading>,
+    compiled: Option<Compiled>,
     publisher: Publisher,
     cached: Engine,
     uncached: Engine,
@@ -40,6 +41,7 @@ impl House {
             settings,
             written: Files::new(),
             reading: None,
+            compiled: None,
             cached: engine(NonZeroU64::new(cache_bytes)),
             uncached: engine(None),
             publisher,
@@ -57,16 +59,16 @@ impl House {
             &Workers::default(),
         );
         // Made from what was in force before, as a reload does it.
-        let before = self.cached.snapshot();
         let compiled = compile_from(
-            before.as_deref(),
+            self.compiled.as_ref(),
             reading.sources(),
             &self.settings,
             &Workers::default(),
         );
         self.reading = Some(reading);
-        let snapshot = compiled.map_err(|error| format!("{:#?}", error.errors))?;
-        self.publisher.publish(Arc::new(snapshot));
+        let compiled = compiled.map_err(|error| format!("{:#?}", error.errors))?;
+        self.publisher.publish(Arc::clone(&compiled.snapshot));
+        self.compiled = Some(compiled);
         Ok(self.cached.snapshot().unwrap())
     }
 

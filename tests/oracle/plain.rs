@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use cedar_pdp::pdp::Settings;
 use cedar_pdp::pdp::query::{Query, RequestEntity};
-use cedar_pdp::pdp::snapshot::{OnPolicyError, Validation};
+use cedar_pdp::pdp::settings::{OnPolicyError, Validation};
 use cedar_policy::{
     AuthorizationError, Authorizer, Context, Decision, Effect, Entities, Entity, EntityUid, Policy,
     PolicyId, PolicySet, Request, Schema, SchemaFragment, SlotId, Template, ValidationMode,

@@ -8,7 +8,7 @@ mod reloads;
 use cedar_pdp::pdp::Settings;
 use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
-use cedar_pdp::pdp::snapshot::{OnPolicyError, Validation};
+use cedar_pdp::pdp::settings::{OnPolicyError, Validation};
 
 use crate::house::House;
 use crate::plain::{Expected, Plain};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use cedar_pdp::pdp::query::{Record, RequestEntity, Uid};
-use cedar_pdp::pdp::snapshot::Validation;
+use cedar_pdp::pdp::settings::Validation;
 use cedar_policy::{
     Policy, PolicyId, PolicySet, Schema, SchemaFragment, SlotId, Template, ValidationMode,
     Validator,

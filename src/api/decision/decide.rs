@@ -17,7 +17,7 @@ use crate::api::metrics::CallFigures;
 use crate::decision_log::Method;
 use crate::engine::query_ref::QueryRef;
 use crate::engine::{Answered, Engine, Leave, Rendered};
-use crate::pdp::{NoAnswer, Snapshot, refuse_telling_anew};
+use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
 use crate::pip::{KeyWait, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
@@ -320,7 +320,7 @@ fn check_entities(
 ) -> Result<(), Rejection> {
     if kind == IdentityKind::Anonymous && !query.entities.is_empty() && !call.names_principals()? {
         let query = query.to_query();
-        refuse_telling_anew(snapshot, &query.principal, &query.entities)?;
+        reject_redefined_principal(snapshot, &query.principal, &query.entities)?;
     }
     Ok(())
 }

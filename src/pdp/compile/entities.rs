@@ -4,8 +4,6 @@
 //! has not changed need not be read again. The hierarchy and uids that stand twice concern all
 //! files and come after.
 
-mod plain;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -16,15 +14,17 @@ use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use serde_json::value::RawValue;
 
-use super::policies::{offset_in, parse_json};
-use super::{Findings, Workers};
+use super::entity_json::{ParsedTypeNames, PlainTypes};
+use super::findings::DiagnosticSink;
+use super::json_text::{offset_in, parse_json};
 use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pdp::entities::hierarchy::{HierarchyError, MAX_ANCESTORS};
+use crate::pdp::entities::interner::UidInterner;
 use crate::pdp::entities::segment::{Draft, Segment, TooLarge};
-use crate::pdp::entities::{EntityStore, HierarchyError, Location, MAX_ANCESTORS, Twice};
+use crate::pdp::entities::store::{DuplicateUid, EntityStore, Location};
 use crate::pdp::sources::SourceFile;
-use crate::pdp::uids::Uids;
 use crate::pdp::values::with_causes;
-use plain::{PlainTypes, TypeTexts};
+use crate::pdp::workers::Workers;
 
 /// Reads entities under one schema, or none.
 pub(super) struct EntityReader<'a> {
@@ -33,11 +33,11 @@ pub(super) struct EntityReader<'a> {
 }
 
 /// An entity file that was read.
-pub(super) enum Read {
+pub(super) enum EntityFile {
     /// It has become a draft of a segment.
     Draft(Box<Draft>),
     /// It is as it was.
-    Known(Arc<Segment>),
+    Reused(Arc<Segment>),
 }
 
 impl<'a> EntityReader<'a> {
@@ -49,7 +49,7 @@ impl<'a> EntityReader<'a> {
     }
 
     /// Reads one file; `None` when the findings say why it makes no segment.
-    pub(super) fn read(&self, file: &SourceFile, findings: &mut Findings) -> Option<Draft> {
+    pub(super) fn read(&self, file: &SourceFile, findings: &mut DiagnosticSink) -> Option<Draft> {
         let text = match file.text() {
             Ok(text) => text,
             Err(error) => {
@@ -65,8 +65,8 @@ impl<'a> EntityReader<'a> {
             TCComputation::AssumeAlreadyComputed,
         );
         let mut draft = Draft::default();
-        let mut types = TypeTexts::default();
-        let mut is_good = true;
+        let mut types = ParsedTypeNames::default();
+        let mut is_valid = true;
         for raw in list {
             let origin = offset_in(&text, raw.get());
             if self
@@ -84,10 +84,10 @@ impl<'a> EntityReader<'a> {
             if let Err(message) = read {
                 let finding = Diagnostic::error(&file.path, message);
                 findings.add(finding.at(&text, origin..origin));
-                is_good = false;
+                is_valid = false;
             }
         }
-        is_good.then_some(draft)
+        is_valid.then_some(draft)
     }
 
     /// Reads one entity, and checks it against the schema unless it is an action.
@@ -129,21 +129,21 @@ impl<'a> EntityReader<'a> {
         ))
     }
 
-    /// Makes the files' segments one store, whose uids are numbered in `uids`; `None` when the
+    /// Makes the files' segments one store, whose uids are numbered in `interner`; `None` when the
     /// findings say why there is none.
     pub(super) fn assemble(
         &self,
         files: &[&SourceFile],
-        read: Vec<Read>,
-        mut uids: Arc<Uids>,
+        read: Vec<EntityFile>,
+        mut interner: Arc<UidInterner>,
         (previous, workers): (Option<&EntityStore>, Workers),
-        findings: &mut Findings,
+        findings: &mut DiagnosticSink,
     ) -> Option<(EntityStore, Vec<Arc<Segment>>)> {
         let mut segments = Vec::with_capacity(read.len());
         for (file, read) in files.iter().zip(read) {
             let segment = match read {
-                Read::Known(segment) => segment,
-                Read::Draft(draft) => match draft.finish(&mut uids) {
+                EntityFile::Reused(segment) => segment,
+                EntityFile::Draft(draft) => match draft.finish(&mut interner) {
                     Ok(segment) => Arc::new(segment),
                     Err(error) => {
                         findings.add(Diagnostic::error(&file.path, error.to_string()));
@@ -153,27 +153,28 @@ impl<'a> EntityReader<'a> {
             };
             segments.push(segment);
         }
-        let supplied = match self.supplied(&mut uids) {
-            Ok(supplied) => supplied,
+        let schema_actions = match self.schema_actions(&mut interner) {
+            Ok(schema_actions) => schema_actions,
             Err(error) => {
                 findings.add(Diagnostic::error("", error.to_string()));
                 return None;
             }
         };
-        let (mut store, twice) = EntityStore::new(uids, segments.clone(), supplied, workers.pause);
-        if !twice.is_empty() {
-            for twice in twice {
-                findings.add(self.twice(files, &store, twice));
+        let (mut store, duplicate) =
+            EntityStore::new(interner, segments.clone(), schema_actions, workers.pause);
+        if !duplicate.is_empty() {
+            for duplicate in duplicate {
+                findings.add(self.duplicate(files, &store, duplicate));
             }
             return None;
         }
         // With the same hierarchy under the same numbers it was checked before.
         let is_checked = previous.is_some_and(|previous| {
-            previous.uids.is_ancestor_of(&store.uids) && store.takes_hierarchy_of(previous)
+            previous.interner.is_ancestor_of(&store.interner) && store.reuse_hierarchy(previous)
         });
         if !is_checked {
             if let Err(error) = store.check_hierarchy() {
-                findings.add(refused_hierarchy(files, &store, &error));
+                findings.add(hierarchy_error(files, &store, &error));
                 return None;
             }
             store.close_hierarchy();
@@ -183,7 +184,7 @@ impl<'a> EntityReader<'a> {
     }
 
     /// The schema's actions.
-    fn supplied(&self, uids: &mut Arc<Uids>) -> Result<Option<Segment>, TooLarge> {
+    fn schema_actions(&self, interner: &mut Arc<UidInterner>) -> Result<Option<Segment>, TooLarge> {
         let Some(schema) = &self.schema else {
             return Ok(None);
         };
@@ -191,7 +192,7 @@ impl<'a> EntityReader<'a> {
         for action in schema.action_entities() {
             draft.add(&action, 0)?;
         }
-        draft.finish(uids).map(Some)
+        draft.finish(interner).map(Some)
     }
 
     /// Whether the actions that stand in files are as the schema says.
@@ -199,7 +200,7 @@ impl<'a> EntityReader<'a> {
         &self,
         files: &[&SourceFile],
         store: &EntityStore,
-        findings: &mut Findings,
+        findings: &mut DiagnosticSink,
     ) -> bool {
         let Some(checker) = self.checker() else {
             return true;
@@ -209,61 +210,66 @@ impl<'a> EntityReader<'a> {
         let mut seen: HashMap<EntityUID, Location> = HashMap::new();
         for (second, action) in &in_files {
             if let Some(first) = seen.insert(action.uid().clone(), *second) {
-                let twice = Twice {
+                let duplicate = DuplicateUid {
                     first,
                     second: *second,
                 };
-                findings.add(self.twice(files, store, twice));
+                findings.add(self.duplicate(files, store, duplicate));
                 return false;
             }
         }
         // Their hierarchy is closed apart from the schema's, with which it is compared.
         let mut draft = Draft::default();
-        let mut uids = Arc::default();
+        let mut interner = Arc::default();
         for (_, action) in &in_files {
             if let Err(error) = draft.add(action, 0) {
                 findings.add(Diagnostic::error("", error.to_string()));
                 return false;
             }
         }
-        let segment = match draft.finish(&mut uids) {
+        let segment = match draft.finish(&mut interner) {
             Ok(segment) => segment,
             Err(error) => {
                 findings.add(Diagnostic::error("", error.to_string()));
                 return false;
             }
         };
-        let (closed, _) = EntityStore::new(uids, vec![Arc::new(segment)], None, || {});
+        let (closed, _) = EntityStore::new(interner, vec![Arc::new(segment)], None, || {});
         if let Err(error) = closed.check_hierarchy() {
             let (HierarchyError::Cycle(uid) | HierarchyError::TooManyAncestors(uid)) = &error;
             let location = seen.get(uid).copied();
             findings.add(at(files, store, location, hierarchy_message(&error)));
             return false;
         }
-        let mut is_good = true;
+        let mut is_valid = true;
         for (location, action) in in_files {
-            let Some(number) = closed.uids.number_of_uid(action.uid()) else {
+            let Some(number) = closed.interner.find_uid(action.uid()) else {
                 continue;
             };
             let ancestors = closed.ancestors(number).into_iter();
             let ancestors = ancestors
-                .map(|ancestor| closed.uids.uid(ancestor))
+                .map(|ancestor| closed.interner.uid(ancestor))
                 .collect();
             if let Some(action) = closed.entity(number, ancestors)
                 && let Err(error) = checker.validate_action(&action)
             {
                 findings.add(at(files, store, Some(location), with_causes(&error)));
-                is_good = false;
+                is_valid = false;
             }
         }
-        is_good
+        is_valid
     }
 
-    fn twice(&self, files: &[&SourceFile], store: &EntityStore, twice: Twice) -> Diagnostic {
-        let Twice { first, second } = twice;
+    fn duplicate(
+        &self,
+        files: &[&SourceFile],
+        store: &EntityStore,
+        duplicate: DuplicateUid,
+    ) -> Diagnostic {
+        let DuplicateUid { first, second } = duplicate;
         let uid = store
             .uid_at(second)
-            .map_or_else(String::new, |uid| store.uids.uid(uid).to_string());
+            .map_or_else(String::new, |uid| store.interner.uid(uid).to_string());
         let place = files.get(first.segment as usize).map(|file| {
             let position = file
                 .text()
@@ -282,13 +288,13 @@ impl<'a> EntityReader<'a> {
 }
 
 /// A finding about the entity whose parents make a hierarchy that is refused.
-fn refused_hierarchy(
+fn hierarchy_error(
     files: &[&SourceFile],
     store: &EntityStore,
     error: &HierarchyError,
 ) -> Diagnostic {
     let (HierarchyError::Cycle(uid) | HierarchyError::TooManyAncestors(uid)) = error;
-    let number = store.uids.number_of_uid(uid);
+    let number = store.interner.find_uid(uid);
     let location = number.and_then(|number| store.location(number));
     at(files, store, location, hierarchy_message(error))
 }
@@ -325,7 +331,7 @@ fn at(
 }
 
 /// Finds what is wrong with `file` whatever the schema says.
-pub(super) fn check_syntax(file: &SourceFile, findings: &mut Findings) {
+pub(super) fn check_syntax(file: &SourceFile, findings: &mut DiagnosticSink) {
     match file.text() {
         Ok(text) => {
             let _: Option<Vec<&RawValue>> = parse_json(&file.path, &text, findings);

@@ -7,52 +7,53 @@ use cedar_policy_core::validator::ValidatorSchema;
 use cedar_policy_core::validator::types::Type;
 use miette::Diagnostic as _;
 
-use super::Findings;
+use super::findings::{DiagnosticSink, located, with_help};
+use super::json_text::json_position;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::nesting::Language;
+use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::values::with_causes;
 
 /// What the schema files came to.
-pub(super) enum Read {
+pub(super) enum SchemaFiles {
     /// There is no schema file.
     None,
     /// They make a schema.
-    Schema(Arc<Schema>),
+    Valid(Arc<Schema>),
     /// They do not; the findings say why.
-    Broken,
+    Invalid,
 }
 
 /// Reads all schema files.
-pub(super) fn read(sources: &Sources, findings: &mut Findings) -> Read {
+pub(super) fn read(sources: &Sources, findings: &mut DiagnosticSink) -> SchemaFiles {
     let files: Vec<&SourceFile> = sources
         .of_kind(FileKind::Schema)
         .chain(sources.of_kind(FileKind::SchemaJson))
         .collect();
     if files.is_empty() {
-        return Read::None;
+        return SchemaFiles::None;
     }
     let fragments: Vec<SchemaFragment> = files
         .iter()
         .filter_map(|file| fragment(file, findings))
         .collect();
     if fragments.len() < files.len() {
-        return Read::Broken;
+        return SchemaFiles::Invalid;
     }
     match Schema::from_schema_fragments(fragments) {
         Ok(schema) => match too_large(schema.as_ref()) {
-            None => Read::Schema(Arc::new(schema)),
+            None => SchemaFiles::Valid(Arc::new(schema)),
             Some(message) => {
                 findings.add(Diagnostic::error(
                     files.first().map_or("", |file| &file.path),
                     message,
                 ));
-                Read::Broken
+                SchemaFiles::Invalid
             }
         },
         Err(error) => {
             findings.add(whole(&files, &error));
-            Read::Broken
+            SchemaFiles::Invalid
         }
     }
 }
@@ -127,7 +128,7 @@ fn too_large(schema: &ValidatorSchema) -> Option<String> {
     })
 }
 
-fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment> {
+fn fragment(file: &SourceFile, findings: &mut DiagnosticSink) -> Option<SchemaFragment> {
     let language = match file.kind {
         FileKind::SchemaJson => Language::Json,
         FileKind::Policies
@@ -138,7 +139,7 @@ fn fragment(file: &SourceFile, findings: &mut Findings) -> Option<SchemaFragment
         | FileKind::Tests => Language::Schema,
     };
     let text = file.held_text()?;
-    if !findings.bounded(&file.path, text, language) {
+    if !findings.check_nesting(&file.path, text, language) {
         return None;
     }
     if language == Language::Json {
@@ -242,46 +243,4 @@ fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic
             with_help(finding, error)
         }
     }
-}
-
-/// Adds the place and the help that Cedar gives with an error.
-pub(super) fn located(
-    finding: Diagnostic,
-    error: &dyn miette::Diagnostic,
-    text: &Arc<str>,
-) -> Diagnostic {
-    let finding = with_help(finding, error);
-    match error.labels().and_then(|mut labels| labels.next()) {
-        Some(label) => finding.at(text, label.offset()..label.offset() + label.len()),
-        None => finding,
-    }
-}
-
-fn with_help(finding: Diagnostic, error: &dyn miette::Diagnostic) -> Diagnostic {
-    match error.help() {
-        Some(help) => finding.with_help(help.to_string()),
-        None => finding,
-    }
-}
-
-/// The byte at which serde_json gave up, when one of the causes is its.
-pub(super) fn json_position(
-    error: &(dyn std::error::Error + 'static),
-    text: &str,
-) -> Option<usize> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<serde_json::Error>() {
-            return json_offset(error, text);
-        }
-        cause = error.source();
-    }
-    None
-}
-
-/// The byte that serde_json's line and column mean.
-pub(super) fn json_offset(error: &serde_json::Error, text: &str) -> Option<usize> {
-    let line = error.line().checked_sub(1)?;
-    let start: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
-    Some((start + error.column().saturating_sub(1)).min(text.len()))
 }

@@ -29,10 +29,10 @@ fn good(files: &[(&str, &str)]) -> Snapshot {
 }
 
 /// A finding's file, line and column, and text.
-type Found = (String, Option<(u32, u32)>, String);
+type UidSet = (String, Option<(u32, u32)>, String);
 
 /// All errors.
-fn bad(files: &[(&str, &str)]) -> Vec<Found> {
+fn bad(files: &[(&str, &str)]) -> Vec<UidSet> {
     let error = compile_files(files, Validation::Strict).expect_err("sources that do not compile");
     error
         .errors
@@ -384,7 +384,7 @@ fn numbers_of_what_policies_alone_name_go_on() {
             format!("permit(principal, action, resource) when {{ principal in [{named}] }};\n")
         })
         .collect();
-    let compile_from = |previous: Option<&Snapshot>, entities: &str| {
+    let compile_from = |previous: Option<&Compiled>, entities: &str| {
         let files = [("p.cedar", policies.as_str()), ("entities.json", entities)];
         let files = files.map(|(path, text)| {
             let kind = FileKind::of(path).expect("a name that matches");
@@ -397,7 +397,13 @@ fn numbers_of_what_policies_alone_name_go_on() {
     let before = compile_from(None, "[]");
     let entities = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": []}]"#;
     let after = compile_from(Some(&before), entities);
-    assert!(before.entities.uids.is_ancestor_of(&after.entities.uids));
+    assert!(
+        before
+            .snapshot
+            .entities
+            .interner
+            .is_ancestor_of(&after.snapshot.entities.interner)
+    );
 }
 
 #[test]
@@ -415,7 +421,7 @@ permit(principal == User::"guest", action, resource) when { resource.open };"#;
             .collect();
         format!("[{}]", entities.join(","))
     };
-    let mut before: Option<Snapshot> = None;
+    let mut before: Option<Compiled> = None;
     let mut cleared = 0;
     for step in 0..8 {
         let passing = passing(step);
@@ -430,13 +436,14 @@ permit(principal == User::"guest", action, resource) when { resource.open };"#;
         });
         let sources = Sources::new(files.to_vec(), vec![], vec![]);
         let settings = Settings::default();
-        let snapshot =
+        let compiled =
             compile_from(before.as_ref(), &sources, &settings, &Workers::default()).unwrap();
-        let numbers = |snapshot: &Snapshot| snapshot.entities.uids.len();
+        let snapshot = Arc::clone(&compiled.snapshot);
+        let numbers = |snapshot: &Snapshot| snapshot.entities.interner.len();
         cleared += usize::from(
             before
                 .as_ref()
-                .is_some_and(|b| numbers(b) > numbers(&snapshot)),
+                .is_some_and(|b| numbers(&b.snapshot) > numbers(&snapshot)),
         );
         assert!(numbers(&snapshot) < 30_000);
         let is_allowed = |principal: &str, resource: String| {
@@ -461,7 +468,7 @@ permit(principal == User::"guest", action, resource) when { resource.open };"#;
                 "of the step before"
             );
         }
-        before = Some(snapshot);
+        before = Some(compiled);
     }
     assert!(cleared > 0, "never");
 }

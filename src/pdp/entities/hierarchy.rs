@@ -4,15 +4,77 @@
 //! parent, all of it, is kept with the parent: entities that have children are a small part of
 //! all, and mostly in a few dozen others. Where that is not so, there is the way step by step.
 
+use cedar_policy_core::ast::EntityUID;
 use smallvec::SmallVec;
 
-use crate::pdp::uids::UidNumber;
+use super::interner::UidId;
+
+/// The most ancestors that one entity may have.
+///
+/// A policy can ask whether an entity is in any of its ancestors, so each of them can cost a
+/// request a step.
+pub const MAX_ANCESTORS: usize = 1_000;
+
+/// Why a hierarchy is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::pdp) enum HierarchyError {
+    /// The entity is its own ancestor.
+    Cycle(EntityUID),
+    /// The entity has more than [`MAX_ANCESTORS`].
+    TooManyAncestors(EntityUID),
+}
+
+/// Room for so many ancestors is made at once.
+pub(in crate::pdp) const EXPECTED_ANCESTORS: usize = 64;
+
+/// Uid numbers in the order in which they were found, each once.
+#[derive(Debug, Default)]
+pub(in crate::pdp) struct UidSet {
+    pub(super) order: Vec<UidId>,
+    /// Filled once looking through the list would take longer.
+    pub(super) set: hashbrown::HashSet<UidId>,
+}
+
+impl UidSet {
+    pub(super) const FEW: usize = 32;
+
+    /// Adds `uid`; whether it is new.
+    pub(super) fn insert(&mut self, uid: UidId) -> bool {
+        if self.order.len() < Self::FEW {
+            if self.order.contains(&uid) {
+                return false;
+            }
+        } else {
+            if self.set.is_empty() {
+                self.set.extend(&self.order);
+            }
+            if !self.set.insert(uid) {
+                return false;
+            }
+        }
+        self.order.push(uid);
+        true
+    }
+
+    pub(super) fn get(&self, at: usize) -> Option<UidId> {
+        self.order.get(at).copied()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.order.clear();
+        self.set.clear();
+    }
+}
 
 /// What is above an entity is kept if it is no more than this.
-const MOST_ABOVE: usize = 64;
+const MAX_KEPT_ANCESTORS: usize = 64;
 
 /// All that is kept is no more than so many times the parents there are.
-const MOST_ABOVE_PER_PARENT: usize = 4;
+const MAX_KEPT_PER_PARENT: usize = 4;
 
 /// The direct parents of all entities, in one list, so that going up touches little memory.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +83,7 @@ pub(super) struct Hierarchy {
     starts: Vec<u32>,
     parents: Vec<Parent>,
     /// What is above parents: each time how many, and then these, sorted.
-    above: Vec<UidNumber>,
+    above: Vec<UidId>,
     /// By uid number, where what is above it stands in `above`: for parents that a request names. Each
     /// of `parents` has its own there too, so that going up from a stored entity needs no look here.
     places: Vec<u32>,
@@ -30,7 +92,7 @@ pub(super) struct Hierarchy {
 /// A direct parent, and where all that is above it stands.
 #[derive(Clone, Copy, Debug)]
 struct Parent {
-    uid: UidNumber,
+    uid: UidId,
     above: u32,
 }
 
@@ -42,13 +104,13 @@ impl Parent {
 /// A direct parent with all that is above it, sorted, where that is kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step<'a> {
-    pub(super) parent: UidNumber,
-    pub(super) above: Option<&'a [UidNumber]>,
+    pub(super) parent: UidId,
+    pub(super) above: Option<&'a [UidId]>,
 }
 
 impl Hierarchy {
     /// The hierarchy of entities that have these parents, by uid number.
-    pub(super) fn of<P: IntoIterator<Item = UidNumber>>(
+    pub(super) fn of<P: IntoIterator<Item = UidId>>(
         parents_of: impl ExactSizeIterator<Item = P>,
     ) -> Self {
         let mut starts = Vec::with_capacity(parents_of.len() + 1);
@@ -73,7 +135,7 @@ impl Hierarchy {
         }
     }
 
-    fn stored(&self, uid: UidNumber) -> &[Parent] {
+    fn stored(&self, uid: UidId) -> &[Parent] {
         let at = |index: usize| self.starts.get(index).map(|start| *start as usize);
         match (at(uid.index()), at(uid.index() + 1)) {
             (Some(start), Some(end)) => self.parents.get(start..end).unwrap_or_default(),
@@ -82,12 +144,12 @@ impl Hierarchy {
     }
 
     /// The direct parents of the entity with this uid, which may exist nowhere.
-    pub(super) fn parents(&self, uid: UidNumber) -> impl Iterator<Item = UidNumber> + '_ {
+    pub(super) fn parents(&self, uid: UidId) -> impl Iterator<Item = UidId> + '_ {
         self.stored(uid).iter().map(|parent| parent.uid)
     }
 
     /// The same, each with what is above it.
-    pub(super) fn steps(&self, uid: UidNumber) -> impl Iterator<Item = Step<'_>> {
+    pub(super) fn steps(&self, uid: UidId) -> impl Iterator<Item = Step<'_>> {
         self.stored(uid).iter().map(|Parent { uid, above }| Step {
             parent: *uid,
             above: kept(&self.above, *above),
@@ -97,12 +159,12 @@ impl Hierarchy {
     /// All that is above each of these entities, sorted: of one that is somebody's parent, where that
     /// is kept.
     ///
-    /// As with [`Uids::numbers`](crate::pdp::uids::Uids), a step is made for each before the next is
+    /// As with [`UidInterner::find_all`](crate::pdp::entities::interner::UidInterner), a step is made for each before the next is
     /// made for any.
     pub(super) fn above(
         &self,
-        uids: impl Iterator<Item = UidNumber>,
-    ) -> SmallVec<[Option<&[UidNumber]>; 16]> {
+        uids: impl Iterator<Item = UidId>,
+    ) -> SmallVec<[Option<&[UidId]>; 16]> {
         let places: SmallVec<[Option<u32>; 16]> = uids
             .map(|uid| self.places.get(uid.index()).copied())
             .collect();
@@ -111,7 +173,7 @@ impl Hierarchy {
     }
 
     /// Whether all have the same parents in `other`.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
+    pub(super) fn has_same_parents(&self, other: &Self) -> bool {
         self.starts == other.starts
             && self.parents.len() == other.parents.len()
             && self
@@ -126,14 +188,14 @@ impl Hierarchy {
         /// Nothing is known of an entity yet.
         const OPEN: u32 = u32::MAX - 1;
         let mut places: Vec<u32> = vec![OPEN; self.starts.len()];
-        let mut left = self.parents.len().saturating_mul(MOST_ABOVE_PER_PARENT);
+        let mut left = self.parents.len().saturating_mul(MAX_KEPT_PER_PARENT);
         let mut above = Vec::new();
-        let mut found: Vec<UidNumber> = Vec::new();
-        let mut path: Vec<UidNumber> = Vec::new();
+        let mut found: Vec<UidId> = Vec::new();
+        let mut path: Vec<UidId> = Vec::new();
         for Parent { uid: root, .. } in &self.parents {
             path.push(*root);
             while let Some(uid) = path.last().copied() {
-                let place = |uid: UidNumber| places.get(uid.index()).copied();
+                let place = |uid: UidId| places.get(uid.index()).copied();
                 if place(uid) != Some(OPEN) {
                     path.pop();
                     continue;
@@ -153,7 +215,7 @@ impl Hierarchy {
                 };
                 if here != Parent::UNKNOWN {
                     left -= found.len() + 1;
-                    above.push(UidNumber(u32::try_from(found.len()).unwrap_or(0)));
+                    above.push(UidId(u32::try_from(found.len()).unwrap_or(0)));
                     above.extend(&found);
                 }
                 if let Some(place) = places.get_mut(uid.index()) {
@@ -181,14 +243,14 @@ impl Hierarchy {
     pub(super) fn bytes(&self) -> usize {
         self.starts.capacity() * size_of::<u32>()
             + self.parents.capacity() * size_of::<Parent>()
-            + self.above.capacity() * size_of::<UidNumber>()
+            + self.above.capacity() * size_of::<UidId>()
             + self.places.capacity() * size_of::<u32>()
     }
 }
 
 /// What stands at `place` in `above`, if anything is kept there.
-fn kept(above: &[UidNumber], place: u32) -> Option<&[UidNumber]> {
-    let (UidNumber(count), rest) = above.get(place as usize..)?.split_first()?;
+fn kept(above: &[UidId], place: u32) -> Option<&[UidId]> {
+    let (UidId(count), rest) = above.get(place as usize..)?.split_first()?;
     rest.get(..*count as usize)
 }
 
@@ -196,12 +258,12 @@ fn kept(above: &[UidNumber], place: u32) -> Option<&[UidNumber]> {
 /// and not too much to be kept.
 fn above_all(
     parents: &[Parent],
-    above: &[UidNumber],
-    place: impl Fn(UidNumber) -> Option<u32>,
-    found: &mut Vec<UidNumber>,
+    above: &[UidId],
+    place: impl Fn(UidId) -> Option<u32>,
+    found: &mut Vec<UidId>,
 ) -> bool {
     found.clear();
-    if parents.len() > MOST_ABOVE {
+    if parents.len() > MAX_KEPT_ANCESTORS {
         return false;
     }
     for parent in parents {
@@ -213,15 +275,15 @@ fn above_all(
     }
     found.sort_unstable();
     found.dedup();
-    found.len() <= MOST_ABOVE
+    found.len() <= MAX_KEPT_ANCESTORS
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn uids(numbers: &[u32]) -> Vec<UidNumber> {
-        numbers.iter().copied().map(UidNumber).collect()
+    fn uids(numbers: &[u32]) -> Vec<UidId> {
+        numbers.iter().copied().map(UidId).collect()
     }
 
     fn closed(parents: &[&[u32]]) -> Hierarchy {
@@ -235,9 +297,9 @@ mod tests {
         // 5 is a parent that exists nowhere.
         let hierarchy = closed(&[&[1, 2], &[3], &[3, 4], &[5], &[], &[]]);
         let steps = |uid| -> Vec<_> {
-            let steps = hierarchy.steps(UidNumber(uid));
+            let steps = hierarchy.steps(UidId(uid));
             steps
-                .map(|step| (step.parent.0, step.above.map(<[UidNumber]>::to_vec)))
+                .map(|step| (step.parent.0, step.above.map(<[UidId]>::to_vec)))
                 .collect()
         };
         let above = |numbers| Some(uids(numbers));
@@ -250,7 +312,7 @@ mod tests {
         assert_eq!(steps(5), []);
         assert_eq!(steps(77), []);
         assert!(
-            hierarchy.is_like(&Hierarchy::of(
+            hierarchy.has_same_parents(&Hierarchy::of(
                 [
                     uids(&[1, 2]),
                     uids(&[3]),
@@ -267,13 +329,13 @@ mod tests {
     #[test]
     fn what_is_too_much_is_not_kept_and_nothing_that_rests_on_it() {
         // A chain downwards from 0: the entity `n` is in all before it. And many that are in 0.
-        let chain = (0..200).map(|n: u32| n.checked_sub(1).map(UidNumber));
-        let chain: Vec<Option<UidNumber>> = chain.chain([Some(UidNumber(0)); 1_000]).collect();
+        let chain = (0..200).map(|n: u32| n.checked_sub(1).map(UidId));
+        let chain: Vec<Option<UidId>> = chain.chain([Some(UidId(0)); 1_000]).collect();
         let mut hierarchy = Hierarchy::of(chain.into_iter());
         hierarchy.close();
         let above = |uid: u32| {
-            let step = hierarchy.steps(UidNumber(uid)).next().unwrap();
-            step.above.map(<[UidNumber]>::len)
+            let step = hierarchy.steps(UidId(uid)).next().unwrap();
+            step.above.map(<[UidId]>::len)
         };
         assert_eq!(above(65), Some(64));
         assert_eq!(above(66), None);
@@ -283,15 +345,15 @@ mod tests {
     #[test]
     fn all_that_is_kept_is_little_beside_the_parents() {
         // Many entities, each in the last of a chain of its own: as much above as parents.
-        let wide: Vec<Vec<UidNumber>> = (0..10_000)
+        let wide: Vec<Vec<UidId>> = (0..10_000)
             .map(|n: u32| match n % 50 {
                 0 => vec![],
-                _ => vec![UidNumber(n - 1)],
+                _ => vec![UidId(n - 1)],
             })
             .collect();
         let mut hierarchy = Hierarchy::of(wide.into_iter());
         hierarchy.close();
-        let most = hierarchy.parents.len() * MOST_ABOVE_PER_PARENT;
+        let most = hierarchy.parents.len() * MAX_KEPT_PER_PARENT;
         assert!(hierarchy.above.len() <= most, "{}", hierarchy.above.len());
         assert!(hierarchy.above.len() > most / 2);
     }

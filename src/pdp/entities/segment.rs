@@ -10,12 +10,12 @@ use std::sync::Arc;
 use cedar_policy_core::ast::{Entity, EntityUID, Literal, PartialValue, Value, ValueKind};
 use smol_str::SmolStr;
 
-use crate::pdp::uids::{TooManyUids, UidNumber, Uids};
+use super::interner::{TooManyUids, UidId, UidInterner};
 
 /// A segment being written, its uids numbered in a table of its own.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Draft {
-    uids: Uids,
+    uids: UidInterner,
     body: Body,
     name_numbers: HashMap<SmolStr, u32>,
 }
@@ -25,7 +25,7 @@ pub(in crate::pdp) struct Draft {
 pub(in crate::pdp) struct Segment {
     body: Arc<Body>,
     /// From the segment's numbers to those of the store.
-    uids: Vec<UidNumber>,
+    uids: Vec<UidId>,
 }
 
 #[derive(Debug, Default)]
@@ -77,14 +77,14 @@ impl From<TooManyUids> for TooLarge {
 
 impl Draft {
     /// The segment's own table of uids.
-    pub(in crate::pdp) fn uids(&mut self) -> &mut Uids {
+    pub(in crate::pdp) fn uids(&mut self) -> &mut UidInterner {
         &mut self.uids
     }
 
     /// Begins an entity. What follows is, in this order: its [`parent`](Self::parent)s, then its
     /// attributes and its tags, each a [`count`](Self::count) and so many pairs of
     /// [`name`](Self::name) and value.
-    pub(in crate::pdp) fn begin(&mut self, uid: UidNumber, origin: usize) -> Result<(), TooLarge> {
+    pub(in crate::pdp) fn begin(&mut self, uid: UidId, origin: usize) -> Result<(), TooLarge> {
         let offset = |at: usize| u32::try_from(at).map_err(|_| TooLarge);
         self.body.entities.push(Slot {
             uid: uid.0,
@@ -96,14 +96,14 @@ impl Draft {
     }
 
     /// Takes back the entity begun last, and what was written of it.
-    pub(in crate::pdp) fn take_back(&mut self) {
+    pub(in crate::pdp) fn discard_last(&mut self) {
         if let Some(stored) = self.body.entities.pop() {
             self.body.parents.truncate(stored.parents as usize);
             self.body.values.truncate(stored.values as usize);
         }
     }
 
-    pub(in crate::pdp) fn parent(&mut self, uid: UidNumber) {
+    pub(in crate::pdp) fn parent(&mut self, uid: UidId) {
         self.body.parents.push(uid.0);
     }
 
@@ -145,7 +145,7 @@ impl Draft {
         self.body.values.extend_from_slice(text.as_bytes());
     }
 
-    pub(in crate::pdp) fn entity(&mut self, uid: UidNumber) {
+    pub(in crate::pdp) fn entity(&mut self, uid: UidId) {
         self.body.values.push(kind::ENTITY);
         self.number(u64::from(uid.0));
     }
@@ -240,7 +240,7 @@ impl Draft {
     }
 
     /// Ends the draft: its uids get their numbers in `uids`.
-    pub(in crate::pdp) fn finish(self, uids: &mut Arc<Uids>) -> Result<Segment, TooLarge> {
+    pub(in crate::pdp) fn finish(self, uids: &mut Arc<UidInterner>) -> Result<Segment, TooLarge> {
         let Self {
             uids: own,
             mut body,
@@ -250,7 +250,7 @@ impl Draft {
         body.parents.shrink_to_fit();
         body.values.shrink_to_fit();
         body.names.shrink_to_fit();
-        let all = (0..own.len()).map(|at| UidNumber(u32::try_from(at).unwrap_or(u32::MAX)));
+        let all = (0..own.len()).map(|at| UidId(u32::try_from(at).unwrap_or(u32::MAX)));
         Ok(Segment {
             body: Arc::new(body),
             uids: renumbered(all, &own, uids)?,
@@ -260,11 +260,11 @@ impl Draft {
 
 /// The numbers in `to` of uids that have these numbers in `from`.
 fn renumbered(
-    numbers: impl Iterator<Item = UidNumber>,
-    from: &Uids,
-    to: &mut Arc<Uids>,
-) -> Result<Vec<UidNumber>, TooManyUids> {
-    numbers.map(|number| from.moved(number, to)).collect()
+    numbers: impl Iterator<Item = UidId>,
+    from: &UidInterner,
+    to: &mut Arc<UidInterner>,
+) -> Result<Vec<UidId>, TooManyUids> {
+    numbers.map(|number| from.reinterned(number, to)).collect()
 }
 
 impl Segment {
@@ -279,7 +279,7 @@ impl Segment {
     }
 
     /// How many uids it names.
-    pub(in crate::pdp) fn named(&self) -> usize {
+    pub(in crate::pdp) fn uid_count(&self) -> usize {
         self.uids.len()
     }
 
@@ -299,11 +299,15 @@ impl Segment {
             + names.capacity() * size_of::<SmolStr>()
             // The value itself stands behind a pointer; measured, rounded up.
             + others.capacity() * (size_of::<Value>() + 256)
-            + self.uids.capacity() * size_of::<UidNumber>()
+            + self.uids.capacity() * size_of::<UidId>()
     }
 
     /// The same segment for another table of uids.
-    pub(in crate::pdp) fn moved(&self, from: &Uids, to: &mut Arc<Uids>) -> Result<Self, TooLarge> {
+    pub(in crate::pdp) fn reinterned(
+        &self,
+        from: &UidInterner,
+        to: &mut Arc<UidInterner>,
+    ) -> Result<Self, TooLarge> {
         Ok(Self {
             body: Arc::clone(&self.body),
             uids: renumbered(self.uids.iter().copied(), from, to)?,
@@ -311,7 +315,7 @@ impl Segment {
     }
 
     /// The uid of the entity in `slot`.
-    pub(in crate::pdp) fn uid(&self, slot: usize) -> Option<UidNumber> {
+    pub(in crate::pdp) fn uid(&self, slot: usize) -> Option<UidId> {
         self.global(self.body.entities.get(slot)?.uid)
     }
 
@@ -324,7 +328,7 @@ impl Segment {
     }
 
     /// The direct parents of the entity in `slot`.
-    pub(in crate::pdp) fn parents(&self, slot: usize) -> impl Iterator<Item = UidNumber> + '_ {
+    pub(in crate::pdp) fn parents(&self, slot: usize) -> impl Iterator<Item = UidId> + '_ {
         let entities = &self.body.entities;
         let start = entities
             .get(slot)
@@ -340,7 +344,7 @@ impl Segment {
     pub(in crate::pdp) fn entity(
         &self,
         slot: usize,
-        uids: &Uids,
+        uids: &UidInterner,
         ancestors: HashSet<EntityUID>,
     ) -> Option<Entity> {
         let stored = self.body.entities.get(slot)?;
@@ -373,7 +377,7 @@ impl Segment {
         })
     }
 
-    fn global(&self, number: u32) -> Option<UidNumber> {
+    fn global(&self, number: u32) -> Option<UidId> {
         self.uids.get(number as usize).copied()
     }
 }
@@ -384,7 +388,7 @@ pub(in crate::pdp) enum Stored<'a> {
     Bool(bool),
     Long(i64),
     Text(&'a str),
-    Uid(UidNumber),
+    Uid(UidId),
     Set(StoredSet<'a>),
     Record(StoredRecord<'a>),
     /// A value of an extension type.
@@ -487,14 +491,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn fields(&mut self, uids: &Uids) -> Vec<(SmolStr, PartialValue)> {
+    fn fields(&mut self, uids: &UidInterner) -> Vec<(SmolStr, PartialValue)> {
         (0..self.number())
             .map(|_| (self.name().clone(), PartialValue::Value(self.value(uids))))
             .collect()
     }
 
     /// The next value as Cedar holds it.
-    fn value(&mut self, uids: &Uids) -> Value {
+    fn value(&mut self, uids: &UidInterner) -> Value {
         let here = *self;
         match self.next() {
             Stored::Bool(value) => Value::from(value),
@@ -584,7 +588,7 @@ mod tests {
         draft.add(&entity, 17).unwrap();
         draft.add(&Entity::with_uid(uid("after")), 90).unwrap();
 
-        let mut uids = Arc::new(Uids::default());
+        let mut uids = Arc::new(UidInterner::default());
         Arc::make_mut(&mut uids)
             .add_uid(&uid("something else"))
             .unwrap();
@@ -597,10 +601,18 @@ mod tests {
         assert!(back.deep_eq(&entity), "{back:?}");
 
         // In another table it has other numbers and says the same.
-        let mut other = Arc::new(Uids::default());
-        let moved = segment.moved(&uids, &mut other).unwrap();
-        let ancestors = moved.parents(1).map(|parent| other.uid(parent)).collect();
-        assert!(moved.entity(1, &other, ancestors).unwrap().deep_eq(&entity));
+        let mut other = Arc::new(UidInterner::default());
+        let reinterned = segment.reinterned(&uids, &mut other).unwrap();
+        let ancestors = reinterned
+            .parents(1)
+            .map(|parent| other.uid(parent))
+            .collect();
+        assert!(
+            reinterned
+                .entity(1, &other, ancestors)
+                .unwrap()
+                .deep_eq(&entity)
+        );
     }
 
     #[test]
@@ -611,7 +623,7 @@ mod tests {
         draft.parent(node);
         draft.count(1);
         draft.name("x");
-        draft.take_back();
+        draft.discard_last();
         draft.add(&Entity::with_uid(uid("stays")), 5).unwrap();
         let mut uids = Arc::default();
         let segment = draft.finish(&mut uids).unwrap();

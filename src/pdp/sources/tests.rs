@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 
 fn sources(files: &[(&str, &str)]) -> Sources {

@@ -645,11 +645,11 @@ async fn a_store_may_start_unready_and_wait_for_a_good_directory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_while_compiling_is_a_refusal_and_not_the_end() {
     fn fragile(
-        previous: Option<&Snapshot>,
+        previous: Option<&CompiledSnapshot>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<Snapshot, CompileError> {
+    ) -> Result<CompiledSnapshot, CompileError> {
         let is_bomb = sources
             .files()
             .iter()
@@ -699,11 +699,11 @@ fn one_policy_and_entities() -> Desk {
 async fn content_that_changes_while_it_is_loaded_is_looked_at_again_and_not_refused() {
     static MEDDLING: Mutex<Option<Meddling>> = Mutex::new(None);
     fn meddled(
-        previous: Option<&Snapshot>,
+        previous: Option<&CompiledSnapshot>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<Snapshot, CompileError> {
+    ) -> Result<CompiledSnapshot, CompileError> {
         MEDDLING.lock().unwrap().as_mut().unwrap().meddle();
         compile_from(previous, sources, settings, workers)
     }
@@ -720,11 +720,11 @@ async fn content_that_changes_while_it_is_loaded_is_looked_at_again_and_not_refu
 async fn content_that_changes_whenever_it_is_loaded_is_held_back() {
     static MEDDLING: Mutex<Option<Meddling>> = Mutex::new(None);
     fn meddled(
-        previous: Option<&Snapshot>,
+        previous: Option<&CompiledSnapshot>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<Snapshot, CompileError> {
+    ) -> Result<CompiledSnapshot, CompileError> {
         MEDDLING.lock().unwrap().as_mut().unwrap().meddle();
         compile_from(previous, sources, settings, workers)
     }
@@ -746,11 +746,11 @@ async fn a_directory_changed_to_and_fro_is_compiled_by_few_threads_at_once() {
     static RUNNING: AtomicU64 = AtomicU64::new(0);
     static MOST: AtomicU64 = AtomicU64::new(0);
     fn slow(
-        previous: Option<&Snapshot>,
+        previous: Option<&CompiledSnapshot>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<Snapshot, CompileError> {
+    ) -> Result<CompiledSnapshot, CompileError> {
         let running = RUNNING.fetch_add(1, Ordering::Relaxed) + 1;
         MOST.fetch_max(running, Ordering::Relaxed);
         if previous.is_some() {
@@ -773,12 +773,12 @@ async fn a_directory_changed_to_and_fro_is_compiled_by_few_threads_at_once() {
 async fn what_was_in_force_is_handed_to_the_compiler_and_nothing_at_the_start() {
     static PREVIOUS: Mutex<Vec<Option<Revision>>> = Mutex::new(Vec::new());
     fn noted(
-        previous: Option<&Snapshot>,
+        previous: Option<&CompiledSnapshot>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<Snapshot, CompileError> {
-        let revision = previous.map(|snapshot| snapshot.revision().clone());
+    ) -> Result<CompiledSnapshot, CompileError> {
+        let revision = previous.map(|previous| previous.snapshot.revision().clone());
         PREVIOUS.lock().unwrap().push(revision);
         compile_from(previous, sources, settings, workers)
     }

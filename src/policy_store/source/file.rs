@@ -64,9 +64,9 @@ pub(super) fn read_all(
     workers: &Workers,
 ) -> Vec<Outcome> {
     let bytes = files.iter().map(|file| file.print.size).sum::<u64>();
-    let workers = workers.one_for_each(WORTH_A_THREAD, bytes);
+    let workers = workers.one_per(WORTH_A_THREAD, bytes);
     let read = |buffer: &mut Vec<u8>, file: &Unread| file.read(most, previous, buffer);
-    workers.share(files, STACK_BYTES, Vec::new, read)
+    workers.map_with(files, STACK_BYTES, Vec::new, read)
 }
 
 /// As many threads as the machine runs at once.

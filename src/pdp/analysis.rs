@@ -1,0 +1,3 @@
+//! Reports about a snapshot for policy authors.
+
+pub mod advice;

@@ -1,0 +1,84 @@
+//! Reads numbers and pieces off bytes that this process has written itself.
+//!
+//! INVARIANT: who reads knows what was written, so every read finds what it expects. What stands
+//! for "not found" is never met, and is harmless: a zero, or nothing.
+
+/// Bytes of which the front is read next.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::pdp) struct ByteCursor<'a>(pub(in crate::pdp) &'a [u8]);
+
+impl<'a> ByteCursor<'a> {
+    pub(in crate::pdp) fn u8(&mut self) -> u8 {
+        let [byte] = self.array();
+        byte
+    }
+
+    pub(in crate::pdp) fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    pub(in crate::pdp) fn i64(&mut self) -> i64 {
+        i64::from_le_bytes(self.array())
+    }
+
+    /// A piece behind its length.
+    pub(in crate::pdp) fn piece(&mut self) -> Self {
+        let length = self.u32() as usize;
+        let (piece, rest) = self.0.split_at_checked(length).unwrap_or_default();
+        self.0 = rest;
+        Self(piece)
+    }
+
+    /// All that is left, as text.
+    pub(in crate::pdp) fn text(self) -> &'a str {
+        std::str::from_utf8(self.0).unwrap_or_default()
+    }
+
+    pub(in crate::pdp) fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        match self.0.split_first_chunk() {
+            Some((array, rest)) => {
+                self.0 = rest;
+                *array
+            }
+            None => [0; N],
+        }
+    }
+}
+
+/// Writes what `write` adds to `to` as a piece behind its length.
+pub(in crate::pdp) fn piece(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let begin = to.len();
+    to.extend([0; size_of::<u32>()]);
+    write(to);
+    // INVARIANT: pieces are parts of a policy, and far shorter than 4 GiB.
+    let length = u32::try_from(to.len() - begin - size_of::<u32>()).unwrap_or(u32::MAX);
+    if let Some(room) = to
+        .get_mut(begin..)
+        .and_then(|piece| piece.first_chunk_mut())
+    {
+        *room = length.to_le_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut written = vec![7];
+        piece(&mut written, |to| to.extend("größe".as_bytes()));
+        written.extend((-3_i64).to_le_bytes());
+        let mut bytes = ByteCursor(&written);
+        assert_eq!(bytes.u8(), 7);
+        assert_eq!(bytes.piece().text(), "größe");
+        assert_eq!(bytes.i64(), -3);
+        assert!(bytes.is_empty());
+        // Beyond the end there is nothing.
+        assert_eq!((bytes.u32(), bytes.piece().text()), (0, ""));
+    }
+}

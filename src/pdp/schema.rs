@@ -1,0 +1,3 @@
+//! Schema checks of requests and entities that need no call to Cedar.
+
+pub(in crate::pdp) mod conformance;
