@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
-use cedar_pdp::followed::FollowSettings;
+use cedar_pdp::watch::files::FollowSettings;
 use cedar_pdp::pip::{self, Moment, Patience, TokenSettings, Tokens, Verdict};
 use cedar_pdp::watch::Mode;
 use jsonwebtoken::Algorithm;

@@ -64,11 +64,11 @@ pub use tls::{ClientCertificates, Tls, TlsError, TlsFigures, TlsSettings};
 
 use crate::config::listen::Listen;
 use crate::engine::Engine;
-use crate::followed::FollowSettings;
 use crate::pip::Tokens;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::{CallSpan, Traces};
+use crate::watch::files::FollowSettings;
 use admission::Admission;
 use answer::AnswerBody;
 use authorization::Authorization;

@@ -24,7 +24,6 @@ use crate::decision_log::{self, DecisionLog, Lines};
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
 use crate::engine::figures::DecisionFigures;
-use crate::followed::FollowSettings;
 use crate::pip::{self, TokenSettings};
 use crate::policy_store::{
     self, OpenRefused, Opened, Reader, Reloader, SourceLimits, StatusReader, StoreSettings,
@@ -37,6 +36,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::traces::export::{self, Export};
 use crate::telemetry::traces::{SpanFigures, Traces};
 use crate::watch;
+use crate::watch::files::FollowSettings;
 
 /// How long the decision log may take to write what waits, however long the calls took to end.
 const LEAST_FOR_DECISION_LOG: Duration = Duration::from_secs(2);

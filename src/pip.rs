@@ -39,7 +39,7 @@ pub use refusal::{Reason, Refusal};
 pub use revocations::RevocationsError;
 pub use verify::{Identified, Patience, Tokens, Verdict};
 
-use crate::followed::{self, FollowSettings, ReadError, Reading};
+use crate::watch::files::{self, FollowSettings, ReadError, Reading};
 use figures::{Counters, KeyCounters};
 use issuers::{IssuerRules, KeySource};
 use keys::KeySet;
@@ -139,7 +139,7 @@ impl Upkeep {
             move |reading: &mut Reading| reading.read_up_to(&file, MAX_FILE_BYTES)
         };
         let (changed, changes) = watch::channel(None);
-        let following = followed::follow(self.following, reading.trace(), load, move |read| {
+        let following = files::follow(self.following, reading.trace(), load, move |read| {
             changed.send_replace(Some(Arc::new(read)));
         });
         let taking = take_changes(changes, move |read: &Result<Vec<u8>, ReadError>| {

@@ -1,14 +1,14 @@
 //! Where policies come from, and which snapshot of them is in force.
 //!
-//! `source` reads the directory, `reload` decides when what was read replaces the snapshot in
-//! force, `status` is what it tells about that; `aside` runs the long work of both. Nothing here
+//! `directory` reads the directory, `reload` decides when what was read replaces the snapshot in
+//! force, `status` is what it tells about that; `background` runs the long work of both. Nothing here
 //! evaluates a policy, and nothing here answers a caller.
 
-mod aside;
+mod background;
+pub mod directory;
 pub mod reload;
-pub mod source;
+mod shrink_guard;
 pub mod status;
-mod suspicion;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +17,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::pdp::snapshot::{Settings, Snapshot};
+pub use background::cores;
+pub use directory::SourceLimits;
 pub use reload::{OpenRefused, Opened, Reloader, open};
-pub use source::SourceLimits;
 pub use status::{
     Loaded, RefusedReload, ReloadCounts, ReloadOutcome, StatusReader, StoreClosed, StoreStatus,
 };

@@ -3,6 +3,8 @@
 //! A tick is a hint, never a fact: who hears one looks for itself. Nothing here reads a file, and
 //! nothing here knows what a policy is. The only module that names notify.
 
+pub mod files;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -15,7 +15,7 @@ use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid};
 use cedar_pdp::pdp::snapshot::{Settings, Snapshot, Validation};
 use cedar_pdp::pdp::{NoAnswer, Workers, authorize, compile};
-use cedar_pdp::policy_store::source::{SourceLimits, read};
+use cedar_pdp::policy_store::directory::{SourceLimits, read};
 
 const OFF: Settings = Settings {
     validation: Validation::Off,

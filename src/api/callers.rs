@@ -21,7 +21,7 @@ use list::{KeyDigest, List};
 
 use super::clock::unix_seconds;
 use super::status::Rejection;
-use crate::followed::{self, FollowSettings, Reading, Trace};
+use crate::watch::files::{self, FollowSettings, Reading, Trace};
 
 /// A program that calls, and what it may.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,7 +239,7 @@ impl Callers {
         };
         let file = listed.file.clone();
         let load = move |reading: &mut Reading| list::read(&file, reading);
-        followed::follow(how, first, load, |list| listed.take(list)).await;
+        files::follow(how, first, load, |list| listed.take(list)).await;
     }
 
     /// How it stands; `None` where there is no list.

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::clock::unix_seconds;
-use crate::followed::{self, FollowSettings, ReadError, Reading, Trace};
+use crate::watch::files::{self, FollowSettings, ReadError, Reading, Trace};
 
 /// Where what TLS is spoken with stands, all of it PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,7 +237,7 @@ impl Tls {
     pub(super) async fn follow(self: Arc<Self>, how: FollowSettings, first: Trace) {
         let settings = self.settings.clone();
         let load = move |reading: &mut Reading| read(&settings, reading);
-        let following = followed::follow(how, first, load, |texts| self.take(texts));
+        let following = files::follow(how, first, load, |texts| self.take(texts));
         let waiting = async {
             loop {
                 tokio::time::sleep(LOOK_AGAIN).await;

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Snapshot, Workers, compile_from};
-use crate::policy_store::{SourceLimits, source};
+use crate::policy_store::{SourceLimits, cores, directory};
 
 /// How often to look at a directory that changes while it is looked at.
 const LOOKS: usize = 5;
@@ -36,11 +36,11 @@ pub(super) fn load(config: &Config) -> anyhow::Result<Directory> {
         )
     })?;
     let workers = Workers {
-        threads: source::cores(),
+        threads: cores(),
         ..Workers::default()
     };
     for _ in 0..LOOKS {
-        let reading = source::read(&config.policies, &limits, None, &workers);
+        let reading = directory::read(&config.policies, &limits, None, &workers);
         let compiled = compile_from(None, reading.sources(), &config.pdp, &workers);
         if !reading.is_torn() {
             let sources = reading.into_sources();

@@ -13,12 +13,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::aside::{Aside, Manners, aside};
-use super::source::{self, Reading};
+use super::background::{Aside, Manners, aside};
+use super::directory::{self, Reading};
+use super::shrink_guard::suspicions;
 use super::status::{
     FINDINGS_TOLD, Loaded, RefusedReload, ReloadOutcome, StatusReader, StoreStatus,
 };
-use super::suspicion::suspicions;
 use super::{Publisher, Reader, ReloadReport, Reloads, StoreSettings, Waiting, snapshots};
 use crate::pdp::Workers;
 use crate::pdp::compile::{CompileError, compile_from};
@@ -276,7 +276,7 @@ impl Reloader {
         let done = aside(manners, move || {
             let workers = manners.workers();
             let (directory, limits) = (&settings.directory, &settings.limits);
-            let reading = source::read(directory, limits, previous.as_deref(), &workers);
+            let reading = directory::read(directory, limits, previous.as_deref(), &workers);
             let watcher = watcher.map(|mut watcher| {
                 watcher.set(reading.places());
                 watcher

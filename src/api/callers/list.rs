@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 
 use super::{Caller, IdentityKind, Peer, Right, subject};
-use crate::followed::{ReadError, ReadProblem, Reading};
+use crate::watch::files::{ReadError, ReadProblem, Reading};
 
 /// The most callers in a list. Their names are labels of metrics, and each key is compared.
 const MOST_CALLERS: usize = 1_000;

@@ -20,8 +20,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::followed::{ReadError, Reading};
 use crate::pip::issuers::UrlSource;
+use crate::watch::files::{ReadError, Reading};
 
 /// The longest JWKS that is taken, in bytes.
 const MAX_BYTES: usize = 1 << 20;

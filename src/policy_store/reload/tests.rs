@@ -10,7 +10,7 @@ use std::thread;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::super::source::SourceLimits;
+use super::super::directory::SourceLimits;
 use super::super::{ReloadsClosed, StatusReader};
 use super::*;
 use crate::pdp::id::Revision;
@@ -58,7 +58,7 @@ impl Desk {
 
     fn revision(&self) -> Revision {
         let (limits, workers) = (SourceLimits::default(), Workers::default());
-        let reading = source::read(&self.directory, &limits, None, &workers);
+        let reading = directory::read(&self.directory, &limits, None, &workers);
         reading.revision().unwrap()
     }
 

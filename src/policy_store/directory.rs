@@ -17,7 +17,6 @@ use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::id::Revision;
 use crate::pdp::sources::{SourceFile, Sources, TextChanged};
 use crate::watch::Places;
-pub use file::cores;
 
 /// How much is read before a directory counts as a mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,13 +5,13 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::source;
 use crate::pdp::Workers;
 
 /// How nice a thread is that gives way. Not the most there is: on a machine that is busy
@@ -28,11 +28,17 @@ pub(super) enum Manners {
     GiveWay,
 }
 
+/// As many threads as the machine runs at once.
+#[must_use]
+pub fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
 impl Manners {
     /// The threads that work of this kind may use besides its own.
     pub(super) fn workers(self) -> Workers {
         Workers {
-            threads: source::cores(),
+            threads: cores(),
             begin: self.begin(),
             pause: self.pause(),
         }

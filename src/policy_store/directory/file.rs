@@ -5,15 +5,13 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str;
 use std::sync::Arc;
-use std::thread;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::super::aside::pause;
+use super::super::background::pause;
 use super::{Fingerprint, Reading};
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
@@ -67,12 +65,6 @@ pub(super) fn read_all(
     let workers = workers.one_for_each(WORTH_A_THREAD, bytes);
     let read = |buffer: &mut Vec<u8>, file: &Unread| file.read(most, previous, buffer);
     workers.share(files, STACK_BYTES, Vec::new, read)
-}
-
-/// As many threads as the machine runs at once.
-#[must_use]
-pub fn cores() -> NonZeroUsize {
-    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 impl Unread {
