@@ -65,10 +65,10 @@ pub use tls::{ClientCertificates, Tls, TlsError, TlsFigures, TlsSettings};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
 use crate::pip::Tokens;
-use crate::policy_store::{Reloads, StatusReader};
+use crate::policy_store::{ReloadHandle, StatusReader};
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::{CallSpan, Traces};
-use crate::watch::files::FollowSettings;
+use crate::watch::WatchSettings;
 use admission::Admission;
 use answer::AnswerBody;
 use authorization::Authorization;
@@ -95,7 +95,7 @@ pub struct ApiSettings {
     /// The mode of Unix sockets' files.
     pub unix_socket_mode: u32,
     /// How the files that doors are set by are followed.
-    pub follow: FollowSettings,
+    pub follow: WatchSettings,
     /// What a call to `AuthorizationService` may hold.
     pub authorization: AuthorizationRules,
     /// What a connection may do.
@@ -128,7 +128,7 @@ pub struct House {
     /// Tells what is in force.
     pub status: StatusReader,
     /// Rereads on demand.
-    pub reloads: Reloads,
+    pub reloads: ReloadHandle,
     /// Whether calls are welcome, and whether the end has begun.
     pub readiness: ReadinessReader,
     /// Where calls are counted, if they are.

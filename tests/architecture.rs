@@ -52,7 +52,7 @@ const FLOORS: &[Floor] = &[
     (
         "src/policy_store",
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
-        // Ticks come from `watch`, which stands beside both lanes.
+        // Change reports come from `watch`, which stands beside both lanes.
         &["crate::policy_store", "crate::pdp", "crate::watch"],
     ),
     (
@@ -110,14 +110,14 @@ const FLOORS: &[Floor] = &[
             "crate::watch",
             // `PolicyStoreService` is a door to the store: its status, and reloads on demand.
             "crate::policy_store::StatusReader",
-            "crate::policy_store::Reloads",
+            "crate::policy_store::ReloadHandle",
             "crate::policy_store::ReloadOutcome",
             "crate::policy_store::ReloadCounts",
             "crate::policy_store::StoreStatus",
             "crate::policy_store::status",
             // What it has done stands on the operators' page of it.
-            "crate::policy_store::Loaded",
-            "crate::policy_store::RefusedReload",
+            "crate::policy_store::LoadedSnapshot",
+            "crate::policy_store::RejectedReload",
             "crate::figures",
             // The operators' door is where the log's filter is changed.
             "crate::telemetry::log::LogFilter",
@@ -174,7 +174,7 @@ const FLOORS: &[Floor] = &[
             // `serve` runs the house, and has it reread at SIGHUP.
             "crate::app",
             "crate::telemetry",
-            "crate::policy_store::Reloads",
+            "crate::policy_store::ReloadHandle",
             // `authorize --connect` and `healthcheck` are callers.
             "crate::api::client",
         ],

@@ -87,7 +87,7 @@ fn load(directory: &Path) -> anyhow::Result<Snapshot> {
         threads: std::thread::available_parallelism()?,
         ..Workers::default()
     };
-    let reading = directory::read(directory, &SourceLimits::default(), None, &workers);
+    let reading = directory::scan(directory, &SourceLimits::default(), None, &workers);
     Ok(compile_from(
         None,
         reading.sources(),

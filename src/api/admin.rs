@@ -332,7 +332,7 @@ impl Desk {
     }
 
     fn readiness(&self) -> Page {
-        let reasons = self.office.readiness.unready();
+        let reasons = self.office.readiness.reasons();
         if reasons.is_empty() {
             return text(StatusCode::OK, "ready\n");
         }

@@ -21,7 +21,8 @@ use list::{KeyDigest, List};
 
 use super::clock::unix_seconds;
 use super::status::Rejection;
-use crate::watch::files::{self, FollowSettings, Reading, Trace};
+use crate::watch::WatchSettings;
+use crate::watch::files::{FileReader, Fingerprint, reload_on_change};
 
 /// A program that calls, and what it may.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,8 +217,8 @@ impl Callers {
     /// # Errors
     ///
     /// [`CallersError`].
-    pub(super) fn open(file: &Path) -> Result<(Self, Trace), CallersError> {
-        let mut reading = Reading::default();
+    pub(super) fn open(file: &Path) -> Result<(Self, Fingerprint), CallersError> {
+        let mut reading = FileReader::default();
         let list = list::read(file, &mut reading)?;
         let figures = CallersFigures {
             callers: list.len(),
@@ -229,17 +230,17 @@ impl Callers {
             in_force: RwLock::new((Arc::new(list), figures)),
             version: AtomicU64::new(0),
         };
-        Ok((Self::Listed(listed), reading.trace()))
+        Ok((Self::Listed(listed), reading.fingerprint()))
     }
 
     /// Takes what is written to the files from here on, when it is good. Never returns.
-    pub(super) async fn follow(self: Arc<Self>, how: FollowSettings, first: Trace) {
+    pub(super) async fn follow(self: Arc<Self>, how: WatchSettings, first: Fingerprint) {
         let Self::Listed(listed) = &*self else {
             return;
         };
         let file = listed.file.clone();
-        let load = move |reading: &mut Reading| list::read(&file, reading);
-        files::follow(how, first, load, |list| listed.take(list)).await;
+        let load = move |reading: &mut FileReader| list::read(&file, reading);
+        reload_on_change(how, first, load, |list| listed.take(list)).await;
     }
 
     /// How it stands; `None` where there is no list.

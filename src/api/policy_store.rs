@@ -15,7 +15,7 @@ use super::pb::policy_store_service_server::PolicyStoreService;
 use super::status::Rejection;
 use super::{pb, to_proto};
 use crate::engine::Engine;
-use crate::policy_store::{ReloadOutcome, Reloads, StatusReader, StoreStatus};
+use crate::policy_store::{ReloadHandle, ReloadOutcome, StatusReader, StoreStatus};
 use crate::readiness::ReadinessReader;
 
 /// Policies on a page when the caller names no size, and the most on any page.
@@ -27,7 +27,7 @@ const LARGEST_PAGE: usize = 1_000;
 pub(super) struct PolicyStore {
     engine: Arc<Engine<EncodedAnswer>>,
     status: StatusReader,
-    reloads: Reloads,
+    reloads: ReloadHandle,
     draining: ReadinessReader,
     figures: Option<Arc<CallFigures>>,
 }
@@ -38,7 +38,7 @@ impl PolicyStore {
     pub(super) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         status: StatusReader,
-        reloads: Reloads,
+        reloads: ReloadHandle,
         draining: ReadinessReader,
         figures: Option<Arc<CallFigures>>,
     ) -> Self {
@@ -164,7 +164,7 @@ impl PolicyStoreService for PolicyStore {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
                 ReloadOutcome::Unchanged => pb::ReloadOutcome::Unchanged,
-                ReloadOutcome::Refused => pb::ReloadOutcome::Refused,
+                ReloadOutcome::Rejected => pb::ReloadOutcome::Refused,
             }
             .into(),
             status: Some(told(&report.status, &call)),
@@ -259,12 +259,12 @@ mod tests {
     use super::super::callers::{Callers, Identification, Peer};
     use super::*;
     use crate::pdp::diagnostic::{Diagnostic, Severity};
-    use crate::policy_store::RefusedReload;
+    use crate::policy_store::RejectedReload;
 
     #[test]
     fn who_may_not_read_the_store_is_not_told_what_a_file_holds() {
         let status = StoreStatus {
-            refused: Some(RefusedReload {
+            rejected: Some(RejectedReload {
                 at: SystemTime::now(),
                 diagnostics: vec![Diagnostic {
                     file: "users.json".to_owned(),

@@ -40,9 +40,9 @@ pub(super) fn load(config: &Config) -> anyhow::Result<Directory> {
         ..Workers::default()
     };
     for _ in 0..LOOKS {
-        let reading = directory::read(&config.policies, &limits, None, &workers);
+        let reading = directory::scan(&config.policies, &limits, None, &workers);
         let compiled = compile_from(None, reading.sources(), &config.pdp, &workers);
-        if !reading.is_torn() {
+        if !reading.is_inconsistent() {
             let sources = reading.into_sources();
             return Ok(Directory { sources, compiled });
         }

@@ -1,7 +1,7 @@
-//! Runs long work beside the service, on threads that give way to those that serve.
+//! Runs long jobs on threads that yield to the threads that serve callers.
 //!
-//! Not on the runtime's blocking threads: a thread that gave way may not take it back, and the
-//! runtime would lend it to others.
+//! Not on the runtime's blocking threads: a thread that has lowered its priority may not raise it
+//! again, and the runtime would reuse it for other work.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -14,102 +14,115 @@ use tokio::sync::oneshot;
 
 use crate::pdp::Workers;
 
-/// How nice a thread is that gives way. Not the most there is: on a machine that is busy
-/// throughout, a change of the policies should still come into force within moments.
+/// The niceness of background threads. Not the highest: even on a busy machine, a policy change
+/// should be loaded within moments.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
-/// Whether there is somebody to give way to.
+/// Time for which a background thread yields at each [`pause`]. A large directory takes less where
+/// a core is free. On a busy machine yielding would leave it hardly any time, so after that its
+/// niceness alone decides.
+const YIELD_FOR: Duration = Duration::from_millis(500);
+
+/// The priority of a job, relative to the threads that serve callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manners {
-    /// Nothing is served yet, and everybody waits for this.
-    Hurry,
-    /// Callers are served meanwhile.
-    GiveWay,
+pub(super) enum Priority {
+    /// Nothing is served before this job is done.
+    Foreground,
+    /// Callers are served meanwhile, so the job yields to them.
+    Background,
 }
 
-/// As many threads as the machine runs at once.
+impl Priority {
+    /// Returns the threads that a job of this priority may use beside its own.
+    pub(super) fn workers(self) -> Workers {
+        Workers {
+            threads: cores(),
+            begin: match self {
+                Self::Foreground => || {},
+                Self::Background => lower_priority,
+            },
+            pause,
+        }
+    }
+}
+
+/// Returns the number of threads that the machine runs at once.
 #[must_use]
 pub fn cores() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-impl Manners {
-    /// The threads that work of this kind may use besides its own.
-    pub(super) fn workers(self) -> Workers {
-        Workers {
-            threads: cores(),
-            begin: self.begin(),
-            pause: self.pause(),
-        }
-    }
-
-    fn begin(self) -> fn() {
-        match self {
-            Self::Hurry => || {},
-            Self::GiveWay => give_way,
-        }
-    }
-
-    /// Of [`Workers::pause`].
-    fn pause(self) -> fn() {
-        match self {
-            Self::Hurry => || {},
-            Self::GiveWay => pause,
-        }
-    }
-}
-
-/// For so long a thread that gives way does so at once when another has work: longer than a large
-/// directory takes where there is a core to spare. On a machine that is busy throughout it would
-/// hardly get on, so after that its priority alone says how much it gets.
-const PAUSES_FOR: Duration = Duration::from_millis(500);
-
 thread_local! {
-    /// Until when this thread pauses.
-    static PAUSES_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// The end of this thread's yielding; `None` on threads that do not yield.
+    static YIELD_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Lets another thread run, if one waits for this core.
+/// Lets another thread run first, if this is a background thread and another waits for its core.
 ///
-/// The priority alone does not do it: a scheduler that lets every thread end its slice, as that of
-/// Linux does since 6.6, has a thread that serves wait for a millisecond and more.
+/// Niceness alone is not enough: a scheduler that lets each thread finish its slice (Linux since
+/// 6.6) makes a serving thread wait for a millisecond and more.
 pub(super) fn pause() {
-    if PAUSES_UNTIL.get().is_some_and(|end| Instant::now() < end) {
+    if YIELD_UNTIL.get().is_some_and(|end| Instant::now() < end) {
         thread::yield_now();
     }
 }
 
-/// Lowers the priority of this thread, and of those it starts, and has it [`pause`].
-fn give_way() {
-    PAUSES_UNTIL.set(Instant::now().checked_add(PAUSES_FOR));
-    // Elsewhere this would be the whole process. An error leaves the priority as it was.
+/// Makes this thread, and those that it starts, a background thread.
+fn lower_priority() {
+    YIELD_UNTIL.set(Instant::now().checked_add(YIELD_FOR));
+    // Elsewhere this would change the whole process. An error leaves the priority as it was.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, NICENESS);
 }
 
-/// Work that ended without a result; the text says why.
+/// The error of a job that ended without a result: the text of its panic, or the reason why no
+/// thread was started.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Failed(String);
+pub(super) struct JobFailed(String);
 
-/// Work that runs on a thread of its own.
+/// A job that runs on its own thread.
 ///
-/// Who drops it leaves the work to end by itself; what comes of it is then dropped elsewhere too,
-/// for that may take long.
+/// If it is dropped, the job still runs to its end. Its result is then dropped on another thread,
+/// because that may take long.
 #[derive(Debug)]
-pub(super) struct Aside<T: Send + 'static> {
-    result: Option<oneshot::Receiver<Result<T, Failed>>>,
+pub(super) struct BackgroundJob<T: Send + 'static> {
+    result: Option<oneshot::Receiver<Result<T, JobFailed>>>,
 }
 
-impl<T: Send + 'static> Aside<T> {
-    /// Waits for what comes of it.
+impl<T: Send + 'static> BackgroundJob<T> {
+    /// Starts `work` on a new thread.
+    pub(super) fn spawn(priority: Priority, work: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (sender, receiver) = oneshot::channel();
+        let begin = priority.workers().begin;
+        let run = move || {
+            begin();
+            let result = catch_unwind(AssertUnwindSafe(work));
+            // An error means that nobody waits any more.
+            let _ = sender.send(result.map_err(|panic| JobFailed(panic_text(&*panic).to_owned())));
+        };
+        let thread = thread::Builder::new().name("policy-store".to_owned());
+        let result = thread.spawn(run).map_or_else(
+            |error| {
+                let (sender, receiver) = oneshot::channel();
+                let _ = sender.send(Err(JobFailed(format!("cannot start a thread: {error}"))));
+                receiver
+            },
+            |_| receiver,
+        );
+        Self {
+            result: Some(result),
+        }
+    }
+
+    /// Waits for the result.
     ///
     /// # Errors
     ///
-    /// [`Failed`] when the work panicked, or no thread was to be had.
-    pub(super) async fn outcome(mut self) -> Result<T, Failed> {
-        let ended = || Failed("the thread ended early".to_owned());
+    /// [`JobFailed`] when the job panicked, or no thread could be started.
+    pub(super) async fn result(mut self) -> Result<T, JobFailed> {
+        let ended = || JobFailed("the thread ended early".to_owned());
         match &mut self.result {
             Some(result) => result.await.unwrap_or_else(|_| Err(ended())),
             None => Err(ended()),
@@ -117,48 +130,23 @@ impl<T: Send + 'static> Aside<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Aside<T> {
+impl<T: Send + 'static> Drop for BackgroundJob<T> {
     fn drop(&mut self) {
         if let Some(result) = self.result.take().filter(|result| !result.is_empty()) {
-            let drop = move || {
-                Manners::GiveWay.begin()();
-                drop(result);
-            };
-            // Without a thread it is dropped here, and now.
-            let _ = thread::Builder::new().spawn(drop);
+            drop_in_background(result);
         }
     }
 }
 
-/// Starts `work` on a thread of its own at once.
-pub(super) fn aside<T: Send + 'static>(
-    manners: Manners,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Aside<T> {
-    let (done, result) = oneshot::channel();
-    let begin = manners.begin();
-    let run = move || {
-        begin();
-        let worked = catch_unwind(AssertUnwindSafe(work));
-        // Nobody may be waiting any more.
-        let _ = done.send(worked.map_err(|panic| Failed(said(&*panic).to_owned())));
-    };
-    let thread = thread::Builder::new().name("policy-store".to_owned());
-    let result = match thread.spawn(run) {
-        Ok(_) => result,
-        Err(error) => {
-            let (done, result) = oneshot::channel();
-            let _ = done.send(Err(Failed(format!("cannot start a thread: {error}"))));
-            result
-        }
-    };
-    Aside {
-        result: Some(result),
-    }
+/// Drops `value` on a background thread, or at once if no thread can be started.
+pub(super) fn drop_in_background<T: Send + 'static>(value: T) {
+    let _ = thread::Builder::new().spawn(move || {
+        lower_priority();
+        drop(value);
+    });
 }
 
-/// What a panic had to say.
-fn said(panic: &(dyn Any + Send)) -> &str {
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("panicked")
@@ -168,32 +156,36 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_panic_is_an_error_with_its_words() {
-        let failed = aside(Manners::Hurry, || -> () { panic!("boom {}", 1) });
-        assert_eq!(failed.outcome().await.unwrap_err().to_string(), "boom 1");
+    async fn run<T: Send + 'static>(priority: Priority, work: fn() -> T) -> T {
+        BackgroundJob::spawn(priority, work).result().await.unwrap()
     }
 
     #[tokio::test]
-    async fn work_beside_the_service_pauses_and_for_no_longer_than_it_should() {
-        let paused = || {
+    async fn panics_are_errors_with_their_text() {
+        let job = BackgroundJob::spawn(Priority::Foreground, || -> () { panic!("boom {}", 1) });
+        assert_eq!(job.result().await.unwrap_err().to_string(), "boom 1");
+    }
+
+    #[tokio::test]
+    async fn only_background_threads_yield_for_a_while() {
+        let yields_for = || {
             pause();
-            PAUSES_UNTIL.get().map(|end| end - Instant::now())
+            YIELD_UNTIL.get().map(|end| end - Instant::now())
         };
-        let hurrying = aside(Manners::Hurry, paused).outcome().await.unwrap();
-        let giving_way = aside(Manners::GiveWay, paused).outcome().await.unwrap();
-        assert_eq!((hurrying, paused()), (None, None));
-        assert!(giving_way.is_some_and(|left| left <= PAUSES_FOR));
+        let foreground = run(Priority::Foreground, yields_for).await;
+        let background = run(Priority::Background, yields_for).await;
+        assert_eq!((foreground, yields_for()), (None, None));
+        assert!(background.is_some_and(|left| left <= YIELD_FOR));
     }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn work_beside_the_service_gives_way_and_the_service_does_not() {
-        let priority = || rustix::process::getpriority_process(None).unwrap();
-        let own = priority();
-        let hurrying = aside(Manners::Hurry, priority).outcome().await.unwrap();
-        let giving_way = aside(Manners::GiveWay, priority).outcome().await.unwrap();
-        assert_eq!((hurrying, priority()), (own, own));
-        assert!(giving_way >= NICENESS.max(own), "{giving_way}");
+    async fn only_background_threads_lower_their_priority() {
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        let own = niceness();
+        let foreground = run(Priority::Foreground, niceness).await;
+        let background = run(Priority::Background, niceness).await;
+        assert_eq!((foreground, niceness()), (own, own));
+        assert!(background >= NICENESS.max(own), "{background}");
     }
 }

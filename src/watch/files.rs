@@ -1,82 +1,80 @@
-//! Small files that are followed: read whole, read again when something may have changed, and
-//! handed on when what they hold is different and has come to rest.
+//! Reads small files, and reads them again when they change: certificates, keys, caller lists.
 //!
-//! Certificates, keys and lists of callers live so. What a file means is not known here, and
-//! nothing here decides whether what was read replaces what is in force.
+//! This module does not know what a file means. The caller decides whether new content replaces
+//! the current content.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use crate::watch::{self, Mode, Places, Watcher};
+use super::links::resolve;
+use super::{WatchSettings, WatchedPaths, Watcher, watch};
 
-/// The largest file that is read: chains and lists of callers are far smaller.
+/// Most bytes read of one file. Certificate chains and caller lists are far smaller.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// How long a change rests before it is taken: a pair of files is written one after the other.
+/// Time that files must stay unchanged: a certificate and its key are written one after the other.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// How often a change that does not rest is looked at before it is taken as it is.
-const MOST_LOOKS: usize = 40;
+/// Most reads of files that keep changing; then they are accepted as they are.
+const MAX_READS: usize = 40;
 
-/// As many links as the system itself would follow.
-const MAX_LINKS: usize = 40;
-
-/// Why a file could not be read.
+/// An error from reading a file.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read `{}`: {problem}", file.display())]
 pub struct ReadError {
     /// The file.
     pub file: PathBuf,
-    /// Why not.
+    /// The cause.
     pub problem: ReadProblem,
 }
 
-/// What keeps a file from being read.
+/// The cause of a [`ReadError`].
 #[derive(Debug, thiserror::Error)]
 pub enum ReadProblem {
-    /// The system refused.
+    /// The system reported an error.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A directory, a pipe, a device.
-    #[error("it is no regular file")]
-    NoFile,
-    /// Larger than anything that belongs here.
-    #[error("it is larger than {0} bytes")]
+    /// The path is a directory, a pipe or a device.
+    #[error("not a regular file")]
+    NotAFile,
+    /// The file exceeds this many bytes.
+    #[error("larger than {0} bytes")]
     TooLarge(u64),
 }
 
-/// Reads files, and keeps a trace of what they held.
+/// A reader of files that keeps a fingerprint of what it has read.
 #[derive(Debug, Default)]
-pub struct Reading(Trace);
+pub struct FileReader(Fingerprint);
 
-/// What each file held; `None` for one that could not be read.
+/// The digests of the files that were read; `None` for a file that could not be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trace(BTreeMap<PathBuf, Option<[u8; 32]>>);
+pub struct Fingerprint(BTreeMap<PathBuf, Option<[u8; 32]>>);
 
-impl Reading {
-    /// What `file` holds.
+impl FileReader {
+    /// Reads `file`, at most 1 MiB.
     ///
     /// # Errors
     ///
-    /// [`ReadError`], which leaves its trace too: the file is followed until it can be read.
+    /// [`ReadError`]. The fingerprint names the file all the same, so that it is watched until it
+    /// can be read.
     pub fn read(&mut self, file: &Path) -> Result<Vec<u8>, ReadError> {
         self.read_up_to(file, MAX_BYTES)
     }
 
-    /// What `file` holds, which may be so many bytes.
+    /// Reads `file`, at most `max_bytes` of it.
     ///
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    pub fn read_up_to(&mut self, file: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
-        let read = read(file, most);
+    pub fn read_up_to(&mut self, file: &Path, max_bytes: u64) -> Result<Vec<u8>, ReadError> {
+        let read = read(file, max_bytes);
         let digest = read.as_ref().ok().map(|bytes| Sha256::digest(bytes).into());
         self.0.0.insert(file.to_owned(), digest);
         read.map_err(|problem| ReadError {
@@ -85,251 +83,213 @@ impl Reading {
         })
     }
 
-    /// The trace of everything that was read.
+    /// Returns the fingerprint of all files that were read.
     #[must_use]
-    pub fn trace(self) -> Trace {
+    pub fn fingerprint(self) -> Fingerprint {
         self.0
     }
 }
 
-fn read(file: &Path, most: u64) -> Result<Vec<u8>, ReadProblem> {
-    // Opening a pipe would wait for its writer.
+fn read(file: &Path, max_bytes: u64) -> Result<Vec<u8>, ReadProblem> {
+    // Without `NONBLOCK`, opening a pipe would wait for its writer.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(file)?;
     if !opened.metadata()?.is_file() {
-        return Err(ReadProblem::NoFile);
+        return Err(ReadProblem::NotAFile);
     }
     let mut bytes = Vec::new();
-    opened.take(most + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > most {
-        true => Err(ReadProblem::TooLarge(most)),
+    opened.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > max_bytes {
+        true => Err(ReadProblem::TooLarge(max_bytes)),
         false => Ok(bytes),
     }
 }
 
-/// How files are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FollowSettings {
-    /// How a change is noticed.
-    pub watch: Mode,
-    /// How often the files are reread even though no event came.
-    pub poll: Duration,
-}
-
-/// Runs `load` again whenever something may have changed, and hands its result to `take` when the
-/// files hold something else than they did before. Never returns.
+/// Runs `load` again when its files may have changed. Passes the result to `on_change` if their
+/// content did change. Never returns.
 ///
-/// `first` is the trace of the first load. `load` runs where blocking is allowed.
-pub async fn follow<T, L>(settings: FollowSettings, first: Trace, load: L, mut take: impl FnMut(T))
-where
-    L: Fn(&mut Reading) -> T + Clone + Send + 'static,
+/// `loaded` is the fingerprint of the first load. `load` runs on a thread that may block.
+pub async fn reload_on_change<T, L>(
+    settings: WatchSettings,
+    mut loaded: Fingerprint,
+    load: L,
+    mut on_change: impl FnMut(T),
+) where
+    L: Fn(&mut FileReader) -> T + Clone + Send + 'static,
     T: Send + 'static,
 {
-    let look = async || {
-        let load = load.clone();
-        let looking = tokio::task::spawn_blocking(move || {
-            let mut reading = Reading::default();
-            let loaded = load(&mut reading);
-            (loaded, reading.trace())
-        });
-        match looking.await {
-            Ok(looked) => Some(looked),
-            Err(error) => {
-                tracing::error!(%error, "files that are followed could not be read");
-                None
-            }
-        }
-    };
-    let (watcher, mut ticks) = watch::watch(settings.watch, settings.poll);
-    // Lost only with a thread that failed; then the poll alone tells.
+    let (watcher, mut changes) = watch(settings);
+    // Lost only if its thread panics; then the poll alone reports changes.
     let mut watcher = Some(watcher);
-    let mut taken = first;
     loop {
-        if let Some(watcher_now) = watcher.take() {
-            watcher = watches(watcher_now, taken.clone()).await;
+        if let Some(current) = watcher.take() {
+            watcher = watch_files(current, loaded.clone()).await;
         }
-        ticks.next().await;
-        let Some((mut loaded, mut trace)) = look().await else {
+        changes.next().await;
+        let Some(first) = load_on_thread(&load).await else {
             continue;
         };
-        if trace == taken {
+        if first.1 == loaded {
             continue;
         }
-        for _ in 0..MOST_LOOKS {
-            tokio::time::sleep(QUIET).await;
-            let Some((again, now)) = look().await else {
-                break;
-            };
-            let rests = now == trace;
-            (loaded, trace) = (again, now);
-            if rests {
-                break;
-            }
-        }
-        // What came and went while it was looked at is no change.
-        if trace != taken {
-            taken = trace;
-            take(loaded);
+        let (result, fingerprint) = load_until_quiet(&load, first).await;
+        // A change that was reverted meanwhile is no change.
+        if fingerprint != loaded {
+            loaded = fingerprint;
+            on_change(result);
         }
     }
 }
 
-/// Has `watcher` listen where changes of these files show, which takes a look at each link on the
-/// way: on a mount that hangs that takes as long as reading does, and no thread of calls must wait
-/// for it.
-async fn watches(mut watcher: Watcher, trace: Trace) -> Option<Watcher> {
-    let set = tokio::task::spawn_blocking(move || {
-        watcher.set(&places(&trace));
-        watcher
+/// Loads again until two loads in a row read the same content, or [`MAX_READS`] is reached.
+async fn load_until_quiet<T, L>(load: &L, first: (T, Fingerprint)) -> (T, Fingerprint)
+where
+    L: Fn(&mut FileReader) -> T + Clone + Send + 'static,
+    T: Send + 'static,
+{
+    let mut last = first;
+    for _ in 0..MAX_READS {
+        tokio::time::sleep(QUIET).await;
+        let Some(next) = load_on_thread(load).await else {
+            break;
+        };
+        let is_quiet = next.1 == last.1;
+        last = next;
+        if is_quiet {
+            break;
+        }
+    }
+    last
+}
+
+/// Runs `load` where blocking is allowed; `None` if it panicked.
+async fn load_on_thread<T, L>(load: &L) -> Option<(T, Fingerprint)>
+where
+    L: Fn(&mut FileReader) -> T + Clone + Send + 'static,
+    T: Send + 'static,
+{
+    let load = load.clone();
+    let loading = tokio::task::spawn_blocking(move || {
+        let mut reader = FileReader::default();
+        let result = load(&mut reader);
+        (result, reader.fingerprint())
     });
-    set.await
-        .inspect_err(|error| tracing::error!(%error, "files are followed without events"))
+    loading
+        .await
+        .inspect_err(|error| tracing::error!(%error, "reading watched files panicked"))
         .ok()
 }
 
-/// Where changes of these files show: at their names, and at each link on the way to them, which
-/// is how Kubernetes swaps what it has mounted.
-fn places(trace: &Trace) -> Places {
-    let mut places = Places::default();
-    for file in trace.0.keys() {
-        add_places(&mut places, file);
-    }
-    places
+/// Watches the files of `fingerprint`, on a thread that may block: each link on the way is read,
+/// and a mount may hang.
+async fn watch_files(mut watcher: Watcher, fingerprint: Fingerprint) -> Option<Watcher> {
+    let watching = tokio::task::spawn_blocking(move || {
+        watcher.set_paths(&watched_paths(&fingerprint));
+        watcher
+    });
+    watching
+        .await
+        .inspect_err(|error| tracing::error!(%error, "file watch panicked, relying on polling"))
+        .ok()
 }
 
-fn add_places(places: &mut Places, file: &Path) {
-    // Without a present directory there is nothing that could be watched.
-    let Ok(file) = std::path::absolute(file) else {
-        return;
-    };
-    let mut ahead: Vec<PathBuf> = vec![file];
-    let mut links = 0;
-    let mut at = PathBuf::new();
-    while let Some(path) = ahead.pop() {
-        let mut parts = path.components();
-        let Some(part) = parts.next() else {
-            continue;
-        };
-        let rest = parts.as_path().to_owned();
-        let is_last = rest.as_os_str().is_empty() && ahead.iter().all(|p| p.as_os_str().is_empty());
-        ahead.push(rest);
-        match part {
-            Component::RootDir | Component::Prefix(_) => at = PathBuf::from("/"),
-            Component::CurDir => {}
-            Component::ParentDir => {
-                at.pop();
-            }
-            Component::Normal(name) => {
-                let target = fs::read_link(at.join(name));
-                if is_last || target.is_ok() {
-                    places.add_name(&at, name);
-                }
-                match target {
-                    Ok(target) if links < MAX_LINKS => {
-                        links += 1;
-                        ahead.push(target);
-                    }
-                    Ok(_) => return,
-                    Err(_) => at.push(name),
-                }
-            }
+/// Returns the names at which changes of these files show: their own, and each link on the way.
+fn watched_paths(fingerprint: &Fingerprint) -> WatchedPaths {
+    let mut watched = WatchedPaths::default();
+    for file in fingerprint.0.keys() {
+        // Without a current directory there is no path to watch.
+        if let Ok(file) = std::path::absolute(file) {
+            // A path that does not resolve yet is watched as far as it exists.
+            let _ = resolve(Path::new("/"), &file, &mut watched, |_, _| {});
         }
     }
+    watched
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::future::Future;
     use std::os::unix::fs::symlink;
 
     use tokio::sync::mpsc;
 
+    use super::super::Mode;
     use super::*;
 
-    /// Follows `files`, and tells what they hold each time.
-    fn follow_all(
-        watch: Mode,
+    /// Reloads `files` on change, and sends their content each time.
+    fn reload_files(
+        mode: Mode,
         files: Vec<PathBuf>,
     ) -> (
         mpsc::UnboundedReceiver<Vec<String>>,
         impl Future<Output = ()>,
     ) {
-        let load = move |reading: &mut Reading| -> Vec<String> {
+        let load = move |reader: &mut FileReader| -> Vec<String> {
             files
                 .iter()
-                .map(|file| match reading.read(file) {
+                .map(|file| match reader.read(file) {
                     Ok(bytes) => String::from_utf8(bytes).unwrap(),
                     Err(error) => error.problem.to_string(),
                 })
                 .collect()
         };
-        let mut reading = Reading::default();
-        load(&mut reading);
-        let settings = FollowSettings {
-            watch,
-            poll: match watch {
+        let mut reader = FileReader::default();
+        load(&mut reader);
+        let settings = WatchSettings {
+            mode,
+            poll: match mode {
                 Mode::Events => Duration::from_secs(3600),
                 Mode::Poll => Duration::from_millis(10),
             },
         };
-        let (told, heard) = mpsc::unbounded_channel();
-        let following = follow(settings, reading.trace(), load, move |held| {
-            told.send(held).unwrap();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let reloading = reload_on_change(settings, reader.fingerprint(), load, move |contents| {
+            sender.send(contents).unwrap();
         });
-        (heard, following)
+        (receiver, reloading)
     }
 
     async fn expect(
-        heard: &mut mpsc::UnboundedReceiver<Vec<String>>,
-        following: &mut (impl Future<Output = ()> + Unpin),
+        receiver: &mut mpsc::UnboundedReceiver<Vec<String>>,
+        reloading: &mut (impl Future<Output = ()> + Unpin),
         wanted: &[&str],
     ) {
-        let waiting = async {
-            loop {
-                let held = heard.recv().await.unwrap();
-                if held == wanted {
-                    return;
-                }
-            }
-        };
+        let waiting = async { while receiver.recv().await.unwrap() != wanted {} };
         tokio::select! {
-            told = tokio::time::timeout(Duration::from_secs(20), waiting) => {
-                assert!(told.is_ok(), "{wanted:?} was never told");
+            received = tokio::time::timeout(Duration::from_secs(20), waiting) => {
+                assert!(received.is_ok(), "{wanted:?} was never received");
             }
-            () = following => {}
+            () = reloading => {}
         }
     }
 
     #[tokio::test]
-    async fn what_is_renamed_over_written_or_gone_is_told() {
-        for watch in [Mode::Events, Mode::Poll] {
+    async fn replaced_written_and_removed_files_are_reloaded() {
+        for mode in [Mode::Events, Mode::Poll] {
             let dir = tempfile::tempdir().unwrap();
             let (one, two) = (dir.path().join("one"), dir.path().join("two"));
             fs::write(&one, "1").unwrap();
             fs::write(&two, "2").unwrap();
-            let (mut heard, following) = follow_all(watch, vec![one.clone(), two.clone()]);
-            let mut following = Box::pin(following);
+            let (mut receiver, reloading) = reload_files(mode, vec![one.clone(), two.clone()]);
+            let mut reloading = Box::pin(reloading);
             fs::write(dir.path().join("new"), "3").unwrap();
             fs::rename(dir.path().join("new"), &one).unwrap();
-            expect(&mut heard, &mut following, &["3", "2"]).await;
+            expect(&mut receiver, &mut reloading, &["3", "2"]).await;
             fs::write(&two, "4").unwrap();
-            expect(&mut heard, &mut following, &["3", "4"]).await;
+            expect(&mut receiver, &mut reloading, &["3", "4"]).await;
             fs::remove_file(&two).unwrap();
-            expect(
-                &mut heard,
-                &mut following,
-                &["3", "No such file or directory (os error 2)"],
-            )
-            .await;
+            let missing = "No such file or directory (os error 2)";
+            expect(&mut receiver, &mut reloading, &["3", missing]).await;
             fs::write(&two, "5").unwrap();
-            expect(&mut heard, &mut following, &["3", "5"]).await;
+            expect(&mut receiver, &mut reloading, &["3", "5"]).await;
         }
     }
 
     #[tokio::test]
-    async fn a_swap_as_kubernetes_does_it_is_told_by_events() {
+    async fn kubernetes_link_swaps_are_reloaded_by_events() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for (version, text) in [("..1", "old"), ("..2", "new"), ("..3", "newest")] {
@@ -338,39 +298,53 @@ mod tests {
         }
         symlink("..1", at("..data")).unwrap();
         symlink("..data/tls.crt", at("tls.crt")).unwrap();
-        let (mut heard, following) = follow_all(Mode::Events, vec![at("tls.crt")]);
-        let mut following = Box::pin(following);
+        let (mut receiver, reloading) = reload_files(Mode::Events, vec![at("tls.crt")]);
+        let mut reloading = Box::pin(reloading);
         for (version, text) in [("..2", "new"), ("..3", "newest")] {
             symlink(version, at("..data_tmp")).unwrap();
             fs::rename(at("..data_tmp"), at("..data")).unwrap();
-            expect(&mut heard, &mut following, &[text]).await;
+            expect(&mut receiver, &mut reloading, &[text]).await;
         }
     }
 
-    #[test]
-    fn what_is_no_file_of_a_sensible_size_is_refused() {
+    #[tokio::test]
+    async fn directories_created_later_are_watched_by_events() {
         let dir = tempfile::tempdir().unwrap();
-        let mut reading = Reading::default();
-        let refused = reading.read(dir.path()).unwrap_err();
-        assert!(refused.to_string().ends_with("it is no regular file"));
-        let pipe = dir.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
-        assert!(made.unwrap().success());
-        assert!(reading.read(&pipe).is_err());
-        let large = dir.path().join("large");
-        fs::write(&large, vec![b'x'; (1 << 20) + 1]).unwrap();
-        let refused = reading.read(&large).unwrap_err();
-        assert!(refused.to_string().ends_with("1048576 bytes"));
+        let directory = dir.path().join("tls");
+        let file = directory.join("tls.crt");
+        let (mut receiver, reloading) = reload_files(Mode::Events, vec![file.clone()]);
+        let mut reloading = Box::pin(reloading);
+        fs::create_dir(&directory).unwrap();
+        fs::write(&file, "1").unwrap();
+        expect(&mut receiver, &mut reloading, &["1"]).await;
+        fs::write(&file, "2").unwrap();
+        expect(&mut receiver, &mut reloading, &["2"]).await;
     }
 
     #[test]
-    fn links_that_go_in_circles_are_followed_no_further() {
+    fn directories_pipes_and_large_files_are_rejected() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut reader = FileReader::default();
+        let error = reader.read(dir.path()).unwrap_err();
+        assert!(error.to_string().ends_with("not a regular file"));
+        let pipe = dir.path().join("pipe");
+        let created = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(created.unwrap().success());
+        assert!(reader.read(&pipe).is_err());
+        let large = dir.path().join("large");
+        fs::write(&large, vec![b'x'; (1 << 20) + 1]).unwrap();
+        let error = reader.read(&large).unwrap_err();
+        assert!(error.to_string().ends_with("larger than 1048576 bytes"));
+    }
+
+    #[test]
+    fn link_loops_end() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         symlink(&two, &one).unwrap();
         symlink(&one, &two).unwrap();
-        let mut reading = Reading::default();
-        assert!(reading.read(&one).is_err());
-        let _ = places(&reading.trace());
+        let mut reader = FileReader::default();
+        assert!(reader.read(&one).is_err());
+        let _ = watched_paths(&reader.fingerprint());
     }
 }

@@ -8,7 +8,7 @@ use super::Office;
 use crate::engine::cache::CacheFigures;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pip::KeyFigures;
-use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
+use crate::policy_store::{LoadedSnapshot, RejectedReload, ReloadCounts, StoreStatus};
 
 /// The page.
 #[derive(Debug, Serialize)]
@@ -92,11 +92,11 @@ pub(super) fn of(office: &Office) -> StatusPage<'_> {
     let status = office.status.load();
     let StoreStatus {
         loaded,
-        refused,
+        rejected: refused,
         warnings,
         reloads,
     } = &*status;
-    let unready = office.readiness.unready();
+    let unready = office.readiness.reasons();
     StatusPage {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time(office.started_at),
@@ -119,8 +119,8 @@ pub(super) fn of(office: &Office) -> StatusPage<'_> {
     }
 }
 
-fn loaded(loaded: &Loaded) -> LoadedPart {
-    let Loaded {
+fn loaded(loaded: &LoadedSnapshot) -> LoadedPart {
+    let LoadedSnapshot {
         revision,
         at,
         counts,
@@ -135,8 +135,8 @@ fn loaded(loaded: &Loaded) -> LoadedPart {
     }
 }
 
-fn refused(refused: &RefusedReload) -> RefusedPart {
-    let RefusedReload {
+fn refused(refused: &RejectedReload) -> RefusedPart {
+    let RejectedReload {
         at,
         diagnostics,
         total,
@@ -161,7 +161,7 @@ fn reloads(counts: ReloadCounts) -> ReloadsPart {
     let ReloadCounts {
         reloaded,
         unchanged,
-        refused,
+        rejected: refused,
         held_back,
     } = counts;
     ReloadsPart {

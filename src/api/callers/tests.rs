@@ -17,7 +17,7 @@ fn directory(files: &[(&str, &str)]) -> TempDir {
 
 fn list(files: &[(&str, &str)]) -> Result<List, String> {
     let dir = directory(files);
-    let read = list::read(&dir.path().join("callers.toml"), &mut Reading::default());
+    let read = list::read(&dir.path().join("callers.toml"), &mut FileReader::default());
     read.map_err(|error| {
         let dir = format!("{}/", dir.path().display());
         error.to_string().replace(&dir, "")
@@ -270,7 +270,7 @@ fn a_caller_is_known_by_what_is_listed_and_by_nothing_else() {
 #[test]
 fn rights_and_identities_are_those_listed() {
     let dir = directory(&[("callers.toml", CALLERS), ("key", KEYS)]);
-    let list = list::read(&dir.path().join("callers.toml"), &mut Reading::default()).unwrap();
+    let list = list::read(&dir.path().join("callers.toml"), &mut FileReader::default()).unwrap();
     let orders = list
         .by_peer(&certificate(CertificateNames {
             dns: vec!["orders.shop".to_owned()],
@@ -305,7 +305,7 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
     };
     let take = |toml: &str| {
         fs::write(dir.path().join("callers.toml"), toml).unwrap();
-        listed.take(list::read(&listed.file, &mut Reading::default()));
+        listed.take(list::read(&listed.file, &mut FileReader::default()));
     };
     let user = Peer {
         certificate: None,

@@ -1,7 +1,7 @@
-//! Reads one file that the walk has found, now or again later, and many of them at once.
+//! Reads the files that the walk has found, several at once.
 //!
-//! The text of stored entities is hashed and let go: there may be more of it than there is memory
-//! for. Whoever needs it reads it again, and gets it only if it is still the same.
+//! The text of stored entities is hashed and not kept, because it may exceed the memory. It is
+//! read again when needed, and rejected if it has changed.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
@@ -12,95 +12,105 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::super::background::pause;
-use super::{Fingerprint, Reading};
+use super::fingerprint::Fingerprint;
+use super::scan::DirectoryScan;
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::{
     ContentDigest, ContentHasher, FileKind, SourceFile, TextChanged, TextSource,
 };
 
-/// Fewer bytes than this are read sooner than a thread is started.
-const WORTH_A_THREAD: u64 = 1 << 20;
+/// Bytes to read that are worth another thread.
+const BYTES_PER_THREAD: u64 = 1 << 20;
 
-/// The stack of a thread that reads; as large as threads have it where nothing is said.
+/// The stack of a reading thread, as large as Rust's default.
 const STACK_BYTES: usize = 2 << 20;
 
-/// How many bytes of a text are held at once where the whole is not wanted.
-const PIECE: usize = 64 << 10;
+/// Bytes buffered while a text is streamed.
+const CHUNK_BYTES: usize = 64 << 10;
 
-/// A file that is to be read.
-pub(super) struct Unread {
+/// A file that must be read, as found by the walk.
+pub(super) struct FileToRead {
+    /// The path relative to the policy directory.
     pub(super) path: String,
     pub(super) kind: FileKind,
-    /// Where it really lies.
-    pub(super) at: PathBuf,
-    /// As the walk has met it.
-    pub(super) print: Fingerprint,
-    /// Whether whoever finds it with the same fingerprint later finds it with the same content.
-    pub(super) is_certain: bool,
+    /// The path without links.
+    pub(super) resolved: PathBuf,
+    pub(super) fingerprint: Fingerprint,
+    /// True if an equal fingerprint later proves equal content.
+    pub(super) is_conclusive: bool,
 }
 
-/// What became of reading one file.
-pub(super) enum Outcome {
-    /// It was read whole, and holds so many bytes.
-    File(SourceFile, u64),
-    /// It holds more than is allowed: so much at least.
+/// The result of reading one file.
+pub(super) enum ReadOutcome {
+    /// The file, and its size in bytes.
+    Read(SourceFile, u64),
+    /// The file exceeds the limit; it has at least this many bytes.
     TooLarge(u64),
-    /// It cannot be used as it is.
-    Refused(Diagnostic),
-    /// It is another file than the walk has met.
+    /// The content is not valid.
+    Invalid(Diagnostic),
+    /// The path names another file than the walk has found.
     Changed,
+    /// The system reported an error.
     Failed(io::Error),
 }
 
-/// Reads `files`, no more than `most` bytes of each, on several threads where that is worth it.
+/// Reads `files`, at most `max_bytes` of each, on several threads if that is worth it.
+///
 /// The outcomes are in the order of the files.
 pub(super) fn read_all(
-    files: &[Unread],
-    most: u64,
-    previous: Option<&Reading>,
+    files: &[FileToRead],
+    max_bytes: u64,
+    previous: Option<&DirectoryScan>,
     workers: &Workers,
-) -> Vec<Outcome> {
-    let bytes = files.iter().map(|file| file.print.size).sum::<u64>();
-    let workers = workers.one_for_each(WORTH_A_THREAD, bytes);
-    let read = |buffer: &mut Vec<u8>, file: &Unread| file.read(most, previous, buffer);
+) -> Vec<ReadOutcome> {
+    let bytes = files.iter().map(|file| file.fingerprint.size).sum::<u64>();
+    let workers = workers.one_for_each(BYTES_PER_THREAD, bytes);
+    let read = |buffer: &mut Vec<u8>, file: &FileToRead| file.read(max_bytes, previous, buffer);
     workers.share(files, STACK_BYTES, Vec::new, read)
 }
 
-impl Unread {
-    fn read(&self, most: u64, previous: Option<&Reading>, buffer: &mut Vec<u8>) -> Outcome {
-        let read = open(&self.at).and_then(|(mut file, found)| {
-            if Fingerprint::of(&found) != self.print {
+impl FileToRead {
+    fn read(
+        &self,
+        max_bytes: u64,
+        previous: Option<&DirectoryScan>,
+        buffer: &mut Vec<u8>,
+    ) -> ReadOutcome {
+        let read = open(&self.resolved).and_then(|(mut file, found)| {
+            if Fingerprint::of(&found) != self.fingerprint {
                 return Ok(false);
             }
-            fill(buffer, &mut file, self.print.size, most.saturating_add(1))?;
+            let limit = max_bytes.saturating_add(1);
+            read_into(buffer, &mut file, self.fingerprint.size, limit)?;
             Ok(true)
         });
         match read {
             Ok(true) => {}
-            Ok(false) => return Outcome::Changed,
-            Err(error) => return Outcome::Failed(error),
+            Ok(false) => return ReadOutcome::Changed,
+            Err(error) => return ReadOutcome::Failed(error),
         }
         let bytes = buffer.len() as u64;
-        if bytes > most {
-            return Outcome::TooLarge(bytes);
+        if bytes > max_bytes {
+            return ReadOutcome::TooLarge(bytes);
         }
-        let text = match str::from_utf8(buffer) {
-            Ok(text) => text,
-            Err(error) => {
-                return Outcome::Refused(not_utf8(&self.path, error.valid_up_to(), buffer));
-            }
-        };
+        match str::from_utf8(buffer) {
+            Ok(text) => ReadOutcome::Read(self.source_file(text, previous), bytes),
+            Err(error) => ReadOutcome::Invalid(not_utf8(&self.path, error.valid_up_to(), buffer)),
+        }
+    }
+
+    fn source_file(&self, text: &str, previous: Option<&DirectoryScan>) -> SourceFile {
         let (path, kind) = (self.path.clone(), self.kind);
-        let file = match kind {
+        match kind {
             FileKind::Entities => {
-                let digest = ContentDigest::of(buffer);
-                let source = FileText {
-                    at: self.at.clone(),
-                    print: self.print,
-                    digest: (!self.is_certain).then_some(digest),
+                let digest = ContentDigest::of(text.as_bytes());
+                let on_disk = TextOnDisk {
+                    path: self.resolved.clone(),
+                    fingerprint: self.fingerprint,
+                    digest: (!self.is_conclusive).then_some(digest),
                 };
-                SourceFile::elsewhere(path, kind, digest, bytes, Box::new(source))
+                SourceFile::elsewhere(path, kind, digest, text.len() as u64, Box::new(on_disk))
             }
             FileKind::Policies
             | FileKind::PoliciesJson
@@ -108,57 +118,60 @@ impl Unread {
             | FileKind::SchemaJson
             | FileKind::Links
             | FileKind::Tests => {
-                let known = previous.and_then(|reading| reading.file(&path)?.held_text());
-                match known.filter(|known| ***known == *text) {
-                    // One copy of a text that was read twice is enough.
-                    Some(known) => SourceFile::held(path, kind, Arc::clone(known)),
-                    None => SourceFile::held(path, kind, Arc::from(text)),
-                }
+                let known = previous.and_then(|scan| scan.file(&path)?.held_text());
+                // Two scans share one copy of an equal text.
+                let text = match known.filter(|known| ***known == *text) {
+                    Some(known) => Arc::clone(known),
+                    None => Arc::from(text),
+                };
+                SourceFile::held(path, kind, text)
             }
-        };
-        Outcome::File(file, bytes)
+        }
     }
 }
 
-/// A text that is left in its file.
+/// A text that stays on disk and is read when needed.
 #[derive(Debug)]
-pub(super) struct FileText {
-    pub(super) at: PathBuf,
-    pub(super) print: Fingerprint,
-    /// To be checked where the fingerprint is not enough.
+pub(super) struct TextOnDisk {
+    pub(super) path: PathBuf,
+    pub(super) fingerprint: Fingerprint,
+    /// The digest to compare; `None` if the fingerprint proves that the text is unchanged.
     pub(super) digest: Option<ContentDigest>,
 }
 
-impl FileText {
-    /// What `take` makes of the open file, if that is the same as ever before and after.
-    fn fetch<T>(&self, take: impl FnOnce(&mut File) -> io::Result<T>) -> Result<T, TextChanged> {
-        let fetch = || {
-            let (mut file, found) = open(&self.at)?;
-            if Fingerprint::of(&found) != self.print {
+impl TextOnDisk {
+    /// Reads the file by `read`, if its fingerprint is the same before and after.
+    fn read_unchanged<T>(
+        &self,
+        read: impl FnOnce(&mut File) -> io::Result<T>,
+    ) -> Result<T, TextChanged> {
+        let read = || {
+            let (mut file, found) = open(&self.path)?;
+            if Fingerprint::of(&found) != self.fingerprint {
                 return Ok(None);
             }
-            let taken = take(&mut file)?;
-            let is_same = Fingerprint::of(&file.metadata()?) == self.print;
-            Ok(is_same.then_some(taken))
+            let content = read(&mut file)?;
+            let is_same = Fingerprint::of(&file.metadata()?) == self.fingerprint;
+            Ok(is_same.then_some(content))
         };
-        // Whatever fails, the next look at the directory finds out and tells.
-        fetch()
+        // The next scan finds and reports the cause.
+        read()
             .map_err(|_: io::Error| TextChanged)?
             .ok_or(TextChanged)
     }
 
-    fn check(&self, found: impl FnOnce() -> ContentDigest) -> Result<(), TextChanged> {
+    fn check(&self, digest: impl FnOnce() -> ContentDigest) -> Result<(), TextChanged> {
         match self.digest {
-            Some(digest) if found() != digest => Err(TextChanged),
+            Some(expected) if digest() != expected => Err(TextChanged),
             Some(_) | None => Ok(()),
         }
     }
 }
 
-impl TextSource for FileText {
+impl TextSource for TextOnDisk {
     fn read(&self) -> Result<Arc<str>, TextChanged> {
         let mut bytes = Vec::new();
-        self.fetch(|file| fill(&mut bytes, file, self.print.size, u64::MAX))?;
+        self.read_unchanged(|file| read_into(&mut bytes, file, self.fingerprint.size, u64::MAX))?;
         self.check(|| ContentDigest::of(&bytes))?;
         String::from_utf8(bytes)
             .map(Arc::from)
@@ -167,8 +180,8 @@ impl TextSource for FileText {
 
     fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
         let mut digest = ContentHasher::default();
-        self.fetch(|file| {
-            let mut buffer = vec![0; PIECE];
+        self.read_unchanged(|file| {
+            let mut buffer = vec![0; CHUNK_BYTES];
             loop {
                 let length = match file.read(&mut buffer) {
                     Ok(0) => return Ok(()),
@@ -176,11 +189,11 @@ impl TextSource for FileText {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     Err(error) => return Err(error),
                 };
-                let piece = buffer.get(..length).unwrap_or_default();
+                let chunk = buffer.get(..length).unwrap_or_default();
                 if self.digest.is_some() {
-                    digest.update(piece);
+                    digest.update(chunk);
                 }
-                take(piece);
+                take(chunk);
                 pause();
             }
         })?;
@@ -188,27 +201,27 @@ impl TextSource for FileText {
     }
 }
 
-/// Opens the file at `at`, which may have become something else: a FIFO would block us, a link
-/// lead elsewhere.
-fn open(at: &Path) -> io::Result<(File, Metadata)> {
+/// Opens the file at `path`, which may have been replaced: a FIFO must not block, and a link must
+/// not be followed.
+fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(at, flags, Mode::empty())?);
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let found = file.metadata()?;
     Ok((file, found))
 }
 
-/// Makes `buffer` what `file`, said to be of `size`, holds, or its first `most` bytes.
-fn fill(buffer: &mut Vec<u8>, file: &mut File, size: u64, most: u64) -> io::Result<()> {
+/// Replaces the content of `buffer` by that of `file`, up to `limit` bytes. `size` is expected.
+fn read_into(buffer: &mut Vec<u8>, file: &mut File, size: u64, limit: u64) -> io::Result<()> {
     buffer.clear();
-    // One byte more than there should be, so that the end is seen without another allocation.
-    let size = usize::try_from(size.min(most)).unwrap_or_default();
+    // With one byte more than expected, the end is found without another allocation.
+    let size = usize::try_from(size.min(limit)).unwrap_or_default();
     buffer.reserve_exact(size.saturating_add(1));
-    file.take(most).read_to_end(buffer)?;
+    file.take(limit).read_to_end(buffer)?;
     Ok(())
 }
 
 fn not_utf8(path: &str, offset: usize, bytes: &[u8]) -> Diagnostic {
-    // The line with the first bad byte is the last one that is shown.
+    // The diagnostic shows the text up to the end of the line with the first invalid byte.
     let line = bytes
         .get(offset..)
         .and_then(|rest| rest.iter().position(|byte| *byte == b'\n'));

@@ -1,442 +1,381 @@
-//! Walks a policy directory once, following links and judging what it meets.
+//! Walks a policy directory once, follows its links and collects its files.
 //!
-//! Links are resolved here step by step and not by the system, because every link on the way is
-//! part of what was seen and a place to watch.
+//! Links are resolved here and not by the system, because each link on the way is part of the
+//! scan and must be watched.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, FileType, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::file::{self, Outcome, Unread};
-use super::{Fingerprint, Fingerprints, Reading, Seen, SourceLimits, Stamp};
+use super::error_text::{error_text, file_type_name};
+use super::file::{self, FileToRead, ReadOutcome};
+use super::fingerprint::{Fingerprint, Fingerprints, ResolvedFile, Timestamp};
+use super::limits::{SourceLimits, Usage};
+use super::scan::DirectoryScan;
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
-use crate::watch::Places;
+use crate::watch::WatchedPaths;
+use crate::watch::links::{ResolveError, resolve};
 
-/// As many links in a row as Linux follows.
-const LINKS_IN_A_ROW: usize = 40;
-
-pub(super) fn walk(
+/// Reads all of `directory`.
+///
+/// Never fails: a file that cannot be read is a problem in the sources. Files unchanged since
+/// `previous` are reused; the others are read on this thread and `workers`. Blocks, but never
+/// waits for a FIFO or a device. Costs a few system calls for each file, link and directory. Does
+/// not keep the text of stored entities.
+#[must_use]
+pub fn scan(
     directory: &Path,
     limits: &SourceLimits,
-    previous: Option<&Reading>,
+    previous: Option<&DirectoryScan>,
     workers: &Workers,
-    began: SystemTime,
-) -> Reading {
+) -> DirectoryScan {
     let mut walk = Walk {
-        began,
+        started_at: SystemTime::now(),
         limits,
         previous,
         root: directory.to_owned(),
         ancestors: Vec::new(),
         files: Vec::new(),
-        unread: Vec::new(),
+        to_read: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
-        prints: Fingerprints::default(),
-        places: Places::default(),
-        torn: BTreeSet::new(),
-        bytes: 0,
-        visited: 0,
-        is_full: false,
-        newest: None,
+        fingerprints: Fingerprints::default(),
+        watched_paths: WatchedPaths::default(),
+        changed_names: BTreeSet::new(),
+        usage: Usage::new(limits),
+        last_change: None,
     };
-    walk.root(directory);
-    let has_read = walk.read(workers);
+    walk.visit_root(directory);
+    let has_read = walk.read_files(workers);
     walk.verify(has_read);
-    Reading {
+    DirectoryScan {
         sources: Sources::new(walk.files, walk.problems, walk.warnings),
-        prints: walk.prints,
-        places: walk.places,
-        torn: walk.torn,
-        began,
-        newest: walk.newest,
+        fingerprints: walk.fingerprints,
+        watched_paths: walk.watched_paths,
+        changed_names: walk.changed_names,
+        started_at: walk.started_at,
+        last_change: walk.last_change,
     }
 }
 
+/// The state of one walk.
 struct Walk<'a> {
-    began: SystemTime,
+    started_at: SystemTime,
     limits: &'a SourceLimits,
-    previous: Option<&'a Reading>,
-    /// The directory without links, once that is known.
+    previous: Option<&'a DirectoryScan>,
+    /// The policy directory, without links once it is resolved.
     root: PathBuf,
-    /// Device and inode of the directories that we are in, to see a link that leads back.
+    /// Device and inode of the directories being visited, to detect a link back to one of them.
     ancestors: Vec<(u64, u64)>,
     files: Vec<SourceFile>,
-    /// Files that cannot be taken from the previous reading.
-    unread: Vec<Unread>,
+    /// Files that cannot be reused from the previous scan.
+    to_read: Vec<FileToRead>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
-    prints: Fingerprints,
-    places: Places,
-    torn: BTreeSet<String>,
-    bytes: u64,
-    visited: usize,
-    /// A limit of the whole directory is reached; it was reported, and the rest is left out.
-    is_full: bool,
-    newest: Option<Stamp>,
-}
-
-/// Why a path led nowhere.
-enum Lost {
-    /// Nothing has that name.
-    Missing(PathBuf),
-    Loop,
-    Unreadable(io::Error),
+    fingerprints: Fingerprints,
+    watched_paths: WatchedPaths,
+    changed_names: BTreeSet<String>,
+    usage: Usage<'a>,
+    last_change: Option<Timestamp>,
 }
 
 impl Walk<'_> {
-    fn root(&mut self, directory: &Path) {
-        let found = std::path::absolute(directory)
-            .map_err(Lost::Unreadable)
-            .and_then(|path| self.resolve(Path::new("/"), path.as_os_str()));
-        match found {
+    fn visit_root(&mut self, directory: &Path) {
+        let resolved = std::path::absolute(directory)
+            .map_err(ResolveError::Unreadable)
+            .and_then(|path| self.resolve(Path::new("/"), &path));
+        let why = match resolved {
             Ok(path) => {
                 self.root.clone_from(&path);
-                self.directory(&path, "");
+                return self.visit_directory(&path, "");
             }
-            Err(lost) => {
-                let why = match lost {
-                    Lost::Missing(at) if at == directory => "does not exist".to_owned(),
-                    Lost::Missing(at) => format!("does not exist: there is no `{}`", at.display()),
-                    Lost::Loop => "is a link that loops".to_owned(),
-                    Lost::Unreadable(error) => format!("cannot be read: {}", reason(&error)),
-                };
-                self.problem(
-                    "",
-                    format!("the policy directory `{}` {why}", directory.display()),
-                );
+            Err(ResolveError::Missing(at)) if at == directory => "does not exist".to_owned(),
+            Err(ResolveError::Missing(at)) => {
+                format!("does not exist: there is no `{}`", at.display())
             }
-        }
+            Err(ResolveError::Loop) => "is a link loop".to_owned(),
+            Err(ResolveError::Unreadable(error)) => {
+                format!("cannot be read: {}", error_text(&error))
+            }
+        };
+        let text = format!("the policy directory `{}` {why}", directory.display());
+        self.problem("", text);
     }
 
-    /// Reads the directory at `at`, a path without links, which callers see as `shown`.
-    fn directory(&mut self, at: &Path, shown: &str) {
-        let identity = match fs::symlink_metadata(at) {
+    /// Visits the directory at `path`, which has no links; authors know it as `name`.
+    fn visit_directory(&mut self, path: &Path, name: &str) {
+        let id = match fs::symlink_metadata(path) {
             Ok(found) => {
-                self.met(&Fingerprint::of(&found));
+                self.record_change_time(&Fingerprint::of(&found));
                 (found.dev(), found.ino())
             }
-            Err(error) => return self.lost(shown, &error),
+            Err(error) => return self.unreadable(name, &error),
         };
-        if self.ancestors.contains(&identity) {
-            return self.problem(shown, "leads back to a directory that it stands in".into());
+        if self.ancestors.contains(&id) {
+            return self.problem(name, "leads back to one of its parent directories".into());
         }
         if self.ancestors.len() > self.limits.depth {
-            let text = format!("stands deeper than {} directories", self.limits.depth);
-            return self.problem(shown, text);
+            let text = format!("is nested deeper than {} directories", self.limits.depth);
+            return self.problem(name, text);
         }
-        if !self.has_room() {
+        if !self.count_file() {
             return;
         }
-        self.places.add(at);
-        self.prints.directories.insert(at.to_owned(), identity);
-        let entries = match list(at) {
+        self.watched_paths.add_directory(path);
+        self.fingerprints.directories.insert(path.to_owned(), id);
+        let entries = match list(path) {
             Ok(entries) => entries,
-            Err(error) => return self.lost(shown, &error),
+            Err(error) => return self.unreadable(name, &error),
         };
-        self.ancestors.push(identity);
-        for (name, kind) in entries {
-            if self.is_full {
+        self.ancestors.push(id);
+        for (entry, kind) in entries {
+            if self.usage.is_exceeded() {
                 break;
             }
-            if !name.as_bytes().starts_with(b".") {
-                self.entry(at, shown, &name, kind);
+            if !entry.as_bytes().starts_with(b".") {
+                self.visit_entry(path, name, &entry, kind);
             }
         }
         self.ancestors.pop();
     }
 
-    fn entry(&mut self, directory: &Path, shown: &str, name: &OsStr, entry: FileType) {
-        let text = name.to_string_lossy();
-        let path = if shown.is_empty() {
+    fn visit_entry(&mut self, directory: &Path, parent: &str, entry: &OsStr, entry_kind: FileType) {
+        let text = entry.to_string_lossy();
+        let name = if parent.is_empty() {
             text.clone().into_owned()
         } else {
-            format!("{shown}/{text}")
+            format!("{parent}/{text}")
         };
         let kind = FileKind::of(&text);
-        if kind.is_some() && name.to_str().is_none() {
-            return self.problem(&path, "the name is not UTF-8".into());
+        let is_utf8 = entry.to_str().is_some();
+        if kind.is_some() && !is_utf8 {
+            return self.problem(&name, "the name is not UTF-8".into());
         }
-        let mut at = directory.join(name);
-        let mut is_directory = entry.is_dir();
-        if entry.is_symlink() {
-            match self.resolve(directory, name) {
+        let mut path = directory.join(entry);
+        let mut is_directory = entry_kind.is_dir();
+        if entry_kind.is_symlink() {
+            match self.resolve(directory, Path::new(entry)) {
                 Ok(target) => {
                     is_directory = target.is_dir();
-                    at = target;
+                    path = target;
                 }
-                Err(lost) => return self.astray(&path, kind.is_some(), &at, lost),
+                Err(error) => return self.bad_link(&name, kind.is_some(), &path, error),
             }
         }
         match kind {
-            Some(kind) => self.file(at, path, kind),
-            None if is_directory && name.to_str().is_some() => self.directory(&at, &path),
-            None if is_directory => {
-                self.warning(&path, "passed over: the name is not UTF-8".into());
-            }
+            Some(kind) => self.visit_file(path, name, kind),
+            None if is_directory && is_utf8 => self.visit_directory(&path, &name),
+            None if is_directory => self.warning(&name, "ignored: the name is not UTF-8".into()),
             None => {
                 if let Some(meant) = FileKind::near_miss(&text) {
-                    self.warning(&path, format!("passed over: the name is nearly {meant}"));
+                    self.warning(&name, format!("ignored: did you mean {meant}?"));
                 }
             }
         }
     }
 
-    fn file(&mut self, at: PathBuf, path: String, kind: FileKind) {
-        if !self.has_room() {
+    fn visit_file(&mut self, path: PathBuf, name: String, kind: FileKind) {
+        if !self.count_file() {
             return;
         }
-        // Looked at before it is opened: opening a device may do something.
-        let found = match fs::symlink_metadata(&at) {
+        // Metadata first: opening a device may have an effect.
+        let found = match fs::symlink_metadata(&path) {
             Ok(found) => found,
-            Err(error) => return self.lost(&path, &error),
+            Err(error) => return self.unreadable(&name, &error),
         };
-        let print = Fingerprint::of(&found);
-        self.met(&print);
-        if !self.is_acceptable(&path, &found) || !self.has_room_for(found.len()) {
+        let fingerprint = Fingerprint::of(&found);
+        self.record_change_time(&fingerprint);
+        if !self.is_acceptable(&name, &found) || !self.count_bytes(found.len()) {
             return;
         }
-        let seen = Seen {
-            at: at.clone(),
-            print,
-        };
-        let known = self
+        let file = ResolvedFile { path, fingerprint };
+        let unchanged = self
             .previous
-            .and_then(|reading| reading.unchanged(&path, &seen));
-        match known {
+            .and_then(|scan| scan.unchanged_file(&name, &file));
+        match unchanged {
             Some(file) => self.files.push(file.clone()),
-            None => self.unread.push(Unread {
-                path: path.clone(),
+            None => self.to_read.push(FileToRead {
+                path: name.clone(),
                 kind,
-                at,
-                print,
-                is_certain: print.is_older_than(self.began),
+                resolved: file.path.clone(),
+                fingerprint,
+                is_conclusive: fingerprint.is_conclusive_at(self.started_at),
             }),
         }
-        self.prints.files.insert(path, seen);
+        self.fingerprints.files.insert(name, file);
     }
 
-    /// Reads what must be read; true when there was any.
-    fn read(&mut self, workers: &Workers) -> bool {
-        let unread = std::mem::take(&mut self.unread);
-        let outcomes = file::read_all(&unread, self.limits.file_bytes, self.previous, workers);
-        for (file, outcome) in unread.iter().zip(outcomes) {
+    /// Reads the files that cannot be reused. Returns whether there were any.
+    fn read_files(&mut self, workers: &Workers) -> bool {
+        let files = std::mem::take(&mut self.to_read);
+        let outcomes = file::read_all(&files, self.limits.file_bytes, self.previous, workers);
+        for (file, outcome) in files.iter().zip(outcomes) {
             match outcome {
-                Outcome::File(found, bytes) => {
-                    // Some files hold more than the system says, those of `/proc` for example.
-                    if self.has_room_for(bytes.saturating_sub(file.print.size)) {
+                ReadOutcome::Read(found, bytes) => {
+                    // Some files hold more than their metadata says, for example in `/proc`.
+                    if self.count_bytes(bytes.saturating_sub(file.fingerprint.size)) {
                         self.files.push(found);
                     }
                 }
-                Outcome::TooLarge(bytes) => self.too_large(&file.path, bytes),
-                Outcome::Refused(problem) => self.problems.push(problem),
-                Outcome::Changed => {
-                    self.torn.insert(file.path.clone());
+                ReadOutcome::TooLarge(bytes) => self.too_large(&file.path, bytes),
+                ReadOutcome::Invalid(problem) => self.problems.push(problem),
+                ReadOutcome::Changed => {
+                    self.changed_names.insert(file.path.clone());
                 }
-                Outcome::Failed(error) => self.lost(&file.path, &error),
+                ReadOutcome::Failed(error) => self.unreadable(&file.path, &error),
             }
         }
-        !unread.is_empty()
+        !files.is_empty()
     }
 
-    fn is_acceptable(&mut self, path: &str, found: &Metadata) -> bool {
+    /// Looks again at everything that was seen. What differs may have been read half old, half new.
+    fn verify(&mut self, has_read: bool) {
+        let is_as_before = |previous: &DirectoryScan| {
+            !has_read && !previous.is_inconsistent() && previous.fingerprints == self.fingerprints
+        };
+        if self.previous.is_some_and(is_as_before) {
+            return;
+        }
+        let now = |path: &Path| fs::symlink_metadata(path).ok();
+        let seen = self
+            .fingerprints
+            .files
+            .iter()
+            .chain(&self.fingerprints.links);
+        for (name, seen) in seen {
+            if now(&seen.path).map(|found| Fingerprint::of(&found)) != Some(seen.fingerprint) {
+                self.changed_names.insert(name.clone());
+            }
+        }
+        for (path, id) in &self.fingerprints.directories {
+            if now(path).map(|found| (found.dev(), found.ino())) != Some(*id) {
+                self.changed_names.insert(relative_name(&self.root, path));
+            }
+        }
+    }
+
+    /// Resolves `path`, and records the links on the way.
+    fn resolve(&mut self, from: &Path, path: &Path) -> Result<PathBuf, ResolveError> {
+        let mut links = Vec::new();
+        let resolved = resolve(from, path, &mut self.watched_paths, |path, found| {
+            let fingerprint = Fingerprint::of(found);
+            links.push(ResolvedFile { path, fingerprint });
+        });
+        for link in links {
+            self.record_change_time(&link.fingerprint);
+            let name = relative_name(&self.root, &link.path);
+            // Many files may be reached through one link. It must be the same for all.
+            let known = self.fingerprints.links.entry(name.clone());
+            if *known.or_insert_with(|| link.clone()) != link {
+                self.changed_names.insert(name);
+            }
+        }
+        resolved
+    }
+
+    fn record_change_time(&mut self, fingerprint: &Fingerprint) {
+        self.last_change = self.last_change.max(Some(fingerprint.last_change()));
+    }
+
+    fn is_acceptable(&mut self, name: &str, found: &Metadata) -> bool {
         if !found.is_file() {
-            let text = format!("is {}, not a regular file", what(found.file_type()));
-            self.problem(path, text);
+            let kind = file_type_name(found.file_type());
+            self.problem(name, format!("is {kind}, not a regular file"));
             return false;
         }
         if found.len() > self.limits.file_bytes {
-            self.too_large(path, found.len());
+            self.too_large(name, found.len());
             return false;
         }
         true
     }
 
-    fn too_large(&mut self, path: &str, bytes: u64) {
+    /// Counts one file or directory. Returns whether the limits allow it.
+    fn count_file(&mut self) -> bool {
+        if let Some(text) = self.usage.add_file() {
+            self.problem("", text);
+        }
+        !self.usage.is_exceeded()
+    }
+
+    /// Counts `bytes` of a file. Returns whether the limits allow them.
+    fn count_bytes(&mut self, bytes: u64) -> bool {
+        if let Some(text) = self.usage.add_bytes(bytes) {
+            self.problem("", text);
+        }
+        !self.usage.is_exceeded()
+    }
+
+    fn too_large(&mut self, name: &str, bytes: u64) {
         let allowed = self.limits.file_bytes;
         let text = format!("holds {bytes} bytes, more than the {allowed} allowed");
-        self.problem(path, text);
+        self.problem(name, text);
     }
 
-    fn has_room(&mut self) -> bool {
-        self.visited += 1;
-        if self.visited > self.limits.files && !self.is_full {
-            self.is_full = true;
-            let text = format!("more than {} files and directories", self.limits.files);
-            self.problem("", text);
-        }
-        !self.is_full
-    }
-
-    /// Takes `bytes` from what all files together may hold.
-    fn has_room_for(&mut self, bytes: u64) -> bool {
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes > self.limits.total_bytes && !self.is_full {
-            self.is_full = true;
-            let allowed = self.limits.total_bytes;
-            let text = format!("the files hold more than the {allowed} bytes allowed together");
-            self.problem("", text);
-        }
-        !self.is_full
-    }
-
-    /// Follows `path`, from a directory that is no link, to where it leads.
-    fn resolve(&mut self, from: &Path, path: &OsStr) -> Result<PathBuf, Lost> {
-        let mut at = from.to_owned();
-        let mut ahead: Vec<OsString> = Vec::new();
-        let push = |ahead: &mut Vec<OsString>, path: &Path| {
-            let parts = path.components().rev();
-            ahead.extend(parts.map(|part| part.as_os_str().to_owned()));
-        };
-        push(&mut ahead, Path::new(path));
-        let mut links = 0;
-        while let Some(name) = ahead.pop() {
-            if name == "/" {
-                at = PathBuf::from("/");
-            } else if name == ".." {
-                at.pop();
-            } else if name != "." {
-                let next = at.join(&name);
-                let found = match fs::symlink_metadata(&next) {
-                    Ok(found) => found,
-                    Err(error) => {
-                        // Once it is made, or may be read, this directory tells.
-                        self.places.add_name(&at, &name);
-                        let is_missing =
-                            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
-                        return Err(if is_missing {
-                            Lost::Missing(next)
-                        } else {
-                            Lost::Unreadable(error)
-                        });
-                    }
-                };
-                if found.is_symlink() {
-                    self.places.add_name(&at, &name);
-                    links += 1;
-                    if links > LINKS_IN_A_ROW {
-                        return Err(Lost::Loop);
-                    }
-                    let target = fs::read_link(&next).map_err(Lost::Unreadable)?;
-                    let seen = Seen {
-                        print: Fingerprint::of(&found),
-                        at: next,
-                    };
-                    self.met(&seen.print);
-                    let name = self.shown(&seen.at);
-                    // Many files may come through one link; it must be the same for all.
-                    let first = self
-                        .prints
-                        .links
-                        .entry(name.clone())
-                        .or_insert(seen.clone());
-                    if *first != seen {
-                        self.torn.insert(name);
-                    }
-                    push(&mut ahead, &target);
-                } else {
-                    at = next;
-                }
-            }
-        }
-        if let (Some(directory), Some(name)) = (at.parent(), at.file_name()) {
-            self.places.add_name(directory, name);
-        }
-        Ok(at)
-    }
-
-    /// Reports a link that could not be followed.
-    fn astray(&mut self, path: &str, is_match: bool, link: &Path, lost: Lost) {
-        let text = match lost {
-            Lost::Missing(at) if at == link => {
-                self.torn.insert(path.to_owned());
+    /// Reports a link that does not resolve.
+    fn bad_link(&mut self, name: &str, is_policy_file: bool, link: &Path, error: ResolveError) {
+        let text = match error {
+            ResolveError::Missing(at) if at == link => {
+                self.changed_names.insert(name.to_owned());
                 return;
             }
-            Lost::Missing(at) => {
-                format!(
-                    "is a link that leads nowhere: there is no `{}`",
-                    at.display()
-                )
+            ResolveError::Missing(at) => {
+                format!("is a dangling link: there is no `{}`", at.display())
             }
-            Lost::Loop => "is a link that loops".to_owned(),
-            Lost::Unreadable(error) => format!("cannot be followed: {}", reason(&error)),
+            ResolveError::Loop => "is a link loop".to_owned(),
+            ResolveError::Unreadable(error) => {
+                format!("is a link that cannot be followed: {}", error_text(&error))
+            }
         };
-        // Without a matching name it may be anything, but perhaps a directory of policies.
-        if is_match {
-            self.problem(path, text);
+        // With any other name the target is unknown, but may be a directory of policies.
+        if is_policy_file {
+            self.problem(name, text);
         } else {
-            self.warning(path, format!("passed over: {text}"));
+            self.warning(name, format!("ignored: {text}"));
         }
     }
 
-    /// Reports what was listed but could not be read.
-    fn lost(&mut self, path: &str, error: &io::Error) {
+    /// Reports a listed name that could not be read.
+    fn unreadable(&mut self, name: &str, error: &io::Error) {
         let is_gone = error.kind() == ErrorKind::NotFound
             || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+        let why = error_text(error);
         if is_gone {
-            // Listed a moment ago, so the directory is changing under us; the next reading says
-            // what it has become.
-            self.torn.insert(path.to_owned());
-        } else if path.is_empty() {
+            // It was listed a moment ago, so the directory is changing. The next scan finds the
+            // result.
+            self.changed_names.insert(name.to_owned());
+        } else if name.is_empty() {
             let root = self.root.display();
-            let text = format!(
-                "the policy directory `{root}` cannot be read: {}",
-                reason(error)
-            );
+            let text = format!("the policy directory `{root}` cannot be read: {why}");
             self.problem("", text);
         } else {
-            self.problem(path, format!("cannot be read: {}", reason(error)));
+            self.problem(name, format!("cannot be read: {why}"));
         }
     }
 
-    /// Looks once more at everything that was seen: what differs now may have been read half old
-    /// and half new.
-    fn verify(&mut self, has_read: bool) {
-        let is_as_before =
-            |previous: &Reading| !has_read && !previous.is_torn() && previous.prints == self.prints;
-        if self.previous.is_some_and(is_as_before) {
-            return;
-        }
-        let now = |path: &Path| fs::symlink_metadata(path).ok();
-        let seen = self.prints.files.iter().chain(&self.prints.links);
-        for (path, seen) in seen {
-            if now(&seen.at).map(|found| Fingerprint::of(&found)) != Some(seen.print) {
-                self.torn.insert(path.clone());
-            }
-        }
-        for (path, identity) in &self.prints.directories {
-            if now(path).map(|found| (found.dev(), found.ino())) != Some(*identity) {
-                self.torn.insert(self.shown(path));
-            }
-        }
+    fn problem(&mut self, name: &str, text: String) {
+        self.problems.push(Diagnostic::error(name, text));
     }
 
-    fn met(&mut self, print: &Fingerprint) {
-        self.newest = self.newest.max(Some(print.newest()));
-    }
-
-    fn shown(&self, path: &Path) -> String {
-        let relative = path.strip_prefix(&self.root).unwrap_or(path);
-        relative.display().to_string()
-    }
-
-    fn problem(&mut self, path: &str, text: String) {
-        self.problems.push(Diagnostic::error(path, text));
-    }
-
-    fn warning(&mut self, path: &str, text: String) {
-        self.warnings.push(Diagnostic::warning(path, text));
+    fn warning(&mut self, name: &str, text: String) {
+        self.warnings.push(Diagnostic::warning(name, text));
     }
 }
 
-/// What is in a directory, sorted by name.
+/// Returns `path` relative to the policy directory, or as it is if it lies outside.
+fn relative_name(root: &Path, path: &Path) -> String {
+    let relative = path.strip_prefix(root).unwrap_or(path);
+    relative.display().to_string()
+}
+
+/// Lists a directory, sorted by name.
 fn list(directory: &Path) -> io::Result<Vec<(OsString, FileType)>> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -445,28 +384,4 @@ fn list(directory: &Path) -> io::Result<Vec<(OsString, FileType)>> {
     }
     entries.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(entries)
-}
-
-fn what(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_socket() {
-        "a socket"
-    } else if kind.is_symlink() {
-        "a link"
-    } else {
-        "a device"
-    }
-}
-
-fn reason(error: &io::Error) -> String {
-    if error.kind() == ErrorKind::PermissionDenied {
-        "permission denied".to_owned()
-    } else if error.kind() == ErrorKind::NotADirectory {
-        "it is not a directory".to_owned()
-    } else {
-        error.to_string()
-    }
 }
