@@ -82,7 +82,7 @@ impl Changes {
     }
 }
 
-/// The sender side: subscribes to events of the watched directories.
+/// A subscription to the events of the watched directories.
 #[derive(Debug)]
 pub struct Watcher {
     /// `None` when polling alone.

@@ -39,7 +39,7 @@ pub fn resolve(
     mut on_link: impl FnMut(PathBuf, &Metadata),
 ) -> Result<PathBuf, ResolveError> {
     let mut resolved = directory.to_owned();
-    // The last is the next.
+    // A stack: the next component is the last element.
     let mut remaining = reversed_components(path);
     let mut links = 0;
     while let Some(name) = remaining.pop() {
