@@ -15,9 +15,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
-use cedar_pdp::followed::FollowSettings;
 use cedar_pdp::pip::{self, Moment, Patience, TokenSettings, Tokens, Verdict};
-use cedar_pdp::watch::Mode;
+use cedar_pdp::watch::{Mode, WatchSettings};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 use signer::{Signer, jwks};
@@ -93,8 +92,8 @@ fn open(files: &Path, cache_bytes: Option<NonZeroU64>) -> anyhow::Result<std::sy
         issuers: files.join("issuers.toml"),
         revocations: None,
         cache_bytes,
-        following: FollowSettings {
-            watch: Mode::Poll,
+        following: WatchSettings {
+            mode: Mode::Poll,
             poll: Duration::from_secs(3_600),
         },
     })?;

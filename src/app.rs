@@ -26,18 +26,17 @@ use crate::decision_log::{self, DecisionLog, Lines};
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
 use crate::engine::figures::DecisionFigures;
-use crate::followed::FollowSettings;
 use crate::pip::{self, TokenSettings};
 use crate::policy_store::{
-    self, OpenRefused, Opened, Reader, Reloader, SourceLimits, StatusReader, StoreSettings,
+    self, OpenedStore, Reader, Reloader, SourceLimits, StatusReader, StoreOpenError, StoreSettings,
 };
-use crate::readiness::{Pending, Readiness, Wanting};
+use crate::readiness::{Readiness, Reason, UnreadyGuard};
 use crate::telemetry::collector::CollectorError;
 use crate::telemetry::decisions;
 use crate::telemetry::log::LogFilter;
 use crate::telemetry::traces::export::{self, Export};
 use crate::telemetry::traces::{SpanFigures, Traces};
-use crate::watch;
+use crate::watch::{self, WatchSettings};
 
 /// How long the decision log may take to write what waits, however long the calls took to end.
 const LEAST_FOR_DECISION_LOG: Duration = Duration::from_secs(2);
@@ -47,7 +46,7 @@ const LEAST_FOR_DECISION_LOG: Duration = Duration::from_secs(2);
 pub enum BindError {
     /// The policy directory is bad, and `--start-unready` was not given.
     #[error(transparent)]
-    Policies(#[from] OpenRefused),
+    Policies(#[from] StoreOpenError),
     /// Decisions are to be logged, and there is nowhere to.
     #[error(transparent)]
     DecisionLog(#[from] decision_log::OpenError),
@@ -74,7 +73,7 @@ pub struct App {
     admin: Option<AdminServer>,
     export: Option<Export>,
     reloader: Reloader,
-    reloads: policy_store::Reloads,
+    reloads: policy_store::ReloadHandle,
     snapshots: Reader,
     status: StatusReader,
     engine: Arc<Engine<EncodedAnswer>>,
@@ -82,7 +81,7 @@ pub struct App {
     token_upkeep: Option<pip::Upkeep>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
-    nothing_loaded: Option<Pending>,
+    nothing_loaded: Option<UnreadyGuard>,
     winding_down: WindingDown,
 }
 
@@ -108,9 +107,9 @@ pub async fn bind(
 ) -> Result<App, BindError> {
     let started_at = SystemTime::now();
     let readiness = Readiness::new();
-    let nothing_loaded = readiness.pending(Wanting::Policies);
+    let nothing_loaded = readiness.block(Reason::NoPolicies);
     let opened = policy_store::open(store_settings(&config)).await?;
-    let Opened {
+    let OpenedStore {
         mut reader,
         status,
         reloads,
@@ -241,7 +240,7 @@ impl App {
 
     /// Forces a reread of the policy directory.
     #[must_use]
-    pub fn reloads(&self) -> policy_store::Reloads {
+    pub fn reloads(&self) -> policy_store::ReloadHandle {
         self.reloads.clone()
     }
 
@@ -291,7 +290,7 @@ impl App {
                 drain_timeout,
             } = winding_down;
             // Who asks is sent elsewhere; who has not asked since is still served.
-            readiness.leave();
+            readiness.stop_serving();
             if !delay.is_zero() {
                 tracing::info!(?delay, "not serving any more, and still taking calls");
                 tokio::time::sleep(delay).await;
@@ -380,7 +379,7 @@ fn settings(config: &Config) -> serde_json::Value {
 async fn follow_snapshots(
     mut snapshots: Reader,
     engine: Arc<Engine<EncodedAnswer>>,
-    mut nothing_loaded: Option<Pending>,
+    mut nothing_loaded: Option<UnreadyGuard>,
 ) {
     while snapshots.changed().await.is_ok() {
         if nothing_loaded.take().is_none() {
@@ -395,7 +394,7 @@ fn token_settings(config: &Config) -> Option<TokenSettings> {
         issuers: tokens.issuers.clone()?,
         revocations: tokens.revocations.clone(),
         cache_bytes: tokens.cache_bytes,
-        following: follow_settings(config),
+        following: watch_settings(config),
     })
 }
 
@@ -408,26 +407,21 @@ fn store_settings(config: &Config) -> StoreSettings {
             total_bytes: store.max_total_bytes,
             ..SourceLimits::default()
         },
-        deciding: config.pdp.clone(),
-        watch: watch_mode(config),
-        poll: store.poll_interval,
-        quiet: store.quiet_period,
-        longest_delay: store.max_reload_delay,
+        pdp: config.pdp.clone(),
+        watch: watch_settings(config),
+        quiet_period: store.quiet_period,
+        max_reload_delay: store.max_reload_delay,
         allow_empty: store.allow_empty,
         start_unready: store.start_unready,
     }
 }
 
-fn watch_mode(config: &Config) -> watch::Mode {
-    match config.store.watch {
-        WatchMode::Events => watch::Mode::Events,
-        WatchMode::Poll => watch::Mode::Poll,
-    }
-}
-
-fn follow_settings(config: &Config) -> FollowSettings {
-    FollowSettings {
-        watch: watch_mode(config),
+fn watch_settings(config: &Config) -> WatchSettings {
+    WatchSettings {
+        mode: match config.store.watch {
+            WatchMode::Events => watch::Mode::Events,
+            WatchMode::Poll => watch::Mode::Poll,
+        },
         poll: config.store.poll_interval,
     }
 }
@@ -455,7 +449,7 @@ fn api_settings(config: &Config) -> ApiSettings {
             reflection: config.services.reflection,
             policy_store: config.services.policy_store,
         },
-        follow: follow_settings(config),
+        follow: watch_settings(config),
         authorization: AuthorizationRules {
             request: RequestRules {
                 anonymous_principal: config.anonymous_principal.clone(),

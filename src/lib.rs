@@ -18,7 +18,6 @@
 //!
 //! **Beside them:**
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
-//! - [`followed`]: small files that may change: certificates, keys, lists.
 //! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`counters`]: counters that cost next to nothing.
@@ -42,6 +41,5 @@ pub mod cli;
 pub mod config;
 pub mod counters;
 pub mod decision_log;
-pub mod followed;
 pub mod readiness;
 pub mod telemetry;

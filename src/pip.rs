@@ -39,7 +39,8 @@ pub use refusal::{Reason, Refusal};
 pub use revocations::RevocationsError;
 pub use verify::{Identified, Patience, Tokens, Verdict};
 
-use crate::followed::{self, FollowSettings, ReadError, Reading};
+use crate::watch::WatchSettings;
+use crate::watch::files::{FileReader, ReadError, reload_on_change};
 use figures::{Counters, KeyCounters};
 use issuers::{IssuerRules, KeySource};
 use keys::KeySet;
@@ -61,7 +62,7 @@ pub struct TokenSettings {
     /// The memory that verified tokens may take, in bytes; `None` remembers none.
     pub cache_bytes: Option<NonZeroU64>,
     /// How changes of files are noticed.
-    pub following: FollowSettings,
+    pub following: WatchSettings,
 }
 
 /// Why tokens cannot be verified.
@@ -119,7 +120,7 @@ pub struct Opened {
 pub struct Upkeep {
     refreshers: Vec<Refresher>,
     followed: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    following: FollowSettings,
+    following: WatchSettings,
 }
 
 impl Upkeep {
@@ -131,17 +132,18 @@ impl Upkeep {
         take: impl Fn(&[u8]) -> Result<String, String> + Send + Sync + 'static,
         refused: impl Fn() + Send + Sync + 'static,
     ) -> Result<Vec<u8>, ReadError> {
-        let mut reading = Reading::default();
+        let mut reading = FileReader::default();
         let text = reading.read_up_to(path, MAX_FILE_BYTES)?;
         let file = path.to_owned();
         let load = {
             let file = file.clone();
-            move |reading: &mut Reading| reading.read_up_to(&file, MAX_FILE_BYTES)
+            move |reading: &mut FileReader| reading.read_up_to(&file, MAX_FILE_BYTES)
         };
         let (changed, changes) = watch::channel(None);
-        let following = followed::follow(self.following, reading.trace(), load, move |read| {
-            changed.send_replace(Some(Arc::new(read)));
-        });
+        let following =
+            reload_on_change(self.following, reading.fingerprint(), load, move |read| {
+                changed.send_replace(Some(Arc::new(read)));
+            });
         let taking = take_changes(changes, move |read: &Result<Vec<u8>, ReadError>| {
             let taken = match read {
                 Ok(text) => {
@@ -214,7 +216,7 @@ async fn take_changes<T: Send + Sync + 'static>(
 /// [`OpenRefused`] for the first thing that is missing or wrong.
 pub fn open(settings: &TokenSettings) -> Result<Opened, OpenRefused> {
     let path = &settings.issuers;
-    let text = Reading::default().read(path)?;
+    let text = FileReader::default().read(path)?;
     let refused = |source| OpenRefused::Issuers {
         path: path.clone(),
         source,

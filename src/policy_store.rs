@@ -1,172 +1,22 @@
-//! Where policies come from, and which snapshot of them is in force.
+//! Reads policies from a directory, and publishes the current snapshot of them.
 //!
-//! `source` reads the directory, `reload` decides when what was read replaces the snapshot in
-//! force, `status` is what it tells about that; `aside` runs the long work of both. Nothing here
-//! evaluates a policy, and nothing here answers a caller.
+//! `directory` reads the files, `reload` decides when they replace the current snapshot, and
+//! `status` reports the result. Nothing here evaluates a policy or answers a caller.
 
-mod aside;
+mod background;
+pub mod directory;
 pub mod reload;
-pub mod source;
+mod settings;
+mod shrink_guard;
+mod snapshots;
 pub mod status;
-mod suspicion;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::sync::{mpsc, oneshot, watch};
-
-use crate::pdp::settings::Settings;
-use crate::pdp::snapshot::Snapshot;
-pub use reload::{OpenRefused, Opened, Reloader, open};
-pub use source::SourceLimits;
+pub use background::cores;
+pub use directory::SourceLimits;
+pub use reload::{OpenedStore, ReloadHandle, ReloadReport, Reloader, StoreOpenError, open};
+pub use settings::StoreSettings;
+pub use snapshots::{Publisher, Reader, snapshots};
 pub use status::{
-    Loaded, RefusedReload, ReloadCounts, ReloadOutcome, StatusReader, StoreClosed, StoreStatus,
+    LoadedSnapshot, RejectedReload, ReloadCounts, ReloadOutcome, StatusReader, StoreClosed,
+    StoreStatus,
 };
-
-/// What the operator decided about the policy directory.
-#[derive(Clone, Debug)]
-pub struct StoreSettings {
-    /// The policy directory, or a link to it.
-    pub directory: PathBuf,
-    /// How much is read of it at most.
-    pub limits: SourceLimits,
-    /// How its content is checked and decides.
-    pub deciding: Settings,
-    /// How changes are noticed.
-    pub watch: crate::watch::Mode,
-    /// The longest time from one look at the directory to the next.
-    pub poll: Duration,
-    /// A change is taken when nothing was written for this long.
-    pub quiet: Duration,
-    /// A change that does not come to rest within this is reported as held back.
-    pub longest_delay: Duration,
-    /// Whether what may be a mistake (a directory, schema or policy file that becomes empty) is
-    /// loaded all the same.
-    pub allow_empty: bool,
-    /// Whether to wait for a directory that is bad at the start to become good.
-    pub start_unready: bool,
-}
-
-impl Default for StoreSettings {
-    fn default() -> Self {
-        Self {
-            directory: PathBuf::from("./policies"),
-            limits: SourceLimits::default(),
-            deciding: Settings::default(),
-            watch: crate::watch::Mode::default(),
-            poll: Duration::from_secs(5),
-            quiet: Duration::from_millis(50),
-            longest_delay: Duration::from_secs(5),
-            allow_empty: false,
-            start_unready: false,
-        }
-    }
-}
-
-/// The write side of the snapshot in force. One per process, so not `Clone`.
-#[derive(Debug)]
-pub struct Publisher(watch::Sender<Option<Arc<Snapshot>>>);
-
-/// The read side of the snapshot in force.
-#[derive(Clone, Debug)]
-pub struct Reader(watch::Receiver<Option<Arc<Snapshot>>>);
-
-/// Both sides, with no snapshot in force yet.
-#[must_use]
-pub fn snapshots() -> (Publisher, Reader) {
-    let (publisher, reader) = watch::channel(None);
-    (Publisher(publisher), Reader(reader))
-}
-
-impl Publisher {
-    /// Puts `snapshot` in force: who loads from now on gets this one.
-    pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
-        self.0.send_replace(Some(snapshot));
-    }
-}
-
-impl Reader {
-    /// The snapshot in force; `None` when nothing has been loaded yet.
-    #[must_use]
-    pub fn load(&self) -> Option<Arc<Snapshot>> {
-        self.0.borrow().clone()
-    }
-
-    /// Has the snapshot in force count as asked for: only a later one ends
-    /// [`changed`](Self::changed).
-    pub fn mark_seen(&mut self) {
-        self.0.mark_unchanged();
-    }
-
-    /// Waits until a snapshot was put in force since this was last asked. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreClosed`] when there will be no other.
-    pub async fn changed(&mut self) -> Result<(), StoreClosed> {
-        self.0.changed().await.map_err(|_| StoreClosed)
-    }
-}
-
-/// Asks for reloads, and waits for them.
-#[derive(Clone, Debug)]
-pub struct Reloads(mpsc::Sender<Waiting>);
-
-/// A caller of [`Reloads::reload`].
-type Waiting = oneshot::Sender<ReloadReport>;
-
-/// What became of a reload, and how the store was then.
-#[derive(Clone, Debug)]
-pub struct ReloadReport {
-    /// What became of it.
-    pub outcome: ReloadOutcome,
-    /// The status after it.
-    pub status: Arc<StoreStatus>,
-}
-
-/// The store has ended, or ended before it could say what became of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policy store reloads no more")]
-pub struct ReloadsClosed;
-
-impl Reloads {
-    /// Has the directory read again, by a reading that begins after this call, and waits until
-    /// its content is in force, known to be in force already, or refused.
-    ///
-    /// Waits for a directory that is being written as long as any other reload would: its content
-    /// is then held back, which is [`ReloadOutcome::Refused`]. Dropping the call leaves the reload
-    /// to go on.
-    ///
-    /// # Errors
-    ///
-    /// [`ReloadsClosed`] when the store has ended.
-    pub async fn reload(&self) -> Result<ReloadReport, ReloadsClosed> {
-        let (answer, report) = oneshot::channel();
-        self.0.send(answer).await.map_err(|_| ReloadsClosed)?;
-        report.await.map_err(|_| ReloadsClosed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::pin::pin;
-    use std::task::{Context, Waker};
-
-    use super::*;
-    use crate::pdp::compile;
-    use crate::pdp::sources::Sources;
-
-    #[test]
-    fn what_was_marked_as_seen_is_no_change() {
-        let empty = Sources::new(Vec::new(), Vec::new(), Vec::new());
-        let snapshot = Arc::new(compile(&empty, &Settings::default()).unwrap());
-        let (mut publisher, mut reader) = snapshots();
-        let mut context = Context::from_waker(Waker::noop());
-        publisher.publish(Arc::clone(&snapshot));
-        reader.mark_seen();
-        assert!(pin!(reader.changed()).poll(&mut context).is_pending());
-        publisher.publish(snapshot);
-        assert!(pin!(reader.changed()).poll(&mut context).is_ready());
-    }
-}

@@ -1,55 +1,48 @@
-//! Whether this process should be sent calls: nothing holds it back, and it is not stopping.
+//! Tracks whether this process is ready for calls: nothing blocks it, and it is not shutting down.
 //!
-//! Who is not ready holds a [`Pending`], which says why; who stops the service calls
-//! [`Readiness::drain`]; the health service watches.
+//! A part that is not ready holds an [`UnreadyGuard`] with its [`Reason`]. Shutdown calls
+//! [`Readiness::drain`]. The health service reads the result.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// The write side: holds readiness back, or ends it.
+/// The write side of the readiness: blocks it, or ends it.
 #[derive(Clone, Debug)]
 pub struct Readiness(Arc<watch::Sender<State>>);
 
-/// The read side.
+/// The read side of the readiness.
 #[derive(Clone, Debug)]
 pub struct ReadinessReader(watch::Receiver<State>);
 
-/// Holds readiness back until dropped.
-#[must_use = "readiness is held back only as long as this lives"]
+/// A guard that keeps the process from being ready until it is dropped.
+#[must_use = "readiness is blocked only as long as this lives"]
 #[derive(Debug)]
-pub struct Pending(Readiness, Wanting);
+pub struct UnreadyGuard(Readiness, Reason);
 
-/// What holds readiness back.
+/// The reason why calls should go elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Wanting {
+pub enum Reason {
     /// No policies have been loaded yet.
-    Policies,
+    NoPolicies,
+    /// The service is shutting down, or will be shortly.
+    ShuttingDown,
 }
 
-/// Why calls should go elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unready {
-    /// Something has not come yet.
-    Wants(Wanting),
-    /// The service is going down, or will be shortly.
-    Draining,
-}
-
-impl fmt::Display for Unready {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Wants(Wanting::Policies) => "no policies have been loaded yet",
-            Self::Draining => "the service is shutting down",
+            Self::NoPolicies => "no policies have been loaded yet",
+            Self::ShuttingDown => "the service is shutting down",
         })
     }
 }
 
-/// What callers are told.
+/// The health that callers see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// Calls are welcome.
+    /// Calls are served.
     Serving,
     /// Calls should go elsewhere.
     NotServing,
@@ -57,72 +50,58 @@ pub enum Health {
 
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// What is wanting, once for each guard.
-    pending: Vec<Wanting>,
-    /// The end has been announced, or has begun.
-    leaving: bool,
-    draining: bool,
+    /// One for each guard, and one for each announcement of the shutdown.
+    reasons: Vec<Reason>,
+    is_draining: bool,
 }
 
 impl State {
     fn health(&self) -> Health {
-        match self.pending.is_empty() && !self.leaving {
+        match self.reasons.is_empty() {
             true => Health::Serving,
             false => Health::NotServing,
         }
     }
-
-    fn unready(&self) -> Vec<Unready> {
-        let mut reasons = Vec::new();
-        for wanting in &self.pending {
-            let reason = Unready::Wants(*wanting);
-            if !reasons.contains(&reason) {
-                reasons.push(reason);
-            }
-        }
-        if self.leaving {
-            reasons.push(Unready::Draining);
-        }
-        reasons
-    }
 }
 
 impl Readiness {
-    /// Ready until something holds it back: take the first [`Pending`] before showing it to anyone.
+    /// Creates the write side. It is ready: block it before others can read it.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(watch::Sender::new(State::default())))
     }
 
-    /// Holds readiness back until the guard is dropped. Guards add up.
-    pub fn pending(&self, wanting: Wanting) -> Pending {
-        self.change(|state| state.pending.push(wanting));
-        Pending(self.clone(), wanting)
+    /// Blocks readiness until the guard is dropped. Several guards add up.
+    pub fn block(&self, reason: Reason) -> UnreadyGuard {
+        self.change(|state| state.reasons.push(reason));
+        UnreadyGuard(self.clone(), reason)
     }
 
-    /// Ends readiness, while calls are still taken: who asks goes elsewhere in good time. There is
-    /// no way back.
-    pub fn leave(&self) {
-        self.change(|state| state.leaving = true);
+    /// Ends readiness for good. Calls are still accepted, while callers are sent elsewhere.
+    pub fn stop_serving(&self) {
+        self.change(|state| state.reasons.push(Reason::ShuttingDown));
     }
 
-    /// Ends readiness and begins draining. There is no way back.
+    /// Ends readiness for good, and begins draining.
     pub fn drain(&self) {
-        self.change(|state| (state.leaving, state.draining) = (true, true));
+        self.change(|state| {
+            state.reasons.push(Reason::ShuttingDown);
+            state.is_draining = true;
+        });
     }
 
-    /// A new read side, for which the present health counts as seen.
+    /// Creates a read side that has seen the current health.
     #[must_use]
     pub fn reader(&self) -> ReadinessReader {
         ReadinessReader(self.0.subscribe())
     }
 
-    // Readers wake when something turns, not for each guard that comes or goes.
+    // Readers wake when the health changes or draining begins, not for each guard.
     fn change(&self, edit: impl FnOnce(&mut State)) {
         self.0.send_if_modified(|state| {
-            let before = (state.health(), state.draining);
+            let before = (state.health(), state.is_draining);
             edit(state);
-            before != (state.health(), state.draining)
+            before != (state.health(), state.is_draining)
         });
     }
 }
@@ -134,49 +113,52 @@ impl Default for Readiness {
 }
 
 impl ReadinessReader {
-    /// The present health.
+    /// Returns the current health.
     #[must_use]
     pub fn health(&self) -> Health {
         self.0.borrow().health()
     }
 
-    /// Everything that speaks against sending calls; nothing when they are welcome.
+    /// Returns all reasons why calls should go elsewhere, each once. Empty while serving.
     #[must_use]
-    pub fn unready(&self) -> Vec<Unready> {
-        self.0.borrow().unready()
+    pub fn reasons(&self) -> Vec<Reason> {
+        let state = self.0.borrow();
+        let all = [Reason::NoPolicies, Reason::ShuttingDown].into_iter();
+        all.filter(|reason| state.reasons.contains(reason))
+            .collect()
     }
 
-    /// Waits until the health turns or draining begins, and tells the health; `None` once nobody
-    /// is left who could turn it.
+    /// Waits until the health changes or draining begins, and returns the health; `None` once no
+    /// writer is left.
     ///
-    /// Cancel-safe. A health that turned and turned back in between is reported as it now is.
+    /// Cancel-safe. A health that changed and changed back meanwhile is reported as it is now.
     pub async fn changed(&mut self) -> Option<Health> {
         self.0.changed().await.ok()?;
         Some(self.0.borrow_and_update().health())
     }
 
-    /// Whether draining has begun.
+    /// Returns whether draining has begun.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.0.borrow().draining
+        self.0.borrow().is_draining
     }
 
-    /// Waits until draining begins, or nobody is left who could begin it.
+    /// Waits until draining begins, or no writer is left.
     ///
     /// Cancel-safe.
     pub async fn draining(&mut self) {
-        // Without a writer nothing will ever be served again: for those who wait, the same.
-        let _ = self.0.wait_for(|state| state.draining).await;
+        // Without a writer nothing will be served again, which is the same for those who wait.
+        let _ = self.0.wait_for(|state| state.is_draining).await;
     }
 }
 
-impl Drop for Pending {
+impl Drop for UnreadyGuard {
     fn drop(&mut self) {
-        let Self(readiness, wanting) = self;
+        let Self(readiness, reason) = self;
         readiness.change(|state| {
-            // INVARIANT: this guard's was put there when it was made, and is taken off only here.
-            if let Some(at) = state.pending.iter().position(|other| other == wanting) {
-                state.pending.swap_remove(at);
+            // INVARIANT: the guard added its reason when it was created, and only it removes it.
+            if let Some(at) = state.reasons.iter().position(|other| other == reason) {
+                state.reasons.swap_remove(at);
             }
         });
     }
@@ -187,12 +169,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_is_ready_when_the_last_guard_is_dropped() {
+    fn dropping_the_last_guard_makes_ready() {
         let readiness = Readiness::new();
         let reader = readiness.reader();
         let (first, second) = (
-            readiness.pending(Wanting::Policies),
-            readiness.pending(Wanting::Policies),
+            readiness.block(Reason::NoPolicies),
+            readiness.block(Reason::NoPolicies),
         );
         assert_eq!(reader.health(), Health::NotServing);
         drop(first);
@@ -202,40 +184,41 @@ mod tests {
     }
 
     #[test]
-    fn what_speaks_against_calls_is_told_once_each() {
+    fn each_reason_is_listed_once() {
         let readiness = Readiness::new();
         let reader = readiness.reader();
-        assert_eq!(reader.unready(), []);
-        let wanting = [(); 2].map(|()| readiness.pending(Wanting::Policies));
+        assert_eq!(reader.reasons(), []);
+        let guards = [(); 2].map(|()| readiness.block(Reason::NoPolicies));
+        readiness.stop_serving();
         readiness.drain();
-        let policies = Unready::Wants(Wanting::Policies);
-        assert_eq!(reader.unready(), [policies, Unready::Draining]);
-        drop(wanting);
-        assert_eq!(reader.unready(), [Unready::Draining]);
+        assert_eq!(reader.reasons(), [Reason::NoPolicies, Reason::ShuttingDown]);
+        drop(guards);
+        assert_eq!(reader.reasons(), [Reason::ShuttingDown]);
     }
 
     #[tokio::test]
-    async fn a_service_that_drains_never_becomes_ready_again() {
+    async fn draining_ends_readiness_for_good() {
         let readiness = Readiness::new();
-        let pending = readiness.pending(Wanting::Policies);
+        let guard = readiness.block(Reason::NoPolicies);
         let mut reader = readiness.reader();
         readiness.drain();
         reader.draining().await;
-        drop(pending);
+        drop(guard);
         assert_eq!(reader.health(), Health::NotServing);
     }
 
     #[tokio::test]
-    async fn a_reader_wakes_when_the_health_turns_and_ends_with_the_last_writer() {
+    async fn readers_wake_when_the_health_changes() {
         let readiness = Readiness::new();
-        let first = readiness.pending(Wanting::Policies);
+        let first = readiness.block(Reason::NoPolicies);
         let mut reader = readiness.reader();
-        drop(readiness.pending(Wanting::Policies));
-        assert!(!reader.0.has_changed().unwrap(), "health is what it was");
+        drop(readiness.block(Reason::NoPolicies));
+        assert!(!reader.0.has_changed().unwrap(), "the health is unchanged");
         drop(first);
         assert_eq!(reader.changed().await, Some(Health::Serving));
         readiness.drain();
         assert_eq!(reader.changed().await, Some(Health::NotServing));
+        // The last writer is gone.
         drop(readiness);
         assert_eq!(reader.changed().await, None);
     }

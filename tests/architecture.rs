@@ -52,7 +52,7 @@ const FLOORS: &[Floor] = &[
     (
         "src/policy_store",
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
-        // Ticks come from `watch`, which stands beside both lanes.
+        // Change reports come from `watch`, which stands beside both lanes.
         &["crate::policy_store", "crate::pdp", "crate::watch"],
     ),
     (
@@ -90,7 +90,7 @@ const FLOORS: &[Floor] = &[
             "crate::pip",
             "crate::pdp::query",
             "crate::pdp::is_type_name",
-            "crate::followed",
+            "crate::watch",
         ],
     ),
     (
@@ -107,17 +107,17 @@ const FLOORS: &[Floor] = &[
             // An address is a value that `config` has checked; a door is opened on it.
             "crate::config::listen",
             // Certificates and lists of callers are the doors' own, and may change.
-            "crate::followed",
+            "crate::watch",
             // `PolicyStoreService` is a door to the store: its status, and reloads on demand.
             "crate::policy_store::StatusReader",
-            "crate::policy_store::Reloads",
+            "crate::policy_store::ReloadHandle",
             "crate::policy_store::ReloadOutcome",
             "crate::policy_store::ReloadCounts",
             "crate::policy_store::StoreStatus",
             "crate::policy_store::status",
             // What it has done stands on the operators' page of it.
-            "crate::policy_store::Loaded",
-            "crate::policy_store::RefusedReload",
+            "crate::policy_store::LoadedSnapshot",
+            "crate::policy_store::RejectedReload",
             "crate::figures",
             // The operators' door is where the log's filter is changed.
             "crate::telemetry::log::LogFilter",
@@ -128,11 +128,6 @@ const FLOORS: &[Floor] = &[
     // Parsed settings hold the types that the core is set by.
     ("src/config", &["crate"], &["crate::config", "crate::pdp"]),
     ("src/watch", &["crate"], &["crate::watch"]),
-    (
-        "src/followed",
-        &["crate"],
-        &["crate::followed", "crate::watch"],
-    ),
     ("src/readiness", &["crate"], &["crate::readiness"]),
     ("src/figures", &["crate"], &["crate::figures"]),
     (
@@ -173,12 +168,13 @@ const FLOORS: &[Floor] = &[
             "crate::cli",
             "crate::pdp",
             "crate::config",
-            "crate::policy_store::source",
+            "crate::policy_store::cores",
+            "crate::policy_store::directory",
             "crate::policy_store::SourceLimits",
             // `serve` runs the house, and has it reread at SIGHUP.
             "crate::app",
             "crate::telemetry",
-            "crate::policy_store::Reloads",
+            "crate::policy_store::ReloadHandle",
             // `authorize --connect` and `healthcheck` are callers.
             "crate::api::client",
         ],
@@ -244,13 +240,11 @@ const ONLY: &[(&[&str], &[&str])] = &[
         &["std::fs", "std::os::unix::fs", "rustix::fs", "tokio::fs"],
         &[
             // Policy files.
-            "src/policy_store/source",
-            // Which directory stands behind a path; no file is opened.
+            "src/policy_store/directory",
+            // Directories and links on the way to a file, and certificates and the like.
             "src/watch",
             // The configuration file.
             "src/config/layers",
-            // Certificates and the like.
-            "src/followed",
             // The decision log's files.
             "src/decision_log/lines",
             // Files of sockets.

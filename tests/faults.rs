@@ -16,7 +16,7 @@ use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid};
 use cedar_pdp::pdp::settings::{Settings, Validation};
 use cedar_pdp::pdp::snapshot::Snapshot;
 use cedar_pdp::pdp::{NoAnswer, Workers, authorize, compile};
-use cedar_pdp::policy_store::source::{SourceLimits, read};
+use cedar_pdp::policy_store::directory::{SourceLimits, scan};
 
 const OFF: Settings = Settings {
     validation: Validation::Off,
@@ -39,7 +39,7 @@ fn load(settings: &Settings, files: &[(&str, &str)]) -> Result<Snapshot, String>
         file_bytes: 1 << 30,
         ..SourceLimits::default()
     };
-    let reading = read(directory.path(), &limits, None, &Workers::default());
+    let reading = scan(directory.path(), &limits, None, &Workers::default());
     compile(reading.sources(), settings).map_err(|error| {
         let lines: Vec<String> = error.errors.iter().map(ToString::to_string).collect();
         lines.join("\n")

@@ -575,7 +575,7 @@ async fn a_broken_edit_leaves_the_old_answers_and_the_status_tells_where_it_is_b
         assert_eq!(diagnostic.column, 19, "{diagnostic:?}");
         assert!(!diagnostic.message.is_empty());
         assert_eq!(ask(&server).await, good);
-        server.wait_for_log("reload refused");
+        server.wait_for_log("reload rejected");
 
         fs::write(&file, permits(3)).unwrap();
         let repaired = says(Some(3), Some(1));
@@ -733,7 +733,7 @@ async fn a_reload_on_demand_tells_what_became_of_it() {
     assert_eq!(ask(&server).await, new);
     let log = server.log();
     assert_eq!(
-        log.matches("reload refused").count(),
+        log.matches("reload rejected").count(),
         1,
         "what was refused is told once:\n{log}"
     );

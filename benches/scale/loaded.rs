@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::Query;
 use cedar_pdp::pdp::{Settings, Snapshot, Workers, authorize, compile_from};
-use cedar_pdp::policy_store::{SourceLimits, source};
+use cedar_pdp::policy_store::{SourceLimits, directory};
 use tempfile::TempDir;
 
 use crate::support::dataset::{Ask, Dataset};
@@ -88,7 +88,7 @@ fn load(directory: &Path) -> anyhow::Result<Arc<Snapshot>> {
         threads: std::thread::available_parallelism()?,
         ..Workers::default()
     };
-    let reading = source::read(directory, &SourceLimits::default(), None, &workers);
+    let reading = directory::scan(directory, &SourceLimits::default(), None, &workers);
     let compiled = compile_from(None, reading.sources(), &Settings::default(), &workers)?;
     Ok(compiled.snapshot)
 }

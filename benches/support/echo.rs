@@ -15,7 +15,7 @@ use cedar_pdp::api::grpc::pb;
 use cedar_pdp::api::grpc::pb::authorization_service_server::{
     AuthorizationService, AuthorizationServiceServer,
 };
-use cedar_pdp::api::transport::connection_task::InConnection;
+use cedar_pdp::api::transport::connection_task::ConnectionExecutor;
 use futures_util::stream::Empty;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -138,12 +138,12 @@ pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
                     }
                 });
                 // A caller that goes away is no matter here: the caller's side counts its answers.
-                let executor = InConnection::default();
+                let executor = ConnectionExecutor::default();
                 let serving = http2::Builder::new(executor.clone())
                     .timer(TokioTimer::new())
                     .auto_date_header(false)
                     .serve_connection(TokioIo::new(stream), call);
-                let _ = executor.with_calls(serving).await;
+                let _ = executor.drive(serving).await;
             });
         }
     })

@@ -337,7 +337,7 @@ impl AdminService {
     }
 
     fn readiness(&self) -> Page {
-        let reasons = self.admin_state.readiness.unready();
+        let reasons = self.admin_state.readiness.reasons();
         if reasons.is_empty() {
             return text(StatusCode::OK, "ready\n");
         }
@@ -544,10 +544,10 @@ mod tests {
 
     /// What is answered to a caller elsewhere who sends this head and this body.
     async fn say(service: &Arc<AdminService>, head: &str, body: &str) -> String {
-        let (mut caller, service) = tokio::io::duplex(4 << 10);
+        let (mut caller, stream) = tokio::io::duplex(4 << 10);
         let in_use = Arc::default();
         tokio::spawn(serve(
-            service,
+            stream,
             Origin::Elsewhere,
             Arc::clone(service),
             in_use,

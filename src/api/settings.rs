@@ -6,7 +6,7 @@ use super::decision::admission::AdmissionLimits;
 use super::decision::rules::AuthorizationRules;
 use super::transport::limits::ConnectionLimits;
 use super::transport::tls::TlsSettings;
-use crate::followed::FollowSettings;
+use crate::watch::WatchSettings;
 
 /// What callers may send, and how they are let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct ApiSettings {
     /// The mode of Unix sockets' files.
     pub unix_socket_mode: u32,
     /// How the files that router are set by are followed.
-    pub follow: FollowSettings,
+    pub follow: WatchSettings,
     /// What a call to `AuthorizationService` may hold.
     pub authorization: AuthorizationRules,
     /// What a connection may do.

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Snapshot, Workers, compile_from};
-use crate::policy_store::{SourceLimits, source};
+use crate::policy_store::{SourceLimits, cores, directory};
 
 /// How often to look at a directory that changes while it is looked at.
 const LOOKS: usize = 5;
@@ -38,14 +38,14 @@ pub(super) fn load(config: &Config) -> anyhow::Result<Directory> {
         )
     })?;
     let workers = Workers {
-        threads: source::cores(),
+        threads: cores(),
         ..Workers::default()
     };
     for _ in 0..LOOKS {
-        let reading = source::read(&config.policies, &limits, None, &workers);
+        let reading = directory::scan(&config.policies, &limits, None, &workers);
         let compiled = compile_from(None, reading.sources(), &config.pdp, &workers)
             .map(|compiled| compiled.snapshot);
-        if !reading.is_torn() {
+        if !reading.is_inconsistent() {
             let sources = reading.into_sources();
             return Ok(Directory { sources, compiled });
         }

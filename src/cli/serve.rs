@@ -11,7 +11,7 @@ use crate::app::{self, BindError};
 use crate::config::Config;
 use crate::config::decision_log::Destination;
 use crate::config::otel::{self, Collectors};
-use crate::policy_store::Reloads;
+use crate::policy_store::ReloadHandle;
 use crate::telemetry;
 use crate::telemetry::log::LogFilter;
 
@@ -155,7 +155,7 @@ fn listen_for(kind: SignalKind) -> anyhow::Result<Signal> {
 }
 
 /// Rereads the policy directory at each SIGHUP. What became of it is logged by the store.
-async fn reload_on_hangup(mut hangup: Signal, reloads: Reloads) {
+async fn reload_on_hangup(mut hangup: Signal, reloads: ReloadHandle) {
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: rereading the policy directory");
         if let Err(error) = reloads.reload().await {

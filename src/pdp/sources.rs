@@ -1,6 +1,6 @@
 //! The files of a policy directory as values: what each is called, what kind it is, what it says.
 //!
-//! Nothing here reads a disk: `policy_store::source` does, and hands the result to
+//! Nothing here reads a disk: `policy_store::directory` does, and hands the result to
 //! [`compile`](crate::pdp::compile()). That a name decides a file's kind is a rule of the policy
 //! directory and so stands here, where every reader of a directory can ask it.
 //!

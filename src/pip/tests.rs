@@ -28,8 +28,8 @@ async fn a_list_of_revocations_is_emptied_only_by_one_that_says_so() {
         issuers: at("issuers.toml"),
         revocations: Some(at("revoked.toml")),
         cache_bytes: None,
-        following: FollowSettings {
-            watch: Mode::Poll,
+        following: WatchSettings {
+            mode: Mode::Poll,
             poll: Duration::from_millis(10),
         },
     })

@@ -1,587 +1,386 @@
-//! Decides when what the directory holds replaces the snapshot in force.
+//! Decides when the content of the directory replaces the current snapshot.
 //!
-//! A tick leads to a look. A look that finds something new is followed by others until two in a
-//! row agree; then it is compiled, and published or refused. One task does this, so that there is
-//! one order of events; its long work runs on threads that give way to those that serve.
+//! A change report leads to a scan. If the scan finds new content, others follow until two in a
+//! row are equal. Then the content is compiled, and published or rejected. One task does this, so
+//! that events have one order. Scans and compilations run on threads that yield to those that
+//! serve callers.
 
-use std::collections::BTreeSet;
+mod compile_job;
+mod handle;
+mod scanner;
+mod state;
+mod status_writer;
+
 use std::convert::Infallible;
 use std::sync::{Arc, Weak};
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::aside::{Aside, Manners, aside};
-use super::source::{self, Reading};
-use super::status::{
-    FINDINGS_TOLD, Loaded, RefusedReload, ReloadOutcome, StatusReader, StoreStatus,
-};
-use super::suspicion::suspicions;
-use super::{Publisher, Reader, ReloadReport, Reloads, StoreSettings, Waiting, snapshots};
-use crate::pdp::Workers;
+use super::background::{BackgroundJob, Priority, drop_in_background};
+use super::directory::DirectoryScan;
+use super::settings::StoreSettings;
+use super::snapshots::{Publisher, Reader, snapshots};
+use super::status::{ReloadOutcome, StatusReader};
+use crate::pdp::Compiled;
 use crate::pdp::compile::compile_from;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::settings::Settings;
-use crate::pdp::sources::Sources;
-use crate::pdp::{CompileError, Compiled as CompiledSnapshot};
-use crate::watch::{Ticks, Watcher};
+use compile_job::{Compile, CompileJob, CompileResult};
+use handle::Reply;
+pub use handle::{ReloadHandle, ReloadReport};
+use scanner::{MAX_PAUSE, Scanner};
+use state::{Compiling, CurrentContent, RejectedContent, Settling, State};
+use status_writer::StatusWriter;
 
-/// The longest pause between two looks at a directory that does not come to rest, unless the
-/// quiet period is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Most reload requests queued before the next scan starts.
+const MAX_QUEUED_REQUESTS: usize = 64;
 
-/// Callers of [`Reloads::reload`] that wait for their turn to be noticed.
-const MOST_WAITING: usize = 64;
-
-/// A policy store whose first look is done.
+/// A policy store that has loaded its directory for the first time.
 #[derive(Debug)]
-pub struct Opened {
-    /// Gives the snapshot in force.
+pub struct OpenedStore {
+    /// The read side of the current snapshot.
     pub reader: Reader,
-    /// Tells how the store is.
+    /// The read side of the status.
     pub status: StatusReader,
-    /// Asks for reloads.
-    pub reloads: Reloads,
-    /// The task to be run; while it does not run, nothing is reloaded.
+    /// A handle that requests reloads.
+    pub reloads: ReloadHandle,
+    /// The task to run; nothing is reloaded before it runs.
     pub reloader: Reloader,
 }
 
-/// The directory cannot be loaded, and the store was not to wait for it.
+/// The error that the policy directory cannot be loaded at startup.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the policy directory cannot be loaded; findings: {}", .diagnostics.len())]
-pub struct OpenRefused {
-    /// Every reason.
+pub struct StoreOpenError {
+    /// All reasons.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 /// Loads the policy directory for the first time.
 ///
-/// Takes the quiet period at least, because the first content too must be at rest, unless its time
-/// stamps show that it has been for long.
+/// Takes at least the quiet period, because the first content must be settled too, unless its
+/// timestamps show that it has long been.
 ///
 /// # Errors
 ///
-/// [`OpenRefused`] when the directory is bad or does not come to rest, unless `start_unready` is
-/// set: then the store opens without a snapshot, and its status says why.
-pub async fn open(settings: StoreSettings) -> Result<Opened, OpenRefused> {
+/// [`StoreOpenError`] when the directory is invalid or keeps changing. With `start_unready` the
+/// store opens without a snapshot instead, and its status has the reasons.
+pub async fn open(settings: StoreSettings) -> Result<OpenedStore, StoreOpenError> {
     open_with(settings, compile_from).await
 }
 
-type Compile = fn(
-    Option<&CompiledSnapshot>,
-    &Sources,
-    &Settings,
-    &Workers,
-) -> Result<CompiledSnapshot, CompileError>;
-
-async fn open_with(settings: StoreSettings, compile: Compile) -> Result<Opened, OpenRefused> {
+async fn open_with(
+    settings: StoreSettings,
+    compile: Compile,
+) -> Result<OpenedStore, StoreOpenError> {
     let (publisher, reader) = snapshots();
-    let (status, status_reader) = watch::channel(Arc::default());
-    let (force, forced) = mpsc::channel(MOST_WAITING);
-    let (watcher, ticks) = crate::watch::watch(settings.watch, settings.poll);
+    let (status, status_reader) = StatusWriter::new(settings.start_unready);
+    let (requester, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
+    let settings = Arc::new(settings);
     let mut reloader = Reloader {
-        settings: Arc::new(settings),
+        scanner: Scanner::new(Arc::clone(&settings)),
+        settings,
         compile,
         publisher,
         status,
-        watcher: Some(watcher),
-        ticks,
-        rest: Duration::ZERO,
-        forced,
+        requests,
         waiting: Vec::new(),
-        last: None,
-        in_force: None,
-        refused: None,
-        unsettled: None,
-        compiling: Weak::new(),
+        state: State::Idle,
+        current: None,
+        rejected: None,
+        compile_thread: Weak::new(),
     };
-    reloader.first_look().await?;
-    Ok(Opened {
+    reloader.load_first().await?;
+    Ok(OpenedStore {
         reader,
-        status: StatusReader(status_reader),
-        reloads: Reloads(force),
+        status: status_reader,
+        reloads: ReloadHandle(requester),
         reloader,
     })
 }
 
-/// Owns the decision what is in force.
+/// The task that reloads the policy directory. It alone publishes snapshots.
 #[derive(Debug)]
 pub struct Reloader {
     settings: Arc<StoreSettings>,
     compile: Compile,
     publisher: Publisher,
-    status: watch::Sender<Arc<StoreStatus>>,
-    /// Away while a thread reads.
-    watcher: Option<Watcher>,
-    ticks: Ticks,
-    /// How long to leave the directory alone after the latest reading, which took some time: a
-    /// large one that changes all the time is not to be read all the time.
-    rest: Duration,
-    forced: mpsc::Receiver<Waiting>,
-    /// Who asked before the latest reading began.
-    waiting: Vec<Waiting>,
-    last: Option<Arc<Reading>>,
-    in_force: Option<InForce>,
-    refused: Option<Refused>,
-    unsettled: Option<Unsettled>,
-    /// Lives as long as the latest thread that compiles, waited for or not.
-    compiling: Weak<()>,
+    status: StatusWriter,
+    scanner: Scanner,
+    requests: mpsc::Receiver<Reply>,
+    /// Requests that arrived before the latest scan began.
+    waiting: Vec<Reply>,
+    state: State,
+    current: Option<CurrentContent>,
+    rejected: Option<RejectedContent>,
+    /// Alive while the latest compile thread runs, whether or not its result is awaited.
+    compile_thread: Weak<()>,
 }
 
-#[derive(Debug)]
-struct InForce {
-    /// The latest reading of this content.
-    reading: Arc<Reading>,
-    snapshot: Arc<CompiledSnapshot>,
-    /// The snapshot's warnings without those about names in the directory, which may come and go
-    /// while the content stays.
-    warnings: Vec<Diagnostic>,
-}
-
-/// Content that was refused, and would be again.
-#[derive(Debug)]
-struct Refused {
-    reading: Arc<Reading>,
-    report: RefusedReload,
-}
-
-/// What became of loading content that was at rest.
-enum Loading {
-    /// It is in force.
-    Published,
-    /// It cannot be, for these reasons.
-    Refused(Vec<Diagnostic>),
-    /// It was at rest no more.
-    Torn,
-}
-
-/// What compiling came to, and how long it took.
-#[derive(Debug)]
-struct Compiled {
-    snapshot: Result<CompiledSnapshot, Vec<Diagnostic>>,
-    took: Duration,
-}
-
-/// Content that is new, and that the next look has yet to confirm.
-#[derive(Debug)]
-struct Unsettled {
-    reading: Arc<Reading>,
-    /// Mostly it is confirmed, so what it compiles to is found out meanwhile.
-    compiling: Option<Aside<Compiled>>,
-    since: Instant,
-    pause: Duration,
-    is_held_back: bool,
-}
+/// The result of a step: all reasons, if it rejected or held back new content.
+type StepResult = Result<(), Vec<Diagnostic>>;
 
 impl Reloader {
-    /// Follows the directory until `shutdown`.
+    /// Reloads the directory on change until `shutdown`.
     ///
-    /// A read or a compilation that runs then ends by itself on its own thread, without effect.
+    /// A scan or compilation that runs then ends on its own thread, without effect.
     #[tracing::instrument(name = "policy_store", skip_all)]
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
-            never = self.follow() => match never {},
+            never = self.run_forever() => match never {},
         }
     }
 
-    async fn follow(&mut self) -> Infallible {
+    async fn run_forever(&mut self) -> Infallible {
         loop {
-            match &self.unsettled {
-                Some(unsettled) => tokio::time::sleep(unsettled.pause).await,
-                None => tokio::select! {
-                    () = async {
-                        tokio::time::sleep(self.rest).await;
-                        self.ticks.next().await;
-                    } => {}
-                    Some(waiting) = self.forced.recv() => self.waiting.push(waiting),
-                },
-            }
-            // What was refused is in the status and in the log.
-            let _ = self.look().await;
+            // Rejections are already in the status and in the log.
+            let _ = self.step().await;
         }
     }
 
-    async fn first_look(&mut self) -> Result<(), OpenRefused> {
-        loop {
-            let looked = self.look().await;
-            match (looked, &self.unsettled) {
-                (Ok(()), None) => return Ok(()),
-                (Err(_), _) if self.settings.start_unready => return Ok(()),
-                (Err(diagnostics), _) => return Err(OpenRefused { diagnostics }),
-                (Ok(()), Some(unsettled)) => tokio::time::sleep(unsettled.pause).await,
-            }
+    /// Scans at once, and then steps until the content is loaded or rejected.
+    async fn load_first(&mut self) -> Result<(), StoreOpenError> {
+        let scan = self.scan().await;
+        let mut result = self.on_scan(scan, None);
+        while result.is_ok() && !matches!(self.state, State::Idle) {
+            result = self.step().await;
+        }
+        match result {
+            Err(diagnostics) if !self.settings.start_unready => Err(StoreOpenError { diagnostics }),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// Looks at the directory once, and does what follows from what is seen.
-    ///
-    /// An error is a refusal that is new: all of its reasons.
-    async fn look(&mut self) -> Result<(), Vec<Diagnostic>> {
-        // Whoever asks from here on may have changed something that this reading misses.
-        while let Ok(waiting) = self.forced.try_recv() {
-            self.waiting.push(waiting);
+    /// Waits as the current state requires, and moves to the next state.
+    async fn step(&mut self) -> StepResult {
+        match std::mem::take(&mut self.state) {
+            State::Idle => {
+                self.wait_for_change().await;
+                let scan = self.scan().await;
+                self.on_scan(scan, None)
+            }
+            State::Settling(settling) => {
+                tokio::time::sleep(settling.pause).await;
+                let scan = self.scan().await;
+                self.on_scan(scan, Some(settling))
+            }
+            State::Compiling(compiling) => self.finish_compiling(compiling).await,
         }
-        let reading = self.read().await;
-        if let Some(outcome) = self.known(&reading) {
-            self.unsettled = None;
-            self.answer(outcome);
+    }
+
+    async fn wait_for_change(&mut self) {
+        tokio::select! {
+            () = self.scanner.wait_for_change() => {}
+            Some(request) = self.requests.recv() => self.waiting.push(request),
+        }
+    }
+
+    async fn scan(&mut self) -> Arc<DirectoryScan> {
+        // Requests that arrive from here on may be about a change that this scan misses.
+        while let Ok(request) = self.requests.try_recv() {
+            self.waiting.push(request);
+        }
+        self.scanner.scan(self.priority()).await
+    }
+
+    /// Compares `scan` with the content that is known, and moves to the next state.
+    fn on_scan(&mut self, scan: Arc<DirectoryScan>, settling: Option<Settling>) -> StepResult {
+        if let Some(outcome) = self.known_outcome(&scan) {
+            self.reply(outcome);
             return Ok(());
         }
-        match self.unsettled.take() {
-            Some(mut earlier) if reading.confirms(&earlier.reading) => {
-                match self.load(&mut earlier, &reading).await {
-                    Loading::Published => {
-                        self.answer(ReloadOutcome::Reloaded);
-                        Ok(())
-                    }
-                    Loading::Refused(reasons) => {
-                        self.answer(ReloadOutcome::Refused);
-                        Err(reasons)
-                    }
-                    Loading::Torn => self.wait_longer(earlier, reading),
-                }
-            }
-            Some(earlier) => self.wait_longer(earlier, reading),
-            None => {
-                let since = Instant::now();
-                // What has been at rest for so long need not be waited for. What has not is new to
-                // callers, who are served meanwhile and to whom time matters. But a directory that
-                // is changed to and fro must not have ever more threads compile it.
-                let is_at_rest = reading.is_at_rest(self.settings.quiet);
-                let is_compiled_early = !is_at_rest
-                    && !reading.is_torn()
-                    && self.in_force.is_some()
-                    && self.compiling.strong_count() == 0;
-                self.unsettled = Some(Unsettled {
-                    compiling: is_compiled_early.then(|| self.compile_aside(&reading)),
-                    reading,
-                    since,
-                    pause: if is_at_rest {
-                        Duration::ZERO
-                    } else {
-                        self.settings.quiet
-                    },
-                    is_held_back: false,
+        match settling {
+            Some(mut settling) if scan.same_as(&settling.scan) => {
+                // The scans are equal, so either may be compiled for the other.
+                let job = match settling.early_compile.take() {
+                    Some(job) => job,
+                    None => self.start_compiling(&scan),
+                };
+                self.state = State::Compiling(Compiling {
+                    job,
+                    settling,
+                    scan,
                 });
+                Ok(())
+            }
+            Some(settling) => self.keep_settling(&settling, scan),
+            None => {
+                self.start_settling(scan);
                 Ok(())
             }
         }
     }
 
-    /// Reads the directory on a thread of its own, and listens where that reading has been.
-    async fn read(&mut self) -> Arc<Reading> {
-        let settings = Arc::clone(&self.settings);
-        let previous = self.last.take();
-        let watcher = self.watcher.take();
-        let began = Instant::now();
-        let manners = self.manners();
-        let done = aside(manners, move || {
-            let workers = manners.workers();
-            let (directory, limits) = (&settings.directory, &settings.limits);
-            let reading = source::read(directory, limits, previous.as_deref(), &workers);
-            let watcher = watcher.map(|mut watcher| {
-                watcher.set(reading.places());
-                watcher
-            });
-            (reading, watcher)
-        })
-        .outcome()
-        .await;
-        self.rest = began.elapsed().saturating_mul(2).min(LONGEST_PAUSE);
-        let reading = match done {
-            Ok((reading, watcher)) => {
-                self.watcher = watcher;
-                Arc::new(reading)
-            }
-            Err(error) => {
-                // The watcher went down with the thread.
-                let (watcher, ticks) = crate::watch::watch(self.settings.watch, self.settings.poll);
-                (self.watcher, self.ticks) = (Some(watcher), ticks);
-                let text = format!("the reading failed within cedar-pdp: {error}");
-                Arc::new(Reading::of_problem(Diagnostic::error("", text)))
-            }
-        };
-        self.last = Some(Arc::clone(&reading));
-        reading
-    }
-
-    /// What is to be said of a reading whose content was judged before.
-    fn known(&mut self, reading: &Arc<Reading>) -> Option<ReloadOutcome> {
-        if reading.is_torn() {
+    /// Returns the outcome for content that is already loaded or rejected.
+    fn known_outcome(&mut self, scan: &Arc<DirectoryScan>) -> Option<ReloadOutcome> {
+        if scan.is_inconsistent() {
             return None;
         }
-        if let Some(in_force) = &mut self.in_force
-            && reading.loads_like(&in_force.reading)
+        if let Some(current) = &mut self.current
+            && scan.same_content_as(&current.scan)
         {
-            // The same files have the same revision, which the next change is to start from.
-            let before = in_force.reading.sources();
-            let _ = reading.sources().revision_after(Some(before));
-            let before = std::mem::replace(&mut in_force.reading, Arc::clone(reading));
-            let warnings = warnings(reading, &in_force.warnings);
-            self.stand(&before, reading, warnings);
+            reuse_revision(scan, &current.scan);
+            let previous = std::mem::replace(&mut current.scan, Arc::clone(scan));
+            self.rejected = None;
+            self.status
+                .unchanged(&previous, scan, &current.content_warnings);
             return Some(ReloadOutcome::Unchanged);
         }
-        let refused = self.refused.as_ref()?;
-        if !reading.loads_like(&refused.reading) {
+        let rejected = self.rejected.as_ref()?;
+        if !scan.same_content_as(&rejected.scan) {
             return None;
         }
-        if self.status.borrow().refused.as_ref() != Some(&refused.report) {
-            let report = refused.report.clone();
-            self.tell(|status| status.refused = Some(report));
-        }
-        Some(ReloadOutcome::Refused)
+        self.status.still_rejected(&rejected.report);
+        Some(ReloadOutcome::Rejected)
     }
 
-    /// Notes that the directory holds what is in force, whatever it held between.
-    fn stand(&mut self, before: &Reading, now: &Reading, warnings: Vec<Diagnostic>) {
-        self.refused = None;
-        let was_refused = self.status.borrow().refused.is_some();
-        if was_refused {
-            tracing::info!("the policy directory holds again what is in force");
-        }
-        let (known, found) = (before.sources().warnings(), now.sources().warnings());
-        if was_refused || known != found {
-            for warning in found.iter().filter(|warning| !known.contains(warning)) {
-                log_finding(warning);
-            }
-            self.tell(|status| {
-                status.refused = None;
-                status.warnings = warnings;
-            });
-        }
-        // Wakes nobody: it happens with every poll.
-        self.status.send_if_modified(|status| {
-            Arc::make_mut(status).reloads.unchanged += 1;
-            false
+    fn start_settling(&mut self, scan: Arc<DirectoryScan>) {
+        // Content that has long been settled needs no pause. Other content is compiled early, if
+        // callers are being served: they wait for it. But a directory that changes back and forth
+        // must not start more and more compile threads.
+        let is_settled = scan.is_settled(self.settings.quiet_period);
+        let compiles_early = !is_settled
+            && !scan.is_inconsistent()
+            && self.current.is_some()
+            && self.compile_thread.strong_count() == 0;
+        self.state = State::Settling(Settling {
+            early_compile: compiles_early.then(|| self.start_compiling(&scan)),
+            scan,
+            since: Instant::now(),
+            pause: if is_settled {
+                Duration::ZERO
+            } else {
+                self.settings.quiet_period
+            },
+            is_held_back: false,
         });
     }
 
-    /// Goes on looking at a directory that two looks found different, and says so when that has
-    /// been going on for too long.
-    fn wait_longer(
-        &mut self,
-        earlier: Unsettled,
-        reading: Arc<Reading>,
-    ) -> Result<(), Vec<Diagnostic>> {
-        let is_late = earlier.since.elapsed() >= self.settings.longest_delay;
+    /// Continues to scan a directory that changed between two scans. Reports the change as held
+    /// back if that takes longer than `max_reload_delay`.
+    fn keep_settling(&mut self, settling: &Settling, scan: Arc<DirectoryScan>) -> StepResult {
+        let is_late = settling.since.elapsed() >= self.settings.max_reload_delay;
         let pause = if is_late {
-            earlier.pause.saturating_mul(2)
+            settling.pause.saturating_mul(2)
         } else {
-            self.settings.quiet
+            self.settings.quiet_period
         };
-        let looked = if is_late && !earlier.is_held_back {
-            Err(self.hold_back(&reading.changes_since(&earlier.reading)))
+        let result = if is_late && !settling.is_held_back {
+            let names = scan.changes_since(&settling.scan);
+            Err(self
+                .status
+                .held_back(&names, self.settings.max_reload_delay))
         } else {
             Ok(())
         };
         if is_late {
-            self.answer(ReloadOutcome::Refused);
+            self.reply(ReloadOutcome::Rejected);
         }
-        self.unsettled = Some(Unsettled {
-            reading,
-            // It changes while it is looked at, so compiling it early would be for nothing.
-            compiling: None,
-            since: earlier.since,
-            pause: self.pause(pause),
+        let longest = MAX_PAUSE.max(self.settings.quiet_period);
+        self.state = State::Settling(Settling {
+            scan,
+            // It changes between scans, so an early compilation would be wasted.
+            early_compile: None,
+            since: settling.since,
+            pause: pause.max(self.scanner.backoff).min(longest),
             is_held_back: is_late,
         });
-        looked
+        result
     }
 
-    fn pause(&self, wanted: Duration) -> Duration {
-        let longest = LONGEST_PAUSE.max(self.settings.quiet);
-        wanted.max(self.rest).min(longest)
-    }
-
-    fn hold_back(&mut self, names: &BTreeSet<String>) -> Vec<Diagnostic> {
-        let delay = self.settings.longest_delay;
-        let held_back = |file: &str| {
-            Diagnostic::error(
-                file,
-                format!("held back: still being written after {delay:?}"),
-            )
+    /// Starts to compile `scan`, to replace the current snapshot.
+    fn start_compiling(&mut self, scan: &Arc<DirectoryScan>) -> BackgroundJob<CompileResult> {
+        let priority = self.priority();
+        let job = CompileJob {
+            settings: Arc::clone(&self.settings),
+            compile: self.compile,
+            priority,
+            scan: Arc::clone(scan),
+            current: self
+                .current
+                .as_ref()
+                .map(|current| (Arc::clone(&current.scan), Arc::clone(&current.compiled))),
         };
-        let mut diagnostics: Vec<_> = names.iter().map(|name| held_back(name)).collect();
-        if diagnostics.is_empty() {
-            diagnostics.push(held_back(""));
-        }
-        if self.is_telling() {
-            let files: Vec<_> = names.iter().take(FINDINGS_TOLD).collect();
-            tracing::warn!(?files, count = names.len(), "reload held back");
-        }
-        let report = RefusedReload::now(&diagnostics);
-        self.tell(|status| {
-            status.refused = Some(report);
-            status.reloads.held_back += 1;
-        });
-        diagnostics
-    }
-
-    /// Compiles content that is at rest, and puts it in force or refuses it.
-    ///
-    /// `reading` confirms `earlier`, so either may be compiled for the other.
-    async fn load(&mut self, earlier: &mut Unsettled, reading: &Arc<Reading>) -> Loading {
-        let compiling = earlier.compiling.take();
-        let compiling = compiling.unwrap_or_else(|| self.compile_aside(reading));
-        let compiled = compiling.outcome().await.unwrap_or_else(|error| {
-            let text = format!("loading failed within cedar-pdp: {error}");
-            Compiled {
-                snapshot: Err(vec![Diagnostic::error("", text)]),
-                took: Duration::ZERO,
-            }
-        });
-        match compiled.snapshot {
-            Ok(snapshot) => {
-                // The same files have the same revision, which the next change is to start from.
-                let before = earlier.reading.sources();
-                let _ = reading.sources().revision_after(Some(before));
-                self.publish(Arc::clone(reading), Arc::new(snapshot), compiled.took);
-                Loading::Published
-            }
-            // What was found is as likely the fault of a text that changed under the compiler.
-            Err(_) if reading.is_torn() || earlier.reading.is_torn() => Loading::Torn,
-            Err(diagnostics) => {
-                self.refuse(Arc::clone(reading), &diagnostics);
-                Loading::Refused(diagnostics)
-            }
-        }
-    }
-
-    /// Begins to compile what was read, in the place of what is in force.
-    fn compile_aside(&mut self, reading: &Arc<Reading>) -> Aside<Compiled> {
-        let (settings, compile) = (Arc::clone(&self.settings), self.compile);
-        let manners = self.manners();
-        let old = self.in_force.as_ref().map(|in_force| {
-            let (reading, snapshot) = (&in_force.reading, &in_force.snapshot);
-            (Arc::clone(reading), Arc::clone(snapshot))
-        });
-        let content = Arc::clone(reading);
         let running = Arc::new(());
-        self.compiling = Arc::downgrade(&running);
-        aside(manners, move || {
+        self.compile_thread = Arc::downgrade(&running);
+        BackgroundJob::spawn(priority, move || {
             let _running = running;
-            let began = Instant::now();
-            let sources = content.sources();
-            let workers = manners.workers().scaled_to(sources.bytes());
-            let (before, old) = old.unzip();
-            let compiled = thread::scope(|scope| {
-                // One hash over all files in order cannot be divided, so it is begun first. The
-                // compiler asks for it last; without this thread it would then compute it.
-                let hash = || {
-                    (workers.begin)();
-                    sources.revision_after(before.as_deref().map(Reading::sources))
-                };
-                if workers.threads.get() > 1 {
-                    let _ = thread::Builder::new().spawn_scoped(scope, hash);
-                }
-                compile(old.as_deref(), sources, &settings.deciding, &workers)
-            });
-            let suspicions = match (&old, &compiled) {
-                (Some(old), Ok(new)) if !settings.allow_empty => {
-                    suspicions(&old.snapshot, &new.snapshot, sources)
-                }
-                (Some(_) | None, Ok(_) | Err(_)) => Vec::new(),
-            };
-            let snapshot = match compiled {
-                Ok(snapshot) if suspicions.is_empty() => Ok(snapshot),
-                Ok(_) => Err(suspicions),
-                Err(error) => Err(error.errors),
-            };
-            let took = began.elapsed();
-            Compiled { snapshot, took }
+            job.run()
         })
     }
 
-    fn manners(&self) -> Manners {
-        match self.in_force {
-            Some(_) => Manners::GiveWay,
-            None => Manners::Hurry,
-        }
-    }
-
-    fn publish(&mut self, reading: Arc<Reading>, compiled: Arc<CompiledSnapshot>, took: Duration) {
-        let snapshot = &compiled.snapshot;
-        let counts = snapshot.counts();
-        let loaded = Loaded {
-            revision: snapshot.revision().clone(),
-            at: SystemTime::now(),
-            counts,
-        };
-        let named = reading.sources().warnings();
-        let of_content = snapshot.warnings().iter();
-        let of_content: Vec<_> = of_content
-            .filter(|warning| !named.contains(warning))
-            .cloned()
-            .collect();
-        let warnings = warnings(&reading, &of_content);
-        // The snapshot first: who reads a revision in the status must be able to load it.
-        self.publisher.publish(Arc::clone(snapshot));
-        self.tell(|status| {
-            status.loaded = Some(loaded);
-            status.refused = None;
-            status.warnings = warnings;
-            status.reloads.reloaded += 1;
+    async fn finish_compiling(&mut self, compiling: Compiling) -> StepResult {
+        let Compiling {
+            job,
+            settling,
+            scan,
+        } = compiling;
+        let result = job.result().await.unwrap_or_else(|error| {
+            let text = format!("internal error while loading: {error}");
+            CompileResult {
+                compiled: Err(vec![Diagnostic::error("", text)]),
+                duration: Duration::ZERO,
+            }
         });
-        tracing::info!(
-            revision = %snapshot.revision(),
-            policies = counts.policies,
-            templates = counts.templates,
-            links = counts.links,
-            entities = counts.entities,
-            warnings = named.len() + of_content.len(),
-            duration = ?took,
-            "policies loaded"
-        );
-        for warning in named.iter().chain(&of_content) {
-            log_finding(warning);
-        }
-        self.refused = None;
-        let old = self.in_force.replace(InForce {
-            reading,
-            snapshot: compiled,
-            warnings: of_content,
-        });
-        // Perhaps the last handle on it; a large snapshot takes long to drop.
-        if old.is_some() {
-            drop(aside(Manners::GiveWay, move || drop(old)));
-        }
-    }
-
-    fn refuse(&mut self, reading: Arc<Reading>, diagnostics: &[Diagnostic]) {
-        if self.is_telling() {
-            tracing::warn!(count = diagnostics.len(), "reload refused");
-            for diagnostic in diagnostics {
-                log_finding(diagnostic);
+        match result.compiled {
+            Ok(compiled) => {
+                reuse_revision(&scan, &settling.scan);
+                self.publish(scan, Arc::new(compiled), result.duration);
+                self.reply(ReloadOutcome::Reloaded);
+                Ok(())
+            }
+            // The cause may be a text that changed during the compilation.
+            Err(_) if scan.is_inconsistent() || settling.scan.is_inconsistent() => {
+                self.keep_settling(&settling, scan)
+            }
+            Err(diagnostics) => {
+                let report = self.status.rejected(&diagnostics);
+                self.rejected = Some(RejectedContent { scan, report });
+                self.reply(ReloadOutcome::Rejected);
+                Err(diagnostics)
             }
         }
-        let report = RefusedReload::now(diagnostics);
-        let told = report.clone();
-        self.tell(|status| {
-            status.refused = Some(told);
-            status.reloads.refused += 1;
-        });
-        self.refused = Some(Refused { reading, report });
     }
 
-    /// Whether a refusal belongs in the log. At the start it is the error that `open` returns,
-    /// unless the store waits.
-    fn is_telling(&self) -> bool {
-        self.in_force.is_some() || self.settings.start_unready
-    }
-
-    fn tell(&self, change: impl FnOnce(&mut StoreStatus)) {
+    fn publish(&mut self, scan: Arc<DirectoryScan>, compiled: Arc<Compiled>, duration: Duration) {
+        let snapshot = &compiled.snapshot;
+        let name_warnings = scan.sources().warnings();
+        let warnings = snapshot.warnings().iter();
+        let content_warnings: Vec<_> = warnings
+            .filter(|warning| !name_warnings.contains(warning))
+            .cloned()
+            .collect();
+        // The snapshot first: a revision in the status must be available to readers.
+        self.publisher.publish(Arc::clone(snapshot));
         self.status
-            .send_modify(|status| change(Arc::make_mut(status)));
+            .loaded(&scan, snapshot, &content_warnings, duration);
+        self.rejected = None;
+        let old = self.current.replace(CurrentContent {
+            scan,
+            compiled,
+            content_warnings,
+        });
+        // This may be the last reference, and dropping a large snapshot takes long.
+        if old.is_some() {
+            drop_in_background(old);
+        }
     }
 
-    fn answer(&mut self, outcome: ReloadOutcome) {
-        let status = Arc::clone(&self.status.borrow());
-        for waiting in self.waiting.drain(..) {
-            // An error says that the caller waits no more.
-            let _ = waiting.send(ReloadReport {
+    fn priority(&self) -> Priority {
+        match self.current {
+            Some(_) => Priority::Background,
+            None => Priority::Foreground,
+        }
+    }
+
+    /// Answers all requests that arrived before the latest scan.
+    fn reply(&mut self, outcome: ReloadOutcome) {
+        let status = self.status.load();
+        for request in self.waiting.drain(..) {
+            // An error means that the caller has stopped waiting.
+            let _ = request.send(ReloadReport {
                 outcome,
                 status: Arc::clone(&status),
             });
@@ -589,23 +388,10 @@ impl Reloader {
     }
 }
 
-/// The first warnings for the status: those of the directory's names, then those of its content.
-fn warnings(reading: &Reading, of_content: &[Diagnostic]) -> Vec<Diagnostic> {
-    let all = reading.sources().warnings().iter().chain(of_content);
-    all.take(FINDINGS_TOLD).cloned().collect()
-}
-
-fn log_finding(finding: &Diagnostic) {
-    let position = finding.position;
-    tracing::warn!(
-        file = finding.file.as_str(),
-        line = position.map(|position| position.line),
-        column = position.map(|position| position.column),
-        severity = %finding.severity,
-        finding = finding.message.as_str(),
-        drawn = %finding.render(false),
-        "finding in the policy directory"
-    );
+/// Copies the hash state of `known`, which has the same files, so that the next revision is
+/// computed from there.
+fn reuse_revision(scan: &DirectoryScan, known: &DirectoryScan) {
+    let _ = scan.sources().revision_after(Some(known.sources()));
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the policy store tells about itself: what is in force, what was refused, what it has done.
+//! Reports the state of the policy store: the current snapshot, the last rejection, and counts.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,107 +9,107 @@ use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::id::Revision;
 use crate::pdp::snapshot::Counts;
 
-/// Most findings that a status holds of one kind.
-pub const FINDINGS_TOLD: usize = 100;
+/// Most diagnostics of one kind in a status.
+pub const MAX_DIAGNOSTICS: usize = 100;
 
-/// The state of the policy store at one moment.
+/// The state of the policy store at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreStatus {
-    /// What is in force; `None` when nothing has been loaded yet.
-    pub loaded: Option<Loaded>,
-    /// Why the content of the directory is not what is in force; `None` when it is.
-    pub refused: Option<RefusedReload>,
-    /// What the author should look at, the first [`FINDINGS_TOLD`].
+    /// The current snapshot; `None` before the first load.
+    pub loaded: Option<LoadedSnapshot>,
+    /// The rejection of the directory's content; `None` if that content is loaded.
+    pub rejected: Option<RejectedReload>,
+    /// The first [`MAX_DIAGNOSTICS`] warnings for policy authors.
     pub warnings: Vec<Diagnostic>,
-    /// What was done since the start.
+    /// Counts since startup.
     pub reloads: ReloadCounts,
 }
 
-/// The snapshot in force.
+/// A summary of the current snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
-    /// Its content digest.
+pub struct LoadedSnapshot {
+    /// The digest of its content.
     pub revision: Revision,
-    /// When it was put in force.
+    /// The time at which it was published.
     pub at: SystemTime,
-    /// What it holds.
+    /// The numbers of its policies, templates, links and entities.
     pub counts: Counts,
 }
 
-/// A change of the directory that was not taken.
+/// A change of the directory that was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefusedReload {
-    /// When it was refused.
+pub struct RejectedReload {
+    /// The time of the rejection.
     pub at: SystemTime,
-    /// Why: the first [`FINDINGS_TOLD`].
+    /// The first [`MAX_DIAGNOSTICS`] reasons.
     pub diagnostics: Vec<Diagnostic>,
-    /// How many reasons there are.
+    /// The number of all reasons.
     pub total: usize,
 }
 
-impl RefusedReload {
+impl RejectedReload {
     pub(super) fn now(diagnostics: &[Diagnostic]) -> Self {
         Self {
             at: SystemTime::now(),
-            diagnostics: diagnostics.iter().take(FINDINGS_TOLD).cloned().collect(),
+            diagnostics: diagnostics.iter().take(MAX_DIAGNOSTICS).cloned().collect(),
             total: diagnostics.len(),
         }
     }
 }
 
-/// How often each thing happened since the start.
+/// The numbers of reloads since startup, by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReloadCounts {
-    /// New content was put in force, the first included.
+    /// New content was published, the first included.
     pub reloaded: u64,
-    /// A look found the content in force. Changes of this count alone wake no reader.
+    /// The directory still held the current content. A change of this count wakes no reader.
     pub unchanged: u64,
-    /// New content was refused.
-    pub refused: u64,
-    /// A change did not come to rest in time.
+    /// New content was rejected.
+    pub rejected: u64,
+    /// Files were still being written when `max_reload_delay` had passed.
     pub held_back: u64,
 }
 
-/// What became of a reload that was asked for.
+/// The result of a requested reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReloadOutcome {
-    /// New content is in force.
+    /// New content was published.
     Reloaded,
-    /// The content in force is what the directory holds.
+    /// The directory holds the current content.
     Unchanged,
-    /// What the directory holds cannot be loaded, or is still being written.
-    Refused,
+    /// The directory's content cannot be loaded, or is still being written.
+    Rejected,
 }
 
-/// The policy store has ended.
+/// The error that the policy store has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policy store has ended")]
+#[error("the policy store has stopped")]
 pub struct StoreClosed;
 
 /// The read side of the status.
 ///
-/// A revision is told here only after its snapshot was put in force.
+/// A revision appears here only after its snapshot was published.
 #[derive(Clone, Debug)]
 pub struct StatusReader(pub(super) watch::Receiver<Arc<StoreStatus>>);
 
 impl StatusReader {
-    /// One that tells `status` and nothing else.
+    /// Creates a reader of `status`, which never changes.
     #[cfg(test)]
     pub(crate) fn of(status: StoreStatus) -> Self {
         Self(watch::channel(Arc::new(status)).1)
     }
 
-    /// The status now.
+    /// Returns the current status.
     #[must_use]
     pub fn load(&self) -> Arc<StoreStatus> {
         Arc::clone(&self.0.borrow())
     }
 
-    /// Waits until the status has changed since this was last asked. Cancel-safe.
+    /// Waits for a status that this reader has not waited for yet. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`StoreClosed`] when it will not change any more.
+    /// [`StoreClosed`] when there will be no other.
     pub async fn changed(&mut self) -> Result<(), StoreClosed> {
         self.0.changed().await.map_err(|_| StoreClosed)
     }

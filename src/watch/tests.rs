@@ -1,31 +1,36 @@
-//! What wakes a listener and what does not.
+//! Which events are reported as changes, and which directories stay watched.
 
+use std::ffi::OsStr;
 use std::fs;
 
-use notify::event::{CreateKind, DataChange, MetadataKind, RemoveKind, RenameMode};
+use notify::event::{
+    AccessKind, AccessMode, CreateKind, DataChange, MetadataKind, ModifyKind, RemoveKind,
+    RenameMode,
+};
+use notify::{Event, EventKind};
 
+use super::event_filter::FilterState;
 use super::*;
 
-fn places() -> Places {
-    let mut places = Places::default();
-    places.add_name(Path::new("/etc"), OsStr::new("policies"));
-    places.add(Path::new("/etc/policies"));
-    places
+fn filter() -> FilterState {
+    let mut paths = WatchedPaths::default();
+    paths.add_name(Path::new("/etc"), OsStr::new("policies"));
+    paths.add_directory(Path::new("/etc/policies"));
+    FilterState {
+        paths,
+        ..FilterState::default()
+    }
 }
 
-/// Whether `kind` at `path` is a tick for one who listens at `/etc/policies`.
+/// Checks whether `kind` at `path` is a change for a watcher of `/etc/policies`.
 #[track_caller]
-fn check(kind: EventKind, path: &str, is_tick: bool) {
-    let mut listening = Listening {
-        places: places(),
-        ..Listening::default()
-    };
+fn check(kind: EventKind, path: &str, is_change: bool) {
     let event = Event::new(kind).add_path(PathBuf::from(path));
-    assert_eq!(listening.takes(&event), is_tick, "{event:?}");
+    assert_eq!(filter().record(&event), is_change, "{event:?}");
 }
 
 #[test]
-fn all_that_changes_in_a_directory_wakes() {
+fn every_change_in_a_directory_is_reported() {
     for kind in [
         EventKind::Create(CreateKind::File),
         EventKind::Modify(ModifyKind::Data(DataChange::Any)),
@@ -40,7 +45,7 @@ fn all_that_changes_in_a_directory_wakes() {
 }
 
 #[test]
-fn reading_does_not_wake() {
+fn reads_are_not_reported() {
     for access in [
         AccessKind::Open(AccessMode::Any),
         AccessKind::Read,
@@ -51,126 +56,134 @@ fn reading_does_not_wake() {
 }
 
 #[test]
-fn neighbours_of_a_name_do_not_wake() {
-    let made = EventKind::Create(CreateKind::Folder);
-    check(made, "/etc/policies", true);
-    check(made, "/etc/passwd", false);
+fn other_names_beside_a_watched_name_are_ignored() {
+    let created = EventKind::Create(CreateKind::Folder);
+    check(created, "/etc/policies", true);
+    check(created, "/etc/passwd", false);
 }
 
 #[test]
-fn a_directory_above_that_is_moved_wakes() {
+fn moved_parent_directories_are_reported() {
     let moved = EventKind::Modify(ModifyKind::Name(RenameMode::From));
     check(moved, "/etc", true);
     check(moved, "/srv", false);
 }
 
 #[test]
-fn lost_events_wake_and_have_everything_armed_anew() {
-    let mut listening = Listening {
-        places: places(),
-        ..Listening::default()
-    };
+fn lost_events_make_every_directory_stale() {
+    let mut filter = filter();
     let event = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
-    assert!(listening.takes(&event));
-    assert_eq!(listening.disturbed.len(), 2);
+    assert!(filter.record(&event));
+    assert_eq!(filter.stale.len(), 2);
 }
 
 #[test]
-fn a_name_does_not_narrow_a_directory_that_is_wholly_of_interest() {
-    let mut places = places();
-    places.add_name(Path::new("/etc/policies"), OsStr::new("..data"));
-    assert!(places.concern(Path::new("/etc/policies/a.cedar")));
+fn names_do_not_narrow_a_whole_directory() {
+    let mut paths = filter().paths;
+    paths.add_name(Path::new("/etc/policies"), OsStr::new("..data"));
+    assert!(paths.contains(Path::new("/etc/policies/a.cedar")));
 }
 
-const LONG: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_secs(600);
 
-/// Waits for a tick that is no poll.
-async fn tick(ticks: &mut Ticks) {
-    tokio::time::timeout(LONG / 10, ticks.next()).await.unwrap();
+fn watch_by_events() -> (Watcher, Changes) {
+    watch(WatchSettings {
+        mode: Mode::Events,
+        poll: POLL,
+    })
+}
+
+/// Waits for a report that is not a poll.
+async fn change(changes: &mut Changes) {
+    let next = tokio::time::timeout(POLL / 10, changes.next());
+    next.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_place_newly_listened_at_ticks_once() {
+async fn newly_watched_directories_are_reported_once() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut watcher, mut ticks) = watch(Mode::Events, LONG);
-    let mut places = Places::default();
-    places.add(directory.path());
-    watcher.set(&places);
-    tick(&mut ticks).await;
+    let (mut watcher, mut changes) = watch_by_events();
+    let mut paths = WatchedPaths::default();
+    paths.add_directory(directory.path());
+    watcher.set_paths(&paths);
+    change(&mut changes).await;
 
-    watcher.set(&places);
+    watcher.set_paths(&paths);
     fs::write(directory.path().join("a"), "").unwrap();
-    tick(&mut ticks).await;
+    change(&mut changes).await;
 }
 
 #[tokio::test]
-async fn a_directory_made_anew_under_its_old_name_is_listened_at_again() {
+async fn recreated_directories_are_watched_again() {
     let outer = tempfile::tempdir().unwrap();
     let directory = outer.path().join("policies");
     fs::create_dir(&directory).unwrap();
-    let (mut watcher, mut ticks) = watch(Mode::Events, LONG);
-    let mut places = Places::default();
-    places.add_name(outer.path(), OsStr::new("policies"));
-    places.add(&directory);
-    watcher.set(&places);
-    tick(&mut ticks).await;
+    let (mut watcher, mut changes) = watch_by_events();
+    let mut paths = WatchedPaths::default();
+    paths.add_name(outer.path(), OsStr::new("policies"));
+    paths.add_directory(&directory);
+    watcher.set_paths(&paths);
+    change(&mut changes).await;
 
     for n in 0..200 {
         fs::remove_dir_all(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
-        // At once, so that the news of the removal may come after it; then, as everyone does who
-        // hears a tick, again and again until it rests.
-        watcher.set(&places);
-        let rest = Duration::from_millis(5);
-        while tokio::time::timeout(rest, ticks.next()).await.is_ok() {
-            watcher.set(&places);
+        // Paths are set at once, so that the removal event may arrive after it. Then they are set
+        // after each report, as every caller does, until there are no more.
+        watcher.set_paths(&paths);
+        let quiet = Duration::from_millis(5);
+        while tokio::time::timeout(quiet, changes.next()).await.is_ok() {
+            watcher.set_paths(&paths);
         }
         fs::write(directory.join(n.to_string()), "").unwrap();
-        tick(&mut ticks).await;
+        change(&mut changes).await;
     }
 }
 
 #[tokio::test]
-async fn a_directory_that_another_has_taken_the_place_of_unheard_is_listened_at() {
+async fn directories_replaced_without_an_event_are_watched() {
     let outer = tempfile::tempdir().unwrap();
-    let directory = outer.path().join("house/policies");
+    let directory = outer.path().join("parent/policies");
     fs::create_dir_all(&directory).unwrap();
-    let (mut watcher, mut ticks) = watch(Mode::Events, LONG);
-    let mut places = Places::default();
-    places.add(&directory);
-    watcher.set(&places);
-    tick(&mut ticks).await;
+    let (mut watcher, mut changes) = watch_by_events();
+    let mut paths = WatchedPaths::default();
+    paths.add_directory(&directory);
+    watcher.set_paths(&paths);
+    change(&mut changes).await;
 
-    // No event tells a directory that one above it has moved.
-    fs::rename(outer.path().join("house"), outer.path().join("old")).unwrap();
+    // A directory gets no event when its parent moves.
+    fs::rename(outer.path().join("parent"), outer.path().join("old")).unwrap();
     fs::create_dir_all(&directory).unwrap();
-    watcher.set(&places);
-    tick(&mut ticks).await;
+    watcher.set_paths(&paths);
+    change(&mut changes).await;
     fs::write(directory.join("a"), "").unwrap();
-    tick(&mut ticks).await;
+    change(&mut changes).await;
 }
 
 #[tokio::test]
-async fn two_names_of_one_directory_are_both_heard() {
+async fn two_paths_of_one_directory_both_report() {
     let directory = tempfile::tempdir().unwrap();
     let other = directory
         .path()
         .join("..")
         .join(directory.path().file_name().unwrap());
-    let (mut watcher, mut ticks) = watch(Mode::Events, LONG);
-    let mut places = Places::default();
-    places.add_name(&other, OsStr::new("a"));
-    places.add_name(directory.path(), OsStr::new("b"));
-    watcher.set(&places);
-    tick(&mut ticks).await;
+    let (mut watcher, mut changes) = watch_by_events();
+    let mut paths = WatchedPaths::default();
+    paths.add_name(&other, OsStr::new("a"));
+    paths.add_name(directory.path(), OsStr::new("b"));
+    watcher.set_paths(&paths);
+    change(&mut changes).await;
     for name in ["a", "b"] {
         fs::write(directory.path().join(name), "").unwrap();
-        tick(&mut ticks).await;
+        change(&mut changes).await;
     }
 }
 
 #[tokio::test]
-async fn polling_needs_no_events() {
-    let (_watcher, mut ticks) = watch(Mode::Poll, Duration::from_millis(1));
-    tick(&mut ticks).await;
+async fn polling_works_without_events() {
+    let (_watcher, mut changes) = watch(WatchSettings {
+        mode: Mode::Poll,
+        poll: Duration::from_millis(1),
+    });
+    change(&mut changes).await;
 }

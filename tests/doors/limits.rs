@@ -160,7 +160,7 @@ async fn when_no_descriptor_is_left_those_connected_are_answered_and_accepting_r
         "forbid(principal, action, resource);",
     )
     .unwrap();
-    server.wait_for_log("reload refused");
+    server.wait_for_log("reload rejected");
     is_answered(&first).await;
     // Some leave, and those who waited are let in, without connecting anew.
     drop(many.drain(..7));

@@ -14,7 +14,7 @@ use cedar_pdp::pdp::query::{
     Claimed, InvalidQuery, Problem, Query, Record, StoredPrincipal, Uid, Value,
 };
 use cedar_pdp::pdp::{Compiled, NoAnswer, Settings, Snapshot, Workers, compile_from};
-use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
+use cedar_pdp::policy_store::directory::{DirectoryScan, SourceLimits, scan};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
 use crate::plain::{Counts, Expected};
@@ -25,7 +25,7 @@ pub(crate) struct House {
     directory: tempfile::TempDir,
     settings: Settings,
     written: Files,
-    reading: Option<Reading>,
+    reading: Option<DirectoryScan>,
     compiled: Option<Compiled>,
     publisher: Publisher,
     cached: Engine,
@@ -52,7 +52,7 @@ impl House {
     pub(crate) fn load(&mut self, files: &Files) -> Result<Arc<Snapshot>, String> {
         self.write(files);
         let root = self.directory.path();
-        let reading = read(
+        let reading = scan(
             root,
             &SourceLimits::default(),
             self.reading.as_ref(),

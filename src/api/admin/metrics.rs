@@ -391,7 +391,7 @@ impl Sources {
         let ReloadCounts {
             reloaded,
             unchanged,
-            refused,
+            rejected: refused,
             held_back,
         } = status.reloads;
         let reloads = [
@@ -401,7 +401,7 @@ impl Sources {
             (["held_back"], held_back),
         ];
         page.counter(&RELOADS, reloads)?;
-        let is_refused = truth(status.refused.is_some());
+        let is_refused = truth(status.rejected.is_some());
         page.gauge(&STORE_REFUSED, [([], is_refused)])?;
         page.gauge(&STORE_WARNINGS, [([], status.warnings.len() as f64)])?;
         // Nothing is told of a revision while there is none.

@@ -8,7 +8,7 @@ use super::AdminState;
 use crate::engine::cache::CacheFigures;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pip::KeyFigures;
-use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
+use crate::policy_store::{LoadedSnapshot, RejectedReload, ReloadCounts, StoreStatus};
 
 /// The page.
 #[derive(Debug, Serialize)]
@@ -92,11 +92,11 @@ pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
     let status = admin_state.status.load();
     let StoreStatus {
         loaded,
-        refused,
+        rejected: refused,
         warnings,
         reloads,
     } = &*status;
-    let unready = admin_state.readiness.unready();
+    let unready = admin_state.readiness.reasons();
     StatusPage {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time(admin_state.started_at),
@@ -123,8 +123,8 @@ pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
     }
 }
 
-fn loaded(loaded: &Loaded) -> LoadedPart {
-    let Loaded {
+fn loaded(loaded: &LoadedSnapshot) -> LoadedPart {
+    let LoadedSnapshot {
         revision,
         at,
         counts,
@@ -139,8 +139,8 @@ fn loaded(loaded: &Loaded) -> LoadedPart {
     }
 }
 
-fn refused(refused: &RefusedReload) -> RefusedPart {
-    let RefusedReload {
+fn refused(refused: &RejectedReload) -> RefusedPart {
+    let RejectedReload {
         at,
         diagnostics,
         total,
@@ -165,7 +165,7 @@ fn reloads(counts: ReloadCounts) -> ReloadsPart {
     let ReloadCounts {
         reloaded,
         unchanged,
-        refused,
+        rejected: refused,
         held_back,
     } = counts;
     ReloadsPart {

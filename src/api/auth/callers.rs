@@ -14,7 +14,8 @@ use subtle::ConstantTimeEq as _;
 use super::caller::{Caller, Denied, Right};
 use super::peer::{Peer, bearer};
 use super::registry::{self, CallersError, KeyDigest, List};
-use crate::followed::{self, FollowSettings, Reading, Trace};
+use crate::watch::WatchSettings;
+use crate::watch::files::{FileReader, Fingerprint, reload_on_change};
 
 /// How the list of callers came to be as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,8 +53,8 @@ impl Callers {
     /// # Errors
     ///
     /// [`CallersError`].
-    pub(crate) fn open(file: &Path) -> Result<(Self, Trace), CallersError> {
-        let mut reading = Reading::default();
+    pub(crate) fn open(file: &Path) -> Result<(Self, Fingerprint), CallersError> {
+        let mut reading = FileReader::default();
         let list = registry::read(file, &mut reading)?;
         let figures = CallersFigures {
             callers: list.len(),
@@ -65,17 +66,17 @@ impl Callers {
             in_force: RwLock::new((Arc::new(list), figures)),
             version: AtomicU64::new(0),
         };
-        Ok((Self::Listed(listed), reading.trace()))
+        Ok((Self::Listed(listed), reading.fingerprint()))
     }
 
     /// Takes what is written to the files from here on, when it is good. Never returns.
-    pub(crate) async fn follow(self: Arc<Self>, how: FollowSettings, first: Trace) {
+    pub(crate) async fn follow(self: Arc<Self>, how: WatchSettings, first: Fingerprint) {
         let Self::Listed(listed) = &*self else {
             return;
         };
         let file = listed.file.clone();
-        let load = move |reading: &mut Reading| registry::read(&file, reading);
-        followed::follow(how, first, load, |list| listed.take(list)).await;
+        let load = move |reading: &mut FileReader| registry::read(&file, reading);
+        reload_on_change(how, first, load, |list| listed.take(list)).await;
     }
 
     /// How it stands; `None` where there is no list.

@@ -20,7 +20,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 use super::caller::{Caller, IdentityKind, Right};
 use super::distinguished_name;
 use super::peer::Peer;
-use crate::followed::{ReadError, ReadProblem, Reading};
+use crate::watch::files::{FileReader, ReadError, ReadProblem};
 
 /// The most callers in a list. Their names are labels of metrics, and each key is compared.
 const MOST_CALLERS: usize = 1_000;
@@ -245,7 +245,7 @@ impl List {
 }
 
 /// Reads the list in `file`, and the files of keys that it names.
-pub(crate) fn read(file: &Path, reading: &mut Reading) -> Result<List, CallersError> {
+pub(crate) fn read(file: &Path, reading: &mut FileReader) -> Result<List, CallersError> {
     let text = reading.read(file)?;
     let text = String::from_utf8_lossy(&text);
     let RawList { caller: callers } =
@@ -407,7 +407,7 @@ fn mark<K: Hash + Eq>(
 fn keys(
     list: &Path,
     caller: &RawCaller,
-    reading: &mut Reading,
+    reading: &mut FileReader,
 ) -> Result<Vec<KeyDigest>, CallersError> {
     let texts: Vec<_> = caller
         .bearer

@@ -71,7 +71,7 @@ mod tests {
         let (ask, asked) = std::sync::mpsc::channel();
         let (answer, answered) = std::sync::mpsc::channel();
         let large = tokio::spawn(async move {
-            let permit = LargeRequestLimiter::new().permit().await;
+            let permit = LargeRequestLimiter::new().acquire().await;
             let other = tokio::spawn(async move {
                 ask.send(()).unwrap();
                 answered.recv().unwrap();

@@ -1,60 +1,69 @@
-//! Bounds what is held of requests that come or wait, and of long answers that nobody reads, of all
-//! callers together.
+//! One memory budget for all callers: partial requests, waiting requests, unread large responses.
 //!
-//! A message is read whole before it is decoded. One caller may begin as many as it may have calls,
-//! each as large as a message may be, and end none of them; and one that has come in full may have to
-//! wait for something.
+//! A message is read whole before it is decoded. A caller may begin as many messages as it may
+//! have calls, each of the largest size, and complete none of them. A complete message may have to
+//! wait too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::api::decision::rejection::Rejection;
+use super::rejection::Rejection;
 use crate::api::metrics::CallFigures;
 
-/// The budget of what is held. All router share one.
+/// The memory budget, which all protocols share.
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryBudget(Arc<Budget>);
 
 #[derive(Debug)]
 struct Budget {
-    held: AtomicUsize,
-    most: usize,
-    /// How long a message may take to come, from its first byte to its last.
-    most_time: Option<Duration>,
+    /// Bytes reserved.
+    reserved: AtomicUsize,
+    /// Most bytes that may be reserved.
+    limit: usize,
+    /// Time limit for a message to arrive, from its first byte to its last.
+    message_timeout: Option<Duration>,
     figures: Option<Arc<CallFigures>>,
 }
 
 impl MemoryBudget {
-    /// An budget that may come to `most` bytes, each message on it for no longer than `most_time`
-    /// before it has come in full.
+    /// Creates a budget of `limit` bytes. A partial message may hold its share of it for
+    /// `message_timeout`.
     pub(crate) fn new(
-        most: usize,
-        most_time: Option<Duration>,
+        limit: usize,
+        message_timeout: Option<Duration>,
         figures: Option<Arc<CallFigures>>,
     ) -> Self {
         Self(Arc::new(Budget {
-            held: AtomicUsize::new(0),
-            most,
-            most_time,
+            reserved: AtomicUsize::new(0),
+            limit,
+            message_timeout,
             figures,
         }))
     }
 
-    /// Puts `bytes` on the budget until what is returned is dropped.
+    /// Reserves `bytes` until the reservation is dropped.
     ///
     /// # Errors
     ///
     /// [`Rejection::BuffersFull`], which is not counted yet.
     pub(crate) fn reserve(&self, bytes: usize) -> Result<MemoryReservation, Rejection> {
-        let mut held = self.nothing();
-        // Given back by the drop if it is refused.
-        held.change(bytes).map(|()| held)
+        let mut reservation = self.reserve_nothing();
+        // On an error, the drop gives back what the attempt added.
+        reservation.resize(bytes).map(|()| reservation)
     }
 
-    /// Returns how long a message may take to arrive; `None` is no limit.
-    pub(crate) fn most_time(&self) -> Option<Duration> {
-        self.0.most_time
+    /// Returns an empty reservation.
+    pub(crate) fn reserve_nothing(&self) -> MemoryReservation {
+        MemoryReservation {
+            budget: self.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Returns the time limit for a message to arrive; `None` is no limit.
+    pub(crate) fn message_timeout(&self) -> Option<Duration> {
+        self.0.message_timeout
     }
 
     /// Counts the rejection of a call whose body exceeds the budget or its time.
@@ -64,29 +73,28 @@ impl MemoryBudget {
         }
     }
 
-    /// Returns an empty reservation.
-    pub(crate) fn nothing(&self) -> MemoryReservation {
-        MemoryReservation {
-            budget: self.clone(),
-            bytes: 0,
-        }
-    }
-
-    /// Has the budget show `now` in place of `before`.
-    fn resize(&self, before: usize, now: usize) -> Result<(), Rejection> {
-        let Budget { held, most, .. } = &*self.0;
-        let all = match now.checked_sub(before) {
-            Some(more) => held.fetch_add(more, Ordering::Relaxed) + more,
-            None => held.fetch_sub(before - now, Ordering::Relaxed),
+    /// Replaces a charge of `before` bytes by `now`.
+    fn charge(&self, before: usize, now: usize) -> Result<(), Rejection> {
+        let Budget {
+            reserved, limit, ..
+        } = &*self.0;
+        let total = match now.checked_sub(before) {
+            Some(more) => reserved.fetch_add(more, Ordering::Relaxed) + more,
+            None => reserved.fetch_sub(before - now, Ordering::Relaxed),
         };
-        match now > before && all > *most {
+        match now > before && total > *limit {
             true => Err(Rejection::BuffersFull),
             false => Ok(()),
         }
     }
+
+    #[cfg(test)]
+    pub(crate) fn reserved(&self) -> usize {
+        self.0.reserved.load(Ordering::Relaxed)
+    }
 }
 
-/// Bytes on an budget, until dropped.
+/// Bytes reserved in a budget, until dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryReservation {
     budget: MemoryBudget,
@@ -94,20 +102,35 @@ pub(crate) struct MemoryReservation {
 }
 
 impl MemoryReservation {
-    /// Has so many `bytes` on the budget from here on.
+    /// Changes the reservation to `bytes`.
     ///
     /// # Errors
     ///
-    /// As [`MemoryBudget::hold`].
-    pub(crate) fn change(&mut self, bytes: usize) -> Result<(), Rejection> {
+    /// As [`MemoryBudget::reserve`].
+    pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), Rejection> {
         let before = std::mem::replace(&mut self.bytes, bytes);
-        self.budget.resize(before, bytes)
+        self.budget.charge(before, bytes)
     }
 }
 
 impl Drop for MemoryReservation {
     fn drop(&mut self) {
-        // Taking away is never refused.
-        let _ = self.budget.resize(self.bytes, 0);
+        // INVARIANT: a smaller charge is never rejected.
+        let _ = self.budget.charge(self.bytes, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reservation_is_released_on_drop() {
+        let memory = MemoryBudget::new(10, None, None);
+        let held = memory.reserve(7).unwrap();
+        assert_eq!(memory.reserve(4).unwrap_err(), Rejection::BuffersFull);
+        let rest = memory.reserve(3).unwrap();
+        drop((held, rest));
+        assert!(memory.reserve(10).is_ok());
     }
 }

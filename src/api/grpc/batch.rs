@@ -180,7 +180,7 @@ impl Batch {
     fn reserve(&mut self) -> Result<(), Rejection> {
         let bytes = self.message.len() + self.response.len();
         match &mut self.reserved {
-            Some(reserved) => reserved.change(bytes),
+            Some(reserved) => reserved.resize(bytes),
             none => {
                 *none = Some(self.service.decider.memory.reserve(bytes)?);
                 Ok(())
@@ -349,7 +349,7 @@ impl Batch {
         response.put_slice(revision.as_bytes());
         // The caller may leave a long response unread for as long as it likes.
         let reserves = match &mut reserved {
-            Some(reserved) => reserved.change(response.len()),
+            Some(reserved) => reserved.resize(response.len()),
             None => Ok(()),
         };
         reserves.map_err(|rejection| service.ends(rejection))?;

@@ -25,7 +25,7 @@ use crate::api::metrics::{CallFigures, Method};
 use crate::api::settings::ApiSettings;
 use crate::engine::Engine;
 use crate::pip::Tokens;
-use crate::policy_store::{Reloads, StatusReader};
+use crate::policy_store::{ReloadHandle, StatusReader};
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::{CallSpan, Traces};
 
@@ -42,7 +42,7 @@ pub struct Backend {
     /// Tells what is in force.
     pub status: StatusReader,
     /// Rereads on demand.
-    pub reloads: Reloads,
+    pub reloads: ReloadHandle,
     /// Whether calls are welcome, and whether the end has begun.
     pub readiness: ReadinessReader,
     /// Where calls are counted, if they are.

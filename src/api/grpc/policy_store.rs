@@ -16,7 +16,7 @@ use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
 use crate::api::grpc::wire::to_proto;
 use crate::api::metrics::CallFigures;
 use crate::engine::Engine;
-use crate::policy_store::{ReloadOutcome, Reloads, StatusReader, StoreStatus};
+use crate::policy_store::{ReloadHandle, ReloadOutcome, StatusReader, StoreStatus};
 use crate::readiness::ReadinessReader;
 
 /// Policies on a page when the caller names no size, and the most on any page.
@@ -28,7 +28,7 @@ const LARGEST_PAGE: usize = 1_000;
 pub(crate) struct PolicyStore {
     engine: Arc<Engine<EncodedAnswer>>,
     status: StatusReader,
-    reloads: Reloads,
+    reloads: ReloadHandle,
     draining: ReadinessReader,
     figures: Option<Arc<CallFigures>>,
 }
@@ -39,7 +39,7 @@ impl PolicyStore {
     pub(crate) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         status: StatusReader,
-        reloads: Reloads,
+        reloads: ReloadHandle,
         draining: ReadinessReader,
         figures: Option<Arc<CallFigures>>,
     ) -> Self {
@@ -165,7 +165,7 @@ impl PolicyStoreService for PolicyStore {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
                 ReloadOutcome::Unchanged => pb::ReloadOutcome::Unchanged,
-                ReloadOutcome::Refused => pb::ReloadOutcome::Refused,
+                ReloadOutcome::Rejected => pb::ReloadOutcome::Refused,
             }
             .into(),
             status: Some(told(&report.status, &call)),
@@ -261,12 +261,12 @@ mod tests {
     use crate::api::auth::callers::{Callers, Identification};
     use crate::api::auth::peer::Peer;
     use crate::pdp::diagnostic::{Diagnostic, Severity};
-    use crate::policy_store::RefusedReload;
+    use crate::policy_store::RejectedReload;
 
     #[test]
     fn who_may_not_read_the_store_is_not_told_what_a_file_holds() {
         let status = StoreStatus {
-            refused: Some(RefusedReload {
+            rejected: Some(RejectedReload {
                 at: SystemTime::now(),
                 diagnostics: vec![Diagnostic {
                     file: "users.json".to_owned(),

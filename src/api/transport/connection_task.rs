@@ -250,12 +250,12 @@ mod tests {
 
     use super::*;
     use crate::api::decision::admission::AdmissionLimits;
-    use crate::api::transport::call_queue::Call;
+    use crate::api::transport::call_queue::CallFuture;
 
     /// A connection that has calls for its executor, a few at each poll, and ends when told.
     struct Busy {
         executor: ConnectionExecutor,
-        coming: Vec<Vec<Call>>,
+        coming: Vec<Vec<CallFuture>>,
         end: tokio::sync::oneshot::Receiver<()>,
     }
 
@@ -274,7 +274,7 @@ mod tests {
     }
 
     /// Runs a connection with these calls until `over` is.
-    async fn run(coming: Vec<Vec<Call>>, over: impl Future<Output = ()>) {
+    async fn run(coming: Vec<Vec<CallFuture>>, over: impl Future<Output = ()>) {
         let executor = ConnectionExecutor::default();
         let (end, ended) = tokio::sync::oneshot::channel();
         let connection = Busy {
@@ -293,7 +293,7 @@ mod tests {
         .expect("the connection ends");
     }
 
-    fn done(count: &Arc<AtomicUsize>) -> Call {
+    fn done(count: &Arc<AtomicUsize>) -> CallFuture {
         let count = Arc::clone(count);
         Box::pin(async move {
             count.fetch_add(1, Ordering::SeqCst);
@@ -309,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn every_call_runs_also_one_that_waits_or_yields() {
         let count = Arc::new(AtomicUsize::new(0));
-        let waits = |call: Call| -> Call {
+        let waits = |call: CallFuture| -> CallFuture {
             Box::pin(async move {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 tokio::task::yield_now().await;
@@ -326,11 +326,11 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_panics_takes_no_other_with_it() {
         let count = Arc::new(AtomicUsize::new(0));
-        let fails_late: Call = Box::pin(async {
+        let fails_late: CallFuture = Box::pin(async {
             tokio::task::yield_now().await;
             panic!("late");
         });
-        let fails: Call = Box::pin(async { panic!("at once") });
+        let fails: CallFuture = Box::pin(async { panic!("at once") });
         let calls = vec![
             vec![done(&count)],
             vec![done(&count), fails, fails_late, done(&count)],
@@ -343,7 +343,7 @@ mod tests {
         // Each holds its thread until it sees the other running.
         let running = Arc::new(AtomicUsize::new(0));
         let met = Arc::new(AtomicUsize::new(0));
-        let slow = |call: Call| -> Call {
+        let slow = |call: CallFuture| -> CallFuture {
             let running = Arc::clone(&running);
             Box::pin(async move {
                 running.fetch_add(1, Ordering::SeqCst);
@@ -356,7 +356,7 @@ mod tests {
                 }
             })
         };
-        let first: Call = Box::pin(async { std::thread::sleep(Duration::from_millis(2)) });
+        let first: CallFuture = Box::pin(async { std::thread::sleep(Duration::from_millis(2)) });
         let calls = vec![vec![first, slow(done(&met)), slow(done(&met))]];
         run(calls, reaches(&met, 2)).await;
     }
@@ -408,14 +408,14 @@ mod tests {
     async fn calls_of_a_connection_that_ends_are_dropped() {
         let token = Arc::new(());
         let held = Arc::clone(&token);
-        let waits: Call = Box::pin(async move {
+        let waits: CallFuture = Box::pin(async move {
             std::future::pending::<()>().await;
             drop(held);
         });
         let executor = ConnectionExecutor::default();
         // It holds the executor, as hyper's calls do.
         let (ring, held) = (executor.clone(), Arc::clone(&token));
-        let never_polled: Call = Box::pin(async move {
+        let never_polled: CallFuture = Box::pin(async move {
             drop((ring, held));
         });
         run(vec![vec![waits]], tokio::task::yield_now()).await;
@@ -428,7 +428,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_with_endless_calls_lets_others_go_first() {
         let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
-        let endless: Call = Box::pin(async move {
+        let endless: CallFuture = Box::pin(async move {
             while ended.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
                 tokio::task::yield_now().await;
             }

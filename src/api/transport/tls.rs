@@ -21,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::api::auth::clock::unix_seconds;
-use crate::followed::{self, FollowSettings, ReadError, Reading, Trace};
+use crate::watch::WatchSettings;
+use crate::watch::files::{FileReader, Fingerprint, ReadError, reload_on_change};
 
 /// Where what TLS is spoken with stands, all of it PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,8 +200,8 @@ impl Tls {
     /// # Errors
     ///
     /// [`TlsError`].
-    pub(crate) fn open(settings: TlsSettings) -> Result<(Arc<Self>, Trace), TlsError> {
-        let mut reading = Reading::default();
+    pub(crate) fn open(settings: TlsSettings) -> Result<(Arc<Self>, Fingerprint), TlsError> {
+        let mut reading = FileReader::default();
         let texts = read(&settings, &mut reading);
         let begun = begin(&settings)?;
         let pair = pair(&settings, &begun, &texts.pair?)?;
@@ -230,14 +231,14 @@ impl Tls {
             begun,
             in_force,
         };
-        Ok((Arc::new(tls), reading.trace()))
+        Ok((Arc::new(tls), reading.fingerprint()))
     }
 
     /// Takes what is written to the files from here on, when it is good. Never returns.
-    pub(crate) async fn follow(self: Arc<Self>, how: FollowSettings, first: Trace) {
+    pub(crate) async fn follow(self: Arc<Self>, how: WatchSettings, first: Fingerprint) {
         let settings = self.settings.clone();
-        let load = move |reading: &mut Reading| read(&settings, reading);
-        let following = followed::follow(how, first, load, |texts| self.take(texts));
+        let load = move |reading: &mut FileReader| read(&settings, reading);
+        let following = reload_on_change(how, first, load, |texts| self.take(texts));
         let waiting = async {
             loop {
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -349,7 +350,7 @@ impl InForce {
     }
 }
 
-fn read(settings: &TlsSettings, reading: &mut Reading) -> Texts {
+fn read(settings: &TlsSettings, reading: &mut FileReader) -> Texts {
     // All are read whatever becomes of the first: each leaves its trace, by which it is followed.
     let certificate = reading.read(&settings.certificate);
     let key = reading.read(&settings.key);

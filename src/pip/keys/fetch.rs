@@ -20,8 +20,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::followed::{ReadError, Reading};
 use crate::pip::issuers::UrlSource;
+use crate::watch::files::{FileReader, ReadError};
 
 /// The longest JWKS that is taken, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -115,7 +115,7 @@ pub(in crate::pip) fn client_config(ca_file: Option<PathBuf>) -> Result<ClientCo
     let mut roots = RootCertStore::empty();
     match ca_file {
         Some(path) => {
-            let text = Reading::default().read(&path)?;
+            let text = FileReader::default().read(&path)?;
             let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
             let (added, _) = roots.add_parsable_certificates(certificates.unwrap_or_default());
             if added == 0 {

@@ -1,4 +1,4 @@
-//! The running store on real files: every way of changing a directory, by events and by polling.
+//! The running store on real files: all ways to change a directory, by events and by polling.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,11 +10,15 @@ use std::thread;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::super::source::SourceLimits;
-use super::super::{ReloadsClosed, StatusReader};
 use super::*;
+use crate::pdp::CompileError;
+use crate::pdp::Workers;
 use crate::pdp::id::Revision;
-use crate::watch::Mode;
+use crate::pdp::settings::Settings;
+use crate::pdp::sources::Sources;
+use crate::policy_store::directory::{SourceLimits, scan};
+use crate::policy_store::status::{RejectedReload, StoreClosed, StoreStatus};
+use crate::watch::{Mode, WatchSettings};
 
 const PERMIT: &str = "permit(principal, action, resource);\n";
 const FORBID: &str = "forbid(principal, action, resource);\n";
@@ -23,16 +27,16 @@ entity User, Doc;
 action read appliesTo { principal: User, resource: Doc };
 ";
 
-/// Long enough for the slowest machine; a test that waits for it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time after which a test fails; long enough for the slowest machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A policy directory in a directory of its own, so that it can be replaced.
-struct Desk {
+/// A policy directory inside a temporary directory, so that it can be replaced.
+struct TestDirectory {
     outer: TempDir,
     directory: PathBuf,
 }
 
-impl Desk {
+impl TestDirectory {
     fn new() -> Self {
         let outer = tempfile::tempdir().unwrap();
         let directory = outer.path().join("policies");
@@ -41,14 +45,14 @@ impl Desk {
     }
 
     fn with(files: &[(&str, &str)]) -> Self {
-        let desk = Self::new();
+        let dir = Self::new();
         for (name, text) in files {
-            desk.write(name, text);
+            dir.write(name, text);
         }
-        desk
+        dir
     }
 
-    fn beside(&self, name: &str) -> PathBuf {
+    fn sibling(&self, name: &str) -> PathBuf {
         self.outer.path().join(name)
     }
 
@@ -58,20 +62,22 @@ impl Desk {
 
     fn revision(&self) -> Revision {
         let (limits, workers) = (SourceLimits::default(), Workers::default());
-        let reading = source::read(&self.directory, &limits, None, &workers);
-        reading.revision().unwrap()
+        let scan = scan(&self.directory, &limits, None, &workers);
+        scan.revision().unwrap()
     }
 
     fn settings(&self, mode: Mode) -> StoreSettings {
         StoreSettings {
             directory: self.directory.clone(),
-            watch: mode,
-            // The poll never comes to the help of the events, so that each is tested alone.
-            poll: match mode {
-                Mode::Events => 10 * PATIENCE,
-                Mode::Poll => Duration::from_millis(20),
+            watch: WatchSettings {
+                mode,
+                // With events the poll is never due, so that each is tested alone.
+                poll: match mode {
+                    Mode::Events => 10 * TIMEOUT,
+                    Mode::Poll => Duration::from_millis(20),
+                },
             },
-            quiet: Duration::from_millis(20),
+            quiet_period: Duration::from_millis(20),
             ..StoreSettings::default()
         }
     }
@@ -83,18 +89,18 @@ fn write(directory: &Path, name: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// Renames a new link to `target` over `link`, as the kubelet does.
+/// Replaces `link` by a link to `target` through a rename, as the kubelet does.
 fn swap_link(target: &str, link: &Path) {
     let new = link.with_file_name("..new_link");
     symlink(target, &new).unwrap();
     fs::rename(new, link).unwrap();
 }
 
-/// A store that follows its directory.
+/// A store whose reload task runs.
 struct Running {
     reader: Reader,
     status: StatusReader,
-    reloads: Reloads,
+    reloads: ReloadHandle,
     task: JoinHandle<()>,
 }
 
@@ -113,9 +119,9 @@ impl Running {
         }
     }
 
-    /// Waits for a status that is as wanted.
+    /// Waits for a status for which `wanted` holds.
     async fn until(&mut self, wanted: impl Fn(&StoreStatus) -> bool) -> Arc<StoreStatus> {
-        let found = tokio::time::timeout(PATIENCE, async {
+        let found = tokio::time::timeout(TIMEOUT, async {
             loop {
                 let status = self.status.load();
                 if wanted(&status) {
@@ -125,24 +131,24 @@ impl Running {
             }
         })
         .await;
-        found.unwrap_or_else(|_| panic!("still: {:#?}", self.status.load()))
+        found.unwrap_or_else(|_| panic!("timeout: {:#?}", self.status.load()))
     }
 
     async fn until_loaded(&mut self, revision: &Revision) -> Arc<StoreStatus> {
         self.until(|status| {
-            status.refused.is_none()
+            status.rejected.is_none()
                 && status.loaded.as_ref().map(|loaded| &loaded.revision) == Some(revision)
         })
         .await
     }
 
-    async fn until_refused(&mut self) -> RefusedReload {
-        let status = self.until(|status| status.refused.is_some()).await;
-        status.refused.clone().unwrap()
+    async fn until_rejected(&mut self) -> RejectedReload {
+        let status = self.until(|status| status.rejected.is_some()).await;
+        status.rejected.clone().unwrap()
     }
 
     async fn reload(&self) -> ReloadReport {
-        let report = tokio::time::timeout(PATIENCE, self.reloads.reload()).await;
+        let report = tokio::time::timeout(TIMEOUT, self.reloads.reload()).await;
         report.unwrap().unwrap()
     }
 
@@ -157,38 +163,38 @@ impl Drop for Running {
     }
 }
 
-/// Each of `changes`, one after the other, is noticed by events alone and by polling alone.
-async fn check_noticed(make: impl Fn() -> Desk, changes: &[fn(&Desk)]) {
+/// Checks that each change, one after the other, is loaded: by events alone, and by polling alone.
+async fn check_loaded(make: impl Fn() -> TestDirectory, changes: &[fn(&TestDirectory)]) {
     for mode in [Mode::Events, Mode::Poll] {
-        let desk = make();
-        let mut running = Running::start(desk.settings(mode)).await;
+        let dir = make();
+        let mut running = Running::start(dir.settings(mode)).await;
         for change in changes {
             let before = running.revision();
-            change(&desk);
-            let after = desk.revision();
-            assert_ne!(before, after, "the test changes something");
+            change(&dir);
+            let after = dir.revision();
+            assert_ne!(before, after, "the test must change something");
             running.until_loaded(&after).await;
             assert_eq!(running.revision(), after, "{mode:?}");
         }
     }
 }
 
-fn one_policy() -> Desk {
-    Desk::with(&[("a.cedar", PERMIT)])
+fn one_policy() -> TestDirectory {
+    TestDirectory::with(&[("a.cedar", PERMIT)])
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_in_place_is_noticed() {
-    check_noticed(one_policy, &[|desk| desk.write("a.cedar", FORBID)]).await;
+async fn writes_in_place_are_loaded() {
+    check_loaded(one_policy, &[|dir| dir.write("a.cedar", FORBID)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_renamed_over_another_is_noticed() {
-    check_noticed(
+async fn files_renamed_over_others_are_loaded() {
+    check_loaded(
         one_policy,
-        &[|desk| {
-            desk.write(".a.cedar.tmp", FORBID);
-            let directory = &desk.directory;
+        &[|dir| {
+            dir.write(".a.cedar.tmp", FORBID);
+            let directory = &dir.directory;
             fs::rename(directory.join(".a.cedar.tmp"), directory.join("a.cedar")).unwrap();
         }],
     )
@@ -196,65 +202,65 @@ async fn a_file_renamed_over_another_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_come_and_go_are_noticed() {
-    check_noticed(
+async fn added_and_removed_files_are_loaded() {
+    check_loaded(
         one_policy,
         &[
-            |desk| {
+            |dir| {
                 for n in 0..20 {
-                    desk.write(&format!("{n}.cedar"), FORBID);
+                    dir.write(&format!("{n}.cedar"), FORBID);
                 }
             },
-            |desk| fs::remove_file(desk.directory.join("7.cedar")).unwrap(),
+            |dir| fs::remove_file(dir.directory.join("7.cedar")).unwrap(),
         ],
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_made_later_is_watched_too() {
-    check_noticed(
+async fn directories_created_later_are_watched() {
+    check_loaded(
         one_policy,
         &[
-            |desk| desk.write("deep/down/b.cedar", FORBID),
-            |desk| desk.write("deep/down/b.cedar", PERMIT),
-            |desk| {
-                fs::rename(desk.directory.join("deep"), desk.directory.join("up")).unwrap();
+            |dir| dir.write("deep/down/b.cedar", FORBID),
+            |dir| dir.write("deep/down/b.cedar", PERMIT),
+            |dir| {
+                fs::rename(dir.directory.join("deep"), dir.directory.join("up")).unwrap();
             },
-            |desk| desk.write("up/down/b.cedar", FORBID),
-            |desk| {
-                fs::remove_dir_all(desk.directory.join("up")).unwrap();
-                desk.write("up/down/b.cedar", PERMIT);
+            |dir| dir.write("up/down/b.cedar", FORBID),
+            |dir| {
+                fs::remove_dir_all(dir.directory.join("up")).unwrap();
+                dir.write("up/down/b.cedar", PERMIT);
             },
-            |desk| desk.write("up/down/b.cedar", FORBID),
+            |dir| dir.write("up/down/b.cedar", FORBID),
         ],
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_config_map_update_is_noticed() {
-    check_noticed(
+async fn config_map_updates_are_loaded() {
+    check_loaded(
         || {
-            let desk = Desk::with(&[("..v1/a.cedar", PERMIT), ("..v1/b.cedar", PERMIT)]);
-            swap_link("..v1", &desk.directory.join("..data"));
+            let dir = TestDirectory::with(&[("..v1/a.cedar", PERMIT), ("..v1/b.cedar", PERMIT)]);
+            swap_link("..v1", &dir.directory.join("..data"));
             for name in ["a.cedar", "b.cedar"] {
-                symlink(format!("..data/{name}"), desk.directory.join(name)).unwrap();
+                symlink(format!("..data/{name}"), dir.directory.join(name)).unwrap();
             }
-            desk
+            dir
         },
         &[
-            |desk| {
-                desk.write("..v2/a.cedar", FORBID);
-                desk.write("..v2/b.cedar", FORBID);
-                swap_link("..v2", &desk.directory.join("..data"));
-                fs::remove_dir_all(desk.directory.join("..v1")).unwrap();
+            |dir| {
+                dir.write("..v2/a.cedar", FORBID);
+                dir.write("..v2/b.cedar", FORBID);
+                swap_link("..v2", &dir.directory.join("..data"));
+                fs::remove_dir_all(dir.directory.join("..v1")).unwrap();
             },
-            |desk| {
-                desk.write("..v3/a.cedar", PERMIT);
-                desk.write("..v3/b.cedar", FORBID);
-                swap_link("..v3", &desk.directory.join("..data"));
-                fs::remove_dir_all(desk.directory.join("..v2")).unwrap();
+            |dir| {
+                dir.write("..v3/a.cedar", PERMIT);
+                dir.write("..v3/b.cedar", FORBID);
+                swap_link("..v3", &dir.directory.join("..data"));
+                fs::remove_dir_all(dir.directory.join("..v2")).unwrap();
             },
         ],
     )
@@ -262,75 +268,75 @@ async fn a_config_map_update_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_is_replaced_is_noticed_and_watched() {
-    check_noticed(
+async fn replaced_directory_is_loaded_and_watched() {
+    check_loaded(
         one_policy,
         &[
-            |desk| {
-                write(&desk.beside("new"), "a.cedar", FORBID);
-                fs::rename(&desk.directory, desk.beside("old")).unwrap();
-                fs::rename(desk.beside("new"), &desk.directory).unwrap();
+            |dir| {
+                write(&dir.sibling("new"), "a.cedar", FORBID);
+                fs::rename(&dir.directory, dir.sibling("old")).unwrap();
+                fs::rename(dir.sibling("new"), &dir.directory).unwrap();
             },
-            |desk| desk.write("a.cedar", PERMIT),
+            |dir| dir.write("a.cedar", PERMIT),
         ],
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_deleted_and_made_anew_is_noticed_and_watched() {
-    check_noticed(
+async fn recreated_directory_is_loaded_and_watched() {
+    check_loaded(
         one_policy,
         &[
-            |desk| {
-                fs::remove_dir_all(&desk.directory).unwrap();
-                desk.write("a.cedar", FORBID);
+            |dir| {
+                fs::remove_dir_all(&dir.directory).unwrap();
+                dir.write("a.cedar", FORBID);
             },
-            |desk| desk.write("a.cedar", PERMIT),
-            |desk| {
-                fs::remove_dir_all(&desk.directory).unwrap();
-                desk.write("sub/b.cedar", FORBID);
+            |dir| dir.write("a.cedar", PERMIT),
+            |dir| {
+                fs::remove_dir_all(&dir.directory).unwrap();
+                dir.write("sub/b.cedar", FORBID);
             },
-            |desk| desk.write("sub/b.cedar", PERMIT),
+            |dir| dir.write("sub/b.cedar", PERMIT),
         ],
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_to_the_directory_that_is_swapped_is_noticed() {
-    check_noticed(
+async fn swapped_link_to_the_directory_is_loaded() {
+    check_loaded(
         || {
-            let desk = Desk::new();
-            fs::remove_dir(&desk.directory).unwrap();
-            write(&desk.beside("v1"), "a.cedar", PERMIT);
-            write(&desk.beside("v2"), "a.cedar", FORBID);
-            swap_link("v1", &desk.directory);
-            desk
+            let dir = TestDirectory::new();
+            fs::remove_dir(&dir.directory).unwrap();
+            write(&dir.sibling("v1"), "a.cedar", PERMIT);
+            write(&dir.sibling("v2"), "a.cedar", FORBID);
+            swap_link("v1", &dir.directory);
+            dir
         },
         &[
-            |desk| swap_link("v2", &desk.directory),
-            |desk| write(&desk.beside("v2"), "a.cedar", PERMIT),
-            |desk| write(&desk.beside("v2"), "b.cedar", FORBID),
+            |dir| swap_link("v2", &dir.directory),
+            |dir| write(&dir.sibling("v2"), "a.cedar", PERMIT),
+            |dir| write(&dir.sibling("v2"), "b.cedar", FORBID),
         ],
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_linked_file_elsewhere_is_watched() {
-    check_noticed(
+async fn linked_files_elsewhere_are_watched() {
+    check_loaded(
         || {
-            let desk = Desk::new();
-            write(&desk.beside("far"), "shared.cedar", PERMIT);
-            symlink("../far/shared.cedar", desk.directory.join("a.cedar")).unwrap();
-            desk
+            let dir = TestDirectory::new();
+            write(&dir.sibling("far"), "shared.cedar", PERMIT);
+            symlink("../far/shared.cedar", dir.directory.join("a.cedar")).unwrap();
+            dir
         },
         &[
-            |desk| write(&desk.beside("far"), "shared.cedar", FORBID),
-            |desk| {
-                write(&desk.beside("far"), "new", PERMIT);
-                let far = desk.beside("far");
+            |dir| write(&dir.sibling("far"), "shared.cedar", FORBID),
+            |dir| {
+                write(&dir.sibling("far"), "new", PERMIT);
+                let far = dir.sibling("far");
                 fs::rename(far.join("new"), far.join("shared.cedar")).unwrap();
             },
         ],
@@ -339,91 +345,89 @@ async fn a_linked_file_elsewhere_is_watched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_is_away_for_a_while_is_refused_until_it_is_back() {
+async fn missing_directory_is_rejected_until_it_returns() {
     for mode in [Mode::Events, Mode::Poll] {
-        let desk = one_policy();
-        let mut running = Running::start(desk.settings(mode)).await;
+        let dir = one_policy();
+        let mut running = Running::start(dir.settings(mode)).await;
         let good = running.revision();
 
-        fs::rename(&desk.directory, desk.beside("away")).unwrap();
-        let refused = running.until_refused().await;
-        assert_eq!(refused.total, 1);
-        assert!(refused.diagnostics[0].message.contains("does not exist"));
-        assert_eq!(running.revision(), good, "the last good one stays");
+        fs::rename(&dir.directory, dir.sibling("away")).unwrap();
+        let rejected = running.until_rejected().await;
+        assert_eq!(rejected.total, 1);
+        assert!(rejected.diagnostics[0].message.contains("does not exist"));
+        assert_eq!(running.revision(), good, "the last valid one stays");
 
-        fs::rename(desk.beside("away"), &desk.directory).unwrap();
+        fs::rename(dir.sibling("away"), &dir.directory).unwrap();
         running.until_loaded(&good).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_edit_keeps_what_is_in_force_and_is_told_until_mended() {
-    let desk = one_policy();
-    let mut running = Running::start(desk.settings(Mode::Events)).await;
+async fn invalid_edit_keeps_the_current_policies() {
+    let dir = one_policy();
+    let mut running = Running::start(dir.settings(Mode::Events)).await;
     let good = running.revision();
 
-    desk.write("a.cedar", "permit(");
-    let refused = running.until_refused().await;
-    assert_eq!(refused.diagnostics[0].file, "a.cedar");
+    dir.write("a.cedar", "permit(");
+    let rejected = running.until_rejected().await;
+    assert_eq!(rejected.diagnostics[0].file, "a.cedar");
     assert_eq!(running.revision(), good);
 
-    desk.write("a.cedar", FORBID);
-    let status = running.until_loaded(&desk.revision()).await;
-    assert_eq!((status.reloads.refused, status.reloads.reloaded), (1, 2));
+    dir.write("a.cedar", FORBID);
+    let status = running.until_loaded(&dir.revision()).await;
+    assert_eq!((status.reloads.rejected, status.reloads.reloaded), (1, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_edit_taken_back_clears_the_refusal_without_a_reload() {
-    let desk = one_policy();
-    let mut running = Running::start(desk.settings(Mode::Events)).await;
+async fn reverted_edit_clears_the_rejection() {
+    let dir = one_policy();
+    let mut running = Running::start(dir.settings(Mode::Events)).await;
 
-    desk.write("a.cedar", "permit(");
-    running.until_refused().await;
-    desk.write("a.cedar", PERMIT);
-    let status = running.until_loaded(&desk.revision()).await;
+    dir.write("a.cedar", "permit(");
+    running.until_rejected().await;
+    dir.write("a.cedar", PERMIT);
+    let status = running.until_loaded(&dir.revision()).await;
     assert_eq!(status.reloads.reloaded, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forced_reload_says_what_became_of_it() {
-    let desk = one_policy();
-    // Neither events nor polls: what happens is the forced reloads' doing.
-    let settings = StoreSettings {
-        poll: 10 * PATIENCE,
-        ..desk.settings(Mode::Poll)
-    };
+async fn requested_reloads_return_their_outcome() {
+    let dir = one_policy();
+    // Neither events nor polls: only requested reloads scan.
+    let mut settings = dir.settings(Mode::Poll);
+    settings.watch.poll = 10 * TIMEOUT;
     let running = Running::start(settings).await;
 
     let report = running.reload().await;
     assert_eq!(report.outcome, ReloadOutcome::Unchanged);
 
-    desk.write("a.cedar", FORBID);
+    dir.write("a.cedar", FORBID);
     let report = running.reload().await;
     assert_eq!(report.outcome, ReloadOutcome::Reloaded);
     assert_eq!(
         report.status.loaded.as_ref().unwrap().revision,
-        desk.revision()
+        dir.revision()
     );
-    assert_eq!(running.revision(), desk.revision());
+    assert_eq!(running.revision(), dir.revision());
 
-    desk.write("a.cedar", "permit(");
+    dir.write("a.cedar", "permit(");
     for _ in 0..2 {
         let report = running.reload().await;
-        assert_eq!(report.outcome, ReloadOutcome::Refused);
-        assert!(report.status.refused.is_some());
+        assert_eq!(report.outcome, ReloadOutcome::Rejected);
+        assert!(report.status.rejected.is_some());
         assert_eq!(
-            report.status.reloads.refused, 1,
-            "the same content counts once"
+            report.status.reloads.rejected, 1,
+            "equal content counts once"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forced_reloads_that_wait_together_are_all_answered() {
-    let desk = one_policy();
-    let running = Running::start(desk.settings(Mode::Poll)).await;
-    desk.write("a.cedar", FORBID);
-    let wanted = desk.revision();
+async fn many_requested_reloads_are_all_answered() {
+    let dir = one_policy();
+    let running = Running::start(dir.settings(Mode::Poll)).await;
+    dir.write("a.cedar", FORBID);
+    let wanted = dir.revision();
     let all: Vec<_> = (0..200)
         .map(|_| {
             let reloads = running.reloads.clone();
@@ -431,7 +435,7 @@ async fn forced_reloads_that_wait_together_are_all_answered() {
         })
         .collect();
     for one in all {
-        let report = tokio::time::timeout(PATIENCE, one)
+        let report = tokio::time::timeout(TIMEOUT, one)
             .await
             .unwrap()
             .unwrap()
@@ -441,18 +445,18 @@ async fn forced_reloads_that_wait_together_are_all_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_has_ended_reloads_no_more() {
-    let desk = one_policy();
-    let opened = open(desk.settings(Mode::Events)).await.unwrap();
+async fn stopped_store_rejects_reload_requests() {
+    let dir = one_policy();
+    let opened = open(dir.settings(Mode::Events)).await.unwrap();
     opened.reloader.run(std::future::ready(())).await;
-    assert!(matches!(opened.reloads.reload().await, Err(ReloadsClosed)));
+    assert!(matches!(opened.reloads.reload().await, Err(StoreClosed)));
     assert!(
         opened.reader.load().is_some(),
-        "what was in force stays readable"
+        "the current snapshot stays readable"
     );
 }
 
-/// Writes a file over and over, until dropped.
+/// A thread that writes a file over and over, until dropped.
 struct Writer {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -461,10 +465,10 @@ struct Writer {
 impl Writer {
     fn start(path: PathBuf) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let is_over = Arc::clone(&stop);
+        let is_stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             let mut n = 0;
-            while !is_over.load(Ordering::Relaxed) {
+            while !is_stopped.load(Ordering::Relaxed) {
                 n += 1;
                 fs::write(&path, format!("{FORBID}// {n}\n")).unwrap();
             }
@@ -484,17 +488,17 @@ impl Drop for Writer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_is_written_all_the_time_does_not_open() {
-    let desk = one_policy();
+async fn constantly_written_directory_does_not_open() {
+    let dir = one_policy();
     let settings = StoreSettings {
-        // Longer than a busy machine lets the writer wait.
-        quiet: Duration::from_millis(500),
-        longest_delay: Duration::from_secs(1),
-        ..desk.settings(Mode::Events)
+        // Longer than the writer may be suspended on a busy machine.
+        quiet_period: Duration::from_millis(500),
+        max_reload_delay: Duration::from_secs(1),
+        ..dir.settings(Mode::Events)
     };
-    let writer = Writer::start(desk.directory.join("b.cedar"));
-    let refused = open(settings.clone()).await.unwrap_err();
-    assert!(refused.diagnostics[0].message.starts_with("held back"));
+    let writer = Writer::start(dir.directory.join("b.cedar"));
+    let rejected = open(settings.clone()).await.unwrap_err();
+    assert!(rejected.diagnostics[0].message.starts_with("held back"));
 
     let unready = StoreSettings {
         start_unready: true,
@@ -503,71 +507,76 @@ async fn a_directory_that_is_written_all_the_time_does_not_open() {
     let mut running = Running::start(unready).await;
     assert!(running.reader.load().is_none());
     drop(writer);
-    running.until_loaded(&desk.revision()).await;
+    running.until_loaded(&dir.revision()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn constant_writing_is_reported_as_held_back_and_taken_when_it_ends() {
-    let desk = one_policy();
+async fn constant_writes_are_held_back_until_they_end() {
+    let dir = one_policy();
     let settings = StoreSettings {
-        // Longer than a busy machine lets the writer wait.
-        quiet: Duration::from_millis(500),
-        longest_delay: Duration::from_secs(1),
-        ..desk.settings(Mode::Events)
+        // Longer than the writer may be suspended on a busy machine.
+        quiet_period: Duration::from_millis(500),
+        max_reload_delay: Duration::from_secs(1),
+        ..dir.settings(Mode::Events)
     };
     let mut running = Running::start(settings).await;
     let good = running.revision();
 
-    let writer = Writer::start(desk.directory.join("b.cedar"));
-    let refused = running.until_refused().await;
-    assert_eq!(refused.diagnostics[0].file, "b.cedar");
-    assert!(refused.diagnostics[0].message.starts_with("held back"));
+    let writer = Writer::start(dir.directory.join("b.cedar"));
+    let rejected = running.until_rejected().await;
+    assert_eq!(rejected.diagnostics[0].file, "b.cedar");
+    assert!(rejected.diagnostics[0].message.starts_with("held back"));
     assert_eq!(running.revision(), good);
     let report = running.reload().await;
     assert_eq!(
         report.outcome,
-        ReloadOutcome::Refused,
-        "it is not waited for without end"
+        ReloadOutcome::Rejected,
+        "the request must not wait without end"
     );
 
     drop(writer);
-    let status = running.until_loaded(&desk.revision()).await;
+    let status = running.until_loaded(&dir.revision()).await;
     assert_eq!(status.reloads.held_back, 1);
 }
 
-/// What is refused unless the operator allows it.
-async fn check_suspicious(files: &[(&str, &str)], change: fn(&Desk), file: &str, says: &str) {
+/// Checks that `change` is rejected for `file`, unless `allow_empty` is set.
+async fn check_rejected_unless_allowed(
+    files: &[(&str, &str)],
+    change: fn(&TestDirectory),
+    file: &str,
+    says: &str,
+) {
     for allow_empty in [false, true] {
-        let desk = Desk::with(files);
+        let dir = TestDirectory::with(files);
         let settings = StoreSettings {
             allow_empty,
-            ..desk.settings(Mode::Events)
+            ..dir.settings(Mode::Events)
         };
         let mut running = Running::start(settings).await;
         let before = running.revision();
-        change(&desk);
+        change(&dir);
         if allow_empty {
-            running.until_loaded(&desk.revision()).await;
+            running.until_loaded(&dir.revision()).await;
             continue;
         }
-        let refused = running.until_refused().await;
-        let told = refused
+        let rejected = running.until_rejected().await;
+        let diagnostic = rejected
             .diagnostics
             .iter()
-            .find(|told| told.file == file && told.message.contains(says));
-        let help = told
-            .and_then(|told| told.help.as_deref())
+            .find(|found| found.file == file && found.message.contains(says));
+        let help = diagnostic
+            .and_then(|found| found.help.as_deref())
             .unwrap_or_default();
-        assert!(help.contains("--allow-empty"), "{refused:#?}");
+        assert!(help.contains("--allow-empty"), "{rejected:#?}");
         assert_eq!(running.revision(), before);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_becomes_empty_is_suspicious() {
-    check_suspicious(
+async fn directory_that_becomes_empty_is_rejected() {
+    check_rejected_unless_allowed(
         &[("a.cedar", PERMIT)],
-        |desk| fs::remove_file(desk.directory.join("a.cedar")).unwrap(),
+        |dir| fs::remove_file(dir.directory.join("a.cedar")).unwrap(),
         "",
         "no policy and no link is left",
     )
@@ -575,10 +584,10 @@ async fn a_directory_that_becomes_empty_is_suspicious() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_schema_that_is_gone_is_suspicious() {
-    check_suspicious(
+async fn removed_schema_is_rejected() {
+    check_rejected_unless_allowed(
         &[("a.cedar", PERMIT), ("a.cedarschema", SCHEMA)],
-        |desk| fs::remove_file(desk.directory.join("a.cedarschema")).unwrap(),
+        |dir| fs::remove_file(dir.directory.join("a.cedarschema")).unwrap(),
         "",
         "no schema file is left",
     )
@@ -586,10 +595,10 @@ async fn a_schema_that_is_gone_is_suspicious() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_file_that_shrinks_to_nothing_is_suspicious() {
-    check_suspicious(
+async fn emptied_policy_file_is_rejected() {
+    check_rejected_unless_allowed(
         &[("a.cedar", PERMIT), ("b.cedar", FORBID)],
-        |desk| desk.write("b.cedar", ""),
+        |dir| dir.write("b.cedar", ""),
         "b.cedar",
         "no policy is left of 1",
     )
@@ -597,59 +606,59 @@ async fn a_policy_file_that_shrinks_to_nothing_is_suspicious() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_file_that_is_removed_is_no_mistake() {
-    let make = || Desk::with(&[("a.cedar", PERMIT), ("b.cedar", FORBID)]);
-    check_noticed(
+async fn removed_policy_file_is_loaded() {
+    let make = || TestDirectory::with(&[("a.cedar", PERMIT), ("b.cedar", FORBID)]);
+    check_loaded(
         make,
-        &[|desk| fs::remove_file(desk.directory.join("b.cedar")).unwrap()],
+        &[|dir| fs::remove_file(dir.directory.join("b.cedar")).unwrap()],
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_directory_loads_at_the_start() {
-    let desk = Desk::new();
-    let running = Running::start(desk.settings(Mode::Events)).await;
-    assert_eq!(running.revision(), desk.revision());
+async fn empty_directory_loads_at_startup() {
+    let dir = TestDirectory::new();
+    let running = Running::start(dir.settings(Mode::Events)).await;
+    assert_eq!(running.revision(), dir.revision());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_directory_does_not_open() {
-    let desk = Desk::with(&[("a.cedar", "permit(")]);
-    let refused = open(desk.settings(Mode::Events)).await.unwrap_err();
-    assert_eq!(refused.diagnostics[0].file, "a.cedar");
+async fn invalid_directory_does_not_open() {
+    let dir = TestDirectory::with(&[("a.cedar", "permit(")]);
+    let rejected = open(dir.settings(Mode::Events)).await.unwrap_err();
+    assert_eq!(rejected.diagnostics[0].file, "a.cedar");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_may_start_unready_and_wait_for_a_good_directory() {
+async fn unready_store_waits_for_a_valid_directory() {
     for mode in [Mode::Events, Mode::Poll] {
-        let desk = Desk::new();
-        fs::remove_dir(&desk.directory).unwrap();
+        let dir = TestDirectory::new();
+        fs::remove_dir(&dir.directory).unwrap();
         let settings = StoreSettings {
-            directory: desk.directory.join("not/yet"),
+            directory: dir.directory.join("not/yet"),
             start_unready: true,
-            ..desk.settings(mode)
+            ..dir.settings(mode)
         };
         let directory = settings.directory.clone();
         let mut running = Running::start(settings).await;
         assert!(running.reader.load().is_none());
-        assert!(running.status.load().refused.is_some());
+        assert!(running.status.load().rejected.is_some());
 
         write(&directory, "a.cedar", PERMIT);
         let status = running.until(|status| status.loaded.is_some()).await;
-        assert!(status.refused.is_none());
+        assert!(status.rejected.is_none());
         assert!(running.reader.load().is_some());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_while_compiling_is_a_refusal_and_not_the_end() {
-    fn fragile(
-        previous: Option<&CompiledSnapshot>,
+async fn compiler_panic_is_a_rejection() {
+    fn compile_or_panic(
+        previous: Option<&Compiled>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<CompiledSnapshot, CompileError> {
+    ) -> Result<Compiled, CompileError> {
         let is_bomb = sources
             .files()
             .iter()
@@ -657,29 +666,29 @@ async fn a_panic_while_compiling_is_a_refusal_and_not_the_end() {
         assert!(!is_bomb, "boom");
         compile_from(previous, sources, settings, workers)
     }
-    let desk = one_policy();
-    let mut running = Running::start_with(desk.settings(Mode::Events), fragile).await;
+    let dir = one_policy();
+    let mut running = Running::start_with(dir.settings(Mode::Events), compile_or_panic).await;
 
-    desk.write("a.cedar", "// bomb");
-    let refused = running.until_refused().await;
+    dir.write("a.cedar", "// bomb");
+    let rejected = running.until_rejected().await;
     assert!(
-        refused.diagnostics[0].message.ends_with("boom"),
-        "{refused:?}"
+        rejected.diagnostics[0].message.ends_with("boom"),
+        "{rejected:?}"
     );
 
-    desk.write("a.cedar", FORBID);
-    running.until_loaded(&desk.revision()).await;
+    dir.write("a.cedar", FORBID);
+    running.until_loaded(&dir.revision()).await;
 }
 
-/// Entities that the compiler finds changed when it comes to read them.
-struct Meddling {
+/// A file of entities that changes when the compiler starts.
+struct ChangingFile {
     path: PathBuf,
     times: u32,
 }
 
-impl Meddling {
-    /// Writes the file, unless it has done so often enough.
-    fn meddle(&mut self) {
+impl ChangingFile {
+    /// Writes the file, at most `times` times.
+    fn change(&mut self) {
         if self.times > 0 {
             self.times -= 1;
             let entities = format!(
@@ -691,66 +700,66 @@ impl Meddling {
     }
 }
 
-fn one_policy_and_entities() -> Desk {
-    Desk::with(&[("a.cedar", PERMIT), ("entities.json", "[]")])
+fn one_policy_and_entities() -> TestDirectory {
+    TestDirectory::with(&[("a.cedar", PERMIT), ("entities.json", "[]")])
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_changes_while_it_is_loaded_is_looked_at_again_and_not_refused() {
-    static MEDDLING: Mutex<Option<Meddling>> = Mutex::new(None);
-    fn meddled(
-        previous: Option<&CompiledSnapshot>,
+async fn content_changed_while_compiling_is_scanned_again() {
+    static CHANGING: Mutex<Option<ChangingFile>> = Mutex::new(None);
+    fn compile_changing(
+        previous: Option<&Compiled>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<CompiledSnapshot, CompileError> {
-        MEDDLING.lock().unwrap().as_mut().unwrap().meddle();
+    ) -> Result<Compiled, CompileError> {
+        CHANGING.lock().unwrap().as_mut().unwrap().change();
         compile_from(previous, sources, settings, workers)
     }
-    let desk = one_policy_and_entities();
-    let path = desk.directory.join("entities.json");
-    *MEDDLING.lock().unwrap() = Some(Meddling { path, times: 3 });
-    let mut running = Running::start_with(desk.settings(Mode::Events), meddled).await;
-    let status = running.until_loaded(&desk.revision()).await;
+    let dir = one_policy_and_entities();
+    let path = dir.directory.join("entities.json");
+    *CHANGING.lock().unwrap() = Some(ChangingFile { path, times: 3 });
+    let mut running = Running::start_with(dir.settings(Mode::Events), compile_changing).await;
+    let status = running.until_loaded(&dir.revision()).await;
     assert_eq!(status.loaded.as_ref().unwrap().counts.entities, 1);
-    assert_eq!((status.reloads.refused, status.reloads.reloaded), (0, 1));
+    assert_eq!((status.reloads.rejected, status.reloads.reloaded), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_changes_whenever_it_is_loaded_is_held_back() {
-    static MEDDLING: Mutex<Option<Meddling>> = Mutex::new(None);
-    fn meddled(
-        previous: Option<&CompiledSnapshot>,
+async fn content_always_changed_while_compiling_is_held_back() {
+    static CHANGING: Mutex<Option<ChangingFile>> = Mutex::new(None);
+    fn compile_changing(
+        previous: Option<&Compiled>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<CompiledSnapshot, CompileError> {
-        MEDDLING.lock().unwrap().as_mut().unwrap().meddle();
+    ) -> Result<Compiled, CompileError> {
+        CHANGING.lock().unwrap().as_mut().unwrap().change();
         compile_from(previous, sources, settings, workers)
     }
-    let desk = one_policy_and_entities();
-    let path = desk.directory.join("entities.json");
+    let dir = one_policy_and_entities();
+    let path = dir.directory.join("entities.json");
     let times = u32::MAX;
-    *MEDDLING.lock().unwrap() = Some(Meddling { path, times });
+    *CHANGING.lock().unwrap() = Some(ChangingFile { path, times });
     let settings = StoreSettings {
-        longest_delay: Duration::from_millis(200),
-        ..desk.settings(Mode::Events)
+        max_reload_delay: Duration::from_millis(200),
+        ..dir.settings(Mode::Events)
     };
-    let refused = open_with(settings, meddled).await.unwrap_err();
-    assert_eq!(refused.diagnostics[0].file, "entities.json");
-    assert!(refused.diagnostics[0].message.starts_with("held back"));
+    let rejected = open_with(settings, compile_changing).await.unwrap_err();
+    assert_eq!(rejected.diagnostics[0].file, "entities.json");
+    assert!(rejected.diagnostics[0].message.starts_with("held back"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_changed_to_and_fro_is_compiled_by_few_threads_at_once() {
+async fn rapid_changes_start_few_compile_threads() {
     static RUNNING: AtomicU64 = AtomicU64::new(0);
     static MOST: AtomicU64 = AtomicU64::new(0);
-    fn slow(
-        previous: Option<&CompiledSnapshot>,
+    fn compile_slowly(
+        previous: Option<&Compiled>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<CompiledSnapshot, CompileError> {
+    ) -> Result<Compiled, CompileError> {
         let running = RUNNING.fetch_add(1, Ordering::Relaxed) + 1;
         MOST.fetch_max(running, Ordering::Relaxed);
         if previous.is_some() {
@@ -759,37 +768,37 @@ async fn a_directory_changed_to_and_fro_is_compiled_by_few_threads_at_once() {
         RUNNING.fetch_sub(1, Ordering::Relaxed);
         compile_from(previous, sources, settings, workers)
     }
-    let desk = one_policy();
-    let mut running = Running::start_with(desk.settings(Mode::Events), slow).await;
+    let dir = one_policy();
+    let mut running = Running::start_with(dir.settings(Mode::Events), compile_slowly).await;
     for n in 0..40 {
-        desk.write("a.cedar", if n % 2 == 0 { FORBID } else { PERMIT });
+        dir.write("a.cedar", if n % 2 == 0 { FORBID } else { PERMIT });
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    running.until_loaded(&desk.revision()).await;
+    running.until_loaded(&dir.revision()).await;
     assert!(MOST.load(Ordering::Relaxed) <= 2, "{MOST:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_in_force_is_handed_to_the_compiler_and_nothing_at_the_start() {
+async fn compiler_gets_the_current_snapshot() {
     static PREVIOUS: Mutex<Vec<Option<Revision>>> = Mutex::new(Vec::new());
-    fn noted(
-        previous: Option<&CompiledSnapshot>,
+    fn compile_and_record(
+        previous: Option<&Compiled>,
         sources: &Sources,
         settings: &Settings,
         workers: &Workers,
-    ) -> Result<CompiledSnapshot, CompileError> {
+    ) -> Result<Compiled, CompileError> {
         let revision = previous.map(|previous| previous.snapshot.revision().clone());
         PREVIOUS.lock().unwrap().push(revision);
         compile_from(previous, sources, settings, workers)
     }
-    let desk = one_policy();
-    let first = desk.revision();
-    let mut running = Running::start_with(desk.settings(Mode::Events), noted).await;
-    desk.write("a.cedar", FORBID);
-    running.until_loaded(&desk.revision()).await;
+    let dir = one_policy();
+    let first = dir.revision();
+    let mut running = Running::start_with(dir.settings(Mode::Events), compile_and_record).await;
+    dir.write("a.cedar", FORBID);
+    running.until_loaded(&dir.revision()).await;
     let previous = PREVIOUS.lock().unwrap();
-    let (at_the_start, later) = previous.split_first().unwrap();
-    assert_eq!(*at_the_start, None);
+    let (at_startup, later) = previous.split_first().unwrap();
+    assert_eq!(*at_startup, None);
     assert!(
         !later.is_empty()
             && later
@@ -799,44 +808,44 @@ async fn what_was_in_force_is_handed_to_the_compiler_and_nothing_at_the_start() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_near_miss_is_warned_of_though_the_content_stays() {
-    let desk = one_policy();
-    let mut running = Running::start(desk.settings(Mode::Events)).await;
-    let is_told = |status: &StoreStatus| {
+async fn name_warnings_appear_without_a_reload() {
+    let dir = one_policy();
+    let mut running = Running::start(dir.settings(Mode::Events)).await;
+    let has_warning = |status: &StoreStatus| {
         status
             .warnings
             .iter()
             .any(|warning| warning.file == "schema.json")
     };
 
-    desk.write("schema.json", "{}");
-    let status = running.until(is_told).await;
+    dir.write("schema.json", "{}");
+    let status = running.until(has_warning).await;
     assert_eq!(status.reloads.reloaded, 1);
-    fs::remove_file(desk.directory.join("schema.json")).unwrap();
-    running.until(|status| !is_told(status)).await;
+    fs::remove_file(dir.directory.join("schema.json")).unwrap();
+    running.until(|status| !has_warning(status)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_files_of_a_config_map_are_never_of_two_updates() {
-    // Enough files between the two to have the writer meet the reader in the middle.
+async fn config_map_updates_are_never_mixed() {
+    // Many files, so that a link is swapped in the middle of a scan.
     let names: Vec<String> = (0..60).map(|n| format!("{n:02}.cedar")).collect();
-    let desk = Desk::new();
-    let mut pure = Vec::new();
+    let dir = TestDirectory::new();
+    let mut unmixed = Vec::new();
     for (version, text) in [("..v1", PERMIT), ("..v2", FORBID)] {
         for name in &names {
-            desk.write(&format!("{version}/{name}"), text);
+            dir.write(&format!("{version}/{name}"), text);
         }
     }
     for name in &names {
-        symlink(format!("..data/{name}"), desk.directory.join(name)).unwrap();
+        symlink(format!("..data/{name}"), dir.directory.join(name)).unwrap();
     }
     for version in ["..v1", "..v2"] {
-        swap_link(version, &desk.directory.join("..data"));
-        pure.push(desk.revision());
+        swap_link(version, &dir.directory.join("..data"));
+        unmixed.push(dir.revision());
     }
     let settings = StoreSettings {
-        quiet: Duration::from_millis(1),
-        ..desk.settings(Mode::Events)
+        quiet_period: Duration::from_millis(1),
+        ..dir.settings(Mode::Events)
     };
     let mut running = Running::start(settings).await;
 
@@ -846,27 +855,27 @@ async fn two_files_of_a_config_map_are_never_of_two_updates() {
     );
     let writer = thread::spawn({
         let (swaps, stop) = (Arc::clone(&swaps), Arc::clone(&stop));
-        let link = desk.directory.join("..data");
+        let link = dir.directory.join("..data");
         move || {
             while !stop.load(Ordering::Relaxed) {
                 let n = swaps.fetch_add(1, Ordering::Relaxed);
                 swap_link(if n % 2 == 0 { "..v1" } else { "..v2" }, &link);
-                // Pauses of many lengths, so that some readings agree and some are cut through.
+                // Pauses of many lengths, so that some scans are equal and some are interrupted.
                 thread::sleep(Duration::from_micros(n * 7919 % 20_000));
             }
         }
     });
     for _ in 0..40 {
-        tokio::time::timeout(PATIENCE, running.reader.changed())
+        tokio::time::timeout(TIMEOUT, running.reader.changed())
             .await
             .unwrap()
             .unwrap();
         assert!(
-            pure.contains(&running.revision()),
-            "a mixture was put in force"
+            unmixed.contains(&running.revision()),
+            "a mixed scan was published"
         );
     }
     stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
-    running.until_loaded(&desk.revision()).await;
+    running.until_loaded(&dir.revision()).await;
 }

@@ -6,6 +6,9 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, date
 use tempfile::TempDir;
 
 use super::*;
+use crate::api::auth::caller::IdentityKind;
+use crate::api::auth::certificate::CertificateNames;
+use crate::api::auth::clock::unix_seconds;
 
 fn directory(files: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -17,7 +20,7 @@ fn directory(files: &[(&str, &str)]) -> TempDir {
 
 fn list(files: &[(&str, &str)]) -> Result<List, String> {
     let dir = directory(files);
-    let read = list::read(&dir.path().join("callers.toml"), &mut Reading::default());
+    let read = registry::read(&dir.path().join("callers.toml"), &mut FileReader::default());
     read.map_err(|error| {
         let dir = format!("{}/", dir.path().display());
         error.to_string().replace(&dir, "")
@@ -187,7 +190,7 @@ fn open(dir: &TempDir) -> Arc<Callers> {
 fn admitted(
     identification: &Arc<Identification>,
     authorization: Option<&str>,
-) -> Result<String, Rejection> {
+) -> Result<String, Denied> {
     let mut headers = http::HeaderMap::new();
     if let Some(value) = authorization {
         headers.insert("authorization", value.parse().unwrap());
@@ -250,7 +253,7 @@ fn a_caller_is_known_by_what_is_listed_and_by_nothing_else() {
         user(0),
         Peer::default(),
     ] {
-        assert_eq!(known(peer, None), Err(Rejection::CallerUnknown));
+        assert_eq!(known(peer, None), Err(Denied::UnknownCaller));
     }
     for key in ["the-first-of-two-keys", "the-second-of-two-keys"] {
         for scheme in ["Bearer", "bearer"] {
@@ -262,7 +265,7 @@ fn a_caller_is_known_by_what_is_listed_and_by_nothing_else() {
     // A wrong key is not passed over for what the connection shows.
     assert_eq!(
         known(user(1000), Some("Bearer the-first-of-two-key")),
-        Err(Rejection::KeyUnknown)
+        Err(Denied::UnknownKey)
     );
     assert_eq!(known(user(1000), Some("Basic eDp5")), who("desk"));
 }
@@ -270,7 +273,8 @@ fn a_caller_is_known_by_what_is_listed_and_by_nothing_else() {
 #[test]
 fn rights_and_identities_are_those_listed() {
     let dir = directory(&[("callers.toml", CALLERS), ("key", KEYS)]);
-    let list = list::read(&dir.path().join("callers.toml"), &mut Reading::default()).unwrap();
+    let list =
+        registry::read(&dir.path().join("callers.toml"), &mut FileReader::default()).unwrap();
     let orders = list
         .by_peer(&certificate(CertificateNames {
             dns: vec!["orders.shop".to_owned()],
@@ -290,7 +294,7 @@ fn rights_and_identities_are_those_listed() {
         "what is not said is any"
     );
     let mut nobody = Admitted::default();
-    let missing = Err(Rejection::RightMissing(Right::Store));
+    let missing = Err(Denied::MissingRight(Right::Store));
     assert_eq!(nobody.check(Right::Store), missing);
     assert_eq!(nobody.is_still(Right::Store), missing);
     assert_eq!(nobody.renew(Right::Store), missing);
@@ -305,7 +309,7 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
     };
     let take = |toml: &str| {
         fs::write(dir.path().join("callers.toml"), toml).unwrap();
-        listed.take(list::read(&listed.file, &mut Reading::default()));
+        listed.take(registry::read(&listed.file, &mut FileReader::default()));
     };
     let user = Peer {
         certificate: None,
@@ -342,15 +346,15 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
         by_uid.clone().renew(Right::Authorize)
     );
     was_let_in.is_still(Right::Authorize).unwrap_err();
-    assert_eq!(by_key.is_still(Right::Store), Err(Rejection::KeyUnknown));
+    assert_eq!(by_key.is_still(Right::Store), Err(Denied::UnknownKey));
     assert_eq!(
         by_uid.renew(Right::Authorize),
-        Err(Rejection::RightMissing(Right::Authorize))
+        Err(Denied::MissingRight(Right::Authorize))
     );
-    assert_eq!(by_key.renew(Right::Store), Err(Rejection::KeyUnknown));
+    assert_eq!(by_key.renew(Right::Store), Err(Denied::UnknownKey));
     assert_eq!(
         admitted(&connection, Some("Bearer the-first-of-two-keys")),
-        Err(Rejection::KeyUnknown)
+        Err(Denied::UnknownKey)
     );
     assert_eq!(
         admitted(&connection, Some("Bearer the-third-of-two-keys")).unwrap(),
@@ -359,8 +363,8 @@ fn a_new_list_holds_for_connections_and_streams_that_stand() {
 
     // And gone altogether.
     take(&CALLERS.replace("uid = [1000]", "uid = [1001]"));
-    assert_eq!(admitted(&connection, None), Err(Rejection::CallerUnknown));
-    assert_eq!(by_uid.renew(Right::Explain), Err(Rejection::CallerUnknown));
+    assert_eq!(admitted(&connection, None), Err(Denied::UnknownCaller));
+    assert_eq!(by_uid.renew(Right::Explain), Err(Denied::UnknownCaller));
     assert_eq!(
         callers.figures(),
         Some(CallersFigures {
@@ -396,7 +400,7 @@ fn of_a_key_that_was_good_a_connection_keeps_the_digest() {
                 assert_eq!(kept(), Some((digest, "operator".to_owned())));
             }
             false => {
-                assert_eq!(called, Err(Rejection::KeyUnknown));
+                assert_eq!(called, Err(Denied::UnknownKey));
                 assert_eq!(kept(), before);
             }
         }

@@ -17,7 +17,7 @@ use crate::api::decision::rejection::Rejection;
 pub(crate) fn metered<B>(body: B, memory: &MemoryBudget) -> MeteredBody<B> {
     MeteredBody {
         body,
-        held: memory.nothing(),
+        held: memory.reserve_nothing(),
         memory: memory.clone(),
         framing: Framing::default(),
         too_late: None,
@@ -43,7 +43,7 @@ impl<B> MeteredBody<B> {
 
     /// Whether a message has begun to come, and has not come in full in its time.
     fn is_too_late(&mut self, context: &mut Context<'_>) -> bool {
-        let most_time = self.memory.most_time();
+        let most_time = self.memory.message_timeout();
         let Some(most_time) = most_time.filter(|_| self.framing.held > 0) else {
             return false;
         };
@@ -121,7 +121,7 @@ where
                 // The time of another message.
                 me.too_late = None;
             }
-            if let Err(rejection) = me.held.change(me.framing.held) {
+            if let Err(rejection) = me.held.resize(me.framing.held) {
                 return Poll::Ready(Some(Err(me.ends(rejection))));
             }
         }
@@ -142,6 +142,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn held(framing: &Framing) -> (usize, usize) {
@@ -164,26 +166,17 @@ mod tests {
 
     #[test]
     fn what_is_held_is_given_back() {
-        let pending = MemoryBudget::new(10, None, None);
-        let mut one = memory.meter(());
-        let two = memory.meter(());
+        let memory = MemoryBudget::new(10, None, None);
+        let mut one = metered((), &memory);
+        let two = metered((), &memory);
         for (bytes, is_taken) in [(&[0, 0, 0, 1, 0, 7][..], true), (&[7; 5], false)] {
             one.framing.take(bytes);
-            let settled = one.held.change(one.framing.held);
+            let settled = one.held.resize(one.framing.held);
             assert_eq!(settled.is_ok(), is_taken);
         }
-        assert_eq!(pending.0.held.load(Ordering::Relaxed), 11);
+        assert_eq!(memory.reserved(), 11);
         drop((one, two));
-        assert_eq!(pending.0.held.load(Ordering::Relaxed), 0);
-    }
-    #[test]
-    fn what_waits_is_on_the_account_until_it_is_dropped() {
-        let pending = MemoryBudget::new(10, None, None);
-        let held = memory.reserve(7).unwrap();
-        assert_eq!(memory.reserve(4).unwrap_err(), Rejection::BuffersFull);
-        let rest = memory.reserve(3).unwrap();
-        drop((held, rest));
-        assert!(memory.reserve(10).is_ok());
+        assert_eq!(memory.reserved(), 0);
     }
 
     /// Frames that come one at a time, and no end.
@@ -205,9 +198,9 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_is_begun_must_come_in_its_time() {
         const TIME: Duration = Duration::from_millis(50);
-        let pending = MemoryBudget::new(100, Some(TIME), None);
+        let memory = MemoryBudget::new(100, Some(TIME), None);
         let (send, frames) = tokio::sync::mpsc::channel(2);
-        let mut body = memory.meter(Trickle(frames));
+        let mut body = metered(Trickle(frames), &memory);
         let mut next =
             async || std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         // Before the first message there is all the time that there is, and after one.
@@ -224,6 +217,6 @@ mod tests {
         let status = ended.unwrap().unwrap_err().downcast::<Status>();
         assert_eq!(status.unwrap().code(), tonic::Code::DeadlineExceeded);
         drop(body);
-        assert_eq!(pending.0.held.load(Ordering::Relaxed), 0);
+        assert_eq!(memory.reserved(), 0);
     }
 }

@@ -161,7 +161,7 @@ pub(crate) fn policy_summary(summary: PolicySummary<'_>) -> pb::PolicySummary {
 pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
     let StoreStatus {
         loaded,
-        refused,
+        rejected: refused,
         warnings,
         reloads: _,
     } = status;
@@ -192,7 +192,7 @@ pub(crate) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
     let ReloadCounts {
         reloaded,
         unchanged,
-        refused,
+        rejected: refused,
         held_back,
     } = counts;
     pb::ReloadCounts {

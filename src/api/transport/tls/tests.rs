@@ -54,7 +54,7 @@ impl Files {
 
     /// Has it take what the files hold now.
     fn take(&self, tls: &Tls) {
-        tls.take(read(&self.settings, &mut Reading::default()));
+        tls.take(read(&self.settings, &mut FileReader::default()));
     }
 }
 

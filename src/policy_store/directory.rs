@@ -1,0 +1,18 @@
+//! Reads a policy directory: finds its files, follows links, and detects changes between scans.
+//!
+//! Only this module reads policy files. It does not know what they mean:
+//! [`compile`](crate::pdp::compile()) does, and also reports the problems found here.
+
+mod error_text;
+mod file;
+mod fingerprint;
+mod limits;
+mod scan;
+mod walk;
+
+pub use limits::SourceLimits;
+pub use scan::DirectoryScan;
+pub use walk::scan;
+
+#[cfg(test)]
+mod tests;

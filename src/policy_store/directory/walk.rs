@@ -1,0 +1,387 @@
+//! Walks a policy directory once, follows its links and collects its files.
+//!
+//! Links are resolved here and not by the system, because each link on the way is part of the
+//! scan and must be watched.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, FileType, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::error_text::{error_text, file_type_name};
+use super::file::{self, FileToRead, ReadOutcome};
+use super::fingerprint::{Fingerprint, Fingerprints, ResolvedFile, Timestamp};
+use super::limits::{SourceLimits, Usage};
+use super::scan::DirectoryScan;
+use crate::pdp::Workers;
+use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::sources::{FileKind, SourceFile, Sources};
+use crate::watch::WatchedPaths;
+use crate::watch::links::{ResolveError, resolve};
+
+/// Reads all of `directory`.
+///
+/// Never fails: a file that cannot be read is a problem in the sources. Files unchanged since
+/// `previous` are reused; the others are read on this thread and `workers`. Blocks, but never
+/// waits for a FIFO or a device. Costs a few system calls for each file, link and directory. Does
+/// not keep the text of stored entities.
+#[must_use]
+pub fn scan(
+    directory: &Path,
+    limits: &SourceLimits,
+    previous: Option<&DirectoryScan>,
+    workers: &Workers,
+) -> DirectoryScan {
+    let mut walk = Walk {
+        started_at: SystemTime::now(),
+        limits,
+        previous,
+        root: directory.to_owned(),
+        ancestors: Vec::new(),
+        files: Vec::new(),
+        to_read: Vec::new(),
+        problems: Vec::new(),
+        warnings: Vec::new(),
+        fingerprints: Fingerprints::default(),
+        watched_paths: WatchedPaths::default(),
+        changed_names: BTreeSet::new(),
+        usage: Usage::new(limits),
+        last_change: None,
+    };
+    walk.visit_root(directory);
+    let has_read = walk.read_files(workers);
+    walk.verify(has_read);
+    DirectoryScan {
+        sources: Sources::new(walk.files, walk.problems, walk.warnings),
+        fingerprints: walk.fingerprints,
+        watched_paths: walk.watched_paths,
+        changed_names: walk.changed_names,
+        started_at: walk.started_at,
+        last_change: walk.last_change,
+    }
+}
+
+/// The state of one walk.
+struct Walk<'a> {
+    started_at: SystemTime,
+    limits: &'a SourceLimits,
+    previous: Option<&'a DirectoryScan>,
+    /// The policy directory, without links once it is resolved.
+    root: PathBuf,
+    /// Device and inode of the directories being visited, to detect a link back to one of them.
+    ancestors: Vec<(u64, u64)>,
+    files: Vec<SourceFile>,
+    /// Files that cannot be reused from the previous scan.
+    to_read: Vec<FileToRead>,
+    problems: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+    fingerprints: Fingerprints,
+    watched_paths: WatchedPaths,
+    changed_names: BTreeSet<String>,
+    usage: Usage<'a>,
+    last_change: Option<Timestamp>,
+}
+
+impl Walk<'_> {
+    fn visit_root(&mut self, directory: &Path) {
+        let resolved = std::path::absolute(directory)
+            .map_err(ResolveError::Unreadable)
+            .and_then(|path| self.resolve(Path::new("/"), &path));
+        let why = match resolved {
+            Ok(path) => {
+                self.root.clone_from(&path);
+                return self.visit_directory(&path, "");
+            }
+            Err(ResolveError::Missing(at)) if at == directory => "does not exist".to_owned(),
+            Err(ResolveError::Missing(at)) => {
+                format!("does not exist: there is no `{}`", at.display())
+            }
+            Err(ResolveError::Loop) => "is a link loop".to_owned(),
+            Err(ResolveError::Unreadable(error)) => {
+                format!("cannot be read: {}", error_text(&error))
+            }
+        };
+        let text = format!("the policy directory `{}` {why}", directory.display());
+        self.problem("", text);
+    }
+
+    /// Visits the directory at `path`, which has no links; authors know it as `name`.
+    fn visit_directory(&mut self, path: &Path, name: &str) {
+        let id = match fs::symlink_metadata(path) {
+            Ok(found) => {
+                self.record_change_time(&Fingerprint::of(&found));
+                (found.dev(), found.ino())
+            }
+            Err(error) => return self.unreadable(name, &error),
+        };
+        if self.ancestors.contains(&id) {
+            return self.problem(name, "leads back to one of its parent directories".into());
+        }
+        if self.ancestors.len() > self.limits.depth {
+            let text = format!("is nested deeper than {} directories", self.limits.depth);
+            return self.problem(name, text);
+        }
+        if !self.count_file() {
+            return;
+        }
+        self.watched_paths.add_directory(path);
+        self.fingerprints.directories.insert(path.to_owned(), id);
+        let entries = match list(path) {
+            Ok(entries) => entries,
+            Err(error) => return self.unreadable(name, &error),
+        };
+        self.ancestors.push(id);
+        for (entry, kind) in entries {
+            if self.usage.is_exceeded() {
+                break;
+            }
+            if !entry.as_bytes().starts_with(b".") {
+                self.visit_entry(path, name, &entry, kind);
+            }
+        }
+        self.ancestors.pop();
+    }
+
+    fn visit_entry(&mut self, directory: &Path, parent: &str, entry: &OsStr, entry_kind: FileType) {
+        let text = entry.to_string_lossy();
+        let name = if parent.is_empty() {
+            text.clone().into_owned()
+        } else {
+            format!("{parent}/{text}")
+        };
+        let kind = FileKind::of(&text);
+        let is_utf8 = entry.to_str().is_some();
+        if kind.is_some() && !is_utf8 {
+            return self.problem(&name, "the name is not UTF-8".into());
+        }
+        let mut path = directory.join(entry);
+        let mut is_directory = entry_kind.is_dir();
+        if entry_kind.is_symlink() {
+            match self.resolve(directory, Path::new(entry)) {
+                Ok(target) => {
+                    is_directory = target.is_dir();
+                    path = target;
+                }
+                Err(error) => return self.bad_link(&name, kind.is_some(), &path, error),
+            }
+        }
+        match kind {
+            Some(kind) => self.visit_file(path, name, kind),
+            None if is_directory && is_utf8 => self.visit_directory(&path, &name),
+            None if is_directory => self.warning(&name, "ignored: the name is not UTF-8".into()),
+            None => {
+                if let Some(meant) = FileKind::near_miss(&text) {
+                    self.warning(&name, format!("ignored: did you mean {meant}?"));
+                }
+            }
+        }
+    }
+
+    fn visit_file(&mut self, path: PathBuf, name: String, kind: FileKind) {
+        if !self.count_file() {
+            return;
+        }
+        // Metadata first: opening a device may have an effect.
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            Err(error) => return self.unreadable(&name, &error),
+        };
+        let fingerprint = Fingerprint::of(&found);
+        self.record_change_time(&fingerprint);
+        if !self.is_acceptable(&name, &found) || !self.count_bytes(found.len()) {
+            return;
+        }
+        let file = ResolvedFile { path, fingerprint };
+        let unchanged = self
+            .previous
+            .and_then(|scan| scan.unchanged_file(&name, &file));
+        match unchanged {
+            Some(file) => self.files.push(file.clone()),
+            None => self.to_read.push(FileToRead {
+                path: name.clone(),
+                kind,
+                resolved: file.path.clone(),
+                fingerprint,
+                is_conclusive: fingerprint.is_conclusive_at(self.started_at),
+            }),
+        }
+        self.fingerprints.files.insert(name, file);
+    }
+
+    /// Reads the files that cannot be reused. Returns whether there were any.
+    fn read_files(&mut self, workers: &Workers) -> bool {
+        let files = std::mem::take(&mut self.to_read);
+        let outcomes = file::read_all(&files, self.limits.file_bytes, self.previous, workers);
+        for (file, outcome) in files.iter().zip(outcomes) {
+            match outcome {
+                ReadOutcome::Read(found, bytes) => {
+                    // Some files hold more than their metadata says, for example in `/proc`.
+                    if self.count_bytes(bytes.saturating_sub(file.fingerprint.size)) {
+                        self.files.push(found);
+                    }
+                }
+                ReadOutcome::TooLarge(bytes) => self.too_large(&file.path, bytes),
+                ReadOutcome::Invalid(problem) => self.problems.push(problem),
+                ReadOutcome::Changed => {
+                    self.changed_names.insert(file.path.clone());
+                }
+                ReadOutcome::Failed(error) => self.unreadable(&file.path, &error),
+            }
+        }
+        !files.is_empty()
+    }
+
+    /// Looks again at everything that was seen. What differs may have been read half old, half new.
+    fn verify(&mut self, has_read: bool) {
+        let is_as_before = |previous: &DirectoryScan| {
+            !has_read && !previous.is_inconsistent() && previous.fingerprints == self.fingerprints
+        };
+        if self.previous.is_some_and(is_as_before) {
+            return;
+        }
+        let now = |path: &Path| fs::symlink_metadata(path).ok();
+        let seen = self
+            .fingerprints
+            .files
+            .iter()
+            .chain(&self.fingerprints.links);
+        for (name, seen) in seen {
+            if now(&seen.path).map(|found| Fingerprint::of(&found)) != Some(seen.fingerprint) {
+                self.changed_names.insert(name.clone());
+            }
+        }
+        for (path, id) in &self.fingerprints.directories {
+            if now(path).map(|found| (found.dev(), found.ino())) != Some(*id) {
+                self.changed_names.insert(relative_name(&self.root, path));
+            }
+        }
+    }
+
+    /// Resolves `path`, and records the links on the way.
+    fn resolve(&mut self, from: &Path, path: &Path) -> Result<PathBuf, ResolveError> {
+        let mut links = Vec::new();
+        let resolved = resolve(from, path, &mut self.watched_paths, |path, found| {
+            let fingerprint = Fingerprint::of(found);
+            links.push(ResolvedFile { path, fingerprint });
+        });
+        for link in links {
+            self.record_change_time(&link.fingerprint);
+            let name = relative_name(&self.root, &link.path);
+            // Many files may be reached through one link. It must be the same for all.
+            let known = self.fingerprints.links.entry(name.clone());
+            if *known.or_insert_with(|| link.clone()) != link {
+                self.changed_names.insert(name);
+            }
+        }
+        resolved
+    }
+
+    fn record_change_time(&mut self, fingerprint: &Fingerprint) {
+        self.last_change = self.last_change.max(Some(fingerprint.last_change()));
+    }
+
+    fn is_acceptable(&mut self, name: &str, found: &Metadata) -> bool {
+        if !found.is_file() {
+            let kind = file_type_name(found.file_type());
+            self.problem(name, format!("is {kind}, not a regular file"));
+            return false;
+        }
+        if found.len() > self.limits.file_bytes {
+            self.too_large(name, found.len());
+            return false;
+        }
+        true
+    }
+
+    /// Counts one file or directory. Returns whether the limits allow it.
+    fn count_file(&mut self) -> bool {
+        if let Some(text) = self.usage.add_file() {
+            self.problem("", text);
+        }
+        !self.usage.is_exceeded()
+    }
+
+    /// Counts `bytes` of a file. Returns whether the limits allow them.
+    fn count_bytes(&mut self, bytes: u64) -> bool {
+        if let Some(text) = self.usage.add_bytes(bytes) {
+            self.problem("", text);
+        }
+        !self.usage.is_exceeded()
+    }
+
+    fn too_large(&mut self, name: &str, bytes: u64) {
+        let allowed = self.limits.file_bytes;
+        let text = format!("holds {bytes} bytes, more than the {allowed} allowed");
+        self.problem(name, text);
+    }
+
+    /// Reports a link that does not resolve.
+    fn bad_link(&mut self, name: &str, is_policy_file: bool, link: &Path, error: ResolveError) {
+        let text = match error {
+            ResolveError::Missing(at) if at == link => {
+                self.changed_names.insert(name.to_owned());
+                return;
+            }
+            ResolveError::Missing(at) => {
+                format!("is a dangling link: there is no `{}`", at.display())
+            }
+            ResolveError::Loop => "is a link loop".to_owned(),
+            ResolveError::Unreadable(error) => {
+                format!("is a link that cannot be followed: {}", error_text(&error))
+            }
+        };
+        // With any other name the target is unknown, but may be a directory of policies.
+        if is_policy_file {
+            self.problem(name, text);
+        } else {
+            self.warning(name, format!("ignored: {text}"));
+        }
+    }
+
+    /// Reports a listed name that could not be read.
+    fn unreadable(&mut self, name: &str, error: &io::Error) {
+        let is_gone = error.kind() == ErrorKind::NotFound
+            || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+        let why = error_text(error);
+        if is_gone {
+            // It was listed a moment ago, so the directory is changing. The next scan finds the
+            // result.
+            self.changed_names.insert(name.to_owned());
+        } else if name.is_empty() {
+            let root = self.root.display();
+            let text = format!("the policy directory `{root}` cannot be read: {why}");
+            self.problem("", text);
+        } else {
+            self.problem(name, format!("cannot be read: {why}"));
+        }
+    }
+
+    fn problem(&mut self, name: &str, text: String) {
+        self.problems.push(Diagnostic::error(name, text));
+    }
+
+    fn warning(&mut self, name: &str, text: String) {
+        self.warnings.push(Diagnostic::warning(name, text));
+    }
+}
+
+/// Returns `path` relative to the policy directory, or as it is if it lies outside.
+fn relative_name(root: &Path, path: &Path) -> String {
+    let relative = path.strip_prefix(root).unwrap_or(path);
+    relative.display().to_string()
+}
+
+/// Lists a directory, sorted by name.
+fn list(directory: &Path) -> io::Result<Vec<(OsString, FileType)>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        entries.push((entry.file_name(), entry.file_type()?));
+    }
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(entries)
+}

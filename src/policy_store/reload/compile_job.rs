@@ -1,0 +1,86 @@
+//! Compiles settled content on its own thread.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::settings::Settings;
+use crate::pdp::sources::Sources;
+use crate::pdp::{CompileError, Compiled, Workers};
+use crate::policy_store::background::Priority;
+use crate::policy_store::directory::DirectoryScan;
+use crate::policy_store::settings::StoreSettings;
+use crate::policy_store::shrink_guard::unexpected_losses;
+
+/// The compiler: [`compile_from`](crate::pdp::compile::compile_from), or a test's own.
+pub(super) type Compile =
+    fn(Option<&Compiled>, &Sources, &Settings, &Workers) -> Result<Compiled, CompileError>;
+
+/// A compilation of one scan.
+pub(super) struct CompileJob {
+    pub(super) settings: Arc<StoreSettings>,
+    pub(super) compile: Compile,
+    pub(super) priority: Priority,
+    pub(super) scan: Arc<DirectoryScan>,
+    /// The current snapshot and its scan, from which unchanged parts are reused.
+    pub(super) current: Option<(Arc<DirectoryScan>, Arc<Compiled>)>,
+}
+
+/// The result of a compilation.
+#[derive(Debug)]
+pub(super) struct CompileResult {
+    /// The snapshot, or the reasons why it must not be published.
+    pub(super) compiled: Result<Compiled, Vec<Diagnostic>>,
+    pub(super) duration: Duration,
+}
+
+impl CompileJob {
+    pub(super) fn run(self) -> CompileResult {
+        let started_at = Instant::now();
+        let compiled = match self.compile() {
+            Ok(compiled) => {
+                let losses = self.unexpected_losses(&compiled);
+                if losses.is_empty() {
+                    Ok(compiled)
+                } else {
+                    Err(losses)
+                }
+            }
+            Err(error) => Err(error.errors),
+        };
+        CompileResult {
+            compiled,
+            duration: started_at.elapsed(),
+        }
+    }
+
+    fn compile(&self) -> Result<Compiled, CompileError> {
+        let sources = self.scan.sources();
+        let workers = self.priority.workers().scaled_to(sources.bytes());
+        let current = self.current.as_ref();
+        let old_sources = current.map(|(scan, _)| scan.sources());
+        let old = current.map(|(_, compiled)| &**compiled);
+        thread::scope(|scope| {
+            // The hash over all files in order cannot be divided, so it is started first. The
+            // compiler needs it last, and computes it itself if there is no thread for it.
+            if workers.threads.get() > 1 {
+                let hash = || {
+                    (workers.begin)();
+                    sources.revision_after(old_sources)
+                };
+                let _ = thread::Builder::new().spawn_scoped(scope, hash);
+            }
+            (self.compile)(old, sources, &self.settings.pdp, &workers)
+        })
+    }
+
+    fn unexpected_losses(&self, new: &Compiled) -> Vec<Diagnostic> {
+        match &self.current {
+            Some((_, old)) if !self.settings.allow_empty => {
+                unexpected_losses(&old.snapshot, &new.snapshot, self.scan.sources())
+            }
+            Some(_) | None => Vec::new(),
+        }
+    }
+}
