@@ -30,6 +30,7 @@ mod lookups;
 mod nesting;
 mod projection;
 pub mod query;
+pub mod query_ref;
 mod reads;
 mod shortcut;
 mod shorthand;

@@ -37,14 +37,14 @@ use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
 use super::{codec, pb, scan};
 use crate::decision_log::Method;
-use crate::engine::query_ref::{QueryRef, UidRef};
-use crate::engine::{self, Engine, Leave};
+use crate::engine::{self, Engine, LogPermit};
+use crate::pdp::query_ref::{QueryRef, UidRef};
 use crate::pdp::{NoAnswer, Snapshot, refuse_telling_anew};
 use crate::pip::{self, KeyWait, Moment, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// An answer, and what its decision is called.
-type Decided = engine::Answered<EncodedAnswer>;
+type Decided = engine::EngineAnswer<EncodedAnswer>;
 
 /// What a call may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,13 +184,13 @@ impl Authorization {
         rejection.into()
     }
 
-    /// Leave to decide what `call` has sent by now, which may be long after it was let in: its
+    /// LogPermit to decide what `call` has sent by now, which may be long after it was let in: its
     /// caller may be another by then, or none. While it must wait, it holds so many `bytes`.
-    async fn leave_for(&self, call: &Call, bytes: usize) -> Result<Leave, Rejection> {
-        let leave = match self.engine.leave_now() {
+    async fn leave_for(&self, call: &Call, bytes: usize) -> Result<LogPermit, Rejection> {
+        let leave = match self.engine.try_log_permit() {
             Some(leave) => leave,
             // What the log has no room for by the end it will never have room for.
-            None => Box::pin(self.in_time(self.engine.leave(), call, bytes)).await?,
+            None => Box::pin(self.in_time(self.engine.log_permit(), call, bytes)).await?,
         };
         call.caller.is_still(Right::Authorize)?;
         Ok(leave)
@@ -248,7 +248,7 @@ impl Authorization {
         snapshot: &Snapshot,
         mut request: pb::AuthorizeRequest,
         (call, method): (&Call, Method),
-        leave: &Leave,
+        leave: &LogPermit,
         patience: Patience,
     ) -> Step {
         let origin = call.origin(method);
@@ -269,7 +269,8 @@ impl Authorization {
             }
             Ok(query)
         });
-        let query = query.inspect_err(|rejection| self.engine.refused(&origin, rejection.reason()));
+        let query =
+            query.inspect_err(|rejection| self.engine.log_rejection(&origin, rejection.reason()));
         let decided = query.and_then(|query| {
             let answered = (self.engine).authorize(snapshot, &query, &origin, leave)?;
             call.answered(&answered, snapshot, &QueryRef::from(&query));
@@ -288,7 +289,7 @@ impl Authorization {
         snapshot: &Snapshot,
         sent: Undecoded<'_>,
         of: (&Call, Method),
-        leave: &Leave,
+        leave: &LogPermit,
         patience: Patience,
     ) -> Result<Step, Status> {
         let (message, shape) = match sent {
@@ -297,7 +298,7 @@ impl Authorization {
         };
         if let Err(rejection) = parts::check(message, shape, self.rules.request.max_values) {
             let (call, method) = of;
-            (self.engine).refused(&call.origin(method), rejection.reason());
+            (self.engine).log_rejection(&call.origin(method), rejection.reason());
             self.refused(&rejection, call);
             return Ok(Step::Decided(Err(rejection)));
         }
@@ -323,7 +324,7 @@ impl Authorization {
         snapshot: &Snapshot,
         sent: Undecoded<'_>,
         of: (&Call, Method),
-        (leave, seat): (Leave, Seat),
+        (leave, seat): (LogPermit, Seat),
     ) -> Result<Result<Decided, Rejection>, Status> {
         let wait =
             match seat.run(|| self.decide_sent(snapshot, sent, of, &leave, Patience::Waits))? {
@@ -354,7 +355,7 @@ impl Authorization {
     }
 
     /// What it takes to decide a message of so many `bytes` in time.
-    async fn ready_for(&self, call: &Call, bytes: usize) -> Result<(Leave, Seat), Rejection> {
+    async fn ready_for(&self, call: &Call, bytes: usize) -> Result<(LogPermit, Seat), Rejection> {
         let seat = match heavy::is_heavy(bytes) {
             true => self.seat_for(call, bytes).await?,
             false => Seat::NONE,
@@ -370,7 +371,7 @@ impl Authorization {
         snapshot: &Snapshot,
         message: &[u8],
         (call, method): (&Call, Method),
-        leave: &Leave,
+        leave: &LogPermit,
     ) -> Option<Result<Decided, Rejection>> {
         let (scanned, who) = self.read_in_place(message, call)?;
         let query = who.query(scanned);
@@ -422,7 +423,7 @@ impl Authorization {
         &self,
         message: &[u8],
         call: &Call,
-        leave: &Leave,
+        leave: &LogPermit,
     ) -> Option<Result<Decided, Rejection>> {
         call.deadline.check().ok()?;
         let snapshot = self.engine.snapshot()?;
@@ -579,7 +580,7 @@ impl AnswerStream {
     async fn decide(
         &self,
         message: &[u8],
-        (leave, seat): (Leave, Seat),
+        (leave, seat): (LogPermit, Seat),
     ) -> Result<(u64, Result<Decided, Rejection>), Status> {
         let of = (&self.call, Method::StreamAuthorize);
         let snapshot = self.door.snapshot();

@@ -8,10 +8,10 @@ use super::callers::{Admitted, IdentityKind, Right};
 use super::deadline::Deadline;
 use super::status::Rejection;
 use crate::decision_log::{Method, Origin};
-use crate::engine::query_ref::QueryRef;
-use crate::engine::{Answered, Rendered};
+use crate::engine::{CachedAnswer, EngineAnswer};
 use crate::pdp::Snapshot;
 use crate::pdp::query::Uid;
+use crate::pdp::query_ref::QueryRef;
 use crate::telemetry::traces::{Asked, CallSpan, TraceParent};
 
 /// One call, from when its headers came.
@@ -50,9 +50,9 @@ impl TraceId {
 
 impl Call {
     /// Notes in its span, if it has one, what was answered to `query`.
-    pub(super) fn answered<A: Rendered>(
+    pub(super) fn answered<A: CachedAnswer>(
         &self,
-        answered: &Answered<A>,
+        answered: &EngineAnswer<A>,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
     ) {

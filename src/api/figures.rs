@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::callers::Right;
 use super::status::Rejection;
-use crate::engine::figures::{DURATION_BOUNDS, nanoseconds};
+use crate::engine::metrics::{DURATION_BOUNDS, nanoseconds};
 use crate::figures::{Counters, Distribution, Histogram};
 use crate::pdp::answer::NoAnswer;
 use crate::telemetry::traces::Ended;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use super::callers::IdentityKind;
 use super::from_proto::RequestRules;
-use crate::engine::query_ref::{self, EntityRef, QueryRef, UidRef, ValueRef};
 use crate::pdp::query::Claimed;
+use crate::pdp::query_ref::{self, EntityRef, QueryRef, UidRef, ValueRef};
 
 /// The most values within one another; prost's own bound on nesting is far above.
 const MAX_DEPTH: usize = 8;
@@ -127,7 +127,7 @@ pub(super) fn request<'a>(message: &'a [u8], rules: &'a RequestRules) -> Option<
         action: action?,
         resource: resource?,
         // Of two entries with one name prost keeps the later.
-        context: query_ref::Fields::of(context)?,
+        context: query_ref::Fields::from_entries(context)?,
         entities,
         explain: explain.unwrap_or(false),
     })
@@ -270,9 +270,9 @@ fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
     }
     Some(EntityRef {
         uid: own?,
-        attributes: query_ref::Fields::of(attributes)?,
+        attributes: query_ref::Fields::from_entries(attributes)?,
         parents,
-        tags: query_ref::Fields::of(tags)?,
+        tags: query_ref::Fields::from_entries(tags)?,
     })
 }
 
@@ -348,7 +348,7 @@ impl Values {
                 (_, Content::Bytes(_) | Content::Varint(_)) => return None,
             }
         }
-        query_ref::Fields::of(fields)
+        query_ref::Fields::from_entries(fields)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::pb;
-use crate::engine::cache::CacheFigures;
+use crate::engine::cache::CacheMetrics;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::explanation::{
@@ -204,8 +204,8 @@ pub(super) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
 }
 
 /// All zero when the cache is off.
-pub(super) fn cache_figures(figures: Option<CacheFigures>) -> pb::CacheFigures {
-    let CacheFigures {
+pub(super) fn cache_figures(figures: Option<CacheMetrics>) -> pb::CacheFigures {
+    let CacheMetrics {
         hits,
         misses,
         evictions,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::Office;
-use crate::engine::cache::CacheFigures;
+use crate::engine::cache::CacheMetrics;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pip::KeyFigures;
 use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
@@ -108,7 +108,7 @@ pub(super) fn of(office: &Office) -> StatusPage<'_> {
         refused: refused.as_ref().map(self::refused),
         warnings: warnings.iter().map(finding).collect(),
         reloads: self::reloads(*reloads),
-        cache: office.engine.cache_figures().map(cache),
+        cache: office.engine.cache_metrics().map(cache),
         issuers: (office.tokens)()
             .iter()
             .flat_map(|figures| &figures.keys)
@@ -172,8 +172,8 @@ fn reloads(counts: ReloadCounts) -> ReloadsPart {
     }
 }
 
-fn cache(figures: CacheFigures) -> CachePart {
-    let CacheFigures {
+fn cache(figures: CacheMetrics) -> CachePart {
+    let CacheMetrics {
         hits,
         misses,
         evictions,

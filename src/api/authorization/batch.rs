@@ -24,7 +24,7 @@ use crate::api::status::{Rejection, to_message};
 use crate::api::turn::Turn;
 use crate::api::{codec, heavy, identity};
 use crate::decision_log::Method;
-use crate::engine::{Leave, Source};
+use crate::engine::{LogPermit, Source};
 use crate::pdp::Snapshot;
 use crate::pip::{KeyWait, Patience};
 
@@ -207,19 +207,19 @@ impl Batch {
         Ok(Progress::TurnOver)
     }
 
-    /// Leave to go on in this turn.
-    fn leave(&self, turn: Turn) -> Result<Option<Leave>, Status> {
+    /// LogPermit to go on in this turn.
+    fn leave(&self, turn: Turn) -> Result<Option<LogPermit>, Status> {
         let in_time = self.call.deadline.check();
         in_time.map_err(|rejection| self.door.ends(rejection))?;
         match turn.is_over() {
             true => Ok(None),
-            false => Ok(self.door.engine.leave_now()),
+            false => Ok(self.door.engine.try_log_permit()),
         }
     }
 
     /// Looks up the next items all at once, and decides them until the turn is over. Of the plain
     /// shape they must be; from the first that is not, it is as if nothing were remembered.
-    fn run_remembered(&mut self, turn: Turn, mut leave: Leave) -> Result<(), Status> {
+    fn run_remembered(&mut self, turn: Turn, mut leave: LogPermit) -> Result<(), Status> {
         self.is_remembered = false;
         let mut response = std::mem::take(&mut self.response);
         let (mut read, mut ends) = (Vec::new(), Vec::new());
@@ -271,7 +271,7 @@ impl Batch {
     }
 
     /// Decides the next item.
-    fn next(&mut self, leave: &Leave, seat: &Seat) -> Result<Next, Status> {
+    fn next(&mut self, leave: &LogPermit, seat: &Seat) -> Result<Next, Status> {
         let of = (&self.call, Method::BatchAuthorize);
         let mut end = self.at;
         let Some(item) = item(&self.message, &mut end) else {
