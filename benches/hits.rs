@@ -134,7 +134,8 @@ fn hit_time(keys: &[usize], get: impl Fn(usize) -> bool) -> anyhow::Result<f64> 
     Ok(took / keys.len() as f64)
 }
 
-type Moka = moka::sync::Cache<Box<[u8]>, Arc<Answer>, RandomState>;
+type Key = Box<[u8]>;
+type Moka = moka::sync::Cache<Key, Arc<Answer>, RandomState>;
 
 /// A snapshot, and the queries and answers that are cached.
 struct World {
@@ -168,7 +169,7 @@ impl World {
     fn moka(&self, capacity: u64) -> Moka {
         moka::sync::Cache::builder()
             .max_capacity(capacity)
-            .weigher(|key: &Box<[u8]>, answer: &Arc<Answer>| {
+            .weigher(|key: &Key, answer: &Arc<Answer>| {
                 let weight = MOKA_OVERHEAD_BYTES + key.len() + answer.weight();
                 u32::try_from(weight).unwrap_or(u32::MAX)
             })

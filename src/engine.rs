@@ -269,10 +269,10 @@ impl<A: CachedAnswer> Engine<A> {
             return answer();
         }
         let start = Instant::now();
-        let answer = answer();
+        let result = answer();
         let took = start.elapsed();
-        match answer {
-            Ok(answer) => Ok(self.record(snapshot, query, origin, answer, took)),
+        match result {
+            Ok(result) => Ok(self.record(snapshot, query, origin, result, took)),
             Err(no_answer) => {
                 self.log_rejection(origin, rejection_label(&no_answer));
                 Err(no_answer)
@@ -291,27 +291,27 @@ impl<A: CachedAnswer> Engine<A> {
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         origin: &Origin<'_>,
-        mut answer: EngineAnswer<A>,
+        mut result: EngineAnswer<A>,
         took: Duration,
     ) -> EngineAnswer<A> {
         if let Some(metrics) = &self.metrics {
-            metrics.count_answer(answer.answer.decision(), answer.source, took);
+            metrics.count_answer(result.answer.decision(), result.source, took);
         }
         if let Some(log) = &self.log {
             let entry = LogEntry {
                 query,
-                answer: &answer.answer,
+                answer: &result.answer,
                 revision: snapshot.revision(),
-                cache: match (answer.source, &self.cache) {
+                cache: match (result.source, &self.cache) {
                     (Source::Cache, _) => CacheStatus::Hit,
                     (Source::Decided, Some(_)) => CacheStatus::Miss,
                     (Source::Decided, None) => CacheStatus::Off,
                 },
                 took,
             };
-            answer.decision_id = log.record(origin, &entry);
+            result.decision_id = log.record(origin, &entry);
         }
-        answer
+        result
     }
 
     /// Logs a rejected request: one that never became a query, or one that has no answer.

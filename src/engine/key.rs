@@ -1,6 +1,6 @@
 //! The cache key of a query, beside its revision: the query as unambiguous bytes.
 //!
-//! A length precedes every string and list, and a tag precedes every value. So different queries
+//! A length precedes every string and list, and a type byte precedes every value. So different queries
 //! have different keys, except for the values that the projection leaves out.
 //!
 //! # The projection
@@ -13,10 +13,10 @@
 //!    in full. Error messages quote what a policy read. Beyond that they quote at most the names
 //!    of a record's attributes, and all names stay in the key;
 //! 2. what request validation reads. A name may be undeclared, or a declared name missing: all
-//!    names stay. A value must have the declared type. For a bool, a long and a string the tag
-//!    tells the type, so only the tag stays. Sets and records have types inside, and an entity may
+//!    names stay. A value must have the declared type. For a bool, a long and a string the
+//!    type byte suffices, so only that stays. Sets and records have types inside, and an entity may
 //!    have an enumerated type: they stay in full. A value of an extension type is validated by
-//!    parsing its text. If the text is definitely valid (`literals`), only the tag stays;
+//!    parsing its text. If the text is definitely valid (`literals`), only the type byte stays;
 //!    otherwise all of the text stays;
 //! 3. what `explain` shows. With it, everything stays in full;
 //! 4. which entities exist. Uids in the context lead to entities and stay in full. So do the
@@ -106,12 +106,12 @@ fn claimed(out: &mut Vec<u8>, claimed: &Claimed) {
     }
 }
 
-/// Marks the tag of a value that is left out. All tags are lower.
+/// Marks the type byte of a value that is left out. All type bytes are lower.
 const LEFT_OUT: u8 = 0x80;
 
 /// Writes the part that request validation reads, for a value that no policy reads.
 fn unread_value(out: &mut Vec<u8>, field: &ValueRef<'_>) {
-    let tag_suffices = match field {
+    let type_suffices = match field {
         ValueRef::Bool(_) | ValueRef::Long(_) | ValueRef::String(_) => true,
         ValueRef::Decimal(text) => literals::is_decimal(text),
         ValueRef::Ip(text) => literals::is_ip(text),
@@ -119,15 +119,15 @@ fn unread_value(out: &mut Vec<u8>, field: &ValueRef<'_>) {
         ValueRef::Duration(text) => literals::is_duration(text),
         ValueRef::Entity(_) | ValueRef::Set(_) | ValueRef::Record(_) => false,
     };
-    if tag_suffices {
-        out.push(LEFT_OUT | tag(field));
+    if type_suffices {
+        out.push(LEFT_OUT | type_byte(field));
     } else {
         value(out, field);
     }
 }
 
 /// Returns the byte that stands for the value's type.
-fn tag(value: &ValueRef<'_>) -> u8 {
+fn type_byte(value: &ValueRef<'_>) -> u8 {
     match value {
         ValueRef::Bool(_) => 0,
         ValueRef::Long(_) => 1,
@@ -179,7 +179,7 @@ fn record(out: &mut Vec<u8>, fields: &[(&str, ValueRef<'_>)]) -> bool {
 
 /// Writes `value`. Returns whether it is or contains an extension value.
 fn value(out: &mut Vec<u8>, value: &ValueRef<'_>) -> bool {
-    out.push(tag(value));
+    out.push(type_byte(value));
     match value {
         ValueRef::Bool(value) => {
             out.push(u8::from(*value));

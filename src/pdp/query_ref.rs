@@ -101,38 +101,25 @@ impl QueryRef<'_> {
     /// Copies the query.
     #[must_use]
     pub fn to_query(&self) -> Query {
-        let Self {
-            principal,
-            action,
-            resource,
-            context,
-            entities,
-            claimed,
-            explain,
-        } = self;
         Query {
-            principal: principal.to_uid(),
-            action: action.to_uid(),
-            resource: resource.to_uid(),
-            context: to_record(context),
-            entities: entities
-                .iter()
-                .map(
-                    |EntityRef {
-                         uid,
-                         attributes,
-                         parents,
-                         tags,
-                     }| RequestEntity {
-                        uid: uid.to_uid(),
-                        attributes: to_record(attributes),
-                        parents: parents.iter().map(|parent| parent.to_uid()).collect(),
-                        tags: to_record(tags),
-                    },
-                )
-                .collect(),
-            claimed: claimed.cloned(),
-            explain: *explain,
+            principal: self.principal.to_uid(),
+            action: self.action.to_uid(),
+            resource: self.resource.to_uid(),
+            context: self.context.to_record(),
+            entities: self.entities.iter().map(EntityRef::to_entity).collect(),
+            claimed: self.claimed.cloned(),
+            explain: self.explain,
+        }
+    }
+}
+
+impl EntityRef<'_> {
+    fn to_entity(&self) -> RequestEntity {
+        RequestEntity {
+            uid: self.uid.to_uid(),
+            attributes: self.attributes.to_record(),
+            parents: self.parents.iter().map(|parent| parent.to_uid()).collect(),
+            tags: self.tags.to_record(),
         }
     }
 }
@@ -143,12 +130,14 @@ impl UidRef<'_> {
     }
 }
 
-fn to_record(fields: &Fields<'_>) -> Record {
-    fields
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), value.to_value()))
-        .collect::<BTreeMap<_, _>>()
-        .into()
+impl Fields<'_> {
+    fn to_record(&self) -> Record {
+        let fields = self.iter();
+        fields
+            .map(|(name, value)| ((*name).to_owned(), value.to_value()))
+            .collect::<BTreeMap<_, _>>()
+            .into()
+    }
 }
 
 impl ValueRef<'_> {
@@ -159,7 +148,7 @@ impl ValueRef<'_> {
             Self::String(text) => Value::String((*text).to_owned()),
             Self::Entity(uid) => Value::Entity(uid.to_uid()),
             Self::Set(members) => Value::Set(members.iter().map(Self::to_value).collect()),
-            Self::Record(fields) => Value::Record(to_record(fields)),
+            Self::Record(fields) => Value::Record(fields.to_record()),
             Self::Decimal(text) => Value::Decimal((*text).to_owned()),
             Self::Ip(text) => Value::Ip((*text).to_owned()),
             Self::Datetime(text) => Value::Datetime((*text).to_owned()),
@@ -170,38 +159,25 @@ impl ValueRef<'_> {
 
 impl<'a> From<&'a Query> for QueryRef<'a> {
     fn from(query: &'a Query) -> Self {
-        let Query {
-            principal,
-            action,
-            resource,
-            context,
-            entities,
-            claimed,
-            explain,
-        } = query;
         Self {
-            principal: principal.into(),
-            action: action.into(),
-            resource: resource.into(),
-            context: context.into(),
-            entities: entities
-                .iter()
-                .map(
-                    |RequestEntity {
-                         uid,
-                         attributes,
-                         parents,
-                         tags,
-                     }| EntityRef {
-                        uid: uid.into(),
-                        attributes: attributes.into(),
-                        parents: parents.iter().map(UidRef::from).collect(),
-                        tags: tags.into(),
-                    },
-                )
-                .collect(),
-            claimed: claimed.as_ref(),
-            explain: *explain,
+            principal: (&query.principal).into(),
+            action: (&query.action).into(),
+            resource: (&query.resource).into(),
+            context: (&query.context).into(),
+            entities: query.entities.iter().map(EntityRef::from).collect(),
+            claimed: query.claimed.as_ref(),
+            explain: query.explain,
+        }
+    }
+}
+
+impl<'a> From<&'a RequestEntity> for EntityRef<'a> {
+    fn from(entity: &'a RequestEntity) -> Self {
+        Self {
+            uid: (&entity.uid).into(),
+            attributes: (&entity.attributes).into(),
+            parents: entity.parents.iter().map(UidRef::from).collect(),
+            tags: (&entity.tags).into(),
         }
     }
 }

@@ -123,29 +123,26 @@ impl<A: CachedAnswer> ShardedTable<A> {
             .collect();
         by_shard.sort_unstable();
         for group in by_shard.chunk_by(|(one, _), (next, _)| one == next) {
-            let Some((shard_index, _)) = group.first() else {
-                continue;
-            };
-            let Some(shard) = self.shards.get(*shard_index).map(lock) else {
+            let shard = group.first().and_then(|(index, _)| self.shards.get(*index));
+            let Some(shard) = shard.map(lock) else {
                 continue;
             };
             if shard.revision.as_ref() != Some(revision) {
                 continue;
             }
-            let wanted = group.iter().filter_map(|(_, index)| keys.get(*index));
-            let slots: SmallVec<[_; BATCH_KEYS_PER_SHARD]> = wanted
-                .clone()
-                .map(|(hash, _)| shard.table.find(*hash, |slot| slot.hash == *hash))
+            let slots: SmallVec<[_; BATCH_KEYS_PER_SHARD]> = (group.iter())
+                .filter_map(|(_, index)| {
+                    let (hash, key) = keys.get(*index)?;
+                    let slot = shard.table.find(*hash, |slot| slot.hash == *hash)?;
+                    Some((*index, *key, slot))
+                })
                 .collect();
-            let stored_keys: SmallVec<[_; BATCH_KEYS_PER_SHARD]> = (slots.iter())
-                .map(|slot| slot.map(|slot| slot.entry.key()))
+            let entries: SmallVec<[_; BATCH_KEYS_PER_SHARD]> = (slots.iter())
+                .map(|(index, key, slot)| (*index, *key, slot, slot.entry.key()))
                 .collect();
-            for (((_, index), (_, key)), (slot, stored_key)) in
-                group.iter().zip(wanted).zip(slots.iter().zip(&stored_keys))
-            {
-                if let Some(slot) = slot
-                    && *stored_key == Some(*key)
-                    && let Some(answer) = answers.get_mut(*index)
+            for (index, key, slot, stored_key) in entries {
+                if stored_key == key
+                    && let Some(answer) = answers.get_mut(index)
                 {
                     slot.referenced.set(true);
                     *answer = Some(slot.entry.answer());
