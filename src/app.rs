@@ -22,10 +22,10 @@ use crate::api::{
 use crate::config::decision_log::Destination;
 use crate::config::otel::{CollectorConfig, Collectors, TracesConfig};
 use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
-use crate::decision_log::{self, DecisionLog, Lines};
+use crate::decision_log::{self, DecisionLog, Sink};
 use crate::engine::Engine;
 use crate::engine::cache::CacheSettings;
-use crate::engine::figures::DecisionFigures;
+use crate::engine::metrics::DecisionMetrics;
 use crate::pip::{self, TokenSettings};
 use crate::policy_store::{
     self, OpenedStore, Reader, Reloader, SourceLimits, StatusReader, StoreOpenError, StoreSettings,
@@ -127,13 +127,13 @@ pub async fn bind(
         },
     );
     let engine = match &counted {
-        Some(counted) => engine.counted(Arc::clone(&counted.decisions)),
+        Some(counted) => engine.with_metrics(Arc::clone(&counted.decisions)),
         None => engine,
     };
     let Collectors { traces, decisions } = collectors;
     let (log_of_decisions, log_writer) = open_decision_log(&config, decisions)?.unzip();
     let engine = Arc::new(match &log_of_decisions {
-        Some(log) => engine.logged(log.clone()),
+        Some(log) => engine.with_log(log.clone()),
         None => engine,
     });
     let (tokens, token_upkeep) = match token_settings(&config) {
@@ -178,7 +178,7 @@ pub async fn bind(
                 spans,
                 store: status.clone(),
                 readiness: readiness.reader(),
-                cache: Box::new(move || of_cache.cache_figures()),
+                cache: Box::new(move || of_cache.cache_metrics()),
                 decision_log: log_of_decisions,
                 started_at,
             });
@@ -330,11 +330,11 @@ fn open_decision_log(
     let log = &config.decision_log;
     let lines = match (&log.destination, collector) {
         (Destination::Off, _) => return Ok(None),
-        (Destination::Stdout, _) => Lines::to_stdout()?,
-        (Destination::File(path), _) => Lines::to_file(path, log.max_file_bytes, log.max_files)?,
+        (Destination::Stdout, _) => Sink::to_stdout()?,
+        (Destination::File(path), _) => Sink::to_file(path, log.max_file_bytes, log.max_files)?,
         (Destination::Otlp, collector) => {
             let collector = collector.unwrap_or_default();
-            Lines::to_collector(Box::new(decisions::open(&collector)?))
+            Sink::to_collector(Box::new(decisions::open(&collector)?))
         }
     };
     decision_log::open(log, config.pdp.on_policy_error, lines)
@@ -365,7 +365,7 @@ fn open_traces(config: &TracesConfig, figures: Arc<SpanFigures>) -> Option<(Trac
 /// Where is counted what happens.
 #[derive(Default)]
 struct Counted {
-    decisions: Arc<DecisionFigures>,
+    decisions: Arc<DecisionMetrics>,
     calls: Arc<CallFigures>,
 }
 
@@ -383,7 +383,7 @@ async fn follow_snapshots(
 ) {
     while snapshots.changed().await.is_ok() {
         if nothing_loaded.take().is_none() {
-            engine.forget();
+            engine.clear_cache();
         }
     }
 }

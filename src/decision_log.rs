@@ -1,16 +1,15 @@
-//! The decision log: a line for each decision, so that what was decided can be told, and decided
-//! anew, later.
+//! The decision log: one line for each logged decision, enough to explain and repeat it later.
 //!
-//! The engine tells each decision here, so no door can forget to. A line is written in memory by
-//! the thread that decided, what is masked is so from then on, and a thread of the log's own puts
-//! it where it belongs. Nothing here decides, or keeps an answer.
+//! The engine logs every decision here, so that no protocol can forget to. The deciding thread
+//! formats and masks the line in memory; the log's own thread writes it to its destination.
+//! Nothing here decides, and nothing here keeps an answer.
 
 mod id;
 mod json;
-mod lines;
 mod queue;
 mod record;
-mod shown;
+mod redaction;
+mod sink;
 mod writer;
 
 use std::cell::RefCell;
@@ -19,61 +18,61 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use id::DecisionId;
-pub use lines::{Collector, Lines, OpenError, Receipt, Refusal, SendError};
-pub use record::{Answers, CacheUse, Told};
+pub use record::{CacheStatus, LogEntry, LoggableAnswer};
+pub use sink::{Collector, OpenError, Rejected, SendError, Sink, WriteResult};
 pub use writer::Writer;
 
 use crate::config::decision_log::{DecisionLogConfig, Share};
 use crate::pdp::answer::Decision;
 use crate::pdp::settings::OnPolicyError;
-use id::Dice;
+use id::Sampler;
 use queue::Queue;
-use record::{Format, Stamp};
-use shown::Shown;
+use record::{RecordFormat, RecordId};
+use redaction::Redaction;
 
-/// The side of the log that is told decisions.
+/// The recording side of the log.
 #[derive(Clone, Debug)]
 pub struct DecisionLog {
     allow_sample: Share,
-    format: Arc<Format>,
+    format: Arc<RecordFormat>,
     queue: Arc<Queue>,
 }
 
-/// What the log did since the start.
+/// Counts of the log since startup, and the size of its queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecisionLogFigures {
+pub struct DecisionLogMetrics {
     /// Records that were written.
     pub written: u64,
-    /// Records that were lost for want of room, or of time at the end.
+    /// Records that were dropped: the queue was full, or the time at shutdown was over.
     pub dropped: u64,
-    /// Records that a collector refused for good.
+    /// Records that a collector rejected permanently.
     pub refused: u64,
-    /// Attempts at writing that failed. What they were to write is tried again.
+    /// Attempts to write that failed; they are repeated.
     pub failed: u64,
-    /// Bytes of records that wait to be written now.
+    /// Bytes of records that are queued or being written now.
     pub queue_bytes: u64,
 }
 
-/// The call that a query came with, as far as the log tells of it.
+/// The call that a decision was made for: method, trace and caller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
-    /// What was called.
+    /// The RPC method.
     pub method: Method,
-    /// The trace that the caller's call is part of: 32 hex digits.
+    /// The id of the caller's trace: 32 hex digits.
     pub trace_id: Option<&'a str>,
-    /// Who called, if that is known.
+    /// The caller's name, if it is known.
     pub caller: Option<&'a str>,
 }
 
-/// What was called.
+/// An RPC method that decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
-    /// One question.
+    /// Decides one query.
     #[default]
     Authorize,
-    /// Many at once.
+    /// Decides a list of queries.
     BatchAuthorize,
-    /// One after the other.
+    /// Decides queries one by one as they arrive.
     StreamAuthorize,
 }
 
@@ -87,23 +86,22 @@ impl Method {
     }
 }
 
-/// A log that goes where `lines` leads. Lines are written from here on, and wait for
-/// [`Writer::finish`] at the end.
+/// Opens a log that writes to `sink`, and starts its thread. [`Writer::finish`] ends it.
 ///
 /// # Errors
 ///
-/// The system's, when there is no thread to write with.
+/// The system's error if the thread cannot be started.
 pub fn open(
     config: &DecisionLogConfig,
     on_policy_error: OnPolicyError,
-    lines: Lines,
+    sink: Sink,
 ) -> io::Result<(DecisionLog, Writer)> {
     let queue = Arc::new(Queue::new(config.when_full, config.queue_bytes));
-    let writer = Writer::start(&queue, lines)?;
+    let writer = Writer::start(&queue, sink)?;
     let log = DecisionLog {
         allow_sample: config.allow_sample,
-        format: Arc::new(Format {
-            shown: Shown::new(&config.attributes),
+        format: Arc::new(RecordFormat {
+            redaction: Redaction::new(&config.attributes),
             on_policy_error,
         }),
         queue,
@@ -111,85 +109,88 @@ pub fn open(
     Ok((log, writer))
 }
 
-/// What a thread writes its lines with.
+/// A thread's buffer for one line, and its sampler.
 #[derive(Default)]
-struct Desk {
+struct LineBuffer {
     line: Vec<u8>,
-    dice: Dice,
+    sampler: Sampler,
 }
 
-/// The most memory that a thread keeps for its lines.
-const LARGEST_KEPT_LINE_BYTES: usize = 16 << 10;
+/// Most memory that a thread keeps for lines between two records, in bytes.
+const MAX_IDLE_LINE_BYTES: usize = 16 << 10;
 
 thread_local! {
-    static DESK: RefCell<Desk> = RefCell::default();
+    static LINE_BUFFER: RefCell<LineBuffer> = RefCell::default();
 }
 
 impl DecisionLog {
-    /// Whether a decision may be made now, or has to wait for the log.
+    /// Returns whether a decision may be made now, without waiting for the log.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.queue.has_room()
     }
 
-    /// Returns when a decision may be made.
+    /// Waits until a decision may be made.
     pub async fn wait_for_room(&self) {
         self.queue.wait_for_room().await;
     }
 
-    /// Tells of a decision. The id by which it is found in the log; `None`
-    /// when it is not told, because it is not of the sample or there was no room.
-    pub fn decided(
+    /// Logs a decision. Returns its id, or `None` if it was sampled out or dropped.
+    pub fn record(
         &self,
         origin: &Origin<'_>,
-        told: &Told<'_, impl Answers>,
+        entry: &LogEntry<'_, impl LoggableAnswer>,
     ) -> Option<DecisionId> {
-        DESK.with_borrow_mut(|desk| {
-            let is_told = match told.answer.decision() {
+        LINE_BUFFER.with_borrow_mut(|buffer| {
+            let is_logged = match entry.answer.decision() {
                 Decision::Deny => true,
-                Decision::Allow => desk.dice.falls_within(self.allow_sample),
+                Decision::Allow => buffer.sampler.is_sampled(self.allow_sample),
             };
-            if !is_told {
+            if !is_logged {
                 return None;
             }
-            self.add(desk, |format, line, stamp| {
-                format.decided(line, stamp, origin, told);
+            self.push(buffer, |format, line, id| {
+                format.write_decision(line, id, origin, entry);
             })
         })
     }
 
-    /// Tells of a request that was refused, and why: `reason` is of a closed set.
-    pub fn refused(&self, origin: &Origin<'_>, reason: &'static str) -> Option<DecisionId> {
-        DESK.with_borrow_mut(|desk| {
-            self.add(desk, |format, line, stamp| {
-                format.refused(line, stamp, origin, reason);
-            })
-        })
-    }
-
-    /// What it did since the start.
-    #[must_use]
-    pub fn figures(&self) -> DecisionLogFigures {
-        self.queue.figures()
-    }
-
-    fn add(
+    /// Logs a rejected request. `reason` is one of a fixed set of labels.
+    pub fn record_rejection(
         &self,
-        desk: &mut Desk,
-        write: impl FnOnce(&Format, &mut Vec<u8>, &Stamp),
+        origin: &Origin<'_>,
+        reason: &'static str,
     ) -> Option<DecisionId> {
-        let Desk { line, dice } = desk;
-        let at = since_1970();
-        let id = DecisionId::new(at, dice.throw());
+        LINE_BUFFER.with_borrow_mut(|buffer| {
+            self.push(buffer, |format, line, id| {
+                format.write_rejection(line, id, origin, reason);
+            })
+        })
+    }
+
+    /// Returns the counts since startup.
+    #[must_use]
+    pub fn metrics(&self) -> DecisionLogMetrics {
+        self.queue.metrics()
+    }
+
+    fn push(
+        &self,
+        buffer: &mut LineBuffer,
+        write: impl FnOnce(&RecordFormat, &mut Vec<u8>, &RecordId),
+    ) -> Option<DecisionId> {
+        let LineBuffer { line, sampler } = buffer;
+        let time = since_unix_epoch();
+        let id = DecisionId::new(time, sampler.next_random());
         line.clear();
-        line.shrink_to(LARGEST_KEPT_LINE_BYTES);
-        write(&self.format, line, &Stamp { at, id });
+        line.shrink_to(MAX_IDLE_LINE_BYTES);
+        write(&self.format, line, &RecordId { time, id });
         self.queue.push(line).then_some(id)
     }
 }
 
-fn since_1970() -> Duration {
-    // A clock that is set before 1970 is not worth an error.
+/// Returns the time since 1970. A clock set before 1970 reads as 1970: it is not worth an error.
+fn since_unix_epoch() -> Duration {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()

@@ -1,207 +1,152 @@
-//! The one function that every door calls: snapshot in force, cache, PDP, decision log.
+//! Answers queries for every protocol: current snapshot, cache, PDP, decision log.
 //!
-//! Nothing here knows a wire format, and nothing here decides by itself. What is decided is told to
-//! the decision log here, and not by the doors, so that no door can forget to.
+//! Nothing here knows a wire format, and nothing here evaluates a policy. Decisions are logged
+//! here and not in the protocols, so that no protocol can forget to.
 
 pub mod cache;
-pub mod figures;
+mod cached_answer;
 pub mod key;
-pub mod query_ref;
+pub mod metrics;
 
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::decision_log::{Answers, CacheUse, DecisionId, DecisionLog, Origin, Told};
+pub use cached_answer::{CacheEntry, CachedAnswer};
+
+use crate::decision_log::{CacheStatus, DecisionId, DecisionLog, LogEntry, Origin};
+use crate::pdp::answer::Answer;
 use crate::pdp::Decided;
-use crate::pdp::NoAnswer;
-use crate::pdp::answer::{Answer, Decision, PolicyError};
-use crate::pdp::id::PolicyId;
 use crate::pdp::query::Query;
-use crate::pdp::{Snapshot, authorize_with_stats};
+use crate::pdp::query_ref::QueryRef;
+use crate::pdp::{NoAnswer, Snapshot, authorize_with_stats};
 use crate::policy_store::Reader;
-use cache::{Cache, CacheFigures, CacheSettings};
-use figures::DecisionFigures;
-use query_ref::QueryRef;
+use cache::{Cache, CacheMetrics, CacheSettings};
+use metrics::DecisionMetrics;
 
-/// What a door makes of an answer, and what is remembered of it.
-pub trait Rendered: Answers + Clone + Debug + Send + Sync + 'static {
-    /// What the cache holds of it.
-    type Entry: Entry<Self>;
-
-    /// Made once for each decision.
-    fn render(answer: Answer) -> Self;
-
-    /// The memory that one holds, in bytes.
-    fn weight(&self) -> usize;
-}
-
-/// An answer and the key that it is found by, best in one piece of memory: whoever compares the
-/// key then has the answer at hand, and need not fetch it from far away.
-pub trait Entry<A>: Debug + Send + Sync + 'static {
-    /// `answer`, to be found by `key`.
-    fn of(key: &[u8], answer: &A) -> Self;
-
-    /// The key.
-    fn key(&self) -> &[u8];
-
-    /// The answer.
-    fn answer(&self) -> A;
-
-    /// The memory that both hold, in bytes.
-    fn weight(&self) -> usize;
-}
-
-/// In two pieces, for answers of any kind.
-impl<A: Rendered> Entry<A> for (Box<[u8]>, A) {
-    fn of(key: &[u8], answer: &A) -> Self {
-        (key.into(), answer.clone())
-    }
-
-    fn key(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn answer(&self) -> A {
-        self.1.clone()
-    }
-
-    fn weight(&self) -> usize {
-        self.0.len() + self.1.weight()
-    }
-}
-
-/// An answer, and how it was come by.
+/// An answer with its source and its id in the decision log.
 #[derive(Clone, Debug)]
-pub struct Answered<A> {
+pub struct EngineAnswer<A> {
     /// The answer.
     pub answer: A,
-    /// Whether it was remembered.
+    /// The source of the answer.
     pub source: Source,
-    /// By which it is found in the decision log, if it is there.
+    /// The record's id in the decision log, if this decision was logged.
     pub decision_id: Option<DecisionId>,
 }
 
-impl<A> Answered<A> {
-    fn remembered(answer: A) -> Self {
+impl<A> EngineAnswer<A> {
+    fn new(answer: A, source: Source) -> Self {
         Self {
             answer,
-            source: Source::Cache,
-            decision_id: None,
-        }
-    }
-
-    fn decided(answer: A) -> Self {
-        Self {
-            answer,
-            source: Source::Decided,
+            source,
             decision_id: None,
         }
     }
 }
 
-/// A query, and its answer if that was at hand.
+/// The source of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The cache.
+    Cache,
+    /// An evaluation of the policies for this query.
+    Decided,
+}
+
+/// A query and its cached answer, if there was one.
 #[derive(Debug)]
-pub struct LookedUp<'a, A> {
+pub struct CacheLookup<'a, A> {
     snapshot: &'a Snapshot,
     query: QueryRef<'a>,
     answer: Option<A>,
-    /// An even share of the time that looking took.
+    /// An equal share of the time that the lookup of all queries took.
     took: Duration,
 }
 
-impl<'a, A> LookedUp<'a, A> {
+impl<'a, A> CacheLookup<'a, A> {
     /// The query.
     #[must_use]
     pub fn query(&self) -> &QueryRef<'a> {
         &self.query
     }
 
-    /// The answer, if it was at hand.
+    /// The cached answer; `None` if the query must be decided.
     #[must_use]
     pub fn answer(&self) -> Option<&A> {
         self.answer.as_ref()
     }
 }
 
-/// How an answer was come by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// It was remembered.
-    Cache,
-    /// It was decided for this query.
-    Decided,
-}
-
-/// Leave to decide: the decision log has room for what comes of it.
+/// A permit to decide: the decision log has room for the record.
 ///
-/// Good until the call waits for something, and for a few decisions: what is let in at a time
-/// is what the log may hold beyond its bound.
+/// Valid until the caller waits for something, and for a few decisions. The calls that hold
+/// permits at one time bound how far the log may exceed its capacity.
 #[must_use]
 #[derive(Debug)]
-pub struct Leave(());
+pub struct LogPermit(());
 
-/// Answers queries from the snapshot in force, remembering the answers as `A`.
+/// Answers queries from the current snapshot, and caches the answers as `A`.
 #[derive(Debug)]
-pub struct Engine<A: Rendered = Arc<Answer>> {
+pub struct Engine<A: CachedAnswer = Arc<Answer>> {
     snapshots: Reader,
     cache: Option<Cache<A>>,
-    figures: Option<Arc<DecisionFigures>>,
+    metrics: Option<Arc<DecisionMetrics>>,
     log: Option<DecisionLog>,
 }
 
-impl<A: Rendered> Engine<A> {
-    /// An engine over the snapshots that `snapshots` reads.
+impl<A: CachedAnswer> Engine<A> {
+    /// Creates an engine that decides on the snapshots of `snapshots`.
     #[must_use]
     pub fn new(snapshots: Reader, settings: CacheSettings) -> Self {
         Self {
             snapshots,
             cache: Cache::new(settings),
-            figures: None,
+            metrics: None,
             log: None,
         }
     }
 
-    /// The same, and what it does is counted.
+    /// Adds metrics to count decisions in.
     #[must_use]
-    pub fn counted(self, figures: Arc<DecisionFigures>) -> Self {
+    pub fn with_metrics(self, metrics: Arc<DecisionMetrics>) -> Self {
         Self {
-            figures: Some(figures),
+            metrics: Some(metrics),
             ..self
         }
     }
 
-    /// The same, and what it decides is told to `log`.
+    /// Adds a log to record decisions in.
     #[must_use]
-    pub fn logged(self, log: DecisionLog) -> Self {
+    pub fn with_log(self, log: DecisionLog) -> Self {
         Self {
             log: Some(log),
             ..self
         }
     }
 
-    /// Whether decisions are logged.
+    /// Returns whether decisions are logged.
     #[must_use]
     pub fn is_logged(&self) -> bool {
         self.log.is_some()
     }
 
-    /// Waits until it may decide, which is at once unless the decision log is full and calls are to
-    /// wait for it. Dropping the future has no effect.
-    pub async fn leave(&self) -> Leave {
+    /// Waits for a log permit. Returns at once unless the log is full and set to block.
+    ///
+    /// Cancel-safe: dropping the future has no effect.
+    pub async fn log_permit(&self) -> LogPermit {
         if let Some(log) = &self.log {
             log.wait_for_room().await;
         }
-        Leave(())
+        LogPermit(())
     }
 
-    /// Leave to decide, if there is no need to wait for it.
-    pub fn leave_now(&self) -> Option<Leave> {
+    /// Returns a log permit, or `None` if the caller must wait for one.
+    pub fn try_log_permit(&self) -> Option<LogPermit> {
         let has_room = self.log.as_ref().is_none_or(DecisionLog::has_room);
-        has_room.then_some(Leave(()))
+        has_room.then_some(LogPermit(()))
     }
 
-    /// The snapshot in force; `None` while nothing has been loaded.
+    /// Returns the current snapshot, or `None` before the first one is loaded.
     ///
     /// A request or batch calls this once and passes the snapshot down: a reload between two
     /// loads would let one request see two policy sets.
@@ -210,31 +155,29 @@ impl<A: Rendered> Engine<A> {
         self.snapshots.load()
     }
 
-    /// Decides `query` on `snapshot`, from the cache when it is there, and tells the decision log
-    /// what came of it.
+    /// Answers `query` on `snapshot`, from the cache if possible, and logs the decision.
     ///
     /// Does no I/O and does not block. The answer is the same with and without the cache.
     ///
     /// # Errors
     ///
-    /// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when
-    /// deciding it would take more than it may.
+    /// [`NoAnswer`] if the query is malformed, does not fit the snapshot's schema, or exceeds a
+    /// limit on evaluation.
     pub fn authorize(
         &self,
         snapshot: &Snapshot,
         query: &Query,
         origin: &Origin<'_>,
-        leave: &Leave,
-    ) -> Result<Answered<A>, NoAnswer> {
+        permit: &LogPermit,
+    ) -> Result<EngineAnswer<A>, NoAnswer> {
         let decide = || self.decide(snapshot, query);
-        if self.cache.is_none() && self.log.is_none() && self.figures.is_none() {
-            return decide().map(Answered::decided);
+        if self.cache.is_none() && !self.is_observed() {
+            return decide().map(|answer| EngineAnswer::new(answer, Source::Decided));
         }
-        self.noted(snapshot, &QueryRef::from(query), origin, leave, decide)
+        self.observe(snapshot, &QueryRef::from(query), origin, permit, decide)
     }
 
-    /// Decides as [`authorize`](Self::authorize) does; the query is copied only when it must be
-    /// decided.
+    /// Answers as [`authorize`](Self::authorize) does; copies the query only to evaluate it.
     ///
     /// # Errors
     ///
@@ -244,138 +187,137 @@ impl<A: Rendered> Engine<A> {
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         origin: &Origin<'_>,
-        leave: &Leave,
-    ) -> Result<Answered<A>, NoAnswer> {
+        permit: &LogPermit,
+    ) -> Result<EngineAnswer<A>, NoAnswer> {
         let decide = || self.decide(snapshot, &query.to_query());
-        self.noted(snapshot, query, origin, leave, decide)
+        self.observe(snapshot, query, origin, permit, decide)
     }
 
-    /// Looks whether the answers to `queries` are at hand: many at once cost less than one by one.
-    /// Nothing is counted or logged until they are given, by
-    /// [`authorize_looked_up`](Self::authorize_looked_up).
+    /// Looks up the cached answers to `queries`, which is cheaper than one lookup each.
+    ///
+    /// Counts and logs nothing: [`authorize_looked_up`](Self::authorize_looked_up) does that for
+    /// each answer that is used.
     pub fn look_up<'a>(
         &self,
         snapshot: &'a Snapshot,
         queries: Vec<QueryRef<'a>>,
-    ) -> Vec<LookedUp<'a, A>> {
-        let begun = self.is_timed().then(Instant::now);
+    ) -> Vec<CacheLookup<'a, A>> {
+        let start = self.is_observed().then(Instant::now);
         let mut answers = match &self.cache {
             Some(cache) => cache.look_up(snapshot, &queries),
             None => Vec::new(),
         }
         .into_iter();
-        let took = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        let took = start.map_or(Duration::ZERO, |start| start.elapsed());
         let share = took / u32::try_from(queries.len()).unwrap_or(u32::MAX).max(1);
-        let looked_up = queries.into_iter().map(|query| LookedUp {
+        let lookups = queries.into_iter().map(|query| CacheLookup {
             snapshot,
             query,
             answer: answers.next().flatten(),
             took: share,
         });
-        looked_up.collect()
+        lookups.collect()
     }
 
-    /// Decides as [`authorize`](Self::authorize) does, on the snapshot that the query was looked up
-    /// for.
+    /// Answers as [`authorize`](Self::authorize) does, on the snapshot of the lookup.
     ///
     /// # Errors
     ///
     /// As [`authorize`](Self::authorize).
     pub fn authorize_looked_up(
         &self,
-        looked_up: &LookedUp<'_, A>,
+        lookup: &CacheLookup<'_, A>,
         origin: &Origin<'_>,
-        leave: &Leave,
-    ) -> Result<Answered<A>, NoAnswer> {
-        let LookedUp {
+        permit: &LogPermit,
+    ) -> Result<EngineAnswer<A>, NoAnswer> {
+        let CacheLookup {
             snapshot,
             query,
             answer,
             took,
-        } = looked_up;
+        } = lookup;
         let (Some(answer), Some(cache)) = (answer, &self.cache) else {
-            return self.authorize_ref(snapshot, query, origin, leave);
+            return self.authorize_ref(snapshot, query, origin, permit);
         };
         cache.count_hit();
-        let answered = Answered::remembered(answer.clone());
-        Ok(self.told(snapshot, query, origin, answered, *took))
+        let answer = EngineAnswer::new(answer.clone(), Source::Cache);
+        Ok(self.record(snapshot, query, origin, answer, *took))
     }
 
     fn decide(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
         let Decided { answer, candidates } = authorize_with_stats(snapshot, query)?;
-        if let Some(figures) = &self.figures {
-            figures.decided(candidates, answer.diagnostics.errors.len());
+        if let Some(metrics) = &self.metrics {
+            metrics.count_evaluation(candidates, answer.diagnostics.errors.len());
         }
-        Ok(A::render(answer))
+        Ok(A::from_answer(answer))
     }
 
-    /// Takes the time of an answer, counts it and tells the log of it, as far as that is wanted.
-    fn noted(
+    /// Times, counts and logs an answer, if metrics or the log are on.
+    fn observe(
         &self,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         origin: &Origin<'_>,
-        _leave: &Leave,
+        _permit: &LogPermit,
         decide: impl FnOnce() -> Result<A, NoAnswer>,
-    ) -> Result<Answered<A>, NoAnswer> {
+    ) -> Result<EngineAnswer<A>, NoAnswer> {
         let answer = || match &self.cache {
-            Some(cache) => Self::ask(cache, snapshot, query, decide),
-            None => decide().map(Answered::decided),
+            Some(cache) => Self::get_or_decide(cache, snapshot, query, decide),
+            None => decide().map(|answer| EngineAnswer::new(answer, Source::Decided)),
         };
-        if !self.is_timed() {
+        if !self.is_observed() {
             return answer();
         }
-        let begun = Instant::now();
-        let answered = answer();
-        let took = begun.elapsed();
-        match answered {
-            Ok(answered) => Ok(self.told(snapshot, query, origin, answered, took)),
+        let start = Instant::now();
+        let result = answer();
+        let took = start.elapsed();
+        match result {
+            Ok(result) => Ok(self.record(snapshot, query, origin, result, took)),
             Err(no_answer) => {
-                self.refused(origin, reason(&no_answer));
+                self.log_rejection(origin, rejection_label(&no_answer));
                 Err(no_answer)
             }
         }
     }
 
-    /// Whether anyone wants to know how long answers take.
-    fn is_timed(&self) -> bool {
-        self.figures.is_some() || self.log.is_some()
+    /// Returns whether metrics or the log are on, so that answers must be timed.
+    fn is_observed(&self) -> bool {
+        self.metrics.is_some() || self.log.is_some()
     }
 
-    /// Counts an answer and tells the log of it, as far as that is wanted.
-    fn told(
+    /// Counts and logs an answer, if metrics or the log are on.
+    fn record(
         &self,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         origin: &Origin<'_>,
-        mut answered: Answered<A>,
+        mut result: EngineAnswer<A>,
         took: Duration,
-    ) -> Answered<A> {
-        if let Some(figures) = &self.figures {
-            figures.answered(answered.answer.decision(), answered.source, took);
+    ) -> EngineAnswer<A> {
+        if let Some(metrics) = &self.metrics {
+            metrics.count_answer(result.answer.decision(), result.source, took);
         }
         if let Some(log) = &self.log {
-            let told = Told {
+            let entry = LogEntry {
                 query,
-                answer: &answered.answer,
+                answer: &result.answer,
                 revision: snapshot.revision(),
-                cache: match (answered.source, &self.cache) {
-                    (Source::Cache, _) => CacheUse::Hit,
-                    (Source::Decided, Some(_)) => CacheUse::Miss,
-                    (Source::Decided, None) => CacheUse::Off,
+                cache: match (result.source, &self.cache) {
+                    (Source::Cache, _) => CacheStatus::Hit,
+                    (Source::Decided, Some(_)) => CacheStatus::Miss,
+                    (Source::Decided, None) => CacheStatus::Off,
                 },
                 took,
             };
-            answered.decision_id = log.decided(origin, &told);
+            result.decision_id = log.record(origin, &entry);
         }
-        answered
+        result
     }
 
-    /// Tells the decision log of a request that was refused, and why: by a door, so that it never
-    /// came to a query, or here.
-    pub fn refused(&self, origin: &Origin<'_>, reason: &'static str) {
+    /// Logs a rejected request: one that never became a query, or one that has no answer.
+    pub fn log_rejection(&self, origin: &Origin<'_>, reason: &'static str) {
         if let Some(log) = &self.log {
-            log.refused(origin, reason);
+            log.record_rejection(origin, reason);
         }
     }
 
@@ -385,56 +327,40 @@ impl<A: Rendered> Engine<A> {
         resource.r#type = query.resource.type_name,
         revision = %snapshot.revision(),
     ))]
-    fn ask(
+    fn get_or_decide(
         cache: &Cache<A>,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         decide: impl FnOnce() -> Result<A, NoAnswer>,
-    ) -> Result<Answered<A>, NoAnswer> {
-        // The key holds of the request all that the outcome can depend on, and answers are kept
-        // by revision: a hit is a request that was checked before on this very content.
-        cache.get_or_decide(snapshot, query, decide)
+    ) -> Result<EngineAnswer<A>, NoAnswer> {
+        // The key holds all of the request that the outcome can depend on, and answers are cached
+        // by revision: a hit is a request that was validated before on this very content.
+        let (answer, source) = cache.get_or_decide(snapshot, query, decide)?;
+        Ok(EngineAnswer::new(answer, source))
     }
 
-    /// Drops the remembered answers of snapshots that are no longer in force.
+    /// Drops all cached answers, to free the memory of answers from replaced snapshots.
     ///
-    /// Only memory is at stake: no lookup under the snapshot in force can meet them.
-    pub fn forget(&self) {
+    /// Correctness does not need it: no lookup under the current snapshot finds another's answer.
+    pub fn clear_cache(&self) {
         if let Some(cache) = &self.cache {
-            cache.forget();
+            cache.clear();
         }
     }
 
-    /// What the cache did since the start; `None` when it is off.
+    /// Returns the cache's counts since startup, or `None` if the cache is off.
     #[must_use]
-    pub fn cache_figures(&self) -> Option<CacheFigures> {
-        self.cache.as_ref().map(Cache::figures)
+    pub fn cache_metrics(&self) -> Option<CacheMetrics> {
+        self.cache.as_ref().map(Cache::metrics)
     }
 }
 
-/// What the decision log calls it.
-fn reason(no_answer: &NoAnswer) -> &'static str {
+/// Returns the rejection's label in the decision log.
+fn rejection_label(no_answer: &NoAnswer) -> &'static str {
     match no_answer {
         NoAnswer::Invalid(_) => "INVALID_REQUEST",
         NoAnswer::UnknownPrincipal => "PRINCIPAL_UNKNOWN",
         NoAnswer::TooManyPolicies { .. } => "TOO_MANY_POLICIES",
         NoAnswer::TooManyEntities { .. } => "TOO_MANY_ENTITIES",
-    }
-}
-
-impl Answers for Arc<Answer> {
-    fn decision(&self) -> Decision {
-        self.decision
-    }
-
-    fn determining(&self) -> impl Iterator<Item = &str> {
-        self.diagnostics.determining.iter().map(PolicyId::as_str)
-    }
-
-    fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.diagnostics
-            .errors
-            .iter()
-            .map(|PolicyError { policy, message }| (policy.as_str(), message.as_str()))
     }
 }

@@ -20,6 +20,7 @@ pub mod explanation;
 pub mod id;
 mod policies;
 pub mod query;
+pub mod query_ref;
 pub mod request_json;
 mod schema;
 pub mod settings;

@@ -77,8 +77,6 @@ const FLOORS: &[Floor] = &[
         &[
             "crate::decision_log",
             "crate::pdp",
-            // What was asked, as the engine has it.
-            "crate::engine::query_ref",
             "crate::config::decision_log",
         ],
     ),
@@ -139,21 +137,21 @@ const FLOORS: &[Floor] = &[
             // What others have counted, for the page of metrics.
             "crate::figures",
             "crate::decision_log::DecisionLog",
-            "crate::decision_log::DecisionLogFigures",
+            "crate::decision_log::DecisionLogMetrics",
             // Where its lines go, if they go to a collector.
             "crate::decision_log::Collector",
-            "crate::decision_log::Receipt",
-            "crate::decision_log::Refusal",
+            "crate::decision_log::Rejected",
             "crate::decision_log::SendError",
+            "crate::decision_log::WriteResult",
             "crate::engine::Source",
-            "crate::engine::cache::CacheFigures",
-            "crate::engine::figures",
+            "crate::engine::cache::CacheMetrics",
+            "crate::engine::metrics",
             "crate::api::figures",
             "crate::api::CallersFigures",
             "crate::api::TlsFigures",
             "crate::pip::KeyFigures",
             "crate::pip::TokenFigures",
-            "crate::decision_log::DecisionLogFigures",
+            "crate::decision_log::DecisionLogMetrics",
             "crate::policy_store::StatusReader",
             "crate::policy_store::ReloadCounts",
             "crate::readiness",
@@ -246,7 +244,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             // The configuration file.
             "src/config/layers",
             // The decision log's files.
-            "src/decision_log/lines",
+            "src/decision_log/sink",
             // Files of sockets.
             "src/api/listen",
             // What the kernel tells of this process.

@@ -57,7 +57,7 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
             for query in queries.iter().cycle().take(count) {
                 cached_hit(&engine, &snapshot, query)?;
             }
-            let figures = engine.cache_figures().context("the cache is on")?;
+            let figures = engine.cache_metrics().context("the cache is on")?;
             ensure!(
                 figures.hits >= count as u64 && figures.misses == queries.len() as u64,
                 "not every lookup was a hit: {figures:?}"
@@ -87,7 +87,7 @@ fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Re
 }
 
 fn ask(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
-    let leave = engine.leave_now().context("nothing is logged")?;
+    let leave = engine.try_log_permit().context("nothing is logged")?;
     black_box(engine.authorize(snapshot, query, &Origin::default(), &leave)?);
     Ok(())
 }

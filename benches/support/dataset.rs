@@ -32,7 +32,7 @@ pub use requests::Ask;
 
 use hierarchy::Hierarchy;
 use outline::Outline;
-use rng::Rng;
+pub use rng::Rng;
 
 /// How many policies, links or entities a file holds.
 pub const PER_FILE: usize = 1_000;

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cedar_pdp::engine::key::encode;
-use cedar_pdp::engine::query_ref::{EntityRef, Fields, QueryRef, ValueRef};
+use cedar_pdp::pdp::query_ref::{EntityRef, Fields, QueryRef, ValueRef};
 use cedar_pdp::pdp::query::{Claimed, Query, Record, RequestEntity, StoredPrincipal, Uid, Value};
 use cedar_pdp::pdp::ContextReads;
 
@@ -122,7 +122,7 @@ impl Order {
         if self.0 >= 128 {
             entries.reverse();
         }
-        Fields::of(entries).expect("each name stands once")
+        Fields::from_entries(entries).expect("each name stands once")
     }
 
     fn settle(self, value: &mut ValueRef<'_>) {

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::api::auth::caller::Right;
 use crate::counters::{Counters, Distribution, Histogram};
-use crate::engine::figures::{DURATION_BOUNDS, nanoseconds};
+use crate::engine::metrics::{DURATION_BOUNDS, nanoseconds};
 use crate::telemetry::traces::Ended;
 
 /// Declares an enum of which every value has a text: a closed set of values for a label.

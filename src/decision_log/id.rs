@@ -1,4 +1,4 @@
-//! What a decision is called: the id that its caller and the log both have.
+//! The id of a decision, which its caller and the log share, and the sampler.
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,45 +9,45 @@ use std::time::Duration;
 use super::json::hex_digit;
 use crate::config::decision_log::Share;
 
-/// The id of one decision: a UUID of version 7, so ids sort by time.
+/// The id of one decision: a version 7 UUID, so that ids sort by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DecisionId([u8; Self::LENGTH]);
 
 impl DecisionId {
-    /// In bytes.
+    /// The length in bytes.
     pub const LENGTH: usize = 36;
 
-    /// An id for a decision at `at` since 1970; `random` makes it unlike any other.
-    pub(super) fn new(at: Duration, random: u64) -> Self {
-        // RFC 9562, section 5.7, with method 3 of section 6.2: 48 bits of milliseconds, the version, 12 bits of
-        // what is left of the millisecond, two bits that say what kind of UUID this is, and 62
-        // that are random.
-        let milliseconds = at.as_millis() as u64;
-        let left = u64::from(at.subsec_nanos() % 1_000_000) * 4_096 / 1_000_000;
-        let high = milliseconds << 16 | 0x7000 | left;
+    /// Creates an id from a time since 1970 and a random number, which makes it unique.
+    pub(super) fn new(time: Duration, random: u64) -> Self {
+        // RFC 9562, section 5.7, with method 3 of section 6.2: 48 bits of milliseconds, the
+        // version, 12 bits of the fraction of a millisecond, two bits of the variant, and 62
+        // random bits.
+        let milliseconds = time.as_millis() as u64;
+        let fraction = u64::from(time.subsec_nanos() % 1_000_000) * 4_096 / 1_000_000;
+        let high = milliseconds << 16 | 0x7000 | fraction;
         let low = random >> 2 | 1 << 63;
         let mut text = [b'-'; Self::LENGTH];
         let mut shift = 128;
-        for (at, place) in text.iter_mut().enumerate() {
-            if !matches!(at, 8 | 13 | 18 | 23) {
+        for (index, digit) in text.iter_mut().enumerate() {
+            if !matches!(index, 8 | 13 | 18 | 23) {
                 shift -= 4;
                 let half = if shift >= 64 { high } else { low };
-                *place = hex_digit((half >> (shift % 64)) as u32);
+                *digit = hex_digit((half >> (shift % 64)) as u32);
             }
         }
         Self(text)
     }
 
-    /// The 36 characters, which are ASCII.
+    /// Returns the 36 ASCII characters.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LENGTH] {
         &self.0
     }
 
-    /// The 36 characters.
+    /// Returns the 36 characters.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // INVARIANT: they are ASCII.
+        // INVARIANT: all bytes are ASCII.
         str::from_utf8(&self.0).unwrap_or_default()
     }
 }
@@ -58,28 +58,30 @@ impl fmt::Display for DecisionId {
     }
 }
 
-/// Random numbers, each thread's its own: a keyed hash of a counter. The keys come from the system.
+/// A random sampler for one thread. Its numbers are keyed hashes of a counter; the keys come from
+/// the system.
 #[derive(Debug, Default)]
-pub(super) struct Dice {
+pub(super) struct Sampler {
     keys: RandomState,
-    thrown: Cell<u64>,
+    counter: Cell<u64>,
 }
 
-impl Dice {
-    pub(super) fn throw(&self) -> u64 {
-        let n = self.thrown.get();
-        self.thrown.set(n.wrapping_add(1));
+impl Sampler {
+    /// Returns the next random number.
+    pub(super) fn next_random(&self) -> u64 {
+        let n = self.counter.get();
+        self.counter.set(n.wrapping_add(1));
         self.keys.hash_one(n)
     }
 
-    /// Whether this one belongs to the share.
-    pub(super) fn falls_within(&self, share: Share) -> bool {
+    /// Returns `true` for a random `share` of the calls.
+    pub(super) fn is_sampled(&self, share: Share) -> bool {
         match share {
             Share::ALL => true,
-            // The product of the two fits in 84 bits; its upper part is evenly from 0 to 999,999.
+            // The product fits into 84 bits; its upper part is uniform over 0 to 999,999.
             share => {
-                let evenly = (u128::from(self.throw()) * 1_000_000) >> 64;
-                evenly < u128::from(share.millionths())
+                let uniform = (u128::from(self.next_random()) * 1_000_000) >> 64;
+                uniform < u128::from(share.millionths())
             }
         }
     }
@@ -90,38 +92,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_a_uuid_of_version_7() {
+    fn id_is_a_version_7_uuid() {
         // The example of RFC 9562, appendix A.6, whose random part is 0xcc3 and 0x18c4dc0c0c07398f.
-        let at = Duration::from_millis(0x017F_22E2_79B0);
-        let id = DecisionId::new(at, 0x18c4_dc0c_0c07_398f << 2);
+        let time = Duration::from_millis(0x017F_22E2_79B0);
+        let id = DecisionId::new(time, 0x18c4_dc0c_0c07_398f << 2);
         assert_eq!(id.as_str(), "017f22e2-79b0-7000-98c4-dc0c0c07398f");
-        let later = DecisionId::new(at + Duration::from_nanos(999_999), 0);
+        let later = DecisionId::new(time + Duration::from_nanos(999_999), 0);
         assert_eq!(later.as_str(), "017f22e2-79b0-7fff-8000-000000000000");
         assert!(later > id);
     }
 
     #[test]
-    fn no_two_ids_are_alike() {
-        let dice = Dice::default();
-        let other = Dice::default();
+    fn ids_are_unique() {
+        let one = Sampler::default();
+        let other = Sampler::default();
         let ids: std::collections::BTreeSet<_> = (0..1_000)
-            .flat_map(|_| [dice.throw(), other.throw()])
+            .flat_map(|_| [one.next_random(), other.next_random()])
             .map(|random| DecisionId::new(Duration::from_secs(1), random))
             .collect();
         assert_eq!(ids.len(), 2_000);
     }
 
     #[test]
-    fn of_a_share_about_that_many_fall_within() {
-        let dice = Dice::default();
-        let within = |share: &str| {
+    fn share_of_calls_is_sampled() {
+        let sampler = Sampler::default();
+        let sampled = |share: &str| {
             let share = share.parse().unwrap();
-            (0..100_000).filter(|_| dice.falls_within(share)).count()
+            (0..100_000).filter(|_| sampler.is_sampled(share)).count()
         };
-        assert_eq!(within("0"), 0);
-        assert_eq!(within("1"), 100_000);
-        // Twelve standard deviations either way.
-        let tenth = within("0.1");
+        assert_eq!(sampled("0"), 0);
+        assert_eq!(sampled("1"), 100_000);
+        // Within twelve standard deviations.
+        let tenth = sampled("0.1");
         assert!((8_800..11_200).contains(&tenth), "{tenth}");
     }
 }

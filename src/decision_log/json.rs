@@ -1,23 +1,23 @@
-//! Writes JSON text quickly, in lines that are safe to read on a terminal.
+//! Writes JSON text quickly, in lines that are safe to print on a terminal.
 //!
-//! Not serde: a record is written for each decision, from texts that lie in the caller's bytes.
+//! serde is not used: a record is written for each decision, from text in the caller's bytes.
 
 /// Writes `text` as a JSON string.
 ///
-/// Escaped is what JSON asks for, and whatever could make a reader see something else than what
-/// stands there: control characters, line separators, and marks that turn the direction of text.
+/// Escapes what JSON requires, and all characters that could mislead a reader: control characters,
+/// line separators, and marks that change the direction of text.
 pub(super) fn string(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
     let mut rest = text;
-    while let Some(at) = first_marked(rest.as_bytes()) {
-        // INVARIANT: a byte that is not plain is the first of its character.
-        let (plain, marked) = rest.split_at_checked(at).unwrap_or_default();
-        let character = marked.chars().next().unwrap_or_default();
+    while let Some(at) = first_suspect(rest.as_bytes()) {
+        // INVARIANT: a suspect byte is the first byte of its character.
+        let (plain, suspect) = rest.split_at_checked(at).unwrap_or_default();
+        let character = suspect.chars().next().unwrap_or_default();
         line.extend_from_slice(plain.as_bytes());
-        let (first, after) = marked
+        let (first, after) = suspect
             .split_at_checked(character.len_utf8())
             .unwrap_or_default();
-        match character.is_ascii() || misleads(character) {
+        match character.is_ascii() || is_misleading(character) {
             true => escape(line, character),
             false => line.extend_from_slice(first.as_bytes()),
         }
@@ -27,8 +27,8 @@ pub(super) fn string(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
 }
 
-/// Where the first byte stands that is not plain.
-fn first_marked(bytes: &[u8]) -> Option<usize> {
+/// Returns the index of the first byte that may need escaping.
+fn first_suspect(bytes: &[u8]) -> Option<usize> {
     let (words, _) = bytes.as_chunks();
     let skipped = words
         .iter()
@@ -39,12 +39,12 @@ fn first_marked(bytes: &[u8]) -> Option<usize> {
     Some(begin + at)
 }
 
-/// Whether eight bytes are all plain and ASCII; `false` says nothing.
+/// Returns whether eight bytes are all plain ASCII. `false` means "not sure".
 fn are_plain_ascii(word: u64) -> bool {
     const LOW: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
-    // A byte that is zero borrows, and so has its high bit set after the subtraction. Bytes after it
-    // may seem to be zero too, which only asks for a second look.
+    // A zero byte borrows, so that its high bit is set after the subtraction. The borrow may make
+    // later bytes look like zero, too, which only costs a second check.
     let has_zero = |word: u64| word.wrapping_sub(LOW) & !word;
     let below_space = word.wrapping_sub(LOW * 0x20) & !word;
     let marked = below_space
@@ -55,8 +55,8 @@ fn are_plain_ascii(word: u64) -> bool {
     marked & HIGH == 0
 }
 
-/// Whether a byte needs no second look: in ASCII most do not, and of longer characters only the
-/// first byte of those that may mislead does.
+/// Returns whether a byte needs no further check. That holds for most of ASCII, and for all other
+/// bytes except the first bytes of characters that may be misleading.
 fn is_plain(byte: u8) -> bool {
     !matches!(
         byte,
@@ -64,8 +64,8 @@ fn is_plain(byte: u8) -> bool {
     )
 }
 
-/// Whether a character that is not ASCII is shown as something else than itself.
-fn misleads(character: char) -> bool {
+/// Returns whether a non-ASCII character is displayed as something other than itself.
+fn is_misleading(character: char) -> bool {
     matches!(
         character,
         '\u{80}'..='\u{9f}'
@@ -84,7 +84,7 @@ fn escape(line: &mut Vec<u8>, character: char) {
         '\n' => line.extend_from_slice(br"\n"),
         '\r' => line.extend_from_slice(br"\r"),
         '\t' => line.extend_from_slice(br"\t"),
-        // Nothing that is escaped lies beyond sixteen bits.
+        // All other escaped characters have at most sixteen bits.
         other => {
             line.extend_from_slice(br"\u");
             let code = u32::from(other);
@@ -95,7 +95,7 @@ fn escape(line: &mut Vec<u8>, character: char) {
     }
 }
 
-/// The lowest four bits as a digit.
+/// Returns the lowest four bits as a hex digit.
 pub(super) fn hex_digit(bits: u32) -> u8 {
     let bits = (bits & 0xf) as u8;
     match bits {
@@ -104,7 +104,7 @@ pub(super) fn hex_digit(bits: u32) -> u8 {
     }
 }
 
-/// Writes `number`.
+/// Writes a signed number.
 pub(super) fn number(line: &mut Vec<u8>, number: i64) {
     if number < 0 {
         line.push(b'-');
@@ -112,13 +112,13 @@ pub(super) fn number(line: &mut Vec<u8>, number: i64) {
     digits(line, number.unsigned_abs(), 1);
 }
 
-/// Writes `number` with at least `least` digits.
-pub(super) fn digits(line: &mut Vec<u8>, mut number: u64, least: usize) {
-    // As many as a `u64` has.
+/// Writes `number` with at least `min_digits` digits.
+pub(super) fn digits(line: &mut Vec<u8>, mut number: u64, min_digits: usize) {
+    // A `u64` has at most 20 digits.
     let mut digits = [b'0'; 20];
     let mut length = 0;
     for digit in digits.iter_mut().rev() {
-        if number == 0 && length >= least {
+        if number == 0 && length >= min_digits {
             break;
         }
         *digit = b'0' + (number % 10) as u8;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_is_read_back_as_it_was() {
+    fn string_round_trips() {
         let every: String = (0..=0x1_1000).filter_map(char::from_u32).collect();
         for text in ["", "plain", "\"\\\n\r\t\u{0}", "ä😀\u{2028}x", &every] {
             let json = written(text);
@@ -148,35 +148,35 @@ mod tests {
     }
 
     #[test]
-    fn what_could_mislead_a_reader_is_escaped() {
+    fn misleading_characters_are_escaped() {
         let every: String = (0..=0xffff).filter_map(char::from_u32).collect();
         let json = written(&every);
-        let left: Vec<char> = json
+        let unescaped: Vec<char> = json
             .chars()
-            .filter(|c| c.is_control() || misleads(*c))
+            .filter(|c| c.is_control() || is_misleading(*c))
             .collect();
-        assert_eq!(left, []);
+        assert_eq!(unescaped, []);
         assert_eq!(written("a\u{7f}\u{1b}[31m"), r#""a\u007f\u001b[31m""#);
         assert_eq!(written("\u{202e}evil\u{85}"), r#""\u202eevil\u0085""#);
         assert_eq!(written("grün € 😀"), "\"grün € 😀\"");
     }
 
     #[test]
-    fn a_mark_is_found_wherever_it_stands() {
-        for mark in [
+    fn suspects_are_found_at_every_position() {
+        for suspect in [
             "\"", "\\", "\n", "\u{0}", "\u{1f}", "\u{7f}", "\u{85}", "\u{2028}",
         ] {
             for at in 0..40 {
                 for fill in [' ', '!', '~', '[', ']', '#', 'ü', '😀'] {
                     let mut text: Vec<char> = std::iter::repeat_n(fill, 40).collect();
-                    text.insert(at, mark.chars().next().unwrap());
+                    text.insert(at, suspect.chars().next().unwrap());
                     let text: String = text.into_iter().collect();
                     let json = written(&text);
                     assert!(
                         !json[1..json.len() - 1]
                             .replace("\\\\", "")
                             .replace("\\\"", "")
-                            .contains(mark)
+                            .contains(suspect)
                     );
                     assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
                 }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_whole() {
+    fn numbers_are_written_in_full() {
         for n in [0, 7, -1, 42, i64::MAX, i64::MIN] {
             let mut line = Vec::new();
             number(&mut line, n);

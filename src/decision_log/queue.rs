@@ -1,7 +1,7 @@
-//! Lines that wait to be written: bounded in bytes, filled by calls, emptied by one writer.
+//! A queue of lines to write, bounded in bytes, between many calls and one writer.
 //!
-//! A call puts its line at the end of a buffer under a lock and goes on; nothing here waits for a
-//! disk. The writer takes the whole buffer at once.
+//! A call appends its line to a buffer under a lock and continues; nothing here waits for a disk.
+//! The writer takes the whole buffer at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::DecisionLogFigures;
+use super::DecisionLogMetrics;
 use crate::config::decision_log::WhenFull;
 
-/// How long a line waits for others to be written with.
-const GATHER: Duration = Duration::from_millis(50);
-/// So many bytes are a batch, whatever the time.
+/// Time that a line waits for more lines to be written with it.
+const BATCH_DELAY: Duration = Duration::from_millis(50);
+/// Bytes that make a batch without waiting any longer.
 const BATCH_BYTES: usize = 256 << 10;
-/// Between two batches the buffer's memory is kept, if it is no more than this.
-const LARGEST_KEPT_BYTES: usize = 1 << 20;
+/// Most memory that an empty buffer keeps between two batches, in bytes.
+const MAX_IDLE_BUFFER_BYTES: usize = 1 << 20;
 
-/// The queue.
+/// A bounded queue of log lines.
 #[derive(Debug)]
 pub(super) struct Queue {
     when_full: WhenFull,
     capacity_bytes: usize,
-    inner: Mutex<Inner>,
+    state: Mutex<State>,
     /// Wakes the writer.
-    arrived: Condvar,
-    /// Whether as much waits as may. Told apart from `inner`, so that looking takes no lock.
+    has_lines: Condvar,
+    /// True while the capacity is used up. Not in `state`, so that reading it takes no lock.
     is_full: AtomicBool,
     /// Wakes the calls that wait for room.
     room: Notify,
-    /// Whether it has been said that lines are dropped, or that calls wait.
-    told: AtomicBool,
+    /// Set from the warning that the queue is full until it has room, so that each is logged once.
+    has_warned: AtomicBool,
     written: AtomicU64,
     dropped: AtomicU64,
     refused: AtomicU64,
@@ -40,20 +40,26 @@ pub(super) struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct State {
     lines: Vec<u8>,
-    /// How many.
-    count: u64,
-    /// Bytes that the writer has taken and not yet written.
-    taken: usize,
-    /// How many lines that is.
+    line_count: u64,
+    /// Bytes that the writer took and has not written yet.
+    taken_bytes: usize,
+    /// Lines that the writer took and has not written yet.
     taken_count: u64,
-    /// The writer waits for the first line of a batch, or for a batch to become large.
-    waits_for: Option<usize>,
-    /// When the writer must be done, once nothing more is to come.
-    end: Option<Instant>,
-    /// The writer has gone; nothing that comes now is ever written.
-    ended: bool,
+    /// Bytes of lines at which the writer must be woken, if it sleeps.
+    wake_at_bytes: Option<usize>,
+    /// The writer's deadline, once the queue is closed.
+    deadline: Option<Instant>,
+    /// Set when the writer stops: no line is written any more.
+    has_stopped: bool,
+}
+
+impl State {
+    /// Returns the bytes that are queued or being written.
+    fn held_bytes(&self) -> usize {
+        self.lines.len() + self.taken_bytes
+    }
 }
 
 impl Queue {
@@ -61,11 +67,11 @@ impl Queue {
         Self {
             when_full,
             capacity_bytes,
-            inner: Mutex::default(),
-            arrived: Condvar::new(),
+            state: Mutex::default(),
+            has_lines: Condvar::new(),
             is_full: AtomicBool::new(false),
             room: Notify::new(),
-            told: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
             written: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -73,7 +79,7 @@ impl Queue {
         }
     }
 
-    /// Whether a decision may be made now.
+    /// Returns whether a decision may be made now.
     pub(super) fn has_room(&self) -> bool {
         match self.when_full {
             WhenFull::Drop => true,
@@ -81,186 +87,181 @@ impl Queue {
         }
     }
 
-    /// Returns when a decision may be made.
+    /// Waits until a decision may be made.
     ///
-    /// Calls that were let in together add a line each, so at most one line for each thread comes
-    /// on top of the capacity.
+    /// All waiting calls continue together. So the queue exceeds its capacity by at most one line
+    /// for each thread.
     pub(super) async fn wait_for_room(&self) {
         while !self.has_room() {
-            if !self.told.swap(true, Ordering::Relaxed) {
-                tracing::warn!("the decision log does not keep up: calls wait for it");
+            if !self.has_warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!("decision log is full, calls wait for room");
             }
-            let made = self.room.notified();
-            tokio::pin!(made);
-            // From here on it hears of room, so none is missed that comes after this look.
-            made.as_mut().enable();
+            let notified = self.room.notified();
+            tokio::pin!(notified);
+            // Registers before the next check, so that no notification after it is missed.
+            notified.as_mut().enable();
             if self.has_room() {
                 return;
             }
-            made.await;
+            notified.await;
         }
     }
 
-    /// Adds a line; `false` when it was dropped, which is counted.
+    /// Appends a line. Returns `false` if it was dropped, which is counted.
     pub(super) fn push(&self, line: &[u8]) -> bool {
-        let mut inner = self.lock();
-        let held = inner.lines.len() + inner.taken;
+        let mut state = self.lock();
+        let bytes = state.held_bytes() + line.len();
         let fits = match self.when_full {
-            WhenFull::Drop => held + line.len() <= self.capacity_bytes,
-            // Whoever comes here was told that there is room.
+            WhenFull::Drop => bytes <= self.capacity_bytes,
+            // The caller has a log permit.
             WhenFull::Block => true,
         };
-        if inner.ended || !fits {
-            drop(inner);
+        if state.has_stopped || !fits {
+            drop(state);
             self.dropped.fetch_add(1, Ordering::Relaxed);
-            if !self.told.swap(true, Ordering::Relaxed) {
-                tracing::warn!("the decision log does not keep up: decisions are not logged");
+            if !self.has_warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!("decision log is full, dropping records");
             }
             return false;
         }
-        inner.lines.extend_from_slice(line);
-        inner.count += 1;
-        if held + line.len() >= self.capacity_bytes {
+        state.lines.extend_from_slice(line);
+        state.line_count += 1;
+        if bytes >= self.capacity_bytes {
             self.is_full.store(true, Ordering::Release);
         }
-        let wakes = inner
-            .waits_for
-            .is_some_and(|bytes| inner.lines.len() >= bytes);
-        if wakes {
-            inner.waits_for = None;
+        let wakes_writer = (state.wake_at_bytes).is_some_and(|at| state.lines.len() >= at);
+        if wakes_writer {
+            state.wake_at_bytes = None;
         }
-        drop(inner);
-        if wakes {
-            self.arrived.notify_one();
+        drop(state);
+        if wakes_writer {
+            self.has_lines.notify_one();
         }
         true
     }
 
-    /// Swaps what has come into `batch`, which is empty, once there is enough of it or the first
-    /// has waited for a while; `false` when nothing more will come.
-    pub(super) fn take(&self, batch: &mut Vec<u8>) -> bool {
-        batch.shrink_to(LARGEST_KEPT_BYTES);
-        let mut inner = self.lock();
+    /// Waits for a batch, and swaps it into `batch`, which must be empty. Returns `false` at the
+    /// end.
+    pub(super) fn take_batch(&self, batch: &mut Vec<u8>) -> bool {
+        batch.shrink_to(MAX_IDLE_BUFFER_BYTES);
+        let mut state = self.lock();
         loop {
-            // Not woken by the first line, while they come all the time: there will be more.
-            inner = self.gather(inner);
-            if !inner.lines.is_empty() {
+            // Under steady load the first line need not wake the writer: more will come.
+            state = self.wait_for_batch(state);
+            if !state.lines.is_empty() {
                 break;
             }
-            if inner.end.is_some() {
-                self.ended(&mut inner);
+            if state.deadline.is_some() {
+                self.stop(&mut state);
                 return false;
             }
-            inner.waits_for = Some(1);
-            while inner.lines.is_empty() && inner.end.is_none() {
-                inner = self.wait(inner);
+            state.wake_at_bytes = Some(1);
+            while state.lines.is_empty() && state.deadline.is_none() {
+                state = (self.has_lines.wait(state)).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        inner.waits_for = None;
-        std::mem::swap(&mut inner.lines, batch);
-        inner.taken = batch.len();
-        inner.taken_count = std::mem::take(&mut inner.count);
+        state.wake_at_bytes = None;
+        std::mem::swap(&mut state.lines, batch);
+        state.taken_bytes = batch.len();
+        state.taken_count = std::mem::take(&mut state.line_count);
         true
     }
 
-    /// Waits until there is a batch, for a while at most.
-    fn gather<'a>(&self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
-        let gathered = Instant::now() + GATHER;
-        while inner.lines.len() < BATCH_BYTES && inner.end.is_none() {
-            let left = gathered.saturating_duration_since(Instant::now());
+    /// Waits until there is a full batch, at most `BATCH_DELAY`.
+    fn wait_for_batch<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let end = Instant::now() + BATCH_DELAY;
+        while state.lines.len() < BATCH_BYTES && state.deadline.is_none() {
+            let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            inner.waits_for = Some(BATCH_BYTES);
-            inner = self.wait_at_most(inner, left);
+            state.wake_at_bytes = Some(BATCH_BYTES);
+            state = self.wait_timeout(state, left);
         }
-        inner
+        state
     }
 
-    /// Notes that these lines of the batch need no more be written: so many were refused, the others
-    /// are where they belong.
-    pub(super) fn settled(&self, lines: &[u8], refused: u64) {
-        let mut inner = self.lock();
-        inner.taken = inner.taken.saturating_sub(lines.len());
-        let count = match inner.taken {
-            // Mostly it is all of them, which need not be counted again.
-            0 => inner.taken_count,
-            _ => count(lines).min(inner.taken_count),
+    /// Removes these lines of the batch: `refused` of them were rejected permanently, the others
+    /// were written.
+    pub(super) fn complete(&self, lines: &[u8], refused: u64) {
+        let mut state = self.lock();
+        state.taken_bytes = state.taken_bytes.saturating_sub(lines.len());
+        let count = match state.taken_bytes {
+            // Usually all lines are complete, and need not be counted again.
+            0 => state.taken_count,
+            _ => count_lines(lines).min(state.taken_count),
         };
-        inner.taken_count -= count;
+        state.taken_count -= count;
         let refused = refused.min(count);
         self.written.fetch_add(count - refused, Ordering::Relaxed);
         self.refused.fetch_add(refused, Ordering::Relaxed);
-        let held = inner.lines.len() + inner.taken;
-        let has_room = held < self.capacity_bytes && !inner.ended;
+        let bytes = state.held_bytes();
+        let has_room = bytes < self.capacity_bytes && !state.has_stopped;
         if has_room {
             self.is_full.store(false, Ordering::Release);
         }
-        drop(inner);
+        drop(state);
         if has_room {
             self.room.notify_waiters();
         }
-        // Half is enough not to say the same again at once.
-        if held <= self.capacity_bytes / 2 && self.told.swap(false, Ordering::Relaxed) {
+        // Not before it is half empty: otherwise the same messages would be logged again at once.
+        if bytes <= self.capacity_bytes / 2 && self.has_warned.swap(false, Ordering::Relaxed) {
             let dropped = self.dropped.load(Ordering::Relaxed);
-            tracing::info!(dropped, "the decision log keeps up again");
+            tracing::info!(dropped, "decision log has room again");
         }
     }
 
-    /// Notes that writing failed.
-    pub(super) fn write_failed(&self) {
+    /// Counts a failed attempt to write.
+    pub(super) fn count_failure(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Lets `pause` pass before writing is tried again; `false` when there is no time for that. When
-    /// the end is near, no more than `last_pause` passes: there may be no other chance.
-    pub(super) fn rest(&self, pause: Duration, last_pause: Duration) -> bool {
-        let begun = Instant::now();
-        let mut inner = self.lock();
+    /// Waits for `pause` before a retry. Returns `false` if the deadline has passed.
+    ///
+    /// Once the queue is closed, it waits for `last_pause` at most: there may be no later chance.
+    pub(super) fn wait_to_retry(&self, pause: Duration, last_pause: Duration) -> bool {
+        let start = Instant::now();
+        let mut state = self.lock();
         loop {
             let now = Instant::now();
-            if inner.end.is_some_and(|end| now >= end) {
-                return false;
-            }
-            let pause = inner.end.map_or(pause, |_| pause.min(last_pause));
-            let left = (begun + pause).saturating_duration_since(now);
+            let end = match state.deadline {
+                Some(deadline) if now >= deadline => return false,
+                Some(deadline) => deadline.min(start + pause.min(last_pause)),
+                None => start + pause,
+            };
+            let left = end.saturating_duration_since(now);
             if left.is_zero() {
                 return true;
             }
-            let left = inner
-                .end
-                .map_or(left, |end| left.min(end.saturating_duration_since(now)));
-            inner = self.wait_at_most(inner, left);
+            state = self.wait_timeout(state, left);
         }
     }
 
-    /// Says that nothing more will come, and that what is here should be written by `end`.
-    pub(super) fn close(&self, end: Instant) {
-        self.lock().end = Some(end);
-        self.arrived.notify_one();
+    /// Closes the queue: the writer must write all lines by `deadline`.
+    pub(super) fn close(&self, deadline: Instant) {
+        self.lock().deadline = Some(deadline);
+        self.has_lines.notify_one();
     }
 
-    /// Gives up what is not written; how many lines that is.
+    /// Drops all lines that are not written. Returns their number.
     pub(super) fn abandon(&self) -> u64 {
-        let mut inner = self.lock();
-        self.ended(&mut inner);
-        inner.lines = Vec::new();
-        let lost = std::mem::take(&mut inner.count) + std::mem::take(&mut inner.taken_count);
+        let mut state = self.lock();
+        self.stop(&mut state);
+        state.lines = Vec::new();
+        let lost = std::mem::take(&mut state.line_count) + std::mem::take(&mut state.taken_count);
         self.dropped.fetch_add(lost, Ordering::Relaxed);
         lost
     }
 
-    /// From here on a call that waits for room waits for the end of the process.
-    fn ended(&self, inner: &mut Inner) {
-        inner.ended = true;
+    /// Stops writing. Calls that wait for room from here on wait until the process ends.
+    fn stop(&self, state: &mut State) {
+        state.has_stopped = true;
         self.is_full.store(true, Ordering::Release);
     }
 
-    pub(super) fn figures(&self) -> DecisionLogFigures {
-        let inner = self.lock();
-        let queue_bytes = (inner.lines.len() + inner.taken) as u64;
-        drop(inner);
-        DecisionLogFigures {
+    pub(super) fn metrics(&self) -> DecisionLogMetrics {
+        let queue_bytes = self.lock().held_bytes() as u64;
+        DecisionLogMetrics {
             written: self.written.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
@@ -269,30 +270,23 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing that is done under the lock can fail half way but for want of memory, which ends
-        // the process.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Under the lock only an allocation can fail half-way, which aborts the process: a poisoned
+        // state is still consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
-        self.arrived
-            .wait(inner)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_at_most<'a>(
+    fn wait_timeout<'a>(
         &self,
-        inner: MutexGuard<'a, Inner>,
-        most: Duration,
-    ) -> MutexGuard<'a, Inner> {
-        let waited = self.arrived.wait_timeout(inner, most);
+        state: MutexGuard<'a, State>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, State> {
+        let waited = self.has_lines.wait_timeout(state, timeout);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
-/// How many lines these are.
-fn count(lines: &[u8]) -> u64 {
+fn count_lines(lines: &[u8]) -> u64 {
     lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 

@@ -1,8 +1,8 @@
-//! The thread that writes: takes what has come, puts it where it belongs, and does not give up.
+//! The thread that takes lines from the queue, writes them to the sink, and retries.
 //!
-//! What cannot be written is tried again until it can, or until the process must end. Meanwhile the
-//! queue fills, and what becomes of further decisions is its affair. Only what a collector refuses
-//! for good is let go: all that comes after would wait behind it.
+//! A failed write is retried until it succeeds or the process must end. Meanwhile the queue fills
+//! up and handles further records. Only lines that a collector rejects permanently are given up:
+//! otherwise all later lines would wait behind them.
 
 use std::io;
 use std::sync::Arc;
@@ -11,30 +11,30 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::lines::{Lines, Receipt, Refusal, SendError};
 use super::queue::Queue;
+use super::sink::{Rejected, SendError, Sink, WriteResult};
 
-/// Between two attempts at writing, at least.
-const PAUSE: Duration = Duration::from_millis(250);
+/// Least time between two attempts to write.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// The writing end of the log. Dropped without [`finish`](Self::finish), it loses what waits.
+/// The writing side of the log. Dropping it without [`finish`](Self::finish) loses queued lines.
 #[must_use]
 #[derive(Debug)]
 pub struct Writer {
     queue: Arc<Queue>,
-    /// Says that the thread has come to its end.
+    /// Resolves when the thread has ended.
     ended: oneshot::Receiver<()>,
 }
 
 impl Writer {
-    pub(super) fn start(queue: &Arc<Queue>, lines: Lines) -> io::Result<Self> {
+    pub(super) fn start(queue: &Arc<Queue>, sink: Sink) -> io::Result<Self> {
         let (end, ended) = oneshot::channel();
-        let of_thread = Arc::clone(queue);
+        let thread_queue = Arc::clone(queue);
         thread::Builder::new()
             .name("decision-log".to_owned())
             .spawn(move || {
-                write_all(&of_thread, lines);
-                // Nobody may be waiting for it.
+                write_all(&thread_queue, sink);
+                // The receiver may be gone.
                 let _ = end.send(());
             })?;
         Ok(Self {
@@ -43,95 +43,93 @@ impl Writer {
         })
     }
 
-    /// Writes what waits and ends, at the latest after `within`. What is not written then is
-    /// counted as dropped, and told.
-    pub async fn finish(self, within: Duration) {
+    /// Writes the queued lines and ends, after `timeout` at the latest. Lines that are not written
+    /// by then are counted as dropped, and logged.
+    pub async fn finish(self, timeout: Duration) {
         let Self { queue, ended } = self;
-        queue.close(Instant::now() + within);
-        // The thread gives up by itself, unless it hangs in a write.
-        let patience = within + PAUSE;
-        match tokio::time::timeout(patience, ended).await {
+        queue.close(Instant::now() + timeout);
+        // The thread observes the deadline itself, unless a write hangs.
+        match tokio::time::timeout(timeout + RETRY_PAUSE, ended).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => {
                 tracing::error!("the thread that writes the decision log has failed");
-                lost(queue.abandon());
+                warn_lost(queue.abandon());
             }
-            Err(_elapsed) => lost(queue.abandon()),
+            Err(_elapsed) => warn_lost(queue.abandon()),
         }
     }
 }
 
-fn lost(decisions: u64) {
+fn warn_lost(decisions: u64) {
     if decisions > 0 {
-        tracing::warn!(decisions, "the decision log ends without these");
+        tracing::warn!(decisions, "decision log ended, dropping unwritten records");
     }
 }
 
-/// Writes until nothing more comes.
-fn write_all(queue: &Queue, mut lines: Lines) {
+/// Writes lines until the queue ends.
+fn write_all(queue: &Queue, mut sink: Sink) {
     let mut batch = Vec::new();
-    let mut trouble = Trouble::default();
-    while queue.take(&mut batch) {
+    let mut failures = FailureReport::default();
+    while queue.take_batch(&mut batch) {
         let mut rest = batch.as_slice();
         while !rest.is_empty() {
-            match lines.write(rest) {
-                Ok(Receipt { bytes, refusal }) => {
-                    let (there, left) = rest.split_at_checked(bytes).unwrap_or((rest, &[]));
-                    queue.settled(there, refusal.as_ref().map_or(0, |refusal| refusal.lines));
+            match sink.write(rest) {
+                Ok(WriteResult { bytes, rejected }) => {
+                    let (done, left) = rest.split_at_checked(bytes).unwrap_or((rest, &[]));
+                    queue.complete(done, rejected.as_ref().map_or(0, |rejected| rejected.lines));
                     rest = left;
-                    // A part of a line says nothing yet.
+                    // A partial line does not yet prove that writing works.
                     if bytes > 0 {
-                        trouble.is_over(refusal.as_ref());
+                        failures.log_success(rejected.as_ref());
                     }
                 }
                 Err(error) => {
-                    queue.write_failed();
-                    trouble.is_met(&error);
-                    let pause = error.wait.map_or(PAUSE, |wait| wait.max(PAUSE));
-                    if !queue.rest(pause, PAUSE) {
-                        return lost(queue.abandon());
+                    queue.count_failure();
+                    failures.log_failure(&error);
+                    let pause = error.retry_after.unwrap_or_default().max(RETRY_PAUSE);
+                    if !queue.wait_to_retry(pause, RETRY_PAUSE) {
+                        return warn_lost(queue.abandon());
                     }
                 }
             }
         }
         batch.clear();
     }
-    if let Err(error) = lines.sync() {
-        tracing::warn!(%error, "cannot tell whether the disk holds all of the decision log");
+    if let Err(error) = sink.sync() {
+        tracing::warn!(%error, "cannot sync the decision log to disk");
     }
 }
 
-/// What has been said of trouble with writing: once for each time of it, for it is met anew at every
-/// attempt.
+/// The failures that are logged: each kind once, until writing works again.
 #[derive(Default)]
-struct Trouble {
+struct FailureReport {
     is_failing: bool,
-    is_refused: bool,
+    is_rejected: bool,
 }
 
-impl Trouble {
-    /// Something cannot be written now.
-    fn is_met(&mut self, error: &SendError) {
+impl FailureReport {
+    /// Logs a failed write, unless the last one failed, too.
+    fn log_failure(&mut self, error: &SendError) {
         if !std::mem::replace(&mut self.is_failing, true) {
             tracing::warn!(%error, "cannot write the decision log");
         }
     }
 
-    /// Lines are settled, if only by a `refusal`.
-    fn is_over(&mut self, refusal: Option<&Refusal>) {
-        match refusal {
+    /// Logs lines that were rejected permanently, or that writing works again.
+    fn log_success(&mut self, rejected: Option<&Rejected>) {
+        match rejected {
             None => {
-                if self.is_failing || self.is_refused {
+                if self.is_failing || self.is_rejected {
                     tracing::info!("the decision log is written again");
                 }
                 *self = Self::default();
             }
-            Some(Refusal { lines, reason }) => {
-                if !std::mem::replace(&mut self.is_refused, true) {
+            Some(Rejected { lines, reason }) => {
+                if !std::mem::replace(&mut self.is_rejected, true) {
                     tracing::warn!(
                         decisions = lines,
                         error = reason,
-                        "the collector refuses decisions for good: they are dropped",
+                        "collector rejected records permanently, dropping them",
                     );
                 }
             }
@@ -143,74 +141,74 @@ impl Trouble {
 mod tests {
     use std::sync::mpsc;
 
-    use super::super::lines::Collector;
+    use super::super::sink::Collector;
     use super::*;
     use crate::config::decision_log::WhenFull;
 
     const LINE: &[u8] = b"1234567\n";
 
-    /// Does not come back from the first attempt before it is told to.
+    /// A collector whose first call hangs until the test ends it.
     #[derive(Debug)]
-    struct Hangs {
+    struct HangingCollector {
         called: mpsc::Sender<()>,
         may_end: mpsc::Receiver<()>,
     }
 
-    impl Collector for Hangs {
-        fn send(&mut self, lines: &[u8]) -> Result<Receipt, SendError> {
+    impl Collector for HangingCollector {
+        fn send(&mut self, lines: &[u8]) -> Result<WriteResult, SendError> {
             self.called.send(()).unwrap();
             self.may_end.recv().unwrap();
-            Ok(Receipt {
+            Ok(WriteResult {
                 bytes: lines.len(),
-                refusal: None,
+                rejected: None,
             })
         }
     }
 
-    /// Fails as nothing should.
+    /// A collector that panics.
     #[derive(Debug)]
-    struct Panics;
+    struct PanickingCollector;
 
-    impl Collector for Panics {
-        fn send(&mut self, _: &[u8]) -> Result<Receipt, SendError> {
+    impl Collector for PanickingCollector {
+        fn send(&mut self, _: &[u8]) -> Result<WriteResult, SendError> {
             std::panic::resume_unwind(Box::new("nothing to send with"))
         }
     }
 
     fn start(collector: Box<dyn Collector>) -> (Arc<Queue>, Writer) {
         let queue = Arc::new(Queue::new(WhenFull::Drop, 1 << 10));
-        let writer = Writer::start(&queue, Lines::to_collector(collector)).unwrap();
+        let writer = Writer::start(&queue, Sink::to_collector(collector)).unwrap();
         (queue, writer)
     }
 
     #[tokio::test]
-    async fn what_a_thread_that_hangs_had_taken_is_lost_and_counted_once() {
+    async fn lines_of_a_hanging_write_are_dropped_once() {
         let (called, is_called) = mpsc::channel();
         let (end, may_end) = mpsc::channel();
-        let (queue, writer) = start(Box::new(Hangs { called, may_end }));
+        let (queue, writer) = start(Box::new(HangingCollector { called, may_end }));
         for _ in 0..3 {
             assert!(queue.push(LINE));
         }
         is_called.recv().unwrap();
         assert!(queue.push(LINE));
         writer.finish(Duration::from_millis(1)).await;
-        assert_eq!(queue.figures().dropped, 4);
-        // What comes of it after all is not counted as written, too.
+        assert_eq!(queue.metrics().dropped, 4);
+        // If the write succeeds later, it is not counted as written, too.
         end.send(()).unwrap();
         while Arc::strong_count(&queue) > 1 {
             tokio::task::yield_now().await;
         }
-        let figures = queue.figures();
-        assert_eq!((figures.written, figures.dropped), (0, 4));
+        let metrics = queue.metrics();
+        assert_eq!((metrics.written, metrics.dropped), (0, 4));
     }
 
     #[tokio::test]
-    async fn what_a_thread_that_failed_had_taken_is_lost_and_counted() {
-        let (queue, writer) = start(Box::new(Panics));
+    async fn lines_of_a_failed_thread_are_dropped() {
+        let (queue, writer) = start(Box::new(PanickingCollector));
         for _ in 0..3 {
             assert!(queue.push(LINE));
         }
         writer.finish(Duration::from_secs(60)).await;
-        assert_eq!(queue.figures().dropped, 3);
+        assert_eq!(queue.metrics().dropped, 3);
     }
 }

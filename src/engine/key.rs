@@ -1,43 +1,43 @@
-//! What a remembered answer is found by, beside the revision: the query as unambiguous bytes.
+//! The cache key of a query, beside its revision: the query as unambiguous bytes.
 //!
-//! Every string and list is preceded by its length and every value by its kind, so no two
-//! different queries share a key, but for what is said under "The projection".
+//! A length precedes every string and list, and a type byte precedes every value. So different queries
+//! have different keys, except for the values that the projection leaves out.
 //!
 //! # The projection
 //!
-//! A context attribute that no policy for the action can read (a request id, a clock) must not
-//! make every request a new one. Of such an attribute the key holds less than the value, and is
-//! still exact. What an answer, or an error in its place, depends on is the snapshot and
+//! Some context attributes are read by no policy for the action: a request id, a clock. They must
+//! not make every request a new one. For such an attribute the key holds less than the value, and
+//! the cache is still exact. An answer, or an error in its place, depends on the snapshot and on
 //!
-//! 1. what policies read: of the context that are the attributes in [`ContextReads`], which stay
-//!    in full. Error messages quote what a policy read, and beyond it at most the names of a
-//!    record's attributes, which all stay in the key;
-//! 2. what checking the request reads. A name may be undeclared, or a declared one missing: all
-//!    names stay. A value must be of the declared type. Of a bool, a long and a string the kind
-//!    alone tells that, so the kind alone stays. Sets and records have types within, and entities
-//!    may be of an enumerated type: they stay in full. A value of an extension type is checked
-//!    by reading its text: the kind alone stays only where the text is certainly a good one
-//!    (`certain`), and all of it where that is less than certain;
-//! 3. what `explain` shows: with it, everything stays in full;
-//! 4. which entities are there: uids in the context lead to them, and stay in full, as do the
-//!    request's own entities, and what a token says of the principal.
+//! 1. what policies read. In the context these are the attributes in [`ContextReads`]; they stay
+//!    in full. Error messages quote what a policy read. Beyond that they quote at most the names
+//!    of a record's attributes, and all names stay in the key;
+//! 2. what request validation reads. A name may be undeclared, or a declared name missing: all
+//!    names stay. A value must have the declared type. For a bool, a long and a string the
+//!    type byte suffices, so only that stays. Sets and records have types inside, and an entity may
+//!    have an enumerated type: they stay in full. A value of an extension type is validated by
+//!    parsing its text. If the text is definitely valid (`literals`), only the type byte stays;
+//!    otherwise all of the text stays;
+//! 3. what `explain` shows. With it, everything stays in full;
+//! 4. which entities exist. Uids in the context lead to entities and stay in full. So do the
+//!    request's own entities and the token's claims about the principal.
 //!
 //! So two requests with one key differ at most in the values of attributes that no policy reads
-//! and that are equally valid: the answer to one is the answer to the other. What is not valid is
-//! never answered, nor remembered.
+//! and that are equally valid: the answer to one is the answer to the other. An invalid request
+//! has no answer, and nothing of it is cached.
 
-mod certain;
+mod literals;
 
-use super::query_ref::{EntityRef, QueryRef, UidRef, ValueRef, fields};
-use crate::pdp::ContextReads;
 use crate::pdp::query::{Claimed, StoredPrincipal};
+use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef, ValueRef};
+use crate::pdp::ContextReads;
 
-/// Writes the key of `query` at the end of `out`; `reads` is what policies for the
-/// query's action can read of the context.
+/// Appends the key of `query` to `out`. `reads` lists the context attributes that policies for the
+/// query's action can read.
 ///
-/// Under one snapshot, queries have one key exactly when they are equal but for the order and
-/// repetition of set members and for the values that the projection leaves out. Sets that hold
-/// values of an extension type keep their order.
+/// Within one snapshot, two queries have the same key exactly when they are equal, except for the
+/// order and repetition of set members and for the values that the projection leaves out. The
+/// order counts in sets that hold extension values.
 pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
     let QueryRef {
         principal,
@@ -58,24 +58,12 @@ pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
         if *explain || reads.reads(name) {
             value(out, field);
         } else {
-            unread(out, field);
+            unread_value(out, field);
         }
     }
     length(out, entities.len());
-    for entity in entities {
-        let EntityRef {
-            uid: own,
-            attributes,
-            parents,
-            tags,
-        } = entity;
-        uid(out, *own);
-        record(out, attributes);
-        length(out, parents.len());
-        for parent in parents {
-            uid(out, *parent);
-        }
-        record(out, tags);
+    for one in entities {
+        entity(out, one);
     }
     match claimed {
         None => out.push(0),
@@ -83,7 +71,23 @@ pub fn encode(out: &mut Vec<u8>, reads: &ContextReads, query: &QueryRef<'_>) {
     }
 }
 
-/// Writes what a token says, all of it. No byte that begins it is zero.
+fn entity(out: &mut Vec<u8>, entity: &EntityRef<'_>) {
+    let EntityRef {
+        uid: entity_uid,
+        attributes,
+        parents,
+        tags,
+    } = entity;
+    uid(out, *entity_uid);
+    record(out, attributes);
+    length(out, parents.len());
+    for parent in parents {
+        uid(out, *parent);
+    }
+    record(out, tags);
+}
+
+/// Writes all claims of a token. The first byte is never zero, which means "no token".
 fn claimed(out: &mut Vec<u8>, claimed: &Claimed) {
     let Claimed {
         attributes,
@@ -95,34 +99,35 @@ fn claimed(out: &mut Vec<u8>, claimed: &Claimed) {
         StoredPrincipal::Replace => 2,
         StoredPrincipal::Require => 3,
     });
-    record(out, &fields(attributes));
+    record(out, &Fields::from(attributes));
     length(out, parents.len());
     for parent in parents {
         uid(out, parent.into());
     }
 }
 
-/// Stands before the kind of a value that is left out. No kind is so high.
+/// Marks the type byte of a value that is left out. All type bytes are lower.
 const LEFT_OUT: u8 = 0x80;
 
-/// Writes of a value that no policy reads what checking the request reads.
-fn unread(out: &mut Vec<u8>, field: &ValueRef<'_>) {
-    let kind_alone_tells = match field {
+/// Writes the part that request validation reads, for a value that no policy reads.
+fn unread_value(out: &mut Vec<u8>, field: &ValueRef<'_>) {
+    let type_suffices = match field {
         ValueRef::Bool(_) | ValueRef::Long(_) | ValueRef::String(_) => true,
-        ValueRef::Decimal(text) => certain::is_decimal(text),
-        ValueRef::Ip(text) => certain::is_ip(text),
-        ValueRef::Datetime(text) => certain::is_datetime(text),
-        ValueRef::Duration(text) => certain::is_duration(text),
+        ValueRef::Decimal(text) => literals::is_decimal(text),
+        ValueRef::Ip(text) => literals::is_ip(text),
+        ValueRef::Datetime(text) => literals::is_datetime(text),
+        ValueRef::Duration(text) => literals::is_duration(text),
         ValueRef::Entity(_) | ValueRef::Set(_) | ValueRef::Record(_) => false,
     };
-    if kind_alone_tells {
-        out.push(LEFT_OUT | kind(field));
+    if type_suffices {
+        out.push(LEFT_OUT | type_byte(field));
     } else {
         value(out, field);
     }
 }
 
-fn kind(value: &ValueRef<'_>) -> u8 {
+/// Returns the byte that stands for the value's type.
+fn type_byte(value: &ValueRef<'_>) -> u8 {
     match value {
         ValueRef::Bool(_) => 0,
         ValueRef::Long(_) => 1,
@@ -137,7 +142,7 @@ fn kind(value: &ValueRef<'_>) -> u8 {
     }
 }
 
-/// Seven bits a byte, the last byte's high bit clear: no length is a prefix of another.
+/// Writes a length as a varint: no length is a prefix of another.
 fn length(out: &mut Vec<u8>, mut length: usize) {
     loop {
         let low = (length & 0x7f) as u8;
@@ -161,20 +166,20 @@ fn uid(out: &mut Vec<u8>, uid: UidRef<'_>) {
     string(out, id);
 }
 
-/// Writes `fields`; whether there is a value of an extension type among them.
+/// Writes `fields`. Returns whether one of them holds an extension value.
 fn record(out: &mut Vec<u8>, fields: &[(&str, ValueRef<'_>)]) -> bool {
     length(out, fields.len());
-    let mut extension = false;
+    let mut has_extension = false;
     for (name, field) in fields {
         string(out, name);
-        extension |= value(out, field);
+        has_extension |= value(out, field);
     }
-    extension
+    has_extension
 }
 
-/// Writes `value`; whether it holds a value of an extension type.
+/// Writes `value`. Returns whether it is or contains an extension value.
 fn value(out: &mut Vec<u8>, value: &ValueRef<'_>) -> bool {
-    out.push(kind(value));
+    out.push(type_byte(value));
     match value {
         ValueRef::Bool(value) => {
             out.push(u8::from(*value));
@@ -194,8 +199,8 @@ fn value(out: &mut Vec<u8>, value: &ValueRef<'_>) -> bool {
         }
         ValueRef::Set(members) => set(out, members),
         ValueRef::Record(fields) => record(out, fields),
-        // Extension values are keyed by their text: `1.0` is `1.00`, but a policy's error
-        // message quotes what was written, and the answer carries the message.
+        // Extension values are keyed by their text. `1.0` equals `1.00`, but a policy's error
+        // message quotes the text, and the answer carries the message.
         ValueRef::Decimal(text)
         | ValueRef::Ip(text)
         | ValueRef::Datetime(text)
@@ -206,21 +211,21 @@ fn value(out: &mut Vec<u8>, value: &ValueRef<'_>) -> bool {
     }
 }
 
-/// A set is written sorted and without repetition, which mean nothing in Cedar.
+/// Writes a set sorted and without repetition: in Cedar neither order nor repetition counts.
 ///
-/// Not so when it holds extension values: of two that are equal but written differently Cedar
-/// keeps one, by order, and may quote it.
+/// A set that holds extension values keeps its order. If two of them are equal but written
+/// differently, Cedar keeps one, chosen by order, and may quote it.
 fn set(out: &mut Vec<u8>, members: &[ValueRef<'_>]) -> bool {
-    let mut extension = false;
+    let mut has_extension = false;
     let mut encoded: Vec<Vec<u8>> = members
         .iter()
         .map(|member| {
             let mut bytes = Vec::new();
-            extension |= value(&mut bytes, member);
+            has_extension |= value(&mut bytes, member);
             bytes
         })
         .collect();
-    if !extension {
+    if !has_extension {
         encoded.sort_unstable();
         encoded.dedup();
     }
@@ -228,7 +233,7 @@ fn set(out: &mut Vec<u8>, members: &[ValueRef<'_>]) -> bool {
     for member in encoded {
         out.extend_from_slice(&member);
     }
-    extension
+    has_extension
 }
 
 #[cfg(test)]
@@ -252,10 +257,10 @@ mod tests {
     }
 
     fn key(query: &Query) -> Vec<u8> {
-        key_where(&ContextReads::All, query)
+        key_with_reads(&ContextReads::All, query)
     }
 
-    fn key_where(reads: &ContextReads, query: &Query) -> Vec<u8> {
+    fn key_with_reads(reads: &ContextReads, query: &Query) -> Vec<u8> {
         let mut out = Vec::new();
         encode(&mut out, reads, &QueryRef::from(query));
         out
@@ -272,7 +277,11 @@ mod tests {
         }
     }
 
-    fn claiming(stored: StoredPrincipal, attributes: &[(&str, Value)], parents: &[Uid]) -> Query {
+    fn with_claims(
+        stored: StoredPrincipal,
+        attributes: &[(&str, Value)],
+        parents: &[Uid],
+    ) -> Query {
         let attributes: BTreeMap<String, Value> = attributes
             .iter()
             .map(|(name, value)| ((*name).to_owned(), value.clone()))
@@ -292,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_differs_in_the_query_differs_in_the_key() {
+    fn different_queries_have_different_keys() {
         let entity = RequestEntity {
             uid: Uid::new("User", "bob"),
             attributes: Record::default(),
@@ -335,13 +344,13 @@ mod tests {
                 entities: vec![entity.clone()],
                 ..query()
             },
-            claiming(StoredPrincipal::Join, &[], &[]),
-            claiming(StoredPrincipal::Replace, &[], &[]),
-            claiming(StoredPrincipal::Require, &[], &[]),
-            claiming(StoredPrincipal::Join, &[("a", long(1))], &[]),
-            claiming(StoredPrincipal::Join, &[("a", long(2))], &[]),
-            claiming(StoredPrincipal::Join, &[], &[Uid::new("User", "bob")]),
-            claiming(StoredPrincipal::Join, &[], &[Uid::new("Userb", "ob")]),
+            with_claims(StoredPrincipal::Join, &[], &[]),
+            with_claims(StoredPrincipal::Replace, &[], &[]),
+            with_claims(StoredPrincipal::Require, &[], &[]),
+            with_claims(StoredPrincipal::Join, &[("a", long(1))], &[]),
+            with_claims(StoredPrincipal::Join, &[("a", long(2))], &[]),
+            with_claims(StoredPrincipal::Join, &[], &[Uid::new("User", "bob")]),
+            with_claims(StoredPrincipal::Join, &[], &[Uid::new("Userb", "ob")]),
             Query {
                 entities: vec![RequestEntity {
                     attributes: attributes.clone(),
@@ -376,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn order_and_repetition_in_a_set_do_not_matter() {
+    fn set_order_and_repetition_do_not_matter() {
         let one = with_context(&[("a", Value::Set(vec![long(1), long(2), long(1)]))]);
         let other = with_context(&[("a", Value::Set(vec![long(2), long(1)]))]);
         assert_eq!(key(&one), key(&other));
@@ -386,8 +395,8 @@ mod tests {
         Value::String(text.to_owned())
     }
 
-    /// Whether requests that differ in an unread attribute have one key.
-    fn is_one_unread(one: Value, other: Value) -> bool {
+    /// Returns whether requests that differ in an unread attribute have one key.
+    fn share_key_when_unread(one: Value, other: Value) -> bool {
         let reads = ContextReads::Named(vec!["read".to_owned()]);
         let query = |value: Value| with_context(&[("at", value), ("read", long(1))]);
         let (one, other) = (query(one), query(other));
@@ -397,62 +406,62 @@ mod tests {
             ..query.clone()
         };
         assert_ne!(
-            key_where(&reads, &explained(&one)),
-            key_where(&reads, &explained(&other)),
+            key_with_reads(&reads, &explained(&one)),
+            key_with_reads(&reads, &explained(&other)),
             "an explanation may show it"
         );
-        key_where(&reads, &one) == key_where(&reads, &other)
+        key_with_reads(&reads, &one) == key_with_reads(&reads, &other)
     }
 
     #[test]
-    fn of_an_attribute_that_no_policy_reads_only_what_its_type_depends_on_is_in_the_key() {
+    fn key_holds_only_the_type_of_unread_attributes() {
         let time = |text: &str| Value::Datetime(text.to_owned());
         let decimal = |text: &str| Value::Decimal(text.to_owned());
         let user = |id: &str| Value::Entity(Uid::new("User", id));
-        assert!(is_one_unread(text("a"), text("b")));
-        assert!(is_one_unread(long(1), long(2)));
-        assert!(is_one_unread(Value::Bool(true), Value::Bool(false)));
-        assert!(is_one_unread(
+        assert!(share_key_when_unread(text("a"), text("b")));
+        assert!(share_key_when_unread(long(1), long(2)));
+        assert!(share_key_when_unread(Value::Bool(true), Value::Bool(false)));
+        assert!(share_key_when_unread(
             time("2026-01-01T00:00:00Z"),
             time("2026-01-02T00:00:00Z")
         ));
-        assert!(is_one_unread(
+        assert!(share_key_when_unread(
             time("2026-01-30T00:00:00Z"),
             time("2024-02-29T12:00:00.000+0100")
         ));
-        assert!(!is_one_unread(
+        assert!(!share_key_when_unread(
             time("2026-01-30T00:00:00Z"),
             time("2026-02-29T00:00:00Z")
         ));
-        assert!(!is_one_unread(text("1"), long(1)));
-        assert!(!is_one_unread(decimal("1.0"), decimal("1.x")));
-        assert!(!is_one_unread(decimal("1.y"), decimal("1.x")));
-        assert!(!is_one_unread(decimal("1.0"), text("1.0")));
-        assert!(!is_one_unread(user("a"), user("b")));
-        assert!(!is_one_unread(
+        assert!(!share_key_when_unread(text("1"), long(1)));
+        assert!(!share_key_when_unread(decimal("1.0"), decimal("1.x")));
+        assert!(!share_key_when_unread(decimal("1.y"), decimal("1.x")));
+        assert!(!share_key_when_unread(decimal("1.0"), text("1.0")));
+        assert!(!share_key_when_unread(user("a"), user("b")));
+        assert!(!share_key_when_unread(
             Value::Set(vec![long(1)]),
             Value::Set(vec![text("1")])
         ));
     }
 
     #[test]
-    fn the_name_of_an_unread_attribute_and_whether_it_is_there_are_in_the_key() {
+    fn key_holds_the_names_of_unread_attributes() {
         let none = ContextReads::Named(Vec::new());
         let keys = [
             with_context(&[]),
             with_context(&[("a", long(1))]),
             with_context(&[("b", long(1))]),
         ]
-        .map(|query| key_where(&none, &query));
+        .map(|query| key_with_reads(&none, &query));
         assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
     }
 
     #[test]
-    fn what_a_policy_reads_is_in_the_key() {
+    fn key_holds_attributes_that_policies_read() {
         let reads = ContextReads::Named(vec!["a".to_owned()]);
         assert_ne!(
-            key_where(&reads, &with_context(&[("a", long(1))])),
-            key_where(&reads, &with_context(&[("a", long(2))])),
+            key_with_reads(&reads, &with_context(&[("a", long(1))])),
+            key_with_reads(&reads, &with_context(&[("a", long(2))])),
         );
     }
 }

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 use super::collector::{self, CollectorError, NotTaken, Records, Taken};
 use crate::config::otel::CollectorConfig;
-use crate::decision_log::{Collector, Receipt, Refusal, SendError};
+use crate::decision_log::{Collector, Rejected, SendError, WriteResult};
 
 /// The most records in one message, and the most bytes of lines, a single line apart: collectors
 /// take 4 MiB.
@@ -78,7 +78,7 @@ struct Seen<'a> {
 }
 
 impl Collector for Decisions {
-    fn send(&mut self, lines: &[u8]) -> Result<Receipt, SendError> {
+    fn send(&mut self, lines: &[u8]) -> Result<WriteResult, SendError> {
         let mut bytes = 0;
         let mut log_records = Vec::new();
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
@@ -90,25 +90,28 @@ impl Collector for Decisions {
         }
         let count = log_records.len() as u64;
         let sending = self.records.send(self.message(log_records));
-        let refusal = match self.runtime.block_on(sending) {
+        let rejected = match self.runtime.block_on(sending) {
             Ok(Taken { refused: 0, .. }) => None,
-            Ok(Taken { refused, reason }) => Some(Refusal {
+            Ok(Taken { refused, reason }) => Some(Rejected {
                 lines: refused.min(count),
                 reason,
             }),
-            Err(NotTaken::Ever { reason }) => Some(Refusal {
+            Err(NotTaken::Ever { reason }) => Some(Rejected {
                 lines: count,
                 reason,
             }),
             Err(NotTaken::Now { reason, wait }) => {
                 let asked = wait.unwrap_or_default().min(LONGEST_WAIT);
-                let wait = Some(self.pause.max(asked));
+                let retry_after = Some(self.pause.max(asked));
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-                return Err(SendError { reason, wait });
+                return Err(SendError {
+                    reason,
+                    retry_after,
+                });
             }
         };
         self.pause = FIRST_PAUSE;
-        Ok(Receipt { bytes, refusal })
+        Ok(WriteResult { bytes, rejected })
     }
 }
 

@@ -414,7 +414,7 @@ async fn what_a_collector_refuses_for_good_is_dropped_and_holds_nothing_up() {
             .server
             .wait_for_log("the decision log is written again");
         let told = sending.server.log();
-        let warnings = told.matches("refuses decisions for good").count();
+        let warnings = told.matches("rejected records permanently").count();
         assert_eq!(warnings, 1, "{told}");
         sending.has_records("written", 1).await;
         sending.has_records("dropped", 0).await;
@@ -426,7 +426,7 @@ async fn what_a_collector_refuses_for_good_is_dropped_and_holds_nothing_up() {
         // It is counted before it is told.
         let warnings = || {
             let told = sending.server.log();
-            told.matches("refuses decisions for good").count()
+            told.matches("rejected records permanently").count()
         };
         let begun = Instant::now();
         while warnings() < 2 {

@@ -229,13 +229,13 @@ async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
         }
     }
     assert!((15..=21).contains(&dropped), "{dropped}");
-    house.server.wait_for_log("decisions are not logged");
+    house.server.wait_for_log("dropping records");
     assert!(house.server.log().contains("No space left"));
     fs::remove_file(house.file()).unwrap();
-    house.server.wait_for_log("keeps up again");
+    house.server.wait_for_log("has room again");
     let told = house.server.log();
     assert!(told.contains(&format!("dropped={dropped}")), "{told}");
-    assert_eq!(told.matches("does not keep up").count(), 1, "{told}");
+    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
     let metric = format!(r#"cedar_pdp_decision_log_records_total{{result="dropped"}} {dropped}"#);
     let page = house.metrics();
     assert!(page.contains(&metric), "{page}");
@@ -264,7 +264,7 @@ async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
     let deadline = [Code::DeadlineExceeded, Code::Cancelled];
     assert!(deadline.contains(&refused.code()), "{refused:?}");
     assert!((8..=12).contains(&answered.len()), "{}", answered.len());
-    house.server.wait_for_log("calls wait for it");
+    house.server.wait_for_log("calls wait for room");
     // Every kind of call waits, and none holds up the others' connection.
     let one = tokio::spawn({
         let mut client = client.clone();
@@ -328,7 +328,7 @@ async fn calls_that_wait_for_room_are_refused_when_the_end_comes() {
         let mut client = client.clone();
         calls.spawn(async move { client.authorize(padded(100_000)).await });
     }
-    house.server.wait_for_log("calls wait for it");
+    house.server.wait_for_log("calls wait for room");
     pause().await;
     house.server.signal("TERM");
     let mut refused = 0;
@@ -354,7 +354,7 @@ async fn what_cannot_be_written_by_the_end_is_counted_and_told() {
     assert!(house.server.wait().success());
     let told = house.server.log();
     assert!(
-        told.contains("the decision log ends without these"),
+        told.contains("decision log ended, dropping unwritten records"),
         "{told}"
     );
     assert!(told.contains("decisions=3"), "{told}");
@@ -425,7 +425,7 @@ async fn a_reader_of_the_standard_output_that_stops_holds_nobody_up() {
     assert_eq!(reader.join().unwrap(), logged);
     let mut told = String::new();
     stderr.read_to_string(&mut told).unwrap();
-    assert_eq!(told.matches("does not keep up").count(), 1, "{told}");
+    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

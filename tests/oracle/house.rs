@@ -8,13 +8,13 @@ use std::sync::Arc;
 use cedar_pdp::decision_log::Origin;
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
-use cedar_pdp::engine::query_ref::QueryRef;
 use cedar_pdp::pdp::answer::{Answer, Decision};
 use cedar_pdp::pdp::query::{
     Claimed, InvalidQuery, Problem, Query, Record, StoredPrincipal, Uid, Value,
 };
-use cedar_pdp::pdp::{Compiled, NoAnswer, Settings, Snapshot, Workers, compile_from};
-use cedar_pdp::policy_store::directory::{DirectoryScan, SourceLimits, scan};
+use cedar_pdp::pdp::query_ref::QueryRef;
+use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
+use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
 use crate::plain::{Counts, Expected};
@@ -92,7 +92,7 @@ impl House {
     }
 
     pub(crate) fn forget(&self) {
-        self.cached.forget();
+        self.cached.clear_cache();
     }
 
     /// Asks `query` in every way there is, and says which answer is not `expected`.
@@ -112,7 +112,7 @@ impl House {
                 ("the cache warm", &self.cached),
                 ("no cache", &self.uncached),
             ] {
-                let leave = engine.leave_now().unwrap();
+                let leave = engine.try_log_permit().unwrap();
                 let got = engine.authorize(snapshot, &query, &Origin::default(), &leave);
                 let got = got.map(|it| it.answer);
                 compare(snapshot, &query, got.as_deref(), expected)
@@ -155,7 +155,7 @@ impl House {
         }
         if let Some(told) = told_by_a_token(query) {
             for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-                let leave = engine.leave_now().unwrap();
+                let leave = engine.try_log_permit().unwrap();
                 let got = engine.authorize(snapshot, &told, &Origin::default(), &leave);
                 let got = got.map(|it| it.answer);
                 // Plain Cedar knows no tokens: that a caller may not tell anew what the principal is
@@ -176,7 +176,7 @@ impl House {
             ..query.clone()
         };
         for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-            let leave = engine.leave_now().unwrap();
+            let leave = engine.try_log_permit().unwrap();
             let got = engine.authorize(snapshot, &query, &Origin::default(), &leave);
             let got = got.map(|it| it.answer);
             compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {

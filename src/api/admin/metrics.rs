@@ -17,10 +17,10 @@ use crate::api::admin::process::ProcessFigures;
 use crate::api::metrics::{CallFigures, Closing, RejectionLabel, Transport};
 use crate::api::{CallersFigures, TlsFigures};
 use crate::counters::Distribution;
-use crate::decision_log::{DecisionLog, DecisionLogFigures};
+use crate::decision_log::{DecisionLog, DecisionLogMetrics};
 use crate::engine::Source;
-use crate::engine::cache::CacheFigures;
-use crate::engine::figures::{DURATION_BOUNDS, DecisionFigures};
+use crate::engine::cache::CacheMetrics;
+use crate::engine::metrics::{DURATION_BOUNDS, DecisionMetrics};
 use crate::pdp::answer::Decision;
 use crate::pip::{KeyFigures, TokenFigures};
 use crate::policy_store::{ReloadCounts, StatusReader};
@@ -188,7 +188,7 @@ metrics! {
 /// Where the figures of a page come from; each is asked anew for each page.
 pub struct Sources {
     /// Of the engine.
-    pub decisions: Arc<DecisionFigures>,
+    pub decisions: Arc<DecisionMetrics>,
     /// Of the router.
     pub calls: Arc<CallFigures>,
     /// Of TLS; nothing without.
@@ -204,7 +204,7 @@ pub struct Sources {
     /// Whether calls are welcome.
     pub readiness: ReadinessReader,
     /// Of the cache; nothing when there is none.
-    pub cache: Box<dyn Fn() -> Option<CacheFigures> + Send + Sync>,
+    pub cache: Box<dyn Fn() -> Option<CacheMetrics> + Send + Sync>,
     /// Of the decision log; nothing when there is none.
     pub decision_log: Option<DecisionLog>,
     /// When the process was started.
@@ -419,7 +419,7 @@ impl Sources {
     }
 
     fn cache(&self, page: &mut Writer<'_>) -> fmt::Result {
-        let CacheFigures {
+        let CacheMetrics {
             hits,
             misses,
             evictions,
@@ -437,13 +437,13 @@ impl Sources {
 
     fn decision_log(&self, page: &mut Writer<'_>) -> fmt::Result {
         let log = self.decision_log.as_ref();
-        let DecisionLogFigures {
+        let DecisionLogMetrics {
             written,
             dropped,
             refused,
             failed,
             queue_bytes,
-        } = log.map(DecisionLog::figures).unwrap_or_default();
+        } = log.map(DecisionLog::metrics).unwrap_or_default();
         let results = [
             (["written"], written),
             (["dropped"], dropped),

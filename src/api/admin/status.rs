@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::AdminState;
-use crate::engine::cache::CacheFigures;
+use crate::engine::cache::CacheMetrics;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pip::KeyFigures;
 use crate::policy_store::{LoadedSnapshot, RejectedReload, ReloadCounts, StoreStatus};
@@ -112,7 +112,7 @@ pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
         refused: refused.as_ref().map(self::refused),
         warnings: warnings.iter().map(finding).collect(),
         reloads: self::reloads(*reloads),
-        cache: admin_state.engine.cache_figures().map(cache),
+        cache: admin_state.engine.cache_metrics().map(cache),
         issuers: (admin_state.tokens)()
             .iter()
             .flat_map(|figures| &figures.keys)
@@ -176,8 +176,8 @@ fn reloads(counts: ReloadCounts) -> ReloadsPart {
     }
 }
 
-fn cache(figures: CacheFigures) -> CachePart {
-    let CacheFigures {
+fn cache(figures: CacheMetrics) -> CachePart {
+    let CacheMetrics {
         hits,
         misses,
         evictions,

@@ -9,10 +9,10 @@ use crate::api::auth::callers::Admitted;
 use crate::api::decision::deadline::Deadline;
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::{Method, Origin};
-use crate::engine::query_ref::QueryRef;
-use crate::engine::{Answered, Rendered};
+use crate::engine::{CachedAnswer, EngineAnswer};
 use crate::pdp::Snapshot;
 use crate::pdp::query::Uid;
+use crate::pdp::query_ref::QueryRef;
 use crate::telemetry::traces::{Asked, CallSpan, TraceParent};
 
 /// One call, from when its headers came.
@@ -51,9 +51,9 @@ impl TraceId {
 
 impl Call {
     /// Notes in its span, if it has one, what was answered to `query`.
-    pub(crate) fn answered<A: Rendered>(
+    pub(crate) fn answered<A: CachedAnswer>(
         &self,
-        answered: &Answered<A>,
+        answered: &EngineAnswer<A>,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
     ) {

@@ -15,15 +15,15 @@ use super::rules::AuthorizationRules;
 use crate::api::auth::caller::{IdentityKind, Right};
 use crate::api::metrics::CallFigures;
 use crate::decision_log::Method;
-use crate::engine::query_ref::QueryRef;
-use crate::engine::{Answered, Engine, Leave, Rendered};
+use crate::pdp::query_ref::QueryRef;
+use crate::engine::{EngineAnswer, Engine, LogPermit, CachedAnswer};
 use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
 use crate::pip::{KeyWait, Patience, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// Decides requests of all protocols, with answers rendered as `A`.
 #[derive(Clone, Debug)]
-pub(crate) struct Decider<A: Rendered> {
+pub(crate) struct Decider<A: CachedAnswer> {
     pub(crate) engine: Arc<Engine<A>>,
     pub(crate) tokens: Option<Arc<Tokens>>,
     pub(crate) rules: Arc<AuthorizationRules>,
@@ -36,14 +36,14 @@ pub(crate) struct Decider<A: Rendered> {
 /// The permits that deciding a message takes.
 #[derive(Debug)]
 pub(crate) struct Permits {
-    pub(crate) log: Leave,
+    pub(crate) log: LogPermit,
     pub(crate) large_request: LargeRequestPermit,
 }
 
 /// The outcome of an attempt to decide a request.
 #[derive(Debug)]
 pub(crate) enum Outcome<A> {
-    Done(Result<Answered<A>, Rejection>),
+    Done(Result<EngineAnswer<A>, Rejection>),
     /// The key of the request's token may be about to arrive: wait, then decide again.
     Wait(KeyWait),
 }
@@ -72,7 +72,7 @@ impl<'a> IdentifiedRequest<'a> {
     }
 }
 
-impl<A: Rendered> Decider<A> {
+impl<A: CachedAnswer> Decider<A> {
     /// Returns the snapshot in force.
     ///
     /// A request or batch calls this once: a reload between two loads would let it see two
@@ -102,11 +102,11 @@ impl<A: Rendered> Decider<A> {
     /// Waits for a permit to log the decision of a message of `bytes` bytes.
     ///
     /// The caller's right is checked again: by now the caller list may have changed.
-    pub(crate) async fn log_permit(&self, call: &Call, bytes: usize) -> Result<Leave, Rejection> {
-        let permit = match self.engine.leave_now() {
+    pub(crate) async fn log_permit(&self, call: &Call, bytes: usize) -> Result<LogPermit, Rejection> {
+        let permit = match self.engine.try_log_permit() {
             Some(permit) => permit,
             // While draining, a full log is not expected to drain in time.
-            None => Box::pin(self.in_time(self.engine.leave(), call, bytes)).await?,
+            None => Box::pin(self.in_time(self.engine.log_permit(), call, bytes)).await?,
         };
         call.caller.is_still(Right::Authorize)?;
         Ok(permit)
@@ -161,7 +161,7 @@ impl<A: Rendered> Decider<A> {
         snapshot: &Snapshot,
         question: Question<'_>,
         (call, method): (&Call, Method),
-        permit: &Leave,
+        permit: &LogPermit,
         patience: Patience,
     ) -> Outcome<A> {
         let kind = question.credential.kind();
@@ -235,7 +235,7 @@ impl<A: Rendered> Decider<A> {
         (parse, bytes): (impl Fn() -> Result<P, ParseFault<E>>, usize),
         (call, method): (&Call, Method),
         permits: Permits,
-    ) -> Result<Result<Answered<A>, Rejection>, E> {
+    ) -> Result<Result<EngineAnswer<A>, Rejection>, E> {
         let attempt = |permits: &Permits, patience| {
             permits.large_request.run(|| match parse() {
                 Ok(parsed) => Ok(parsed.with_question(|question| {
@@ -282,11 +282,11 @@ impl<A: Rendered> Decider<A> {
     /// Traces an answer, or counts why there is none.
     pub(crate) fn record(
         &self,
-        answered: Result<Answered<A>, NoAnswer>,
+        answered: Result<EngineAnswer<A>, NoAnswer>,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         call: &Call,
-    ) -> Result<Answered<A>, Rejection> {
+    ) -> Result<EngineAnswer<A>, Rejection> {
         answered
             .inspect(|answered| call.answered(answered, snapshot, query))
             .map_err(Rejection::from)
@@ -295,7 +295,7 @@ impl<A: Rendered> Decider<A> {
 
     /// Logs and counts a request that is rejected before it reaches the engine.
     pub(crate) fn reject(&self, rejection: Rejection, call: &Call, method: Method) -> Rejection {
-        (self.engine).refused(&call.origin(method), rejection.reason());
+        (self.engine).log_rejection(&call.origin(method), rejection.reason());
         self.count_request(&rejection, call);
         rejection
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::call::Call;
 use super::question::Credential;
 use super::rejection::Rejection;
-use crate::engine::query_ref::UidRef;
+use crate::pdp::query_ref::UidRef;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
 use crate::pip::{self, KeyWait, Moment, Patience, Refusal, Tokens, Verdict};
 use crate::readiness::ReadinessReader;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::rejection::Rejection;
 use crate::api::auth::caller::IdentityKind;
-use crate::engine::query_ref::{EntityRef, Fields, QueryRef, UidRef, fields};
+use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef};
 use crate::pdp::query::{Claimed, InvalidQuery, Record, RequestEntity, Uid};
 
 /// A request in the form in which a protocol parsed it.
@@ -136,7 +136,7 @@ impl OwnedOperation {
         Operation {
             action: (&self.action).into(),
             resource: (&self.resource).into(),
-            context: fields(&self.context),
+            context: (&self.context).into(),
             entities: self.entities.iter().map(EntityRef::from).collect(),
         }
     }

@@ -24,11 +24,11 @@ use crate::api::decision::call::Call;
 use crate::api::decision::decide::{Decider, Outcome};
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::Method;
-use crate::engine::{Answered, Leave};
+use crate::engine::{EngineAnswer, LogPermit};
 use crate::pip::Patience;
 
 /// An answer, encoded.
-pub(super) type Decided = Answered<EncodedAnswer>;
+pub(super) type Decided = EngineAnswer<EncodedAnswer>;
 
 /// The result of a method, for tonic.
 pub(super) type Answer<T> = Result<Response<T>, Status>;
@@ -134,7 +134,7 @@ impl Authorization {
         &self,
         message: &[u8],
         call: &Call,
-        permit: &Leave,
+        permit: &LogPermit,
     ) -> Option<Result<Decided, Rejection>> {
         call.deadline.check().ok()?;
         let snapshot = self.decider.snapshot().ok()?;

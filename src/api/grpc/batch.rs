@@ -29,7 +29,7 @@ use crate::api::decision::question::Parsed as _;
 use crate::api::decision::rejection::Rejection;
 use crate::api::decision::time_slice::TimeSlice;
 use crate::decision_log::Method;
-use crate::engine::{Leave, Source};
+use crate::engine::{LogPermit, Source};
 use crate::pdp::Snapshot;
 use crate::pip::{KeyWait, Patience};
 
@@ -218,18 +218,18 @@ impl Batch {
     }
 
     /// Returns a permit to go on in this time slice.
-    fn log_permit(&self, slice: TimeSlice) -> Result<Option<Leave>, Status> {
+    fn log_permit(&self, slice: TimeSlice) -> Result<Option<LogPermit>, Status> {
         let in_time = self.call.deadline.check();
         in_time.map_err(|rejection| self.service.ends(rejection))?;
         match slice.is_over() {
             true => Ok(None),
-            false => Ok(self.service.decider.engine.leave_now()),
+            false => Ok(self.service.decider.engine.try_log_permit()),
         }
     }
 
     /// Looks up the next items together, which costs less than one by one, and answers them until
     /// the slice is over. Stops before the first item that takes more than a lookup to identify.
-    fn run_cached(&mut self, slice: TimeSlice, mut permit: Leave) -> Result<(), Status> {
+    fn run_cached(&mut self, slice: TimeSlice, mut permit: LogPermit) -> Result<(), Status> {
         let decider = &self.service.decider;
         let mut response = std::mem::take(&mut self.response);
         let (mut requests, mut ends) = (Vec::new(), Vec::new());
@@ -285,7 +285,7 @@ impl Batch {
     }
 
     /// Decides the next item.
-    fn next(&mut self, permit: &Leave, large: &LargeRequestPermit) -> Result<Next, Status> {
+    fn next(&mut self, permit: &LogPermit, large: &LargeRequestPermit) -> Result<Next, Status> {
         let decider = &self.service.decider;
         let rules = &decider.rules.request;
         let mut end = self.at;

@@ -84,7 +84,7 @@ impl PolicyStoreService for PolicyStore {
         Ok(Response::new(pb::GetStatusResponse {
             status: Some(to_proto::store_status(&status)),
             reloads: Some(to_proto::reload_counts(status.reloads)),
-            cache: Some(to_proto::cache_figures(self.engine.cache_figures())),
+            cache: Some(to_proto::cache_metrics(self.engine.cache_metrics())),
         }))
     }
 

@@ -1,4 +1,4 @@
-//! The queue between calls and the writer.
+//! The queue of log lines.
 
 use std::sync::Arc;
 
@@ -10,32 +10,32 @@ fn push(queue: &Queue, count: usize) -> usize {
 
 fn take(queue: &Queue) -> usize {
     let mut batch = Vec::new();
-    assert!(queue.take(&mut batch));
-    queue.settled(&batch, 0);
+    assert!(queue.take_batch(&mut batch));
+    queue.complete(&batch, 0);
     batch.len() / 8
 }
 
 #[test]
-fn what_finds_no_room_is_dropped_and_counted() {
+fn full_queue_drops_and_counts_lines() {
     let queue = Queue::new(WhenFull::Drop, 80);
     assert_eq!(push(&queue, 15), 10);
-    let full = queue.figures();
+    let full = queue.metrics();
     assert_eq!((full.dropped, full.queue_bytes), (5, 80));
     let mut batch = Vec::new();
-    assert!(queue.take(&mut batch));
-    // What is being written takes up room until it is there.
+    assert!(queue.take_batch(&mut batch));
+    // Lines that are being written take up room until they are complete.
     assert_eq!(push(&queue, 1), 0);
-    queue.settled(&batch[..16], 0);
+    queue.complete(&batch[..16], 0);
     assert_eq!(push(&queue, 3), 2);
-    queue.settled(&batch[16..], 0);
+    queue.complete(&batch[16..], 0);
     assert_eq!(take(&queue), 2);
-    let figures = queue.figures();
-    assert_eq!((figures.written, figures.dropped), (12, 7));
-    assert_eq!(figures.queue_bytes, 0);
+    let metrics = queue.metrics();
+    assert_eq!((metrics.written, metrics.dropped), (12, 7));
+    assert_eq!(metrics.queue_bytes, 0);
 }
 
 #[tokio::test]
-async fn where_calls_wait_nothing_is_dropped() {
+async fn blocking_queue_drops_nothing() {
     let queue = Arc::new(Queue::new(WhenFull::Block, 80));
     assert!(queue.has_room());
     assert_eq!(push(&queue, 10), 10);
@@ -51,57 +51,57 @@ async fn where_calls_wait_nothing_is_dropped() {
     assert!(!waiting.is_finished());
     assert_eq!(take(&queue), 10);
     assert_eq!(waiting.await.unwrap(), 1);
-    assert_eq!(queue.figures().dropped, 0);
+    assert_eq!(queue.metrics().dropped, 0);
 }
 
 #[tokio::test]
-async fn what_waits_is_taken_before_the_end_and_nothing_comes_after() {
+async fn closed_queue_yields_its_lines_and_then_ends() {
     let queue = Queue::new(WhenFull::Block, 80);
     push(&queue, 3);
     queue.close(Instant::now() + Duration::from_secs(60));
     push(&queue, 1);
     assert_eq!(take(&queue), 4);
-    assert!(!queue.take(&mut Vec::new()));
+    assert!(!queue.take_batch(&mut Vec::new()));
     assert_eq!(push(&queue, 1), 0);
-    // A call that must be in the log is not answered any more.
+    // A call that must be logged is not answered any more.
     let left = tokio::time::timeout(Duration::from_millis(10), queue.wait_for_room());
     left.await.unwrap_err();
 }
 
 #[test]
-fn what_is_given_up_is_counted_as_dropped() {
+fn abandoned_lines_count_as_dropped() {
     let queue = Queue::new(WhenFull::Drop, 800);
     push(&queue, 3);
     let mut batch = Vec::new();
-    queue.take(&mut batch);
+    queue.take_batch(&mut batch);
     push(&queue, 2);
     assert_eq!(queue.abandon(), 5);
-    assert_eq!(queue.figures().dropped, 5);
+    assert_eq!(queue.metrics().dropped, 5);
 }
 
 #[test]
-fn what_is_refused_for_good_is_counted_and_makes_room() {
+fn rejected_lines_are_counted_and_free_room() {
     let queue = Queue::new(WhenFull::Block, 40);
     push(&queue, 5);
     assert!(!queue.has_room());
     let mut batch = Vec::new();
-    queue.take(&mut batch);
-    queue.settled(&batch[..16], 1);
+    queue.take_batch(&mut batch);
+    queue.complete(&batch[..16], 1);
     assert!(queue.has_room());
-    // No more than there are, whatever is said.
-    queue.settled(&batch[16..], 100);
-    let figures = queue.figures();
-    assert_eq!((figures.written, figures.refused), (1, 4));
-    assert_eq!((figures.dropped, figures.queue_bytes), (0, 0));
+    // Never more than there are.
+    queue.complete(&batch[16..], 100);
+    let metrics = queue.metrics();
+    assert_eq!((metrics.written, metrics.refused), (1, 4));
+    assert_eq!((metrics.dropped, metrics.queue_bytes), (0, 0));
 }
 
 #[test]
-fn there_is_no_rest_once_the_end_has_come() {
+fn no_retry_after_the_deadline() {
     let queue = Queue::new(WhenFull::Drop, 80);
     let (short, long) = (Duration::from_millis(1), Duration::from_secs(3_600));
-    assert!(queue.rest(short, short));
+    assert!(queue.wait_to_retry(short, short));
     queue.close(Instant::now() + long);
-    assert!(queue.rest(long, short), "the last chance is not slept over");
+    assert!(queue.wait_to_retry(long, short), "the last pause is short");
     queue.close(Instant::now());
-    assert!(!queue.rest(long, long));
+    assert!(!queue.wait_to_retry(long, long));
 }

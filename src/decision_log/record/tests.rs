@@ -1,21 +1,22 @@
-//! What a line says.
+//! The content of log lines.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::line_writer::RESERVED;
 use super::*;
 use crate::decision_log::Method;
-use crate::engine::query_ref::Fields;
-use crate::pdp::query::{Uid, Value};
+use crate::pdp::query::{Claimed, StoredPrincipal, Uid, Value};
+use crate::pdp::query_ref::{EntityRef, Fields, UidRef, ValueRef};
 use serde_json::{Value as Json, json};
 
-struct Said {
+struct TestAnswer {
     decision: Decision,
     determining: Vec<String>,
     errors: Vec<(String, String)>,
 }
 
-impl Answers for Said {
+impl LoggableAnswer for TestAnswer {
     fn decision(&self) -> Decision {
         self.decision
     }
@@ -43,7 +44,7 @@ const DOC: UidRef<'_> = UidRef {
 };
 
 fn fields<'a>(entries: Vec<(&'a str, ValueRef<'a>)>) -> Fields<'a> {
-    Fields::of(entries).expect("each name stands once")
+    Fields::from_entries(entries).expect("names are unique")
 }
 
 fn query<'a>(context: Vec<(&'a str, ValueRef<'a>)>, entities: Vec<EntityRef<'a>>) -> QueryRef<'a> {
@@ -58,22 +59,22 @@ fn query<'a>(context: Vec<(&'a str, ValueRef<'a>)>, entities: Vec<EntityRef<'a>>
     }
 }
 
-fn allow() -> Said {
-    Said {
+fn allow() -> TestAnswer {
+    TestAnswer {
         decision: Decision::Allow,
         determining: vec!["docs.cedar#0".to_owned()],
         errors: Vec::new(),
     }
 }
 
-fn text(shown: &[&str], query: &QueryRef<'_>, said: &Said) -> String {
-    let paths: Vec<_> = shown.iter().map(|path| path.parse().unwrap()).collect();
-    let format = Format {
-        shown: Shown::new(&paths),
+fn text(visible: &[&str], query: &QueryRef<'_>, answer: &TestAnswer) -> String {
+    let paths: Vec<_> = visible.iter().map(|path| path.parse().unwrap()).collect();
+    let format = RecordFormat {
+        redaction: Redaction::new(&paths),
         on_policy_error: OnPolicyError::Skip,
     };
-    let stamp = Stamp {
-        at: Duration::new(1_790_000_000, 1_234_567),
+    let id = RecordId {
+        time: Duration::new(1_790_000_000, 1_234_567),
         id: DecisionId::new(Duration::from_secs(1), 2),
     };
     let origin = Origin {
@@ -81,30 +82,30 @@ fn text(shown: &[&str], query: &QueryRef<'_>, said: &Said) -> String {
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
         caller: Some("spiffe://x/y"),
     };
-    let told = Told {
+    let entry = LogEntry {
         query,
-        answer: said,
+        answer,
         revision: &Revision::from_digest(&[1; 32]),
-        cache: CacheUse::Hit,
+        cache: CacheStatus::Hit,
         took: Duration::from_nanos(12_034),
     };
     let mut line = Vec::new();
-    format.decided(&mut line, &stamp, &origin, &told);
+    format.write_decision(&mut line, &id, &origin, &entry);
     String::from_utf8(line).unwrap()
 }
 
-fn line(shown: &[&str], query: &QueryRef<'_>, said: &Said) -> Json {
-    let text = text(shown, query, said);
+fn line(visible: &[&str], query: &QueryRef<'_>, answer: &TestAnswer) -> Json {
+    let text = text(visible, query, answer);
     assert_eq!(text.find('\n'), Some(text.len() - 1), "one line: {text}");
     serde_json::from_str(&text).unwrap()
 }
 
 #[test]
-fn a_line_says_who_asked_what_and_what_was_answered() {
-    let mut said = allow();
-    said.errors = vec![("broken".to_owned(), "it says 42".to_owned())];
+fn line_holds_query_and_answer() {
+    let mut answer = allow();
+    answer.errors = vec![("broken".to_owned(), "it says 42".to_owned())];
     assert_eq!(
-        line(&[], &query(Vec::new(), Vec::new()), &said),
+        line(&[], &query(Vec::new(), Vec::new()), &answer),
         json!({
             "v": 1,
             "time": "2026-09-21T14:13:20.001234Z",
@@ -125,12 +126,12 @@ fn a_line_says_who_asked_what_and_what_was_answered() {
             "replayable": true,
         })
     );
-    let shown = line(&["errors.message"], &query(Vec::new(), Vec::new()), &said);
-    assert_eq!(shown["errors"][0]["message"], "it says 42");
+    let unmasked = line(&["errors.message"], &query(Vec::new(), Vec::new()), &answer);
+    assert_eq!(unmasked["errors"][0]["message"], "it says 42");
 }
 
 #[test]
-fn what_a_token_says_is_told_and_masked_as_an_entity_of_its_type_is() {
+fn token_claims_are_masked_like_entities() {
     let attributes = [
         ("level", Value::Long(3)),
         ("name", Value::String("Al".to_owned())),
@@ -157,7 +158,7 @@ fn what_a_token_says_is_told_and_masked_as_an_entity_of_its_type_is() {
     assert_eq!(line(&["*"], &query, &allow())["replayable"], true);
 }
 
-fn every_kind<'a>() -> Vec<(&'a str, ValueRef<'a>)> {
+fn values_of_all_types<'a>() -> Vec<(&'a str, ValueRef<'a>)> {
     vec![
         ("a bool", ValueRef::Bool(true)),
         ("datetime", ValueRef::Datetime("2024-10-15")),
@@ -175,14 +176,18 @@ fn every_kind<'a>() -> Vec<(&'a str, ValueRef<'a>)> {
 }
 
 #[test]
-fn a_shown_value_is_as_cedar_writes_it() {
+fn visible_values_are_in_cedars_format() {
     let entity = EntityRef {
         uid: USER,
         attributes: fields(vec![("age", ValueRef::Long(7))]),
         parents: vec![DOC],
         tags: fields(vec![("t", ValueRef::Bool(false))]),
     };
-    let line = line(&["*"], &query(every_kind(), vec![entity]), &allow());
+    let line = line(
+        &["*"],
+        &query(values_of_all_types(), vec![entity]),
+        &allow(),
+    );
     assert_eq!(
         line["context"],
         json!({
@@ -207,7 +212,7 @@ fn a_shown_value_is_as_cedar_writes_it() {
         }])
     );
     assert_eq!(line["replayable"], true);
-    // And Cedar reads it so.
+    // Cedar parses them.
     let entities = cedar_policy::Entities::from_json_value(line["entities"].clone(), None);
     assert_eq!(entities.unwrap().iter().count(), 1);
     let context = cedar_policy::Context::from_json_value(line["context"].clone(), None).unwrap();
@@ -216,7 +221,7 @@ fn a_shown_value_is_as_cedar_writes_it() {
 }
 
 #[test]
-fn what_is_not_listed_is_masked_and_the_line_says_that_it_cannot_be_replayed() {
+fn unlisted_values_are_masked_and_not_replayable() {
     let entity = |type_name| EntityRef {
         uid: UidRef { type_name, id: "x" },
         attributes: fields(vec![
@@ -248,7 +253,7 @@ fn what_is_not_listed_is_masked_and_the_line_says_that_it_cannot_be_replayed() {
 }
 
 #[test]
-fn a_record_that_reads_like_something_else_is_masked() {
+fn records_with_reserved_names_are_masked() {
     for name in RESERVED {
         let record = || ValueRef::Record(fields(vec![(name, ValueRef::Bool(true))]));
         let within = ValueRef::Record(fields(vec![("x", ValueRef::Set(vec![record()]))]));
@@ -266,15 +271,15 @@ fn a_record_that_reads_like_something_else_is_masked() {
 }
 
 #[test]
-fn a_line_has_a_bound_however_much_was_sent() {
-    let long = "\u{1}".repeat(LONGEST_LINE);
-    let mut said = allow();
-    said.determining = vec![long.clone(); 100];
-    said.errors = vec![(long.clone(), long.clone()); 100];
+fn line_length_is_bounded() {
+    let long = "\u{1}".repeat(MAX_LINE_BYTES);
+    let mut answer = allow();
+    answer.determining = vec![long.clone(); 100];
+    answer.errors = vec![(long.clone(), long.clone()); 100];
     let mut query = query(vec![("x", ValueRef::String(&long))], Vec::new());
     query.resource.id = &long;
-    let written = text(&["*"], &query, &said);
-    assert!(written.len() < LONGEST_LINE, "{}", written.len());
+    let written = text(&["*"], &query, &answer);
+    assert!(written.len() < MAX_LINE_BYTES, "{}", written.len());
     let line: Json = serde_json::from_str(&written).unwrap();
     assert_eq!(line["cut"], true);
     assert_eq!(line["replayable"], false);
@@ -282,22 +287,6 @@ fn a_line_has_a_bound_however_much_was_sent() {
     assert_eq!(line.get("context"), None);
     assert_eq!(
         line["resource"]["id"].as_str().map(str::len),
-        Some(LONGEST_TEXT)
+        Some(MAX_CUT_TEXT_BYTES)
     );
-}
-
-#[test]
-fn days_are_those_of_the_calendar() {
-    for (seconds, text) in [
-        (0, "1970-01-01T00:00:00.000000Z"),
-        (951_782_399, "2000-02-28T23:59:59.000000Z"),
-        (951_782_400, "2000-02-29T00:00:00.000000Z"),
-        (4_107_542_399, "2100-02-28T23:59:59.000000Z"),
-        (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
-        (1_735_689_599, "2024-12-31T23:59:59.000000Z"),
-    ] {
-        let mut line = Vec::new();
-        time(&mut line, Duration::from_secs(seconds));
-        assert_eq!(String::from_utf8(line).unwrap(), text);
-    }
 }

@@ -1,14 +1,14 @@
-//! The cache as its engine uses it.
+//! Both tiers together.
 
 use super::*;
-use crate::pdp::answer::{Decision, Diagnostics};
+use crate::pdp::answer::{Answer, Decision, Diagnostics};
 use crate::pdp::query::{InvalidQuery, Problem, Query, Record, Uid};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::{Settings, compile};
 
-type Answers = Cache<Arc<Answer>>;
+type AnswerCache = Cache<Arc<Answer>>;
 
-fn cache(capacity_bytes: u64) -> Answers {
+fn cache(capacity_bytes: u64) -> AnswerCache {
     Cache::new(CacheSettings {
         capacity_bytes: NonZeroU64::new(capacity_bytes),
     })
@@ -27,7 +27,7 @@ fn query(id: &str) -> Query {
     }
 }
 
-/// One of several snapshots, each of its own revision.
+/// Returns a snapshot with a revision of its own.
 fn snapshot(n: u8) -> Snapshot {
     let text = format!("// {n}");
     let file = SourceFile::held("some.cedar".to_owned(), FileKind::Policies, text.into());
@@ -47,95 +47,96 @@ fn answer(snapshot: &Snapshot, decision: Decision) -> Arc<Answer> {
     })
 }
 
-fn ask(cache: &Answers, snapshot: &Snapshot, query: &Query, otherwise: Decision) -> Decision {
-    cache
-        .get_or_decide(snapshot, &query.into(), || Ok(answer(snapshot, otherwise)))
-        .unwrap()
-        .answer
-        .decision
+/// Returns the cached decision, or else caches and returns `decided`.
+fn get(cache: &AnswerCache, snapshot: &Snapshot, query: &Query, decided: Decision) -> Decision {
+    let decide = || Ok(answer(snapshot, decided));
+    let (answer, _) = cache
+        .get_or_decide(snapshot, &query.into(), decide)
+        .unwrap();
+    answer.decision
 }
 
 #[test]
-fn an_answer_is_found_again_under_its_revision_and_no_other() {
+fn answers_are_found_only_under_their_revision() {
     let cache = cache(1 << 20);
-    let asked = |n, decision| ask(&cache, &snapshot(n), &query("alice"), decision);
-    assert_eq!(asked(1, Decision::Allow), Decision::Allow);
-    assert_eq!(asked(1, Decision::Deny), Decision::Allow);
-    assert_eq!(asked(2, Decision::Deny), Decision::Deny);
-    // Who still holds the old snapshot is answered on it.
-    assert_eq!(asked(1, Decision::Allow), Decision::Allow);
-    let figures = cache.figures();
-    assert_eq!((figures.hits, figures.misses, figures.entries), (1, 3, 1));
+    let get = |n, decision| get(&cache, &snapshot(n), &query("alice"), decision);
+    assert_eq!(get(1, Decision::Allow), Decision::Allow);
+    assert_eq!(get(1, Decision::Deny), Decision::Allow);
+    assert_eq!(get(2, Decision::Deny), Decision::Deny);
+    // A request on the old snapshot is still answered on it.
+    assert_eq!(get(1, Decision::Allow), Decision::Allow);
+    let metrics = cache.metrics();
+    assert_eq!((metrics.hits, metrics.misses, metrics.entries), (1, 3, 1));
 }
 
 #[test]
-fn a_query_that_cannot_be_decided_leaves_nothing_behind() {
+fn failed_evaluations_are_not_cached() {
     let cache = cache(1 << 20);
     let invalid = NoAnswer::from(InvalidQuery::field("context", Problem::Missing));
     let query = query("alice");
-    let refused = cache.get_or_decide(&snapshot(1), &(&query).into(), || Err(invalid.clone()));
-    assert_eq!(refused.unwrap_err(), invalid);
-    assert_eq!(cache.figures().entries, 0);
+    let result = cache.get_or_decide(&snapshot(1), &(&query).into(), || Err(invalid.clone()));
+    assert_eq!(result.unwrap_err(), invalid);
+    assert_eq!(cache.metrics().entries, 0);
 }
 
 #[test]
-fn memory_is_bounded_by_evicting() {
+fn memory_is_bounded_by_eviction() {
     let cache = cache(100_000);
     let snapshot = snapshot(1);
     for n in 0..10_000 {
-        ask(&cache, &snapshot, &query(&n.to_string()), Decision::Deny);
+        get(&cache, &snapshot, &query(&n.to_string()), Decision::Deny);
     }
-    let figures = cache.figures();
-    assert!(figures.bytes <= figures.capacity_bytes, "{figures:?}");
-    assert!(figures.evictions > 0 && figures.entries > 0, "{figures:?}");
+    let metrics = cache.metrics();
+    assert!(metrics.bytes <= metrics.capacity_bytes, "{metrics:?}");
+    assert!(metrics.evictions > 0 && metrics.entries > 0, "{metrics:?}");
 }
 
 #[test]
-fn what_falls_out_of_the_front_is_found_in_moka_and_stands_in_one_of_them() {
+fn second_request_moves_answer_to_full_table() {
     let cache = cache(1 << 20);
     let snapshot = snapshot(1);
-    let weight = cache_weight(&cache, &snapshot);
-    // A little more than the front holds.
-    let count = (3 << 18) / weight + 200;
-    for n in 0..count {
-        ask(
-            &cache,
-            &snapshot,
-            &query(&format!("{n:08}")),
-            Decision::Allow,
-        );
+    let mut count = 0;
+    let mut last = query("none");
+    while cache.metrics().entries == cache.hot.metrics().entries {
+        last = query(&format!("{count:08}"));
+        get(&cache, &snapshot, &last, Decision::Allow);
+        count += 1;
     }
-    assert_eq!(cache.figures().entries, count as u64);
-    for n in 0..count {
-        let query = query(&format!("{n:08}"));
-        assert_eq!(
-            ask(&cache, &snapshot, &query, Decision::Deny),
-            Decision::Allow
-        );
+    let before = cache.metrics();
+    assert_eq!((before.entries, before.evictions), (count, 0));
+    for _ in 0..2 {
+        let decision = get(&cache, &snapshot, &last, Decision::Deny);
+        assert_eq!(decision, Decision::Allow);
     }
-    let figures = cache.figures();
-    assert_eq!(figures.entries, count as u64, "{figures:?}");
-    // One more was asked to be weighed.
-    let count = count as u64;
-    assert_eq!((figures.hits, figures.misses), (count, count + 1));
-    assert_eq!(figures.evictions, 0);
-    cache.forget();
-    let figures = cache.figures();
-    assert_eq!((figures.entries, figures.bytes), (0, 0));
-}
-
-/// What an entry weighs.
-fn cache_weight(cache: &Answers, snapshot: &Snapshot) -> usize {
-    ask(cache, snapshot, &query("00000000"), Decision::Allow);
-    let bytes = cache.figures().bytes;
-    cache.forget();
-    bytes as usize
+    // One hit was a candidate's, the other one the table's, which evicted an entry in between.
+    let after = cache.metrics();
+    assert_eq!((after.hits, after.misses), (2, count));
+    assert_eq!(after.evictions, 1);
+    assert_eq!(after.entries, count - 1, "{after:?}");
+    cache.clear();
+    let metrics = cache.metrics();
+    assert_eq!((metrics.entries, metrics.bytes), (0, 0));
 }
 
 #[test]
-fn without_capacity_there_is_no_cache() {
+fn frequent_answers_survive_a_flood_of_others() {
+    let cache = cache(200_000);
+    let snapshot = snapshot(1);
+    let frequent: Vec<Query> = (0..50).map(|n| query(&format!("frequent{n}"))).collect();
+    for n in 0..10_000 {
+        let query = query(&format!("{n:08}"));
+        get(&cache, &snapshot, &query, Decision::Deny);
+        get(&cache, &snapshot, &frequent[n % 50], Decision::Deny);
+    }
+    let hits = cache.metrics().hits;
+    assert!(hits > 9_500, "{hits}");
+    assert!(cache.metrics().bytes <= 200_000);
+}
+
+#[test]
+fn zero_capacity_turns_the_cache_off() {
     assert!(
-        Answers::new(CacheSettings {
+        AnswerCache::new(CacheSettings {
             capacity_bytes: None
         })
         .is_none()

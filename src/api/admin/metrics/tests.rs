@@ -7,7 +7,7 @@ use crate::pip::Reason;
 use crate::policy_store::{StoreSettings, open};
 use crate::readiness::Readiness;
 
-async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc<CallFigures>) {
+async fn page(cache: Option<CacheMetrics>) -> (String, Arc<DecisionMetrics>, Arc<CallFigures>) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
         dir.path().join("a.cedar"),
@@ -20,7 +20,7 @@ async fn page(cache: Option<CacheFigures>) -> (String, Arc<DecisionFigures>, Arc
     })
     .await
     .unwrap();
-    let decisions = Arc::<DecisionFigures>::default();
+    let decisions = Arc::<DecisionMetrics>::default();
     let calls = Arc::<CallFigures>::default();
     let page = Page::new(Sources {
         decisions: Arc::clone(&decisions),

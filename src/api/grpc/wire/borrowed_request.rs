@@ -11,7 +11,7 @@ use std::str;
 
 use crate::api::decision::question::{Credential, Operation, Question};
 use crate::api::decision::rules::RequestRules;
-use crate::engine::query_ref::{self, EntityRef, UidRef, ValueRef};
+use crate::pdp::query_ref::{self, EntityRef, UidRef, ValueRef};
 
 /// The most values within one another; prost's own bound on nesting is far above.
 const MAX_DEPTH: usize = 8;
@@ -63,7 +63,7 @@ pub(crate) fn request<'a>(message: &'a [u8], rules: &RequestRules) -> Option<Que
             action: action?,
             resource: resource?,
             // Of two entries with one name prost keeps the later.
-            context: query_ref::Fields::of(context)?,
+            context: query_ref::Fields::from_entries(context)?,
             entities,
         }),
     })
@@ -206,9 +206,9 @@ fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
     }
     Some(EntityRef {
         uid: own?,
-        attributes: query_ref::Fields::of(attributes)?,
+        attributes: query_ref::Fields::from_entries(attributes)?,
         parents,
-        tags: query_ref::Fields::of(tags)?,
+        tags: query_ref::Fields::from_entries(tags)?,
     })
 }
 
@@ -284,7 +284,7 @@ impl Values {
                 (_, Content::Bytes(_) | Content::Varint(_)) => return None,
             }
         }
-        query_ref::Fields::of(fields)
+        query_ref::Fields::from_entries(fields)
     }
 }
 

@@ -9,8 +9,8 @@ use super::body::AnswerBody;
 use crate::api::grpc::pb;
 use crate::api::grpc::wire::borrowed_request::{Content, Fields};
 use crate::api::grpc::wire::to_proto;
-use crate::decision_log::{Answers, DecisionId};
-use crate::engine::{Answered, Entry, Rendered};
+use crate::decision_log::{DecisionId, LoggableAnswer};
+use crate::engine::{CacheEntry, CachedAnswer, EngineAnswer};
 use crate::pdp::answer::{Answer, Decision};
 
 /// Answers go out in frames of no more than this. HTTP/2 takes a frame whole as soon as there is room
@@ -28,10 +28,10 @@ pub(crate) const PREFIX_BYTES: usize = 5;
 #[derive(Clone, Debug)]
 pub struct EncodedAnswer(Arc<[u8]>);
 
-impl Rendered for EncodedAnswer {
+impl CachedAnswer for EncodedAnswer {
     type Entry = Self;
 
-    fn render(answer: Answer) -> Self {
+    fn from_answer(answer: Answer) -> Self {
         let response = to_proto::answer(&answer);
         let length = response.encoded_len();
         let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
@@ -48,8 +48,8 @@ impl Rendered for EncodedAnswer {
     }
 }
 
-impl Entry<Self> for EncodedAnswer {
-    fn of(key: &[u8], answer: &Self) -> Self {
+impl CacheEntry<Self> for EncodedAnswer {
+    fn new(key: &[u8], answer: &Self) -> Self {
         Self([answer.as_ref(), key].concat().into())
     }
 
@@ -62,7 +62,7 @@ impl Entry<Self> for EncodedAnswer {
     }
 
     fn weight(&self) -> usize {
-        Rendered::weight(self)
+        CachedAnswer::weight(self)
     }
 }
 
@@ -73,8 +73,8 @@ impl AsRef<[u8]> for EncodedAnswer {
     }
 }
 
-/// Read from the message, for the decision log. Nothing but what `render` wrote stands there.
-impl Answers for EncodedAnswer {
+/// Read from the message, for the decision log. Nothing but what `from_answer` wrote stands there.
+impl LoggableAnswer for EncodedAnswer {
     fn decision(&self) -> Decision {
         // INVARIANT: the decision is the first field and is always set, so that its one byte
         // follows the first tag. Whatever else stood there would not be taken for an ALLOW.
@@ -132,7 +132,7 @@ const DECISION_ID: http::HeaderName = http::HeaderName::from_static("cedar-pdp-d
 const ID_FIELD: [u8; 2] = [6 << 3 | 2, DecisionId::LENGTH as u8];
 
 /// An answer with what is told of this decision alone, and never remembered.
-impl Answered<EncodedAnswer> {
+impl EngineAnswer<EncodedAnswer> {
     /// How long the message is, in bytes.
     pub(crate) fn message_len(&self) -> usize {
         let id = self
@@ -208,7 +208,7 @@ mod tests {
                 revision: Revision::from_digest(&[7; 32]),
                 explanation: None,
             };
-            let encoded = EncodedAnswer::render(answer);
+            let encoded = EncodedAnswer::from_answer(answer);
             assert_eq!(encoded.decision(), decision);
             assert_eq!(encoded.determining().collect::<Vec<_>>(), ["a", "b"]);
             assert_eq!(
@@ -217,10 +217,10 @@ mod tests {
             );
             // The same with a key behind it, and neither is the other's.
             for key in [&b"key"[..], b"", &[0; 300]] {
-                let entry = EncodedAnswer::of(key, &encoded);
+                let entry = EncodedAnswer::new(key, &encoded);
                 assert_eq!(entry.key(), key);
                 assert_eq!(entry.answer().as_ref(), encoded.as_ref());
-                assert_eq!(EncodedAnswer::of(b"another", &entry).key(), b"another");
+                assert_eq!(EncodedAnswer::new(b"another", &entry).key(), b"another");
             }
             assert_eq!(encoded.key(), b"");
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::api::grpc::pb;
-use crate::engine::cache::CacheFigures;
+use crate::engine::cache::CacheMetrics;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::explanation::{
@@ -204,8 +204,8 @@ pub(crate) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
 }
 
 /// All zero when the cache is off.
-pub(crate) fn cache_figures(figures: Option<CacheFigures>) -> pb::CacheFigures {
-    let CacheFigures {
+pub(crate) fn cache_metrics(figures: Option<CacheMetrics>) -> pb::CacheMetrics {
+    let CacheMetrics {
         hits,
         misses,
         evictions,
@@ -213,7 +213,7 @@ pub(crate) fn cache_figures(figures: Option<CacheFigures>) -> pb::CacheFigures {
         bytes,
         capacity_bytes,
     } = figures.unwrap_or_default();
-    pb::CacheFigures {
+    pb::CacheMetrics {
         hits,
         misses,
         evictions,

@@ -1,18 +1,21 @@
-//! Recognises texts that are certainly good values of Cedar's extension types.
+//! Recognises texts that are definitely valid values of Cedar's extension types.
 //!
-//! `true` is never said of what Cedar refuses; `false` says nothing, and costs no more than a
-//! longer key.
+//! INVARIANT: Cedar accepts every text for which a function here returns `true`. `false` means
+//! "not sure", and costs a longer cache key.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// `-12.3450`: at most 14 digits before the point, where Cedar has room for 15.
+/// Returns whether `text` is definitely a valid decimal, such as `-12.3450`.
+///
+/// Allows 14 digits before the point, while Cedar allows some numbers of 15.
 pub(super) fn is_decimal(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
     text.split_once('.')
         .is_some_and(|(whole, part)| are_digits(whole, 1..=14) && are_digits(part, 1..=4))
 }
 
-/// `192.0.2.1`, `2001:db8::1`, and either with the length of a prefix: as Cedar has it.
+/// Returns whether `text` is a valid `ip`: `192.0.2.1`, `2001:db8::1`, with or without a prefix
+/// length.
 pub(super) fn is_ip(text: &str) -> bool {
     const LONGEST: &str = "0000:0000:0000:0000:0000:0000:0000:0000/000";
     let (address, prefix) = match text.split_once('/') {
@@ -34,8 +37,8 @@ pub(super) fn is_ip(text: &str) -> bool {
     text.len() <= LONGEST.len() && prefix.is_none_or(is_prefix)
 }
 
-/// `2026-01-31`, `2026-01-31T23:59:59Z`, `2026-01-31T23:59:59.999Z`, and with `+0200` in place of
-/// `Z`: as Cedar has it.
+/// Returns whether `text` is a valid `datetime`: `2026-01-31`, `2026-01-31T23:59:59Z`,
+/// `2026-01-31T23:59:59.999Z`, and the last two with an offset such as `+0200` for `Z`.
 pub(super) fn is_datetime(text: &str) -> bool {
     let Some((date, rest)) = text.split_at_checked("0000-00-00".len()) else {
         return false;
@@ -48,13 +51,13 @@ fn is_date(text: &str) -> bool {
         && number(text, 0, 4)
             .zip(number(text, 5, 2))
             .zip(number(text, 8, 2))
-            .is_some_and(|((year, month), day)| (1..=days_of(year, month)).contains(&day))
+            .is_some_and(|((year, month), day)| (1..=days_in_month(year, month)).contains(&day))
 }
 
-/// How many days the month has, by the calendar of today for all years; 0 where there is none.
-fn days_of(year: u16, month: u16) -> u16 {
-    let is_by = |years: u16| year.is_multiple_of(years);
-    let is_leap = is_by(4) && (!is_by(100) || is_by(400));
+/// Returns the days of the month in the Gregorian calendar, 0 for an invalid month.
+fn days_in_month(year: u16, month: u16) -> u16 {
+    let divides = |years: u16| year.is_multiple_of(years);
+    let is_leap = divides(4) && (!divides(100) || divides(400));
     match month {
         2 if is_leap => 29,
         2 => 28,
@@ -64,7 +67,7 @@ fn days_of(year: u16, month: u16) -> u16 {
     }
 }
 
-/// `T23:59:59` and what may stand behind it.
+/// Returns whether `text` is a time such as `T23:59:59`, with milliseconds or not, and a zone.
 fn is_time(text: &str) -> bool {
     let Some((time, rest)) = text.split_at_checked("T00:00:00".len()) else {
         return false;
@@ -83,7 +86,7 @@ fn is_time(text: &str) -> bool {
         && zone.is_some_and(|zone| zone == "Z" || is_offset(zone))
 }
 
-/// `+0200`
+/// Returns whether `text` is an offset such as `+0200`.
 fn is_offset(text: &str) -> bool {
     let hours_and_minutes = text.strip_prefix('+').or_else(|| text.strip_prefix('-'));
     hours_and_minutes.is_some_and(|text| {
@@ -91,43 +94,45 @@ fn is_offset(text: &str) -> bool {
     })
 }
 
-/// Whether `text` is as long as `shape` and has a digit for each `0` of it, and all else as it is.
+/// Returns whether `text` equals `shape`, where each `0` of the shape stands for any digit.
 fn has_shape(text: &str, shape: &[u8]) -> bool {
-    let is_like = |(byte, shape): (u8, &u8)| match shape {
+    let matches = |(byte, shape): (u8, &u8)| match shape {
         b'0' => byte.is_ascii_digit(),
         mark => byte == *mark,
     };
-    text.len() == shape.len() && text.bytes().zip(shape).all(is_like)
+    text.len() == shape.len() && text.bytes().zip(shape).all(matches)
 }
 
 fn number(text: &str, at: usize, digits: usize) -> Option<u16> {
     text.get(at..at + digits)?.parse().ok()
 }
 
-/// Whether the two digits at this place are less than `limit`.
+/// Returns whether the two digits at this offset are less than `limit`.
 fn is_below(text: &str, at: usize, limit: u16) -> bool {
     number(text, at, 2).is_some_and(|number| number < limit)
 }
 
-/// `90m`, `-1d12h`: numbers of at most 9 digits, where Cedar has room for more, each with its
-/// unit, and these from the longest to the shortest.
+/// Returns whether `text` is definitely a valid duration, such as `90m` or `-1d12h`.
+///
+/// Units go from the longest to the shortest. Numbers have at most 9 digits, while Cedar allows
+/// more.
 pub(super) fn is_duration(text: &str) -> bool {
     const UNITS: [&str; 5] = ["d", "h", "m", "s", "ms"];
     let mut rest = text.strip_prefix('-').unwrap_or(text);
-    let mut shorter: &[&str] = &UNITS;
+    let mut units: &[&str] = &UNITS;
     let mut any = false;
     while !rest.is_empty() {
         let from_unit = rest.trim_start_matches(|c: char| c.is_ascii_digit());
         let after = from_unit.trim_start_matches(|c: char| c.is_ascii_lowercase());
         let digits = rest.get(..rest.len() - from_unit.len()).unwrap_or_default();
         let unit = from_unit.strip_suffix(after).unwrap_or_default();
-        let Some(at) = shorter.iter().position(|one| *one == unit) else {
+        let Some(at) = units.iter().position(|one| *one == unit) else {
             return false;
         };
         if !are_digits(digits, 1..=9) {
             return false;
         }
-        shorter = shorter.get(at + 1..).unwrap_or_default();
+        units = units.get(at + 1..).unwrap_or_default();
         rest = after;
         any = true;
     }
@@ -150,8 +155,8 @@ mod tests {
         compile(&Sources::default(), &Settings::default()).unwrap()
     }
 
-    /// Whether Cedar takes `value` in a context.
-    fn is_good(snapshot: &Snapshot, value: Value) -> bool {
+    /// Returns whether Cedar accepts `value` in a context.
+    fn cedar_accepts(snapshot: &Snapshot, value: Value) -> bool {
         let context: Record = BTreeMap::from([("value".to_owned(), value)]).into();
         let query = Query {
             principal: Uid::new("User", "alice"),
@@ -165,10 +170,10 @@ mod tests {
         authorize(snapshot, &query).is_ok()
     }
 
-    /// Every text of up to this many edits from good ones that the recogniser takes, Cedar takes.
+    /// Checks that Cedar accepts the `good` texts, and each one edit away that is recognised.
     fn check(recognise: fn(&str) -> bool, value: fn(String) -> Value, good: &[&str]) {
         let snapshot = snapshot();
-        assert!(!is_good(&snapshot, value("nonsense".to_owned())));
+        assert!(!cedar_accepts(&snapshot, value("nonsense".to_owned())));
         for &text in good {
             assert!(recognise(text), "{text}");
             let mut near = vec![text.to_owned()];
@@ -184,15 +189,15 @@ mod tests {
             }
             for text in near {
                 assert!(
-                    !recognise(&text) || is_good(&snapshot, value(text.clone())),
-                    "`{text}` is not certain"
+                    !recognise(&text) || cedar_accepts(&snapshot, value(text.clone())),
+                    "Cedar rejects `{text}`"
                 );
             }
         }
     }
 
     #[test]
-    fn what_is_recognised_is_good_to_cedar() {
+    fn cedar_accepts_recognised_texts() {
         check(
             is_decimal,
             Value::Decimal,
@@ -241,10 +246,10 @@ mod tests {
         );
     }
 
-    /// Numbers that follow from a seed.
-    struct Draw(u64);
+    /// A generator of texts that are nearly valid, from a seed.
+    struct Generator(u64);
 
-    impl Draw {
+    impl Generator {
         fn below(&mut self, limit: u64) -> u64 {
             self.0 = self
                 .0
@@ -253,7 +258,7 @@ mod tests {
             (self.0 >> 33) % limit
         }
 
-        fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
             of[usize::try_from(self.below(of.len() as u64)).unwrap()]
         }
 
@@ -270,11 +275,11 @@ mod tests {
             }
             let time = [self.below(25), self.below(62), self.below(62)];
             let time = time.map(|number| format!("{number:02}")).join(":");
-            let part = self.one(&["", "", ".000", ".999", ".99", "."]);
+            let part = self.pick(&["", "", ".000", ".999", ".99", "."]);
             let zone = match self.below(2) {
-                0 => self.one(&["Z", "Z", "z", ""]).to_owned(),
+                0 => self.pick(&["Z", "Z", "z", ""]).to_owned(),
                 _ => {
-                    let sign = self.one(&["+", "-", "-", " "]);
+                    let sign = self.pick(&["+", "-", "-", " "]);
                     format!("{sign}{:02}{:02}", self.below(26), self.below(62))
                 }
             };
@@ -300,11 +305,11 @@ mod tests {
         }
 
         fn duration(&mut self) -> String {
-            let mut text = self.one(&["", "", "-", "+"]).to_owned();
+            let mut text = self.pick(&["", "", "-", "+"]).to_owned();
             for unit in ["d", "h", "m", "s", "ms", "s"] {
                 if self.below(3) == 0 {
                     let digits = self.below(12);
-                    text.extend((0..digits).map(|_| self.one(&["0", "5", "9"])));
+                    text.extend((0..digits).map(|_| self.pick(&["0", "5", "9"])));
                     text.push_str(unit);
                 }
             }
@@ -314,47 +319,51 @@ mod tests {
         fn decimal(&mut self) -> String {
             let mut digits = |most: u64| -> String {
                 let count = self.below(most);
-                (0..count).map(|_| self.one(&["0", "5", "9"])).collect()
+                (0..count).map(|_| self.pick(&["0", "5", "9"])).collect()
             };
             let (whole, part) = (digits(18), digits(7));
-            format!("{}{whole}.{part}", self.one(&["", "", "-", "+"]))
+            format!("{}{whole}.{part}", self.pick(&["", "", "-", "+"]))
         }
     }
 
-    /// Whether what is recognised of drawn texts is what Cedar takes; of the types of which less
-    /// is recognised, whether it is no more.
     #[test]
-    fn of_many_texts_none_is_certain_that_cedar_refuses() {
+    fn cedar_accepts_recognised_random_texts() {
+        // For `datetime` and `ip` the reverse holds, too: all that Cedar accepts is recognised.
         type Kind = (
-            fn(&mut Draw) -> String,
+            fn(&mut Generator) -> String,
             fn(&str) -> bool,
             fn(String) -> Value,
             bool,
         );
         let snapshot = snapshot();
         let kinds: [Kind; 4] = [
-            (Draw::datetime, is_datetime, Value::Datetime, true),
-            (Draw::ip, is_ip, Value::Ip, true),
-            (Draw::duration, is_duration, Value::Duration, false),
-            (Draw::decimal, is_decimal, Value::Decimal, false),
+            (Generator::datetime, is_datetime, Value::Datetime, true),
+            (Generator::ip, is_ip, Value::Ip, true),
+            (Generator::duration, is_duration, Value::Duration, false),
+            (Generator::decimal, is_decimal, Value::Decimal, false),
         ];
         for (draw, recognise, value, is_exact) in kinds {
-            let mut from = Draw(0xced4);
-            let mut certain = 0;
+            let mut generator = Generator(0xced4);
+            let mut count = 0;
             for _ in 0..10_000 {
-                let text = draw(&mut from);
-                let (recognised, is_good) =
-                    (recognise(&text), is_good(&snapshot, value(text.clone())));
-                assert!(!recognised || is_good, "`{text}` is not certain");
-                assert!(recognised || !is_good || !is_exact, "`{text}` is good");
-                certain += usize::from(recognised);
+                let text = draw(&mut generator);
+                let (recognised, is_valid) = (
+                    recognise(&text),
+                    cedar_accepts(&snapshot, value(text.clone())),
+                );
+                assert!(!recognised || is_valid, "Cedar rejects `{text}`");
+                assert!(
+                    recognised || !is_valid || !is_exact,
+                    "Cedar accepts `{text}`"
+                );
+                count += usize::from(recognised);
             }
-            assert!(certain > 500, "{certain}");
+            assert!(count > 500, "{count}");
         }
     }
 
     #[test]
-    fn what_is_less_than_certain_is_not_recognised() {
+    fn doubtful_texts_are_not_recognised() {
         for text in [
             "",
             ".",

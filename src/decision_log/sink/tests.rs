@@ -1,11 +1,12 @@
-//! Files of lines: failures in the middle, files that others move, and making room.
+//! Log files: failed writes, files that others move, and rotation.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use super::rotating_file::RotatingFile;
 use super::*;
 
-fn write_all(file: &mut LogFile, lines: &str) {
+fn write_all(file: &mut RotatingFile, lines: &str) {
     let mut rest = lines.as_bytes();
     while !rest.is_empty() {
         let written = file.write(rest).unwrap();
@@ -27,11 +28,11 @@ fn files(directory: &Path) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_file_that_is_large_enough_makes_room_and_the_oldest_goes() {
+fn full_file_is_rotated_and_the_oldest_removed() {
     let directory = tempfile::tempdir().unwrap();
-    let mut file = LogFile::open(&directory.path().join("log"), 8, 3).unwrap();
+    let mut file = RotatingFile::open(&directory.path().join("log"), 8, 3).unwrap();
     write_all(&mut file, "1aa\n2bb\n3cc\n4dd\n5ee\n6ff\n7gg\n");
-    // A line that is larger than a file may be has one of its own.
+    // A line that is longer than the limit has a file of its own.
     write_all(&mut file, "8 is a long line\n9\n");
     assert_eq!(
         files(directory.path()),
@@ -45,13 +46,13 @@ fn a_file_that_is_large_enough_makes_room_and_the_oldest_goes() {
 }
 
 #[test]
-fn making_room_in_vain_removes_nothing_however_often() {
+fn failed_rotations_remove_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let mut file = LogFile::open(&path("log"), 4, 3).unwrap();
+    let mut file = RotatingFile::open(&path("log"), 4, 3).unwrap();
     write_all(&mut file, "1aa\n2bb\n3cc\n");
-    // A file cannot take the name of a directory: the last step fails, of which the first is done.
-    let older = |text: &str| {
+    // A file cannot replace a directory: the last step fails after the first was done.
+    let check_kept = |text: &str| {
         let kept = ["log.2", "log.3"].map(|name| fs::read_to_string(path(name)).ok());
         assert!(kept.contains(&Some(text.to_owned())), "{text}: {kept:?}");
     };
@@ -62,9 +63,9 @@ fn making_room_in_vain_removes_nothing_however_often() {
     fs::write(path("log.3").join("full"), "").unwrap();
     for line in ["4dd\n", "5ee\n", "6ff\n", "7gg\n"] {
         write_all(&mut file, line);
-        older("1aa\n");
+        check_kept("1aa\n");
     }
-    // It grows in the meantime, and makes room once that can be done.
+    // Meanwhile the file grows. It is rotated once that is possible.
     assert_eq!(
         fs::read_to_string(path("log")).unwrap(),
         "3cc\n4dd\n5ee\n6ff\n7gg\n"
@@ -76,16 +77,16 @@ fn making_room_in_vain_removes_nothing_however_often() {
         fs::read_to_string(path("log.1")).unwrap(),
         "3cc\n4dd\n5ee\n6ff\n7gg\n"
     );
-    older("1aa\n");
+    check_kept("1aa\n");
 }
 
 #[test]
-fn what_was_renamed_before_a_failure_is_not_renamed_again() {
+fn rotation_continues_after_a_partial_failure() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let mut file = LogFile::open(&path("log"), 4, 4).unwrap();
+    let mut file = RotatingFile::open(&path("log"), 4, 4).unwrap();
     write_all(&mut file, "4dd\n");
-    // As a failure left it, or the end of the process: a free name, and one more than is kept.
+    // As a failure or a crash leaves the files: one name is free, and there is one file too many.
     fs::write(path("log.2"), "3cc\n").unwrap();
     fs::write(path("log.3"), "2bb\n").unwrap();
     fs::write(path("log.4"), "1aa\n").unwrap();
@@ -101,9 +102,9 @@ fn what_was_renamed_before_a_failure_is_not_renamed_again() {
 }
 
 #[test]
-fn with_one_file_the_old_lines_go() {
+fn single_file_is_replaced_when_full() {
     let directory = tempfile::tempdir().unwrap();
-    let mut file = LogFile::open(&directory.path().join("log"), 8, 1).unwrap();
+    let mut file = RotatingFile::open(&directory.path().join("log"), 8, 1).unwrap();
     write_all(&mut file, "1aa\n2bb\n3cc\n");
     assert_eq!(
         files(directory.path()),
@@ -112,18 +113,18 @@ fn with_one_file_the_old_lines_go() {
 }
 
 #[test]
-fn without_a_bound_a_file_grows() {
+fn unlimited_file_is_not_rotated() {
     let directory = tempfile::tempdir().unwrap();
-    let mut file = LogFile::open(&directory.path().join("log"), 0, 3).unwrap();
+    let mut file = RotatingFile::open(&directory.path().join("log"), 0, 3).unwrap();
     write_all(&mut file, &"line\n".repeat(1_000));
     assert_eq!(files(directory.path()).len(), 1);
 }
 
 #[test]
-fn a_file_that_is_renamed_or_removed_is_opened_anew() {
+fn moved_or_removed_file_is_opened_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
-    let mut file = LogFile::open(&path, 0, 3).unwrap();
+    let mut file = RotatingFile::open(&path, 0, 3).unwrap();
     write_all(&mut file, "one\n");
     fs::rename(&path, directory.path().join("log.old")).unwrap();
     write_all(&mut file, "two\n");
@@ -135,11 +136,11 @@ fn a_file_that_is_renamed_or_removed_is_opened_anew() {
 }
 
 #[test]
-fn a_directory_that_is_gone_fails_until_it_is_back() {
+fn missing_directory_fails_until_it_is_back() {
     let directory = tempfile::tempdir().unwrap();
     let logs = directory.path().join("logs");
     fs::create_dir(&logs).unwrap();
-    let mut file = LogFile::open(&logs.join("log"), 0, 3).unwrap();
+    let mut file = RotatingFile::open(&logs.join("log"), 0, 3).unwrap();
     write_all(&mut file, "one\n");
     fs::remove_dir_all(&logs).unwrap();
     file.write(b"two\n").unwrap_err();
@@ -150,39 +151,40 @@ fn a_directory_that_is_gone_fails_until_it_is_back() {
 }
 
 #[test]
-fn a_line_that_was_begun_is_ended_in_its_file_and_begins_anew_in_another() {
+fn partial_line_is_completed_in_its_own_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
-    let mut file = LogFile::open(&path, 6, 3).unwrap();
+    let mut file = RotatingFile::open(&path, 6, 3).unwrap();
+    // Two bytes were written before a failure.
     file.open.as_mut().unwrap().file.write_all(b"on").unwrap();
-    file.open.as_mut().unwrap().begun = 2;
-    // The end of a line goes where its beginning is, whatever the bound.
+    file.open.as_mut().unwrap().partial_bytes = 2;
+    // The rest of a line goes to the same file, whatever the limit.
     assert_eq!(file.write(b"one and more\ntwo\n").unwrap(), 13);
     assert_eq!(fs::read_to_string(&path).unwrap(), "one and more\n");
 
     file.open.as_mut().unwrap().file.write_all(b"tw").unwrap();
-    file.open.as_mut().unwrap().begun = 2;
+    file.open.as_mut().unwrap().partial_bytes = 2;
     fs::rename(&path, directory.path().join("moved")).unwrap();
     write_all(&mut file, "two\n");
     assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
 }
 
 #[test]
-fn a_file_whose_last_line_has_no_end_goes_on_with_a_fresh_line() {
+fn incomplete_last_line_is_ended_first() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     fs::write(&path, "one\ntw").unwrap();
-    let mut file = LogFile::open(&path, 0, 3).unwrap();
+    let mut file = RotatingFile::open(&path, 0, 3).unwrap();
     write_all(&mut file, "three\n");
     assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntw\nthree\n");
 }
 
 #[test]
-fn a_full_disk_fails_and_what_follows_is_written_once_there_is_room() {
+fn full_disk_fails_until_there_is_room() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     symlink("/dev/full", &path).unwrap();
-    let mut file = LogFile::open(&path, 100, 3).unwrap();
+    let mut file = RotatingFile::open(&path, 100, 3).unwrap();
     let error = file.write(b"one\n").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     fs::remove_file(&path).unwrap();

@@ -1,15 +1,15 @@
-//! A query whose texts lie elsewhere: in a caller's bytes, or in a [`Query`].
+//! A query that borrows its text from a caller's bytes or from a [`Query`].
 //!
-//! The cache is asked with it before anything is copied. Whoever makes one has checked what a
-//! [`Query`] promises: no type empty.
+//! The cache is searched with it before anything is copied. The code that builds one has checked
+//! what a [`Query`] guarantees: type names are not empty.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::pdp::query::{Claimed, Query, Record, RequestEntity, Uid, Value};
+use super::query::{Claimed, Query, Record, RequestEntity, Uid, Value};
 
-/// An entity's identity.
+/// A borrowed [`Uid`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UidRef<'a> {
     /// The type's name.
@@ -18,9 +18,9 @@ pub struct UidRef<'a> {
     pub id: &'a str,
 }
 
-/// A value, as [`Value`].
+/// A borrowed [`Value`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "they are the kinds of `Value`")]
+#[allow(missing_docs, reason = "the variants are those of `Value`")]
 pub enum ValueRef<'a> {
     Bool(bool),
     Long(i64),
@@ -34,17 +34,19 @@ pub enum ValueRef<'a> {
     Duration(&'a str),
 }
 
-/// Named values, sorted by name and each name once: whatever order they came in, they are equal, and
-/// make one key.
+/// Borrowed named values, sorted by name, each name once.
+///
+/// The order in which a request lists its fields does not matter: equal fields are equal here, and
+/// have one cache key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields<'a>(Vec<(&'a str, ValueRef<'a>)>);
 
 impl<'a> Fields<'a> {
-    /// The `entries` of a map as they came, or nothing if a name stands among them twice.
+    /// Sorts the `entries` of a map. Returns `None` if a name occurs twice.
     #[must_use]
-    pub fn of(mut entries: Vec<(&'a str, ValueRef<'a>)>) -> Option<Self> {
+    pub fn from_entries(mut entries: Vec<(&'a str, ValueRef<'a>)>) -> Option<Self> {
         let in_order = |(one, _): &(&str, _), (next, _): &(&str, _)| one < next;
-        // Many a client writes its maps in order.
+        // Many clients send their maps in order.
         if !entries.is_sorted_by(in_order) {
             entries.sort_unstable_by_key(|(name, _)| *name);
             if !entries.is_sorted_by(in_order) {
@@ -63,74 +65,61 @@ impl<'a> Deref for Fields<'a> {
     }
 }
 
-/// An entity that a request brings along.
+/// A borrowed [`RequestEntity`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntityRef<'a> {
-    /// Its identity.
+    /// The entity's uid.
     pub uid: UidRef<'a>,
-    /// What is known of it.
+    /// The entity's attributes.
     pub attributes: Fields<'a>,
-    /// The entities it is directly in.
+    /// The entities that this one is a direct member of.
     pub parents: Vec<UidRef<'a>>,
-    /// Its tags.
+    /// The entity's tags.
     pub tags: Fields<'a>,
 }
 
-/// One question, as [`Query`].
+/// A borrowed [`Query`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryRef<'a> {
-    /// Who asks to act.
+    /// The principal that wants to act.
     pub principal: UidRef<'a>,
-    /// What is to be done.
+    /// The requested action.
     pub action: UidRef<'a>,
-    /// What it is to be done to.
+    /// The resource that the action applies to.
     pub resource: UidRef<'a>,
-    /// The circumstances.
+    /// The request's context.
     pub context: Fields<'a>,
-    /// Entities that exist for this question only.
+    /// Entities that exist for this request only.
     pub entities: Vec<EntityRef<'a>>,
-    /// What a token says of the principal.
+    /// The principal's attributes and parents from a verified token.
     pub claimed: Option<&'a Arc<Claimed>>,
-    /// Whether the answer must say why.
+    /// True if the answer must include an explanation.
     pub explain: bool,
 }
 
 impl QueryRef<'_> {
-    /// The same query, its texts copied.
+    /// Copies the query.
     #[must_use]
     pub fn to_query(&self) -> Query {
-        let Self {
-            principal,
-            action,
-            resource,
-            context,
-            entities,
-            claimed,
-            explain,
-        } = self;
         Query {
-            principal: principal.to_uid(),
-            action: action.to_uid(),
-            resource: resource.to_uid(),
-            context: to_record(context),
-            entities: entities
-                .iter()
-                .map(
-                    |EntityRef {
-                         uid,
-                         attributes,
-                         parents,
-                         tags,
-                     }| RequestEntity {
-                        uid: uid.to_uid(),
-                        attributes: to_record(attributes),
-                        parents: parents.iter().map(|parent| parent.to_uid()).collect(),
-                        tags: to_record(tags),
-                    },
-                )
-                .collect(),
-            claimed: claimed.cloned(),
-            explain: *explain,
+            principal: self.principal.to_uid(),
+            action: self.action.to_uid(),
+            resource: self.resource.to_uid(),
+            context: self.context.to_record(),
+            entities: self.entities.iter().map(EntityRef::to_entity).collect(),
+            claimed: self.claimed.cloned(),
+            explain: self.explain,
+        }
+    }
+}
+
+impl EntityRef<'_> {
+    fn to_entity(&self) -> RequestEntity {
+        RequestEntity {
+            uid: self.uid.to_uid(),
+            attributes: self.attributes.to_record(),
+            parents: self.parents.iter().map(|parent| parent.to_uid()).collect(),
+            tags: self.tags.to_record(),
         }
     }
 }
@@ -141,12 +130,14 @@ impl UidRef<'_> {
     }
 }
 
-fn to_record(fields: &Fields<'_>) -> Record {
-    fields
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), value.to_value()))
-        .collect::<BTreeMap<_, _>>()
-        .into()
+impl Fields<'_> {
+    fn to_record(&self) -> Record {
+        let fields = self.iter();
+        fields
+            .map(|(name, value)| ((*name).to_owned(), value.to_value()))
+            .collect::<BTreeMap<_, _>>()
+            .into()
+    }
 }
 
 impl ValueRef<'_> {
@@ -157,7 +148,7 @@ impl ValueRef<'_> {
             Self::String(text) => Value::String((*text).to_owned()),
             Self::Entity(uid) => Value::Entity(uid.to_uid()),
             Self::Set(members) => Value::Set(members.iter().map(Self::to_value).collect()),
-            Self::Record(fields) => Value::Record(to_record(fields)),
+            Self::Record(fields) => Value::Record(fields.to_record()),
             Self::Decimal(text) => Value::Decimal((*text).to_owned()),
             Self::Ip(text) => Value::Ip((*text).to_owned()),
             Self::Datetime(text) => Value::Datetime((*text).to_owned()),
@@ -168,40 +159,25 @@ impl ValueRef<'_> {
 
 impl<'a> From<&'a Query> for QueryRef<'a> {
     fn from(query: &'a Query) -> Self {
-        let Query {
-            principal,
-            action,
-            resource,
-            context,
-            entities,
-            claimed,
-            explain,
-        } = query;
         Self {
-            principal: principal.into(),
-            action: action.into(),
-            resource: resource.into(),
-            context: fields(context),
-            entities: entities.iter().map(EntityRef::from).collect(),
-            claimed: claimed.as_ref(),
-            explain: *explain,
+            principal: (&query.principal).into(),
+            action: (&query.action).into(),
+            resource: (&query.resource).into(),
+            context: (&query.context).into(),
+            entities: query.entities.iter().map(EntityRef::from).collect(),
+            claimed: query.claimed.as_ref(),
+            explain: query.explain,
         }
     }
 }
 
 impl<'a> From<&'a RequestEntity> for EntityRef<'a> {
     fn from(entity: &'a RequestEntity) -> Self {
-        let RequestEntity {
-            uid,
-            attributes,
-            parents,
-            tags,
-        } = entity;
         Self {
-            uid: uid.into(),
-            attributes: fields(attributes),
-            parents: parents.iter().map(UidRef::from).collect(),
-            tags: fields(tags),
+            uid: (&entity.uid).into(),
+            attributes: (&entity.attributes).into(),
+            parents: entity.parents.iter().map(UidRef::from).collect(),
+            tags: (&entity.tags).into(),
         }
     }
 }
@@ -213,16 +189,12 @@ impl<'a> From<&'a Uid> for UidRef<'a> {
     }
 }
 
-/// The fields of `record`, where they lie.
-#[must_use]
-pub fn fields(record: &Record) -> Fields<'_> {
-    // A record is sorted as these are.
-    Fields(
-        record
-            .iter()
-            .map(|(name, value)| (name, value.into()))
-            .collect(),
-    )
+impl<'a> From<&'a Record> for Fields<'a> {
+    fn from(record: &'a Record) -> Self {
+        // A record is sorted in the same way.
+        let fields = record.iter().map(|(name, value)| (name, value.into()));
+        Self(fields.collect())
+    }
 }
 
 impl<'a> From<&'a Value> for ValueRef<'a> {
@@ -233,7 +205,7 @@ impl<'a> From<&'a Value> for ValueRef<'a> {
             Value::String(text) => Self::String(text),
             Value::Entity(uid) => Self::Entity(uid.into()),
             Value::Set(members) => Self::Set(members.iter().map(Self::from).collect()),
-            Value::Record(record) => Self::Record(fields(record)),
+            Value::Record(record) => Self::Record(record.into()),
             Value::Decimal(text) => Self::Decimal(text),
             Value::Ip(text) => Self::Ip(text),
             Value::Datetime(text) => Self::Datetime(text),
@@ -252,23 +224,23 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_equal_in_whatever_order_they_came() {
-        let in_order = Fields::of(named(&["a", "ab", "b", "é"]));
+    fn order_of_fields_does_not_matter() {
+        let in_order = Fields::from_entries(named(&["a", "ab", "b", "é"]));
         assert!(in_order.is_some());
         for other in [
             ["é", "b", "ab", "a"],
             ["ab", "a", "b", "é"],
             ["a", "ab", "é", "b"],
         ] {
-            assert_eq!(Fields::of(named(&other)), in_order, "{other:?}");
+            assert_eq!(Fields::from_entries(named(&other)), in_order, "{other:?}");
         }
-        assert_eq!(Fields::of(Vec::new()), Some(Fields::default()));
+        assert_eq!(Fields::from_entries(Vec::new()), Some(Fields::default()));
     }
 
     #[test]
-    fn a_name_that_stands_twice_makes_no_fields() {
+    fn duplicate_field_names_are_rejected() {
         for names in [&["a", "a"][..], &["b", "a", "b"], &["a", "c", "b", "a"]] {
-            assert_eq!(Fields::of(named(names)), None, "{names:?}");
+            assert_eq!(Fields::from_entries(named(names)), None, "{names:?}");
         }
     }
 }

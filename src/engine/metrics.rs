@@ -1,4 +1,4 @@
-//! What the engine counts: decisions, how long they took, and what they took.
+//! Counters and histograms of decisions: how many, how long they took, how much was evaluated.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::Source;
 use crate::counters::{Counters, Distribution, Histogram};
 use crate::pdp::answer::Decision;
 
-/// Bounds of durations, in nanoseconds: from 10 us up to 2.5 s.
+/// Bucket bounds of durations in nanoseconds, from 10 us to 2.5 s.
 pub const DURATION_BOUNDS: &[u64] = &[
     10_000,
     25_000,
@@ -27,81 +27,81 @@ pub const DURATION_BOUNDS: &[u64] = &[
     2_500_000_000,
 ];
 
-/// Bounds of numbers of policies.
+/// Bucket bounds of candidate policies per evaluated query.
 const CANDIDATE_BOUNDS: &[u64] = &[
     0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000,
 ];
 
-/// What was decided since the start of the process.
+/// Counts and durations of decisions since startup.
 #[derive(Debug)]
-pub struct DecisionFigures {
+pub struct DecisionMetrics {
     decisions: Counters<4>,
-    from_cache: Histogram,
-    decided: Histogram,
+    cached_durations: Histogram,
+    decided_durations: Histogram,
     candidates: Histogram,
     policy_errors: Counters<1>,
 }
 
-impl Default for DecisionFigures {
+impl Default for DecisionMetrics {
     fn default() -> Self {
         Self {
             decisions: Counters::default(),
-            from_cache: Histogram::new(DURATION_BOUNDS),
-            decided: Histogram::new(DURATION_BOUNDS),
+            cached_durations: Histogram::new(DURATION_BOUNDS),
+            decided_durations: Histogram::new(DURATION_BOUNDS),
             candidates: Histogram::new(CANDIDATE_BOUNDS),
             policy_errors: Counters::default(),
         }
     }
 }
 
-impl DecisionFigures {
-    /// Counts an answer that was given.
-    pub(super) fn answered(&self, decision: Decision, source: Source, took: Duration) {
-        self.decisions.add_one(place(decision, source));
-        self.histogram(source).observe(nanoseconds(took));
+impl DecisionMetrics {
+    /// Counts an answer that a caller gets.
+    pub(super) fn count_answer(&self, decision: Decision, source: Source, took: Duration) {
+        self.decisions.add_one(counter_index(decision, source));
+        self.durations_of(source).observe(nanoseconds(took));
     }
 
-    /// Counts what deciding took, whether or not the answer is then given again from memory.
-    pub(super) fn decided(&self, candidates: usize, policy_errors: usize) {
+    /// Counts an evaluation: the policies whose scope matched, and those that failed.
+    pub(super) fn count_evaluation(&self, candidates: usize, policy_errors: usize) {
         self.candidates.observe(candidates as u64);
         if policy_errors > 0 {
             self.policy_errors.add(0, policy_errors as u64);
         }
     }
 
-    /// How many answers said so and were come by so.
+    /// Returns the number of answers with this decision and source.
     #[must_use]
     pub fn decisions(&self, decision: Decision, source: Source) -> u64 {
-        self.decisions.sum(place(decision, source))
+        self.decisions.sum(counter_index(decision, source))
     }
 
-    /// How long answers took that were come by so, in nanoseconds.
+    /// Returns the time that answers of this source took, in nanoseconds.
     #[must_use]
     pub fn durations(&self, source: Source) -> Distribution {
-        self.histogram(source).distribution()
+        self.durations_of(source).distribution()
     }
 
-    /// How many policies had a scope that matched, of each query that was decided.
+    /// Returns the number of policies whose scope matched, per evaluated query.
     #[must_use]
     pub fn candidates(&self) -> (&'static [u64], Distribution) {
         (self.candidates.bounds(), self.candidates.distribution())
     }
 
-    /// How many evaluations of a policy failed.
+    /// Returns the number of policy evaluations that failed.
     #[must_use]
     pub fn policy_errors(&self) -> u64 {
         self.policy_errors.sum(0)
     }
 
-    fn histogram(&self, source: Source) -> &Histogram {
+    fn durations_of(&self, source: Source) -> &Histogram {
         match source {
-            Source::Cache => &self.from_cache,
-            Source::Decided => &self.decided,
+            Source::Cache => &self.cached_durations,
+            Source::Decided => &self.decided_durations,
         }
     }
 }
 
-fn place(decision: Decision, source: Source) -> usize {
+fn counter_index(decision: Decision, source: Source) -> usize {
     match (decision, source) {
         (Decision::Allow, Source::Cache) => 0,
         (Decision::Deny, Source::Cache) => 1,
@@ -110,7 +110,7 @@ fn place(decision: Decision, source: Source) -> usize {
     }
 }
 
-/// Whole nanoseconds; of more than five centuries, five centuries.
+/// Returns whole nanoseconds, at most `u64::MAX` (584 years).
 pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,142 @@
+//! The forms in which answers are cached.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::decision_log::LoggableAnswer;
+use crate::pdp::answer::{Answer, Decision, PolicyError};
+use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
+use crate::pdp::id::PolicyId;
+
+/// An answer in the form that a protocol sends and the cache holds.
+pub trait CachedAnswer: LoggableAnswer + Clone + Debug + Send + Sync + 'static {
+    /// The form of a key with its answer in the cache.
+    type Entry: CacheEntry<Self>;
+
+    /// Converts an answer, once for each evaluation.
+    fn from_answer(answer: Answer) -> Self;
+
+    /// Returns the memory of one answer, in bytes.
+    fn weight(&self) -> usize;
+}
+
+/// A cache key with its answer.
+///
+/// One allocation for both is fastest: comparing the key then loads the answer, too.
+pub trait CacheEntry<A>: Debug + Send + Sync + 'static {
+    /// Combines `key` with `answer`.
+    fn new(key: &[u8], answer: &A) -> Self;
+
+    /// Returns the key.
+    fn key(&self) -> &[u8];
+
+    /// Returns the answer.
+    fn answer(&self) -> A;
+
+    /// Returns the memory of key and answer, in bytes.
+    fn weight(&self) -> usize;
+}
+
+/// The entry for answers of any type: two allocations.
+impl<A: CachedAnswer> CacheEntry<A> for (Box<[u8]>, A) {
+    fn new(key: &[u8], answer: &A) -> Self {
+        (key.into(), answer.clone())
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn answer(&self) -> A {
+        self.1.clone()
+    }
+
+    fn weight(&self) -> usize {
+        self.0.len() + self.1.weight()
+    }
+}
+
+impl LoggableAnswer for Arc<Answer> {
+    fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    fn determining(&self) -> impl Iterator<Item = &str> {
+        self.diagnostics.determining.iter().map(PolicyId::as_str)
+    }
+
+    fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
+        let errors = self.diagnostics.errors.iter();
+        errors.map(|PolicyError { policy, message }| (policy.as_str(), message.as_str()))
+    }
+}
+
+impl CachedAnswer for Arc<Answer> {
+    type Entry = (Box<[u8]>, Self);
+
+    fn from_answer(answer: Answer) -> Self {
+        Self::new(answer)
+    }
+
+    fn weight(&self) -> usize {
+        let Answer {
+            decision: _,
+            diagnostics,
+            revision: _,
+            explanation,
+        } = &**self;
+        // The snapshot shares ids and revision: the pointers count, the text does not.
+        let determining = diagnostics.determining.capacity() * size_of::<PolicyId>();
+        let errors = diagnostics.errors.iter();
+        let errors: usize = errors
+            .map(|error| size_of::<PolicyError>() + error.message.capacity())
+            .sum();
+        let explanation = explanation.as_deref().map_or(0, explanation_weight);
+        size_of::<Answer>() + determining + errors + explanation
+    }
+}
+
+fn explanation_weight(explanation: &Explanation) -> usize {
+    let Explanation {
+        determining,
+        unsatisfied,
+        unsatisfied_total: _,
+    } = explanation;
+    let policies: usize = determining.iter().map(policy_weight).sum();
+    let permits: usize = unsatisfied.iter().map(permit_weight).sum();
+    size_of::<Explanation>() + policies + permits
+}
+
+fn permit_weight(permit: &UnsatisfiedPermit) -> usize {
+    let UnsatisfiedPermit {
+        policy,
+        clause,
+        outcome: _,
+    } = permit;
+    let Clause {
+        kind: _,
+        text,
+        operand,
+        place,
+    } = clause;
+    size_of::<UnsatisfiedPermit>()
+        + policy_weight(policy)
+        + text.capacity()
+        + operand.capacity()
+        + place.file.capacity()
+}
+
+fn policy_weight(policy: &ExplainedPolicy) -> usize {
+    let ExplainedPolicy {
+        policy: _,
+        template: _,
+        effect: _,
+        annotations,
+        place,
+    } = policy;
+    let annotations: usize = annotations
+        .iter()
+        .map(|(name, value)| size_of::<(String, String)>() + name.capacity() + value.capacity())
+        .sum();
+    size_of::<ExplainedPolicy>() + annotations + place.file.capacity()
+}
