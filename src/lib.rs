@@ -14,7 +14,7 @@
 //! **The life of a request**, from a caller's bytes to the answer:
 //! - [`api`]: the doors: bytes to queries, answers to bytes.
 //! - [`engine`]: the one function that every door calls: snapshot, cache, decision.
-//! - [`pip`]: who is asking: a token becomes a principal.
+//! - [`pip`]: verifies tokens: a token becomes a principal.
 //!
 //! **Beside them:**
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
@@ -22,6 +22,7 @@
 //! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`figures`]: counters that cost next to nothing.
+//! - [`versioned`]: a value that is replaced as a whole while others read it.
 //! - [`telemetry`]: what the service tells of itself: log lines, metrics.
 //! - [`app`]: wires the house.
 //! - [`cli`]: the commands.
@@ -45,3 +46,4 @@ pub mod figures;
 pub mod followed;
 pub mod readiness;
 pub mod telemetry;
+pub mod versioned;

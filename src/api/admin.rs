@@ -34,7 +34,7 @@ use super::callers::Callers;
 use super::listen::{BoundAddress, Connection, ListenError, Listener};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
-use crate::pip::TokenFigures;
+use crate::pip::TokenMetrics;
 use crate::policy_store::StatusReader;
 use crate::readiness::ReadinessReader;
 use crate::telemetry::log::LogFilter;
@@ -76,7 +76,7 @@ pub struct Office {
     /// Tells who may change something from elsewhere.
     pub callers: Arc<Callers>,
     /// Tells how tokens fare; nothing when there are no issuers.
-    pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
+    pub tokens: Box<dyn Fn() -> Option<TokenMetrics> + Send + Sync>,
     /// Whether calls are welcome, and why not.
     pub readiness: ReadinessReader,
     /// When the process was started.

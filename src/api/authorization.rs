@@ -40,7 +40,7 @@ use crate::decision_log::Method;
 use crate::engine::query_ref::{QueryRef, UidRef};
 use crate::engine::{self, Engine, Leave};
 use crate::pdp::{NoAnswer, Snapshot, refuse_telling_anew};
-use crate::pip::{self, KeyWait, Moment, Patience, Tokens};
+use crate::pip::{self, KeyMiss, KeyWait, NumericDate, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// An answer, and what its decision is called.
@@ -249,7 +249,7 @@ impl Authorization {
         mut request: pb::AuthorizeRequest,
         (call, method): (&Call, Method),
         leave: &Leave,
-        patience: Patience,
+        on_key_miss: KeyMiss,
     ) -> Step {
         let origin = call.origin(method);
         let (rules, tokens) = (&self.rules.request, self.tokens.as_deref());
@@ -257,7 +257,7 @@ impl Authorization {
         let kind = from_proto::identity_kind(&request);
         let may = self.may(call, kind, request.explain);
         let identified =
-            may.and_then(|()| identity::identify(&mut request, rules, tokens, patience));
+            may.and_then(|()| identity::identify(&mut request, rules, tokens, on_key_miss));
         let query = match identified {
             Ok(Identified::Asker(asker)) => from_proto::query(request, asker, rules),
             Ok(Identified::Wait(wait)) => return Step::Wait(wait),
@@ -289,7 +289,7 @@ impl Authorization {
         sent: Undecoded<'_>,
         of: (&Call, Method),
         leave: &Leave,
-        patience: Patience,
+        on_key_miss: KeyMiss,
     ) -> Result<Step, Status> {
         let (message, shape) = match sent {
             Undecoded::Request(message) => (message, Shape::Request),
@@ -309,7 +309,7 @@ impl Authorization {
                 item.request.unwrap_or_default()
             }
         };
-        Ok(self.decide(snapshot, request, of, leave, patience))
+        Ok(self.decide(snapshot, request, of, leave, on_key_miss))
     }
 
     /// Decides what `sent` asks, waiting for a key if it must: without leave meanwhile, for others
@@ -325,11 +325,10 @@ impl Authorization {
         of: (&Call, Method),
         (leave, seat): (Leave, Seat),
     ) -> Result<Result<Decided, Rejection>, Status> {
-        let wait =
-            match seat.run(|| self.decide_sent(snapshot, sent, of, &leave, Patience::Waits))? {
-                Step::Decided(decided) => return Ok(decided),
-                Step::Wait(wait) => wait,
-            };
+        let wait = match seat.run(|| self.decide_sent(snapshot, sent, of, &leave, KeyMiss::Wait))? {
+            Step::Decided(decided) => return Ok(decided),
+            Step::Wait(wait) => wait,
+        };
         drop((leave, seat));
         let bytes = sent.bytes();
         let ready = async {
@@ -345,10 +344,10 @@ impl Authorization {
                 return Ok(Err(rejection));
             }
         };
-        let again = || self.decide_sent(snapshot, sent, of, &leave, Patience::Spent);
+        let again = || self.decide_sent(snapshot, sent, of, &leave, KeyMiss::Fail);
         match seat.run(again)? {
             Step::Decided(decided) => Ok(decided),
-            // INVARIANT: without patience there is no waiting.
+            // INVARIANT: with `KeyMiss::Fail` there is no waiting.
             Step::Wait(_) => Ok(Err(Rejection::DeadlinePassed)),
         }
     }
@@ -396,7 +395,7 @@ impl Authorization {
             Sent::Anonymous(principal) => Who::Named(principal),
             Sent::Token(token) => {
                 let tokens = self.tokens.as_deref()?;
-                Who::Known(tokens.recall(token, Moment::from(SystemTime::now()))?)
+                Who::Known(tokens.cached(token, NumericDate::from(SystemTime::now()))?)
             }
         };
         Some((scanned, who))
@@ -434,7 +433,7 @@ impl Authorization {
 enum Who<'a> {
     Named(UidRef<'a>),
     /// By a token that was verified before.
-    Known(Arc<pip::Identified>),
+    Known(Arc<pip::TokenIdentity>),
 }
 
 impl Who<'_> {

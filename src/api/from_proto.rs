@@ -279,11 +279,11 @@ fn place(sent: pb::SourcePosition) -> Place {
 mod tests {
     use super::*;
     use crate::api::identity::{Identified, identify};
-    use crate::pip::Patience;
+    use crate::pip::KeyMiss;
 
     /// The query that `request` asks, where there are no tokens.
     fn query(mut request: pb::AuthorizeRequest, rules: &RequestRules) -> Result<Query, Rejection> {
-        match identify(&mut request, rules, None, Patience::Spent)? {
+        match identify(&mut request, rules, None, KeyMiss::Fail)? {
             Identified::Asker(asker) => super::query(request, asker, rules),
             Identified::Wait(_) => panic!("without tokens there is nothing to wait for"),
         }

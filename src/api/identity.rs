@@ -8,7 +8,7 @@ use super::from_proto::{self, RequestRules};
 use super::pb;
 use super::status::Rejection;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
-use crate::pip::{KeyWait, Moment, Patience, Refusal, Tokens, Verdict};
+use crate::pip::{KeyMiss, KeyWait, NumericDate, TokenRejection, Tokens, VerifyError};
 use crate::readiness::ReadinessReader;
 
 /// Who asks, and what a token says of it.
@@ -31,7 +31,7 @@ pub(super) fn identify(
     request: &mut pb::AuthorizeRequest,
     rules: &RequestRules,
     tokens: Option<&Tokens>,
-    patience: Patience,
+    on_key_miss: KeyMiss,
 ) -> Result<Identified, Rejection> {
     use pb::authorize_request::Identity;
     let principal = match request.identity.take() {
@@ -40,15 +40,15 @@ pub(super) fn identify(
         }
         Some(Identity::PrincipalToken(token)) => {
             let Some(tokens) = tokens else {
-                return Err(Rejection::Token(Refusal::not_configured()));
+                return Err(Rejection::Token(TokenRejection::not_configured()));
             };
-            return match tokens.verify(&token, Moment::from(SystemTime::now()), patience) {
-                Verdict::Identified(identified) => Ok(Identified::Asker(Asker {
+            return match tokens.verify(&token, NumericDate::from(SystemTime::now()), on_key_miss) {
+                Ok(identified) => Ok(Identified::Asker(Asker {
                     principal: identified.principal.clone(),
                     claimed: Some(Arc::clone(&identified.claimed)),
                 })),
-                Verdict::Refused(refusal) => Err(Rejection::Token(refusal)),
-                Verdict::Wait(wait) => Ok(Identified::Wait(wait)),
+                Err(VerifyError::Rejected(rejection)) => Err(Rejection::Token(rejection)),
+                Err(VerifyError::WaitForKey(wait)) => Ok(Identified::Wait(wait)),
             };
         }
         None => rules
@@ -93,10 +93,10 @@ mod tests {
                 max_values: 100_000,
                 max_value_depth: 32,
             };
-            let refused = identify(&mut request, &rules, None, Patience::Waits);
+            let refused = identify(&mut request, &rules, None, KeyMiss::Wait);
             assert_eq!(
                 refused.unwrap_err(),
-                Rejection::Token(Refusal::not_configured())
+                Rejection::Token(TokenRejection::not_configured())
             );
         }
     }

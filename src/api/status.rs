@@ -9,7 +9,7 @@ use super::admission::RETRY_AFTER;
 use super::callers::{IdentityKind, Right};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
-use crate::pip::{Reason, Refusal};
+use crate::pip::{RejectionReason, TokenRejection};
 
 /// The `domain` of every `google.rpc.ErrorInfo` of ours.
 pub const ERROR_DOMAIN: &str = "cedar-pdp";
@@ -33,7 +33,7 @@ pub(super) enum Rejection {
     },
     /// A token was sent that is not believed.
     #[error("{0}")]
-    Token(Refusal),
+    Token(TokenRejection),
     /// A token is believed, and the entity that it names must be stored and is not.
     #[error("{}", NoAnswer::UnknownPrincipal)]
     UnknownPrincipal,
@@ -80,8 +80,8 @@ impl Rejection {
             Self::TooCostly(NoAnswer::TooManyPolicies { .. }) => "TOO_MANY_POLICIES",
             Self::TooCostly(_) => "TOO_MANY_ENTITIES",
             Self::TooMany { .. } => "TOO_MANY_ITEMS",
-            Self::Token(Refusal { reason, .. }) => reason.code(),
-            Self::UnknownPrincipal => Reason::PrincipalUnknown.code(),
+            Self::Token(TokenRejection { reason, .. }) => reason.code(),
+            Self::UnknownPrincipal => RejectionReason::PrincipalUnknown.code(),
             Self::CallerUnknown => "CALLER_UNKNOWN",
             Self::KeyUnknown => "KEY_UNKNOWN",
             Self::RightMissing(_) => "RIGHT_MISSING",

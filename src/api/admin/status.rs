@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Office;
 use crate::engine::cache::CacheFigures;
 use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pip::KeyFigures;
+use crate::pip::IssuerKeyMetrics;
 use crate::policy_store::{Loaded, RefusedReload, ReloadCounts, StoreStatus};
 
 /// The page.
@@ -191,19 +191,19 @@ fn cache(figures: CacheFigures) -> CachePart {
     }
 }
 
-fn issuer(figures: &KeyFigures) -> IssuerPart {
-    let KeyFigures {
+fn issuer(figures: &IssuerKeyMetrics) -> IssuerPart {
+    let IssuerKeyMetrics {
         issuer,
         keys,
         age,
-        taken,
+        accepted,
         failed,
     } = figures;
     IssuerPart {
         issuer: issuer.to_string(),
         keys: *keys,
         keys_age_seconds: age.map(|age| age.as_secs()),
-        taken: *taken,
+        taken: *accepted,
         failed: *failed,
     }
 }

@@ -26,7 +26,7 @@ use crate::api::{codec, heavy, identity};
 use crate::decision_log::Method;
 use crate::engine::{Leave, Source};
 use crate::pdp::Snapshot;
-use crate::pip::{KeyWait, Patience};
+use crate::pip::{KeyMiss, KeyWait};
 
 /// `BatchAuthorize` of messages of any shape.
 pub(super) struct Batched<'a>(pub(super) &'a Authorization);
@@ -281,14 +281,14 @@ impl Batch {
             Some(decided) => Step::Decided(decided),
             None if heavy::is_heavy(item.len()) && !seat.is_taken() => return Ok(Next::TakesSeat),
             None => {
-                let patience = match self.waits_end {
-                    _ if self.has_waited => Patience::Spent,
-                    Some(end) if Instant::now() >= end => Patience::Spent,
-                    Some(_) | None => Patience::Waits,
+                let on_key_miss = match self.waits_end {
+                    _ if self.has_waited => KeyMiss::Fail,
+                    Some(end) if Instant::now() >= end => KeyMiss::Fail,
+                    Some(_) | None => KeyMiss::Wait,
                 };
                 let sent = Undecoded::Request(item);
                 // What is no request at all fails the whole batch.
-                (self.door).decide_sent(&self.snapshot, sent, of, leave, patience)?
+                (self.door).decide_sent(&self.snapshot, sent, of, leave, on_key_miss)?
             }
         };
         Ok(match step {
@@ -303,8 +303,8 @@ impl Batch {
     /// All waits together take no longer than the first alone could.
     fn within_budget(&mut self, wait: KeyWait) -> KeyWait {
         let now = Instant::now();
-        let end = *self.waits_end.get_or_insert(now + wait.most());
-        wait.no_longer_than(end.saturating_duration_since(now))
+        let end = *self.waits_end.get_or_insert(now + wait.timeout());
+        wait.with_max_timeout(end.saturating_duration_since(now))
     }
 
     fn finish(self) -> Answered<Bytes> {

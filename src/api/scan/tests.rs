@@ -9,7 +9,7 @@ use super::*;
 use crate::api::identity::{self, Asker, Identified};
 use crate::api::{codec, from_proto, pb};
 use crate::pdp::query::{Claimed, Query, StoredPrincipal, Uid};
-use crate::pip::Patience;
+use crate::pip::KeyMiss;
 use pb::authorize_request::Identity;
 use pb::value::Kind;
 
@@ -151,7 +151,7 @@ fn usual(message: &[u8], rules: &RequestRules) -> Option<(Query, IdentityKind, O
         Some(Identity::PrincipalToken(token)) => (bearer(), Some(token)),
         sent => {
             request.identity = sent;
-            match identity::identify(&mut request, rules, None, Patience::Spent).ok()? {
+            match identity::identify(&mut request, rules, None, KeyMiss::Fail).ok()? {
                 Identified::Asker(asker) => (asker, None),
                 Identified::Wait(_) => return None,
             }
