@@ -24,9 +24,9 @@ pub(super) struct TokenCache<V: Clone + Send + Sync + 'static>(Cache<Box<str>, V
 impl<V: HeapSize + Clone + Send + Sync + 'static> TokenCache<V> {
     /// Creates a cache that holds up to `capacity` bytes.
     pub(super) fn new(capacity: NonZeroU64) -> Self {
-        let cache = Cache::builder()
+        let cache = Cache::<Box<str>, V>::builder()
             .max_capacity(capacity.get())
-            .weigher(|token: &Box<str>, value: &V| {
+            .weigher(|token, value| {
                 let bytes = ENTRY_BYTES + token.len() + size_of::<V>() + value.heap_size();
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             })

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jsonwebtoken::Algorithm;
+
 use crate::pip::issuers::IssuerRules;
 use crate::pip::json::{Json, Object};
 use crate::pip::keys::fetch_request::{FetchRequester, KeyMiss, MissingKey};
@@ -91,25 +93,14 @@ impl Issuer {
         token: &ParsedToken<'_>,
         on_key_miss: KeyMiss,
     ) -> Result<VerifyingKey, VerifyError> {
-        let Header {
-            algorithm,
-            kid,
-            typ: _,
-        } = &token.header;
-        let algorithm = algorithm
-            .filter(|algorithm| self.rules.algorithms.contains(algorithm))
-            .ok_or_else(|| {
-                TokenRejection::new(
-                    RejectionReason::Algorithm,
-                    "the token's `alg` is not accepted from its issuer",
-                )
-            })?;
+        let algorithm = self.check_algorithm(&token.header)?;
+        let kid = token.header.kid.as_deref();
         let (version, keys) = self.keys.load_with_version();
         let candidates = match &*keys {
             None => Vec::new(),
+            // No fetch is requested for too many candidates: another set would not help.
             Some(keys) => keys
-                .candidates(kid.as_deref(), algorithm)
-                // No fetch is requested: another set would not help.
+                .candidates(kid, algorithm)
                 .map_err(|TooManyCandidates| {
                     TokenRejection::new(
                         RejectionReason::KeyUnknown,
@@ -121,21 +112,33 @@ impl Issuer {
             return Err(self.missing_key(on_key_miss));
         }
         let has_signed = |key: &&Key| key.has_signed(token.signed, token.signature, algorithm);
-        match candidates.into_iter().find(has_signed) {
-            Some(key) => Ok(VerifyingKey {
-                version,
-                kid: key.kid().or(kid.as_deref()).map(ToOwned::to_owned),
-            }),
-            None => {
-                // A new key may have the id of the old one, or none. The request does not wait, so
-                // that invalid tokens cost little, and fetches are limited by their interval.
-                if let Some(fetches) = &self.fetches {
-                    fetches.request();
-                }
-                let detail = "the token's signature does not verify";
-                Err(TokenRejection::new(RejectionReason::Signature, detail).into())
+        let Some(key) = candidates.into_iter().find(has_signed) else {
+            // A new key may have the id of the old one, or none. The request does not wait, so that
+            // invalid tokens cost little, and fetches are limited by their interval.
+            if let Some(fetches) = &self.fetches {
+                fetches.request();
             }
-        }
+            let detail = "the token's signature does not verify";
+            return Err(TokenRejection::new(RejectionReason::Signature, detail).into());
+        };
+        Ok(VerifyingKey {
+            version,
+            kid: key.kid().or(kid).map(ToOwned::to_owned),
+        })
+    }
+
+    /// Returns the token's algorithm, if its issuer may use it.
+    fn check_algorithm(&self, header: &Header) -> Result<Algorithm, TokenRejection> {
+        let rejected = || {
+            TokenRejection::new(
+                RejectionReason::Algorithm,
+                "the token's `alg` is not accepted from its issuer",
+            )
+        };
+        header
+            .algorithm
+            .filter(|algorithm| self.rules.algorithms.contains(algorithm))
+            .ok_or_else(rejected)
     }
 
     /// Returns the outcome for a token whose key is missing.
