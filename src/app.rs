@@ -30,7 +30,7 @@ use crate::pip::{self, TokenSettings};
 use crate::policy_store::{
     self, OpenedStore, Reader, Reloader, SourceLimits, StatusReader, StoreOpenError, StoreSettings,
 };
-use crate::readiness::{Readiness, Reason, UnreadyGuard};
+use crate::readiness::{Readiness, RejectionReason, UnreadyGuard};
 use crate::telemetry::collector::CollectorError;
 use crate::telemetry::decisions;
 use crate::telemetry::log::LogFilter;
@@ -58,7 +58,7 @@ pub enum BindError {
     Thread(#[source] io::Error),
     /// Tokens cannot be verified as the operator said.
     #[error(transparent)]
-    Tokens(#[from] pip::OpenRefused),
+    Tokens(#[from] pip::OpenError),
     /// A door could not be opened.
     #[error(transparent)]
     Server(#[from] OpenError),
@@ -78,7 +78,7 @@ pub struct App {
     status: StatusReader,
     engine: Arc<Engine<EncodedAnswer>>,
     decision_log: Option<decision_log::Writer>,
-    token_upkeep: Option<pip::Upkeep>,
+    token_refresh: Option<pip::Refresh>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
     nothing_loaded: Option<UnreadyGuard>,
@@ -136,15 +136,15 @@ pub async fn bind(
         Some(log) => engine.with_log(log.clone()),
         None => engine,
     });
-    let (tokens, token_upkeep) = match token_settings(&config) {
+    let (tokens, token_refresh) = match token_settings(&config) {
         None => (None, None),
         Some(settings) => {
-            let pip::Opened { tokens, upkeep } = pip::open(&settings)?;
-            (Some(tokens), Some(upkeep))
+            let pip::Opened { tokens, refresh } = pip::open(&settings)?;
+            (Some(tokens), Some(refresh))
         }
     };
     let token_figures = tokens.clone();
-    let token_figures = move || token_figures.as_ref().map(|tokens| tokens.figures());
+    let token_figures = move || token_figures.as_ref().map(|tokens| tokens.metrics());
     let spans = Arc::<SpanFigures>::default();
     let (traces, export) = traces
         .and_then(|config| open_traces(&config, Arc::clone(&spans)))
@@ -212,7 +212,7 @@ pub async fn bind(
         status,
         engine,
         decision_log: log_writer,
-        token_upkeep,
+        token_refresh,
         readiness,
         nothing_loaded,
         winding_down,
@@ -256,7 +256,7 @@ impl App {
             snapshots,
             engine,
             decision_log,
-            token_upkeep,
+            token_refresh,
             readiness,
             nothing_loaded,
             winding_down,
@@ -279,8 +279,8 @@ impl App {
         });
 
         let drain_ends = OnceLock::new();
-        if let Some(upkeep) = token_upkeep {
-            tasks.spawn(upkeep.run());
+        if let Some(refresh) = token_refresh {
+            tasks.spawn(refresh.run());
         }
 
         let drained = async {

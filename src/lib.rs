@@ -14,13 +14,14 @@
 //! **The life of a request**, from a caller's bytes to the answer:
 //! - [`api`]: the doors: bytes to queries, answers to bytes.
 //! - [`engine`]: the one function that every door calls: snapshot, cache, decision.
-//! - [`pip`]: who is asking: a token becomes a principal.
+//! - [`pip`]: verifies tokens: a token becomes a principal.
 //!
 //! **Beside them:**
 //! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
 //! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`counters`]: counters that cost next to nothing.
+//! - [`versioned`]: a value that is replaced as a whole while others read it.
 //! - [`telemetry`]: what the service tells of itself: log lines, metrics.
 //! - [`app`]: wires the house.
 //! - [`cli`]: the commands.
@@ -43,3 +44,4 @@ pub mod counters;
 pub mod decision_log;
 pub mod readiness;
 pub mod telemetry;
+pub mod versioned;

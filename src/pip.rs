@@ -1,402 +1,291 @@
-//! Who is asking: a token becomes a principal, and what its issuer says of it.
+//! Verifies tokens: a token becomes a principal, with the attributes and parents that its claims
+//! supply.
 //!
-//! `verify` goes through a token step by step; `token` and `json` read its form, `keys` are what it
-//! is verified with, `mapping` is what its claims become, `revocations` what was taken back. Keys and
-//! revocations change while requests go on; [`Upkeep`] sees to that. The clock is a parameter.
+//! `verify` checks a token step by step. `token` and `json` parse it, `keys` verify its signature,
+//! `revocations` reject it early, and `mapping` turns its claims into Cedar values. Keys and
+//! revocations change while requests are served, by [`Refresh`].
 //!
-//! Nothing here decides anything, and no policy sees a claim that was not verified here.
+//! Nothing here decides a request, reads the clock, or passes on a claim that was not verified.
 
-mod figures;
+mod heap_size;
 mod issuers;
 mod json;
 mod keys;
 mod mapping;
-mod moment;
-mod refusal;
-mod remembered;
+mod metrics;
+mod numeric_date;
+mod refresh;
+mod rejection;
 mod revocations;
-mod slot;
 mod token;
+mod token_cache;
 mod verify;
-mod weight;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use jsonwebtoken::Algorithm;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
-pub use figures::{KeyFigures, TokenFigures};
 pub use issuers::{Issuers, IssuersError};
-pub use keys::BadKeys;
-pub use keys::refresh::KeyWait;
-pub use moment::Moment;
-pub use refusal::{Reason, Refusal};
+pub use keys::KeySetError;
+pub use keys::fetch_request::{KeyMiss, KeyWait};
+pub use metrics::{IssuerKeyMetrics, TokenMetrics};
+pub use numeric_date::NumericDate;
+pub use refresh::Refresh;
+pub use rejection::{RejectionReason, TokenRejection, VerifyError};
 pub use revocations::RevocationsError;
-pub use verify::{Identified, Patience, Tokens, Verdict};
+pub use verify::{TokenIdentity, Tokens};
 
 use crate::watch::WatchSettings;
-use crate::watch::files::{FileReader, ReadError, reload_on_change};
-use figures::{Counters, KeyCounters};
-use issuers::{IssuerRules, KeySource};
+use crate::watch::files::{ReadError, FileReader};
+use crate::versioned::Versioned;
+use issuers::{IssuerRules, KeySource, UrlSource};
 use keys::KeySet;
-use keys::refresh::Refresher;
+use keys::fetch_request::FetchRequester;
+use keys::refresh::KeyRefresher;
+use metrics::TokenCounters;
 use revocations::Revocations;
-use slot::Writer;
+use token_cache::TokenCache;
 use verify::Issuer;
 
-/// The largest file that is read here, in bytes: lists of revocations grow.
-const MAX_FILE_BYTES: u64 = 64 << 20;
-
-/// What the operator decided about tokens.
+/// The settings of token verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSettings {
     /// The issuers file.
     pub issuers: PathBuf,
-    /// The file of revocations.
+    /// The revocation list.
     pub revocations: Option<PathBuf>,
-    /// The memory that verified tokens may take, in bytes; `None` remembers none.
+    /// Memory limit of the cache of verified tokens, in bytes; `None` turns the cache off.
     pub cache_bytes: Option<NonZeroU64>,
-    /// How changes of files are noticed.
+    /// The settings for noticing changed files.
     pub following: WatchSettings,
 }
 
-/// Why tokens cannot be verified.
+/// An error in the files that tokens are verified with.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenRefused {
+pub enum OpenError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] ReadError),
-    /// The issuers file makes no sense.
+    /// The issuers file is invalid.
     #[error("`{}`: {source}", path.display())]
     Issuers {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         source: IssuersError,
     },
-    /// A file of keys holds none.
+    /// A key file is invalid.
     #[error("issuer `{issuer}`: `{}`: {source}", path.display())]
     Keys {
-        /// Whose keys.
+        /// The issuer of the keys.
         issuer: String,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        source: BadKeys,
+        /// The problem with it.
+        source: KeySetError,
     },
-    /// There is nobody to vouch for the server of an issuer's keys.
+    /// The root certificates for a key server are missing or invalid.
     #[error("issuer `{issuer}`: {reason}")]
     Roots {
-        /// Whose keys.
+        /// The issuer of the keys.
         issuer: String,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// The revocation list makes no sense.
+    /// The revocation list is invalid.
     #[error("`{}`: {source}", path.display())]
     Revocations {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         source: RevocationsError,
     },
 }
 
-/// Tokens can be verified, and will be for as long as the upkeep runs.
+/// A token verifier, and the background work that keeps it current.
 pub struct Opened {
-    /// Verifies.
+    /// The verifier.
     pub tokens: Arc<Tokens>,
-    /// Keeps keys and revocations as they should be.
-    pub upkeep: Upkeep,
+    /// The background work. Run it for as long as tokens are verified.
+    pub refresh: Refresh,
 }
 
-/// Fetches keys, and follows the files.
-#[must_use = "without it keys are not fetched"]
-pub struct Upkeep {
-    refreshers: Vec<Refresher>,
-    followed: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    following: WatchSettings,
-}
-
-impl Upkeep {
-    /// Reads `path`, and has `take` read each other text that comes to stand in it, where it says
-    /// what became of it or why it is refused; `refused` is told of each that is not taken.
-    fn read_and_follow(
-        &mut self,
-        path: &Path,
-        take: impl Fn(&[u8]) -> Result<String, String> + Send + Sync + 'static,
-        refused: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Vec<u8>, ReadError> {
-        let mut reading = FileReader::default();
-        let text = reading.read_up_to(path, MAX_FILE_BYTES)?;
-        let file = path.to_owned();
-        let load = {
-            let file = file.clone();
-            move |reading: &mut FileReader| reading.read_up_to(&file, MAX_FILE_BYTES)
-        };
-        let (changed, changes) = watch::channel(None);
-        let following =
-            reload_on_change(self.following, reading.fingerprint(), load, move |read| {
-                changed.send_replace(Some(Arc::new(read)));
-            });
-        let taking = take_changes(changes, move |read: &Result<Vec<u8>, ReadError>| {
-            let taken = match read {
-                Ok(text) => {
-                    take(text).map_err(|problem| format!("`{}`: {problem}", file.display()))
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            match taken {
-                Ok(what) => tracing::info!(file = %file.display(), "{what}"),
-                Err(problem) => {
-                    refused();
-                    tracing::error!(
-                        %problem,
-                        "a changed file is refused; what stood in it before stays in force"
-                    );
-                }
-            }
-        });
-        self.followed.push(Box::pin(async move {
-            tokio::join!(following, taking);
-        }));
-        Ok(text)
-    }
-
-    /// Runs until it is dropped.
-    pub async fn run(self) {
-        let Self {
-            refreshers,
-            followed,
-            following: _,
-        } = self;
-        let mut tasks = JoinSet::new();
-        for refresher in refreshers {
-            tasks.spawn(refresher.run());
-        }
-        for file in followed {
-            tasks.spawn(file);
-        }
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "keys or revocations are not kept up any more");
-            }
-        }
-    }
-}
-
-/// Has `take` see each change, the last of several, where blocking is allowed: a large list takes
-/// long to read, and calls are answered on the other threads.
-async fn take_changes<T: Send + Sync + 'static>(
-    mut changes: watch::Receiver<Option<Arc<T>>>,
-    take: impl Fn(&T) + Send + Sync + 'static,
-) {
-    let take = Arc::new(take);
-    while changes.changed().await.is_ok() {
-        let Some(change) = changes.borrow_and_update().clone() else {
-            continue;
-        };
-        let take = Arc::clone(&take);
-        if let Err(error) = tokio::task::spawn_blocking(move || take(&change)).await {
-            tracing::error!(%error, "a changed file could not be taken");
-        }
-    }
-}
-
-/// Reads everything that tokens are verified with, but for keys behind URLs, which are fetched once
-/// the upkeep runs.
+/// Reads everything that tokens are verified with, except keys behind URLs, which are fetched once
+/// the refresh runs.
 ///
 /// # Errors
 ///
-/// [`OpenRefused`] for the first thing that is missing or wrong.
-pub fn open(settings: &TokenSettings) -> Result<Opened, OpenRefused> {
-    let path = &settings.issuers;
-    let text = FileReader::default().read(path)?;
-    let refused = |source| OpenRefused::Issuers {
-        path: path.clone(),
-        source,
-    };
-    let directory = path.parent().unwrap_or(Path::new(""));
-    let issuers = Issuers::parse(&String::from_utf8_lossy(&text), directory).map_err(refused)?;
-    for (one, other) in issuers.sharing_ids() {
-        tracing::warn!(
-            one,
-            other,
-            "two issuers name principals of one type without `id_prefix`es that keep them apart: whoever has the right id with one is the principal of the other"
-        );
-    }
-    for (one, other) in issuers.sharing_parents() {
-        tracing::warn!(
-            one,
-            other,
-            "two claims name parents of one type without `prefix`es that keep them apart: what one says is as good as what the other says"
-        );
-    }
-    let counters = Arc::new(Counters::default());
-    let mut upkeep = Upkeep {
-        refreshers: Vec::new(),
-        followed: Vec::new(),
-        following: settings.following,
-    };
-    let names: BTreeSet<String> = issuers.0.iter().map(|rules| rules.name.clone()).collect();
-    let max_bytes = issuers.0.iter().map(|rules| rules.max_bytes).max();
+/// [`OpenError`] for the first file that is missing or invalid.
+pub fn open(settings: &TokenSettings) -> Result<Opened, OpenError> {
+    let issuers = read_issuers(&settings.issuers)?.0;
+    let names: BTreeSet<String> = issuers.iter().map(|rules| rules.name.clone()).collect();
+    let max_bytes = issuers.iter().map(|rules| rules.max_bytes).max();
+    let counters = Arc::new(TokenCounters::default());
+    let mut refresh = Refresh::new(settings.following);
     let issuers = issuers
-        .0
         .into_iter()
-        .map(|rules| open_issuer(rules, &mut upkeep))
+        .map(|rules| open_issuer(rules, &mut refresh))
         .collect::<Result<Vec<_>, _>>()?;
-    let first = match &settings.revocations {
-        None => None,
-        Some(path) => Some(open_revocations(path, names, &counters, &mut upkeep)?),
-    };
-    let revocations = match first {
-        Some(reader) => reader,
-        None => slot::slot(None).1,
-    };
+    let revocations = Arc::new(Versioned::default());
+    if let Some(path) = &settings.revocations {
+        open_revocations(path, &revocations, names, &counters, &mut refresh)?;
+    }
     let tokens = Tokens {
         issuers,
         revocations,
-        remembered: verify::remembered(settings.cache_bytes),
+        cache: settings.cache_bytes.map(TokenCache::new),
         counters,
         max_bytes: max_bytes.unwrap_or(0),
     };
     Ok(Opened {
         tokens: Arc::new(tokens),
-        upkeep,
+        refresh,
     })
 }
 
-/// Makes keys of a file's text, for the algorithms that the issuer may use.
-type ReadKeys = fn(&[u8], &[Algorithm]) -> Result<KeySet, BadKeys>;
-
-fn open_issuer(rules: IssuerRules, upkeep: &mut Upkeep) -> Result<Issuer, OpenRefused> {
-    let name: Arc<str> = rules.name.as_str().into();
-    let counters = Arc::new(KeyCounters::default());
-    let allowed = rules.algorithms.clone();
-    let (path, read): (_, ReadKeys) = match &rules.keys {
-        KeySource::File(path) => (path.clone(), KeySet::from_jwks),
-        KeySource::Secret(path) => (path.clone(), KeySet::from_secret),
-        KeySource::Url(source) => {
-            // Whatever can be known to fail each time is told at the start.
-            keys::fetch::client_config(source.ca_file.clone()).map_err(|error| {
-                OpenRefused::Roots {
-                    issuer: rules.name.clone(),
-                    reason: error.to_string(),
-                }
-            })?;
-            let (writer, reader) = slot::slot(None);
-            let (refresher, fetches) = keys::refresh::refresher(
-                Arc::clone(&name),
-                source.clone(),
-                allowed,
-                writer,
-                Arc::clone(&counters),
-            );
-            upkeep.refreshers.push(refresher);
-            return Ok(Issuer {
-                name,
-                rules,
-                keys: reader,
-                fetches: Some(fetches),
-                counters,
-            });
-        }
-    };
-    let (writer, reader) = slot::slot(None);
-    let writer = Arc::new(writer);
-    let take = {
-        let (writer, counters) = (Arc::clone(&writer), Arc::clone(&counters));
-        let (allowed, name) = (allowed.clone(), Arc::clone(&name));
-        move |text: &[u8]| {
-            let keys = read(text, &allowed).map_err(|error| error.to_string())?;
-            warn_if_none(&name, &keys);
-            let what = format!("{} keys were taken from the file", keys.len());
-            writer.put(keys);
-            counters.taken.add_one();
-            Ok(what)
-        }
-    };
-    let failed = Arc::clone(&counters);
-    let text = upkeep.read_and_follow(&path, take, move || failed.failed.add_one())?;
-    let keys = read(&text, &allowed).map_err(|source| OpenRefused::Keys {
-        issuer: rules.name.clone(),
-        path: path.clone(),
-        source,
-    })?;
-    warn_if_none(&name, &keys);
-    writer.put(keys);
-    counters.taken.add_one();
-    Ok(Issuer {
-        name,
-        rules,
-        keys: reader,
-        fetches: None,
-        counters,
-    })
-}
-
-/// An issuer may withdraw all its keys; more often `algorithms` is wrong.
-fn warn_if_none(issuer: &str, keys: &KeySet) {
-    if keys.len() == 0 {
-        tracing::warn!(
-            issuer,
-            "the issuer's file holds no key that verifies by its `algorithms`; none of its tokens is believed"
-        );
-    }
-}
-
-fn open_revocations(
-    path: &Path,
-    issuers: BTreeSet<String>,
-    counters: &Arc<Counters>,
-    upkeep: &mut Upkeep,
-) -> Result<slot::Reader<Revocations>, OpenRefused> {
-    let parse = Arc::new(move |text: &[u8]| {
-        let list = Revocations::parse(text)?;
-        for issuer in list.issuers() {
-            if !issuers.contains(issuer) {
-                tracing::warn!(
-                    issuer,
-                    "the revocation list names an issuer that the issuers file does not"
-                );
-            }
-        }
-        Ok::<_, RevocationsError>(list)
-    });
-    let (writer, reader): (Writer<Revocations>, _) = slot::slot(None);
-    let writer = Arc::new(writer);
-    let take = {
-        let (parse, writer) = (Arc::clone(&parse), Arc::clone(&writer));
-        let counters = Arc::clone(counters);
-        move |text: &[u8]| {
-            let list = parse(text).map_err(|error| error.to_string())?;
-            if let Some(held) = writer.value() {
-                list.check_after(&held).map_err(|error| error.to_string())?;
-                let (before, now) = (held.len(), list.len());
-                if now < before {
-                    counters.revocations_shrunk.add_one();
-                    tracing::warn!(before, now, "the list of revocations has become shorter");
-                }
-            }
-            let what = format!("{} revocations were taken from the file", list.len());
-            writer.put(list);
-            Ok(what)
-        }
-    };
-    let counters = Arc::clone(counters);
-    let text =
-        upkeep.read_and_follow(path, take, move || counters.revocations_refused.add_one())?;
-    let list = parse(&text).map_err(|source| OpenRefused::Revocations {
+fn read_issuers(path: &Path) -> Result<Issuers, OpenError> {
+    let text = FileReader::default().read(path)?;
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let issuers = Issuers::parse(&String::from_utf8_lossy(&text), directory);
+    let issuers = issuers.map_err(|source| OpenError::Issuers {
         path: path.to_owned(),
         source,
     })?;
-    writer.put(list);
-    Ok(reader)
+    for (one, other) in issuers.pairs_sharing_principals() {
+        tracing::warn!(
+            one,
+            other,
+            "two issuers share a principal type without distinct `id_prefix`es, equal ids become one principal"
+        );
+    }
+    for (one, other) in issuers.pairs_sharing_parents() {
+        tracing::warn!(
+            one,
+            other,
+            "two claims share a parent type without distinct `prefix`es, equal values become one parent"
+        );
+    }
+    Ok(issuers)
+}
+
+fn open_issuer(rules: IssuerRules, refresh: &mut Refresh) -> Result<Issuer, OpenError> {
+    let source = rules.keys.clone();
+    let mut issuer = Issuer {
+        name: rules.name.as_str().into(),
+        rules,
+        keys: Arc::default(),
+        fetches: None,
+        counters: Arc::default(),
+    };
+    match source {
+        KeySource::File(path) => open_key_file(&issuer, &path, KeySet::from_jwks, refresh)?,
+        KeySource::Secret(path) => open_key_file(&issuer, &path, KeySet::from_secret, refresh)?,
+        KeySource::Url(source) => issuer.fetches = Some(open_key_url(&issuer, source, refresh)?),
+    }
+    Ok(issuer)
+}
+
+/// A parser of a key file, which keeps the keys for the given algorithms.
+type ParseKeys = fn(&[u8], &[Algorithm]) -> Result<KeySet, KeySetError>;
+
+/// Loads the issuer's keys from a file, and again when the file changes.
+fn open_key_file(
+    issuer: &Issuer,
+    path: &Path,
+    parse: ParseKeys,
+    refresh: &mut Refresh,
+) -> Result<(), OpenError> {
+    let apply = {
+        let (name, allowed) = (Arc::clone(&issuer.name), issuer.rules.algorithms.clone());
+        let (current, counters) = (Arc::clone(&issuer.keys), Arc::clone(&issuer.counters));
+        move |text: &[u8]| {
+            let keys = parse(text, &allowed)?;
+            // An issuer may withdraw all its keys. More often `algorithms` is wrong.
+            if keys.len() == 0 {
+                tracing::warn!(
+                    issuer = &*name,
+                    "key file has no key for the issuer's `algorithms`, rejecting its tokens"
+                );
+            }
+            let summary = format!("{} keys loaded", keys.len());
+            current.replace(Some(keys));
+            counters.accepted.add_one();
+            Ok(summary)
+        }
+    };
+    let counters = Arc::clone(&issuer.counters);
+    let text = refresh.read_and_watch(path, apply.clone(), move || counters.failed.add_one())?;
+    apply(&text).map_err(|source| OpenError::Keys {
+        issuer: issuer.rules.name.clone(),
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(())
+}
+
+/// Schedules the fetches of the issuer's keys.
+fn open_key_url(
+    issuer: &Issuer,
+    source: UrlSource,
+    refresh: &mut Refresh,
+) -> Result<FetchRequester, OpenError> {
+    // Problems that would fail each fetch are reported at startup.
+    keys::fetch::client_config(source.ca_file.clone()).map_err(|error| OpenError::Roots {
+        issuer: issuer.rules.name.clone(),
+        reason: error.to_string(),
+    })?;
+    let (refresher, requester) = KeyRefresher::new(
+        Arc::clone(&issuer.name),
+        source,
+        issuer.rules.algorithms.clone(),
+        Arc::clone(&issuer.keys),
+        Arc::clone(&issuer.counters),
+    );
+    refresh.add_key_refresher(refresher);
+    Ok(requester)
+}
+
+/// Loads the revocation list, and again when the file changes.
+fn open_revocations(
+    path: &Path,
+    current: &Arc<Versioned<Revocations>>,
+    issuers: BTreeSet<String>,
+    counters: &Arc<TokenCounters>,
+    refresh: &mut Refresh,
+) -> Result<(), OpenError> {
+    let apply = {
+        let (current, counters) = (Arc::clone(current), Arc::clone(counters));
+        move |text: &[u8]| {
+            let list = Revocations::parse(text)?;
+            for issuer in list
+                .issuers()
+                .iter()
+                .filter(|name| !issuers.contains(**name))
+            {
+                tracing::warn!(issuer, "revocation list names an unknown issuer");
+            }
+            let previous = current.load();
+            list.check_replaces(&previous)?;
+            let (before, now) = (previous.len(), list.len());
+            if now < before {
+                counters.revocations_shrunk.add_one();
+                tracing::warn!(before, now, "revocation list has become shorter");
+            }
+            current.replace(list);
+            Ok(format!("{now} revocations loaded"))
+        }
+    };
+    let counters = Arc::clone(counters);
+    let on_rejected = move || counters.revocations_rejected.add_one();
+    let text = refresh.read_and_watch(path, apply.clone(), on_rejected)?;
+    apply(&text).map_err(|source| OpenError::Revocations {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -83,9 +83,10 @@ const FLOORS: &[Floor] = &[
     // Who is asking. It hands on plain values, and knows no wire but the one to a server of keys.
     (
         "src/pip",
-        &["crate", "tonic", "prost", "moka", "notify"],
+        &["crate", "tonic", "prost", "notify"],
         &[
             "crate::pip",
+            "crate::versioned",
             "crate::pdp::query",
             "crate::pdp::is_type_name",
             "crate::watch",
@@ -128,6 +129,7 @@ const FLOORS: &[Floor] = &[
     ("src/watch", &["crate"], &["crate::watch"]),
     ("src/readiness", &["crate"], &["crate::readiness"]),
     ("src/figures", &["crate"], &["crate::figures"]),
+    ("src/versioned", &["crate"], &["crate::versioned"]),
     (
         "src/telemetry",
         &["crate"],
@@ -149,8 +151,8 @@ const FLOORS: &[Floor] = &[
             "crate::api::figures",
             "crate::api::CallersFigures",
             "crate::api::TlsFigures",
-            "crate::pip::KeyFigures",
-            "crate::pip::TokenFigures",
+            "crate::pip::IssuerKeyMetrics",
+            "crate::pip::TokenMetrics",
             "crate::decision_log::DecisionLogMetrics",
             "crate::policy_store::StatusReader",
             "crate::policy_store::ReloadCounts",
@@ -217,7 +219,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
     (&["tokio_rustls", "x509_parser"], &["src/api"]),
     (&["notify"], &["src/watch"]),
-    (&["moka"], &["src/engine/cache"]),
+    (&["moka"], &["src/engine/cache", "src/pip/token_cache"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),
     (
         &[

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use cedar_pdp::config::layers::{ConfigOption, options};
-use cedar_pdp::pip::Reason;
+use cedar_pdp::pip::RejectionReason;
 
 /// The table as it must stand in the README.
 fn table() -> String {
@@ -47,8 +47,8 @@ fn the_configuration_table_of_the_readme_is_complete() {
 #[test]
 fn the_reasons_for_refusing_a_token_are_all_in_the_readme() {
     let mut table = String::from("| reason | meaning |\n| --- | --- |\n");
-    for reason in Reason::ALL {
-        let (code, meaning) = (reason.code(), reason.meaning());
+    for reason in RejectionReason::ALL {
+        let (code, meaning) = (reason.code(), reason.description());
         table.push_str(&format!("| `{code}` | {meaning} |\n"));
     }
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))

@@ -36,7 +36,7 @@ use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
 use crate::api::transport::listener::{BoundAddress, Connection, ListenError, Listener};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
-use crate::pip::TokenFigures;
+use crate::pip::TokenMetrics;
 use crate::policy_store::StatusReader;
 use crate::readiness::ReadinessReader;
 use crate::telemetry::log::LogFilter;
@@ -78,7 +78,7 @@ pub struct AdminState {
     /// Tells who may change something from elsewhere.
     pub callers: Arc<Callers>,
     /// Tells how tokens fare; nothing when there are no issuers.
-    pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
+    pub tokens: Box<dyn Fn() -> Option<TokenMetrics> + Send + Sync>,
     /// Whether calls are welcome, and why not.
     pub readiness: ReadinessReader,
     /// When the process was started.

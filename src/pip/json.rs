@@ -1,14 +1,14 @@
-//! JSON as a token holds it: every member once, and nothing nested deeper than anyone needs.
+//! A strict JSON reader for token headers and claims: no duplicate members, bounded nesting.
 //!
-//! `serde_json::Value` keeps the last of two members of one name. Others keep the first, and a token
-//! that two readers read differently is an attack.
+//! `serde_json::Value` keeps the last of two members with one name. Other readers keep the first,
+//! and a token that two readers read differently is an attack.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 
-/// The most objects and lists within one another, the outermost counting as one.
+/// Most nested objects and arrays, the outermost counting as one.
 pub(super) const MAX_DEPTH: usize = 16;
 
 /// A JSON value.
@@ -17,59 +17,67 @@ pub(super) enum Json {
     Null,
     Bool(bool),
     Integer(i64),
-    /// A number that is no 64-bit signed integer.
+    /// A number that does not fit a signed 64-bit integer.
     Float(f64),
     String(String),
     Array(Vec<Json>),
     Object(Object),
 }
 
-/// The members of a JSON object.
-pub(super) type Object = BTreeMap<String, Json>;
-
-/// Why a text is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unsound {
-    /// It is no JSON, holds a member twice, or is nested too deep.
-    Json,
-    /// It is JSON, and no object.
-    NoObject,
-}
-
-/// Reads an object, the whole text.
-pub(super) fn object(text: &[u8]) -> Result<Object, Unsound> {
-    let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Nested { left: MAX_DEPTH }
-        .deserialize(&mut reader)
-        .map_err(|_| Unsound::Json)?;
-    reader.end().map_err(|_| Unsound::Json)?;
-    match value {
-        Json::Object(members) => Ok(members),
-        Json::Null
-        | Json::Bool(_)
-        | Json::Integer(_)
-        | Json::Float(_)
-        | Json::String(_)
-        | Json::Array(_) => Err(Unsound::NoObject),
+impl Json {
+    /// Returns the text of a string.
+    pub(super) fn as_str(&self) -> Option<&str> {
+        let Self::String(text) = self else {
+            return None;
+        };
+        Some(text)
     }
 }
 
-/// Reads a value within which so many levels may come.
-#[derive(Clone, Copy)]
-struct Nested {
-    left: usize,
+/// The members of a JSON object.
+pub(super) type Object = BTreeMap<String, Json>;
+
+/// An error from parsing a JSON object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JsonError {
+    /// The text is not JSON, repeats a member, or is nested too deep.
+    Invalid,
+    /// The text is JSON, but not an object.
+    NotObject,
 }
 
-impl Nested {
-    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
-        let left = self.left.checked_sub(1);
+/// Parses a JSON object, which must be the whole text.
+pub(super) fn parse_object(text: &[u8]) -> Result<Object, JsonError> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = DepthLimited {
+        remaining: MAX_DEPTH,
+    }
+    .deserialize(&mut reader)
+    .map_err(|_| JsonError::Invalid)?;
+    reader.end().map_err(|_| JsonError::Invalid)?;
+    let Json::Object(members) = value else {
+        return Err(JsonError::NotObject);
+    };
+    Ok(members)
+}
+
+/// A deserializer of one value with a limit on the levels inside it.
+#[derive(Clone, Copy)]
+struct DepthLimited {
+    remaining: usize,
+}
+
+impl DepthLimited {
+    /// Returns the deserializer for the values one level deeper.
+    fn descend<E: serde::de::Error>(self) -> Result<Self, E> {
+        let remaining = self.remaining.checked_sub(1);
         Ok(Self {
-            left: left.ok_or_else(|| E::custom("nested too deep"))?,
+            remaining: remaining.ok_or_else(|| E::custom("nested too deep"))?,
         })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Nested {
+impl<'de> DeserializeSeed<'de> for DepthLimited {
     type Value = Json;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Json, D::Error> {
@@ -77,7 +85,7 @@ impl<'de> DeserializeSeed<'de> for Nested {
     }
 }
 
-impl<'de> Visitor<'de> for Nested {
+impl<'de> Visitor<'de> for DepthLimited {
     type Value = Json;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,7 +106,7 @@ impl<'de> Visitor<'de> for Nested {
 
     #[expect(
         clippy::cast_precision_loss,
-        reason = "what is no 64-bit signed integer is only ever compared as a float"
+        reason = "numbers beyond a signed 64-bit integer are only compared as floats"
     )]
     fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
         Ok(i64::try_from(value).map_or(Json::Float(value as f64), Json::Integer))
@@ -117,21 +125,21 @@ impl<'de> Visitor<'de> for Nested {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
-        let within = self.deeper()?;
+        let inner = self.descend()?;
         let mut members = Vec::new();
-        while let Some(member) = list.next_element_seed(within)? {
+        while let Some(member) = list.next_element_seed(inner)? {
             members.push(member);
         }
         Ok(Json::Array(members))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        let within = self.deeper()?;
+        let inner = self.descend()?;
         let mut members = Object::new();
         while let Some(name) = map.next_key::<String>()? {
-            let value = map.next_value_seed(within)?;
+            let value = map.next_value_seed(inner)?;
             if members.insert(name, value).is_some() {
-                return Err(A::Error::custom("a member twice"));
+                return Err(A::Error::custom("duplicate member"));
             }
         }
         Ok(Json::Object(members))
@@ -143,36 +151,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_that_stands_twice_is_refused_wherever_it_stands() {
+    fn duplicate_member_is_rejected_at_any_level() {
         for text in [
             r#"{"a": 1, "a": 1}"#,
             r#"{"a": 1, "\u0061": 2}"#,
             r#"{"x": [{"a": 1, "a": 2}]}"#,
         ] {
-            assert_eq!(object(text.as_bytes()), Err(Unsound::Json), "{text}");
+            assert_eq!(
+                parse_object(text.as_bytes()),
+                Err(JsonError::Invalid),
+                "{text}"
+            );
         }
-        assert!(object(br#"{"a": {"a": 1}}"#).is_ok());
+        assert!(parse_object(br#"{"a": {"a": 1}}"#).is_ok());
     }
 
     #[test]
-    fn nesting_is_bounded_however_deep_it_is() {
+    fn nesting_is_bounded() {
         let nested =
             |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        assert!(object(nested(MAX_DEPTH - 1).as_bytes()).is_ok());
-        assert_eq!(object(nested(MAX_DEPTH).as_bytes()), Err(Unsound::Json));
-        assert_eq!(object(nested(1_000_000).as_bytes()), Err(Unsound::Json));
+        assert!(parse_object(nested(MAX_DEPTH - 1).as_bytes()).is_ok());
+        assert_eq!(
+            parse_object(nested(MAX_DEPTH).as_bytes()),
+            Err(JsonError::Invalid)
+        );
+        assert_eq!(
+            parse_object(nested(1_000_000).as_bytes()),
+            Err(JsonError::Invalid)
+        );
         let open = r#"{"a":"#.repeat(1_000_000);
-        assert_eq!(object(open.as_bytes()), Err(Unsound::Json));
+        assert_eq!(parse_object(open.as_bytes()), Err(JsonError::Invalid));
     }
 
     #[test]
-    fn what_is_no_object_or_more_than_one_is_refused() {
+    fn only_one_object_is_accepted() {
         for text in ["[]", "1", "null", "\"\""] {
-            assert_eq!(object(text.as_bytes()), Err(Unsound::NoObject), "{text}");
+            assert_eq!(
+                parse_object(text.as_bytes()),
+                Err(JsonError::NotObject),
+                "{text}"
+            );
         }
         for text in ["", "{} {}", "{}x", "{\"a\":}", "\u{feff}{}", "{'a':1}"] {
-            assert_eq!(object(text.as_bytes()), Err(Unsound::Json), "{text}");
+            assert_eq!(
+                parse_object(text.as_bytes()),
+                Err(JsonError::Invalid),
+                "{text}"
+            );
         }
-        assert_eq!(object(b"{\"a\":\"\xff\"}"), Err(Unsound::Json));
+        assert_eq!(parse_object(b"{\"a\":\"\xff\"}"), Err(JsonError::Invalid));
     }
 }

@@ -1,8 +1,9 @@
-//! The keys of one issuer: what a JWKS holds, and which of it may verify which signature.
+//! The keys of one issuer: parses a JWKS or a secret, and selects the keys that may verify a token.
 //!
-//! Where the text comes from (a file, a URL) and when is told elsewhere; nothing here does I/O.
+//! Nothing here does I/O: `fetch` and `refresh` get the text.
 
 pub(super) mod fetch;
+pub(super) mod fetch_request;
 pub(super) mod refresh;
 
 use base64::Engine as _;
@@ -11,51 +12,52 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-/// The most keys that are taken of one set.
+/// Most keys in one set.
 const MAX_KEYS: usize = 256;
 
-/// The most keys that are tried on a token that names none.
+/// Most keys that are tried for one token.
 ///
-/// Each costs a verification, and whoever sends tokens could have all of them tried each time.
-const MAX_TRIED: usize = 4;
+/// Each costs a verification, and a token that names no key could make the service try all of them.
+const MAX_CANDIDATES: usize = 4;
 
-/// The shortest RSA modulus that is taken, in bytes.
+/// Length of the shortest accepted RSA modulus, in bytes.
 const MIN_RSA_BYTES: usize = 256;
 
-/// Why a text gives no keys.
+/// An error in a text that should hold keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadKeys {
-    /// It is not what it should be.
-    #[error("it is no JWKS, a JSON object with a list `keys`")]
-    NoSet,
-    /// It is too long a list.
+pub enum KeySetError {
+    /// The text is not a JWKS.
+    #[error("not a JWKS, a JSON object with a list `keys`")]
+    NotJwks,
+    /// The set has too many keys.
     #[error("it holds more than {MAX_KEYS} keys")]
     TooMany,
-    /// A shared secret that could be guessed.
-    #[error("a secret for these algorithms has at least {least} bytes")]
+    /// The shared secret is short enough to be guessed.
+    #[error("a secret for these algorithms must have at least {min_bytes} bytes")]
     ShortSecret {
-        /// The least.
-        least: usize,
+        /// The minimum length.
+        min_bytes: usize,
     },
 }
 
-/// The keys of one issuer, at one time.
+/// The usable keys of one issuer.
 #[derive(Debug)]
 pub(super) struct KeySet {
     keys: Vec<Key>,
+    /// The SHA-256 of the text that the keys were parsed from.
     digest: [u8; 32],
 }
 
-/// More keys fit a token than are tried on one.
+/// An error: more keys could have signed a token than are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooManyFit;
+pub(super) struct TooManyCandidates;
 
-/// A key that verifies signatures.
+/// A key that can verify signatures.
 #[derive(Debug)]
 pub(super) struct Key {
     kid: Kid,
-    /// By which algorithms.
-    fits: Vec<Algorithm>,
+    /// The algorithms that it may be used with.
+    algorithms: Vec<Algorithm>,
     decoding: DecodingKey,
 }
 
@@ -63,24 +65,23 @@ pub(super) struct Key {
 enum Kid {
     Named(String),
     Unnamed,
-    /// A secret from a file of its own: there is just the one.
+    /// The id of a shared secret, which is the only key and matches any `kid`.
     Any,
 }
 
 impl KeySet {
-    /// The keys of the JWKS in `text` that verify by one of `allowed`: none, where an issuer has
-    /// withdrawn all that it had.
+    /// Parses a JWKS and keeps the keys that can verify by one of the `allowed` algorithms.
     ///
-    /// What cannot be used (for encryption, of a kind that is not known, too weak, private) is
-    /// passed over: a set may hold keys for others.
-    pub(super) fn from_jwks(text: &[u8], allowed: &[Algorithm]) -> Result<Self, BadKeys> {
+    /// Unusable keys (for encryption, of an unknown kind, too weak, private) are skipped: a set may
+    /// hold keys for other services. The result may be empty: an issuer can withdraw all its keys.
+    pub(super) fn from_jwks(text: &[u8], allowed: &[Algorithm]) -> Result<Self, KeySetError> {
         #[derive(Deserialize)]
         struct Jwks {
             keys: Vec<serde_json::Value>,
         }
-        let Jwks { keys } = serde_json::from_slice(text).map_err(|_| BadKeys::NoSet)?;
+        let Jwks { keys } = serde_json::from_slice(text).map_err(|_| KeySetError::NotJwks)?;
         if keys.len() > MAX_KEYS {
-            return Err(BadKeys::TooMany);
+            return Err(KeySetError::TooMany);
         }
         let keys: Vec<Key> = keys
             .into_iter()
@@ -92,20 +93,20 @@ impl KeySet {
         })
     }
 
-    /// The shared secret in `text`, but for a line's end behind it.
-    pub(super) fn from_secret(text: &[u8], allowed: &[Algorithm]) -> Result<Self, BadKeys> {
+    /// Reads a shared secret, without a final line break.
+    pub(super) fn from_secret(text: &[u8], allowed: &[Algorithm]) -> Result<Self, KeySetError> {
         let secret = text.strip_suffix(b"\n").unwrap_or(text);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
-        // RFC 7518, 3.2: no shorter than the hash.
-        let least = allowed
+        // RFC 7518, 3.2: a secret must be at least as long as the hash.
+        let min_bytes = allowed
             .iter()
             .map(|algorithm| hash_bytes(*algorithm))
             .max()
             .unwrap_or(32);
-        if secret.len() < least {
-            return Err(BadKeys::ShortSecret { least });
+        if secret.len() < min_bytes {
+            return Err(KeySetError::ShortSecret { min_bytes });
         }
-        let fits = allowed
+        let algorithms = allowed
             .iter()
             .copied()
             .filter(|algorithm| algorithm.family() == AlgorithmFamily::Hmac)
@@ -113,48 +114,48 @@ impl KeySet {
         Ok(Self {
             keys: vec![Key {
                 kid: Kid::Any,
-                fits,
+                algorithms,
                 decoding: DecodingKey::from_secret(secret),
             }],
             digest: Sha256::digest(text).into(),
         })
     }
 
-    /// How many keys can be used.
+    /// Returns the number of usable keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether it was made from the same text.
-    pub(super) fn is_of_the_text_of(&self, other: &Self) -> bool {
+    /// Returns whether both sets were parsed from the same text.
+    pub(super) fn has_same_text(&self, other: &Self) -> bool {
         self.digest == other.digest
     }
 
-    /// The keys that may have made a signature by `algorithm`.
+    /// Returns the keys that may have made a signature by `algorithm`.
     pub(super) fn candidates(
         &self,
         kid: Option<&str>,
         algorithm: Algorithm,
-    ) -> Result<Vec<&Key>, TooManyFit> {
+    ) -> Result<Vec<&Key>, TooManyCandidates> {
         let found: Vec<&Key> = self
             .keys
             .iter()
-            .filter(|key| key.fits.contains(&algorithm))
+            .filter(|key| key.algorithms.contains(&algorithm))
             .filter(|key| match (&key.kid, kid) {
                 (Kid::Any, _) | (_, None) => true,
                 (Kid::Named(name), Some(kid)) => name == kid,
                 (Kid::Unnamed, Some(_)) => false,
             })
             .collect();
-        if found.len() > MAX_TRIED {
-            return Err(TooManyFit);
+        if found.len() > MAX_CANDIDATES {
+            return Err(TooManyCandidates);
         }
         Ok(found)
     }
 }
 
 impl Key {
-    /// Its name in the set.
+    /// Returns the key's id in its set.
     pub(super) fn kid(&self) -> Option<&str> {
         match &self.kid {
             Kid::Named(name) => Some(name),
@@ -162,15 +163,15 @@ impl Key {
         }
     }
 
-    /// Whether `signature`, in base64url, is this key's under `signed`.
+    /// Returns whether this key made `signature`, in base64url, over the text `signed`.
     pub(super) fn has_signed(&self, signed: &str, signature: &str, algorithm: Algorithm) -> bool {
-        self.fits.contains(&algorithm)
+        self.algorithms.contains(&algorithm)
             && jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.decoding, algorithm)
                 .unwrap_or(false)
     }
 }
 
-/// How long the hash of an algorithm with a secret is.
+/// Returns the hash length of an HMAC algorithm.
 fn hash_bytes(algorithm: Algorithm) -> usize {
     if algorithm == Algorithm::HS512 {
         64
@@ -181,7 +182,7 @@ fn hash_bytes(algorithm: Algorithm) -> usize {
     }
 }
 
-/// A member of a JWKS, as far as it is read.
+/// A key of a JWKS (RFC 7517), with the members that are used.
 #[derive(Deserialize)]
 struct Jwk {
     kty: String,
@@ -198,7 +199,7 @@ struct Jwk {
 }
 
 impl Jwk {
-    /// The key, if it verifies signatures by one of `allowed`.
+    /// Returns the key, if it can verify by one of the `allowed` algorithms.
     fn into_key(self, allowed: &[Algorithm]) -> Option<Key> {
         if self.usage.as_deref().is_some_and(|usage| usage != "sig") {
             return None;
@@ -208,54 +209,56 @@ impl Jwk {
         {
             return None;
         }
-        let (kind, decoding) = match (self.kty.as_str(), self.crv.as_deref()) {
-            ("RSA", _) => {
-                let modulus = bytes(self.n.as_deref()?)?;
-                // A leading zero is not of the number.
-                let significant = modulus.iter().skip_while(|byte| **byte == 0).count();
-                if significant < MIN_RSA_BYTES {
-                    return None;
-                }
-                let exponent = bytes(self.e.as_deref()?)?;
-                let decoding = DecodingKey::from_rsa_raw_components(&modulus, &exponent);
-                (AlgorithmFamily::Rsa.algorithms(), decoding)
-            }
-            ("EC", Some("P-256")) => (&[Algorithm::ES256][..], self.point(32)?),
-            ("EC", Some("P-384")) => (&[Algorithm::ES384][..], self.point(48)?),
+        let (supported, decoding) = match (self.kty.as_str(), self.crv.as_deref()) {
+            ("RSA", _) => (AlgorithmFamily::Rsa.algorithms(), self.rsa_key()?),
+            ("EC", Some("P-256")) => (&[Algorithm::ES256][..], self.ec_key(32)?),
+            ("EC", Some("P-384")) => (&[Algorithm::ES384][..], self.ec_key(48)?),
             ("OKP", Some("Ed25519")) => {
-                let public = bytes(self.x.as_deref()?).filter(|public| public.len() == 32)?;
+                let public = decode(self.x.as_deref()?).filter(|public| public.len() == 32)?;
                 (&[Algorithm::EdDSA][..], DecodingKey::from_ed_der(&public))
             }
-            // A secret (`oct`) has no place in a set that is published.
+            // A secret (`oct`) is never accepted from a published set.
             (_, _) => return None,
         };
-        let own: Option<Algorithm> = match self.alg {
+        let only: Option<Algorithm> = match self.alg {
             None => None,
-            // One that is not ours fits nothing.
+            // A key for an unsupported algorithm is unusable.
             Some(name) => Some(name.parse().ok()?),
         };
-        let fits: Vec<Algorithm> = kind
+        let algorithms: Vec<Algorithm> = supported
             .iter()
             .copied()
-            .filter(|algorithm| own.is_none_or(|own| own == *algorithm))
+            .filter(|algorithm| only.is_none_or(|only| only == *algorithm))
             .filter(|algorithm| allowed.contains(algorithm))
             .collect();
-        (!fits.is_empty()).then_some(Key {
+        (!algorithms.is_empty()).then_some(Key {
             kid: self.kid.map_or(Kid::Unnamed, Kid::Named),
-            fits,
+            algorithms,
             decoding,
         })
     }
 
-    fn point(&self, size: usize) -> Option<DecodingKey> {
-        let coordinate =
-            |text: &Option<String>| bytes(text.as_deref()?).filter(|bytes| bytes.len() == size);
+    fn rsa_key(&self) -> Option<DecodingKey> {
+        let modulus = decode(self.n.as_deref()?)?;
+        // Leading zeros do not count.
+        let significant = modulus.iter().skip_while(|byte| **byte == 0).count();
+        if significant < MIN_RSA_BYTES {
+            return None;
+        }
+        let exponent = decode(self.e.as_deref()?)?;
+        Some(DecodingKey::from_rsa_raw_components(&modulus, &exponent))
+    }
+
+    fn ec_key(&self, coordinate_bytes: usize) -> Option<DecodingKey> {
+        let coordinate = |text: &Option<String>| {
+            decode(text.as_deref()?).filter(|bytes| bytes.len() == coordinate_bytes)
+        };
         let point = [&[4][..], &coordinate(&self.x)?, &coordinate(&self.y)?].concat();
         Some(DecodingKey::from_ec_der(&point))
     }
 }
 
-fn bytes(text: &str) -> Option<Vec<u8>> {
+fn decode(text: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(text).ok()
 }
 

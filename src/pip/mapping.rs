@@ -1,40 +1,38 @@
-//! What an issuer's claims say in Cedar's terms: who the principal is, what is known of it, and
-//! what it is in.
+//! Maps an issuer's claims to Cedar: the principal, its attributes and its parents.
 //!
-//! Nothing here asks whether the claims are true, nor whether they fit the schema.
+//! Nothing here verifies a token, or checks the result against the schema.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::json::{Json, Object};
-use super::moment::Moment;
-use super::refusal::{Reason, Refusal};
+use super::numeric_date::NumericDate;
+use super::rejection::{RejectionReason, TokenRejection};
 use crate::pdp::query::{Claimed, StoredPrincipal, Uid, Value};
 
-/// The most members of one claim that is a list.
+/// Most members of a claim that is a list.
 const MAX_MEMBERS: usize = 1_000;
 
-/// Where a claim stands: its name, or the names that lead to it.
+/// The path to a claim: its name, or the names of the members that lead to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ClaimPath(pub(super) Vec<String>);
 
 impl ClaimPath {
     fn find<'a>(&self, claims: &'a Object) -> Option<&'a Json> {
-        let (last, before) = self.0.split_last()?;
+        let (last, outer) = self.0.split_last()?;
         let mut members = claims;
-        for name in before {
-            match members.get(name)? {
-                Json::Object(inner) => members = inner,
-                Json::Null
-                | Json::Bool(_)
-                | Json::Integer(_)
-                | Json::Float(_)
-                | Json::String(_)
-                | Json::Array(_) => return None,
-            }
+        for name in outer {
+            let Json::Object(inner) = members.get(name)? else {
+                return None;
+            };
+            members = inner;
         }
-        // A claim that is null says as much as one that is missing.
+        // A null claim counts as missing.
         members.get(last).filter(|claim| **claim != Json::Null)
+    }
+
+    fn rejection(&self, problem: impl fmt::Display) -> TokenRejection {
+        TokenRejection::new(RejectionReason::Claims, format!("claim `{self}` {problem}"))
     }
 }
 
@@ -44,147 +42,147 @@ impl fmt::Display for ClaimPath {
     }
 }
 
-/// A claim that is asked for.
+/// A claim that a mapping reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct ClaimRef {
     pub(super) path: ClaimPath,
-    /// Whether a token may lack it.
+    /// Accepts tokens without this claim.
     pub(super) optional: bool,
 }
 
-impl Wanted {
-    fn find<'a>(&self, claims: &'a Object) -> Result<Option<&'a Json>, Refusal> {
+impl ClaimRef {
+    fn find<'a>(&self, claims: &'a Object) -> Result<Option<&'a Json>, TokenRejection> {
         match self.path.find(claims) {
-            None if !self.optional => Err(self.refused("is missing")),
+            None if !self.optional => Err(self.path.rejection("is missing")),
             found => Ok(found),
         }
     }
-
-    fn refused(&self, problem: impl fmt::Display) -> Refusal {
-        Refusal::new(Reason::Claims, format!("claim `{}` {problem}", self.path))
-    }
 }
 
-/// What becomes of a claim.
+/// The type of a claim and the Cedar value that it becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ClaimKind {
     Bool,
     Long,
     String,
-    /// A list of texts, or one text.
+    /// A list of strings, or one string.
     Strings,
-    /// One text with spaces between, as `scope` is.
+    /// One string of words separated by spaces, as in `scope`.
     Words,
     Entity(String),
     /// A list of ids, or one id.
     Entities(String),
     Decimal,
     Ip,
-    /// A number of seconds since 1970, or text as Cedar writes it.
+    /// Seconds since 1970, or a string as Cedar writes it.
     Datetime,
-    /// A number of seconds, or text as Cedar writes it.
+    /// Seconds, or a string as Cedar writes it.
     Duration,
 }
 
-/// An attribute of the principal.
+/// A claim that becomes an attribute of the principal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Attribute {
-    pub(super) wanted: Wanted,
-    pub(super) kind: Kind,
+pub(super) struct AttributeMapping {
+    pub(super) claim: ClaimRef,
+    pub(super) kind: ClaimKind,
 }
 
-/// Parents of the principal, all of one type.
+/// A claim that becomes parents of the principal, all of one type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Parents {
-    pub(super) wanted: Wanted,
+pub(super) struct ParentMapping {
+    pub(super) claim: ClaimRef,
     pub(super) type_name: String,
-    /// Stands before each id.
+    /// A prefix that is added to each id.
     pub(super) prefix: String,
 }
 
-/// How an issuer's claims become the principal.
+/// The rules that turn an issuer's claims into the principal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) type_name: String,
     pub(super) id: ClaimPath,
-    /// Stands before the id, to tell apart what several issuers call by one name.
+    /// A prefix that is added to the id, so that principals of different issuers stay distinct.
     pub(super) id_prefix: String,
-    pub(super) attributes: BTreeMap<String, Attribute>,
-    pub(super) parents: Vec<Parents>,
+    pub(super) attributes: BTreeMap<String, AttributeMapping>,
+    pub(super) parents: Vec<ParentMapping>,
     pub(super) stored: StoredPrincipal,
 }
 
 impl Mapping {
-    /// What the issuer calls the principal: its id, without what stands before it.
+    /// Returns the principal's id as the issuer writes it, without the prefix.
     pub(super) fn id<'a>(&self, claims: &'a Object) -> Option<&'a str> {
-        match self.id.find(claims) {
-            Some(Json::String(text)) if !text.is_empty() => Some(text),
-            Some(_) | None => None,
-        }
+        let id = self.id.find(claims)?.as_str()?;
+        (!id.is_empty()).then_some(id)
     }
 
-    /// The principal that `claims` name, and what they say of it.
-    pub(super) fn apply(&self, claims: &Object) -> Result<(Uid, Claimed), Refusal> {
-        let id = Wanted {
-            path: self.id.clone(),
-            optional: false,
+    /// Returns the principal that `claims` name, with its attributes and parents.
+    pub(super) fn apply(&self, claims: &Object) -> Result<(Uid, Claimed), TokenRejection> {
+        let Some(id) = self.id(claims) else {
+            return Err(self.id.rejection(match self.id.find(claims) {
+                None => "is missing",
+                Some(_) => "is not text that can be an id",
+            }));
         };
-        id.find(claims)?;
-        let id = match self.id(claims) {
-            Some(text) => format!("{}{text}", self.id_prefix),
-            None => return Err(id.refused("is not a text that could be an id")),
+        let principal = Uid::new(self.type_name.clone(), format!("{}{id}", self.id_prefix));
+        let claimed = Claimed {
+            attributes: self.attributes(claims)?.into(),
+            parents: self.parents(claims)?,
+            stored: self.stored,
         };
-        let principal = Uid::new(self.type_name.clone(), id);
+        Ok((principal, claimed))
+    }
+
+    fn attributes(&self, claims: &Object) -> Result<BTreeMap<String, Value>, TokenRejection> {
         let mut attributes = BTreeMap::new();
-        for (name, Attribute { wanted, kind }) in &self.attributes {
-            if let Some(claim) = wanted.find(claims)? {
+        for (name, AttributeMapping { claim, kind }) in &self.attributes {
+            if let Some(found) = claim.find(claims)? {
                 let value = kind
-                    .read(claim)
-                    .ok_or_else(|| wanted.refused(format_args!("is not {kind}")))?;
+                    .to_value(found)
+                    .ok_or_else(|| claim.path.rejection(format_args!("is not {kind}")))?;
                 attributes.insert(name.clone(), value);
             }
         }
+        Ok(attributes)
+    }
+
+    fn parents(&self, claims: &Object) -> Result<Vec<Uid>, TokenRejection> {
         let mut parents: Vec<Uid> = Vec::new();
-        for Parents {
-            wanted,
+        for ParentMapping {
+            claim,
             type_name,
             prefix,
         } in &self.parents
         {
-            let Some(claim) = wanted.find(claims)? else {
+            let Some(found) = claim.find(claims)? else {
                 continue;
             };
-            let ids = texts(claim)
+            let ids = strings(found)
                 .filter(|ids| ids.iter().all(|id| !id.is_empty()))
-                .ok_or_else(|| wanted.refused("is not an id, or a list of ids"))?;
+                .ok_or_else(|| claim.path.rejection("is not an id, or a list of ids"))?;
             parents.extend(
                 ids.into_iter()
                     .map(|id| Uid::new(type_name.clone(), format!("{prefix}{id}"))),
             );
         }
-        // Order and repetition mean nothing, and would make two of one for the cache.
+        // Order and repetition mean nothing, and would give equal requests different cache keys.
         parents.sort_unstable();
         parents.dedup();
-        let claimed = Claimed {
-            attributes: attributes.into(),
-            parents,
-            stored: self.stored,
-        };
-        Ok((principal, claimed))
+        Ok(parents)
     }
 }
 
-impl Kind {
-    fn read(&self, claim: &Json) -> Option<Value> {
+impl ClaimKind {
+    /// Converts a claim. Returns `None` if it is not of this kind.
+    fn to_value(&self, claim: &Json) -> Option<Value> {
         let uid = |type_name: &str, id: &str| Value::Entity(Uid::new(type_name, id));
         match (self, claim) {
             (Self::Bool, Json::Bool(value)) => Some(Value::Bool(*value)),
             (Self::Long, Json::Integer(value)) => Some(Value::Long(*value)),
             (Self::String, Json::String(text)) => Some(Value::String(text.clone())),
             (Self::Strings, claim) => {
-                let texts = texts(claim)?.into_iter();
+                let strings = strings(claim)?.into_iter();
                 Some(Value::Set(
-                    texts.map(|text| Value::String(text.to_owned())).collect(),
+                    strings.map(|text| Value::String(text.to_owned())).collect(),
                 ))
             }
             (Self::Words, Json::String(text)) => {
@@ -197,7 +195,7 @@ impl Kind {
                 Some(uid(type_name, id))
             }
             (Self::Entities(type_name), claim) => {
-                let ids = texts(claim)?;
+                let ids = strings(claim)?;
                 if ids.iter().any(|id| id.is_empty()) {
                     return None;
                 }
@@ -208,9 +206,9 @@ impl Kind {
             (Self::Decimal, Json::String(text)) => Some(Value::Decimal(text.clone())),
             (Self::Ip, Json::String(text)) => Some(Value::Ip(text.clone())),
             (Self::Datetime, Json::String(text)) => Some(Value::Datetime(text.clone())),
-            (Self::Datetime, Json::Integer(_) | Json::Float(_)) => {
-                Some(Value::Datetime(Moment::of_claim(claim)?.to_rfc3339()))
-            }
+            (Self::Datetime, Json::Integer(_) | Json::Float(_)) => Some(Value::Datetime(
+                NumericDate::from_claim(claim)?.to_rfc3339(),
+            )),
             (Self::Duration, Json::String(text)) => Some(Value::Duration(text.clone())),
             (Self::Duration, Json::Integer(seconds)) => {
                 Some(Value::Duration(format!("{seconds}s")))
@@ -231,14 +229,14 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ClaimKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bool => "true or false",
-            Self::Long => "a whole number of 64 bits",
+            Self::Long => "a 64-bit integer",
             Self::String => "text",
             Self::Strings => "text, or a list of texts",
-            Self::Words => "text with spaces between words",
+            Self::Words => "words separated by spaces",
             Self::Entity(_) => "the id of an entity",
             Self::Entities(_) => "an id, or a list of ids",
             Self::Decimal => "the text of a decimal",
@@ -249,41 +247,28 @@ impl fmt::Display for Kind {
     }
 }
 
-fn texts(claim: &Json) -> Option<Vec<&str>> {
-    match claim {
-        Json::String(text) => Some(vec![text]),
-        Json::Array(members) if members.len() <= MAX_MEMBERS => members
-            .iter()
-            .map(|member| match member {
-                Json::String(text) => Some(text.as_str()),
-                Json::Null
-                | Json::Bool(_)
-                | Json::Integer(_)
-                | Json::Float(_)
-                | Json::Array(_)
-                | Json::Object(_) => None,
-            })
-            .collect(),
-        Json::Array(_)
-        | Json::Null
-        | Json::Bool(_)
-        | Json::Integer(_)
-        | Json::Float(_)
-        | Json::Object(_) => None,
+/// Returns the strings of a claim that is a string, or a list of strings of limited length.
+fn strings(claim: &Json) -> Option<Vec<&str>> {
+    let Json::Array(members) = claim else {
+        return Some(vec![claim.as_str()?]);
+    };
+    if members.len() > MAX_MEMBERS {
+        return None;
     }
+    members.iter().map(Json::as_str).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pip::json;
+    use crate::pip::json::parse_object;
 
     fn path(names: &[&str]) -> ClaimPath {
         ClaimPath(names.iter().map(|name| (*name).to_owned()).collect())
     }
 
-    fn wanted(names: &[&str]) -> Wanted {
-        Wanted {
+    fn claim(names: &[&str]) -> ClaimRef {
+        ClaimRef {
             path: path(names),
             optional: false,
         }
@@ -300,94 +285,102 @@ mod tests {
         }
     }
 
-    fn apply(mapping: &Mapping, claims: &str) -> Result<(Uid, Claimed), Refusal> {
-        mapping.apply(&json::object(claims.as_bytes()).unwrap())
+    fn apply(mapping: &Mapping, claims: &str) -> Result<(Uid, Claimed), TokenRejection> {
+        mapping.apply(&parse_object(claims.as_bytes()).unwrap())
     }
 
     #[track_caller]
-    fn reads(kind: Kind, claim: &str, value: Option<Value>) {
+    fn check_attribute(kind: ClaimKind, text: &str, value: Option<Value>) {
         let mapping = Mapping {
             attributes: BTreeMap::from([(
                 "a".to_owned(),
-                Attribute {
-                    wanted: wanted(&["c"]),
+                AttributeMapping {
+                    claim: claim(&["c"]),
                     kind,
                 },
             )]),
             ..mapping()
         };
-        let read = apply(&mapping, &format!(r#"{{"sub": "s", "c": {claim}}}"#));
+        let applied = apply(&mapping, &format!(r#"{{"sub": "s", "c": {text}}}"#));
         match value {
             Some(value) => {
-                let (_, claimed) = read.unwrap();
+                let (_, claimed) = applied.unwrap();
                 assert_eq!(claimed.attributes.iter().next(), Some(("a", &value)));
             }
-            None => assert_eq!(read.unwrap_err().reason, Reason::Claims, "{claim}"),
+            None => assert_eq!(
+                applied.unwrap_err().reason,
+                RejectionReason::Claims,
+                "{text}"
+            ),
         }
     }
 
     #[test]
-    fn a_claim_becomes_a_value_of_the_kind_that_was_asked_for_or_is_refused() {
+    fn claim_becomes_value_of_its_kind() {
         let text = |text: &str| Value::String(text.to_owned());
-        reads(Kind::Bool, "true", Some(Value::Bool(true)));
-        reads(Kind::Bool, "\"true\"", None);
-        reads(Kind::Long, "-7", Some(Value::Long(-7)));
-        reads(Kind::Long, "7.0", None);
-        reads(Kind::Long, "9223372036854775808", None);
-        reads(Kind::String, "\"x\"", Some(text("x")));
-        reads(Kind::String, "1", None);
-        reads(Kind::String, "null", None);
-        reads(Kind::Strings, "\"x\"", Some(Value::Set(vec![text("x")])));
-        reads(
-            Kind::Strings,
+        check_attribute(ClaimKind::Bool, "true", Some(Value::Bool(true)));
+        check_attribute(ClaimKind::Bool, "\"true\"", None);
+        check_attribute(ClaimKind::Long, "-7", Some(Value::Long(-7)));
+        check_attribute(ClaimKind::Long, "7.0", None);
+        check_attribute(ClaimKind::Long, "9223372036854775808", None);
+        check_attribute(ClaimKind::String, "\"x\"", Some(text("x")));
+        check_attribute(ClaimKind::String, "1", None);
+        check_attribute(ClaimKind::String, "null", None);
+        check_attribute(
+            ClaimKind::Strings,
+            "\"x\"",
+            Some(Value::Set(vec![text("x")])),
+        );
+        check_attribute(
+            ClaimKind::Strings,
             "[\"x\", \"y\"]",
             Some(Value::Set(vec![text("x"), text("y")])),
         );
-        reads(Kind::Strings, "[]", Some(Value::Set(vec![])));
-        reads(Kind::Strings, "[\"x\", 1]", None);
-        reads(
-            Kind::Words,
+        check_attribute(ClaimKind::Strings, "[]", Some(Value::Set(vec![])));
+        check_attribute(ClaimKind::Strings, "[\"x\", 1]", None);
+        check_attribute(
+            ClaimKind::Words,
             "\"a  b\"",
             Some(Value::Set(vec![text("a"), text("b")])),
         );
-        reads(
-            Kind::Entity("T".to_owned()),
+        check_attribute(
+            ClaimKind::Entity("T".to_owned()),
             "\"x\"",
             Some(Value::Entity(Uid::new("T", "x"))),
         );
-        reads(Kind::Entity("T".to_owned()), "\"\"", None);
-        reads(
-            Kind::Entities("T".to_owned()),
+        check_attribute(ClaimKind::Entity("T".to_owned()), "\"\"", None);
+        check_attribute(
+            ClaimKind::Entities("T".to_owned()),
             "[\"x\"]",
             Some(Value::Set(vec![Value::Entity(Uid::new("T", "x"))])),
         );
-        reads(Kind::Entities("T".to_owned()), "[\"\"]", None);
-        reads(
-            Kind::Datetime,
+        check_attribute(ClaimKind::Entities("T".to_owned()), "[\"\"]", None);
+        check_attribute(
+            ClaimKind::Datetime,
             "1728992100",
             Some(Value::Datetime("2024-10-15T11:35:00.000Z".to_owned())),
         );
-        reads(
-            Kind::Duration,
+        check_attribute(
+            ClaimKind::Duration,
             "90",
             Some(Value::Duration("90s".to_owned())),
         );
     }
 
     #[test]
-    fn parents_come_from_texts_and_lists_at_any_place() {
+    fn parents_come_from_strings_and_lists() {
         let mapping = Mapping {
             id_prefix: "corp:".to_owned(),
             parents: vec![
-                Parents {
-                    wanted: wanted(&["realm_access", "roles"]),
+                ParentMapping {
+                    claim: claim(&["realm_access", "roles"]),
                     type_name: "Role".to_owned(),
                     prefix: "r/".to_owned(),
                 },
-                Parents {
-                    wanted: Wanted {
+                ParentMapping {
+                    claim: ClaimRef {
                         optional: true,
-                        ..wanted(&["tenant"])
+                        ..claim(&["tenant"])
                     },
                     type_name: "Tenant".to_owned(),
                     prefix: String::new(),
@@ -418,8 +411,12 @@ mod tests {
             r#"{"sub": 7, "realm_access": {"roles": []}}"#,
             r#"{"realm_access": {"roles": []}}"#,
         ] {
-            let refused = apply(&mapping, claims);
-            assert_eq!(refused.unwrap_err().reason, Reason::Claims, "{claims}");
+            let applied = apply(&mapping, claims);
+            assert_eq!(
+                applied.unwrap_err().reason,
+                RejectionReason::Claims,
+                "{claims}"
+            );
         }
     }
 }

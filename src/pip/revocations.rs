@@ -1,29 +1,29 @@
-//! What was revoked before its time: single tokens, subjects, keys.
+//! The revocation list: tokens, subjects and keys that are rejected before they expire.
 //!
-//! A list is TOML or JSON, and taken as a whole or not at all.
+//! A list is TOML or JSON, and is accepted or rejected as a whole.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::moment::Moment;
+use super::numeric_date::NumericDate;
 
 /// The list as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRevocations {
-    revoked: Option<Vec<RawRevoked>>,
+    revoked: Option<Vec<RawEntry>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawRevoked {
+struct RawEntry {
     issuer: Option<String>,
     jti: Option<String>,
     sub: Option<String>,
     kid: Option<String>,
-    not_before: Option<RawTime>,
+    not_before: Option<RawDate>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -31,69 +31,71 @@ struct RawRevoked {
     untagged,
     expecting = "a point in time: seconds since 1970, or text such as \"2026-01-31T12:00:00Z\""
 )]
-enum RawTime {
+enum RawDate {
     Seconds(i64),
     Text(String),
     Toml(toml::value::Datetime),
 }
 
-/// Why a list is refused.
+/// An error in a revocation list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RevocationsError {
-    /// It is neither TOML nor JSON of this form.
-    #[error("it is no list of revocations: {0}")]
+    /// The text is not TOML or JSON of the expected form.
+    #[error("not a revocation list: {0}")]
     Syntax(String),
-    /// An entry says nothing, or too much.
-    #[error("entry {0} must have just one of `jti`, `sub` and `kid`")]
-    NotOne(usize),
-    /// Subjects are an issuer's.
-    #[error("entry {0} names a `sub` and no `issuer`")]
+    /// An entry has none of the three keys, or several.
+    #[error("entry {0} must have exactly one of `jti`, `sub` and `kid`")]
+    NotExactlyOne(usize),
+    /// A `sub` has no issuer, and subjects are only unique within an issuer.
+    #[error("entry {0} has a `sub` and no `issuer`")]
     NoIssuer(usize),
-    /// A time makes no sense, or stands where it means nothing.
+    /// A `not_before` is not a date, or stands without `sub`.
     #[error(
-        "entry {0}: `not_before` is a point in time, seconds since 1970 or `2026-01-31T12:00:00Z` with `Z` or an offset such as `+01:00`, and stands with `sub` alone"
+        "entry {0}: `not_before` must be a point in time, seconds since 1970 or `2026-01-31T12:00:00Z` with `Z` or an offset such as `+01:00`, and is allowed with `sub` only"
     )]
     NotBefore(usize),
-    /// It may be half written, and would take back what is in force.
-    #[error("it has no `revoked`, and would empty a list of {held}; `revoked = []` does so")]
-    Silent {
-        /// The entries of the list in force.
-        held: usize,
+    /// The key `revoked` is missing, and the current list is not empty.
+    #[error(
+        "it has no `revoked` and would remove {current} revocations; `revoked = []` empties the list"
+    )]
+    MissingList {
+        /// The entries of the current list.
+        current: usize,
     },
 }
 
-/// What of a token is looked for in the list.
+/// The properties of a token that revocations are matched against.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts<'a> {
+pub(super) struct RevocableToken<'a> {
     pub(super) issuer: &'a str,
     pub(super) jti: Option<&'a str>,
     pub(super) sub: Option<&'a str>,
-    /// What the issuer calls the principal, which need not stand in `sub`.
+    /// The principal's id, which may come from another claim than `sub`.
     pub(super) id: Option<&'a str>,
     pub(super) kid: Option<&'a str>,
-    pub(super) issued: Option<Moment>,
+    pub(super) issued: Option<NumericDate>,
 }
 
-/// What is revoked.
+/// A revocation list. The default revokes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Revocations {
-    of_any: Listed,
-    of_issuer: HashMap<String, Listed>,
+    any_issuer: RevokedIds,
+    by_issuer: HashMap<String, RevokedIds>,
     entries: usize,
-    /// Whether the list was written, if only as an empty one.
-    is_told: bool,
+    /// True if the file has the key `revoked`, even with an empty list.
+    is_explicit: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Listed {
+struct RevokedIds {
     jti: HashSet<String>,
     kid: HashSet<String>,
-    /// Tokens of this subject that were issued before; `None` are all.
-    sub: HashMap<String, Option<Moment>>,
+    /// Subjects whose tokens are revoked if issued before the date; `None` revokes all of them.
+    sub: HashMap<String, Option<NumericDate>>,
 }
 
 impl Revocations {
-    /// The list in `text`: JSON when it begins as an object does, TOML otherwise.
+    /// Parses a list: JSON if the text begins with `{`, TOML otherwise.
     pub(super) fn parse(text: &[u8]) -> Result<Self, RevocationsError> {
         let text = std::str::from_utf8(text)
             .map_err(|error| RevocationsError::Syntax(error.to_string()))?;
@@ -104,100 +106,102 @@ impl Revocations {
             toml::from_str(text)
                 .map_err(|error| RevocationsError::Syntax(error.message().to_owned()))?
         };
-        let is_told = raw.revoked.is_some();
-        let revoked = raw.revoked.unwrap_or_default();
+        let is_explicit = raw.revoked.is_some();
+        let entries = raw.revoked.unwrap_or_default();
         let mut list = Self {
-            entries: revoked.len(),
-            is_told,
+            entries: entries.len(),
+            is_explicit,
             ..Self::default()
         };
-        for (number, revoked) in (1..).zip(revoked) {
-            list.add(number, revoked)?;
+        for (number, entry) in (1..).zip(entries) {
+            list.add(number, entry)?;
         }
         Ok(list)
     }
 
-    fn add(&mut self, number: usize, revoked: RawRevoked) -> Result<(), RevocationsError> {
-        let RawRevoked {
+    fn add(&mut self, number: usize, entry: RawEntry) -> Result<(), RevocationsError> {
+        let RawEntry {
             issuer,
             jti,
             sub,
             kid,
             not_before,
-        } = revoked;
+        } = entry;
         if not_before.is_some() && sub.is_none() {
             return Err(RevocationsError::NotBefore(number));
         }
         if sub.is_some() && issuer.is_none() {
             return Err(RevocationsError::NoIssuer(number));
         }
-        let listed = match issuer {
-            Some(issuer) => self.of_issuer.entry(issuer).or_default(),
-            None => &mut self.of_any,
+        let ids = match issuer {
+            Some(issuer) => self.by_issuer.entry(issuer).or_default(),
+            None => &mut self.any_issuer,
         };
         match (jti, sub, kid) {
             (Some(jti), None, None) => {
-                listed.jti.insert(jti);
+                ids.jti.insert(jti);
             }
             (None, None, Some(kid)) => {
-                listed.kid.insert(kid);
+                ids.kid.insert(kid);
             }
             (None, Some(sub), None) => {
-                let before = match not_before {
-                    None => None,
-                    Some(time) => Some(moment(&time).ok_or(RevocationsError::NotBefore(number))?),
-                };
-                // Of two entries the one that revokes more counts.
-                let stands = listed.sub.entry(sub).or_insert(before);
-                *stands = match (*stands, before) {
+                let before = not_before
+                    .map(|date| parse_date(&date).ok_or(RevocationsError::NotBefore(number)))
+                    .transpose()?;
+                // If a subject is listed twice, the entry that revokes more tokens wins.
+                let current = ids.sub.entry(sub).or_insert(before);
+                *current = match (*current, before) {
                     (Some(one), Some(other)) => Some(one.max(other)),
                     (None, _) | (_, None) => None,
                 };
             }
-            _ => return Err(RevocationsError::NotOne(number)),
+            _ => return Err(RevocationsError::NotExactlyOne(number)),
         }
         Ok(())
     }
 
-    /// Whether it may take the place of `held`: a file that says nothing may be one that is being
-    /// written, and must not bring back what was revoked.
-    pub(super) fn check_after(&self, held: &Self) -> Result<(), RevocationsError> {
-        match held.entries {
-            held if held > 0 && !self.is_told => Err(RevocationsError::Silent { held }),
-            _ => Ok(()),
+    /// Checks that this list may replace `current`.
+    ///
+    /// A file without `revoked` may be half written, and must not undo revocations.
+    pub(super) fn check_replaces(&self, current: &Self) -> Result<(), RevocationsError> {
+        if current.entries > 0 && !self.is_explicit {
+            return Err(RevocationsError::MissingList {
+                current: current.entries,
+            });
         }
+        Ok(())
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub(super) fn len(&self) -> usize {
         self.entries
     }
 
-    /// The issuers that are named.
+    /// Returns the issuers that entries name.
     pub(super) fn issuers(&self) -> BTreeSet<&str> {
-        self.of_issuer.keys().map(String::as_str).collect()
+        self.by_issuer.keys().map(String::as_str).collect()
     }
 
-    /// Whether a token of these facts is revoked.
-    pub(super) fn cover(&self, facts: Facts<'_>) -> bool {
-        self.of_any.cover(facts)
+    /// Returns whether an entry revokes `token`.
+    pub(super) fn contains(&self, token: RevocableToken<'_>) -> bool {
+        self.any_issuer.contains(token)
             || self
-                .of_issuer
-                .get(facts.issuer)
-                .is_some_and(|listed| listed.cover(facts))
+                .by_issuer
+                .get(token.issuer)
+                .is_some_and(|ids| ids.contains(token))
     }
 }
 
-impl Listed {
-    fn cover(&self, facts: Facts<'_>) -> bool {
-        let Facts {
+impl RevokedIds {
+    fn contains(&self, token: RevocableToken<'_>) -> bool {
+        let RevocableToken {
             issuer: _,
             jti,
             sub,
             id,
             kid,
             issued,
-        } = facts;
+        } = token;
         let subjects = [sub, id.filter(|id| sub != Some(id))];
         jti.is_some_and(|jti| self.jti.contains(jti))
             || kid.is_some_and(|kid| self.kid.contains(kid))
@@ -207,24 +211,25 @@ impl Listed {
                 .filter_map(|subject| self.sub.get(subject))
                 .any(|before| match (before, issued) {
                     (Some(before), Some(issued)) => issued < *before,
-                    // A token that does not say when it was issued may be an old one.
+                    // A token without `iat` may have been issued before the date.
                     (None, _) | (_, None) => true,
                 })
     }
 }
 
-fn moment(time: &RawTime) -> Option<Moment> {
-    let text = match time {
-        RawTime::Seconds(seconds) => return Moment::of_seconds(*seconds),
-        RawTime::Text(text) => text.clone(),
-        RawTime::Toml(datetime) => datetime.to_string(),
+fn parse_date(date: &RawDate) -> Option<NumericDate> {
+    let text = match date {
+        RawDate::Seconds(seconds) => return NumericDate::from_seconds(*seconds),
+        RawDate::Text(text) => text.clone(),
+        RawDate::Toml(datetime) => datetime.to_string(),
     };
-    with_offset(&text)
+    parse_rfc3339(&text)
 }
 
-/// A point in time as RFC 3339 writes it, in whatever zone.
-fn with_offset(text: &str) -> Option<Moment> {
-    let utc = |text: &str| humantime::parse_rfc3339(text).ok().map(Moment::from);
+/// Parses an RFC 3339 date in any time zone.
+fn parse_rfc3339(text: &str) -> Option<NumericDate> {
+    // humantime reads UTC only.
+    let utc = |text: &str| humantime::parse_rfc3339(text).ok().map(NumericDate::from);
     let Some((local, offset)) = text
         .len()
         .checked_sub("+00:00".len())
@@ -235,19 +240,17 @@ fn with_offset(text: &str) -> Option<Moment> {
     };
     let is_east = offset.starts_with('+');
     let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-    let number = |text: &str, most: u64| {
+    let number = |text: &str, max: u64| {
         let is_number = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = text.parse::<u64>().ok().filter(|number| *number <= most);
+        let number = text.parse::<u64>().ok().filter(|number| *number <= max);
         number.filter(|_| is_number)
     };
     let minutes = number(hours, 23)? * 60 + number(minutes, 59)?;
-    let (local, offset) = (
-        utc(&format!("{local}Z"))?,
-        Duration::from_secs(minutes * 60),
-    );
+    let local = utc(&format!("{local}Z"))?;
+    let offset = Duration::from_secs(minutes * 60);
     Some(match is_east {
-        true => local.before(offset),
-        false => local.after(offset),
+        true => local.minus(offset),
+        false => local.plus(offset),
     })
 }
 
@@ -255,7 +258,7 @@ fn with_offset(text: &str) -> Option<Moment> {
 mod tests {
     use super::*;
 
-    const FACTS: Facts<'static> = Facts {
+    const TOKEN: RevocableToken<'static> = RevocableToken {
         issuer: "i",
         jti: Some("t"),
         sub: Some("s"),
@@ -264,10 +267,10 @@ mod tests {
         issued: None,
     };
 
-    fn issued(seconds: i64) -> Facts<'static> {
-        Facts {
-            issued: Moment::of_seconds(seconds),
-            ..FACTS
+    fn issued(seconds: i64) -> RevocableToken<'static> {
+        RevocableToken {
+            issued: NumericDate::from_seconds(seconds),
+            ..TOKEN
         }
     }
 
@@ -276,15 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn a_token_a_key_and_a_subject_can_be_revoked() {
-        for covering in [
+    fn token_key_and_subject_can_be_revoked() {
+        for matching in [
             "jti = \"t\"",
             "jti = \"t\"\nissuer = \"i\"",
             "kid = \"k\"",
             "sub = \"s\"\nissuer = \"i\"",
             "sub = \"s@example\"\nissuer = \"i\"",
         ] {
-            assert!(list(covering).cover(FACTS), "{covering}");
+            assert!(list(matching).contains(TOKEN), "{matching}");
         }
         for other in [
             "jti = \"u\"",
@@ -292,12 +295,12 @@ mod tests {
             "kid = \"l\"",
             "sub = \"s\"\nissuer = \"j\"",
         ] {
-            assert!(!list(other).cover(FACTS), "{other}");
+            assert!(!list(other).contains(TOKEN), "{other}");
         }
     }
 
     #[test]
-    fn of_a_subject_what_was_issued_before_is_revoked() {
+    fn subject_can_be_revoked_before_a_date() {
         for time in [
             "1000",
             "\"1970-01-01T00:16:40Z\"",
@@ -308,49 +311,52 @@ mod tests {
             "1970-01-01T00:16:40-00:00",
         ] {
             let list = list(&format!("sub = \"s\"\nissuer = \"i\"\nnot_before = {time}"));
-            assert!(list.cover(issued(999)), "{time}");
-            assert!(!list.cover(issued(1_000)), "{time}");
-            assert!(list.cover(FACTS), "a token that does not say when");
+            assert!(list.contains(issued(999)), "{time}");
+            assert!(!list.contains(issued(1_000)), "{time}");
+            assert!(list.contains(TOKEN), "a token without `iat`");
         }
         let both = "sub = \"s\"\nissuer = \"i\"\nnot_before = 1000\n[[revoked]]\nsub = \"s\"\nissuer = \"i\"";
-        assert!(list(both).cover(issued(2_000)), "the one that revokes more");
+        assert!(
+            list(both).contains(issued(2_000)),
+            "the entry that revokes more"
+        );
     }
 
     #[test]
-    fn a_list_in_json_says_the_same() {
+    fn list_can_be_json() {
         let list = Revocations::parse(
             br#" {"revoked": [{"jti": "t"}, {"sub": "x", "issuer": "i", "not_before": 5}]}"#,
         );
-        assert!(list.as_ref().unwrap().cover(FACTS));
+        assert!(list.as_ref().unwrap().contains(TOKEN));
         assert_eq!(list.unwrap().len(), 2);
         assert_eq!(Revocations::parse(b"").unwrap(), Revocations::default());
     }
 
     #[test]
-    fn a_file_that_says_nothing_empties_no_list() {
-        let held = list("jti = \"t\"");
+    fn file_without_revoked_empties_no_list() {
+        let current = list("jti = \"t\"");
         let parse = |text: &str| Revocations::parse(text.as_bytes()).unwrap();
-        for silent in ["", "\n", "# being written", "{}"] {
+        for text in ["", "\n", "# being written", "{}"] {
             assert_eq!(
-                parse(silent).check_after(&held),
-                Err(RevocationsError::Silent { held: 1 }),
-                "{silent}"
+                parse(text).check_replaces(&current),
+                Err(RevocationsError::MissingList { current: 1 }),
+                "{text}"
             );
-            assert_eq!(parse(silent).check_after(&Revocations::default()), Ok(()));
+            assert_eq!(parse(text).check_replaces(&Revocations::default()), Ok(()));
         }
-        for told in ["revoked = []", "{\"revoked\": []}"] {
-            assert_eq!(parse(told).check_after(&held), Ok(()), "{told}");
+        for text in ["revoked = []", "{\"revoked\": []}"] {
+            assert_eq!(parse(text).check_replaces(&current), Ok(()), "{text}");
         }
     }
 
     #[test]
-    fn a_list_that_is_not_sure_is_refused_whole() {
-        let refused = |text: &str| Revocations::parse(text.as_bytes()).unwrap_err();
-        let entry = |text: &str| refused(&format!("[[revoked]]\n{text}"));
-        assert_eq!(entry(""), RevocationsError::NotOne(1));
+    fn invalid_list_is_rejected_as_a_whole() {
+        let error = |text: &str| Revocations::parse(text.as_bytes()).unwrap_err();
+        let entry = |text: &str| error(&format!("[[revoked]]\n{text}"));
+        assert_eq!(entry(""), RevocationsError::NotExactlyOne(1));
         assert_eq!(
             entry("jti = \"a\"\nkid = \"b\""),
-            RevocationsError::NotOne(1)
+            RevocationsError::NotExactlyOne(1)
         );
         assert_eq!(entry("sub = \"a\""), RevocationsError::NoIssuer(1));
         assert_eq!(
@@ -380,10 +386,7 @@ mod tests {
             "[[revoked]]\njit = \"a\"",
             "[[revoke]]\njti = \"a\"",
         ] {
-            assert!(
-                matches!(refused(text), RevocationsError::Syntax(_)),
-                "{text}"
-            );
+            assert!(matches!(error(text), RevocationsError::Syntax(_)), "{text}");
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Files that change while tokens are verified.
+//! A revocation list that changes while tokens are verified.
 
-use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
@@ -17,14 +16,14 @@ type = "User"
 "#;
 
 #[tokio::test]
-async fn a_list_of_revocations_is_emptied_only_by_one_that_says_so() {
+async fn revocation_list_is_emptied_only_explicitly() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::write(at("issuers.toml"), ISSUERS).unwrap();
     std::fs::write(at("jwks.json"), r#"{"keys": []}"#).unwrap();
-    // At the start a file may be empty.
+    // An empty file is accepted at startup.
     std::fs::write(at("revoked.toml"), "").unwrap();
-    let Opened { tokens, upkeep } = open(&TokenSettings {
+    let Opened { tokens, refresh } = open(&TokenSettings {
         issuers: at("issuers.toml"),
         revocations: Some(at("revoked.toml")),
         cache_bytes: None,
@@ -34,10 +33,10 @@ async fn a_list_of_revocations_is_emptied_only_by_one_that_says_so() {
         },
     })
     .unwrap();
-    let upkeep = tokio::spawn(upkeep.run());
+    let refresh = tokio::spawn(refresh.run());
     let two = "[[revoked]]\njti = \"a\"\n[[revoked]]\njti = \"b\"\n";
     let one = "[[revoked]]\njti = \"a\"\n";
-    for (text, entries, refused, shrunk) in [
+    for (text, entries, rejected, shrunk) in [
         (two, 2, 0, 0),
         (one, 1, 0, 1),
         ("", 1, 1, 1),
@@ -48,33 +47,17 @@ async fn a_list_of_revocations_is_emptied_only_by_one_that_says_so() {
     ] {
         std::fs::write(at("new"), text).unwrap();
         std::fs::rename(at("new"), at("revoked.toml")).unwrap();
-        let figures = || {
-            let figures = tokens.figures();
+        let counts = || {
+            let metrics = tokens.metrics();
             (
-                figures.revocations,
-                figures.revocations_refused,
-                figures.revocations_shrunk,
+                metrics.revocations,
+                metrics.revocations_rejected,
+                metrics.revocations_shrunk,
             )
         };
-        while figures() != (entries, refused, shrunk) {
+        while counts() != (entries, rejected, shrunk) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    upkeep.abort();
-}
-
-#[tokio::test]
-async fn a_change_is_taken_on_a_thread_that_may_block() {
-    let (changed, changes) = watch::channel(None);
-    let (told, heard) = mpsc::channel();
-    let taking = tokio::spawn(take_changes(changes, move |change: &u8| {
-        told.send((*change, std::thread::current().id())).unwrap();
-    }));
-    changed.send_replace(Some(Arc::new(7)));
-    drop(changed);
-    taking.await.unwrap();
-    let (change, thread) = heard.recv().unwrap();
-    assert_eq!(change, 7);
-    // Here a single thread runs all tasks.
-    assert_ne!(thread, std::thread::current().id());
+    refresh.abort();
 }

@@ -1,19 +1,21 @@
-//! A token's outer form: a JWS in compact serialisation, read strictly, nothing believed yet.
+//! Parses a token: a JWS in compact serialisation, read strictly. Nothing is verified here.
 //!
-//! What a header says of keys (`jku`, `x5u`, `x5c`, `jwk`) is never read: an issuer's keys come from
-//! where the operator said.
+//! Header members that hold or locate keys (`jku`, `x5u`, `x5c`, `jwk`) are never read: an issuer's
+//! keys come from where the operator configured.
+
+use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
 
-use super::json::{self, Json, Object, Unsound};
-use super::refusal::{Reason, Refusal};
+use super::json::{Json, JsonError, Object, parse_object};
+use super::rejection::{RejectionReason, TokenRejection};
 
-/// A token whose form is sound.
+/// A token in valid form, not verified.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Token<'a> {
-    /// What was signed.
+pub(super) struct ParsedToken<'a> {
+    /// The text that the signature covers.
     pub(super) signed: &'a str,
     /// The signature, in base64url.
     pub(super) signature: &'a str,
@@ -21,58 +23,57 @@ pub(super) struct Token<'a> {
     pub(super) claims: Object,
 }
 
-/// What is read of a header.
+/// The members of a header that are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// `None` for a name that is no algorithm of ours, `none` among them.
+    /// `None` for an unsupported algorithm, `none` among them.
     pub(super) algorithm: Option<Algorithm>,
     pub(super) kid: Option<String>,
-    /// In lower case, without the `application/` that may be left out.
+    /// The media type in lower case, without an `application/` prefix.
     pub(super) typ: Option<String>,
 }
 
-/// Reads a token.
-pub(super) fn read(text: &str) -> Result<Token<'_>, Refusal> {
-    let malformed = |detail| Refusal::new(Reason::Malformed, detail);
-    let (signed, signature) = text
-        .rsplit_once('.')
-        .ok_or_else(|| malformed("the token is not three parts with dots between"))?;
+/// Parses a token.
+pub(super) fn parse(text: &str) -> Result<ParsedToken<'_>, TokenRejection> {
+    let not_three_parts = || malformed("the token is not three parts separated by dots");
+    let (signed, signature) = text.rsplit_once('.').ok_or_else(not_three_parts)?;
     let (header, claims) = signed
         .split_once('.')
         .filter(|(_, claims)| !claims.contains('.'))
-        .ok_or_else(|| malformed("the token is not three parts with dots between"))?;
-    let header = part(header).ok_or_else(|| malformed("the token's header is not base64url"))?;
-    let claims = part(claims).ok_or_else(|| malformed("the token's claims are not base64url"))?;
-    part(signature).ok_or_else(|| malformed("the token's signature is not base64url"))?;
-    let header = json::object(&header).map_err(|unsound| match unsound {
-        Unsound::Json => malformed(
-            "the token's header is no JSON in which every member stands once and no deeper than needed",
-        ),
-        Unsound::NoObject => malformed("the token's header is no JSON object"),
-    })?;
-    let header = self::header(header)?;
-    let claims = json::object(&claims).map_err(|unsound| match unsound {
-        Unsound::Json => malformed(
-            "the token's claims are no JSON in which every member stands once and no deeper than needed",
-        ),
-        Unsound::NoObject => malformed("the token's claims are no JSON object"),
-    })?;
-    Ok(Token {
+        .ok_or_else(not_three_parts)?;
+    let header = decode(header, "header")?;
+    let claims = decode(claims, "payload")?;
+    decode(signature, "signature")?;
+    Ok(ParsedToken {
         signed,
         signature,
-        header,
-        claims,
+        header: parse_header(parse_part(&header, "header")?)?,
+        claims: parse_part(&claims, "payload")?,
     })
 }
 
-/// Without padding, without bits left over, in the alphabet of URLs: one text for each content.
-fn part(text: &str) -> Option<Vec<u8>> {
-    URL_SAFE_NO_PAD.decode(text).ok()
+fn malformed(detail: impl Into<Cow<'static, str>>) -> TokenRejection {
+    TokenRejection::new(RejectionReason::Malformed, detail)
 }
 
-fn header(mut members: Object) -> Result<Header, Refusal> {
-    let malformed = |detail| Refusal::new(Reason::Malformed, detail);
-    // What must be understood is not: there is no extension that we know.
+/// Decodes strict base64url: no padding, no unused bits, so that each content has just one text.
+fn decode(text: &str, part: &str) -> Result<Vec<u8>, TokenRejection> {
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .map_err(|_| malformed(format!("the token's {part} is not base64url")))
+}
+
+fn parse_part(text: &[u8], part: &str) -> Result<Object, TokenRejection> {
+    parse_object(text).map_err(|error| match error {
+        JsonError::Invalid => malformed(format!(
+            "the token's {part} is not valid JSON, repeats a member, or is nested too deep"
+        )),
+        JsonError::NotObject => malformed(format!("the token's {part} is not a JSON object")),
+    })
+}
+
+fn parse_header(mut members: Object) -> Result<Header, TokenRejection> {
+    // `crit` lists extensions that a reader must understand. None is supported.
     if members.contains_key("crit") {
         return Err(malformed("the token's header has `crit`"));
     }
@@ -83,7 +84,7 @@ fn header(mut members: Object) -> Result<Header, Refusal> {
     };
     let algorithm = text("alg")?.ok_or_else(|| malformed("the token's header has no `alg`"))?;
     let kid = text("kid")?;
-    let typ = text("typ")?.map(|typ| media_type(&typ));
+    let typ = text("typ")?.map(|typ| normalize_media_type(&typ));
     Ok(Header {
         algorithm: algorithm.parse().ok(),
         kid,
@@ -91,8 +92,8 @@ fn header(mut members: Object) -> Result<Header, Refusal> {
     })
 }
 
-/// A media type as it is compared.
-pub(super) fn media_type(text: &str) -> String {
+/// Returns a media type in the form in which types are compared.
+pub(super) fn normalize_media_type(text: &str) -> String {
     let text = text.to_ascii_lowercase();
     match text.strip_prefix("application/") {
         Some(short) => short.to_owned(),
@@ -113,44 +114,44 @@ mod tests {
     }
 
     #[track_caller]
-    fn malformed(text: &str) {
+    fn check_malformed(text: &str) {
         assert_eq!(
-            read(text).map_err(|refusal| refusal.reason),
-            Err(Reason::Malformed),
+            parse(text).map_err(|rejection| rejection.reason),
+            Err(RejectionReason::Malformed),
             "{text}"
         );
     }
 
     #[test]
-    fn header_and_claims_are_read_and_what_points_to_keys_is_not() {
+    fn header_and_claims_are_parsed_without_keys() {
         let text = token(
             r#"{"alg": "ES256", "kid": "k", "typ": "application/AT+JWT", "jku": "https://evil.example",
                 "x5u": "https://evil.example", "x5c": ["x"], "jwk": {"kty": "oct", "k": "x"}}"#,
             r#"{"iss": "i"}"#,
         );
-        let read = read(&text).unwrap();
+        let parsed = parse(&text).unwrap();
         assert_eq!(
-            read.header,
+            parsed.header,
             Header {
                 algorithm: Some(Algorithm::ES256),
                 kid: Some("k".to_owned()),
                 typ: Some("at+jwt".to_owned()),
             }
         );
-        assert_eq!(read.claims["iss"], Json::String("i".to_owned()));
-        assert_eq!(format!("{}.{}", read.signed, read.signature), text);
+        assert_eq!(parsed.claims["iss"], Json::String("i".to_owned()));
+        assert_eq!(format!("{}.{}", parsed.signed, parsed.signature), text);
     }
 
     #[test]
-    fn no_algorithm_is_none_of_ours() {
+    fn unsupported_algorithm_is_none() {
         for name in ["none", "None", "NONE", "", "es256", "ES256K", "RSA-OAEP"] {
             let text = token(&format!(r#"{{"alg": "{name}"}}"#), "{}");
-            assert_eq!(read(&text).unwrap().header.algorithm, None, "{name}");
+            assert_eq!(parse(&text).unwrap().header.algorithm, None, "{name}");
         }
     }
 
     #[test]
-    fn a_form_that_is_not_the_compact_one_is_refused() {
+    fn other_serialisations_are_rejected() {
         let header = encoded(r#"{"alg":"ES256"}"#);
         let claims = encoded("{}");
         for text in [
@@ -162,18 +163,18 @@ mod tests {
             format!("{header}=.{claims}.c2ln"),
             format!("{header}.{claims}.c2ln="),
             format!("{header}.{claims}.c2l+"),
-            // The last letter holds bits that mean nothing.
+            // The last letter has unused bits that are not zero.
             format!("{header}.{claims}.c3"),
             format!(" {header}.{claims}.c2ln"),
             format!("{header}.{claims}.c2ln\n"),
             r#"{"payload": "", "signatures": []}"#.to_owned(),
         ] {
-            malformed(&text);
+            check_malformed(&text);
         }
     }
 
     #[test]
-    fn a_header_that_wants_more_or_says_a_thing_twice_is_refused() {
+    fn invalid_header_or_claims_are_rejected() {
         for header in [
             r#"{"alg": "ES256", "crit": ["b64"], "b64": false}"#,
             r#"{"alg": "ES256", "crit": []}"#,
@@ -184,9 +185,9 @@ mod tests {
             "[]",
             "null",
         ] {
-            malformed(&token(header, "{}"));
+            check_malformed(&token(header, "{}"));
         }
-        malformed(&token(r#"{"alg": "ES256"}"#, r#"{"sub": "a", "sub": "b"}"#));
-        malformed(&token(r#"{"alg": "ES256"}"#, "[]"));
+        check_malformed(&token(r#"{"alg": "ES256"}"#, r#"{"sub": "a", "sub": "b"}"#));
+        check_malformed(&token(r#"{"alg": "ES256"}"#, "[]"));
     }
 }

@@ -141,7 +141,7 @@ fn files_that_are_missing_or_wrong_at_the_start_are_errors() {
     fails(
         &issuers("keys_file = \"issuers.toml\""),
         Some(""),
-        "no JWKS",
+        "not a JWKS",
     );
     fails(
         &issuers("keys_url = \"http://id.example/jwks\""),

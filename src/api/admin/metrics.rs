@@ -22,7 +22,7 @@ use crate::engine::Source;
 use crate::engine::cache::CacheMetrics;
 use crate::engine::metrics::{DURATION_BOUNDS, DecisionMetrics};
 use crate::pdp::answer::Decision;
-use crate::pip::{KeyFigures, TokenFigures};
+use crate::pip::{IssuerKeyMetrics, TokenMetrics};
 use crate::policy_store::{ReloadCounts, StatusReader};
 use crate::readiness::{Health, ReadinessReader};
 use crate::telemetry::traces::{SpanFate, SpanFigures};
@@ -196,7 +196,7 @@ pub struct Sources {
     /// Of the list of callers; nothing without.
     pub callers: Box<dyn Fn() -> Option<CallersFigures> + Send + Sync>,
     /// Of tokens; nothing when there are no issuers.
-    pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
+    pub tokens: Box<dyn Fn() -> Option<TokenMetrics> + Send + Sync>,
     /// Of traces.
     pub spans: Arc<SpanFigures>,
     /// Of the policy store.
@@ -353,36 +353,36 @@ impl Sources {
         let Some(figures) = (self.tokens)() else {
             return Ok(());
         };
-        let TokenFigures {
+        let TokenMetrics {
             verified,
-            remembered,
-            entries,
-            refused,
+            cached,
+            cache_entries,
+            rejected,
             keys,
             revocations,
-            revocations_refused,
+            revocations_rejected,
             revocations_shrunk,
         } = figures;
-        let believed = [(["verified"], verified), (["remembered"], remembered)];
+        let believed = [(["verified"], verified), (["remembered"], cached)];
         page.counter(&TOKENS, believed)?;
-        let refused = refused
+        let refused = rejected
             .iter()
             .map(|(reason, count)| ([reason.code()], *count));
         page.counter(&TOKENS_REFUSED, refused)?;
-        page.gauge(&TOKENS_HELD, [([], entries as f64)])?;
+        page.gauge(&TOKENS_HELD, [([], cache_entries as f64)])?;
         // Issuers are no label: there may be any number, and /status tells of each.
         let without = keys.iter().filter(|keys| keys.keys == 0).count();
         page.gauge(&ISSUERS_WITHOUT_KEYS, [([], without as f64)])?;
         let oldest = keys.iter().filter_map(|keys| keys.age).max();
         page.gauge(&KEYS_AGE, oldest.map(|age| ([], age.as_secs_f64())))?;
-        let sum = |count: fn(&KeyFigures) -> u64| keys.iter().map(count).sum();
+        let sum = |count: fn(&IssuerKeyMetrics) -> u64| keys.iter().map(count).sum();
         let sets = [
-            (["taken"], sum(|keys| keys.taken)),
+            (["taken"], sum(|keys| keys.accepted)),
             (["failed"], sum(|keys| keys.failed)),
         ];
         page.counter(&KEY_SETS, sets)?;
         page.gauge(&REVOCATIONS, [([], revocations as f64)])?;
-        page.counter(&REVOCATIONS_REFUSED, [([], revocations_refused)])?;
+        page.counter(&REVOCATIONS_REFUSED, [([], revocations_rejected)])?;
         page.counter(&REVOCATIONS_SHRUNK, [([], revocations_shrunk)])
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::AdminState;
 use crate::engine::cache::CacheMetrics;
 use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pip::KeyFigures;
+use crate::pip::IssuerKeyMetrics;
 use crate::policy_store::{LoadedSnapshot, RejectedReload, ReloadCounts, StoreStatus};
 
 /// The page.
@@ -195,19 +195,19 @@ fn cache(figures: CacheMetrics) -> CachePart {
     }
 }
 
-fn issuer(figures: &KeyFigures) -> IssuerPart {
-    let KeyFigures {
+fn issuer(figures: &IssuerKeyMetrics) -> IssuerPart {
+    let IssuerKeyMetrics {
         issuer,
         keys,
         age,
-        taken,
+        accepted,
         failed,
     } = figures;
     IssuerPart {
         issuer: issuer.to_string(),
         keys: *keys,
         keys_age_seconds: age.map(|age| age.as_secs()),
-        taken: *taken,
+        taken: *accepted,
         failed: *failed,
     }
 }

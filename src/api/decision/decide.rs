@@ -18,7 +18,7 @@ use crate::decision_log::Method;
 use crate::pdp::query_ref::QueryRef;
 use crate::engine::{EngineAnswer, Engine, LogPermit, CachedAnswer};
 use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
-use crate::pip::{KeyWait, Patience, Tokens};
+use crate::pip::{KeyWait, KeyMiss, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// Decides requests of all protocols, with answers rendered as `A`.
@@ -162,7 +162,7 @@ impl<A: CachedAnswer> Decider<A> {
         question: Question<'_>,
         (call, method): (&Call, Method),
         permit: &LogPermit,
-        patience: Patience,
+        key_miss: KeyMiss,
     ) -> Outcome<A> {
         let kind = question.credential.kind();
         // Before anything is verified: a caller without the right learns that alone.
@@ -172,7 +172,7 @@ impl<A: CachedAnswer> Decider<A> {
                 question.credential,
                 anonymous,
                 self.tokens.as_deref(),
-                patience,
+                key_miss,
             )
         });
         let principal = match identified {
@@ -236,10 +236,10 @@ impl<A: CachedAnswer> Decider<A> {
         (call, method): (&Call, Method),
         permits: Permits,
     ) -> Result<Result<EngineAnswer<A>, Rejection>, E> {
-        let attempt = |permits: &Permits, patience| {
+        let attempt = |permits: &Permits, key_miss| {
             permits.large_request.run(|| match parse() {
                 Ok(parsed) => Ok(parsed.with_question(|question| {
-                    self.decide(snapshot, question, (call, method), &permits.log, patience)
+                    self.decide(snapshot, question, (call, method), &permits.log, key_miss)
                 })),
                 Err(ParseFault::Request(rejection)) => {
                     Ok(Outcome::Done(Err(self.reject(rejection, call, method))))
@@ -247,7 +247,7 @@ impl<A: CachedAnswer> Decider<A> {
                 Err(ParseFault::Call(error)) => Err(error),
             })
         };
-        let wait = match attempt(&permits, Patience::Waits)? {
+        let wait = match attempt(&permits, KeyMiss::Wait)? {
             Outcome::Done(decided) => return Ok(decided),
             Outcome::Wait(wait) => wait,
         };
@@ -259,9 +259,9 @@ impl<A: CachedAnswer> Decider<A> {
                 return Ok(Err(rejection));
             }
         };
-        match attempt(&permits, Patience::Spent)? {
+        match attempt(&permits, KeyMiss::Fail)? {
             Outcome::Done(decided) => Ok(decided),
-            // INVARIANT: a spent patience never waits.
+            // INVARIANT: a spent key_miss never waits.
             Outcome::Wait(_) => Ok(Err(Rejection::DeadlineExceeded)),
         }
     }

@@ -8,7 +8,7 @@ use super::question::Credential;
 use super::rejection::Rejection;
 use crate::pdp::query_ref::UidRef;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
-use crate::pip::{self, KeyWait, Moment, Patience, Refusal, Tokens, Verdict};
+use crate::pip::{self, KeyMiss, KeyWait, NumericDate, TokenRejection, Tokens, VerifyError};
 use crate::readiness::ReadinessReader;
 
 /// An identified principal, with the claims of its token.
@@ -17,7 +17,7 @@ pub(crate) enum Principal<'a> {
     /// A principal that the caller or a setting names.
     Named(UidRef<'a>),
     /// The principal of a verified token.
-    Token(Arc<pip::Identified>),
+    Token(Arc<pip::TokenIdentity>),
 }
 
 /// The outcome of identifying a principal.
@@ -52,16 +52,16 @@ pub(crate) fn identify<'a>(
     credential: Credential<'a>,
     anonymous: Option<&'a Uid>,
     tokens: Option<&Tokens>,
-    patience: Patience,
+    key_miss: KeyMiss,
 ) -> Result<Identification<'a>, Rejection> {
     let principal = match credential {
         Credential::Principal(uid) => Principal::Named(uid?),
         Credential::Token(token) => {
-            let tokens = tokens.ok_or_else(|| Rejection::Token(Refusal::not_configured()))?;
-            match tokens.verify(token, Moment::from(SystemTime::now()), patience) {
-                Verdict::Identified(identified) => Principal::Token(identified),
-                Verdict::Refused(refusal) => return Err(Rejection::Token(refusal)),
-                Verdict::Wait(wait) => return Ok(Identification::Wait(wait)),
+            let tokens = tokens.ok_or_else(|| Rejection::Token(TokenRejection::not_configured()))?;
+            match tokens.verify(token, NumericDate::from(SystemTime::now()), key_miss) {
+                Ok(identity) => Principal::Token(identity),
+                Err(VerifyError::Rejected(rejection)) => return Err(Rejection::Token(rejection)),
+                Err(VerifyError::WaitForKey(wait)) => return Ok(Identification::Wait(wait)),
             }
         }
         Credential::Anonymous => Principal::Named(anonymous_uid(anonymous)?),
@@ -78,7 +78,7 @@ pub(crate) fn identify_cached<'a>(
     match credential {
         Credential::Principal(uid) => uid.ok().map(Principal::Named),
         Credential::Token(token) => {
-            let identified = tokens?.recall(token, Moment::from(SystemTime::now()))?;
+            let identified = tokens?.cached(token, NumericDate::from(SystemTime::now()))?;
             Some(Principal::Token(identified))
         }
         Credential::Anonymous => anonymous_uid(anonymous).ok().map(Principal::Named),
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn anonymous_request_needs_a_setting() {
-        let identified = identify(Credential::Anonymous, None, None, Patience::Waits);
+        let identified = identify(Credential::Anonymous, None, None, KeyMiss::Wait);
         let missing = InvalidQuery::field("principal", Problem::NoIdentity);
         assert_eq!(identified.unwrap_err(), Rejection::Invalid(missing));
     }
@@ -124,11 +124,11 @@ mod tests {
                 Credential::Token(token),
                 Some(&anonymous),
                 None,
-                Patience::Waits,
+                KeyMiss::Wait,
             );
             assert_eq!(
                 rejected.unwrap_err(),
-                Rejection::Token(Refusal::not_configured())
+                Rejection::Token(TokenRejection::not_configured())
             );
         }
     }

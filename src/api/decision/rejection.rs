@@ -7,7 +7,7 @@ use crate::api::auth::caller::Denied;
 use crate::api::metrics::RejectionLabel;
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
-use crate::pip::{Reason, Refusal};
+use crate::pip::{RejectionReason, TokenRejection};
 
 /// Why a request was not decided.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +28,7 @@ pub(crate) enum Rejection {
     },
     /// The principal's token is invalid.
     #[error("{0}")]
-    Token(Refusal),
+    Token(TokenRejection),
     /// The token is valid, but its principal has to be stored and is not.
     #[error("{}", NoAnswer::UnknownPrincipal)]
     UnknownPrincipal,
@@ -103,8 +103,8 @@ impl Rejection {
             Self::TooCostly(NoAnswer::TooManyPolicies { .. }) => "TOO_MANY_POLICIES",
             Self::TooCostly(_) => "TOO_MANY_ENTITIES",
             Self::TooManyItems { .. } => "TOO_MANY_ITEMS",
-            Self::Token(Refusal { reason, .. }) => reason.code(),
-            Self::UnknownPrincipal => Reason::PrincipalUnknown.code(),
+            Self::Token(TokenRejection { reason, .. }) => reason.code(),
+            Self::UnknownPrincipal => RejectionReason::PrincipalUnknown.code(),
             Self::Caller(Denied::UnknownCaller) => "CALLER_UNKNOWN",
             Self::Caller(Denied::UnknownKey) => "KEY_UNKNOWN",
             Self::Caller(Denied::MissingRight(_)) => "RIGHT_MISSING",

@@ -25,7 +25,7 @@ use crate::api::decision::decide::{Decider, Outcome};
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::Method;
 use crate::engine::{EngineAnswer, LogPermit};
-use crate::pip::Patience;
+use crate::pip::KeyMiss;
 
 /// An answer, encoded.
 pub(super) type Decided = EngineAnswer<EncodedAnswer>;
@@ -140,7 +140,7 @@ impl Authorization {
         let snapshot = self.decider.snapshot().ok()?;
         let question = borrowed_request::request(message, &self.decider.rules.request)?;
         let of = (call, Method::Authorize);
-        match (self.decider).decide(&snapshot, question, of, permit, Patience::Waits) {
+        match (self.decider).decide(&snapshot, question, of, permit, KeyMiss::Wait) {
             Outcome::Done(decided) => Some(decided),
             Outcome::Wait(_) => None,
         }

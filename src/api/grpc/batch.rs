@@ -31,7 +31,7 @@ use crate::api::decision::time_slice::TimeSlice;
 use crate::decision_log::Method;
 use crate::engine::{LogPermit, Source};
 use crate::pdp::Snapshot;
-use crate::pip::{KeyWait, Patience};
+use crate::pip::{KeyWait, KeyMiss};
 
 /// `BatchAuthorize`, as tonic calls it.
 pub(super) struct BatchMethod<'a>(pub(super) &'a Authorization);
@@ -302,7 +302,7 @@ impl Batch {
         let of = (&self.call, Method::BatchAuthorize);
         let outcome = match parsed {
             Ok(request) => request.with_question(|question| {
-                decider.decide(&self.snapshot, question, of, permit, self.patience())
+                decider.decide(&self.snapshot, question, of, permit, self.key_miss())
             }),
             Err(ParseFault::Request(rejection)) => {
                 Outcome::Done(Err(decider.reject(rejection, &self.call, of.1)))
@@ -320,19 +320,19 @@ impl Batch {
     }
 
     /// Returns whether the next item may still wait for a signing key.
-    fn patience(&self) -> Patience {
+    fn key_miss(&self) -> KeyMiss {
         match self.wait_deadline {
-            _ if self.has_waited => Patience::Spent,
-            Some(end) if Instant::now() >= end => Patience::Spent,
-            Some(_) | None => Patience::Waits,
+            _ if self.has_waited => KeyMiss::Fail,
+            Some(end) if Instant::now() >= end => KeyMiss::Fail,
+            Some(_) | None => KeyMiss::Wait,
         }
     }
 
     /// Shortens `wait`, so that all waits together take no longer than the first alone could.
     fn within_deadline(&mut self, wait: KeyWait) -> KeyWait {
         let now = Instant::now();
-        let end = *self.wait_deadline.get_or_insert(now + wait.most());
-        wait.no_longer_than(end.saturating_duration_since(now))
+        let end = *self.wait_deadline.get_or_insert(now + wait.timeout());
+        wait.with_max_timeout(end.saturating_duration_since(now))
     }
 
     fn finish(self) -> Answer<Bytes> {

@@ -1,8 +1,12 @@
-//! What an issuers file may say.
+//! The issuers file: defaults, bounds, rejected values.
+
+use std::time::Duration;
 
 use super::*;
+use crate::pdp::query::StoredPrincipal;
+use crate::pip::mapping::{ClaimKind, ClaimPath};
 
-const LEAST: &str = r#"
+const MINIMAL: &str = r#"
 [[issuer]]
 issuer = "https://id.example"
 audiences = ["pdp"]
@@ -16,23 +20,23 @@ fn parse(text: &str) -> Result<Issuers, IssuersError> {
     Issuers::parse(text, Path::new("/etc/pdp"))
 }
 
-/// The least file with `from` put for `to`.
-fn with(from: &str, to: &str) -> Result<Issuers, IssuersError> {
-    assert!(LEAST.contains(from));
-    parse(&LEAST.replace(from, to))
+/// Parses the minimal file with `from` replaced by `to`.
+fn parse_with(from: &str, to: &str) -> Result<Issuers, IssuersError> {
+    assert!(MINIMAL.contains(from));
+    parse(&MINIMAL.replace(from, to))
 }
 
 #[track_caller]
-fn refused(from: &str, to: &str, key: &str) {
-    match with(from, to) {
+fn check_invalid(from: &str, to: &str, key: &str) {
+    match parse_with(from, to) {
         Err(IssuersError::Value { key: found, .. }) => assert_eq!(found, key, "{to}"),
         other => panic!("{to}: {other:?}"),
     }
 }
 
 #[test]
-fn what_is_left_out_has_its_default() {
-    let issuers = parse(LEAST).unwrap();
+fn omitted_settings_have_defaults() {
+    let issuers = parse(MINIMAL).unwrap();
     let rules = &issuers.0[0];
     assert_eq!(rules.keys, KeySource::File("/etc/pdp/jwks.json".into()));
     assert_eq!(rules.leeway, Duration::from_secs(30));
@@ -41,7 +45,7 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
-fn algorithms_are_said_and_a_secret_is_meant() {
+fn algorithms_must_match_the_kind_of_key() {
     for (from, to) in [
         (r#"["ES256"]"#, r#"[]"#),
         (r#"["ES256"]"#, r#"["none"]"#),
@@ -49,28 +53,28 @@ fn algorithms_are_said_and_a_secret_is_meant() {
         (r#"["ES256"]"#, r#"["ES256", "HS256"]"#),
         ("keys_file", "secret_file"),
     ] {
-        refused(from, to, "algorithms");
+        check_invalid(from, to, "algorithms");
     }
-    let secret = LEAST
+    let secret = MINIMAL
         .replace("ES256", "HS256")
         .replace("keys_file", "secret_file");
     assert!(parse(&secret).is_ok());
 }
 
 #[test]
-fn an_issuer_has_audiences_and_one_source_of_keys() {
-    refused(r#"["pdp"]"#, "[]", "audiences");
-    refused(r#"["pdp"]"#, r#"[""]"#, "audiences");
-    refused("keys_file = \"jwks.json\"", "", "keys_url");
+fn issuer_needs_audiences_and_one_key_source() {
+    check_invalid(r#"["pdp"]"#, "[]", "audiences");
+    check_invalid(r#"["pdp"]"#, r#"[""]"#, "audiences");
+    check_invalid("keys_file = \"jwks.json\"", "", "keys_url");
     let both = "keys_file = \"x\"\nkeys_url = \"https://x\"";
-    refused("keys_file = \"jwks.json\"", both, "keys_url");
-    refused("keys_file", "ca_file = \"x\"\nkeys_file", "ca_file");
+    check_invalid("keys_file = \"jwks.json\"", both, "keys_url");
+    check_invalid("keys_file", "ca_file = \"x\"\nkeys_file", "ca_file");
 }
 
 #[test]
-fn keys_come_over_tls_or_from_this_machine() {
+fn keys_come_over_tls_or_from_loopback() {
     let url = |url: &str| {
-        with(
+        parse_with(
             "keys_file = \"jwks.json\"",
             &format!("keys_url = \"{url}\""),
         )
@@ -85,7 +89,7 @@ fn keys_come_over_tls_or_from_this_machine() {
         assert_eq!(url(good), Ok(()), "{good}");
     }
     let allowed = "keys_url = \"http://id.example/jwks\"\ninsecure_http = true";
-    assert!(with("keys_file = \"jwks.json\"", allowed).is_ok());
+    assert!(parse_with("keys_file = \"jwks.json\"", allowed).is_ok());
     for bad in [
         "http://id.example/jwks",
         "http://127.0.0.1.evil.example/jwks",
@@ -102,9 +106,9 @@ fn keys_come_over_tls_or_from_this_machine() {
 }
 
 #[test]
-fn a_claim_whose_name_has_dots_is_written_as_a_list() {
+fn claim_name_with_dots_is_a_list() {
     let id = |id: &str| {
-        with("type = \"User\"", &format!("type = \"User\"\nid = {id}"))
+        parse_with("type = \"User\"", &format!("type = \"User\"\nid = {id}"))
             .map(|issuers| issuers.0[0].mapping.id.0.clone())
     };
     assert_eq!(id(r#""a.b""#).unwrap(), ["a", "b"]);
@@ -129,10 +133,10 @@ org = { kind = "entity", entity_type = "Org" }
 claim = "realm_access.roles"
 type = "Role"
 "#;
-    let issuers = with("type = \"User\"", more).unwrap();
+    let issuers = parse_with("type = \"User\"", more).unwrap();
     let mapping = &issuers.0[0].mapping;
-    assert_eq!(mapping.attributes["department"].kind, Kind::String);
-    assert!(mapping.attributes["level"].wanted.optional);
+    assert_eq!(mapping.attributes["department"].kind, ClaimKind::String);
+    assert!(mapping.attributes["level"].claim.optional);
     assert_eq!(mapping.parents[0].type_name, "Role");
     for (bad, key) in [
         ("a = \"text\"", "principal.attributes.a"),
@@ -146,7 +150,7 @@ type = "Role"
             "principal.attributes.a",
         ),
     ] {
-        refused(
+        check_invalid(
             "type = \"User\"",
             &format!("type = \"User\"\n[issuer.principal.attributes]\n{bad}"),
             key,
@@ -157,33 +161,33 @@ type = "Role"
         "type = \"User\"\n[issuer.principal.attributes]\na = { kid = 1 }",
     ] {
         assert!(matches!(
-            with("type = \"User\"", bad),
+            parse_with("type = \"User\"", bad),
             Err(IssuersError::Syntax { .. })
         ));
     }
-    refused(
+    check_invalid(
         "type = \"User\"",
         "type = \"Shop::Action\"",
         "principal.type",
     );
-    refused("type = \"User\"", "type = \"if\"", "principal.type");
+    check_invalid("type = \"User\"", "type = \"if\"", "principal.type");
 }
 
 #[test]
-fn the_same_issuer_twice_is_refused_and_shared_ids_are_noticed() {
+fn duplicate_issuers_and_shared_principals_are_found() {
     assert_eq!(
-        parse(&LEAST.repeat(2)),
-        Err(IssuersError::Twice("https://id.example".to_owned()))
+        parse(&MINIMAL.repeat(2)),
+        Err(IssuersError::Duplicate("https://id.example".to_owned()))
     );
     assert_eq!(parse(""), Err(IssuersError::Empty));
-    let other = LEAST.replace("id.example", "other.example");
-    let both = parse(&format!("{LEAST}{other}")).unwrap();
+    let other = MINIMAL.replace("id.example", "other.example");
+    let both = parse(&format!("{MINIMAL}{other}")).unwrap();
     assert_eq!(
-        both.sharing_ids(),
+        both.pairs_sharing_principals(),
         [("https://id.example", "https://other.example")]
     );
-    // What one calls `b:1` may be what the other calls `1`.
-    for (one, two, meet) in [
+    // The id `b:1` of one issuer may be `1` with the prefix of the other.
+    for (one, two, is_shared) in [
         ("", "b:", true),
         ("b:", "", true),
         ("b", "b:", true),
@@ -192,14 +196,14 @@ fn the_same_issuer_twice_is_refused_and_shared_ids_are_noticed() {
         let prefixed = |text: &str, prefix| {
             text.replace("type =", &format!("id_prefix = \"{prefix}\"\ntype ="))
         };
-        let both = format!("{}{}", prefixed(LEAST, one), prefixed(&other, two));
-        let pairs = parse(&both).unwrap().sharing_ids().len();
-        assert_eq!(pairs == 1, meet, "{one} {two}");
+        let both = format!("{}{}", prefixed(MINIMAL, one), prefixed(&other, two));
+        let pairs = parse(&both).unwrap().pairs_sharing_principals().len();
+        assert_eq!(pairs == 1, is_shared, "{one} {two}");
     }
 }
 
 #[test]
-fn claims_that_may_name_the_same_parents_are_noticed() {
+fn claims_with_shared_parents_are_found() {
     let parents = |issuer: &str, prefixes: &[&str]| {
         let mut text = issuer.to_owned();
         for (at, prefix) in prefixes.iter().enumerate() {
@@ -209,7 +213,7 @@ fn claims_that_may_name_the_same_parents_are_noticed() {
         }
         text
     };
-    let other = LEAST.replace("id.example", "other.example");
+    let other = MINIMAL.replace("id.example", "other.example");
     for (of_one, of_other, pairs) in [
         (&["a:"][..], &["b:"][..], 0),
         (&["a:", "b:"], &[], 0),
@@ -218,10 +222,10 @@ fn claims_that_may_name_the_same_parents_are_noticed() {
         (&["a:"], &["a:"], 1),
         (&["a:", "b:"], &["b:x:"], 1),
     ] {
-        let text = format!("{}{}", parents(LEAST, of_one), parents(&other, of_other));
+        let text = format!("{}{}", parents(MINIMAL, of_one), parents(&other, of_other));
         let issuers = parse(&text).unwrap();
         assert_eq!(
-            issuers.sharing_parents().len(),
+            issuers.pairs_sharing_parents().len(),
             pairs,
             "{of_one:?} {of_other:?}"
         );
@@ -238,6 +242,6 @@ fn durations_and_sizes_have_bounds() {
         ("types = []", "types"),
         ("max_stale = \"1h\"", "max_stale"),
     ] {
-        refused("keys_file", &format!("{line}\nkeys_file"), key);
+        check_invalid("keys_file", &format!("{line}\nkeys_file"), key);
     }
 }

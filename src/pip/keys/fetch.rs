@@ -1,10 +1,9 @@
-//! One fetch of a JWKS over HTTP, bounded in time and size.
+//! Fetches a JWKS over HTTP, bounded in time and size.
 //!
-//! Nothing here keeps a connection: fetches are minutes apart. Redirects are not followed, since
-//! whoever may redirect could name another server.
+//! Connections are not kept, since fetches are minutes apart. Redirects are not followed, since a
+//! redirect could name another server.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,58 +22,56 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::pip::issuers::UrlSource;
 use crate::watch::files::{FileReader, ReadError};
 
-/// The longest JWKS that is taken, in bytes.
+/// Size of the largest accepted JWKS, in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// A JWKS, and for how long its server says that it is fresh.
+/// A JWKS as its server sent it.
 #[derive(Debug)]
-pub(super) struct Fetched {
+pub(super) struct FetchedJwks {
     pub(super) text: Bytes,
+    /// Remaining freshness by the HTTP cache headers.
     pub(super) fresh_for: Option<Duration>,
 }
 
-/// Why there is no JWKS.
+/// An error that ended a fetch.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::pip) enum FetchError {
     #[error(transparent)]
     CaFile(#[from] ReadError),
-    #[error("`{}` holds no certificate in PEM", path.display())]
+    #[error("`{}` contains no certificate in PEM", path.display())]
     NoCertificate { path: PathBuf },
-    #[error("the system has no root certificates; name a `ca_file`")]
+    #[error("the system has no root certificates; set a `ca_file`")]
     NoRoots,
     #[error("cannot use TLS: {0}")]
     Tls(#[from] rustls::Error),
-    #[error("the URL makes no request: {0}")]
+    #[error("invalid URL: {0}")]
     Request(#[source] http::Error),
-    #[error("cannot ask the server: {0}")]
+    #[error("cannot connect to the server: {0}")]
     Connection(String),
-    #[error("the server's answer is {0}")]
+    #[error("the server returned status {0}")]
     Status(StatusCode),
-    #[error("the server's answer is larger than {MAX_BYTES} bytes")]
+    #[error("the response is larger than {MAX_BYTES} bytes")]
     TooLarge,
-    #[error("the server's answer broke off: {0}")]
-    Broken(String),
-    #[error("the server took longer than {}", humantime::format_duration(*.0))]
+    #[error("the response ended early: {0}")]
+    Incomplete(String),
+    #[error("timed out after {}", humantime::format_duration(*.0))]
     TimedOut(Duration),
 }
 
-/// Fetches the JWKS once.
-pub(super) async fn fetch(source: &UrlSource) -> Result<Fetched, FetchError> {
+/// Fetches the JWKS within the source's `fetch_timeout`.
+pub(super) async fn fetch(source: &UrlSource) -> Result<FetchedJwks, FetchError> {
     let timeout = source.fetch_timeout;
-    tokio::time::timeout(timeout, ask(source))
+    tokio::time::timeout(timeout, request(source))
         .await
         .unwrap_or(Err(FetchError::TimedOut(timeout)))
 }
 
-async fn ask(source: &UrlSource) -> Result<Fetched, FetchError> {
-    // Read anew each time, so that a CA can be replaced while the service runs.
-    let tls = {
-        let ca_file = source.ca_file.clone();
-        let reading = tokio::task::spawn_blocking(move || client_config(ca_file));
-        reading
-            .await
-            .map_err(|error| FetchError::Connection(error.to_string()))??
-    };
+async fn request(source: &UrlSource) -> Result<FetchedJwks, FetchError> {
+    // The CA file is read at each fetch, so that it can be replaced while the service runs.
+    let ca_file = source.ca_file.clone();
+    let tls = tokio::task::spawn_blocking(move || client_config(ca_file))
+        .await
+        .map_err(|error| FetchError::Connection(error.to_string()))??;
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
@@ -91,7 +88,7 @@ async fn ask(source: &UrlSource) -> Result<Fetched, FetchError> {
     let response = client
         .request(request)
         .await
-        .map_err(|error| FetchError::Connection(with_causes(&error)))?;
+        .map_err(|error| FetchError::Connection(error_with_causes(&error)))?;
     if response.status() != StatusCode::OK {
         return Err(FetchError::Status(response.status()));
     }
@@ -101,16 +98,16 @@ async fn ask(source: &UrlSource) -> Result<Fetched, FetchError> {
         if error.is::<LengthLimitError>() {
             FetchError::TooLarge
         } else {
-            FetchError::Broken(with_causes(&*error))
+            FetchError::Incomplete(error_with_causes(&*error))
         }
     })?;
-    Ok(Fetched {
+    Ok(FetchedJwks {
         text: text.to_bytes(),
         fresh_for,
     })
 }
 
-/// TLS as it is spoken to a server of keys: vouched for by the CA of this file, or by the system's.
+/// Returns the TLS settings for a key server, which trust the CA of `ca_file` or the system's roots.
 pub(in crate::pip) fn client_config(ca_file: Option<PathBuf>) -> Result<ClientConfig, FetchError> {
     let mut roots = RootCertStore::empty();
     match ca_file {
@@ -137,7 +134,7 @@ pub(in crate::pip) fn client_config(ca_file: Option<PathBuf>) -> Result<ClientCo
         .with_no_client_auth())
 }
 
-/// What `Cache-Control` says, less what `Age` has used of it; nothing when it says nothing.
+/// Returns the freshness by `Cache-Control` minus `Age`; `None` if the header sets none.
 fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     let mut fresh = None;
     for value in headers.get_all(CACHE_CONTROL) {
@@ -162,7 +159,7 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     fresh.map(|fresh| fresh.saturating_sub(age))
 }
 
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+fn error_with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -171,12 +168,6 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
-}
-
-impl From<io::Error> for FetchError {
-    fn from(error: io::Error) -> Self {
-        Self::Connection(error.to_string())
-    }
 }
 
 #[cfg(test)]
@@ -196,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_fresh_for_as_long_as_its_server_says() {
+    fn freshness_comes_from_cache_headers() {
         check(&[], None);
         check(&[("cache-control", "public")], None);
         check(&[("cache-control", "public, Max-Age=600")], Some(600));
@@ -209,19 +200,18 @@ mod tests {
         check(&[("cache-control", "max-age=soon")], None);
     }
 
-    /// What comes of fetching from a server that answers with so many bytes, and says before how many
-    /// there are or not.
-    async fn fetched(bytes: usize, says_length: bool) -> Result<Fetched, FetchError> {
+    /// Fetches from a server that responds with `bytes` bytes, with or without `Content-Length`.
+    async fn fetch_bytes(bytes: usize, has_length: bool) -> Result<FetchedJwks, FetchError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/jwks", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let length = format!("content-length: {bytes}\r\n");
-            let length = if says_length { &length } else { "" };
+            let length = if has_length { &length } else { "" };
             let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{length}\r\n");
-            // What is left unread when it closes would cut off what it sent.
+            // Closing with unread request bytes would reset the connection and lose the response.
             let _ = stream.read(&mut [0; 4096]).await.unwrap();
-            // Who has read enough does not read the rest.
+            // The client stops reading at its limit, so these writes may fail.
             let _ = stream.write_all(head.as_bytes()).await;
             let _ = stream.write_all(&vec![b' '; bytes]).await;
         });
@@ -231,12 +221,12 @@ mod tests {
         std::fs::write(&ca_file, key.cert.pem()).unwrap();
         let source = UrlSource {
             url,
-            // Not asked, but read: this machine need not have any of its own.
+            // Not used for http, but read: the machine may have no root certificates.
             ca_file: Some(ca_file),
             refresh_min: Duration::from_secs(60),
             refresh_max: Duration::from_secs(3_600),
             refetch_interval: Duration::from_secs(10),
-            // It is the size that ends it.
+            // The size ends the fetch, not the time.
             fetch_timeout: Duration::from_secs(3_600),
             key_wait: Duration::from_secs(2),
             max_stale: None,
@@ -247,12 +237,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_set_is_taken_up_to_its_greatest_size_and_no_further() {
-        for says_length in [true, false] {
-            let most = fetched(MAX_BYTES, says_length).await.unwrap();
-            assert_eq!(most.text.len(), MAX_BYTES);
-            let more = fetched(MAX_BYTES + 1, says_length).await.unwrap_err();
-            assert!(matches!(more, FetchError::TooLarge), "{more}");
+    async fn jwks_is_bounded_in_size() {
+        for has_length in [true, false] {
+            let largest = fetch_bytes(MAX_BYTES, has_length).await.unwrap();
+            assert_eq!(largest.text.len(), MAX_BYTES);
+            let error = fetch_bytes(MAX_BYTES + 1, has_length).await.unwrap_err();
+            assert!(matches!(error, FetchError::TooLarge), "{error}");
         }
     }
 }

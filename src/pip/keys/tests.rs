@@ -1,4 +1,4 @@
-//! Which keys of a set are used, and for what.
+//! The keys that are used of a set, and their uses.
 
 use super::*;
 
@@ -13,13 +13,17 @@ const ALL: [Algorithm; 4] = [
     Algorithm::EdDSA,
 ];
 
-fn set(keys: &[String]) -> Result<KeySet, BadKeys> {
+fn set(keys: &[String]) -> Result<KeySet, KeySetError> {
     let text = format!(r#"{{"keys": [{}]}}"#, keys.join(","));
     KeySet::from_jwks(text.as_bytes(), &ALL)
 }
 
-/// How many keys would be tried.
-fn fitting(set: &KeySet, kid: Option<&str>, algorithm: Algorithm) -> Result<usize, TooManyFit> {
+/// Returns the number of keys that would be tried.
+fn candidates(
+    set: &KeySet,
+    kid: Option<&str>,
+    algorithm: Algorithm,
+) -> Result<usize, TooManyCandidates> {
     set.candidates(kid, algorithm).map(|keys| keys.len())
 }
 
@@ -28,20 +32,24 @@ fn ec(more: &str) -> String {
 }
 
 #[test]
-fn a_key_is_used_for_what_it_is_meant_for_alone() {
-    for meant in [
+fn key_is_used_for_its_purpose_only() {
+    for members in [
         r#""kid": "k""#,
         r#""kid": "k", "use": "sig""#,
         r#""kid": "k", "key_ops": ["verify"]"#,
         r#""kid": "k", "alg": "ES256""#,
     ] {
-        let set = set(&[ec(meant)]).unwrap();
-        assert_eq!(fitting(&set, Some("k"), Algorithm::ES256), Ok(1), "{meant}");
+        let set = set(&[ec(members)]).unwrap();
+        assert_eq!(
+            candidates(&set, Some("k"), Algorithm::ES256),
+            Ok(1),
+            "{members}"
+        );
         for other in [Algorithm::ES384, Algorithm::RS256, Algorithm::HS256] {
-            assert_eq!(fitting(&set, Some("k"), other), Ok(0), "{meant}");
+            assert_eq!(candidates(&set, Some("k"), other), Ok(0), "{members}");
         }
     }
-    for meant in [
+    for members in [
         r#""use": "enc""#,
         r#""key_ops": ["encrypt", "wrapKey"]"#,
         r#""use": "sig", "key_ops": ["sign"]"#,
@@ -49,12 +57,12 @@ fn a_key_is_used_for_what_it_is_meant_for_alone() {
         r#""alg": "ECDH-ES""#,
         r#""alg": "none""#,
     ] {
-        assert_eq!(set(&[ec(meant)]).unwrap().len(), 0, "{meant}");
+        assert_eq!(set(&[ec(members)]).unwrap().len(), 0, "{members}");
     }
 }
 
 #[test]
-fn what_cannot_be_used_does_not_keep_the_others_from_being_used() {
+fn unusable_keys_are_skipped() {
     let keys = [
         r#"{"kty": "oct", "kid": "secret", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"}"#
             .to_owned(),
@@ -67,33 +75,36 @@ fn what_cannot_be_used_does_not_keep_the_others_from_being_used() {
     ];
     let set = set(&keys).unwrap();
     assert_eq!(set.len(), 1);
-    assert_eq!(fitting(&set, Some("secret"), Algorithm::HS256), Ok(0));
+    assert_eq!(candidates(&set, Some("secret"), Algorithm::HS256), Ok(0));
 }
 
 #[test]
-fn a_token_that_names_a_key_is_not_verified_by_another() {
+fn token_is_verified_by_the_key_it_names() {
     let set = set(&[ec(r#""kid": "a""#), ec(r#""use": "sig""#)]).unwrap();
-    assert_eq!(fitting(&set, Some("a"), Algorithm::ES256), Ok(1));
-    assert_eq!(fitting(&set, Some("b"), Algorithm::ES256), Ok(0));
-    assert_eq!(fitting(&set, None, Algorithm::ES256), Ok(2));
+    assert_eq!(candidates(&set, Some("a"), Algorithm::ES256), Ok(1));
+    assert_eq!(candidates(&set, Some("b"), Algorithm::ES256), Ok(0));
+    assert_eq!(candidates(&set, None, Algorithm::ES256), Ok(2));
 }
 
 #[test]
-fn a_token_that_names_no_key_is_not_tried_on_many() {
+fn token_is_not_tried_on_many_keys() {
     let keys: Vec<String> = (0..5).map(|n| ec(&format!(r#""kid": "{n}""#))).collect();
     let named = set(&keys).unwrap();
-    assert_eq!(fitting(&named, None, Algorithm::ES256), Err(TooManyFit));
-    assert_eq!(fitting(&named, Some("9"), Algorithm::ES256), Ok(0));
+    assert_eq!(
+        candidates(&named, None, Algorithm::ES256),
+        Err(TooManyCandidates)
+    );
+    assert_eq!(candidates(&named, Some("9"), Algorithm::ES256), Ok(0));
     let same: Vec<String> = (0..5).map(|_| ec(r#""kid": "one""#)).collect();
     let same = set(&same).unwrap();
     assert_eq!(
-        fitting(&same, Some("one"), Algorithm::ES256),
-        Err(TooManyFit)
+        candidates(&same, Some("one"), Algorithm::ES256),
+        Err(TooManyCandidates)
     );
 }
 
 #[test]
-fn what_is_no_set_is_told_apart_from_one_without_use() {
+fn empty_set_is_accepted_and_other_text_rejected() {
     let jwks = |text: &str| KeySet::from_jwks(text.as_bytes(), &ALL).map(|set| set.len());
     for text in [
         "",
@@ -103,31 +114,31 @@ fn what_is_no_set_is_told_apart_from_one_without_use() {
         r#"{"keys": {}}"#,
         r#"{"keys": 1}"#,
     ] {
-        assert_eq!(jwks(text), Err(BadKeys::NoSet), "{text}");
+        assert_eq!(jwks(text), Err(KeySetError::NotJwks), "{text}");
     }
-    // An issuer that has withdrawn its keys.
+    // An issuer that has withdrawn all its keys.
     assert_eq!(jwks(r#"{"keys": []}"#), Ok(0));
     let many = vec!["1"; MAX_KEYS + 1].join(",");
     assert_eq!(
         jwks(&format!(r#"{{"keys": [{many}]}}"#)),
-        Err(BadKeys::TooMany)
+        Err(KeySetError::TooMany)
     );
 }
 
 #[test]
-fn a_secret_is_long_enough_for_its_algorithms() {
+fn short_secret_is_rejected() {
     let secret = |length: usize, algorithm| {
         KeySet::from_secret(&vec![b'x'; length], &[algorithm]).map(|set| set.len())
     };
     assert_eq!(secret(32, Algorithm::HS256), Ok(1));
     assert_eq!(
         secret(31, Algorithm::HS256),
-        Err(BadKeys::ShortSecret { least: 32 })
+        Err(KeySetError::ShortSecret { min_bytes: 32 })
     );
     assert_eq!(
         secret(63, Algorithm::HS512),
-        Err(BadKeys::ShortSecret { least: 64 })
+        Err(KeySetError::ShortSecret { min_bytes: 64 })
     );
-    let with_line_end = [&[b'x'; 31][..], b"\n"].concat();
-    assert!(KeySet::from_secret(&with_line_end, &[Algorithm::HS256]).is_err());
+    let with_line_break = [&[b'x'; 31][..], b"\n"].concat();
+    assert!(KeySet::from_secret(&with_line_break, &[Algorithm::HS256]).is_err());
 }

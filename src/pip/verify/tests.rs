@@ -1,8 +1,9 @@
-//! Every rule that a token must meet, one by one, at a moment that the test chooses.
+//! The rules that a token must meet, one by one, at a fixed time.
 
 #[path = "../../../tests/support/signer.rs"]
 mod signer;
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -14,9 +15,9 @@ use self::signer::{Signer, encoded, jwks};
 use super::*;
 use crate::pdp::query::Value as CedarValue;
 use crate::pip::issuers::Issuers;
-use crate::pip::slot;
+use crate::pip::keys::KeySet;
 
-/// When all this happens, in seconds.
+/// The time of verification, in seconds.
 const NOW: i64 = 1_800_000_000;
 
 const ISSUERS: &str = r#"
@@ -45,7 +46,7 @@ struct Keys {
     stranger: Signer,
 }
 
-/// Made once: RSA keys take long.
+/// Created once, since RSA keys take long.
 static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     es256: Signer::new("es", Algorithm::ES256),
     rs256: Signer::new("rs", Algorithm::RS256),
@@ -53,40 +54,40 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     stranger: Signer::new("es", Algorithm::ES256),
 });
 
-struct House {
+struct Fixture {
     tokens: Tokens,
-    keys: slot::Writer<KeySet>,
-    revocations: slot::Writer<Revocations>,
+    keys: Arc<Versioned<Option<KeySet>>>,
+    revocations: Arc<Versioned<Revocations>>,
 }
 
-fn house_with(issuers: &str, capacity: Option<u64>) -> House {
+fn fixture_with(issuers: &str, cache_bytes: Option<u64>) -> Fixture {
     let rules = Issuers::parse(issuers, Path::new("")).unwrap().0.remove(0);
     let all = jwks(&[&KEYS.es256, &KEYS.rs256, &KEYS.eddsa]);
     let set = KeySet::from_jwks(all.as_bytes(), &rules.algorithms).unwrap();
-    let (keys, keys_reader) = slot::slot(Some(set));
-    let (revocations, revocations_reader) = slot::slot(Some(Revocations::default()));
+    let keys = Arc::new(Versioned::new(Some(set)));
+    let revocations = Arc::<Versioned<Revocations>>::default();
     let tokens = Tokens {
         max_bytes: rules.max_bytes,
         issuers: vec![Issuer {
             name: rules.name.as_str().into(),
             rules,
-            keys: keys_reader,
+            keys: Arc::clone(&keys),
             fetches: None,
             counters: Arc::default(),
         }],
-        revocations: revocations_reader,
-        remembered: remembered(capacity.and_then(NonZeroU64::new)),
+        revocations: Arc::clone(&revocations),
+        cache: cache_bytes.and_then(NonZeroU64::new).map(TokenCache::new),
         counters: Arc::default(),
     };
-    House {
+    Fixture {
         tokens,
         keys,
         revocations,
     }
 }
 
-fn house() -> House {
-    house_with(ISSUERS, Some(1 << 20))
+fn fixture() -> Fixture {
+    fixture_with(ISSUERS, Some(1 << 20))
 }
 
 fn claims() -> Value {
@@ -96,7 +97,7 @@ fn claims() -> Value {
     })
 }
 
-/// The usual claims with `name` set to `value`, or left out where it is null.
+/// Returns the usual claims with `name` set to `value`, or removed if it is null.
 fn with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     let members = claims.as_object_mut().unwrap();
@@ -107,30 +108,30 @@ fn with(name: &str, value: Value) -> Value {
     claims
 }
 
-impl House {
-    fn verify_at(&self, token: &str, seconds: i64) -> Result<Arc<Identified>, Reason> {
-        let now = Moment::of_seconds(seconds).unwrap();
-        match self.tokens.verify(token, now, Patience::Waits) {
-            Verdict::Identified(identified) => Ok(identified),
-            Verdict::Refused(refusal) => {
+impl Fixture {
+    fn verify_at(&self, token: &str, seconds: i64) -> Result<Arc<TokenIdentity>, RejectionReason> {
+        let now = NumericDate::from_seconds(seconds).unwrap();
+        match self.tokens.verify(token, now, KeyMiss::Wait) {
+            Ok(identity) => Ok(identity),
+            Err(VerifyError::Rejected(rejection)) => {
                 let signature = token.rsplit('.').next().unwrap();
                 assert!(
-                    signature.len() < 8 || !refusal.to_string().contains(signature),
-                    "{refusal}"
+                    signature.len() < 8 || !rejection.to_string().contains(signature),
+                    "{rejection}"
                 );
-                Err(refusal.reason)
+                Err(rejection.reason)
             }
-            Verdict::Wait(_) => panic!("there is nothing to wait for"),
+            Err(VerifyError::WaitForKey(_)) => panic!("no fetch to wait for"),
         }
     }
 
-    fn verify(&self, token: &str) -> Result<Arc<Identified>, Reason> {
+    fn verify(&self, token: &str) -> Result<Arc<TokenIdentity>, RejectionReason> {
         self.verify_at(token, NOW)
     }
 
-    /// Checks that a token of these claims is refused for this reason, each time it comes.
+    /// Checks that a token with these claims is rejected each time.
     #[track_caller]
-    fn refuses(&self, claims: &Value, reason: Reason) {
+    fn check_rejected(&self, claims: &Value, reason: RejectionReason) {
         let token = KEYS.es256.token(claims);
         for _ in 0..2 {
             assert_eq!(self.verify(&token), Err(reason), "{claims}");
@@ -138,31 +139,31 @@ impl House {
     }
 
     #[track_caller]
-    fn takes(&self, claims: &Value) {
-        let taken = self.verify(&KEYS.es256.token(claims));
-        assert!(taken.is_ok(), "{claims}: {taken:?}");
+    fn check_accepted(&self, claims: &Value) {
+        let verified = self.verify(&KEYS.es256.token(claims));
+        assert!(verified.is_ok(), "{claims}: {verified:?}");
     }
 }
 
 #[test]
-fn a_good_token_names_its_principal_whatever_it_is_signed_by() {
-    let house = house();
+fn valid_token_names_its_principal() {
+    let fixture = fixture();
     let claims = with("realm_access", json!({"roles": ["approver"]}));
     for signer in [&KEYS.es256, &KEYS.rs256, &KEYS.eddsa] {
-        let identified = house.verify(&signer.token(&claims)).unwrap();
-        assert_eq!(identified.principal, Uid::new("User", "alice"));
-        assert_eq!(identified.claimed.parents, [Uid::new("Role", "approver")]);
+        let identity = fixture.verify(&signer.token(&claims)).unwrap();
+        assert_eq!(identity.principal, Uid::new("User", "alice"));
+        assert_eq!(identity.claimed.parents, [Uid::new("Role", "approver")]);
         let department = CedarValue::String("finance".to_owned());
         assert_eq!(
-            identified.claimed.attributes.iter().collect::<Vec<_>>(),
+            identity.claimed.attributes.iter().collect::<Vec<_>>(),
             [("department", &department)]
         );
     }
 }
 
 #[test]
-fn a_token_without_a_signature_is_refused() {
-    let house = house();
+fn unsigned_token_is_rejected() {
+    let fixture = fixture();
     for alg in ["none", "None", "nOnE"] {
         let header = json!({"alg": alg, "typ": "JWT"}).to_string();
         let body = claims().to_string();
@@ -171,16 +172,19 @@ fn a_token_without_a_signature_is_refused() {
             encoded(header.as_bytes()),
             encoded(body.as_bytes())
         );
-        assert_eq!(house.verify(&unsigned), Err(Reason::Algorithm));
+        assert_eq!(fixture.verify(&unsigned), Err(RejectionReason::Algorithm));
     }
     let token = KEYS.es256.token(&claims());
     let (signed, _) = token.rsplit_once('.').unwrap();
-    assert_eq!(house.verify(&format!("{signed}.")), Err(Reason::Signature));
+    assert_eq!(
+        fixture.verify(&format!("{signed}.")),
+        Err(RejectionReason::Signature)
+    );
 }
 
 #[test]
-fn a_public_key_is_no_secret() {
-    let house = house();
+fn public_key_is_not_accepted_as_secret() {
+    let fixture = fixture();
     let key = &KEYS.rs256;
     let header = json!({"alg": "HS256", "kid": key.kid, "typ": "JWT"}).to_string();
     for secret in [
@@ -189,41 +193,41 @@ fn a_public_key_is_no_secret() {
         jwks(&[key]),
     ] {
         let forged = Signer::secret(secret.as_bytes()).sign(&header, &claims().to_string());
-        assert_eq!(house.verify(&forged), Err(Reason::Algorithm));
+        assert_eq!(fixture.verify(&forged), Err(RejectionReason::Algorithm));
     }
 }
 
 #[test]
-fn a_key_verifies_only_what_it_is_for() {
-    let house = house();
-    // The name of one key with the algorithm of another.
+fn key_verifies_its_own_algorithm_only() {
+    let fixture = fixture();
+    // The id of one key with the algorithm of another.
     let header = json!({"alg": "ES256", "kid": "rs"}).to_string();
     let forged = KEYS.es256.sign(&header, &claims().to_string());
-    assert_eq!(house.verify(&forged), Err(Reason::KeyUnknown));
-    // An algorithm that the key could do and the issuer may not use.
+    assert_eq!(fixture.verify(&forged), Err(RejectionReason::KeyUnknown));
+    // The key supports the algorithm, but the issuer may not use it.
     let header = json!({"alg": "PS256", "kid": "rs"}).to_string();
     let forged = KEYS.rs256.sign(&header, &claims().to_string());
-    assert_eq!(house.verify(&forged), Err(Reason::Algorithm));
+    assert_eq!(fixture.verify(&forged), Err(RejectionReason::Algorithm));
 }
 
 #[test]
-fn a_signature_of_another_key_or_over_another_text_is_refused() {
-    let house = house();
+fn signature_must_match_key_and_text() {
+    let fixture = fixture();
     assert_eq!(
-        house.verify(&KEYS.stranger.token(&claims())),
-        Err(Reason::Signature)
+        fixture.verify(&KEYS.stranger.token(&claims())),
+        Err(RejectionReason::Signature)
     );
     let token = KEYS.es256.token(&claims());
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let (header, _) = signed.split_once('.').unwrap();
     let other = with("sub", json!("root")).to_string();
     let forged = format!("{header}.{}.{signature}", encoded(other.as_bytes()));
-    assert_eq!(house.verify(&forged), Err(Reason::Signature));
+    assert_eq!(fixture.verify(&forged), Err(RejectionReason::Signature));
 }
 
 #[test]
-fn a_kid_leads_nowhere_but_into_the_set() {
-    let house = house();
+fn kid_is_only_looked_up_in_the_set() {
+    let fixture = fixture();
     for kid in [
         "../../../../dev/null",
         "' OR 1=1 --",
@@ -235,13 +239,17 @@ fn a_kid_leads_nowhere_but_into_the_set() {
     ] {
         let header = json!({"alg": "ES256", "kid": kid}).to_string();
         let token = KEYS.es256.sign(&header, &claims().to_string());
-        assert_eq!(house.verify(&token), Err(Reason::KeyUnknown), "{kid}");
+        assert_eq!(
+            fixture.verify(&token),
+            Err(RejectionReason::KeyUnknown),
+            "{kid}"
+        );
     }
 }
 
 #[test]
-fn keys_that_a_token_brings_or_points_to_are_not_looked_at() {
-    let house = house();
+fn keys_inside_a_token_are_ignored() {
+    let fixture = fixture();
     let own = KEYS.stranger.jwk();
     let mut header = KEYS.stranger.header();
     header["jwk"] = own.clone();
@@ -251,22 +259,22 @@ fn keys_that_a_token_brings_or_points_to_are_not_looked_at() {
     let forged = KEYS
         .stranger
         .sign(&header.to_string(), &claims().to_string());
-    assert_eq!(house.verify(&forged), Err(Reason::Signature));
+    assert_eq!(fixture.verify(&forged), Err(RejectionReason::Signature));
     header["crit"] = json!(["jwk"]);
     let forged = KEYS.es256.sign(&header.to_string(), &claims().to_string());
-    assert_eq!(house.verify(&forged), Err(Reason::Malformed));
+    assert_eq!(fixture.verify(&forged), Err(RejectionReason::Malformed));
 }
 
 #[test]
-fn issuer_and_audience_must_be_the_ones_that_were_meant() {
-    let house = house();
+fn issuer_and_audience_must_match() {
+    let fixture = fixture();
     for issuer in [
         json!("https://evil.example"),
         json!("https://id.example/"),
         json!(7),
         Value::Null,
     ] {
-        house.refuses(&with("iss", issuer), Reason::Issuer);
+        fixture.check_rejected(&with("iss", issuer), RejectionReason::Issuer);
     }
     for audience in [
         json!("other"),
@@ -276,23 +284,26 @@ fn issuer_and_audience_must_be_the_ones_that_were_meant() {
         json!({"pdp": 1}),
         Value::Null,
     ] {
-        house.refuses(&with("aud", audience), Reason::Audience);
+        fixture.check_rejected(&with("aud", audience), RejectionReason::Audience);
     }
-    house.takes(&with("aud", json!(["other", "pdp-old"])));
+    fixture.check_accepted(&with("aud", json!(["other", "pdp-old"])));
 }
 
 #[test]
-fn time_is_looked_at_with_leeway_and_no_further() {
-    let house = house();
-    house.takes(&with("exp", json!(NOW - 29)));
-    house.refuses(&with("exp", json!(NOW - 30)), Reason::Expired);
-    house.refuses(&with("exp", json!(0)), Reason::Expired);
-    house.takes(&with("nbf", json!(NOW + 30)));
-    house.refuses(&with("nbf", json!(NOW + 31)), Reason::NotYetValid);
-    house.takes(&with("iat", json!(NOW + 30)));
-    house.refuses(&with("iat", json!(NOW + 31)), Reason::NotYetValid);
-    house.takes(&with("iat", json!(NOW - 3_600 - 29)));
-    house.refuses(&with("iat", json!(NOW - 3_600 - 30)), Reason::TooOld);
+fn time_is_checked_with_leeway() {
+    let fixture = fixture();
+    fixture.check_accepted(&with("exp", json!(NOW - 29)));
+    fixture.check_rejected(&with("exp", json!(NOW - 30)), RejectionReason::Expired);
+    fixture.check_rejected(&with("exp", json!(0)), RejectionReason::Expired);
+    fixture.check_accepted(&with("nbf", json!(NOW + 30)));
+    fixture.check_rejected(&with("nbf", json!(NOW + 31)), RejectionReason::NotYetValid);
+    fixture.check_accepted(&with("iat", json!(NOW + 30)));
+    fixture.check_rejected(&with("iat", json!(NOW + 31)), RejectionReason::NotYetValid);
+    fixture.check_accepted(&with("iat", json!(NOW - 3_600 - 29)));
+    fixture.check_rejected(
+        &with("iat", json!(NOW - 3_600 - 30)),
+        RejectionReason::TooOld,
+    );
     for claim in ["exp", "iat", "nbf"] {
         for value in [
             json!("1800000000"),
@@ -301,93 +312,106 @@ fn time_is_looked_at_with_leeway_and_no_further() {
             json!([]),
             json!(true),
         ] {
-            house.refuses(&with(claim, value), Reason::Claims);
+            fixture.check_rejected(&with(claim, value), RejectionReason::Claims);
         }
     }
-    house.refuses(&with("exp", Value::Null), Reason::Claims);
-    house.refuses(&with("iat", Value::Null), Reason::Claims);
-    house.takes(&with("nbf", Value::Null));
+    fixture.check_rejected(&with("exp", Value::Null), RejectionReason::Claims);
+    fixture.check_rejected(&with("iat", Value::Null), RejectionReason::Claims);
+    fixture.check_accepted(&with("nbf", Value::Null));
 }
 
 #[test]
-fn a_token_that_is_remembered_expires_all_the_same() {
-    let house = house();
+fn cached_token_expires() {
+    let fixture = fixture();
     let token = KEYS.es256.token(&claims());
-    assert!(house.verify(&token).is_ok());
-    assert_eq!(house.verify_at(&token, NOW + 629).map(|_| ()), Ok(()));
-    assert_eq!(house.verify_at(&token, NOW + 630), Err(Reason::Expired));
-    assert_eq!(house.verify_at(&token, NOW - 91), Err(Reason::NotYetValid));
-    assert_eq!(house.tokens.figures().verified, 1);
-    assert_eq!(house.tokens.figures().remembered, 1);
+    assert!(fixture.verify(&token).is_ok());
+    assert_eq!(fixture.verify_at(&token, NOW + 629).map(|_| ()), Ok(()));
+    assert_eq!(
+        fixture.verify_at(&token, NOW + 630),
+        Err(RejectionReason::Expired)
+    );
+    assert_eq!(
+        fixture.verify_at(&token, NOW - 91),
+        Err(RejectionReason::NotYetValid)
+    );
+    assert_eq!(fixture.tokens.metrics().verified, 1);
+    assert_eq!(fixture.tokens.metrics().cached, 1);
 }
 
 #[test]
-fn a_token_that_is_remembered_goes_with_its_key() {
-    let house = house();
+fn cached_token_needs_its_key() {
+    let fixture = fixture();
     let token = KEYS.es256.token(&claims());
-    assert!(house.verify(&token).is_ok());
+    assert!(fixture.verify(&token).is_ok());
     let others = jwks(&[&KEYS.rs256]);
-    house
-        .keys
-        .put(KeySet::from_jwks(others.as_bytes(), &[Algorithm::RS256]).unwrap());
-    assert_eq!(house.verify(&token), Err(Reason::KeyUnknown));
+    let others = KeySet::from_jwks(others.as_bytes(), &[Algorithm::RS256]).unwrap();
+    fixture.keys.replace(Some(others));
+    assert_eq!(fixture.verify(&token), Err(RejectionReason::KeyUnknown));
 }
 
 #[test]
-fn a_token_that_is_remembered_is_revoked_all_the_same() {
+fn cached_token_can_be_revoked() {
     for revoked in [
         r#"{"jti": "1"}"#,
         r#"{"kid": "es"}"#,
         r#"{"sub": "alice", "issuer": "https://id.example"}"#,
     ] {
-        let house = house();
+        let fixture = fixture();
         let token = KEYS.es256.token(&claims());
-        assert!(house.verify(&token).is_ok());
+        assert!(fixture.verify(&token).is_ok());
         let list = format!(r#"{{"revoked": [{revoked}]}}"#);
-        house
+        fixture
             .revocations
-            .put(Revocations::parse(list.as_bytes()).unwrap());
-        assert_eq!(house.verify(&token), Err(Reason::Revoked), "{revoked}");
-        house.revocations.put(Revocations::default());
-        assert!(house.verify(&token).is_ok(), "{revoked}");
+            .replace(Revocations::parse(list.as_bytes()).unwrap());
+        assert_eq!(
+            fixture.verify(&token),
+            Err(RejectionReason::Revoked),
+            "{revoked}"
+        );
+        fixture.revocations.replace(Revocations::default());
+        assert!(fixture.verify(&token).is_ok(), "{revoked}");
     }
 }
 
 #[test]
-fn a_key_that_is_revoked_is_so_for_tokens_that_do_not_name_it() {
-    let house = house();
+fn revoked_key_covers_tokens_without_kid() {
+    let fixture = fixture();
     let header = json!({"alg": "ES256"}).to_string();
     let token = KEYS.es256.sign(&header, &claims().to_string());
-    assert!(house.verify(&token).is_ok());
+    assert!(fixture.verify(&token).is_ok());
     let list = br#"{"revoked": [{"kid": "es"}]}"#;
-    house.revocations.put(Revocations::parse(list).unwrap());
-    assert_eq!(house.verify(&token), Err(Reason::Revoked));
+    fixture
+        .revocations
+        .replace(Revocations::parse(list).unwrap());
+    assert_eq!(fixture.verify(&token), Err(RejectionReason::Revoked));
 }
 
 #[test]
-fn a_secret_is_revoked_by_the_name_that_its_tokens_give_it() {
+fn secret_is_revoked_by_its_tokens_kid() {
     let issuers = ISSUERS
         .replace(r#"["ES256", "RS256", "EdDSA"]"#, r#"["HS256"]"#)
         .replace("keys_file", "secret_file");
-    let house = house_with(&issuers, None);
+    let fixture = fixture_with(&issuers, None);
     let secret = [7_u8; 32];
     let set = KeySet::from_secret(&secret, &[Algorithm::HS256]).unwrap();
-    house.keys.put(set);
+    fixture.keys.replace(Some(set));
     let header = json!({"alg": "HS256", "kid": "shared"}).to_string();
     let token = Signer::secret(&secret).sign(&header, &claims().to_string());
-    assert!(house.verify(&token).is_ok());
+    assert!(fixture.verify(&token).is_ok());
     let list = br#"{"revoked": [{"kid": "shared"}]}"#;
-    house.revocations.put(Revocations::parse(list).unwrap());
-    assert_eq!(house.verify(&token), Err(Reason::Revoked));
+    fixture
+        .revocations
+        .replace(Revocations::parse(list).unwrap());
+    assert_eq!(fixture.verify(&token), Err(RejectionReason::Revoked));
 }
 
 #[test]
-fn a_subject_is_revoked_by_whichever_name_makes_it_the_principal() {
+fn subject_is_revoked_by_sub_or_principal_id() {
     let issuers = ISSUERS.replace(
         "type = \"User\"",
         "type = \"User\"\nid = \"email\"\nid_prefix = \"x:\"",
     );
-    let house = house_with(&issuers, Some(1 << 20));
+    let fixture = fixture_with(&issuers, Some(1 << 20));
     let token = KEYS.es256.token(&with("email", json!("alice@example.com")));
     for (sub, is_revoked) in [
         ("alice@example.com", true),
@@ -397,19 +421,23 @@ fn a_subject_is_revoked_by_whichever_name_makes_it_the_principal() {
     ] {
         let list =
             format!(r#"{{"revoked": [{{"sub": "{sub}", "issuer": "https://id.example"}}]}}"#);
-        house
+        fixture
             .revocations
-            .put(Revocations::parse(list.as_bytes()).unwrap());
-        let refused = house.verify(&token).map(|_| ()).err();
-        assert_eq!(refused == Some(Reason::Revoked), is_revoked, "{sub}");
+            .replace(Revocations::parse(list.as_bytes()).unwrap());
+        let rejected = fixture.verify(&token).map(|_| ()).err();
+        assert_eq!(
+            rejected == Some(RejectionReason::Revoked),
+            is_revoked,
+            "{sub}"
+        );
     }
 }
 
 #[test]
-fn a_signature_that_does_not_fit_has_the_keys_fetched_and_does_not_wait() {
+fn wrong_signature_requests_fetch_without_waiting() {
     use crate::pip::issuers::UrlSource;
-    use crate::pip::keys::refresh;
-    let mut house = house();
+    use crate::pip::keys::refresh::KeyRefresher;
+    let mut fixture = fixture();
     let source = UrlSource {
         url: "http://127.0.0.1:0/jwks".to_owned(),
         ca_file: None,
@@ -420,52 +448,51 @@ fn a_signature_that_does_not_fit_has_the_keys_fetched_and_does_not_wait() {
         key_wait: Duration::from_secs(1),
         max_stale: None,
     };
-    let (writer, _) = slot::slot(None);
     let (_refresher, fetches) =
-        refresh::refresher("i".into(), source, vec![], writer, Arc::default());
-    house.tokens.issuers[0].fetches = Some(fetches);
-    // `verify` fails where there is something to wait for.
+        KeyRefresher::new("i".into(), source, vec![], Arc::default(), Arc::default());
+    fixture.tokens.issuers[0].fetches = Some(fetches);
+    // `verify` panics if the token would wait for the fetch.
     let stranger = KEYS.stranger.token(&claims());
-    assert_eq!(house.verify(&stranger), Err(Reason::Signature));
-    let fetches = house.tokens.issuers[0].fetches.as_ref().unwrap();
-    assert!(fetches.is_asked(), "no fetch was asked for");
+    assert_eq!(fixture.verify(&stranger), Err(RejectionReason::Signature));
+    let fetches = fixture.tokens.issuers[0].fetches.as_ref().unwrap();
+    assert!(fetches.is_requested(), "no fetch was requested");
 }
 
 #[test]
-fn a_token_that_too_many_keys_fit_is_refused_at_once() {
-    let mut house = house();
+fn token_with_many_candidate_keys_is_rejected() {
+    let mut fixture = fixture();
     let signers: Vec<Signer> = (0..5)
         .map(|n| Signer::new(&n.to_string(), Algorithm::ES256))
         .collect();
     let many = jwks(&signers.iter().collect::<Vec<_>>());
     let set = KeySet::from_jwks(many.as_bytes(), &[Algorithm::ES256]).unwrap();
-    house.keys.put(set);
-    house.tokens.issuers[0].fetches = None;
+    fixture.keys.replace(Some(set));
+    fixture.tokens.issuers[0].fetches = None;
     let header = json!({"alg": "ES256"}).to_string();
     let token = signers[0].sign(&header, &claims().to_string());
-    assert_eq!(house.verify(&token), Err(Reason::KeyUnknown));
-    assert!(house.verify(&signers[0].token(&claims())).is_ok());
+    assert_eq!(fixture.verify(&token), Err(RejectionReason::KeyUnknown));
+    assert!(fixture.verify(&signers[0].token(&claims())).is_ok());
 }
 
 #[test]
-fn a_token_is_of_a_kind_that_is_taken() {
-    let typed = |house: &House, typ: Value| {
+fn token_type_must_be_accepted() {
+    let typed = |fixture: &Fixture, typ: Value| {
         let mut header = KEYS.es256.header();
         header["typ"] = typ;
         if header["typ"].is_null() {
             header.as_object_mut().unwrap().remove("typ");
         }
         let token = KEYS.es256.sign(&header.to_string(), &claims().to_string());
-        house.verify(&token).map(|_| ())
+        fixture.verify(&token).map(|_| ())
     };
-    let any = house();
+    let default = fixture();
     for typ in [
         json!("JWT"),
         json!("at+jwt"),
         json!("application/at+JWT"),
         Value::Null,
     ] {
-        assert_eq!(typed(&any, typ.clone()), Ok(()), "{typ}");
+        assert_eq!(typed(&default, typ.clone()), Ok(()), "{typ}");
     }
     for typ in [
         json!("logout+jwt"),
@@ -473,51 +500,73 @@ fn a_token_is_of_a_kind_that_is_taken() {
         json!("dpop+jwt"),
         json!(""),
     ] {
-        assert_eq!(typed(&any, typ.clone()), Err(Reason::Type), "{typ}");
+        assert_eq!(
+            typed(&default, typ.clone()),
+            Err(RejectionReason::Type),
+            "{typ}"
+        );
     }
     let strict = ISSUERS.replace("leeway", "types = [\"at+jwt\"]\nleeway");
-    let strict = house_with(&strict, None);
+    let strict = fixture_with(&strict, None);
     assert_eq!(typed(&strict, json!("AT+JWT")), Ok(()));
     for typ in [json!("JWT"), Value::Null] {
-        assert_eq!(typed(&strict, typ.clone()), Err(Reason::Type), "{typ}");
+        assert_eq!(
+            typed(&strict, typ.clone()),
+            Err(RejectionReason::Type),
+            "{typ}"
+        );
     }
 }
 
 #[test]
-fn what_is_large_deep_or_said_twice_is_refused_before_anything_is_believed() {
-    let house = house();
-    house.refuses(&with("x", json!("x".repeat(4_096))), Reason::TooLarge);
-    assert_eq!(house.verify(&"x".repeat(10 << 20)), Err(Reason::TooLarge));
+fn large_or_malformed_token_is_rejected_first() {
+    let fixture = fixture();
+    fixture.check_rejected(
+        &with("x", json!("x".repeat(4_096))),
+        RejectionReason::TooLarge,
+    );
+    assert_eq!(
+        fixture.verify(&"x".repeat(10 << 20)),
+        Err(RejectionReason::TooLarge)
+    );
     let deep = (0..20).fold(json!(1), |inner, _| json!([inner]));
-    house.refuses(&with("x", deep), Reason::Malformed);
+    fixture.check_rejected(&with("x", deep), RejectionReason::Malformed);
     let twice = claims()
         .to_string()
         .replace(r#""sub":"#, r#""sub":"root","sub":"#);
     let token = KEYS.es256.sign(&KEYS.es256.header().to_string(), &twice);
-    assert_eq!(house.verify(&token), Err(Reason::Malformed));
+    assert_eq!(fixture.verify(&token), Err(RejectionReason::Malformed));
     for text in ["", ".", "..", "a.b.c", "Bearer a.b.c"] {
-        assert_eq!(house.verify(text), Err(Reason::Malformed), "{text}");
+        assert_eq!(
+            fixture.verify(text),
+            Err(RejectionReason::Malformed),
+            "{text}"
+        );
     }
 }
 
 #[test]
-fn claims_that_the_mapping_needs_must_be_there() {
-    let house = house();
-    house.refuses(&with("department", Value::Null), Reason::Claims);
-    house.refuses(&with("department", json!(7)), Reason::Claims);
-    house.refuses(&with("sub", Value::Null), Reason::Claims);
-    house.refuses(&with("sub", json!(["alice"])), Reason::Claims);
-    house.refuses(&with("jti", json!(1)), Reason::Claims);
+fn claims_of_the_mapping_are_required() {
+    let fixture = fixture();
+    fixture.check_rejected(&with("department", Value::Null), RejectionReason::Claims);
+    fixture.check_rejected(&with("department", json!(7)), RejectionReason::Claims);
+    fixture.check_rejected(&with("sub", Value::Null), RejectionReason::Claims);
+    fixture.check_rejected(&with("sub", json!(["alice"])), RejectionReason::Claims);
+    fixture.check_rejected(&with("jti", json!(1)), RejectionReason::Claims);
 }
 
 #[test]
-fn refusals_are_counted_by_reason() {
-    let house = house();
-    house.refuses(&with("aud", json!("other")), Reason::Audience);
-    let count = |reason: Reason| {
-        let figures = house.tokens.figures().refused;
-        figures.iter().find(|(of, _)| *of == reason).unwrap().1
+fn rejections_are_counted_by_reason() {
+    let fixture = fixture();
+    fixture.check_rejected(&with("aud", json!("other")), RejectionReason::Audience);
+    let count = |reason: RejectionReason| {
+        let rejected = fixture.tokens.metrics().rejected;
+        rejected
+            .iter()
+            .find(|(counted, _)| *counted == reason)
+            .unwrap()
+            .1
     };
-    assert_eq!(count(Reason::Audience), 2);
-    assert_eq!(count(Reason::Expired), 0);
+    assert_eq!(count(RejectionReason::Audience), 2);
+    assert_eq!(count(RejectionReason::Expired), 0);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::pip::Reason;
+use crate::pip::RejectionReason;
 use crate::policy_store::{StoreSettings, open};
 use crate::readiness::Readiness;
 
@@ -40,21 +40,21 @@ async fn page(cache: Option<CacheMetrics>) -> (String, Arc<DecisionMetrics>, Arc
             })
         }),
         tokens: Box::new(|| {
-            let key = |keys, age| KeyFigures {
+            let key = |keys, age| IssuerKeyMetrics {
                 issuer: "https://issuer.example".into(),
                 keys,
                 age: Some(Duration::from_secs(age)),
-                taken: 2,
+                accepted: 2,
                 failed: 1,
             };
-            Some(TokenFigures {
+            Some(TokenMetrics {
                 verified: 5,
-                remembered: 6,
-                entries: 1,
-                refused: Reason::ALL.map(|reason| (reason, 1)).into(),
+                cached: 6,
+                cache_entries: 1,
+                rejected: RejectionReason::ALL.map(|reason| (reason, 1)).into(),
                 keys: vec![key(3, 10), key(0, 20)],
                 revocations: 4,
-                revocations_refused: 0,
+                revocations_rejected: 0,
                 revocations_shrunk: 0,
             })
         }),

@@ -1,48 +1,50 @@
-//! Why a token is not believed: a closed list, which callers and operators read.
+//! The reasons why tokens are rejected: a closed list for callers and operators.
 //!
-//! No text here quotes a token: it may be a good one that was sent to the wrong place.
+//! No text here quotes a token: it may be a valid one that was sent to the wrong place.
 
 use std::borrow::Cow;
 
-/// Why a token is not believed, as `google.rpc.ErrorInfo` says it.
+use super::keys::fetch_request::KeyWait;
+
+/// The reason why a token was rejected, as in `google.rpc.ErrorInfo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Reason {
-    /// There is no issuers file.
+pub enum RejectionReason {
+    /// No issuers file is configured.
     NotConfigured,
-    /// Longer than any token that is taken.
+    /// The token is longer than allowed.
     TooLarge,
-    /// Not a JWS in compact form with a sound header and claims.
+    /// The token is not a JWS in compact form with a valid header and claims.
     Malformed,
-    /// Its `iss` is not in the issuers file.
+    /// The `iss` is not in the issuers file.
     Issuer,
-    /// A token of another kind.
+    /// The `typ` is not accepted.
     Type,
-    /// Signed in a way that the issuer may not use.
+    /// The `alg` is not one that the issuer may use.
     Algorithm,
-    /// No key of the issuer has its `kid`.
+    /// No key of the issuer has the token's `kid`.
     KeyUnknown,
     /// The issuer's keys could not be fetched.
     KeysUnavailable,
-    /// The signature is not of that key.
+    /// The signature does not verify.
     Signature,
-    /// A claim is missing or of the wrong kind.
+    /// A claim is missing or of the wrong type.
     Claims,
-    /// Meant for someone else.
+    /// The `aud` does not name this service.
     Audience,
-    /// Past its `exp`.
+    /// The `exp` has passed.
     Expired,
-    /// Before its `nbf` or `iat`.
+    /// The `nbf` or `iat` is in the future.
     NotYetValid,
-    /// Issued longer ago than the issuer's `max_age`.
+    /// The `iat` is longer ago than the issuer's `max_age`.
     TooOld,
-    /// In the revocation file.
+    /// The revocation list contains the token, its subject or its key.
     Revoked,
-    /// Its principal must be a stored entity, and is none.
+    /// The principal must be a stored entity and is not.
     PrincipalUnknown,
 }
 
-impl Reason {
-    /// All there are, in the order in which they are looked for.
+impl RejectionReason {
+    /// All reasons, in the order in which they are checked.
     pub const ALL: [Self; 16] = [
         Self::NotConfigured,
         Self::TooLarge,
@@ -62,7 +64,7 @@ impl Reason {
         Self::PrincipalUnknown,
     ];
 
-    /// As it stands in `google.rpc.ErrorInfo`.
+    /// Returns the reason as it is sent in `google.rpc.ErrorInfo`.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -85,14 +87,14 @@ impl Reason {
         }
     }
 
-    /// What it means, in a line.
+    /// Returns the meaning for the documentation, in one line.
     #[must_use]
-    pub const fn meaning(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
-            Self::NotConfigured => "a token was sent, and there is no issuers file",
+            Self::NotConfigured => "a token was sent, and no issuers file is configured",
             Self::TooLarge => "longer than `max_bytes`",
             Self::Malformed => {
-                "no JWS in compact form, or a header or claims that are not sound: a member twice, nested too deep, `crit`"
+                "not a JWS in compact form, or header or claims are invalid: duplicate member, nested too deep, `crit`"
             }
             Self::Issuer => "`iss` is not in the issuers file",
             Self::Type => "the header's `typ` is not among the issuer's `types`",
@@ -101,55 +103,70 @@ impl Reason {
                 "the issuer has no key of this `kid` that fits the algorithm, or the token names none and too many fit"
             }
             Self::KeysUnavailable => {
-                "the key may exist, but the last attempt to fetch the issuer's keys failed or is not over, or too many wait for it; worth another try"
+                "the key may exist, but the last fetch of the issuer's keys failed or is not over, or too many requests wait for it; retry"
             }
             Self::Signature => "the signature does not verify",
             Self::Claims => {
-                "a claim that is needed is missing or of the wrong kind: `exp`, or one that the mapping names"
+                "a required claim is missing or of the wrong kind: `exp`, or one that the mapping names"
             }
             Self::Audience => "`aud` names none of the issuer's `audiences`",
             Self::Expired => "`exp` has passed, leeway included",
             Self::NotYetValid => "`nbf` or `iat` is in the future, leeway included",
             Self::TooOld => "`iat` is longer ago than `max_age`",
-            Self::Revoked => "the revocation file names it, its subject or its key",
+            Self::Revoked => "the revocation file names the token, its subject or its key",
             Self::PrincipalUnknown => {
-                "the mapping says `stored = \"require\"`, and there is no such stored entity"
+                "the mapping says `stored = \"require\"`, and the principal is not a stored entity"
             }
         }
     }
 
-    /// Its place in [`ALL`](Self::ALL).
+    /// Returns the position in [`ALL`](Self::ALL).
     pub(super) const fn index(self) -> usize {
         self as usize
     }
 }
 
-/// A token that is not believed.
+/// The rejection of a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub struct Refusal {
-    /// Which of the reasons.
-    pub reason: Reason,
-    /// What is wrong, in a sentence that quotes nothing of the token.
+pub struct TokenRejection {
+    /// The reason.
+    pub reason: RejectionReason,
+    /// A sentence for people that quotes nothing of the token.
     pub detail: Cow<'static, str>,
 }
 
-impl Refusal {
-    /// The refusal for this reason.
-    pub(super) fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
+impl TokenRejection {
+    /// Creates a rejection.
+    pub(super) fn new(reason: RejectionReason, detail: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason,
             detail: detail.into(),
         }
     }
 
-    /// No issuer is configured.
+    /// Creates the rejection of a token when no issuer is configured.
     #[must_use]
     pub fn not_configured() -> Self {
         Self::new(
-            Reason::NotConfigured,
+            RejectionReason::NotConfigured,
             "`principal_token` was sent, and no token issuer is configured",
         )
+    }
+}
+
+/// The outcome for a token that could not be verified.
+#[derive(Debug)]
+pub enum VerifyError {
+    /// The token is rejected.
+    Rejected(TokenRejection),
+    /// The token's key is missing, and a fetch may bring it. Wait, then verify again.
+    WaitForKey(KeyWait),
+}
+
+impl From<TokenRejection> for VerifyError {
+    fn from(rejection: TokenRejection) -> Self {
+        Self::Rejected(rejection)
     }
 }
 
@@ -158,10 +175,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_has_its_place_and_a_code_of_its_own() {
+    fn reasons_are_in_order_with_unique_codes() {
         let mut codes = std::collections::BTreeSet::new();
-        for (place, reason) in Reason::ALL.into_iter().enumerate() {
-            assert_eq!(reason.index(), place);
+        for (position, reason) in RejectionReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), position);
             assert!(codes.insert(reason.code()));
         }
     }

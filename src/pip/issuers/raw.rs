@@ -1,0 +1,226 @@
+//! The issuers file as it is written, and the checks that turn it into [`IssuerRules`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, AlgorithmFamily};
+use serde::Deserialize;
+
+use super::raw_mapping::RawPrincipal;
+use super::rules::{IssuerRules, KeySource, UrlSource};
+use super::value::{DAY, InvalidValue, duration, seconds};
+use crate::pip::token::normalize_media_type;
+
+/// The issuers file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIssuers {
+    #[serde(default)]
+    pub(super) issuer: Vec<RawIssuer>,
+}
+
+/// A table `[[issuer]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIssuer {
+    pub(super) issuer: String,
+    audiences: Vec<String>,
+    algorithms: Vec<String>,
+    keys_file: Option<PathBuf>,
+    keys_url: Option<String>,
+    secret_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    insecure_http: Option<bool>,
+    refresh_min: Option<String>,
+    refresh_max: Option<String>,
+    refetch_interval: Option<String>,
+    fetch_timeout: Option<String>,
+    key_wait: Option<String>,
+    max_stale: Option<String>,
+    types: Option<Vec<String>>,
+    leeway: Option<String>,
+    max_age: Option<String>,
+    max_bytes: Option<i64>,
+    principal: RawPrincipal,
+}
+
+impl RawIssuer {
+    /// Checks all values. File names are relative to `directory`.
+    pub(super) fn check(self, directory: &Path) -> Result<IssuerRules, InvalidValue> {
+        if self.issuer.is_empty() {
+            return Err(InvalidValue::new("issuer", "must not be empty"));
+        }
+        if self.audiences.is_empty() || self.audiences.iter().any(String::is_empty) {
+            let problem = "must name the audiences that tokens are accepted for";
+            return Err(InvalidValue::new("audiences", problem));
+        }
+        let algorithms = parse_algorithms(&self.algorithms, self.secret_file.is_some())?;
+        let keys = self.key_source(directory)?;
+        let types = match self.types {
+            Some(types) if types.is_empty() => {
+                return Err(InvalidValue::new("types", "must not be empty"));
+            }
+            types => types.map(|types| types.iter().map(|typ| normalize_media_type(typ)).collect()),
+        };
+        let max_age = optional_duration("max_age", self.max_age.as_ref(), seconds(1), 3_650 * DAY)?;
+        let leeway = self.leeway.as_ref();
+        let leeway = duration("leeway", leeway, seconds(30), seconds(0)..=seconds(600))?;
+        let max_bytes = usize::try_from(self.max_bytes.unwrap_or(8_192))
+            .ok()
+            .filter(|bytes| (64..=1 << 20).contains(bytes))
+            .ok_or_else(|| InvalidValue::new("max_bytes", "must be from 64 to 1048576"))?;
+        Ok(IssuerRules {
+            name: self.issuer,
+            audiences: self.audiences.into_iter().collect(),
+            algorithms,
+            keys,
+            types,
+            leeway,
+            max_age,
+            max_bytes,
+            mapping: self.principal.check()?,
+        })
+    }
+
+    fn key_source(&self, directory: &Path) -> Result<KeySource, InvalidValue> {
+        if self.keys_url.is_none() {
+            self.check_no_url_settings()?;
+        }
+        match (&self.keys_file, &self.keys_url, &self.secret_file) {
+            (Some(file), None, None) => Ok(KeySource::File(directory.join(file))),
+            (None, None, Some(file)) => Ok(KeySource::Secret(directory.join(file))),
+            (None, Some(url), None) => Ok(KeySource::Url(self.url_source(url, directory)?)),
+            _ => Err(InvalidValue::new(
+                "keys_url",
+                "or `keys_file` or `secret_file` must be set, and only one of them",
+            )),
+        }
+    }
+
+    fn check_no_url_settings(&self) -> Result<(), InvalidValue> {
+        let settings = [
+            ("ca_file", self.ca_file.is_some()),
+            ("insecure_http", self.insecure_http.is_some()),
+            ("refresh_min", self.refresh_min.is_some()),
+            ("refresh_max", self.refresh_max.is_some()),
+            ("refetch_interval", self.refetch_interval.is_some()),
+            ("fetch_timeout", self.fetch_timeout.is_some()),
+            ("key_wait", self.key_wait.is_some()),
+            ("max_stale", self.max_stale.is_some()),
+        ];
+        match settings.into_iter().find(|(_, is_set)| *is_set) {
+            Some((key, _)) => Err(InvalidValue::new(key, "is allowed with `keys_url` only")),
+            None => Ok(()),
+        }
+    }
+
+    fn url_source(&self, url: &str, directory: &Path) -> Result<UrlSource, InvalidValue> {
+        check_url(url, self.insecure_http.unwrap_or(false))?;
+        let refresh_min = self.refresh_min.as_ref();
+        let refresh_min = duration("refresh_min", refresh_min, seconds(60), seconds(1)..=DAY)?;
+        let refresh_max = duration(
+            "refresh_max",
+            self.refresh_max.as_ref(),
+            seconds(3_600).max(refresh_min),
+            refresh_min..=7 * DAY,
+        )?;
+        let refetch_interval = duration(
+            "refetch_interval",
+            self.refetch_interval.as_ref(),
+            seconds(10),
+            seconds(1)..=seconds(3_600),
+        )?;
+        let fetch_timeout = duration(
+            "fetch_timeout",
+            self.fetch_timeout.as_ref(),
+            seconds(5),
+            Duration::from_millis(100)..=seconds(60),
+        )?;
+        let key_wait = self.key_wait.as_ref();
+        let key_wait = duration("key_wait", key_wait, seconds(2), seconds(0)..=seconds(30))?;
+        // With less than `refresh_max`, a set would be dropped before the next fetch is due.
+        let max_stale = self.max_stale.as_ref();
+        let max_stale = optional_duration("max_stale", max_stale, refresh_max, 365 * DAY)?;
+        Ok(UrlSource {
+            url: url.to_owned(),
+            ca_file: self.ca_file.as_ref().map(|file| directory.join(file)),
+            refresh_min,
+            refresh_max,
+            refetch_interval,
+            fetch_timeout,
+            key_wait,
+            max_stale,
+        })
+    }
+}
+
+/// Parses a duration from `min` to `max`. Returns `None` if it is not set.
+fn optional_duration(
+    key: &str,
+    text: Option<&String>,
+    min: Duration,
+    max: Duration,
+) -> Result<Option<Duration>, InvalidValue> {
+    text.map(|_| duration(key, text, min, min..=max))
+        .transpose()
+}
+
+/// Parses `algorithms`: of public keys only, or of a shared secret only.
+fn parse_algorithms(names: &[String], is_secret: bool) -> Result<Vec<Algorithm>, InvalidValue> {
+    let invalid = |problem: String| InvalidValue::new("algorithms", problem);
+    let mut algorithms = Vec::with_capacity(names.len());
+    for name in names {
+        let Ok(algorithm) = name.parse::<Algorithm>() else {
+            return Err(invalid(format!(
+                "is `{name}`; allowed: ES256, ES384, RS256, RS384, RS512, PS256, PS384, PS512, EdDSA, \
+                 and with `secret_file` HS256, HS384, HS512"
+            )));
+        };
+        match (algorithm.family() == AlgorithmFamily::Hmac, is_secret) {
+            (true, true) | (false, false) => algorithms.push(algorithm),
+            (true, false) => {
+                return Err(invalid(format!("is `{name}`, which needs a `secret_file`")));
+            }
+            (false, true) => {
+                return Err(invalid(format!(
+                    "is `{name}`, which a secret cannot verify"
+                )));
+            }
+        }
+    }
+    match algorithms.is_empty() {
+        true => Err(invalid("must not be empty".to_owned())),
+        false => Ok(algorithms),
+    }
+}
+
+/// Checks that keys come over TLS or from this machine.
+fn check_url(url: &str, insecure_http: bool) -> Result<(), InvalidValue> {
+    let invalid = |problem: &str| Err(InvalidValue::new("keys_url", problem));
+    if url.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return invalid("must not contain spaces or non-ASCII characters");
+    }
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return invalid("must be a URL such as `https://issuer.example/jwks.json`");
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.is_empty() || authority.contains('@') {
+        return invalid("must have a host, and no user or password");
+    }
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    let is_loopback = host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    match scheme {
+        "https" => Ok(()),
+        "http" if is_loopback || insecure_http => Ok(()),
+        "http" => invalid(
+            "is without TLS, so anyone on the network path could replace the keys; `insecure_http = true` allows it",
+        ),
+        _ => invalid("must be https or http"),
+    }
+}
