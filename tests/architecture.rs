@@ -226,17 +226,11 @@ const ONLY: &[(&[&str], &[&str])] = &[
     (&["moka"], &["src/engine/cache"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),
     (
-        &[
-            "opentelemetry",
-            "opentelemetry_sdk",
-            "opentelemetry_otlp",
-            "opentelemetry_http",
-            "opentelemetry_proto",
-        ],
+        &["opentelemetry", "opentelemetry_sdk", "opentelemetry_proto"],
         &[
             "src/telemetry/collector",
             "src/telemetry/traces",
-            "src/telemetry/decisions",
+            "src/telemetry/otlp_logs",
         ],
     ),
     (&["std::env"], &["src/config"]),

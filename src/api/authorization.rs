@@ -229,7 +229,7 @@ impl Authorization {
             figures.refused(rejection);
         }
         if let Some(span) = &call.span {
-            span.refused();
+            span.record_rejection();
         }
     }
 

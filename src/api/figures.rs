@@ -9,7 +9,7 @@ use super::status::Rejection;
 use crate::engine::figures::{DURATION_BOUNDS, nanoseconds};
 use crate::figures::{Counters, Distribution, Histogram};
 use crate::pdp::answer::NoAnswer;
-use crate::telemetry::traces::Ended;
+use crate::telemetry::traces::CallOutcome;
 
 /// Declares an enum of which every value has a text: a closed set of values for a label.
 macro_rules! label {
@@ -320,8 +320,8 @@ impl CallFigures {
 }
 
 /// How a call ended, for its span.
-pub(super) fn ended(method: Method, code: Code) -> Ended {
-    Ended {
+pub(super) fn ended(method: Method, code: Code) -> CallOutcome {
+    CallOutcome {
         method: match method {
             Method::Other => "_OTHER",
             Method::Authorize
@@ -337,7 +337,7 @@ pub(super) fn ended(method: Method, code: Code) -> Ended {
             | Method::OldReflection => method.label(),
         },
         code: code_label(code as usize),
-        is_fault: match code {
+        is_server_error: match code {
             Code::Unknown
             | Code::DeadlineExceeded
             | Code::Unimplemented

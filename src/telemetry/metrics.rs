@@ -14,7 +14,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
 
 use super::process::ProcessFigures;
-use super::traces::{SpanFate, SpanFigures};
+use super::traces::{SpanMetrics, SpanResult};
 use crate::api::figures::{CallFigures, Closing, Refusal, Transport};
 use crate::api::{CallersFigures, TlsFigures};
 use crate::decision_log::{DecisionLog, DecisionLogFigures};
@@ -198,7 +198,7 @@ pub struct Sources {
     /// Of tokens; nothing when there are no issuers.
     pub tokens: Box<dyn Fn() -> Option<TokenFigures> + Send + Sync>,
     /// Of traces.
-    pub spans: Arc<SpanFigures>,
+    pub spans: Arc<SpanMetrics>,
     /// Of the policy store.
     pub store: StatusReader,
     /// Whether calls are welcome.
@@ -314,9 +314,9 @@ impl Sources {
         self.callers(page)?;
         self.tokens(page)?;
         let spans = [
-            (["sent"], SpanFate::Sent),
-            (["failed"], SpanFate::Failed),
-            (["dropped"], SpanFate::Dropped),
+            (["sent"], SpanResult::Sent),
+            (["failed"], SpanResult::Failed),
+            (["dropped"], SpanResult::Dropped),
         ];
         page.counter(
             &SPANS,
