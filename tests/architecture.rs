@@ -205,8 +205,18 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
     // The doors, and what is asked of others: the keys of issuers, and to take spans and records.
     (
-        &["http", "hyper", "hyper_util"],
+        &["hyper", "hyper_util"],
         &["src/api", "src/pip/keys/fetch", "src/telemetry/collector"],
+    ),
+    (
+        &["http"],
+        &[
+            "src/api",
+            "src/pip/keys/fetch",
+            "src/telemetry/collector",
+            // Headers that a collector is sent.
+            "src/config/otel",
+        ],
     ),
     (
         &["hyper_rustls"],

@@ -39,7 +39,7 @@ impl TraceId {
         }
         const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
         let header = headers.get(&TRACEPARENT)?.to_str().ok()?;
-        TraceParent::parse(header).map(|parent| Self(parent.trace_hex()))
+        TraceParent::parse(header).map(|parent| Self(parent.trace_hex))
     }
 
     fn as_str(&self) -> &str {

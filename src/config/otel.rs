@@ -10,10 +10,13 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
-use std::fmt;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 /// The collectors that the service sends to.
@@ -36,28 +39,10 @@ pub struct CollectorConfig {
     pub certificate: Option<PathBuf>,
     /// The time limit of sending one batch, retries included.
     pub timeout: Duration,
-    /// The headers of each request.
-    pub headers: Headers,
+    /// The headers of each request. Values are marked as sensitive: they may be secrets.
+    pub headers: HeaderMap,
     /// The attributes that describe this service.
     pub resource: Vec<(String, String)>,
-}
-
-/// Request headers with valid names and values.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(String, String)>);
-
-impl Headers {
-    /// Iterates over names and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (&**name, &**value))
-    }
-}
-
-impl fmt::Debug for Headers {
-    /// Formats the names only: a value may be a secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(|it| it.0)).finish()
-    }
 }
 
 /// The collector of log records when no variable is set.
@@ -144,15 +129,6 @@ struct Variables {
     warnings: Vec<String>,
 }
 
-const SAMPLERS: &[&str] = &[
-    "always_on",
-    "always_off",
-    "traceidratio",
-    "parentbased_always_on",
-    "parentbased_always_off",
-    "parentbased_traceidratio",
-];
-
 impl Variables {
     fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let set = variables
@@ -206,9 +182,8 @@ impl Variables {
         if self.is_true("OTEL_SDK_DISABLED") || !self.exports_spans() {
             return None;
         }
-        let queue = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1, 100_000, 2_048);
-        let batch = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, 100_000, 512);
-        let delay = self.number("OTEL_BSP_SCHEDULE_DELAY", 1, 3_600_000, 5_000);
+        let queue = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1..=100_000, 2_048);
+        let batch = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1..=100_000, 512);
         let joins_caller_trace = self.lists("OTEL_PROPAGATORS", "tracecontext");
         Some(TracesConfig {
             collector: self.collector(TRACES),
@@ -216,7 +191,7 @@ impl Variables {
             joins_caller_trace: joins_caller_trace.unwrap_or(true),
             max_queued_spans: queue,
             max_batch_spans: batch.min(queue),
-            schedule_delay: Duration::from_millis(delay as u64),
+            schedule_delay: self.milliseconds("OTEL_BSP_SCHEDULE_DELAY", 3_600_000, 5_000),
         })
     }
 
@@ -240,7 +215,7 @@ impl Variables {
             protocol,
             endpoint: self.endpoint(signal, protocol),
             certificate: self.exporter(signal, "CERTIFICATE").map(PathBuf::from),
-            timeout: Duration::from_millis(self.number(&timeout, 1, 600_000, 10_000) as u64),
+            timeout: self.milliseconds(&timeout, 600_000, 10_000),
             headers: self.headers(signal),
             resource: self.resource(),
         }
@@ -282,45 +257,51 @@ impl Variables {
         }
     }
 
-    fn headers(&mut self, signal: Signal) -> Headers {
+    fn headers(&mut self, signal: Signal) -> HeaderMap {
         let name = self.exporter_name(signal, "HEADERS");
-        let headers: Option<Vec<_>> = pairs(self.get(&name)).map(|pair| header(pair?)).collect();
-        if headers.is_none() {
+        let headers: Option<_> = pairs(self.get(&name)).map(|pair| header(pair?)).collect();
+        headers.unwrap_or_else(|| {
             // The value is left out of the warning: it may be a secret.
             let form = "name=value,name=value with percent-encoding";
             self.warnings.push(format!("{name} is not {form}"));
-        }
-        Headers(headers.unwrap_or_default())
+            HeaderMap::new()
+        })
     }
 
-    fn number(&mut self, name: &str, min: usize, max: usize, default: usize) -> usize {
-        let Some(text) = self.get(name) else {
-            return default;
-        };
-        match text.parse() {
-            Ok(number) if (min..=max).contains(&number) => number,
-            Ok(_) | Err(_) => {
-                self.warn(name, &format!("{min} to {max}"));
+    /// Reads a number; a value out of `range` is replaced by `default`.
+    fn number<T>(&mut self, name: &str, range: RangeInclusive<T>, default: T) -> T
+    where
+        T: Display + FromStr + PartialOrd,
+    {
+        match self.get(name).map(str::parse) {
+            None => default,
+            Some(Ok(number)) if range.contains(&number) => number,
+            Some(_) => {
+                self.warn(name, &format!("{} to {}", range.start(), range.end()));
                 default
             }
         }
     }
 
+    fn milliseconds(&mut self, name: &str, max: u64, default: u64) -> Duration {
+        Duration::from_millis(self.number(name, 1..=max, default))
+    }
+
     fn sampler(&mut self) -> SamplerConfig {
-        let variable = "OTEL_TRACES_SAMPLER";
-        let name = self.get(variable).unwrap_or("parentbased_always_on");
-        let is_parent_based = name.starts_with("parentbased_");
-        let ratio = match name.trim_start_matches("parentbased_") {
-            _ if !SAMPLERS.contains(&name) => {
-                self.warn(variable, &SAMPLERS.join(", "));
-                return SamplerConfig {
-                    is_parent_based: true,
-                    ratio: 1.0,
-                };
+        let name = "OTEL_TRACES_SAMPLER";
+        let (is_parent_based, ratio) = match self.get(name) {
+            Some("always_on") => (false, 1.0),
+            Some("always_off") => (false, 0.0),
+            Some("traceidratio") => (false, self.ratio()),
+            None | Some("parentbased_always_on") => (true, 1.0),
+            Some("parentbased_always_off") => (true, 0.0),
+            Some("parentbased_traceidratio") => (true, self.ratio()),
+            Some(_) => {
+                let names =
+                    "always_on, always_off, traceidratio, or one of these after parentbased_";
+                self.warn(name, names);
+                (true, 1.0)
             }
-            "always_off" => 0.0,
-            "traceidratio" => self.ratio(),
-            _always_on => 1.0,
         };
         SamplerConfig {
             is_parent_based,
@@ -329,15 +310,7 @@ impl Variables {
     }
 
     fn ratio(&mut self) -> f64 {
-        let name = "OTEL_TRACES_SAMPLER_ARG";
-        match self.get(name).map(str::parse) {
-            None => 1.0,
-            Some(Ok(ratio)) if (0.0..=1.0).contains(&ratio) => ratio,
-            Some(_) => {
-                self.warn(name, "0 to 1");
-                1.0
-            }
-        }
+        self.number("OTEL_TRACES_SAMPLER_ARG", 0.0..=1.0, 1.0)
     }
 
     fn resource(&mut self) -> Vec<(String, String)> {
@@ -371,12 +344,11 @@ fn pairs(list: Option<&str>) -> impl Iterator<Item = Option<(&str, &str)>> {
 }
 
 /// Decodes a header; `None` if its name or value is invalid.
-fn header((name, value): (&str, &str)) -> Option<(String, String)> {
-    let value = decode(value)?;
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let is_name = !name.is_empty() && name.bytes().all(is_token);
-    let is_value = value.bytes().all(|byte| byte >= b' ' && byte != 0x7f);
-    (is_name && is_value).then(|| (name.to_owned(), value))
+fn header((name, value): (&str, &str)) -> Option<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    let mut value = HeaderValue::from_str(&decode(value)?).ok()?;
+    value.set_sensitive(true);
+    Some((name, value))
 }
 
 /// Decodes percent-encoding; `None` if the result is not UTF-8. A `%` without two hex digits stands

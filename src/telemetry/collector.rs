@@ -9,15 +9,18 @@ mod client;
 mod error;
 mod http_client;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use tonic::transport::{Certificate, ClientTlsConfig};
 
 use crate::config::otel::{CollectorConfig, Protocol};
 pub(super) use backoff::Backoff;
 pub(super) use client::OtlpClient;
 pub(super) use error::{ExportError, shorten};
-use http_client::{HttpsClient, RootsError};
+use http_client::HttpsClient;
 
 /// An error that prevents the use of a collector.
 #[derive(Debug, thiserror::Error)]
@@ -30,15 +33,12 @@ pub enum CollectorError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The CA certificates cannot be used.
-    #[error(transparent)]
-    Roots(#[from] RootsError),
     /// The endpoint is not a URL.
     #[error("`{0}` is not the URL of a collector")]
     Endpoint(String),
-    /// The TLS settings of gRPC are invalid.
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[source] tonic::transport::Error),
+    /// TLS cannot be set up, for example with these CA certificates.
+    #[error("cannot set up TLS to the collector: {0}")]
+    Tls(String),
 }
 
 /// Returns the endpoint without user name and password, which a URL may contain.
@@ -46,6 +46,42 @@ pub enum CollectorError {
 pub fn redacted_endpoint(config: &CollectorConfig) -> &str {
     let endpoint = &config.endpoint;
     endpoint.rsplit_once('@').map_or(endpoint, |(_, rest)| rest)
+}
+
+/// Returns the description of this service that goes with each message.
+pub(super) fn resource(config: &CollectorConfig) -> Resource {
+    let attributes = config.resource.iter();
+    Resource {
+        attributes: attributes
+            .map(|(name, value)| attribute(name, value))
+            .collect(),
+        ..Resource::default()
+    }
+}
+
+/// Returns the name of the code that records spans and decisions.
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "cedar-pdp".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
+    }
+}
+
+/// Makes an attribute with a text value.
+pub(super) fn attribute(name: &str, value: &str) -> KeyValue {
+    KeyValue {
+        key: name.to_owned(),
+        value: Some(text(value)),
+        ..KeyValue::default()
+    }
+}
+
+/// Makes a text value.
+pub(super) fn text(text: &str) -> AnyValue {
+    AnyValue {
+        value: Some(Value::StringValue(text.to_owned())),
+    }
 }
 
 /// Returns the TLS settings of gRPC; `None` if the endpoint uses no TLS.
@@ -61,11 +97,11 @@ fn grpc_tls(config: &CollectorConfig) -> Result<Option<ClientTlsConfig>, Collect
 
 /// Reads the CA certificates as PEM; `None` if those of the system apply.
 fn ca_certificates(config: &CollectorConfig) -> Result<Option<Vec<u8>>, CollectorError> {
-    let read = |file: &Path| {
-        std::fs::read(file).map_err(|source| CollectorError::CertificateFile {
-            file: file.to_owned(),
-            source,
-        })
+    let Some(file) = config.certificate.clone() else {
+        return Ok(None);
     };
-    config.certificate.as_deref().map(read).transpose()
+    match std::fs::read(&file) {
+        Ok(pem) => Ok(Some(pem)),
+        Err(source) => Err(CollectorError::CertificateFile { file, source }),
+    }
 }

@@ -8,14 +8,12 @@ use opentelemetry::TraceId;
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
-use super::collector::{Backoff, CollectorError, ExportError, OtlpClient, shorten};
+use super::collector::{self, Backoff, CollectorError, OtlpClient, attribute, shorten, text};
 use crate::config::otel::CollectorConfig;
 use crate::decision_log::{Collector, Receipt, Refusal, SendError};
 
@@ -46,15 +44,9 @@ pub struct OtlpLogs {
 ///
 /// [`CollectorError`].
 pub fn open(config: &CollectorConfig) -> Result<OtlpLogs, CollectorError> {
-    let attributes = config.resource.iter();
     Ok(OtlpLogs {
         client: OtlpClient::new(config, GRPC_METHOD)?,
-        resource: Resource {
-            attributes: attributes
-                .map(|(name, value)| attribute(name, value))
-                .collect(),
-            ..Resource::default()
-        },
+        resource: collector::resource(config),
         runtime: Handle::current(),
         backoff: Backoff::default(),
     })
@@ -65,17 +57,18 @@ impl Collector for OtlpLogs {
         let (bytes, log_records) = batch(lines);
         let records = log_records.len() as u64;
         let message = self.message(log_records);
-        let sending = self.client.send(message);
+        let sending = self.client.send(message, self.client.deadline());
         let refusal = match self.runtime.block_on(sending) {
             Ok(response) => partial_failure(response, records),
-            Err(ExportError::Permanent { reason }) => Some(Refusal {
-                lines: records,
-                reason,
-            }),
-            Err(ExportError::Retryable { reason, pause }) => {
-                let wait = Some(self.backoff.next_pause(pause));
+            Err(error) if error.is_retryable => {
+                let wait = Some(self.backoff.next_pause(error.pause));
+                let reason = error.reason;
                 return Err(SendError { reason, wait });
             }
+            Err(error) => Some(Refusal {
+                lines: records,
+                reason: error.reason,
+            }),
         };
         self.backoff = Backoff::default();
         Ok(Receipt { bytes, refusal })
@@ -108,13 +101,8 @@ fn partial_failure(response: ExportLogsServiceResponse, records: u64) -> Option<
 
 impl OtlpLogs {
     fn message(&self, log_records: Vec<LogRecord>) -> ExportLogsServiceRequest {
-        let scope = InstrumentationScope {
-            name: "cedar-pdp".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..InstrumentationScope::default()
-        };
         let scope_logs = ScopeLogs {
-            scope: Some(scope),
+            scope: Some(collector::scope()),
             log_records,
             ..ScopeLogs::default()
         };
@@ -173,19 +161,5 @@ fn record(line: &str) -> LogRecord {
         trace_id: trace_id.map_or_else(Vec::new, |id| id.to_bytes().to_vec()),
         event_name: EVENT_NAME.to_owned(),
         ..LogRecord::default()
-    }
-}
-
-fn attribute(name: &str, value: &str) -> KeyValue {
-    KeyValue {
-        key: name.to_owned(),
-        value: Some(text(value)),
-        ..KeyValue::default()
-    }
-}
-
-fn text(text: &str) -> AnyValue {
-    AnyValue {
-        value: Some(Value::StringValue(text.to_owned())),
     }
 }

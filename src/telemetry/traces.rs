@@ -10,6 +10,7 @@ mod exporter;
 mod metrics;
 mod trace_parent;
 
+use std::io::Write as _;
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -43,7 +44,6 @@ pub struct Traces(Arc<Inner>);
 struct Inner {
     sampler: CallSampler,
     joins_caller_trace: bool,
-    scope: InstrumentationScope,
     processor: BatchSpanProcessor,
     metrics: Arc<SpanMetrics>,
     max_queued_spans: usize,
@@ -96,9 +96,6 @@ impl Traces {
                 ids: RandomIdGenerator::default(),
             },
             joins_caller_trace: config.joins_caller_trace,
-            scope: InstrumentationScope::builder("cedar-pdp")
-                .with_version(env!("CARGO_PKG_VERSION"))
-                .build(),
             processor,
             metrics,
             max_queued_spans: config.max_queued_spans,
@@ -197,7 +194,10 @@ impl CallSpan {
     /// Returns the trace id as 32 hex digits.
     #[must_use]
     pub fn trace_hex(&self) -> [u8; 32] {
-        trace_parent::to_hex(self.context.trace_id())
+        // INVARIANT: a trace id is written as 32 digits.
+        let mut hex = [b'0'; 32];
+        let _ = write!(&mut hex[..], "{}", self.context.trace_id());
+        hex
     }
 
     /// Records a decision. `attributes` is called for the first decision of the call only.
@@ -252,7 +252,8 @@ impl CallSpan {
                 true => Status::error(""),
                 false => Status::Unset,
             },
-            instrumentation_scope: inner.scope.clone(),
+            // The exporter writes the scope once for each message.
+            instrumentation_scope: InstrumentationScope::default(),
         });
     }
 }

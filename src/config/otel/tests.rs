@@ -56,7 +56,7 @@ fn defaults_are_those_of_the_specification() {
                 endpoint: "http://localhost:4318/v1/traces".to_owned(),
                 certificate: None,
                 timeout: Duration::from_secs(10),
-                headers: Headers::default(),
+                headers: HeaderMap::new(),
                 resource: vec![
                     ("service.name".to_owned(), "cedar-pdp".to_owned()),
                     (
@@ -121,14 +121,14 @@ fn headers_are_decoded_and_their_values_hidden() {
         ),
     ]);
     assert_eq!(warnings, [] as [&str; 0]);
-    let headers: Vec<_> = config.headers.iter().collect();
-    let expected = [("authorization", "Bearer s3cret"), ("x-tenant", "a=b%")];
-    assert_eq!(headers, expected);
+    assert_eq!(config.headers.len(), 2);
+    assert_eq!(config.headers["authorization"], "Bearer s3cret");
+    assert_eq!(config.headers["x-tenant"], "a=b%");
     assert!(!format!("{config:?}").contains("s3cret"));
 
     for text in ["s3cret", "a b=s3cret", "a=s3cret%0A", "=s3cret"] {
         let (config, warnings) = read_decisions(&[("OTEL_EXPORTER_OTLP_HEADERS", text)]);
-        assert_eq!(config.headers, Headers::default(), "{text}");
+        assert_eq!(config.headers, HeaderMap::new(), "{text}");
         assert_eq!(
             warnings,
             ["OTEL_EXPORTER_OTLP_HEADERS is not name=value,name=value with percent-encoding"]
@@ -209,7 +209,7 @@ fn invalid_values_cause_warnings_and_defaults() {
     for (name, text) in [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
-        ("OTEL_TRACES_SAMPLER", "parentbased_parentbased_always_on"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
         ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c"),

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::Extensions;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
@@ -42,7 +43,7 @@ impl OtlpClient {
         grpc_method: &'static str,
     ) -> Result<Self, CollectorError> {
         let invalid = || CollectorError::Endpoint(redacted_endpoint(config).to_owned());
-        let mut headers = headers(config);
+        let mut headers = config.headers.clone();
         let transport = match config.protocol {
             Protocol::Grpc => {
                 let endpoint = Endpoint::from_shared(config.endpoint.clone())
@@ -50,7 +51,9 @@ impl OtlpClient {
                     .map_err(|_| invalid())?;
                 let endpoint = match grpc_tls(config)? {
                     None => endpoint,
-                    Some(tls) => endpoint.tls_config(tls).map_err(CollectorError::Tls)?,
+                    Some(tls) => endpoint
+                        .tls_config(tls)
+                        .map_err(|error| CollectorError::Tls(error.to_string()))?,
                 };
                 let method = PathAndQuery::from_static(grpc_method);
                 Transport::Grpc(endpoint.connect_lazy(), method)
@@ -71,56 +74,47 @@ impl OtlpClient {
         })
     }
 
-    /// The time limit of sending one batch.
-    pub(in crate::telemetry) fn timeout(&self) -> Duration {
-        self.timeout
+    /// Returns the time until which a message may be sent that is sent first now.
+    pub(in crate::telemetry) fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
     }
 
     /// Sends `message` and returns the response.
     ///
     /// # Errors
     ///
-    /// [`ExportError`], also when no response arrives within the timeout.
-    pub(in crate::telemetry) async fn send<M, R>(&self, message: M) -> Result<R, ExportError>
-    where
-        M: Message + 'static,
-        R: Message + Default + 'static,
-    {
+    /// [`ExportError`], also when no response has arrived at the deadline.
+    pub(in crate::telemetry) async fn send<R: Message + Default + 'static>(
+        &self,
+        message: impl Message + 'static,
+        deadline: Instant,
+    ) -> Result<R, ExportError> {
         let sending = async {
             match &self.transport {
-                Transport::Grpc(channel, method) => {
-                    self.call(channel.clone(), method.clone(), message).await
-                }
-                Transport::Http(client, endpoint) => {
-                    self.post(client, endpoint, message.encode_to_vec()).await
-                }
+                Transport::Grpc(channel, method) => self.call(channel, method, message).await,
+                Transport::Http(client, endpoint) => self.post(client, endpoint, message).await,
             }
         };
-        tokio::time::timeout(self.timeout, sending)
-            .await
-            .unwrap_or_else(|_elapsed| {
-                let reason = format!("no response within {:?}", self.timeout);
-                Err(ExportError::unanswered(reason))
-            })
+        let sent = tokio::time::timeout_at(deadline, sending).await;
+        sent.unwrap_or_else(|_elapsed| {
+            let reason = format!("no response within {:?}", self.timeout);
+            Err(ExportError::unanswered(reason))
+        })
     }
 
-    async fn call<M, R>(
+    async fn call<R: Message + Default + 'static>(
         &self,
-        channel: Channel,
-        method: PathAndQuery,
-        message: M,
-    ) -> Result<R, ExportError>
-    where
-        M: Message + 'static,
-        R: Message + Default + 'static,
-    {
-        let mut grpc = tonic::client::Grpc::new(channel);
+        channel: &Channel,
+        method: &PathAndQuery,
+        message: impl Message + 'static,
+    ) -> Result<R, ExportError> {
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
         let ready = grpc.ready().await;
         ready.map_err(|error| ExportError::unanswered(error.to_string()))?;
         let metadata = MetadataMap::from_headers(self.headers.clone());
         let request = tonic::Request::from_parts(metadata, Extensions::default(), message);
-        let codec = ProstCodec::<M, R>::default();
-        let response = grpc.unary(request, method, codec).await;
+        let codec = ProstCodec::default();
+        let response = grpc.unary(request, method.clone(), codec).await;
         response
             .map(tonic::Response::into_inner)
             .map_err(ExportError::from_grpc)
@@ -130,32 +124,19 @@ impl OtlpClient {
         &self,
         client: &HttpsClient,
         endpoint: &Uri,
-        body: Vec<u8>,
+        message: impl Message,
     ) -> Result<R, ExportError> {
-        let mut request = http::Request::new(body.into());
+        let mut request = http::Request::new(message.encode_to_vec().into());
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = endpoint.clone();
         *request.headers_mut() = self.headers.clone();
         let response = client.send(request).await;
         let response = response.map_err(|error| ExportError::unanswered(error.to_string()))?;
-        match response.status().is_success() {
-            // A success status accepts the message, even if the body cannot be decoded.
-            true => Ok(R::decode(response.into_body()).unwrap_or_default()),
-            false => Err(ExportError::from_http(
-                response.status(),
-                response.headers(),
-            )),
+        if !response.status().is_success() {
+            let (head, _) = response.into_parts();
+            return Err(ExportError::from_http(head.status, &head.headers));
         }
+        // A success status accepts the message, even if the body cannot be decoded.
+        Ok(R::decode(response.into_body()).unwrap_or_default())
     }
-}
-
-fn headers(config: &CollectorConfig) -> HeaderMap {
-    let header = |(name, value): (&str, &str)| {
-        // INVARIANT: `Headers` holds valid names and values only, so none is left out here.
-        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        let mut value = HeaderValue::from_str(value).ok()?;
-        value.set_sensitive(true);
-        Some((name, value))
-    };
-    config.headers.iter().filter_map(header).collect()
 }

@@ -13,29 +13,22 @@ use tonic_types::StatusExt as _;
 const MAX_REASON_CHARS: usize = 200;
 
 /// An export that the collector did not accept.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::telemetry) enum ExportError {
-    /// The message may be accepted later, or after a change of settings.
-    #[error("{reason}")]
-    Retryable {
-        /// The cause.
-        reason: String,
-        /// The pause that the collector requests before the next attempt.
-        pause: Option<Duration>,
-    },
-    /// The message will never be accepted.
-    #[error("{reason}")]
-    Permanent {
-        /// The cause.
-        reason: String,
-    },
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::telemetry) struct ExportError {
+    /// The cause.
+    pub(in crate::telemetry) reason: String,
+    /// True if the collector may accept the message later, or after a change of settings.
+    pub(in crate::telemetry) is_retryable: bool,
+    /// The pause that the collector requests before the next attempt.
+    pub(in crate::telemetry) pause: Option<Duration>,
 }
 
 impl ExportError {
     /// Makes the error of a message without a response.
     pub(super) fn unanswered(reason: String) -> Self {
-        Self::Retryable {
+        Self {
             reason,
+            is_retryable: true,
             pause: None,
         }
     }
@@ -43,59 +36,49 @@ impl ExportError {
     /// Classifies the status of a gRPC call.
     pub(super) fn from_grpc(status: Status) -> Self {
         let code = status.code();
-        let reason = format!("{code:?}: {}", shorten(status.message()));
-        // tonic sets a source if the connection failed; a collector's own status has none.
-        let is_response = status.source().is_none();
-        let pause = status
-            .get_details_retry_info()
-            .and_then(|info| info.retry_delay);
-        let is_retryable = match code {
-            Code::Cancelled
-            | Code::DeadlineExceeded
-            | Code::Aborted
-            | Code::OutOfRange
-            | Code::Unavailable
-            | Code::DataLoss => true,
-            // Without a pause, the message is too large for ever.
-            Code::ResourceExhausted => pause.is_some(),
-            // The message is valid: a setting, here or there, is wrong.
-            Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => true,
-            Code::Ok
-            | Code::Unknown
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-            | Code::Internal => false,
-        };
-        match is_retryable || !is_response {
-            true => Self::Retryable { reason, pause },
-            false => Self::Permanent { reason },
+        let info = status.get_details_retry_info();
+        let pause = info.and_then(|info| info.retry_delay);
+        // Without a pause, RESOURCE_EXHAUSTED means that the message is too large for ever.
+        let is_retryable = (code == Code::ResourceExhausted && pause.is_some())
+            || matches!(
+                code,
+                Code::Cancelled
+                    | Code::DeadlineExceeded
+                    | Code::Aborted
+                    | Code::OutOfRange
+                    | Code::Unavailable
+                    | Code::DataLoss
+                    // The message is valid: a setting, here or there, is wrong.
+                    | Code::Unauthenticated
+                    | Code::PermissionDenied
+                    | Code::Unimplemented
+            );
+        Self {
+            reason: format!("{code:?}: {}", shorten(status.message())),
+            // tonic sets a source if the connection failed; a collector's own status has none.
+            is_retryable: is_retryable || status.source().is_some(),
+            pause,
         }
     }
 
     /// Classifies an HTTP response that is not a success.
     pub(super) fn from_http(status: StatusCode, headers: &HeaderMap) -> Self {
-        let reason = format!("HTTP status {status}");
-        let is_retryable = matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT
-                // The message is valid: a setting, here or there, is wrong.
-                | StatusCode::UNAUTHORIZED
-                | StatusCode::FORBIDDEN
-                | StatusCode::NOT_FOUND
-        );
-        if !is_retryable {
-            return Self::Permanent { reason };
-        }
         let seconds = headers
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        Self::Retryable {
-            reason,
+        Self {
+            reason: format!("HTTP status {status}"),
+            is_retryable: matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS
+                    | StatusCode::BAD_GATEWAY
+                    | StatusCode::SERVICE_UNAVAILABLE
+                    | StatusCode::GATEWAY_TIMEOUT
+                    // The message is valid: a setting, here or there, is wrong.
+                    | StatusCode::UNAUTHORIZED
+                    | StatusCode::FORBIDDEN
+                    | StatusCode::NOT_FOUND
+            ),
             pause: seconds.map(Duration::from_secs),
         }
     }
@@ -115,14 +98,10 @@ mod tests {
 
     use super::*;
 
-    fn is_retryable(error: &ExportError) -> bool {
-        matches!(error, ExportError::Retryable { .. })
-    }
-
     #[test]
     fn transient_and_configuration_errors_are_retryable() {
         let codes: Vec<i32> = (1..=16)
-            .filter(|code| is_retryable(&ExportError::from_grpc(Status::new((*code).into(), ""))))
+            .filter(|code| ExportError::from_grpc(Status::new((*code).into(), "")).is_retryable)
             .collect();
         // CANCELLED, DEADLINE_EXCEEDED, PERMISSION_DENIED, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED,
         // UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED.
@@ -130,7 +109,7 @@ mod tests {
         let statuses: Vec<u16> = (300..600)
             .filter(|status| {
                 let status = StatusCode::from_u16(*status).unwrap();
-                is_retryable(&ExportError::from_http(status, &HeaderMap::new()))
+                ExportError::from_http(status, &HeaderMap::new()).is_retryable
             })
             .collect();
         assert_eq!(statuses, [401, 403, 404, 429, 502, 503, 504]);
@@ -141,22 +120,20 @@ mod tests {
         let pause = Some(Duration::from_secs(7));
         let details = ErrorDetails::with_retry_info(pause);
         let full = Status::with_error_details(Code::ResourceExhausted, "full", details);
-        let reason = "ResourceExhausted: full".to_owned();
-        let expected = ExportError::Retryable { reason, pause };
-        assert_eq!(ExportError::from_grpc(full), expected);
+        let error = ExportError::from_grpc(full);
+        assert_eq!((error.is_retryable, error.pause), (true, pause));
+        assert_eq!(error.reason, "ResourceExhausted: full");
         let headers = [(RETRY_AFTER, HeaderValue::from_static("7"))];
         let headers = headers.into_iter().collect();
-        let reason = "HTTP status 429 Too Many Requests".to_owned();
-        assert_eq!(
-            ExportError::from_http(StatusCode::TOO_MANY_REQUESTS, &headers),
-            ExportError::Retryable { reason, pause }
-        );
+        let error = ExportError::from_http(StatusCode::TOO_MANY_REQUESTS, &headers);
+        assert_eq!((error.is_retryable, error.pause), (true, pause));
+        assert_eq!(error.reason, "HTTP status 429 Too Many Requests");
     }
 
     #[test]
     fn failed_connection_is_retryable() {
         let mut status = Status::unknown("transport error");
         status.set_source(Arc::new(std::io::Error::other("reset")));
-        assert!(is_retryable(&ExportError::from_grpc(status)));
+        assert!(ExportError::from_grpc(status).is_retryable);
     }
 }

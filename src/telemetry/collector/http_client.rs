@@ -1,5 +1,6 @@
 //! The HTTP client of OTLP over HTTP, for collectors with and without TLS.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -13,22 +14,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
+use super::CollectorError;
+
 /// The largest response body that is read, in bytes.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
-
-/// An error in the CA certificates that verify a collector.
-#[derive(Debug, thiserror::Error)]
-pub enum RootsError {
-    /// The file holds something else.
-    #[error("OTEL_EXPORTER_OTLP_CERTIFICATE is not a file of PEM certificates: {0}")]
-    Pem(rustls::pki_types::pem::Error),
-    /// A certificate cannot be used.
-    #[error("OTEL_EXPORTER_OTLP_CERTIFICATE: {0}")]
-    Certificate(rustls::Error),
-    /// TLS cannot be set up.
-    #[error("cannot set up TLS: {0}")]
-    Tls(rustls::Error),
-}
 
 /// An HTTP/1.1 client that keeps connections open.
 #[derive(Clone, Debug)]
@@ -36,11 +25,11 @@ pub(super) struct HttpsClient(Client<HttpsConnector<HttpConnector>, Full<Bytes>>
 
 impl HttpsClient {
     /// Builds a client that verifies servers by the CA certificates in `pem`, or else by the system's.
-    pub(super) fn new(pem: Option<&[u8]>) -> Result<Self, RootsError> {
+    pub(super) fn new(pem: Option<&[u8]>) -> Result<Self, CollectorError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(RootsError::Tls)?
+            .map_err(invalid)?
             .with_root_certificates(roots(pem)?)
             .with_no_client_auth();
         let connector = HttpsConnectorBuilder::new()
@@ -63,13 +52,16 @@ impl HttpsClient {
     }
 }
 
-fn roots(pem: Option<&[u8]>) -> Result<RootCertStore, RootsError> {
+fn invalid(error: impl Display) -> CollectorError {
+    CollectorError::Tls(error.to_string())
+}
+
+fn roots(pem: Option<&[u8]>) -> Result<RootCertStore, CollectorError> {
     let mut roots = RootCertStore::empty();
     match pem {
         Some(pem) => {
             for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(RootsError::Pem)?;
-                roots.add(certificate).map_err(RootsError::Certificate)?;
+                roots.add(certificate.map_err(invalid)?).map_err(invalid)?;
             }
         }
         // A system without certificates can still send to a collector without TLS.

@@ -7,20 +7,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use opentelemetry::KeyValue;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
-use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
-use opentelemetry_sdk::Resource;
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::metrics::{SpanMetrics, SpanResult};
 use crate::config::otel::CollectorConfig;
-use crate::telemetry::collector::{Backoff, CollectorError, ExportError, OtlpClient};
+use crate::telemetry::collector::{self, Backoff, CollectorError, OtlpClient};
 
 const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -28,7 +27,7 @@ const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/
 #[derive(Debug)]
 pub(super) struct CountingExporter {
     client: Arc<OtlpClient>,
-    resource: ResourceAttributesWithSchema,
+    resource: Resource,
     runtime: Handle,
     metrics: Arc<SpanMetrics>,
     /// True if the last batch failed.
@@ -41,17 +40,28 @@ impl CountingExporter {
         config: &CollectorConfig,
         metrics: Arc<SpanMetrics>,
     ) -> Result<Self, CollectorError> {
-        let attributes = config.resource.iter();
-        let resource = Resource::builder_empty()
-            .with_attributes(attributes.map(|(k, v)| KeyValue::new(k.clone(), v.clone())))
-            .build();
         Ok(Self {
             client: Arc::new(OtlpClient::new(config, GRPC_METHOD)?),
-            resource: (&resource).into(),
+            resource: collector::resource(config),
             runtime: Handle::current(),
             metrics,
             is_failing: AtomicBool::new(false),
         })
+    }
+
+    fn message(&self, batch: Vec<SpanData>) -> ExportTraceServiceRequest {
+        let scope_spans = ScopeSpans {
+            scope: Some(collector::scope()),
+            spans: batch.into_iter().map(Span::from).collect(),
+            ..ScopeSpans::default()
+        };
+        ExportTraceServiceRequest {
+            resource_spans: vec![ResourceSpans {
+                resource: Some(self.resource.clone()),
+                scope_spans: vec![scope_spans],
+                ..ResourceSpans::default()
+            }],
+        }
     }
 }
 
@@ -59,10 +69,8 @@ impl SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         self.metrics.leave_queue(spans);
-        let message = ExportTraceServiceRequest {
-            resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
-        };
-        let sending = self.runtime.spawn(send(Arc::clone(&self.client), message));
+        let sending = send(Arc::clone(&self.client), self.message(batch));
+        let sending = self.runtime.spawn(sending);
         let result = sending
             .await
             .unwrap_or_else(|cancelled| Err(cancelled.to_string()));
@@ -86,27 +94,19 @@ impl SpanExporter for CountingExporter {
     }
 }
 
-/// Sends a batch, with retries within the timeout.
+/// Sends a batch, with retries until the deadline.
 async fn send(client: Arc<OtlpClient>, message: ExportTraceServiceRequest) -> Result<(), String> {
-    let timeout = client.timeout();
-    let started = tokio::time::Instant::now();
-    let attempts = async {
-        let mut backoff = Backoff::default();
-        loop {
-            let sending = client.send::<_, ExportTraceServiceResponse>(message.clone());
-            let (reason, pause) = match sending.await {
-                Ok(_accepted) => return Ok(()),
-                Err(ExportError::Permanent { reason }) => return Err(reason),
-                Err(ExportError::Retryable { reason, pause }) => (reason, pause),
-            };
-            let pause = backoff.next_pause(pause);
-            if started.elapsed() + pause >= timeout {
-                return Err(reason);
-            }
-            tokio::time::sleep(pause).await;
+    let deadline = client.deadline();
+    let mut backoff = Backoff::default();
+    loop {
+        let error = match client.send(message.clone(), deadline).await {
+            Ok(ExportTraceServiceResponse { .. }) => return Ok(()),
+            Err(error) => error,
+        };
+        let retry = Instant::now() + backoff.next_pause(error.pause);
+        if !error.is_retryable || retry >= deadline {
+            return Err(error.reason);
         }
-    };
-    tokio::time::timeout(timeout, attempts)
-        .await
-        .unwrap_or_else(|_elapsed| Err(format!("no response within {timeout:?}")))
+        tokio::time::sleep_until(retry).await;
+    }
 }

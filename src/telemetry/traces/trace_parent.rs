@@ -9,6 +9,8 @@ use opentelemetry::{SpanId, TraceId};
 /// The caller's span that a call belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
+    /// The trace id as 32 hex digits.
+    pub trace_hex: [u8; 32],
     pub(super) trace_id: TraceId,
     pub(super) span_id: SpanId,
     pub(super) is_sampled: bool,
@@ -34,35 +36,18 @@ impl TraceParent {
         if !has_valid_end || !fields.into_iter().all(is_lower_hex) {
             return None;
         }
+        let trace_hex = trace_id.as_bytes().try_into().ok()?;
         let trace_id = TraceId::from_hex(trace_id).ok()?;
         let span_id = SpanId::from_hex(span_id).ok()?;
         let flags = u8::from_str_radix(flags, 16).ok()?;
         let is_valid = trace_id != TraceId::INVALID && span_id != SpanId::INVALID;
         is_valid.then_some(Self {
+            trace_hex,
             trace_id,
             span_id,
             is_sampled: flags & 1 == 1,
         })
     }
-
-    /// Returns the trace id as 32 hex digits.
-    #[must_use]
-    pub fn trace_hex(&self) -> [u8; 32] {
-        to_hex(self.trace_id)
-    }
-}
-
-/// Formats a trace id without an allocation.
-pub(super) fn to_hex(trace_id: TraceId) -> [u8; 32] {
-    let number = u128::from_be_bytes(trace_id.to_bytes());
-    std::array::from_fn(|place| {
-        // INVARIANT: four bits index one of sixteen digits.
-        let digit = (number >> (4 * (31 - place))) & 0xf;
-        b"0123456789abcdef"
-            .get(digit as usize)
-            .copied()
-            .unwrap_or(b'0')
-    })
 }
 
 #[cfg(test)]
@@ -78,7 +63,7 @@ mod tests {
         let sampled = parse("01");
         assert_eq!(sampled.trace_id, TraceId::from_hex(TRACE).unwrap());
         assert_eq!(sampled.span_id, SpanId::from_hex(SPAN).unwrap());
-        assert_eq!(sampled.trace_hex(), TRACE.as_bytes());
+        assert_eq!(sampled.trace_hex, TRACE.as_bytes());
         assert!(sampled.is_sampled);
         assert!(!parse("00").is_sampled);
         assert!(parse("03").is_sampled, "other flags may be set");
