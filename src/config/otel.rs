@@ -106,22 +106,9 @@ fn read(
     (collectors, variables.warnings)
 }
 
-/// A kind of telemetry, as variables and URL paths name it.
-#[derive(Clone, Copy)]
-struct Signal {
-    variable: &'static str,
-    path: &'static str,
-}
-
-const TRACES: Signal = Signal {
-    variable: "TRACES",
-    path: "v1/traces",
-};
-
-const LOGS: Signal = Signal {
-    variable: "LOGS",
-    path: "v1/logs",
-};
+/// The kinds of telemetry, as variables name them.
+const TRACES: &str = "TRACES";
+const LOGS: &str = "LOGS";
 
 /// The variables that are set, and the warnings about them.
 struct Variables {
@@ -160,15 +147,15 @@ impl Variables {
     }
 
     /// Returns the name of the variable that applies to `signal`: its own, if that is set.
-    fn exporter_name(&self, signal: Signal, name: &str) -> String {
-        let own = format!("OTEL_EXPORTER_OTLP_{}_{name}", signal.variable);
+    fn exporter_name(&self, signal: &str, name: &str) -> String {
+        let own = format!("OTEL_EXPORTER_OTLP_{signal}_{name}");
         match self.set.contains_key(&own) {
             true => own,
             false => format!("OTEL_EXPORTER_OTLP_{name}"),
         }
     }
 
-    fn exporter(&self, signal: Signal, name: &str) -> Option<&str> {
+    fn exporter(&self, signal: &str, name: &str) -> Option<&str> {
         self.get(&self.exporter_name(signal, name))
     }
 
@@ -208,7 +195,7 @@ impl Variables {
         }
     }
 
-    fn collector(&mut self, signal: Signal) -> CollectorConfig {
+    fn collector(&mut self, signal: &str) -> CollectorConfig {
         let protocol = self.protocol(signal);
         let timeout = self.exporter_name(signal, "TIMEOUT");
         CollectorConfig {
@@ -221,7 +208,7 @@ impl Variables {
         }
     }
 
-    fn protocol(&mut self, signal: Signal) -> Protocol {
+    fn protocol(&mut self, signal: &str) -> Protocol {
         match self.exporter(signal, "PROTOCOL") {
             Some("grpc") => Protocol::Grpc,
             None | Some("http/protobuf") => Protocol::HttpProtobuf,
@@ -233,7 +220,7 @@ impl Variables {
         }
     }
 
-    fn endpoint(&self, signal: Signal, protocol: Protocol) -> String {
+    fn endpoint(&self, signal: &str, protocol: Protocol) -> String {
         let name = self.exporter_name(signal, "ENDPOINT");
         let endpoint = self.get(&name);
         match protocol {
@@ -251,13 +238,14 @@ impl Variables {
                 Some(endpoint) if name != "OTEL_EXPORTER_OTLP_ENDPOINT" => endpoint.to_owned(),
                 base => {
                     let base = base.unwrap_or("http://localhost:4318");
-                    format!("{}/{}", base.trim_end_matches('/'), signal.path)
+                    let (base, path) = (base.trim_end_matches('/'), signal.to_lowercase());
+                    format!("{base}/v1/{path}")
                 }
             },
         }
     }
 
-    fn headers(&mut self, signal: Signal) -> HeaderMap {
+    fn headers(&mut self, signal: &str) -> HeaderMap {
         let name = self.exporter_name(signal, "HEADERS");
         let headers: Option<_> = pairs(self.get(&name)).map(|pair| header(pair?)).collect();
         headers.unwrap_or_else(|| {
