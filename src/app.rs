@@ -2,7 +2,6 @@
 //!
 //! The only place that knows all the parts. Nothing here decides or parses.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -30,12 +29,11 @@ use crate::pip::{self, TokenSettings};
 use crate::policy_store::{
     self, OpenedStore, Reader, Reloader, SourceLimits, StatusReader, StoreOpenError, StoreSettings,
 };
-use crate::readiness::{Readiness, RejectionReason, UnreadyGuard};
-use crate::telemetry::collector::CollectorError;
-use crate::telemetry::decisions;
+use crate::readiness::{Readiness, Reason, UnreadyGuard};
+use crate::telemetry::collector::{self, CollectorError};
 use crate::telemetry::log::LogFilter;
-use crate::telemetry::traces::export::{self, Export};
-use crate::telemetry::traces::{SpanFigures, Traces};
+use crate::telemetry::otlp_logs;
+use crate::telemetry::traces::{SpanMetrics, Traces};
 use crate::watch::{self, WatchSettings};
 
 /// How long the decision log may take to write what waits, however long the calls took to end.
@@ -71,7 +69,7 @@ pub enum BindError {
 pub struct App {
     server: Server,
     admin: Option<AdminServer>,
-    export: Option<Export>,
+    traces: Option<Traces>,
     reloader: Reloader,
     reloads: policy_store::ReloadHandle,
     snapshots: Reader,
@@ -145,10 +143,8 @@ pub async fn bind(
     };
     let token_figures = tokens.clone();
     let token_figures = move || token_figures.as_ref().map(|tokens| tokens.metrics());
-    let spans = Arc::<SpanFigures>::default();
-    let (traces, export) = traces
-        .and_then(|config| open_traces(&config, Arc::clone(&spans)))
-        .unzip();
+    let spans = Arc::<SpanMetrics>::default();
+    let traces = traces.and_then(|config| open_traces(&config, Arc::clone(&spans)));
     let backend = Backend {
         engine: Arc::clone(&engine),
         tokens,
@@ -156,7 +152,7 @@ pub async fn bind(
         reloads: reloads.clone(),
         readiness: readiness.reader(),
         figures: counted.as_ref().map(|counted| Arc::clone(&counted.calls)),
-        traces,
+        traces: traces.clone(),
     };
     let server = Server::open(&config.listen, &backend, &api_settings(&config)).await?;
     if config.callers_are_unknown()
@@ -205,7 +201,7 @@ pub async fn bind(
     Ok(App {
         server,
         admin,
-        export,
+        traces,
         reloader,
         reloads,
         snapshots: reader,
@@ -251,7 +247,7 @@ impl App {
         let Self {
             server,
             admin,
-            export,
+            traces,
             reloader,
             snapshots,
             engine,
@@ -270,14 +266,6 @@ impl App {
         if let Some(admin) = admin {
             tasks.spawn(admin.run());
         }
-        let (calls_are_over, last_span) = tokio::sync::oneshot::channel::<Infallible>();
-        let exporting = export.map(|export| {
-            tokio::spawn(export.run(async move {
-                // Nothing is ever sent: it ends when the sender is dropped.
-                let _ = last_span.await;
-            }))
-        });
-
         let drain_ends = OnceLock::new();
         if let Some(refresh) = token_refresh {
             tasks.spawn(refresh.run());
@@ -312,11 +300,8 @@ impl App {
             });
             writer.finish(left.max(LEAST_FOR_DECISION_LOG)).await;
         }
-        drop(calls_are_over);
-        if let Some(exporting) = exporting
-            && let Err(error) = exporting.await
-        {
-            tracing::error!(%error, "the export of spans failed");
+        if let Some(traces) = traces {
+            traces.shutdown().await;
         }
         tasks.shutdown().await;
     }
@@ -334,7 +319,7 @@ fn open_decision_log(
         (Destination::File(path), _) => Sink::to_file(path, log.max_file_bytes, log.max_files)?,
         (Destination::Otlp, collector) => {
             let collector = collector.unwrap_or_default();
-            Sink::to_collector(Box::new(decisions::open(&collector)?))
+            Sink::to_collector(Box::new(otlp_logs::open(&collector)?))
         }
     };
     decision_log::open(log, config.pdp.on_policy_error, lines)
@@ -344,16 +329,13 @@ fn open_decision_log(
 
 /// Traces, unless they cannot be had: those who ask for decisions must not go without them because
 /// of a setting that is about something else.
-fn open_traces(config: &TracesConfig, figures: Arc<SpanFigures>) -> Option<(Traces, Export)> {
-    match export::open(config, figures) {
-        Ok(opened) => {
-            // Without a name and password, which may stand before the host.
-            let CollectorConfig {
-                endpoint, protocol, ..
-            } = &config.collector;
-            let (_, address) = endpoint.rsplit_once('@').unwrap_or(("", endpoint));
+fn open_traces(config: &TracesConfig, metrics: Arc<SpanMetrics>) -> Option<Traces> {
+    match Traces::open(config, metrics) {
+        Ok(traces) => {
+            let address = collector::redacted_endpoint(&config.collector);
+            let protocol = config.collector.protocol;
             tracing::info!(collector = address, ?protocol, "calls are traced");
-            Some(opened)
+            Some(traces)
         }
         Err(error) => {
             tracing::warn!(%error, "calls are not traced");

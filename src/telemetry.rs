@@ -1,9 +1,8 @@
-//! What the service tells of itself while it runs: log lines, and figures.
+//! Log lines, traces, metrics, and the connections to OpenTelemetry collectors.
 //!
-//! Nothing here decides what is worth telling; each part of the house says it through `tracing`,
-//! or counts it.
+//! Nothing here decides what is reported: other parts log through `tracing`, count, or record spans.
 
 pub mod collector;
-pub mod decisions;
 pub mod log;
+pub mod otlp_logs;
 pub mod traces;

@@ -201,8 +201,18 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
     // The doors, and what is asked of others: the keys of issuers, and to take spans and records.
     (
-        &["http", "hyper", "hyper_util"],
+        &["hyper", "hyper_util"],
         &["src/api", "src/pip/keys/fetch", "src/telemetry/collector"],
+    ),
+    (
+        &["http"],
+        &[
+            "src/api",
+            "src/pip/keys/fetch",
+            "src/telemetry/collector",
+            // Headers that a collector is sent.
+            "src/config/otel",
+        ],
     ),
     (
         &["hyper_rustls"],
@@ -222,17 +232,11 @@ const ONLY: &[(&[&str], &[&str])] = &[
     (&["moka"], &["src/engine/cache", "src/pip/token_cache"]),
     (&["prometheus_client"], &["src/telemetry/metrics"]),
     (
-        &[
-            "opentelemetry",
-            "opentelemetry_sdk",
-            "opentelemetry_otlp",
-            "opentelemetry_http",
-            "opentelemetry_proto",
-        ],
+        &["opentelemetry", "opentelemetry_sdk", "opentelemetry_proto"],
         &[
             "src/telemetry/collector",
             "src/telemetry/traces",
-            "src/telemetry/decisions",
+            "src/telemetry/otlp_logs",
         ],
     ),
     (&["std::env"], &["src/config"]),

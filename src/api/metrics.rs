@@ -7,7 +7,7 @@ use tonic::Code;
 use crate::api::auth::caller::Right;
 use crate::counters::{Counters, Distribution, Histogram};
 use crate::engine::metrics::{DURATION_BOUNDS, nanoseconds};
-use crate::telemetry::traces::Ended;
+use crate::telemetry::traces::CallOutcome;
 
 /// Declares an enum of which every value has a text: a closed set of values for a label.
 macro_rules! label {
@@ -293,8 +293,8 @@ impl CallFigures {
 }
 
 /// How a call ended, for its span.
-pub(crate) fn ended(method: Method, code: Code) -> Ended {
-    Ended {
+pub(crate) fn ended(method: Method, code: Code) -> CallOutcome {
+    CallOutcome {
         method: match method {
             Method::Other => "_OTHER",
             Method::Authorize
@@ -310,7 +310,7 @@ pub(crate) fn ended(method: Method, code: Code) -> Ended {
             | Method::OldReflection => method.label(),
         },
         code: code_label(code as usize),
-        is_fault: match code {
+        is_server_error: match code {
             Code::Unknown
             | Code::DeadlineExceeded
             | Code::Unimplemented

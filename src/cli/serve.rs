@@ -23,7 +23,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<Outcome> {
     let sends_decisions = config.decision_log.destination == Destination::Otlp;
     let (collectors, warnings) = otel::from_environment(sends_decisions);
     for warning in warnings {
-        tracing::warn!(warning, "a variable of OpenTelemetry's makes no sense");
+        tracing::warn!(warning, "invalid OpenTelemetry variable, using the default");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,119 +1,94 @@
-//! What OpenTelemetry's environment variables ask for: whether calls are traced and which, and where
-//! spans go, and records of decisions if they are to go to a collector.
+//! Reads OpenTelemetry's environment variables: which calls are traced, and where spans and decision
+//! records are sent.
 //!
-//! These variables are not ours: they are often set for everything in a pod at once, by someone who
-//! thinks of other programs. So what makes no sense here is warned about and has its default, as
-//! OpenTelemetry's specification says, and never keeps the service from starting.
+//! These variables are often set for a whole pod, by people who think of other programs. So an
+//! invalid value is reported in a warning and replaced by its default, as the specification asks. It
+//! never prevents the start. The SDK reads most of them itself, but reports nothing, and a delay or a
+//! queue of 0 makes it spin or drop every span.
 //! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
 
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
-use std::fmt;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-/// The collectors that things are sent to.
+use http::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::percent_decode_str;
+
+/// The collectors that the service sends to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Collectors {
-    /// How calls are traced, if they are.
+    /// The settings of traces; `None` if calls are not traced.
     pub traces: Option<TracesConfig>,
-    /// Where records of decisions go, if they go to a collector.
+    /// The collector of the decision log; `None` if the log has another destination.
     pub decisions: Option<CollectorConfig>,
 }
 
-/// How a collector is reached.
+/// The connection settings of one collector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CollectorConfig {
-    /// How things are sent.
+    /// The transport of OTLP.
     pub protocol: Protocol,
-    /// Where they are sent to, with the path where the protocol has one.
+    /// The URL of the collector, with a path if the protocol has one.
     pub endpoint: String,
-    /// The authorities that the collector's certificate is verified by; `None` is the system's.
+    /// The file of CA certificates that verify the collector; `None` uses those of the system.
     pub certificate: Option<PathBuf>,
-    /// How long sending a batch may take, further attempts included.
+    /// The time limit of sending one batch, retries included.
     pub timeout: Duration,
-    /// What is sent along with each batch.
-    pub headers: Headers,
-    /// What is said of the service that sends.
+    /// The headers of each request. Values are marked as sensitive: they may be secrets.
+    pub headers: HeaderMap,
+    /// The attributes that describe this service.
     pub resource: Vec<(String, String)>,
 }
 
-/// Headers, each with a name and a value that HTTP takes.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(String, String)>);
-
-impl Headers {
-    /// Their names and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (&**name, &**value))
-    }
-}
-
-impl fmt::Debug for Headers {
-    /// Without the values, which may be secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set()
-            .entries(self.0.iter().map(|(name, _)| name))
-            .finish()
-    }
-}
-
-/// Where log records go when no variable is set.
+/// The collector of log records when no variable is set.
 impl Default for CollectorConfig {
     fn default() -> Self {
-        Variables::of([]).collector(Signal::Logs)
+        Variables::new([]).collector(LOGS)
     }
 }
 
-/// How calls are traced.
+/// The settings of traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TracesConfig {
-    /// Where spans go.
+    /// The collector of spans.
     pub collector: CollectorConfig,
-    /// Which calls are traced.
-    pub sampler: Sampler,
-    /// Whether a call belongs to the trace that its caller names.
-    pub takes_context: bool,
-    /// The most spans that wait to be sent; what comes beyond is dropped.
-    pub queue_spans: usize,
-    /// The most spans that are sent at once; no more than wait.
-    pub batch_spans: usize,
-    /// How long a span waits for others to be sent with.
-    pub delay: Duration,
+    /// The rule that selects the calls to trace.
+    pub sampler: SamplerConfig,
+    /// True if a call joins the trace that its `traceparent` header names.
+    pub joins_caller_trace: bool,
+    /// The most spans in the queue; further ones are dropped.
+    pub max_queued_spans: usize,
+    /// The most spans in one batch; at most `max_queued_spans`.
+    pub max_batch_spans: usize,
+    /// The longest time between two batches.
+    pub schedule_delay: Duration,
 }
 
-/// How things are sent.
+/// A transport of OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// OTLP over gRPC.
+    /// gRPC.
     Grpc,
-    /// OTLP over HTTP/1.1, as protobuf.
+    /// HTTP/1.1 with protobuf bodies.
     HttpProtobuf,
 }
 
-/// Which calls are traced.
+/// A rule that selects the calls to trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampler {
-    /// Whether a caller that says whether its trace is sampled has the word.
-    pub asks_parent: bool,
-    /// Which of the others are.
-    pub root: RootSampler,
+pub struct SamplerConfig {
+    /// True if a caller's sampling decision takes precedence.
+    pub is_parent_based: bool,
+    /// The share of the other calls, from 0 to 1.
+    pub ratio: f64,
 }
 
-/// Which calls are traced of those that nobody decided on before.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RootSampler {
-    /// All.
-    On,
-    /// None.
-    Off,
-    /// This share, from 0 to 1.
-    Ratio(f64),
-}
-
-/// What the variables of this process ask for, and what about them makes no sense. Whether
-/// decisions go to a collector is not for them to say, and told here.
+/// Reads the variables of this process. Returns the settings, and a warning for each invalid value.
+/// `sends_decisions` tells whether the decision log goes to a collector.
 #[must_use]
 pub fn from_environment(sends_decisions: bool) -> (Collectors, Vec<String>) {
     read(env::vars_os(), sends_decisions)
@@ -123,59 +98,30 @@ fn read(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     sends_decisions: bool,
 ) -> (Collectors, Vec<String>) {
-    let mut variables = Variables::of(variables);
+    let mut variables = Variables::new(variables);
     let collectors = Collectors {
         traces: variables.traces(),
-        decisions: sends_decisions.then(|| variables.collector(Signal::Logs)),
+        decisions: sends_decisions.then(|| variables.collector(LOGS)),
     };
     (collectors, variables.warnings)
 }
 
-/// What is sent, as the names of variables and paths have it.
-#[derive(Clone, Copy)]
-enum Signal {
-    Traces,
-    Logs,
-}
+/// The kinds of telemetry, as variables name them.
+const TRACES: &str = "TRACES";
+const LOGS: &str = "LOGS";
 
-impl Signal {
-    fn variable(self, name: &str) -> String {
-        let signal = match self {
-            Self::Traces => "TRACES",
-            Self::Logs => "LOGS",
-        };
-        format!("OTEL_EXPORTER_OTLP_{signal}_{name}")
-    }
-
-    fn path(self) -> &'static str {
-        match self {
-            Self::Traces => "v1/traces",
-            Self::Logs => "v1/logs",
-        }
-    }
-}
-
-/// OpenTelemetry's variables that are set, and the complaints about them.
+/// The variables that are set, and the warnings about them.
 struct Variables {
     set: BTreeMap<String, String>,
     warnings: Vec<String>,
 }
 
-const SAMPLERS: &[(&str, bool, RootSampler)] = &[
-    ("always_on", false, RootSampler::On),
-    ("always_off", false, RootSampler::Off),
-    ("traceidratio", false, RootSampler::Ratio(1.0)),
-    ("parentbased_always_on", true, RootSampler::On),
-    ("parentbased_always_off", true, RootSampler::Off),
-    ("parentbased_traceidratio", true, RootSampler::Ratio(1.0)),
-];
-
 impl Variables {
-    fn of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+    fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let set = variables
             .into_iter()
             .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
-            // Empty is not set.
+            // An empty variable counts as unset.
             .filter(|(name, text)| name.starts_with("OTEL_") && !text.trim().is_empty())
             .map(|(name, text)| (name, text.trim().to_owned()))
             .collect();
@@ -189,193 +135,184 @@ impl Variables {
         self.set.get(name).map(String::as_str)
     }
 
-    /// The variable that is set for this signal, or else the one for all.
-    fn name(&self, signal: Signal, name: &str) -> String {
-        let own = signal.variable(name);
-        match self.get(&own) {
-            Some(_) => own,
-            None => format!("OTEL_EXPORTER_OTLP_{name}"),
+    fn is_true(&self, name: &str) -> bool {
+        self.get(name)
+            .is_some_and(|text| text.eq_ignore_ascii_case("true"))
+    }
+
+    /// Returns whether the comma-separated list in `name` contains `item`; `None` if it is unset.
+    fn lists(&self, name: &str, item: &str) -> Option<bool> {
+        let mut items = self.get(name)?.split(',');
+        Some(items.any(|it| it.trim() == item))
+    }
+
+    /// Returns the name of the variable that applies to `signal`: its own, if that is set.
+    fn exporter_name(&self, signal: &str, name: &str) -> String {
+        let own = format!("OTEL_EXPORTER_OTLP_{signal}_{name}");
+        match self.set.contains_key(&own) {
+            true => own,
+            false => format!("OTEL_EXPORTER_OTLP_{name}"),
         }
     }
 
-    fn exporter(&self, signal: Signal, name: &str) -> Option<&str> {
-        self.get(&self.name(signal, name))
+    fn exporter(&self, signal: &str, name: &str) -> Option<&str> {
+        self.get(&self.exporter_name(signal, name))
     }
 
-    fn warn(&mut self, name: &str, takes: &str) {
-        let text = self.get(name).unwrap_or_default().to_owned();
-        self.warnings
-            .push(format!("{name} is `{text}`; taken: {takes}"));
+    fn warn(&mut self, name: &str, expected: &str) {
+        let text = self.get(name).unwrap_or_default();
+        let warning = format!("{name} is `{text}`, expected {expected}");
+        self.warnings.push(warning);
     }
 
     fn traces(&mut self) -> Option<TracesConfig> {
-        if self
-            .get("OTEL_SDK_DISABLED")
-            .is_some_and(|text| text.eq_ignore_ascii_case("true"))
-        {
+        if self.is_true("OTEL_SDK_DISABLED") || !self.exports_spans() {
             return None;
         }
-        let is_on = match self.get("OTEL_TRACES_EXPORTER") {
-            None => self.exporter(Signal::Traces, "ENDPOINT").is_some(),
-            Some("none") => false,
-            Some(names) => {
-                let names: Vec<_> = names.split(',').map(str::trim).collect();
-                if names != ["otlp"] {
-                    self.warn("OTEL_TRACES_EXPORTER", "otlp, none");
-                }
-                self.get("OTEL_TRACES_EXPORTER")
-                    .is_some_and(|names| names.split(',').any(|name| name.trim() == "otlp"))
-            }
-        };
-        if !is_on {
-            return None;
-        }
-        let queue_spans = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1, 100_000, 2_048);
-        let batch_spans = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, 100_000, 512);
-        let delay = self.number("OTEL_BSP_SCHEDULE_DELAY", 1, 3_600_000, 5_000);
+        let queue = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1..=100_000, 2_048);
+        let batch = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1..=100_000, 512);
+        let joins_caller_trace = self.lists("OTEL_PROPAGATORS", "tracecontext");
         Some(TracesConfig {
-            collector: self.collector(Signal::Traces),
+            collector: self.collector(TRACES),
             sampler: self.sampler(),
-            takes_context: self
-                .get("OTEL_PROPAGATORS")
-                .is_none_or(|names| names.split(',').any(|name| name.trim() == "tracecontext")),
-            queue_spans,
-            batch_spans: batch_spans.min(queue_spans),
-            delay: Duration::from_millis(delay as u64),
+            joins_caller_trace: joins_caller_trace.unwrap_or(true),
+            max_queued_spans: queue,
+            max_batch_spans: batch.min(queue),
+            schedule_delay: self.milliseconds("OTEL_BSP_SCHEDULE_DELAY", 3_600_000, 5_000),
         })
     }
 
-    fn collector(&mut self, signal: Signal) -> CollectorConfig {
-        let protocol = self.protocol(signal);
-        let timeout = self.name(signal, "TIMEOUT");
-        let mut endpoint = self.endpoint(signal, protocol);
-        if protocol == Protocol::Grpc && !endpoint.contains("://") {
-            let is_insecure = self
-                .exporter(signal, "INSECURE")
-                .is_some_and(|text| text.eq_ignore_ascii_case("true"));
-            let scheme = if is_insecure { "http" } else { "https" };
-            endpoint = format!("{scheme}://{endpoint}");
+    fn exports_spans(&mut self) -> bool {
+        let name = "OTEL_TRACES_EXPORTER";
+        match self.get(name) {
+            None => self.exporter(TRACES, "ENDPOINT").is_some(),
+            Some("none") => false,
+            Some("otlp") => true,
+            Some(_) => {
+                self.warn(name, "otlp, none");
+                self.lists(name, "otlp").unwrap_or(false)
+            }
         }
+    }
+
+    fn collector(&mut self, signal: &str) -> CollectorConfig {
+        let protocol = self.protocol(signal);
+        let timeout = self.exporter_name(signal, "TIMEOUT");
         CollectorConfig {
             protocol,
-            endpoint,
+            endpoint: self.endpoint(signal, protocol),
             certificate: self.exporter(signal, "CERTIFICATE").map(PathBuf::from),
-            timeout: Duration::from_millis(self.number(&timeout, 1, 600_000, 10_000) as u64),
+            timeout: self.milliseconds(&timeout, 600_000, 10_000),
             headers: self.headers(signal),
             resource: self.resource(),
         }
     }
 
-    fn protocol(&mut self, signal: Signal) -> Protocol {
+    fn protocol(&mut self, signal: &str) -> Protocol {
         match self.exporter(signal, "PROTOCOL") {
             Some("grpc") => Protocol::Grpc,
             None | Some("http/protobuf") => Protocol::HttpProtobuf,
             Some(_) => {
-                let name = self.name(signal, "PROTOCOL");
+                let name = self.exporter_name(signal, "PROTOCOL");
                 self.warn(&name, "grpc, http/protobuf");
                 Protocol::HttpProtobuf
             }
         }
     }
 
-    fn headers(&mut self, signal: Signal) -> Headers {
-        let pairs = self.exporter(signal, "HEADERS").unwrap_or_default();
-        let pairs = pairs.split(',').filter(|pair| !pair.trim().is_empty());
-        let headers: Option<_> = pairs.map(header).collect();
-        headers.map(Headers).unwrap_or_else(|| {
-            let name = self.name(signal, "HEADERS");
-            // Without what it is set to, which may be a secret.
-            let takes = "name=value,name=value with percent-encoding";
-            self.warnings.push(format!("{name} is not {takes}"));
-            Headers::default()
-        })
-    }
-
-    fn endpoint(&self, signal: Signal, protocol: Protocol) -> String {
-        match (protocol, self.get(&signal.variable("ENDPOINT"))) {
-            // Of this one the path is meant as it stands.
-            (_, Some(endpoint)) => endpoint.to_owned(),
-            (Protocol::Grpc, None) => self
-                .get("OTEL_EXPORTER_OTLP_ENDPOINT")
-                .unwrap_or("http://localhost:4317")
-                .to_owned(),
-            (Protocol::HttpProtobuf, None) => {
-                let base = self.get("OTEL_EXPORTER_OTLP_ENDPOINT");
-                let base = base
-                    .unwrap_or("http://localhost:4318")
-                    .trim_end_matches('/');
-                format!("{base}/{}", signal.path())
+    fn endpoint(&self, signal: &str, protocol: Protocol) -> String {
+        let name = self.exporter_name(signal, "ENDPOINT");
+        let endpoint = self.get(&name);
+        match protocol {
+            Protocol::Grpc => {
+                let endpoint = endpoint.unwrap_or("http://localhost:4317");
+                let is_insecure = self.is_true(&self.exporter_name(signal, "INSECURE"));
+                match (endpoint.contains("://"), is_insecure) {
+                    (true, _) => endpoint.to_owned(),
+                    (false, true) => format!("http://{endpoint}"),
+                    (false, false) => format!("https://{endpoint}"),
+                }
             }
+            Protocol::HttpProtobuf => match endpoint {
+                // A signal's own endpoint includes the path.
+                Some(endpoint) if name != "OTEL_EXPORTER_OTLP_ENDPOINT" => endpoint.to_owned(),
+                base => {
+                    let base = base.unwrap_or("http://localhost:4318");
+                    let (base, path) = (base.trim_end_matches('/'), signal.to_lowercase());
+                    format!("{base}/v1/{path}")
+                }
+            },
         }
     }
 
-    fn number(&mut self, name: &str, least: usize, most: usize, default: usize) -> usize {
-        let Some(text) = self.get(name) else {
-            return default;
-        };
-        match text.parse() {
-            Ok(number) if (least..=most).contains(&number) => number,
-            Ok(_) | Err(_) => {
-                self.warn(name, &format!("{least} to {most}"));
+    fn headers(&mut self, signal: &str) -> HeaderMap {
+        let name = self.exporter_name(signal, "HEADERS");
+        let headers: Option<_> = pairs(self.get(&name)).map(|pair| header(pair?)).collect();
+        headers.unwrap_or_else(|| {
+            // The value is left out of the warning: it may be a secret.
+            let form = "name=value,name=value with percent-encoding";
+            self.warnings.push(format!("{name} is not {form}"));
+            HeaderMap::new()
+        })
+    }
+
+    /// Reads a number; a value out of `range` is replaced by `default`.
+    fn number<T>(&mut self, name: &str, range: RangeInclusive<T>, default: T) -> T
+    where
+        T: Display + FromStr + PartialOrd,
+    {
+        match self.get(name).map(str::parse) {
+            None => default,
+            Some(Ok(number)) if range.contains(&number) => number,
+            Some(_) => {
+                self.warn(name, &format!("{} to {}", range.start(), range.end()));
                 default
             }
         }
     }
 
-    fn sampler(&mut self) -> Sampler {
-        let name = self
-            .get("OTEL_TRACES_SAMPLER")
-            .unwrap_or("parentbased_always_on");
-        let known = SAMPLERS.iter().find(|(known, ..)| *known == name);
-        let Some(&(_, asks_parent, root)) = known else {
-            let names: Vec<_> = SAMPLERS.iter().map(|(name, ..)| *name).collect();
-            self.warn("OTEL_TRACES_SAMPLER", &names.join(", "));
-            return Sampler {
-                asks_parent: true,
-                root: RootSampler::On,
-            };
-        };
-        let root = match root {
-            RootSampler::Ratio(all) => RootSampler::Ratio(self.ratio().unwrap_or(all)),
-            RootSampler::On | RootSampler::Off => root,
-        };
-        Sampler { asks_parent, root }
+    fn milliseconds(&mut self, name: &str, max: u64, default: u64) -> Duration {
+        Duration::from_millis(self.number(name, 1..=max, default))
     }
 
-    fn ratio(&mut self) -> Option<f64> {
-        let text = self.get("OTEL_TRACES_SAMPLER_ARG")?;
-        let ratio = text
-            .parse()
-            .ok()
-            .filter(|ratio| (0.0..=1.0).contains(ratio));
-        if ratio.is_none() {
-            self.warn("OTEL_TRACES_SAMPLER_ARG", "0 to 1");
+    fn sampler(&mut self) -> SamplerConfig {
+        let name = "OTEL_TRACES_SAMPLER";
+        let (is_parent_based, ratio) = match self.get(name) {
+            Some("always_on") => (false, 1.0),
+            Some("always_off") => (false, 0.0),
+            Some("traceidratio") => (false, self.ratio()),
+            None | Some("parentbased_always_on") => (true, 1.0),
+            Some("parentbased_always_off") => (true, 0.0),
+            Some("parentbased_traceidratio") => (true, self.ratio()),
+            Some(_) => {
+                let names =
+                    "always_on, always_off, traceidratio, or one of these after parentbased_";
+                self.warn(name, names);
+                (true, 1.0)
+            }
+        };
+        SamplerConfig {
+            is_parent_based,
+            ratio,
         }
-        ratio
+    }
+
+    fn ratio(&mut self) -> f64 {
+        self.number("OTEL_TRACES_SAMPLER_ARG", 0.0..=1.0, 1.0)
     }
 
     fn resource(&mut self) -> Vec<(String, String)> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
         let mut attributes = BTreeMap::from([
             ("service.name".to_owned(), "cedar-pdp".to_owned()),
-            (
-                "service.version".to_owned(),
-                env!("CARGO_PKG_VERSION").to_owned(),
-            ),
+            ("service.version".to_owned(), version),
         ]);
         let name = "OTEL_RESOURCE_ATTRIBUTES";
-        let pairs: Option<Vec<_>> = self
-            .get(name)
-            .unwrap_or_default()
-            .split(',')
-            .filter(|pair| !pair.trim().is_empty())
-            .map(|pair| {
-                let (key, value) = pair.split_once('=')?;
-                Some((decoded(key.trim())?, decoded(value.trim())?))
-            })
-            .collect();
-        match pairs {
-            Some(pairs) => attributes.extend(pairs),
-            // As the specification says: all or none.
+        let decoded = |(key, value)| Some((decode(key)?, decode(value)?));
+        let sent: Option<Vec<_>> = pairs(self.get(name)).map(|it| decoded(it?)).collect();
+        match sent {
+            Some(sent) => attributes.extend(sent),
+            // The specification asks for all or none.
             None => self.warn(name, "key=value,key=value with percent-encoding"),
         }
         if let Some(name) = self.get("OTEL_SERVICE_NAME") {
@@ -385,252 +322,29 @@ impl Variables {
     }
 }
 
-/// The header that `pair` stands for.
-fn header(pair: &str) -> Option<(String, String)> {
-    let (name, value) = pair.split_once('=')?;
-    let (name, value) = (name.trim(), value.trim());
-    // Many are written without thinking of percent-encoding.
-    let value = decoded(value).unwrap_or_else(|| value.to_owned());
-    let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let is_name = !name.is_empty() && name.bytes().all(is_of_names);
-    let is_value = value.bytes().all(|byte| byte >= b' ' && byte != 0x7f);
-    (is_name && is_value).then(|| (name.to_owned(), value))
+/// Splits a list `key=value,key=value`; `None` stands for an item without `=`.
+fn pairs(list: Option<&str>) -> impl Iterator<Item = Option<(&str, &str)>> {
+    let items = list.unwrap_or_default().split(',').map(str::trim);
+    items.filter(|item| !item.is_empty()).map(|item| {
+        let (key, value) = item.split_once('=')?;
+        Some((key.trim(), value.trim()))
+    })
 }
 
-/// `text` without percent-encoding; `None` when that is broken.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        if byte != b'%' {
-            bytes.push(byte);
-            rest = after;
-            continue;
-        }
-        let (digits, after) = after.split_at_checked(2)?;
-        let is_hex = digits.iter().all(u8::is_ascii_hexdigit);
-        let digits = std::str::from_utf8(digits).ok().filter(|_| is_hex)?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
+/// Decodes a header; `None` if its name or value is invalid.
+fn header((name, value): (&str, &str)) -> Option<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    let mut value = HeaderValue::from_str(&decode(value)?).ok()?;
+    value.set_sensitive(true);
+    Some((name, value))
+}
+
+/// Decodes percent-encoding; `None` if the result is not UTF-8. A `%` without two hex digits stands
+/// for itself: many lists are written without percent-encoding.
+fn decode(text: &str) -> Option<String> {
+    let decoded = percent_decode_str(text).decode_utf8().ok()?;
+    Some(decoded.into_owned())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(variables: &[(&str, &str)]) -> (Option<TracesConfig>, Vec<String>) {
-        let owned = variables
-            .iter()
-            .map(|(name, text)| (name.into(), text.into()));
-        let (collectors, warnings) = super::read(owned, false);
-        assert_eq!(collectors.decisions, None);
-        (collectors.traces, warnings)
-    }
-
-    fn on(variables: &[(&str, &str)]) -> TracesConfig {
-        let (config, warnings) = read(variables);
-        assert_eq!(warnings, [] as [&str; 0]);
-        config.expect("traces are on")
-    }
-
-    #[test]
-    fn nothing_is_traced_unless_it_is_asked_for() {
-        for off in [
-            &[][..],
-            &[("OTEL_SERVICE_NAME", "x")],
-            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
-            &[
-                ("OTEL_TRACES_EXPORTER", "none"),
-                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"),
-            ],
-            &[
-                ("OTEL_SDK_DISABLED", "True"),
-                ("OTEL_TRACES_EXPORTER", "otlp"),
-            ],
-        ] {
-            assert_eq!(read(off), (None, Vec::new()), "{off:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_left_out_has_the_default_of_the_specification() {
-        assert_eq!(
-            on(&[("OTEL_TRACES_EXPORTER", "otlp")]),
-            TracesConfig {
-                collector: CollectorConfig {
-                    protocol: Protocol::HttpProtobuf,
-                    endpoint: "http://localhost:4318/v1/traces".to_owned(),
-                    certificate: None,
-                    timeout: Duration::from_secs(10),
-                    headers: Headers::default(),
-                    resource: vec![
-                        ("service.name".to_owned(), "cedar-pdp".to_owned()),
-                        (
-                            "service.version".to_owned(),
-                            env!("CARGO_PKG_VERSION").to_owned()
-                        ),
-                    ],
-                },
-                sampler: Sampler {
-                    asks_parent: true,
-                    root: RootSampler::On
-                },
-                takes_context: true,
-                queue_spans: 2_048,
-                batch_spans: 512,
-                delay: Duration::from_secs(5),
-            }
-        );
-    }
-
-    #[test]
-    fn the_endpoint_is_that_of_traces_or_else_that_of_all_with_the_protocols_path() {
-        let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1/");
-        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:2/x");
-        let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
-        assert_eq!(on(&[general]).collector.endpoint, "http://c:1/v1/traces");
-        assert_eq!(on(&[general, grpc]).collector.endpoint, "http://c:1/");
-        assert_eq!(on(&[general, own]).collector.endpoint, "http://t:2/x");
-        assert_eq!(
-            on(&[grpc, ("OTEL_TRACES_EXPORTER", "otlp")])
-                .collector
-                .endpoint,
-            "http://localhost:4317"
-        );
-    }
-
-    #[test]
-    fn records_of_decisions_go_where_the_variables_say_and_only_if_they_are_to() {
-        let variables = [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1/"),
-            ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "70"),
-            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "80"),
-            ("OTEL_SDK_DISABLED", "true"),
-        ]
-        .map(|(name, text)| (name.into(), text.into()));
-        let (collectors, warnings) = super::read(variables, true);
-        assert_eq!((collectors.traces, warnings), (None, Vec::new()));
-        let collector = collectors.decisions.unwrap();
-        assert_eq!(collector.endpoint, "http://c:1/v1/logs");
-        assert_eq!(collector.timeout, Duration::from_millis(70));
-    }
-
-    fn of_decisions(variables: &[(&str, &str)]) -> (CollectorConfig, Vec<String>) {
-        let owned = variables
-            .iter()
-            .map(|(name, text)| (name.into(), text.into()));
-        let (collectors, warnings) = super::read(owned, true);
-        (collectors.decisions.unwrap(), warnings)
-    }
-
-    #[test]
-    fn headers_for_records_are_read_and_never_shown() {
-        let (config, warnings) = of_decisions(&[
-            ("OTEL_EXPORTER_OTLP_HEADERS", "x-other=1"),
-            (
-                "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
-                "authorization=Bearer%20s3cret, x-tenant = a=b%,",
-            ),
-        ]);
-        assert_eq!(warnings, [] as [&str; 0]);
-        let headers: Vec<_> = config.headers.iter().collect();
-        let wanted = [("authorization", "Bearer s3cret"), ("x-tenant", "a=b%")];
-        assert_eq!(headers, wanted);
-        assert!(!format!("{config:?}").contains("s3cret"));
-
-        for text in ["s3cret", "a b=s3cret", "a=s3cret%0A", "=s3cret"] {
-            let (config, warnings) = of_decisions(&[("OTEL_EXPORTER_OTLP_HEADERS", text)]);
-            assert_eq!(config.headers, Headers::default(), "{text}");
-            assert_eq!(
-                warnings,
-                ["OTEL_EXPORTER_OTLP_HEADERS is not name=value,name=value with percent-encoding"]
-            );
-        }
-    }
-
-    #[test]
-    fn an_address_without_a_scheme_has_tls_unless_that_is_said() {
-        let with = |insecure: &str| {
-            let (config, _) = of_decisions(&[
-                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-                ("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4317"),
-                ("OTEL_EXPORTER_OTLP_INSECURE", insecure),
-            ]);
-            config.endpoint
-        };
-        assert_eq!(with("false"), "https://c:4317");
-        assert_eq!(with("True"), "http://c:4317");
-    }
-
-    #[test]
-    fn samplers_resource_and_sizes_are_read() {
-        let config = on(&[
-            ("OTEL_TRACES_EXPORTER", "otlp"),
-            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
-            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
-            (
-                "OTEL_RESOURCE_ATTRIBUTES",
-                "deployment.environment.name=prod, a=b%20c,service.name=x",
-            ),
-            ("OTEL_SERVICE_NAME", "pdp"),
-            ("OTEL_PROPAGATORS", "baggage"),
-            ("OTEL_BSP_MAX_QUEUE_SIZE", "10"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
-            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
-        ]);
-        assert_eq!(
-            config.sampler,
-            Sampler {
-                asks_parent: true,
-                root: RootSampler::Ratio(0.25)
-            }
-        );
-        let wanted = [
-            ("a", "b c"),
-            ("deployment.environment.name", "prod"),
-            ("service.name", "pdp"),
-            ("service.version", env!("CARGO_PKG_VERSION")),
-        ];
-        let resource: Vec<_> = config
-            .collector
-            .resource
-            .iter()
-            .map(|(k, v)| (&**k, &**v))
-            .collect();
-        assert_eq!(resource, wanted);
-        assert!(!config.takes_context);
-        assert_eq!((config.queue_spans, config.batch_spans), (10, 10));
-        assert_eq!(config.collector.timeout, Duration::from_millis(500));
-        assert_eq!(config.collector.certificate, Some("/ca.pem".into()));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_warned_about_and_has_its_default() {
-        for (name, text) in [
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
-            ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
-            ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a=%2"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a=%+1"),
-        ] {
-            let (config, warnings) =
-                read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"), (name, text)]);
-            assert_eq!(
-                config,
-                Some(on(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c")])),
-                "{name}"
-            );
-            assert_eq!(warnings.len(), 1, "{name}: {warnings:?}");
-            assert!(
-                warnings[0].starts_with(&format!("{name} is `{text}`; taken: ")),
-                "{warnings:?}"
-            );
-        }
-        let (config, warnings) = read(&[("OTEL_TRACES_EXPORTER", "zipkin")]);
-        assert_eq!((config, warnings.len()), (None, 1));
-    }
-}
+mod tests;

@@ -1,117 +1,107 @@
-//! How a collector of OpenTelemetry's is reached: over gRPC or HTTP, with TLS or without.
+//! Sends messages to an OpenTelemetry collector, over gRPC or HTTP, with or without TLS.
 //!
-//! What is sent to it is not known here.
+//! Spans and log records are built elsewhere. The exporters of `opentelemetry-otlp` are not used:
+//! they report a failure as text only, and the decision log must know whether to send a record
+//! again.
 
+mod backoff;
+mod client;
+mod error;
 mod http_client;
-mod records;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use opentelemetry::KeyValue;
-use opentelemetry_otlp::{
-    ExporterBuildError, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
-};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SpanExporter as _;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use tonic::transport::{Certificate, ClientTlsConfig};
 
 use crate::config::otel::{CollectorConfig, Protocol};
-use http_client::{HttpsClient, InvalidRoots};
-pub(super) use records::{NotTaken, Records, Taken, open as of_records};
+pub(super) use backoff::Backoff;
+pub(super) use client::OtlpClient;
+pub(super) use error::{ExportError, shorten};
+use http_client::HttpsClient;
 
-/// Why nothing can be sent to a collector.
+/// An error that prevents the use of a collector.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
-    /// The authorities' file cannot be read.
+    /// The file of CA certificates cannot be read.
     #[error("cannot read `{}`: {source}", file.display())]
-    Unreadable {
-        /// The file.
+    CertificateFile {
+        /// The path.
         file: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// There are no authorities to verify the collector by.
-    #[error(transparent)]
-    Roots(#[from] InvalidRoots),
-    /// The address is none.
-    #[error("`{0}` is no address of a collector")]
-    Address(String),
-    /// TLS cannot be set up.
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[source] tonic::transport::Error),
-    /// The address or another setting of OpenTelemetry's makes no sense.
-    #[error(transparent)]
-    Exporter(#[from] ExporterBuildError),
+    /// The endpoint is not a URL.
+    #[error("`{0}` is not the URL of a collector")]
+    Endpoint(String),
+    /// TLS cannot be set up, for example with these CA certificates.
+    #[error("cannot set up TLS to the collector: {0}")]
+    Tls(String),
 }
 
-/// What sends spans to the collector of `config`. Connects to no one yet.
-///
-/// # Errors
-///
-/// [`CollectorError`].
-pub(super) fn of_spans(config: &CollectorConfig) -> Result<SpanExporter, CollectorError> {
-    let builder = SpanExporter::builder();
-    let mut exporter = match config.protocol {
-        Protocol::Grpc => over_grpc(builder.with_tonic(), config)?.build()?,
-        Protocol::HttpProtobuf => over_http(builder.with_http(), config)?.build()?,
-    };
-    exporter.set_resource(&resource(config));
-    Ok(exporter)
+/// Returns the endpoint without user name and password, which a URL may contain.
+#[must_use]
+pub fn redacted_endpoint(config: &CollectorConfig) -> &str {
+    let endpoint = &config.endpoint;
+    endpoint.rsplit_once('@').map_or(endpoint, |(_, rest)| rest)
 }
 
-// What is not set here (headers, compression), the exporter reads of the environment itself.
-
-fn over_grpc<B: WithExportConfig + WithTonicConfig>(
-    builder: B,
-    config: &CollectorConfig,
-) -> Result<B, CollectorError> {
-    let builder = builder
-        .with_endpoint(&config.endpoint)
-        .with_timeout(config.timeout);
-    Ok(match client_tls(config)? {
-        None => builder,
-        Some(tls) => builder.with_tls_config(tls),
-    })
+/// Returns the description of this service that goes with each message.
+pub(super) fn resource(config: &CollectorConfig) -> Resource {
+    let attributes = config.resource.iter();
+    Resource {
+        attributes: attributes
+            .map(|(name, value)| attribute(name, value))
+            .collect(),
+        ..Resource::default()
+    }
 }
 
-/// How TLS is spoken over gRPC; `None` where the address has none.
-fn client_tls(config: &CollectorConfig) -> Result<Option<ClientTlsConfig>, CollectorError> {
+/// Returns the name of the code that records spans and decisions.
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "cedar-pdp".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
+    }
+}
+
+/// Makes an attribute with a text value.
+pub(super) fn attribute(name: &str, value: &str) -> KeyValue {
+    KeyValue {
+        key: name.to_owned(),
+        value: Some(text(value)),
+        ..KeyValue::default()
+    }
+}
+
+/// Makes a text value.
+pub(super) fn text(text: &str) -> AnyValue {
+    AnyValue {
+        value: Some(Value::StringValue(text.to_owned())),
+    }
+}
+
+/// Returns the TLS settings of gRPC; `None` if the endpoint uses no TLS.
+fn grpc_tls(config: &CollectorConfig) -> Result<Option<ClientTlsConfig>, CollectorError> {
     if !config.endpoint.starts_with("https:") {
         return Ok(None);
     }
-    Ok(Some(match authorities(config)? {
+    Ok(Some(match ca_certificates(config)? {
         None => ClientTlsConfig::new().with_enabled_roots(),
         Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
     }))
 }
 
-fn over_http<B: WithExportConfig + WithHttpConfig>(
-    builder: B,
-    config: &CollectorConfig,
-) -> Result<B, CollectorError> {
-    let authorities = authorities(config)?;
-    Ok(builder
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_endpoint(&config.endpoint)
-        .with_timeout(config.timeout)
-        .with_http_client(HttpsClient::new(authorities.as_deref())?))
-}
-
-fn authorities(config: &CollectorConfig) -> Result<Option<Vec<u8>>, CollectorError> {
-    config.certificate.as_deref().map(read).transpose()
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, CollectorError> {
-    std::fs::read(file).map_err(|source| CollectorError::Unreadable {
-        file: file.to_owned(),
-        source,
-    })
-}
-
-fn resource(config: &CollectorConfig) -> Resource {
-    let attributes = config.resource.iter();
-    let attributes = attributes.map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
-    Resource::builder_empty()
-        .with_attributes(attributes)
-        .build()
+/// Reads the CA certificates as PEM; `None` if those of the system apply.
+fn ca_certificates(config: &CollectorConfig) -> Result<Option<Vec<u8>>, CollectorError> {
+    let Some(file) = config.certificate.clone() else {
+        return Ok(None);
+    };
+    match std::fs::read(&file) {
+        Ok(pem) => Ok(Some(pem)),
+        Err(source) => Err(CollectorError::CertificateFile { file, source }),
+    }
 }

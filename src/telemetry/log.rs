@@ -1,4 +1,4 @@
-//! Log lines on stderr, and the filter that says which, which may change while the service runs.
+//! Writes log lines to stderr, by a filter that may be changed while the service runs.
 
 use std::io::{self, IsTerminal as _};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,34 +11,34 @@ use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 use crate::config::value::{Problem, log_filter, log_filters};
 use crate::config::{LogConfig, LogFormat};
 
-/// The filter in force. Clones are of one and the same.
+/// The filter of log lines. Clones share it.
 #[derive(Clone, Debug)]
 pub struct LogFilter {
     text: Arc<Mutex<String>>,
-    /// `None` when the lines are another subscriber's, which this process had before.
+    /// `None` if another subscriber of this process writes the log.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
 }
 
-/// Why a filter was not put in force.
+/// An error that leaves the filter as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
-    /// It is no filter.
+    /// The text is not a filter.
     #[error("the filter {0}")]
     Filter(Problem),
-    /// The log is not ours to filter.
+    /// Another subscriber writes the log.
     #[error("the log of this process is written by another subscriber")]
-    NotOurs,
+    OtherSubscriber,
 }
 
-/// Sends what is logged from here on to stderr.
+/// Starts to write log lines to stderr.
 ///
-/// Only the first call in a process has an effect. A stderr that cannot be written to loses log
-/// lines and nothing else.
+/// Only the first call in a process has an effect. If stderr cannot be written to, log lines are
+/// lost and nothing else happens.
 pub fn init(config: &LogConfig) -> LogFilter {
-    // Told to, the subscriber reports a failed write with `eprintln!`, which panics on the same
-    // broken stderr; it is not the default, but worth saying.
+    // With internal errors, the subscriber would report a failed write with `eprintln!`, which
+    // panics on the same broken stderr. They are off by default; this line keeps them off.
     let lines = layer().with_writer(io::stderr).log_internal_errors(false);
-    // With a terminal the layer's own rule stands: colours, unless NO_COLOR forbids them.
+    // On a terminal, the layer's own rule applies: colours, unless NO_COLOR forbids them.
     let lines = match io::stderr().is_terminal() {
         true => lines,
         false => lines.with_ansi(false),
@@ -51,21 +51,21 @@ pub fn init(config: &LogConfig) -> LogFilter {
             .with_span_list(false)
             .boxed(),
     };
-    // The filter was parsed when the configuration was checked, so nothing is lost in this one.
+    // The configuration has checked the filter, so lossy parsing loses nothing.
     let filter = log_filters().parse_lossy(&config.filter);
     let (filter, handle) = reload::Layer::new(filter);
-    // An error here means that a subscriber is already at work, which is what is wanted.
-    let ours = tracing_subscriber::registry()
+    // An error means that a subscriber is already installed; that one stays.
+    let installed = tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .try_init();
     LogFilter {
         text: Arc::new(Mutex::new(config.filter.clone())),
-        filter: ours.is_ok().then_some(handle),
+        filter: installed.is_ok().then_some(handle),
     }
 }
 
 impl LogFilter {
-    /// The filter in force, as it was written.
+    /// Returns the text of the filter.
     #[must_use]
     pub fn text(&self) -> String {
         self.text
@@ -74,25 +74,26 @@ impl LogFilter {
             .clone()
     }
 
-    /// Puts another in force, until the process ends, and logs that: before, lest the new one
-    /// hides who turned the log off, and after, lest the old one hides who turned it on. What is
-    /// in force then, as it was written.
+    /// Replaces the filter until the process ends, and returns its text.
+    ///
+    /// The change is logged before and after: the new filter may turn the log off, and the old one
+    /// may have turned it off.
     ///
     /// # Errors
     ///
-    /// [`FilterError`]; then the one in force stays.
+    /// [`FilterError`]; the filter then stays as it is.
     pub fn change(&self, text: String) -> Result<String, FilterError> {
         let text = log_filter(text).map_err(FilterError::Filter)?;
-        // Held throughout, so that what is told is what is in force.
-        let mut told = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = self.filter.as_ref().ok_or(FilterError::NotOurs)?;
-        let old = told.clone();
-        tracing::warn!(old, new = text, "the log's filter is being changed");
+        // Locked throughout, so that the text always belongs to the filter in use.
+        let mut current = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = self.filter.as_ref().ok_or(FilterError::OtherSubscriber)?;
+        let old = current.clone();
+        tracing::warn!(old, new = text, "changing the log filter");
         handle
             .reload(log_filters().parse_lossy(&text))
-            .map_err(|_gone| FilterError::NotOurs)?;
-        tracing::warn!(old, new = text, "the log's filter was changed");
-        told.clone_from(&text);
+            .map_err(|_gone| FilterError::OtherSubscriber)?;
+        tracing::warn!(old, new = text, "log filter changed");
+        current.clone_from(&text);
         Ok(text)
     }
 }
@@ -102,22 +103,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logging_may_be_set_up_twice_and_is_filtered_by_the_first() {
+    fn first_initialization_owns_the_filter() {
         let first = init(&LogConfig::default());
         let second = init(&LogConfig {
             format: LogFormat::Json,
             ..LogConfig::default()
         });
-        tracing::info!("said once");
+        tracing::info!("logged once");
         assert!(second.filter.is_none());
-        let refused = second.change("debug".to_owned());
-        assert!(matches!(refused, Err(FilterError::NotOurs)));
-        // Another test of this process may have been before even the first.
+        let rejected = second.change("debug".to_owned());
+        assert!(matches!(rejected, Err(FilterError::OtherSubscriber)));
+        // Another test of this process may have come before even the first.
         if first.filter.is_some() {
             first.change("off".to_owned()).unwrap();
             assert_eq!(first.text(), "off");
         }
-        let refused = first.change("cedar_pdp=loud".to_owned());
-        assert!(matches!(refused, Err(FilterError::Filter(_))));
+        let rejected = first.change("cedar_pdp=loud".to_owned());
+        assert!(matches!(rejected, Err(FilterError::Filter(_))));
     }
 }

@@ -25,7 +25,7 @@ use crate::pdp::answer::Decision;
 use crate::pip::{IssuerKeyMetrics, TokenMetrics};
 use crate::policy_store::{ReloadCounts, StatusReader};
 use crate::readiness::{Health, ReadinessReader};
-use crate::telemetry::traces::{SpanFate, SpanFigures};
+use crate::telemetry::traces::{SpanMetrics, SpanResult};
 
 /// The most series that a page holds, whoever asks for what and however often.
 pub const MOST_SERIES: usize = 600;
@@ -198,7 +198,7 @@ pub struct Sources {
     /// Of tokens; nothing when there are no issuers.
     pub tokens: Box<dyn Fn() -> Option<TokenMetrics> + Send + Sync>,
     /// Of traces.
-    pub spans: Arc<SpanFigures>,
+    pub spans: Arc<SpanMetrics>,
     /// Of the policy store.
     pub store: StatusReader,
     /// Whether calls are welcome.
@@ -314,9 +314,9 @@ impl Sources {
         self.callers(page)?;
         self.tokens(page)?;
         let spans = [
-            (["sent"], SpanFate::Sent),
-            (["failed"], SpanFate::Failed),
-            (["dropped"], SpanFate::Dropped),
+            (["sent"], SpanResult::Sent),
+            (["failed"], SpanResult::Failed),
+            (["dropped"], SpanResult::Dropped),
         ];
         page.counter(
             &SPANS,

@@ -13,7 +13,7 @@ use crate::engine::{CachedAnswer, EngineAnswer};
 use crate::pdp::Snapshot;
 use crate::pdp::query::Uid;
 use crate::pdp::query_ref::QueryRef;
-use crate::telemetry::traces::{Asked, CallSpan, TraceParent};
+use crate::telemetry::traces::{CallSpan, DecisionAttributes, TraceParent};
 
 /// One call, from when its headers came.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ impl TraceId {
         }
         const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
         let header = headers.get(&TRACEPARENT)?.to_str().ok()?;
-        TraceParent::read(header).map(|parent| Self(parent.trace_hex()))
+        TraceParent::parse(header).map(|parent| Self(parent.trace_hex))
     }
 
     fn as_str(&self) -> &str {
@@ -58,7 +58,8 @@ impl Call {
         query: &QueryRef<'_>,
     ) {
         if let Some(span) = &self.span {
-            span.answered(answered.answer.decision(), answered.source, || Asked {
+            let decision = answered.answer.decision();
+            span.record_decision(decision, answered.source, || DecisionAttributes {
                 principal_type: query.principal.type_name.to_owned(),
                 action: Uid::new(query.action.type_name, query.action.id).to_string(),
                 resource_type: query.resource.type_name.to_owned(),
