@@ -129,7 +129,7 @@ impl Edit {
 }
 
 fn quiet_ms() -> f64 {
-    Config::default().store.quiet_period.as_secs_f64() * 1e3
+    Config::default().store.quiet.as_secs_f64() * 1e3
 }
 
 fn print_reloads(title: &str, target: Target, samples: &[f64]) {

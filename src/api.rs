@@ -37,7 +37,6 @@ mod turn;
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, Either};
@@ -50,21 +49,16 @@ use tonic::codegen::Service as _;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
-pub use admission::AdmissionLimits;
 pub use answer::EncodedAnswer;
-pub use authorization::AuthorizationRules;
 pub use callers::{Caller, Callers, CallersError, CallersFigures, IdentityKind, Right};
-pub use from_proto::RequestRules;
-pub use lifetime::LifetimeLimits;
-pub use serve::ConnectionLimits;
 use serve::Entrance;
 pub use status::ERROR_DOMAIN;
 use status::Rejection;
-pub use tls::{ClientCertificates, Tls, TlsError, TlsFigures, TlsSettings};
+pub use tls::{Tls, TlsError, TlsFigures};
 
+use crate::config::api::{ApiSettings, ClientCertificates};
 use crate::config::listen::Listen;
 use crate::engine::Engine;
-use crate::followed::FollowSettings;
 use crate::pip::Tokens;
 use crate::policy_store::{Reloads, StatusReader};
 use crate::readiness::ReadinessReader;
@@ -80,43 +74,6 @@ use pending::PendingBytes;
 
 /// The largest message of `grpc.health.v1`, which names a service, in bytes.
 const MAX_HEALTH_BYTES: usize = 4 << 10;
-
-/// What callers may send, and how they are let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiSettings {
-    /// What is spoken on TCP; `None` is no TLS.
-    pub tls: Option<TlsSettings>,
-    /// The list of those who may call; `None` is whoever can connect.
-    pub callers: Option<PathBuf>,
-    /// What is served beside decisions and health.
-    pub services: Services,
-    /// Whether callers from beyond this machine may be served without TLS.
-    pub insecure: bool,
-    /// The mode of Unix sockets' files.
-    pub unix_socket_mode: u32,
-    /// How the files that doors are set by are followed.
-    pub follow: FollowSettings,
-    /// What a call to `AuthorizationService` may hold.
-    pub authorization: AuthorizationRules,
-    /// What a connection may do.
-    pub connection: ConnectionLimits,
-    /// What all of them may do together.
-    pub admission: AdmissionLimits,
-    /// The largest message that is taken, in bytes.
-    pub max_message_bytes: usize,
-    /// The most that is held of messages that come or wait, and of long answers that are not read,
-    /// in bytes.
-    pub max_pending_bytes: usize,
-}
-
-/// What can be turned off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Services {
-    /// Server reflection.
-    pub reflection: bool,
-    /// `PolicyStoreService`.
-    pub policy_store: bool,
-}
 
 /// What stands behind the doors.
 #[derive(Debug)]

@@ -17,13 +17,14 @@
 //! - [`pip`]: who is asking: a token becomes a principal.
 //!
 //! **Beside them:**
-//! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
+//! - [`config`]: settings, as text and as checked values.
 //! - [`followed`]: small files that may change: certificates, keys, lists.
 //! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`figures`]: counters that cost next to nothing.
 //! - [`telemetry`]: what the service tells of itself: log lines, metrics.
-//! - [`app`]: wires the house.
+//! - [`app`]: assembles the service.
+//! - [`authoring`]: test cases of policies, and reports.
 //! - [`cli`]: the commands.
 //!
 //! The crate has no cargo features.
@@ -38,6 +39,7 @@ pub mod engine;
 pub mod pip;
 
 pub mod app;
+pub mod authoring;
 pub mod cli;
 pub mod config;
 pub mod decision_log;

@@ -21,7 +21,6 @@ mod verify;
 mod weight;
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,6 +38,7 @@ pub use refusal::{Reason, Refusal};
 pub use revocations::RevocationsError;
 pub use verify::{Identified, Patience, Tokens, Verdict};
 
+pub use crate::config::TokenSettings;
 use crate::followed::{self, FollowSettings, ReadError, Reading};
 use figures::{Counters, KeyCounters};
 use issuers::{IssuerRules, KeySource};
@@ -50,19 +50,6 @@ use verify::Issuer;
 
 /// The largest file that is read here, in bytes: lists of revocations grow.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-
-/// What the operator decided about tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenSettings {
-    /// The issuers file.
-    pub issuers: PathBuf,
-    /// The file of revocations.
-    pub revocations: Option<PathBuf>,
-    /// The memory that verified tokens may take, in bytes; `None` remembers none.
-    pub cache_bytes: Option<NonZeroU64>,
-    /// How changes of files are noticed.
-    pub following: FollowSettings,
-}
 
 /// Why tokens cannot be verified.
 #[derive(Debug, thiserror::Error)]

@@ -10,58 +10,16 @@ pub mod source;
 pub mod status;
 mod suspicion;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::pdp::snapshot::{Settings, Snapshot};
+pub use crate::config::store::{SourceLimits, StoreSettings};
+use crate::pdp::snapshot::Snapshot;
 pub use reload::{OpenRefused, Opened, Reloader, open};
-pub use source::SourceLimits;
 pub use status::{
     Loaded, RefusedReload, ReloadCounts, ReloadOutcome, StatusReader, StoreClosed, StoreStatus,
 };
-
-/// What the operator decided about the policy directory.
-#[derive(Clone, Debug)]
-pub struct StoreSettings {
-    /// The policy directory, or a link to it.
-    pub directory: PathBuf,
-    /// How much is read of it at most.
-    pub limits: SourceLimits,
-    /// How its content is checked and decides.
-    pub deciding: Settings,
-    /// How changes are noticed.
-    pub watch: crate::watch::Mode,
-    /// The longest time from one look at the directory to the next.
-    pub poll: Duration,
-    /// A change is taken when nothing was written for this long.
-    pub quiet: Duration,
-    /// A change that does not come to rest within this is reported as held back.
-    pub longest_delay: Duration,
-    /// Whether what may be a mistake (a directory, schema or policy file that becomes empty) is
-    /// loaded all the same.
-    pub allow_empty: bool,
-    /// Whether to wait for a directory that is bad at the start to become good.
-    pub start_unready: bool,
-}
-
-impl Default for StoreSettings {
-    fn default() -> Self {
-        Self {
-            directory: PathBuf::from("./policies"),
-            limits: SourceLimits::default(),
-            deciding: Settings::default(),
-            watch: crate::watch::Mode::default(),
-            poll: Duration::from_secs(5),
-            quiet: Duration::from_millis(50),
-            longest_delay: Duration::from_secs(5),
-            allow_empty: false,
-            start_unready: false,
-        }
-    }
-}
 
 /// The write side of the snapshot in force. One per process, so not `Clone`.
 #[derive(Debug)]
@@ -154,6 +112,7 @@ mod tests {
 
     use super::*;
     use crate::pdp::compile;
+    use crate::pdp::snapshot::Settings;
     use crate::pdp::sources::Sources;
 
     #[test]

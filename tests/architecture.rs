@@ -53,7 +53,12 @@ const FLOORS: &[Floor] = &[
         "src/policy_store",
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
         // Ticks come from `watch`, which stands beside both lanes.
-        &["crate::policy_store", "crate::pdp", "crate::watch"],
+        &[
+            "crate::policy_store",
+            "crate::pdp",
+            "crate::watch",
+            "crate::config::store",
+        ],
     ),
     (
         "src/engine",
@@ -63,6 +68,7 @@ const FLOORS: &[Floor] = &[
         // Where the lanes meet: the store hands the engine its `Reader`.
         &[
             "crate::engine",
+            "crate::config::CacheSettings",
             "crate::figures",
             "crate::pdp",
             "crate::policy_store::Reader",
@@ -88,6 +94,7 @@ const FLOORS: &[Floor] = &[
         &["crate", "tonic", "prost", "moka", "notify"],
         &[
             "crate::pip",
+            "crate::config::TokenSettings",
             "crate::pdp::query",
             "crate::pdp::is_type_name",
             "crate::followed",
@@ -106,6 +113,7 @@ const FLOORS: &[Floor] = &[
             "crate::decision_log",
             // An address is a value that `config` has checked; a door is opened on it.
             "crate::config::listen",
+            "crate::config::api",
             // Certificates and lists of callers are the doors' own, and may change.
             "crate::followed",
             // `PolicyStoreService` is a door to the store: its status, and reloads on demand.
@@ -126,7 +134,21 @@ const FLOORS: &[Floor] = &[
         ],
     ),
     // Parsed settings hold the types that the core is set by.
-    ("src/config", &["crate"], &["crate::config", "crate::pdp"]),
+    (
+        "src/config",
+        &["crate"],
+        &[
+            "crate::config",
+            "crate::pdp",
+            "crate::watch::Mode",
+            "crate::followed::FollowSettings",
+        ],
+    ),
+    (
+        "src/authoring",
+        &["crate", "std::fs", "std::io", "tokio"],
+        &["crate::authoring", "crate::pdp"],
+    ),
     ("src/watch", &["crate"], &["crate::watch"]),
     (
         "src/followed",
@@ -171,10 +193,10 @@ const FLOORS: &[Floor] = &[
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
         &[
             "crate::cli",
+            "crate::authoring",
             "crate::pdp",
             "crate::config",
             "crate::policy_store::source",
-            "crate::policy_store::SourceLimits",
             // `serve` runs the house, and has it reread at SIGHUP.
             "crate::app",
             "crate::telemetry",
@@ -248,7 +270,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             // Which directory stands behind a path; no file is opened.
             "src/watch",
             // The configuration file.
-            "src/config/layers",
+            "src/config/sources",
             // Certificates and the like.
             "src/followed",
             // The decision log's files.

@@ -26,7 +26,7 @@ use super::answer::{AnswerBody, EncodedAnswer, put_decision_id};
 use super::call::Call;
 use super::callers::{IdentityKind, Right};
 use super::figures::CallFigures;
-use super::from_proto::{self, RequestRules};
+use super::from_proto;
 use super::heavy::{self, Seat, Seats};
 use super::identity::{self, Identified};
 use super::message::{self, Unread, Whole};
@@ -36,6 +36,7 @@ use super::scan::{Scanned, Sent};
 use super::status::{Rejection, by_contract, to_message};
 use super::turn::Turn;
 use super::{codec, pb, scan};
+use crate::config::api::AuthorizationRules;
 use crate::decision_log::Method;
 use crate::engine::query_ref::{QueryRef, UidRef};
 use crate::engine::{self, Engine, Leave};
@@ -45,17 +46,6 @@ use crate::readiness::ReadinessReader;
 
 /// An answer, and what its decision is called.
 type Decided = engine::Answered<EncodedAnswer>;
-
-/// What a call may hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuthorizationRules {
-    /// What one request may hold.
-    pub request: RequestRules,
-    /// The most requests in one batch.
-    pub max_batch_items: usize,
-    /// Whether anyone is told why.
-    pub explain: bool,
-}
 
 /// Answers `pdp.v1.AuthorizationService`.
 #[derive(Clone, Debug)]

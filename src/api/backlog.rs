@@ -155,8 +155,8 @@ impl Future for Guarded {
 mod tests {
     use std::time::Duration;
 
-    use super::super::admission::AdmissionLimits;
     use super::*;
+    use crate::config::api::AdmissionLimits;
 
     /// A backlog of calls that note their number, and where they note it.
     fn backlog(

@@ -248,9 +248,9 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
-    use super::super::admission::AdmissionLimits;
     use super::super::backlog::Call;
     use super::*;
+    use crate::config::api::AdmissionLimits;
 
     /// A connection that has calls for its executor, a few at each poll, and ends when told.
     struct Busy {

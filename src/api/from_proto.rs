@@ -7,6 +7,7 @@ use super::callers::IdentityKind;
 use super::identity::Asker;
 use super::pb;
 use super::status::Rejection;
+use crate::config::api::RequestRules;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError};
 use crate::pdp::diagnostic::Position;
 use crate::pdp::explanation::{
@@ -15,19 +16,6 @@ use crate::pdp::explanation::{
 };
 use crate::pdp::id::{PolicyId, Revision};
 use crate::pdp::query::{InvalidQuery, Problem, Query, Record, RequestEntity, Uid, Value};
-
-/// What a request may hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestRules {
-    /// Who a request without identity is; `None` refuses it.
-    pub anonymous_principal: Option<Uid>,
-    /// The most entities that a request may bring.
-    pub max_request_entities: usize,
-    /// The most attributes, members of sets, entities and parents of one request.
-    pub max_values: usize,
-    /// The most sets and records within one another, a plain value counting as one.
-    pub max_value_depth: usize,
-}
 
 type Checked<T> = Result<T, InvalidQuery>;
 

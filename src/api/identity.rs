@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::call::Call;
-use super::from_proto::{self, RequestRules};
+use super::from_proto;
 use super::pb;
 use super::status::Rejection;
+use crate::config::api::RequestRules;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
 use crate::pip::{KeyWait, Moment, Patience, Refusal, Tokens, Verdict};
 use crate::readiness::ReadinessReader;

@@ -11,7 +11,7 @@ use std::str;
 use std::sync::Arc;
 
 use super::callers::IdentityKind;
-use super::from_proto::RequestRules;
+use crate::config::api::RequestRules;
 use crate::engine::query_ref::{self, EntityRef, QueryRef, UidRef, ValueRef};
 use crate::pdp::query::Claimed;
 

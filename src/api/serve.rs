@@ -32,37 +32,16 @@ use super::connection::InConnection;
 use super::deadline::Deadline;
 use super::figures::{self, CallFigures, Closing, Method, Transport};
 use super::greeting::{self, Opened};
-use super::lifetime::{Calls, InFlight, LifetimeLimits, Over, Unread};
+use super::lifetime::{Calls, InFlight, Over, Unread};
 use super::linger::Lingering;
 use super::listen::{Connection, Listener};
 use super::pending::HeldBytes;
 use super::status::Rejection;
 use super::tls::Tls;
 use super::{Doors, by_contract};
+use crate::config::api::ConnectionLimits;
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::CallSpan;
-
-/// What a connection may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionLimits {
-    /// The most calls at once on one connection.
-    pub max_concurrent_streams: u32,
-    /// How long a connection may be silent before it is asked for a sign of life.
-    pub keepalive_interval: Duration,
-    /// How long it has to give one.
-    pub keepalive_timeout: Duration,
-    /// How long a new connection may take to shake hands and to say that it speaks HTTP/2.
-    pub handshake_timeout: Duration,
-    /// The most connections.
-    pub max_connections: usize,
-    /// How long one may last.
-    pub lifetime: LifetimeLimits,
-    /// The most that the headers of a call may take, as HTTP/2 counts them: 32 bytes for each, and
-    /// its name and value.
-    pub max_header_bytes: u32,
-    /// The longest that a unary call may take; `None` leaves it to its caller.
-    pub max_call_time: Option<Duration>,
-}
 
 /// How many calls of a connection we may have had to reset for its caller's faults.
 const MAX_ERROR_RESETS: usize = 1_024;

@@ -21,29 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::clock::unix_seconds;
+use crate::config::api::{ClientCertificates, TlsSettings};
 use crate::followed::{self, FollowSettings, ReadError, Reading, Trace};
-
-/// Where what TLS is spoken with stands, all of it PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsSettings {
-    /// The certificate, and those between it and its root.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// What callers must show.
-    pub clients: ClientCertificates,
-}
-
-/// Whether callers show a certificate, and the authorities that it may be signed by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientCertificates {
-    /// None is asked for.
-    None,
-    /// One that is shown must be good.
-    Optional(PathBuf),
-    /// Without a good one there is no connection.
-    Required(PathBuf),
-}
 
 impl ClientCertificates {
     fn authorities(&self) -> Option<&Path> {

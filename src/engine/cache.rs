@@ -22,19 +22,13 @@ use moka::notification::RemovalCause;
 use super::key;
 use super::query_ref::QueryRef;
 use super::{Answered, Entry, Rendered};
+pub use crate::config::CacheSettings;
 use crate::figures::Counters;
 use crate::pdp::NoAnswer;
 use crate::pdp::Snapshot;
 use crate::pdp::answer::{Answer, PolicyError};
 use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
 use front::Front;
-
-/// How much is remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheSettings {
-    /// The most memory that remembered answers take, in bytes; `None` turns the cache off.
-    pub capacity_bytes: Option<NonZeroU64>,
-}
 
 /// What the cache did since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

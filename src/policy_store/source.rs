@@ -12,36 +12,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use crate::config::store::SourceLimits;
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::id::Revision;
 use crate::pdp::sources::{SourceFile, Sources, TextChanged};
 use crate::watch::Places;
 pub use file::cores;
-
-/// How much is read before a directory counts as a mistake.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceLimits {
-    /// Most bytes of one file.
-    pub file_bytes: u64,
-    /// Most bytes of all files together.
-    pub total_bytes: u64,
-    /// Most files and directories that are read.
-    pub files: usize,
-    /// Most directories within each other, not counting the policy directory itself.
-    pub depth: usize,
-}
-
-impl Default for SourceLimits {
-    fn default() -> Self {
-        Self {
-            file_bytes: 64 << 20,
-            total_bytes: 1 << 30,
-            files: 100_000,
-            depth: 32,
-        }
-    }
-}
 
 /// Reads all of `directory`.
 ///
