@@ -115,13 +115,8 @@ pub async fn bind(
         Some(log) => engine.logged(log.clone()),
         None => engine,
     });
-    let (tokens, token_refresh) = match &config.tokens {
-        None => (None, None),
-        Some(settings) => {
-            let pip::Opened { tokens, upkeep } = pip::open(settings)?;
-            (Some(tokens), Some(upkeep))
-        }
-    };
+    let opened = config.tokens.as_ref().map(pip::open).transpose()?;
+    let (tokens, token_refresh) = opened.map(|it| (it.tokens, it.upkeep)).unzip();
     let token_figures = tokens.clone();
     let token_figures = move || token_figures.as_ref().map(|tokens| tokens.figures());
     let spans = Arc::<SpanFigures>::default();
@@ -138,10 +133,8 @@ pub async fn bind(
         traces,
     };
     let server = Server::open(&config.listen, &backend, &config.api).await?;
-    if config.api.accepts_unknown_callers()
-        && let Some(address) = server.addresses().iter().find(|it| !it.is_local())
-    {
-        tracing::warn!(%address, "unauthenticated callers are accepted on a non-loopback address");
+    if config.api.accepts_unknown_callers() {
+        warn_of_unknown_callers(server.addresses());
     }
     let admin = match (&config.admin_listen, counted) {
         (Some(address), Some(Counted { decisions, calls })) => {
@@ -262,20 +255,7 @@ impl App {
 
         let drained = async {
             shutdown.await;
-            let ShutdownSettings {
-                delay,
-                drain_timeout,
-            } = shutdown_settings;
-            // Load balancers stop sending; calls that still arrive are served.
-            readiness.leave();
-            if !delay.is_zero() {
-                tracing::info!(?delay, "health is NOT_SERVING, calls are still accepted");
-                tokio::time::sleep(delay).await;
-            }
-            tracing::info!(timeout = ?drain_timeout, "draining");
-            readiness.drain();
-            let _ = drain_ends.set(Instant::now() + drain_timeout);
-            tokio::time::sleep(drain_timeout).await;
+            drain(&readiness, shutdown_settings, &drain_ends).await;
         };
         tokio::select! {
             () = server.run() => tracing::info!("stopped"),
@@ -296,6 +276,31 @@ impl App {
             tracing::error!(%error, "span export task panicked");
         }
         tasks.shutdown().await;
+    }
+}
+
+/// Drains: sets health to NOT_SERVING, waits for the delay, starts the drain and sets `drain_ends`.
+/// Returns when the drain timeout has passed.
+async fn drain(readiness: &Readiness, settings: ShutdownSettings, drain_ends: &OnceLock<Instant>) {
+    let ShutdownSettings {
+        delay,
+        drain_timeout,
+    } = settings;
+    // Load balancers stop sending; calls that still arrive are served.
+    readiness.leave();
+    if !delay.is_zero() {
+        tracing::info!(?delay, "health is NOT_SERVING, calls are still accepted");
+        tokio::time::sleep(delay).await;
+    }
+    tracing::info!(timeout = ?drain_timeout, "draining");
+    readiness.drain();
+    let _ = drain_ends.set(Instant::now() + drain_timeout);
+    tokio::time::sleep(drain_timeout).await;
+}
+
+fn warn_of_unknown_callers(addresses: &[BoundAddress]) {
+    if let Some(address) = addresses.iter().find(|it| !it.is_local()) {
+        tracing::warn!(%address, "unauthenticated callers are accepted on a non-loopback address");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What policy authors run on a snapshot: test cases, and answers as text and JSON.
+//! Tools for policy authors: test cases of a snapshot, and answers as text and JSON.
 //!
 //! Values in, reports out: nothing here reads files or prints.
 

@@ -67,7 +67,7 @@ pub struct TokenSettings {
     pub revocations: Option<PathBuf>,
     /// Most memory for verified tokens, in bytes; `None` disables the token cache.
     pub cache_bytes: Option<NonZeroU64>,
-    /// How changes of these files are detected.
+    /// Detection of changes of these files.
     pub following: FollowSettings,
 }
 

@@ -19,7 +19,7 @@ pub struct ApiSettings {
     pub insecure: bool,
     /// File mode of Unix sockets.
     pub unix_socket_mode: u32,
-    /// How changes of certificates and of the list of callers are detected.
+    /// Detection of changes of certificates and of the list of callers.
     pub follow: FollowSettings,
     /// Limits of a call to `AuthorizationService`.
     pub authorization: AuthorizationRules,

@@ -16,7 +16,7 @@ pub struct StoreSettings {
     pub limits: SourceLimits,
     /// Settings of compilation and decision.
     pub deciding: Settings,
-    /// How changes are detected.
+    /// Detection of changes.
     pub watch: Mode,
     /// Longest time between two reads of the directory.
     pub poll: Duration,
