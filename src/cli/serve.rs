@@ -76,19 +76,13 @@ async fn serve(config: Config, collectors: Collectors, log: LogFilter) -> anyhow
     let app = tokio::select! {
         bound = app::bind(config, collectors, log) => match bound {
             Ok(app) => app,
-            Err(BindError::Policies(rejected)) => {
-                let diagnostics = report::diagnostics_text(&rejected.diagnostics, false);
-                let _ = writeln!(io::stderr(), "{diagnostics}");
-                return Err(rejected.into());
+            Err(error) => {
+                if let BindError::Policies(rejected) = &error {
+                    let diagnostics = report::diagnostics_text(&rejected.diagnostics, false);
+                    let _ = writeln!(io::stderr(), "{diagnostics}");
+                }
+                return Err(error.into());
             }
-            Err(
-                error @ (BindError::Tokens(_)
-                | BindError::Doors(_)
-                | BindError::Admin(_)
-                | BindError::DecisionLog(_)
-                | BindError::Collector(_)
-                | BindError::Thread(_)),
-            ) => return Err(error.into()),
         },
         () = stop.requested() => return Ok(Outcome::Good),
     };
