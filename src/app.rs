@@ -1,7 +1,8 @@
-//! Wires the backend: opens the policy store, the engine and the router, and takes them down again.
+//! Assembles the service: opens the policy store, the engine and the servers, and shuts them down.
 //!
-//! The only place that knows all the parts. Nothing here decides or parses.
+//! This is the only place that knows all parts. Nothing here decides or parses.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -9,63 +10,55 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinSet;
 
-use crate::api::admin::metrics;
-use crate::api::admin::{AdminError, AdminServer, AdminState};
+use crate::api::admin::{AdminError, AdminServer, AdminState, metrics};
 use crate::api::metrics::CallFigures;
 use crate::api::transport::listener::BoundAddress;
-use crate::api::{
-    AdmissionLimits, ApiSettings, AuthorizationRules, Backend, ClientCertificates,
-    ConnectionLimits, EncodedAnswer, LifetimeLimits, OpenError, RequestRules, Server, Services,
-    TlsSettings,
-};
+use crate::api::{Backend, EncodedAnswer, OpenError, Server};
 use crate::config::decision_log::Destination;
 use crate::config::otel::{CollectorConfig, Collectors, TracesConfig};
-use crate::config::{Config, RawConfig, TlsConfig, WatchMode};
+use crate::config::{Config, ShutdownSettings};
 use crate::decision_log::{self, DecisionLog, Sink};
 use crate::engine::Engine;
-use crate::engine::cache::CacheSettings;
 use crate::engine::metrics::DecisionMetrics;
-use crate::pip::{self, TokenSettings};
-use crate::policy_store::{
-    self, OpenedStore, Reader, Reloader, SourceLimits, StatusReader, StoreOpenError, StoreSettings,
-};
+use crate::pip;
+use crate::policy_store::{self, OpenedStore, Reader, Reloader, StatusReader, StoreOpenError};
 use crate::readiness::{Readiness, Reason, UnreadyGuard};
 use crate::telemetry::collector::{self, CollectorError};
 use crate::telemetry::log::LogFilter;
 use crate::telemetry::otlp_logs;
 use crate::telemetry::traces::{SpanMetrics, Traces};
-use crate::watch::{self, WatchSettings};
 
-/// How long the decision log may take to write what waits, however long the calls took to end.
-const LEAST_FOR_DECISION_LOG: Duration = Duration::from_secs(2);
+/// Least time for the decision log to write its queue at shutdown, even if calls used up the drain
+/// timeout.
+const MIN_DECISION_LOG_DRAIN: Duration = Duration::from_secs(2);
 
-/// Why the service could not start.
+/// The reason why the service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The policy directory is bad, and `--start-unready` was not given.
+    /// The policy directory is invalid, and `--start-unready` is not set.
     #[error(transparent)]
     Policies(#[from] StoreOpenError),
-    /// Decisions are to be logged, and there is nowhere to.
+    /// The destination of the decision log cannot be opened.
     #[error(transparent)]
     DecisionLog(#[from] decision_log::OpenError),
-    /// Decisions are to be sent to a collector, and cannot be.
+    /// The client of the decision log's collector cannot be created.
     #[error("cannot send the decision log: {0}")]
     Collector(#[from] CollectorError),
-    /// There is no thread to write the decision log with.
-    #[error("cannot start the thread that writes the decision log: {0}")]
+    /// The thread that writes the decision log cannot be started.
+    #[error("cannot start the decision log writer thread: {0}")]
     Thread(#[source] io::Error),
-    /// Tokens cannot be verified as the operator said.
+    /// A file of token verification cannot be read or is invalid.
     #[error(transparent)]
     Tokens(#[from] pip::OpenError),
-    /// A door could not be opened.
+    /// The gRPC server cannot be started.
     #[error(transparent)]
     Server(#[from] OpenError),
-    /// The operators' door could not be opened.
+    /// The admin server cannot be started.
     #[error(transparent)]
     Admin(#[from] AdminError),
 }
 
-/// The service, bound to its addresses and not yet answering.
+/// The service, bound to its addresses and not yet serving.
 pub struct App {
     server: Server,
     admin: Option<AdminServer>,
@@ -79,25 +72,16 @@ pub struct App {
     token_refresh: Option<pip::Refresh>,
     readiness: Readiness,
     /// Holds readiness back until a snapshot is in force.
-    nothing_loaded: Option<UnreadyGuard>,
-    winding_down: WindingDown,
+    first_snapshot: Option<UnreadyGuard>,
+    shutdown_settings: ShutdownSettings,
 }
 
-/// How long the end may take.
-#[derive(Clone, Copy, Debug)]
-struct WindingDown {
-    /// Calls are still taken while health says NOT_SERVING.
-    delay: Duration,
-    /// Those in flight may finish.
-    drain_timeout: Duration,
-}
-
-/// Wires everything that `config` and `traces` ask for and binds its addresses; operators may change
-/// `log`.
+/// Opens all parts of the service and binds its addresses. The admin server can change the filter
+/// of `log`.
 ///
 /// # Errors
 ///
-/// [`BindError`]; then nothing is left behind.
+/// [`BindError`]; everything that was opened is closed again.
 pub async fn bind(
     config: Config,
     collectors: Collectors,
@@ -105,25 +89,20 @@ pub async fn bind(
 ) -> Result<App, BindError> {
     let started_at = SystemTime::now();
     let readiness = Readiness::new();
-    let nothing_loaded = readiness.block(Reason::NoPolicies);
-    let opened = policy_store::open(store_settings(&config)).await?;
+    let first_snapshot = readiness.block(Reason::NoPolicies);
+    let opened = policy_store::open(config.store.clone()).await?;
     let OpenedStore {
         mut reader,
         status,
         reloads,
         reloader,
     } = opened;
-    // Else the first answers would be forgotten when it is noticed that there is a snapshot.
+    // Otherwise the first snapshot would count as a change and clear the cache.
     reader.mark_seen();
-    let nothing_loaded = reader.load().is_none().then_some(nothing_loaded);
-    // What nobody can read is not counted.
+    let first_snapshot = reader.load().is_none().then_some(first_snapshot);
+    // Without an admin address nobody can read metrics, so nothing is counted.
     let counted = config.admin_listen.as_ref().map(|_| Counted::default());
-    let engine = Engine::new(
-        reader.clone(),
-        CacheSettings {
-            capacity_bytes: config.cache.bytes,
-        },
-    );
+    let engine = Engine::new(reader.clone(), config.cache);
     let engine = match &counted {
         Some(counted) => engine.with_metrics(Arc::clone(&counted.decisions)),
         None => engine,
@@ -134,13 +113,8 @@ pub async fn bind(
         Some(log) => engine.with_log(log.clone()),
         None => engine,
     });
-    let (tokens, token_refresh) = match token_settings(&config) {
-        None => (None, None),
-        Some(settings) => {
-            let pip::Opened { tokens, refresh } = pip::open(&settings)?;
-            (Some(tokens), Some(refresh))
-        }
-    };
+    let opened = config.tokens.as_ref().map(pip::open).transpose()?;
+    let (tokens, token_refresh) = opened.map(|it| (it.tokens, it.refresh)).unzip();
     let token_figures = tokens.clone();
     let token_figures = move || token_figures.as_ref().map(|tokens| tokens.metrics());
     let spans = Arc::<SpanMetrics>::default();
@@ -154,11 +128,9 @@ pub async fn bind(
         figures: counted.as_ref().map(|counted| Arc::clone(&counted.calls)),
         traces: traces.clone(),
     };
-    let server = Server::open(&config.listen, &backend, &api_settings(&config)).await?;
-    if config.callers_are_unknown()
-        && let Some(address) = server.addresses().iter().find(|it| !it.is_local())
-    {
-        tracing::warn!(%address, "listening beyond this machine, for whoever can connect");
+    let server = Server::open(&config.listen, &backend, &config.api).await?;
+    if config.api.accepts_unknown_callers() {
+        warn_of_unknown_callers(server.addresses());
     }
     let admin = match (&config.admin_listen, counted) {
         (Some(address), Some(Counted { decisions, calls })) => {
@@ -188,15 +160,11 @@ pub async fn bind(
                 tokens: Box::new(token_figures),
                 readiness: readiness.reader(),
                 started_at,
-                settings: settings(&config),
+                settings: settings_in_force(&config),
             };
-            Some(AdminServer::open(address, config.unix_socket_mode, admin_state).await?)
+            Some(AdminServer::open(address, config.api.unix_socket_mode, admin_state).await?)
         }
         (Some(_) | None, None) | (None, Some(_)) => None,
-    };
-    let winding_down = WindingDown {
-        delay: config.shutdown_delay,
-        drain_timeout: config.drain_timeout,
     };
     Ok(App {
         server,
@@ -210,39 +178,41 @@ pub async fn bind(
         decision_log: log_writer,
         token_refresh,
         readiness,
-        nothing_loaded,
-        winding_down,
+        first_snapshot,
+        shutdown_settings: config.shutdown,
     })
 }
 
 impl App {
-    /// Where callers find the service, in the order of the configuration.
+    /// Returns the addresses of the gRPC server, in the order of the configuration.
     #[must_use]
     pub fn addresses(&self) -> &[BoundAddress] {
         self.server.addresses()
     }
 
-    /// Where operators find it, if they do.
+    /// Returns the address of the admin server, if there is one.
     #[must_use]
     pub fn admin_address(&self) -> Option<&BoundAddress> {
         self.admin.as_ref().map(AdminServer::address)
     }
 
-    /// The read side of the policy store's status.
+    /// Returns the read side of the policy store's status.
     #[must_use]
     pub fn status(&self) -> StatusReader {
         self.status.clone()
     }
 
-    /// Forces a reread of the policy directory.
+    /// Returns the handle that forces a reread of the policy directory.
     #[must_use]
     pub fn reloads(&self) -> policy_store::ReloadHandle {
         self.reloads.clone()
     }
 
-    /// Serves until `shutdown` completes, then drains: health turns NOT_SERVING, after the shutdown
-    /// delay no call is taken any more, calls in flight finish, streams and watches are told, and all ends at the latest
-    /// after the drain timeout.
+    /// Serves until `shutdown` completes, then drains.
+    ///
+    /// Health turns NOT_SERVING at once. After the shutdown delay no call is accepted any more;
+    /// calls in flight finish, streams and watches are ended. Returns at the latest when the drain
+    /// timeout has passed.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let Self {
             server,
@@ -254,15 +224,15 @@ impl App {
             decision_log,
             token_refresh,
             readiness,
-            nothing_loaded,
-            winding_down,
+            first_snapshot,
+            shutdown_settings,
             ..
         } = self;
         let mut tasks = JoinSet::new();
         let mut stopping = readiness.reader();
         tasks.spawn(async move { reloader.run(async move { stopping.draining().await }).await });
-        tasks.spawn(follow_snapshots(snapshots, engine, nothing_loaded));
-        // To the end: a service that drains is looked at, too.
+        tasks.spawn(follow_snapshots(snapshots, engine, first_snapshot));
+        // Until the end: operators look at a draining service, too.
         if let Some(admin) = admin {
             tasks.spawn(admin.run());
         }
@@ -273,32 +243,19 @@ impl App {
 
         let drained = async {
             shutdown.await;
-            let WindingDown {
-                delay,
-                drain_timeout,
-            } = winding_down;
-            // Who asks is sent elsewhere; who has not asked since is still served.
-            readiness.stop_serving();
-            if !delay.is_zero() {
-                tracing::info!(?delay, "not serving any more, and still taking calls");
-                tokio::time::sleep(delay).await;
-            }
-            tracing::info!(timeout = ?drain_timeout, "draining");
-            readiness.drain();
-            let _ = drain_ends.set(Instant::now() + drain_timeout);
-            tokio::time::sleep(drain_timeout).await;
+            drain(&readiness, shutdown_settings, &drain_ends).await;
         };
         tokio::select! {
             () = server.run() => tracing::info!("stopped"),
-            () = drained => tracing::warn!("calls were still in flight when the drain timeout passed"),
+            () = drained => tracing::warn!("drain timeout passed with calls in flight, closing their connections"),
         }
         if let Some(writer) = decision_log {
-            // What the calls left of the drain timeout, and something if they left nothing: every
-            // decision that was answered should be in the log.
+            // The rest of the drain timeout, or the minimum: every decision that was answered
+            // should be in the log.
             let left = drain_ends.get().map_or(Duration::ZERO, |end: &Instant| {
                 end.saturating_duration_since(Instant::now())
             });
-            writer.finish(left.max(LEAST_FOR_DECISION_LOG)).await;
+            writer.finish(left.max(MIN_DECISION_LOG_DRAIN)).await;
         }
         if let Some(traces) = traces {
             traces.shutdown().await;
@@ -307,7 +264,32 @@ impl App {
     }
 }
 
-/// The log of decisions, if there is to be one; `collector` is where it goes if it goes to one.
+/// Drains: sets health to NOT_SERVING, waits for the delay, starts the drain and sets `drain_ends`.
+/// Returns when the drain timeout has passed.
+async fn drain(readiness: &Readiness, settings: ShutdownSettings, drain_ends: &OnceLock<Instant>) {
+    let ShutdownSettings {
+        delay,
+        drain_timeout,
+    } = settings;
+    // Load balancers stop sending; calls that still arrive are served.
+    readiness.stop_serving();
+    if !delay.is_zero() {
+        tracing::info!(?delay, "health is NOT_SERVING, calls are still accepted");
+        tokio::time::sleep(delay).await;
+    }
+    tracing::info!(timeout = ?drain_timeout, "draining");
+    readiness.drain();
+    let _ = drain_ends.set(Instant::now() + drain_timeout);
+    tokio::time::sleep(drain_timeout).await;
+}
+
+fn warn_of_unknown_callers(addresses: &[BoundAddress]) {
+    if let Some(address) = addresses.iter().find(|it| !it.is_local()) {
+        tracing::warn!(%address, "unauthenticated callers are accepted on a non-loopback address");
+    }
+}
+
+/// Opens the decision log, unless it is off; `collector` receives the records of `otlp`.
 fn open_decision_log(
     config: &Config,
     collector: Option<CollectorConfig>,
@@ -322,13 +304,12 @@ fn open_decision_log(
             Sink::to_collector(Box::new(otlp_logs::open(&collector)?))
         }
     };
-    decision_log::open(log, config.pdp.on_policy_error, lines)
+    decision_log::open(log, config.store.pdp.on_policy_error, lines)
         .map(Some)
         .map_err(BindError::Thread)
 }
 
-/// Traces, unless they cannot be had: those who ask for decisions must not go without them because
-/// of a setting that is about something else.
+/// Opens the export of traces. A failure is only logged: decisions must not depend on tracing.
 fn open_traces(config: &TracesConfig, metrics: Arc<SpanMetrics>) -> Option<Traces> {
     match Traces::open(config, metrics) {
         Ok(traces) => {
@@ -338,131 +319,34 @@ fn open_traces(config: &TracesConfig, metrics: Arc<SpanMetrics>) -> Option<Trace
             Some(traces)
         }
         Err(error) => {
-            tracing::warn!(%error, "calls are not traced");
+            tracing::warn!(%error, "cannot export traces, calls are not traced");
             None
         }
     }
 }
 
-/// Where is counted what happens.
+/// The counters, if metrics are on.
 #[derive(Default)]
 struct Counted {
     decisions: Arc<DecisionMetrics>,
     calls: Arc<CallFigures>,
 }
 
-/// Every setting in force. None of them is a secret: those stand in files, which settings name.
-fn settings(config: &Config) -> serde_json::Value {
-    // Text, lists of text, switches and whole numbers are JSON.
-    serde_json::to_value(RawConfig::from(config)).unwrap_or_default()
+/// Returns every setting in force, for `/status`. None is a secret: settings name files of secrets.
+fn settings_in_force(config: &Config) -> serde_json::Value {
+    // Text, lists of text, switches and whole numbers are valid JSON.
+    serde_json::to_value(&config.in_force).unwrap_or_default()
 }
 
-/// Lets callers in at the first snapshot; at each later one, frees what only the old one needed.
+/// Ends `first_snapshot` at the first snapshot, and clears the cache at each later one.
 async fn follow_snapshots(
     mut snapshots: Reader,
     engine: Arc<Engine<EncodedAnswer>>,
-    mut nothing_loaded: Option<UnreadyGuard>,
+    mut first_snapshot: Option<UnreadyGuard>,
 ) {
     while snapshots.changed().await.is_ok() {
-        if nothing_loaded.take().is_none() {
+        if first_snapshot.take().is_none() {
             engine.clear_cache();
         }
-    }
-}
-
-fn token_settings(config: &Config) -> Option<TokenSettings> {
-    let tokens = &config.tokens;
-    Some(TokenSettings {
-        issuers: tokens.issuers.clone()?,
-        revocations: tokens.revocations.clone(),
-        cache_bytes: tokens.cache_bytes,
-        following: watch_settings(config),
-    })
-}
-
-fn store_settings(config: &Config) -> StoreSettings {
-    let store = &config.store;
-    StoreSettings {
-        directory: config.policies.clone(),
-        limits: SourceLimits {
-            file_bytes: store.max_file_bytes,
-            total_bytes: store.max_total_bytes,
-            ..SourceLimits::default()
-        },
-        pdp: config.pdp.clone(),
-        watch: watch_settings(config),
-        quiet_period: store.quiet_period,
-        max_reload_delay: store.max_reload_delay,
-        allow_empty: store.allow_empty,
-        start_unready: store.start_unready,
-    }
-}
-
-fn watch_settings(config: &Config) -> WatchSettings {
-    WatchSettings {
-        mode: match config.store.watch {
-            WatchMode::Events => watch::Mode::Events,
-            WatchMode::Poll => watch::Mode::Poll,
-        },
-        poll: config.store.poll_interval,
-    }
-}
-
-fn tls_settings(tls: &TlsConfig) -> TlsSettings {
-    TlsSettings {
-        certificate: tls.certificate.clone(),
-        key: tls.key.clone(),
-        clients: match (&tls.client_authorities, tls.is_client_optional) {
-            (None, _) => ClientCertificates::None,
-            (Some(file), true) => ClientCertificates::Optional(file.clone()),
-            (Some(file), false) => ClientCertificates::Required(file.clone()),
-        },
-    }
-}
-
-fn api_settings(config: &Config) -> ApiSettings {
-    let limits = &config.limits;
-    ApiSettings {
-        tls: config.tls.as_ref().map(tls_settings),
-        insecure: config.insecure,
-        unix_socket_mode: config.unix_socket_mode,
-        callers: config.callers.clone(),
-        services: Services {
-            reflection: config.services.reflection,
-            policy_store: config.services.policy_store,
-        },
-        follow: watch_settings(config),
-        authorization: AuthorizationRules {
-            request: RequestRules {
-                anonymous_principal: config.anonymous_principal.clone(),
-                max_request_entities: limits.max_request_entities,
-                max_values: limits.max_request_values,
-                max_value_depth: limits.max_value_depth,
-            },
-            max_batch_items: limits.max_batch_items,
-            explain: config.services.explanations,
-        },
-        connection: ConnectionLimits {
-            max_concurrent_streams: limits.max_concurrent_streams,
-            handshake_timeout: limits.handshake_timeout,
-            max_connections: limits.max_connections,
-            lifetime: LifetimeLimits {
-                age: limits.max_connection_age,
-                age_grace: limits.max_connection_age_grace,
-                idle: limits.max_connection_idle,
-                // Its answer belongs to a call.
-                unread: limits.max_call_time,
-            },
-            max_header_bytes: limits.max_header_bytes,
-            max_call_time: limits.max_call_time,
-            keepalive_interval: limits.keepalive_interval,
-            keepalive_timeout: limits.keepalive_timeout,
-        },
-        admission: AdmissionLimits {
-            delay: limits.overload_delay,
-            calls: limits.max_concurrent_calls,
-        },
-        max_message_bytes: limits.max_message_bytes,
-        max_pending_bytes: limits.max_pending_bytes,
     }
 }

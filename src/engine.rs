@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 pub use cached_answer::{CacheEntry, CachedAnswer};
 
 use crate::decision_log::{CacheStatus, DecisionId, DecisionLog, LogEntry, Origin};
-use crate::pdp::answer::Answer;
 use crate::pdp::Decided;
+use crate::pdp::answer::Answer;
 use crate::pdp::query::Query;
 use crate::pdp::query_ref::QueryRef;
 use crate::pdp::{NoAnswer, Snapshot, authorize_with_stats};

@@ -17,13 +17,14 @@
 //! - [`pip`]: verifies tokens: a token becomes a principal.
 //!
 //! **Beside them:**
-//! - [`config`]: what an operator may set, as text and as values that cannot be wrong.
+//! - [`config`]: settings, as text and as checked values.
 //! - [`decision_log`]: what was decided, a line each.
 //! - [`readiness`]: whether callers are welcome.
 //! - [`counters`]: counters that cost next to nothing.
 //! - [`versioned`]: a value that is replaced as a whole while others read it.
 //! - [`telemetry`]: what the service tells of itself: log lines, metrics.
-//! - [`app`]: wires the house.
+//! - [`app`]: assembles the service.
+//! - [`authoring`]: test cases of policies, and reports.
 //! - [`cli`]: the commands.
 //!
 //! The crate has no cargo features.
@@ -38,6 +39,7 @@ pub mod engine;
 pub mod pip;
 
 pub mod app;
+pub mod authoring;
 pub mod cli;
 pub mod config;
 pub mod counters;

@@ -1,14 +1,14 @@
-//! The binary: arguments in, exit status out.
+//! The binary: runs the command of its arguments.
 //!
-//! 0 good, 1 the answer is no, 2 the command could not run (wrong arguments included).
+//! Exit status: 0 success, 1 a negative answer, 2 the command cannot run (usage errors included).
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use cedar_pdp::cli::Cli;
 
-/// A call makes some twenty small allocations on one thread: with this allocator it costs a tenth
-/// less than with the system's. Without huge pages (a feature of the crate), which would be two
+/// The allocator. A call makes some twenty small allocations on one thread, and costs a tenth less
+/// than with the system's allocator. Huge pages (a feature of the crate) are off: they would be two
 /// thirds of an idle service's memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -17,14 +17,15 @@ fn main() -> ExitCode {
     match Cli::from_process().run() {
         Ok(outcome) => outcome.into(),
         Err(error) => {
-            // With a broken stderr there is nobody left to tell; the exit status still does.
+            // If stderr is closed, the exit status still reports the error.
             let _ = writeln!(io::stderr(), "cedar-pdp: {}", one_line(&error));
             ExitCode::from(2)
         }
     }
 }
 
-/// The error and its causes, each once: errors of ours already end in the text of their cause.
+/// Returns the error and its causes in one line, each once: our errors already end in the text of
+/// their cause.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

@@ -22,7 +22,6 @@ mod token_cache;
 mod verify;
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,9 +37,9 @@ pub use rejection::{RejectionReason, TokenRejection, VerifyError};
 pub use revocations::RevocationsError;
 pub use verify::{TokenIdentity, Tokens};
 
-use crate::watch::WatchSettings;
-use crate::watch::files::{ReadError, FileReader};
+pub use crate::config::TokenSettings;
 use crate::versioned::Versioned;
+use crate::watch::files::{FileReader, ReadError};
 use issuers::{IssuerRules, KeySource, UrlSource};
 use keys::KeySet;
 use keys::fetch_request::FetchRequester;
@@ -49,19 +48,6 @@ use metrics::TokenCounters;
 use revocations::Revocations;
 use token_cache::TokenCache;
 use verify::Issuer;
-
-/// The settings of token verification.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenSettings {
-    /// The issuers file.
-    pub issuers: PathBuf,
-    /// The revocation list.
-    pub revocations: Option<PathBuf>,
-    /// Memory limit of the cache of verified tokens, in bytes; `None` turns the cache off.
-    pub cache_bytes: Option<NonZeroU64>,
-    /// The settings for noticing changed files.
-    pub following: WatchSettings,
-}
 
 /// An error in the files that tokens are verified with.
 #[derive(Debug, thiserror::Error)]

@@ -6,15 +6,14 @@
 mod background;
 pub mod directory;
 pub mod reload;
-mod settings;
 mod shrink_guard;
 mod snapshots;
 pub mod status;
 
+pub use crate::config::store::StoreSettings;
 pub use background::cores;
 pub use directory::SourceLimits;
 pub use reload::{OpenedStore, ReloadHandle, ReloadReport, Reloader, StoreOpenError, open};
-pub use settings::StoreSettings;
 pub use snapshots::{Publisher, Reader, snapshots};
 pub use status::{
     LoadedSnapshot, RejectedReload, ReloadCounts, ReloadOutcome, StatusReader, StoreClosed,

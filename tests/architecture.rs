@@ -63,6 +63,7 @@ const FLOORS: &[Floor] = &[
         // Where the lanes meet: the store hands the engine its `Reader`.
         &[
             "crate::engine",
+            "crate::config::CacheSettings",
             "crate::figures",
             "crate::pdp",
             "crate::policy_store::Reader",
@@ -105,6 +106,7 @@ const FLOORS: &[Floor] = &[
             "crate::decision_log",
             // An address is a value that `config` has checked; a door is opened on it.
             "crate::config::listen",
+            "crate::config::api",
             // Certificates and lists of callers are the doors' own, and may change.
             "crate::watch",
             // `PolicyStoreService` is a door to the store: its status, and reloads on demand.
@@ -125,7 +127,21 @@ const FLOORS: &[Floor] = &[
         ],
     ),
     // Parsed settings hold the types that the core is set by.
-    ("src/config", &["crate"], &["crate::config", "crate::pdp"]),
+    (
+        "src/config",
+        &["crate"],
+        &[
+            "crate::config",
+            "crate::pdp",
+            "crate::watch::Mode",
+            "crate::followed::FollowSettings",
+        ],
+    ),
+    (
+        "src/authoring",
+        &["crate", "std::fs", "std::io", "tokio"],
+        &["crate::authoring", "crate::pdp"],
+    ),
     ("src/watch", &["crate"], &["crate::watch"]),
     ("src/readiness", &["crate"], &["crate::readiness"]),
     ("src/figures", &["crate"], &["crate::figures"]),
@@ -166,6 +182,7 @@ const FLOORS: &[Floor] = &[
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
         &[
             "crate::cli",
+            "crate::authoring",
             "crate::pdp",
             "crate::config",
             "crate::policy_store::cores",

@@ -350,10 +350,10 @@ policies that every request must evaluate: 2
   `any` (a.cedar:3:1): open scope, and the condition begins with `context.amount < 9`
   `every` (a.cedar:12:1): no condition
 
-policies that use the whole context, so that any attribute in it keeps an answer from being remembered: 1
+policies that use the whole context, so that every attribute in it is part of the cache key: 1
   `whole` (a.cedar:6:1)
 
-what answers are remembered by, besides principal, action and resource
+parts of the cache key, besides principal, action and resource
   Action::"pay": the whole context
   Action::"read": context: amount, mfa
 "#

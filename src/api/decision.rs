@@ -11,5 +11,4 @@ pub(crate) mod large_requests;
 pub(crate) mod memory;
 pub(crate) mod question;
 pub(crate) mod rejection;
-pub mod rules;
 pub(crate) mod time_slice;

@@ -16,10 +16,10 @@ use super::decision::memory::MemoryBudget;
 use super::grpc::call::GrpcService;
 use super::grpc::dispatch::{Backend, Router};
 use super::grpc::wire::encoded_answer::EncodedAnswer;
-use super::settings::ApiSettings;
 use super::transport::accept::{self, ServerState};
 use super::transport::listener::{BoundAddress, ListenError, Listener};
-use super::transport::tls::{ClientCertificates, Tls, TlsError};
+use super::transport::tls::{Tls, TlsError};
+use crate::config::api::{ApiSettings, ClientCertificates};
 use crate::config::listen::Listen;
 
 /// Why the router could not be opened.

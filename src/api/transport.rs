@@ -5,7 +5,6 @@ pub(crate) mod call_queue;
 pub mod connection_task;
 pub(crate) mod http2;
 pub mod lifetime;
-pub mod limits;
 pub mod listener;
 pub(crate) mod preface;
 pub(crate) mod stream;

@@ -1,67 +1,127 @@
-//! `authorize`: asks for one decision, of a directory or of a running service.
+//! `authorize`: requests one decision from a directory or from a running service.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
+use clap::Args;
 
-use super::target::{self, OwnCertificate};
-use super::{AuthorizeArgs, Format, JsonSource, Outcome, directory, report};
+use super::target::{ClientCertificate, TargetArgs, target};
+use super::{Format, Outcome, directory};
 use crate::api::grpc::client;
+use crate::authoring::report;
 use crate::config::Config;
+use crate::config::listen::Listen;
+use crate::config::sources::{self, ConfigArgs};
 use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::{Snapshot, authorize, request_json};
 
-/// Asks, prints the answer, and ends as it says.
-pub(super) fn run(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Outcome> {
+/// Arguments of `authorize`. Without `--connect` the policy directory decides.
+#[derive(Debug, Args)]
+pub(super) struct AuthorizeArgs {
+    /// Address of a running service, in place of a directory: HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR", conflicts_with = "policies")]
+    pub(super) connect: Option<Listen>,
+    /// Arguments of the connection to the service.
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+    /// Principal, such as User::"alice"
+    #[arg(long, value_name = "UID", required_unless_present = "token")]
+    pub(super) principal: Option<Uid>,
+    /// File with the token of the principal, in place of `--principal`
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "connect",
+        conflicts_with_all = ["principal", "policies"]
+    )]
+    pub(super) token: Option<PathBuf>,
+    /// Action, such as Action::"read"
+    #[arg(long, value_name = "UID")]
+    pub(super) action: Uid,
+    /// Resource, such as Document::"1"
+    #[arg(long, value_name = "UID")]
+    pub(super) resource: Uid,
+    /// Context: a JSON object, or a file with one
+    #[arg(long, value_name = "FILE|JSON")]
+    pub(super) context: Option<JsonSource>,
+    /// File of entities for this request only, in Cedar's JSON format
+    #[arg(long, value_name = "FILE")]
+    pub(super) entities: Option<PathBuf>,
+    /// Explain the decision
+    #[arg(long)]
+    pub(super) explain: bool,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+    /// Settings that change how a directory decides.
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+}
+
+/// A JSON object on the command line, or the file that contains it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum JsonSource {
+    /// The text of an object.
+    Inline(String),
+    /// The path of the file.
+    File(PathBuf),
+}
+
+impl FromStr for JsonSource {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text.trim_start().starts_with('{') {
+            true => Self::Inline(text.to_owned()),
+            false => Self::File(text.into()),
+        })
+    }
+}
+
+/// Requests the decision and prints the answer; the outcome is the decision.
+pub(super) fn run(args: AuthorizeArgs) -> anyhow::Result<Outcome> {
+    let config = sources::merge(args.config.clone())?.check()?;
     let answer = match &args.connect {
-        Some(address) => {
-            let query = query(args, None, config)?;
-            let token = args.token.as_deref().map(token).transpose()?;
-            // Of this command line alone: what the service is configured with is not the caller's.
-            let flags = &args.config.flags;
-            let own = OwnCertificate {
-                certificate: flags.tls_cert.as_deref().map(Path::new),
-                key: flags.tls_key.as_deref().map(Path::new),
-            };
-            let target = target::target(address.clone(), &args.target, own)?;
-            if token.is_some() && target.tls.is_none() && !address.is_this_machine() {
-                bail!(
-                    "`--token` would send the token in the clear: say how to speak TLS, such as `--tls-ca`"
-                );
-            }
-            client::authorize(&target, &query, token)?
-        }
-        // clap asks for no `--connect` where something stands that conflicts with it.
+        Some(address) => from_service(address, &args, &config)?,
+        // clap does not require `--connect` if an argument is given that conflicts with it.
         None if args.token.is_some() => {
-            bail!(
-                "`--token` is verified by a service, never by a directory: say which by `--connect`"
-            )
+            bail!("`--token` needs `--connect`: only a service verifies tokens")
         }
-        None => {
-            let directory = directory::load(config)?;
-            let snapshot = match directory.compiled {
-                Ok(snapshot) => snapshot,
-                Err(error) => {
-                    let _ = writeln!(
-                        std::io::stderr(),
-                        "{}",
-                        directory::render(&error.errors, false)
-                    );
-                    return Err(error.into());
-                }
-            };
-            let query = query(args, Some(&snapshot), config)?;
-            authorize(&snapshot, &query)?
-        }
+        None => from_directory(&args, &config)?,
     };
     print(&answer, args.format)?;
-    Ok(match answer.decision {
-        Decision::Allow => Outcome::Good,
-        Decision::Deny => Outcome::No,
-    })
+    Ok(Outcome::of(answer.decision == Decision::Allow))
+}
+
+fn from_service(address: &Listen, args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Answer> {
+    let query = query(args, None, config)?;
+    let token = args.token.as_deref().map(token).transpose()?;
+    // Only the flags count: the certificate in the file or environment is the service's.
+    let flags = &args.config.flags;
+    let certificate = ClientCertificate {
+        certificate: flags.tls_cert.as_deref().map(Path::new),
+        key: flags.tls_key.as_deref().map(Path::new),
+    };
+    let target = target(address.clone(), &args.target, certificate)?;
+    if token.is_some() && target.tls.is_none() && !address.is_local() {
+        bail!("`--token` would send the token in plaintext: enable TLS, such as by `--tls-ca`");
+    }
+    Ok(client::authorize(&target, &query, token)?)
+}
+
+fn from_directory(args: &AuthorizeArgs, config: &Config) -> anyhow::Result<Answer> {
+    let directory = directory::load(&config.store)?;
+    let snapshot = directory.compiled.inspect_err(|error| {
+        let diagnostics = report::diagnostics_text(&error.errors, false);
+        let _ = writeln!(std::io::stderr(), "{diagnostics}");
+    })?;
+    let query = query(args, Some(&snapshot), config)?;
+    Ok(authorize(&snapshot, &query)?)
 }
 
 fn print(answer: &Answer, format: Format) -> anyhow::Result<()> {
@@ -73,32 +133,31 @@ fn print(answer: &Answer, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The query that the arguments ask; with a snapshot, its schema tells the types of what is
+/// Returns the query of the arguments. The snapshot's schema gives the types of values that are
 /// written without them.
 fn query(
     args: &AuthorizeArgs,
     snapshot: Option<&Snapshot>,
     config: &Config,
 ) -> anyhow::Result<Query> {
-    let most = config.limits.max_message_bytes;
+    let max_bytes = config.api.max_message_bytes;
     let context = match &args.context {
         None => Record::default(),
         Some(source) => {
             let text = match source {
                 JsonSource::Inline(text) => text.clone(),
-                JsonSource::File(path) => read(path, most)?,
+                JsonSource::File(path) => read(path, max_bytes)?,
             };
             request_json::context(&text, &args.action, snapshot).context("--context")?
         }
     };
     let entities = match &args.entities {
         None => Vec::new(),
-        Some(path) => {
-            request_json::request_entities(&read(path, most)?, snapshot).context("--entities")?
-        }
+        Some(path) => request_json::request_entities(&read(path, max_bytes)?, snapshot)
+            .context("--entities")?,
     };
     Ok(Query {
-        // With a token the service knows who it is, and this is not sent.
+        // With a token the service takes the principal from it, and this one is not sent.
         principal: args
             .principal
             .clone()
@@ -112,24 +171,24 @@ fn query(
     })
 }
 
-/// The token in a file, without the line's end that editors leave behind it.
+/// Reads a token from a file, without the newline that editors append.
 fn token(path: &Path) -> anyhow::Result<String> {
     Ok(read(path, MAX_TOKEN_BYTES)?.trim_end().to_owned())
 }
 
-/// No service takes longer ones.
+/// Largest token, in bytes; services reject longer ones.
 const MAX_TOKEN_BYTES: usize = 1 << 20;
 
 /// Reads a file that is part of one request, and so no larger than a message.
-fn read(path: &Path, most: usize) -> anyhow::Result<String> {
-    let reading = || format!("cannot read `{}`", path.display());
-    let file = File::open(path).with_context(reading)?;
+fn read(path: &Path, max_bytes: usize) -> anyhow::Result<String> {
+    let cannot_read = || format!("cannot read `{}`", path.display());
+    let file = File::open(path).with_context(cannot_read)?;
     let mut text = String::new();
-    file.take(most as u64 + 1)
+    file.take(max_bytes as u64 + 1)
         .read_to_string(&mut text)
-        .with_context(reading)?;
-    if text.len() > most {
-        bail!("`{}` is larger than {most} bytes", path.display());
+        .with_context(cannot_read)?;
+    if text.len() > max_bytes {
+        bail!("`{}` is larger than {max_bytes} bytes", path.display());
     }
     Ok(text)
 }

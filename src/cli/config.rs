@@ -1,14 +1,15 @@
-//! `cedar-pdp config`: prints the configuration in force.
+//! `config`: prints the configuration in force.
 
 use std::io::{self, Write as _};
 
 use anyhow::Context as _;
 
 use super::Outcome;
-use crate::config::layers::Effective;
+use crate::config::sources::{self, ConfigArgs};
 
-pub(super) fn run(effective: &Effective) -> anyhow::Result<Outcome> {
-    let text = effective.to_toml()?;
+/// Prints every setting, with its source.
+pub(super) fn run(args: ConfigArgs) -> anyhow::Result<Outcome> {
+    let text = sources::merge(args)?.to_toml()?;
     io::stdout()
         .write_all(text.as_bytes())
         .context("cannot write to stdout")?;

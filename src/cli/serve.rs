@@ -1,47 +1,49 @@
-//! `serve`: runs the service until it is told to stop.
+//! `serve`: runs the service until SIGTERM or SIGINT.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Outcome, directory};
-use crate::app::{self, BindError};
+use super::Outcome;
+use crate::app::{self, App, BindError};
+use crate::authoring::report;
 use crate::config::Config;
 use crate::config::decision_log::Destination;
 use crate::config::otel::{self, Collectors};
+use crate::config::sources::{self, ConfigArgs};
 use crate::policy_store::ReloadHandle;
 use crate::telemetry;
 use crate::telemetry::log::LogFilter;
 
-/// Serves with `config` until SIGTERM or SIGINT; a second one ends the process at once.
-pub(super) fn run(mut config: Config) -> anyhow::Result<Outcome> {
+/// Serves until SIGTERM or SIGINT; a second one ends the process at once.
+pub(super) fn run(args: ConfigArgs) -> anyhow::Result<Outcome> {
+    let mut config = sources::merge(args)?.check()?;
     let log = telemetry::log::init(&config.log);
-    let limits = &mut config.limits;
-    limits.max_connections = connections_within_descriptors(limits.max_connections);
+    limit_connections(&mut config);
     let sends_decisions = config.decision_log.destination == Destination::Otlp;
     let (collectors, warnings) = otel::from_environment(sends_decisions);
     for warning in warnings {
-        tracing::warn!(warning, "invalid OpenTelemetry variable, using the default");
+        tracing::warn!(warning, "invalid OpenTelemetry environment variable");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let outcome = runtime.block_on(serve(config, collectors, log));
-    // What still runs was given its time by the drain.
+    // The drain gave every task its time.
     runtime.shutdown_background();
     outcome
 }
 
-/// Descriptors that are kept for everything that is no connection of a caller: policies and
-/// certificates are read, and operators connect, while all connections are taken.
+/// File descriptors reserved for other uses than callers' connections: policies and certificates
+/// are read, and operators connect, even when `max_connections` is reached.
 const OTHER_DESCRIPTORS: u64 = 160;
 
-/// As many connections as wanted, or as the system has descriptors for, of which this process takes
-/// all that it may.
-fn connections_within_descriptors(wanted: usize) -> usize {
+/// Raises the process's limit of file descriptors as far as allowed, and lowers `max_connections`
+/// to what it has room for.
+fn limit_connections(config: &mut Config) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -51,68 +53,52 @@ fn connections_within_descriptors(wanted: usize) -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let for_connections = allowed
+    let most = allowed
         .map(|allowed| allowed.saturating_sub(OTHER_DESCRIPTORS).max(1))
         .and_then(|most| usize::try_from(most).ok());
-    match for_connections {
-        Some(most) if most < wanted => {
-            tracing::warn!(
-                wanted,
-                most,
-                "the limit of descriptors allows fewer connections than `max_connections`"
-            );
-            most
-        }
-        Some(_) | None => wanted,
+    let configured = config.api.connection.max_connections;
+    if let Some(most) = most.filter(|most| *most < configured) {
+        tracing::warn!(
+            configured,
+            most,
+            "file descriptor limit is too low for `max_connections`, lowering `max_connections`"
+        );
+        config.api.connection.max_connections = most;
+        config.in_force.max_connections = i64::try_from(most).ok();
     }
 }
 
 async fn serve(config: Config, collectors: Collectors, log: LogFilter) -> anyhow::Result<Outcome> {
-    // Before anything else: a signal during a slow start must stop it too.
+    // First of all: a signal during a slow startup must stop the process, too.
     let mut stop = Stop::listen()?;
-    // Unheard, a SIGHUP would end the process; one that comes early is answered by a reread.
+    // Without a listener SIGHUP would end the process. One during startup is handled after it.
     let hangup = listen_for(SignalKind::hangup())?;
     let app = tokio::select! {
         bound = app::bind(config, collectors, log) => match bound {
             Ok(app) => app,
-            Err(BindError::Policies(refused)) => {
-                let drawn = directory::render(&refused.diagnostics, false);
-                let _ = writeln!(std::io::stderr(), "{drawn}");
-                return Err(refused.into());
+            Err(error) => {
+                if let BindError::Policies(rejected) = &error {
+                    let diagnostics = report::diagnostics_text(&rejected.diagnostics, false);
+                    let _ = writeln!(io::stderr(), "{diagnostics}");
+                }
+                return Err(error.into());
             }
-            Err(
-                error @ (BindError::Tokens(_)
-                | BindError::Server(_)
-                | BindError::Admin(_)
-                | BindError::DecisionLog(_)
-                | BindError::Collector(_)
-                | BindError::Thread(_)),
-            ) => return Err(error.into()),
         },
         () = stop.requested() => return Ok(Outcome::Good),
     };
-    {
-        let mut stdout = std::io::stdout().lock();
-        for address in app.addresses() {
-            writeln!(stdout, "listening on {address}").context("cannot write to stdout")?;
-        }
-        if let Some(address) = app.admin_address() {
-            writeln!(stdout, "admin on {address}").context("cannot write to stdout")?;
-        }
-        stdout.flush().context("cannot write to stdout")?;
-    }
+    print_addresses(&app).context("cannot write to stdout")?;
     let reloading = tokio::spawn(reload_on_hangup(hangup, app.reloads()));
     let (drained, draining) = tokio::sync::oneshot::channel();
     let running = app.run(async move {
         stop.requested().await;
-        // The receiver waits for as long as the service runs.
+        // The receiver is alive while the service runs.
         let _ = drained.send(stop);
     });
     tokio::select! {
         () = running => {}
         () = second_signal(draining) => {
-            tracing::warn!("told to stop twice, stopping at once");
-            // Calls are cut off, which is not a good end. Socket files are gone since the first.
+            tracing::warn!("second stop signal, exiting without draining");
+            // Calls are cut off, hence the status. Socket files are gone since the first signal.
             std::process::exit(1);
         }
     }
@@ -120,7 +106,18 @@ async fn serve(config: Config, collectors: Collectors, log: LogFilter) -> anyhow
     Ok(Outcome::Good)
 }
 
-/// SIGTERM and SIGINT.
+fn print_addresses(app: &App) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    for address in app.addresses() {
+        writeln!(stdout, "listening on {address}")?;
+    }
+    if let Some(address) = app.admin_address() {
+        writeln!(stdout, "admin on {address}")?;
+    }
+    stdout.flush()
+}
+
+/// Listener for SIGTERM and SIGINT.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
@@ -134,7 +131,7 @@ impl Stop {
         })
     }
 
-    /// Returns at the next of either.
+    /// Waits for the next of either signal.
     async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -143,6 +140,7 @@ impl Stop {
     }
 }
 
+/// Waits for the drain to begin, and then for another signal.
 async fn second_signal(draining: tokio::sync::oneshot::Receiver<Stop>) {
     match draining.await {
         Ok(mut stop) => stop.requested().await,
@@ -154,7 +152,7 @@ fn listen_for(kind: SignalKind) -> anyhow::Result<Signal> {
     signal(kind).context("cannot listen for signals")
 }
 
-/// Rereads the policy directory at each SIGHUP. What became of it is logged by the store.
+/// Rereads the policy directory at each SIGHUP. The policy store logs the result.
 async fn reload_on_hangup(mut hangup: Signal, reloads: ReloadHandle) {
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: rereading the policy directory");

@@ -1,324 +1,113 @@
-//! `test`: runs the policy tests of a directory.
-//!
-//! The format is the one that Cedar's own `cedar run-tests` reads. A test without entities asks
-//! the directory's own; one that brings entities has these alone, and the schema's actions.
+//! `test`: runs the policy tests of a directory and reports the results.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use clap::Args;
 
 use super::directory::{self, Directory};
-use super::report;
-use super::{Format, Outcome, Reasons, TestArgs};
-use crate::config::Config;
-use crate::pdp::answer::{Answer, Decision};
-use crate::pdp::diagnostic::Position;
-use crate::pdp::query::{Query, Record, Uid};
-use crate::pdp::sources::{FileKind, SourceFile};
-use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
+use super::{Format, Outcome, config_of_directory};
+use crate::authoring::cases::{CaseResult, CaseRun, Reasons};
+use crate::authoring::report;
+use crate::config::sources::ConfigArgs;
+use crate::config::store::StoreSettings;
+use crate::pdp::sources::FileKind;
 
-/// A test as it is written.
-#[derive(Debug, Deserialize)]
-struct TestJson<'a> {
-    #[serde(default)]
-    name: String,
-    request: RequestJson<'a>,
-    /// An array, or the name of a file that holds one.
-    #[serde(borrow, default)]
-    entities: Option<&'a RawValue>,
-    decision: DecisionJson,
-    #[serde(default)]
-    reason: Option<Vec<String>>,
-    #[serde(default)]
-    num_errors: Option<usize>,
+/// Arguments of `test`.
+#[derive(Debug, Args)]
+pub(super) struct TestArgs {
+    /// Directory to test
+    #[arg(value_name = "DIR", conflicts_with = "policies")]
+    pub(super) dir: PathBuf,
+    /// Run only tests whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub(super) filter: Option<String>,
+    /// Also write the results to this file, as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    pub(super) junit: Option<PathBuf>,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+    /// Comparison of a test's reasons with the determining policies
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) reasons: Reasons,
+    /// Settings that change how the directory decides.
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
 }
 
-#[derive(Debug, Deserialize)]
-struct RequestJson<'a> {
-    principal: String,
-    action: String,
-    resource: String,
-    #[serde(borrow, default)]
-    context: Option<&'a RawValue>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum DecisionJson {
-    Allow,
-    Deny,
-}
-
-/// What became of one test.
-struct Tested {
-    file: String,
-    line: u32,
-    name: String,
-    took: Duration,
-    /// What is wrong, in lines for people; `None` when it passed.
-    failure: Option<String>,
-}
-
-/// Runs the tests of the directory that `config` names; [`Outcome::Good`] when all pass.
-pub(super) fn run(args: &TestArgs, config: &Config) -> anyhow::Result<Outcome> {
-    let Directory { sources, compiled } = directory::load(config)?;
-    let mut stdout = io::stdout().lock();
+/// Runs the tests of a directory and prints the results; the outcome is good if all pass.
+pub(super) fn run(args: TestArgs) -> anyhow::Result<Outcome> {
+    let store = config_of_directory(args.config, args.dir)?.store;
+    let Directory { sources, compiled } = directory::load(&store)?;
     let snapshot = match compiled {
         Ok(snapshot) => snapshot,
         Err(error) => {
-            writeln!(
-                io::stderr(),
-                "{}\n\n{error}",
-                directory::render(&error.errors, false)
-            )?;
+            let diagnostics = report::diagnostics_text(&error.errors, false);
+            writeln!(io::stderr(), "{diagnostics}\n\n{error}")?;
             return Ok(Outcome::No);
         }
     };
-    let mut results = Vec::new();
-    for file in sources.of_kind(FileKind::Tests) {
-        run_file(file, args, config, &snapshot, &mut results);
-    }
+    let cases = CaseRun {
+        snapshot: &snapshot,
+        filter: args.filter.as_deref(),
+        reasons: args.reasons,
+        read_entities: &|test_file, name| {
+            read_entities(&store, test_file, name).map_err(|error| error.to_string())
+        },
+    };
+    let files = sources.of_kind(FileKind::Tests);
+    let results: Vec<CaseResult> = files.flat_map(|file| cases.run_file(file)).collect();
     if results.is_empty() {
+        let directory = store.directory.display();
         match &args.filter {
-            Some(filter) => bail!(
-                "no test in `{}` has `{filter}` in its name",
-                config.policies.display()
-            ),
-            None => bail!(
-                "there is no test in `{}`; tests are `*.test.json` files",
-                config.policies.display()
-            ),
+            Some(filter) => bail!("no test in `{directory}` has `{filter}` in its name"),
+            None => bail!("there is no test in `{directory}`; tests are `*.test.json` files"),
         }
     }
-    let failed = results
-        .iter()
-        .filter(|tested| tested.failure.is_some())
-        .count();
+    let failed = results.iter().filter(|case| case.failure.is_some());
+    let failed = failed.count();
+    let mut stdout = io::stdout().lock();
     match args.format {
         Format::Text => write_text(&mut stdout, &results, failed)?,
         Format::Json => write_json(&mut stdout, &results, failed)?,
     }
     if let Some(path) = &args.junit {
-        let file =
-            File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
-        junit(&results)
-            .serialize(file)
-            .with_context(|| format!("cannot write `{}`", path.display()))?;
+        let cannot_write = || format!("cannot write `{}`", path.display());
+        let file = File::create(path).with_context(cannot_write)?;
+        junit(&results).serialize(file).with_context(cannot_write)?;
     }
-    Ok(if failed == 0 {
-        Outcome::Good
-    } else {
-        Outcome::No
-    })
+    Ok(Outcome::of(failed == 0))
 }
 
-fn run_file(
-    file: &SourceFile,
-    args: &TestArgs,
-    config: &Config,
-    snapshot: &Snapshot,
-    results: &mut Vec<Tested>,
-) {
-    let unreadable = |line: u32, message: String| Tested {
-        file: file.path.clone(),
-        line,
-        name: "(the file)".to_owned(),
-        took: Duration::ZERO,
-        failure: Some(message),
-    };
-    let text = match file.text() {
-        Ok(text) => text,
-        Err(changed) => {
-            results.push(unreadable(1, changed.to_string()));
-            return;
-        }
-    };
-    if let Err(error) = request_json::check_depth(&text) {
-        results.push(unreadable(1, error.to_string()));
-        return;
+/// Reads an entities file, which must be in the directory of the test file or below.
+fn read_entities(store: &StoreSettings, test_file: &str, name: &str) -> anyhow::Result<String> {
+    let test_file = store.directory.join(test_file);
+    let directory = test_file.parent().unwrap_or(Path::new("."));
+    let path = directory.join(name).canonicalize()?;
+    if !path.starts_with(directory.canonicalize()?) {
+        bail!("it is outside of the directory of the test");
     }
-    let tests: Vec<&RawValue> = match serde_json::from_str(&text) {
-        Ok(tests) => tests,
-        Err(error) => {
-            results.push(unreadable(
-                u32::try_from(error.line()).unwrap_or(0),
-                error.to_string(),
-            ));
-            return;
-        }
-    };
-    for raw in tests {
-        let begun = Instant::now();
-        let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
-        let line = Position::of(&text, offset).line;
-        let (name, failure) = match serde_json::from_str::<TestJson<'_>>(raw.get()) {
-            Err(error) => ("(unreadable)".to_owned(), Some(error.to_string())),
-            Ok(test) => {
-                if args
-                    .filter
-                    .as_ref()
-                    .is_some_and(|filter| !test.name.contains(filter.as_str()))
-                {
-                    continue;
-                }
-                (
-                    test.name.clone(),
-                    run_one(&test, file, args, config, snapshot).err(),
-                )
-            }
-        };
-        results.push(Tested {
-            file: file.path.clone(),
-            line,
-            name,
-            took: begun.elapsed(),
-            failure,
-        });
+    let max_bytes = store.limits.file_bytes;
+    let mut text = String::new();
+    File::open(path)?
+        .take(max_bytes + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > max_bytes {
+        bail!("it is larger than {max_bytes} bytes");
     }
+    Ok(text)
 }
 
-/// Runs one test; the error is what to tell people.
-fn run_one(
-    test: &TestJson<'_>,
-    file: &SourceFile,
-    args: &TestArgs,
-    config: &Config,
-    snapshot: &Snapshot,
-) -> Result<(), String> {
-    let uid = |name: &str, text: &str| {
-        text.parse::<Uid>()
-            .map_err(|error| format!("{name}: {error}"))
-    };
-    let action = uid("action", &test.request.action)?;
-    let context = match test.request.context {
-        None => Record::default(),
-        Some(raw) => request_json::context(raw.get(), &action, Some(snapshot))
-            .map_err(|error| format!("context: {error}"))?,
-    };
-    let query = Query {
-        principal: uid("principal", &test.request.principal)?,
-        action,
-        resource: uid("resource", &test.request.resource)?,
-        context,
-        entities: Vec::new(),
-        claimed: None,
-        explain: true,
-    };
-    let answer = match test.entities {
-        None => authorize(snapshot, &query),
-        Some(raw) => {
-            let entities = entities(raw, file, config)?;
-            let entities =
-                request_json::stored_entities(&entities, snapshot).map_err(|findings| {
-                    format!("entities:\n{}", directory::render(&findings, false))
-                })?;
-            authorize_with_entities(snapshot, &entities, &query)
-        }
-    }
-    .map_err(|error| format!("the request is not valid: {error}"))?;
-    compare(test, &answer, args.reasons)
-}
-
-/// The entities that a test brings, in place or in a file beside it.
-fn entities(raw: &RawValue, test_file: &SourceFile, config: &Config) -> Result<SourceFile, String> {
-    let source =
-        |path: String, text: &str| SourceFile::held(path, FileKind::Entities, Arc::from(text));
-    let Ok(name) = serde_json::from_str::<String>(raw.get()) else {
-        return Ok(source(
-            format!("{} (entities of a test)", test_file.path),
-            raw.get(),
-        ));
-    };
-    let directory = config.policies.join(&test_file.path);
-    let directory = directory.parent().unwrap_or(Path::new("."));
-    let read = || -> anyhow::Result<String> {
-        let path = directory.join(&name).canonicalize()?;
-        if !path.starts_with(directory.canonicalize()?) {
-            bail!("it is outside of the directory of the test");
-        }
-        let most = config.store.max_file_bytes;
-        let mut text = String::new();
-        File::open(path)?.take(most + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > most {
-            bail!("it is larger than {most} bytes");
-        }
-        Ok(text)
-    };
-    match read() {
-        Ok(text) => Ok(source(name, &text)),
-        Err(error) => Err(format!("cannot read the entities file `{name}`: {error}")),
-    }
-}
-
-/// Compares an answer with what the test expects; the error shows request, both, and why.
-fn compare(test: &TestJson<'_>, answer: &Answer, reasons: Reasons) -> Result<(), String> {
-    let decision = match answer.decision {
-        Decision::Allow => DecisionJson::Allow,
-        Decision::Deny => DecisionJson::Deny,
-    };
-    let got: BTreeSet<&str> = answer
-        .diagnostics
-        .determining
-        .iter()
-        .map(|id| id.as_str())
-        .collect();
-    let reason_holds = test.reason.as_ref().is_none_or(|reason| {
-        let expected: BTreeSet<&str> = reason.iter().map(String::as_str).collect();
-        match reasons {
-            Reasons::Exact => got == expected,
-            Reasons::Contains => got.is_superset(&expected),
-        }
-    });
-    let errors = answer.diagnostics.errors.len();
-    let errors_hold = test.num_errors.is_none_or(|expected| expected == errors);
-    if decision == test.decision && reason_holds && errors_hold {
-        return Ok(());
-    }
-    let line = |decision: DecisionJson, reason: Option<Vec<&str>>, errors: Option<usize>| {
-        let decision = match decision {
-            DecisionJson::Allow => "ALLOW",
-            DecisionJson::Deny => "DENY",
-        };
-        let reason = reason.map_or("any reason".to_owned(), |ids| {
-            format!("[{}]", ids.join(", "))
-        });
-        let errors = errors.map_or("any errors".to_owned(), |n| format!("{n} errors"));
-        format!("{decision} by {reason} with {errors}")
-    };
-    let expected_reason = test
-        .reason
-        .as_ref()
-        .map(|ids| ids.iter().map(String::as_str).collect());
-    Err(format!(
-        "request:  principal {}\n          action {}\n          resource {}\n          context {}\n\
-         expected: {}\ngot:      {}\n{}",
-        test.request.principal,
-        test.request.action,
-        test.request.resource,
-        test.request.context.map_or("{}", RawValue::get),
-        line(test.decision, expected_reason, test.num_errors),
-        line(decision, Some(got.into_iter().collect()), Some(errors)),
-        report::text(answer).trim_end(),
-    ))
-}
-
-fn write_text(out: &mut impl io::Write, results: &[Tested], failed: usize) -> io::Result<()> {
-    for Tested {
-        file,
-        line,
-        name,
-        took: _,
-        failure,
-    } in results
-    {
-        match failure {
+fn write_text(out: &mut impl io::Write, results: &[CaseResult], failed: usize) -> io::Result<()> {
+    for case in results {
+        let CaseResult {
+            file, line, name, ..
+        } = case;
+        match &case.failure {
             None => writeln!(out, "ok    {name}")?,
             Some(failure) => {
                 writeln!(out, "FAIL  {name}\n      {file}:{line}")?;
@@ -331,40 +120,30 @@ fn write_text(out: &mut impl io::Write, results: &[Tested], failed: usize) -> io
     writeln!(out, "{} passed, {failed} failed", results.len() - failed)
 }
 
-fn write_json(out: &mut impl io::Write, results: &[Tested], failed: usize) -> io::Result<()> {
-    let tests: Vec<_> = results
-        .iter()
-        .map(
-            |Tested {
-                 file,
-                 line,
-                 name,
-                 took: _,
-                 failure,
-             }| {
-                serde_json::json!({
-                    "name": name,
-                    "file": file,
-                    "line": line,
-                    "passed": failure.is_none(),
-                    "failure": failure,
-                })
-            },
-        )
-        .collect();
+fn write_json(out: &mut impl io::Write, results: &[CaseResult], failed: usize) -> io::Result<()> {
+    let tests = results.iter().map(|case| {
+        serde_json::json!({
+            "name": case.name,
+            "file": case.file,
+            "line": case.line,
+            "passed": case.failure.is_none(),
+            "failure": case.failure,
+        })
+    });
+    let tests: Vec<_> = tests.collect();
     let report =
         serde_json::json!({ "passed": results.len() - failed, "failed": failed, "tests": tests });
     writeln!(out, "{report:#}")
 }
 
-fn junit(results: &[Tested]) -> quick_junit::Report {
+fn junit(results: &[CaseResult]) -> quick_junit::Report {
     use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
     let mut report = Report::new("cedar-pdp policy tests");
-    let files: BTreeSet<&str> = results.iter().map(|tested| tested.file.as_str()).collect();
+    let files: BTreeSet<&str> = results.iter().map(|result| result.file.as_str()).collect();
     for file in files {
         let mut suite = TestSuite::new(file);
-        for tested in results.iter().filter(|tested| tested.file == file) {
-            let status = match &tested.failure {
+        for result in results.iter().filter(|result| result.file == file) {
+            let status = match &result.failure {
                 None => TestCaseStatus::success(),
                 Some(failure) => {
                     let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
@@ -373,8 +152,8 @@ fn junit(results: &[Tested]) -> quick_junit::Report {
                     status
                 }
             };
-            let mut case = TestCase::new(tested.name.as_str(), status);
-            case.set_classname(file).set_time(tested.took);
+            let mut case = TestCase::new(result.name.as_str(), status);
+            case.set_classname(file).set_time(result.duration);
             suite.add_test_case(case);
         }
         report.add_test_suite(suite);

@@ -1,160 +1,185 @@
-//! `validate`: whether `serve` would load a directory, and all that is wrong with it.
+//! `validate`: checks whether `serve` would load a directory, and prints all problems.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::directory::{self, Directory};
-use super::{Format, Outcome};
-use crate::config::Config;
+use clap::Args;
+
+use super::directory;
+use super::{Format, Outcome, config_of_directory};
+use crate::authoring::report;
+use crate::config::sources::ConfigArgs;
 use crate::pdp::advice;
 use crate::pdp::analysis::advice::{Advice, BroadPolicy, CacheKeyReads, PolicyRef};
 use crate::pdp::diagnostic::Diagnostic;
+use crate::pdp::{CompileError, Snapshot};
 
-/// Reports on the directory that `config` names; [`Outcome::Good`] exactly when `serve` with the
-/// same options would load it.
-pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<Outcome> {
-    let Directory {
-        sources: _,
-        compiled,
-    } = directory::load(config)?;
-    let (errors, warnings): (&[Diagnostic], &[Diagnostic]) = match &compiled {
-        Ok(snapshot) => (&[], snapshot.warnings()),
-        Err(error) => (&error.errors, &error.warnings),
-    };
+/// Arguments of `validate`.
+#[derive(Debug, Args)]
+pub(super) struct ValidateArgs {
+    /// Directory to read
+    #[arg(value_name = "DIR", conflicts_with = "policies")]
+    pub(super) dir: PathBuf,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+    /// Settings that change what serve would load.
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+}
+
+/// Reports on a directory; the outcome is good exactly if `serve` with the same settings would
+/// load it.
+pub(super) fn run(args: ValidateArgs) -> anyhow::Result<Outcome> {
+    let store = config_of_directory(args.config, args.dir)?.store;
+    let compiled = directory::load(&store)?.compiled;
     let mut stdout = io::stdout().lock();
-    match format {
+    match args.format {
         Format::Text => {
             let color = stdout.is_terminal();
-            for finding in errors.iter().chain(warnings) {
-                writeln!(stdout, "{}\n", finding.render(color))?;
+            for diagnostic in diagnostics(&compiled) {
+                writeln!(stdout, "{}\n", diagnostic.render(color))?;
             }
-            match &compiled {
-                Ok(snapshot) => {
-                    let counts = snapshot.counts();
-                    writeln!(
-                        stdout,
-                        "{}: good: {} policies, {} templates, {} links, {} entities, {} warnings\nrevision {}",
-                        config.policies.display(),
-                        counts.policies,
-                        counts.templates,
-                        counts.links,
-                        counts.entities,
-                        warnings.len(),
-                        snapshot.revision(),
-                    )?;
-                    write_advice(&mut stdout, &advice(snapshot))?;
-                }
-                Err(_) => writeln!(
-                    stdout,
-                    "{}: bad: {} errors, {} warnings",
-                    config.policies.display(),
-                    errors.len(),
-                    warnings.len(),
-                )?,
-            }
+            write!(stdout, "{}: ", store.directory.display())?;
+            write_summary(&mut stdout, &compiled)?;
         }
-        Format::Json => {
-            let findings: Vec<serde_json::Value> = errors
-                .iter()
-                .chain(warnings)
-                .map(directory::finding_json)
-                .collect();
-            let snapshot = compiled.as_ref().ok();
-            let counts = snapshot.map(|snapshot| {
-                let counts = snapshot.counts();
-                serde_json::json!({
-                    "policies": counts.policies,
-                    "templates": counts.templates,
-                    "links": counts.links,
-                    "entities": counts.entities,
-                })
-            });
-            let report = serde_json::json!({
-                "valid": compiled.is_ok(),
-                "errors": errors.len(),
-                "warnings": warnings.len(),
-                "diagnostics": findings,
-                "revision": snapshot.map(|snapshot| snapshot.revision().as_str()),
-                "counts": counts,
-                "advice": snapshot.map(|snapshot| advice_json(&advice(snapshot))),
-            });
-            writeln!(stdout, "{report:#}")?;
-        }
+        Format::Json => writeln!(stdout, "{:#}", json(&compiled))?,
     }
-    Ok(if compiled.is_ok() {
-        Outcome::Good
-    } else {
-        Outcome::No
+    Ok(Outcome::of(compiled.is_ok()))
+}
+
+type Compiled = Result<Arc<Snapshot>, CompileError>;
+
+fn errors(compiled: &Compiled) -> &[Diagnostic] {
+    match compiled {
+        Ok(_) => &[],
+        Err(error) => &error.errors,
+    }
+}
+
+fn warnings(compiled: &Compiled) -> &[Diagnostic] {
+    match compiled {
+        Ok(snapshot) => snapshot.warnings(),
+        Err(error) => &error.warnings,
+    }
+}
+
+/// Returns the errors, then the warnings.
+fn diagnostics(compiled: &Compiled) -> impl Iterator<Item = &Diagnostic> {
+    errors(compiled).iter().chain(warnings(compiled))
+}
+
+fn write_summary(out: &mut impl io::Write, compiled: &Compiled) -> io::Result<()> {
+    let warnings = warnings(compiled).len();
+    let Ok(snapshot) = compiled else {
+        let errors = errors(compiled).len();
+        return writeln!(out, "bad: {errors} errors, {warnings} warnings");
+    };
+    let counts = snapshot.counts();
+    writeln!(
+        out,
+        "good: {} policies, {} templates, {} links, {} entities, {warnings} warnings\nrevision {}",
+        counts.policies,
+        counts.templates,
+        counts.links,
+        counts.entities,
+        snapshot.revision(),
+    )?;
+    write_advice(out, &advice(snapshot))
+}
+
+fn json(compiled: &Compiled) -> serde_json::Value {
+    let snapshot = compiled.as_ref().ok();
+    let counts = snapshot.map(|snapshot| {
+        let counts = snapshot.counts();
+        serde_json::json!({
+            "policies": counts.policies,
+            "templates": counts.templates,
+            "links": counts.links,
+            "entities": counts.entities,
+        })
+    });
+    let diagnostics: Vec<_> = diagnostics(compiled).map(report::diagnostic_json).collect();
+    serde_json::json!({
+        "valid": compiled.is_ok(),
+        "errors": errors(compiled).len(),
+        "warnings": warnings(compiled).len(),
+        "diagnostics": diagnostics,
+        "revision": snapshot.map(|snapshot| snapshot.revision().as_str()),
+        "counts": counts,
+        "advice": snapshot.map(|snapshot| advice_json(&advice(snapshot))),
     })
 }
 
-/// The most policies of one kind that people are told of; JSON holds all.
-const MOST_TOLD: usize = 20;
+/// Most policies of one kind that the text lists; JSON lists all.
+const MAX_LISTED: usize = 20;
 
-/// What an author should know of how these policies are decided.
+/// Writes what slows decisions down or keeps answers from being cached.
 fn write_advice(out: &mut impl io::Write, advice: &Advice) -> io::Result<()> {
-    let Advice {
-        broad_policies,
-        whole_context,
-        cache_key_reads,
-    } = advice;
-    if !broad_policies.is_empty() {
-        let count = broad_policies.len();
+    let count = advice.broad_policies.len();
+    if count > 0 {
         writeln!(out, "\npolicies that every request must evaluate: {count}")?;
-        for BroadPolicy {
-            policy,
-            begins_with,
-        } in broad_policies.iter().take(MOST_TOLD)
-        {
+        for found in advice.broad_policies.iter().take(MAX_LISTED) {
+            let BroadPolicy {
+                policy,
+                begins_with,
+            } = found;
             let why = match begins_with {
                 None => "no condition".to_owned(),
                 Some(operand) => format!("open scope, and the condition begins with `{operand}`"),
             };
-            writeln!(out, "  {}: {why}", shown(policy))?;
+            writeln!(out, "  {}: {why}", name_and_place(policy))?;
         }
         and_more(out, count)?;
     }
-    if !whole_context.is_empty() {
-        let count = whole_context.len();
-        writeln!(
-            out,
-            "\npolicies that use the whole context, so that any attribute in it keeps an answer from \
-             being remembered: {count}"
-        )?;
-        for policy in whole_context.iter().take(MOST_TOLD) {
-            writeln!(out, "  {}", shown(policy))?;
-        }
-        and_more(out, count)?;
-    }
-    let reading =
-        |by: &&CacheKeyReads| by.attributes.as_ref().is_none_or(|names| !names.is_empty());
-    let count = cache_key_reads.iter().filter(reading).count();
+    let count = advice.whole_context.len();
     if count > 0 {
         writeln!(
             out,
-            "\nwhat answers are remembered by, besides principal, action and resource"
+            "\npolicies that use the whole context, so that every attribute in it is part of the \
+             cache key: {count}"
         )?;
-        for CacheKeyReads { action, attributes } in
-            cache_key_reads.iter().filter(reading).take(MOST_TOLD)
-        {
-            let attributes = match attributes {
-                None => "the whole context".to_owned(),
-                Some(names) => format!("context: {}", names.join(", ")),
-            };
-            writeln!(out, "  {action}: {attributes}")?;
+        for policy in advice.whole_context.iter().take(MAX_LISTED) {
+            writeln!(out, "  {}", name_and_place(policy))?;
         }
         and_more(out, count)?;
     }
-    Ok(())
+    write_cache_keys(out, &advice.cache_key_reads)
+}
+
+fn write_cache_keys(out: &mut impl io::Write, keys: &[CacheKeyReads]) -> io::Result<()> {
+    let reads_context = |key: &&CacheKeyReads| {
+        key.attributes
+            .as_ref()
+            .is_none_or(|names| !names.is_empty())
+    };
+    let count = keys.iter().filter(reads_context).count();
+    if count == 0 {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nparts of the cache key, besides principal, action and resource"
+    )?;
+    for CacheKeyReads { action, attributes } in keys.iter().filter(reads_context).take(MAX_LISTED) {
+        let attributes = match attributes {
+            None => "the whole context".to_owned(),
+            Some(names) => format!("context: {}", names.join(", ")),
+        };
+        writeln!(out, "  {action}: {attributes}")?;
+    }
+    and_more(out, count)
 }
 
 fn and_more(out: &mut impl io::Write, count: usize) -> io::Result<()> {
-    match count.checked_sub(MOST_TOLD) {
+    match count.checked_sub(MAX_LISTED) {
         Some(more @ 1..) => writeln!(out, "  and {more} more (`--format json` lists all)"),
         Some(0) | None => Ok(()),
     }
 }
 
-fn shown(PolicyRef { policy, place }: &PolicyRef) -> String {
+fn name_and_place(PolicyRef { policy, place }: &PolicyRef) -> String {
     match place.position {
         Some(position) => format!(
             "`{policy}` ({}:{}:{})",

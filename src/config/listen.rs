@@ -1,29 +1,28 @@
-//! An address to listen on or to connect to, as operators write it.
+//! Parses addresses to listen on or to connect to.
 //!
-//! Nothing is looked up or bound here: a name that no resolver knows is found out by whoever binds.
+//! Nothing is resolved or bound here: an unknown host name is an error of the later bind.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The longest path that fits a socket address on Linux, in bytes, beside its closing NUL.
+/// Most bytes of a path in a Linux socket address, without the final NUL.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// An address to listen on or to connect to. Shown in the form in which it is best written.
+/// An address to listen on or to connect to. Its `Display` is its canonical text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// A host, which may be a name or an address (without brackets), and a port.
+    /// A host (a name, or an IP address without brackets) and a port.
     Tcp(String, u16),
-    /// A Unix socket.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
 impl Listen {
-    /// Whether what is sent there stays on this machine, as far as can be told without looking a
-    /// name up.
+    /// Returns whether this is a loopback address or a Unix socket; host names are not resolved.
     #[must_use]
-    pub fn is_this_machine(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         match self {
             Self::Tcp(host, _) => {
                 host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
@@ -43,24 +42,24 @@ impl fmt::Display for Listen {
     }
 }
 
-/// Why a text is no address.
+/// The reason why a text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
-    /// No port, and no `unix:` either.
+    /// There is neither a port nor `unix:`.
     #[error("`{0}` has no port; write HOST:PORT, [V6]:PORT or unix:PATH")]
     NoPort(String),
-    /// What follows the last colon is no port.
-    #[error("`{0}` has no port from 0 to 65535 after its last colon")]
+    /// The text after the last colon is not a port.
+    #[error("`{0}` has no port from 0 to 65535 after the last colon")]
     Port(String),
-    /// All interfaces have to be asked for by name.
+    /// The host is empty; all interfaces must be named explicitly.
     #[error("`{0}` has no host; for all interfaces write 0.0.0.0:PORT or [::]:PORT")]
     NoHost(String),
-    /// The host can be neither a name nor an address.
+    /// The host is neither a name nor an IP address.
     #[error(
-        "`{0}` has a host that is neither a name nor an address; an IPv6 address stands in brackets"
+        "`{0}` has a host that is neither a name nor an address; write IPv6 addresses in brackets"
     )]
     Host(String),
-    /// The socket's path is missing, too long, or relative after `unix://`.
+    /// The path is missing, too long, or relative after `unix://`.
     #[error(
         "`{0}` has no path of 1 to {MAX_SOCKET_PATH_BYTES} bytes; write unix:PATH or unix:///PATH"
     )]
@@ -102,7 +101,7 @@ impl FromStr for Listen {
     }
 }
 
-/// The path of a `unix:` address, without the empty authority of `unix:///PATH`.
+/// Returns the path of a `unix:` address, without the empty authority of `unix:///PATH`.
 fn socket_path(text: &str) -> Option<&str> {
     let path = match text.strip_prefix("//") {
         Some(absolute) => Some(absolute).filter(|path| path.starts_with('/')),
@@ -111,7 +110,7 @@ fn socket_path(text: &str) -> Option<&str> {
     path.filter(|path| (1..=MAX_SOCKET_PATH_BYTES).contains(&path.len()) && !path.contains('\0'))
 }
 
-// The underscore is no part of a host name, but Docker Compose makes names with it.
+// Host names have no underscore, but Docker Compose generates names that do.
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
 }
@@ -124,11 +123,11 @@ mod tests {
     fn check(written: &str, shown: &str) {
         let address: Listen = written.parse().unwrap();
         assert_eq!(address.to_string(), shown);
-        assert_eq!(shown.parse(), Ok(address), "what is shown can be written");
+        assert_eq!(shown.parse(), Ok(address), "its own text can be parsed");
     }
 
     #[test]
-    fn an_address_is_host_and_port_or_a_unix_path() {
+    fn address_is_host_and_port_or_unix_path() {
         check("127.0.0.1:50051", "127.0.0.1:50051");
         check("localhost:0", "localhost:0");
         check("[::1]:50051", "[::1]:50051");
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_makes_no_sense_is_refused_with_what_to_write() {
+    fn invalid_address_is_rejected_with_expected_form() {
         use InvalidAddress as No;
         let cases = [
             ("", No::NoPort as fn(String) -> No),

@@ -1,6 +1,5 @@
-//! Single values: each function reads what was written under a key, or says what is allowed.
-//!
-//! Which key a value stands under is not known here, except to the error's reader.
+//! Reads single values: each function turns the text of a key into its value, or says what is
+//! allowed.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -17,98 +16,98 @@ use super::listen::{InvalidAddress, Listen};
 use crate::pdp::is_type_name;
 use crate::pdp::query::{InvalidUid, Uid};
 
-/// A value that makes no sense, with the key to mend.
+/// A key with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}` {problem}")]
 pub struct InvalidValue {
     /// The key, as in the configuration file.
     pub key: &'static str,
-    /// What is wrong with its value.
+    /// The problem with its value.
     pub problem: Problem,
 }
 
-/// What can be wrong with a value.
+/// The problem with a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// There must be something.
-    #[error("is empty")]
+    /// The value is empty.
+    #[error("must not be empty")]
     Empty,
-    /// It says nothing by itself.
+    /// The key has no meaning without another.
     #[error("needs `{other}`")]
     Needs {
-        /// The key that is missing, or that says otherwise.
+        /// The other key, which is not set or contradicts this one.
         other: &'static str,
     },
-    /// Not the mode of a file.
-    #[error("is `{text}`, which is no mode of a file such as `0660`")]
+    /// The text is not a file mode.
+    #[error("is `{text}`; expected an octal file mode such as `0660`")]
     FileMode {
-        /// What was written.
+        /// The value.
         text: String,
     },
-    /// Not one of the words for this key.
+    /// The text is not one of the key's words.
     #[error("is `{text}`; allowed: {allowed}")]
     Word {
-        /// What was written.
+        /// The value.
         text: String,
-        /// The words there are.
+        /// The key's words.
         allowed: String,
     },
-    /// Too small or too large.
+    /// The value is too small or too large.
     #[error("is {value}; allowed: {lowest} to {highest}")]
     OutOfRange {
-        /// What was written.
+        /// The value.
         value: String,
-        /// The least that is allowed.
+        /// The lowest allowed value.
         lowest: String,
-        /// The most that is allowed.
+        /// The highest allowed value.
         highest: String,
     },
-    /// Not a duration.
-    #[error("is `{text}`, which is no duration such as `5s` or `50ms`: {reason}")]
+    /// The text is not a duration.
+    #[error("is `{text}`; expected a duration such as `5s` or `50ms`: {reason}")]
     Duration {
-        /// What was written.
+        /// The value.
         text: String,
-        /// The parser's reason.
+        /// The parser's message.
         reason: String,
     },
-    /// Not an address.
-    #[error("is wrong: {0}")]
+    /// The text is not an address.
+    #[error("is not an address: {0}")]
     Address(InvalidAddress),
-    /// Not a uid.
-    #[error("is wrong: {0}")]
+    /// The text is not an entity uid.
+    #[error("is not an entity uid: {0}")]
     Uid(InvalidUid),
-    /// Not the name of an entity type.
-    #[error("names `{text}`, which is no entity type such as `Shop::Order`")]
+    /// The text is not the name of an entity type.
+    #[error("contains `{text}`; expected entity types such as `Shop::Order`")]
     EntityType {
-        /// What was written.
+        /// The value.
         text: String,
     },
-    /// Not a place for decisions.
+    /// The text is not a destination of decision log records.
     #[error("is `{text}`; allowed: off, stdout, file:PATH, otlp")]
     Destination {
-        /// What was written.
+        /// The value.
         text: String,
     },
-    /// Not a share.
-    #[error("is `{text}`, which is no share from 0 to 1 such as `0.1` or `10%`")]
+    /// The text is not a share.
+    #[error("is `{text}`; expected a share from 0 to 1 such as `0.1` or `10%`")]
     Share {
-        /// What was written.
+        /// The value.
         text: String,
     },
-    /// Not the path of an attribute.
+    /// The text is not the path of an attribute.
     #[error(
-        "names `{text}`, which is no attribute such as `context.amount`, `Shop::Order.owner`, `User.*` or `errors.message`"
+        "contains `{text}`; expected attributes such as `context.amount`, `Shop::Order.owner`, `User.*` or `errors.message`"
     )]
     AttributePath {
-        /// What was written.
+        /// The value.
         text: String,
     },
-    /// Not a log filter.
-    #[error("is `{text}`, which is no filter such as `info` or `cedar_pdp=debug,warn`: {reason}")]
+    /// The text is not a log filter.
+    #[error("is `{text}`; expected a filter such as `info` or `cedar_pdp=debug,warn`: {reason}")]
     LogFilter {
-        /// What was written.
+        /// The value.
         text: String,
-        /// The parser's reason.
+        /// The parser's message.
         reason: String,
     },
 }
@@ -130,11 +129,7 @@ pub(super) fn path(text: String) -> Result<PathBuf, Problem> {
     }
 }
 
-pub(super) fn some_path(text: String) -> Result<Option<PathBuf>, Problem> {
-    path(text).map(Some)
-}
-
-/// Three octal digits, with or without zeros before them.
+/// Reads three octal digits, with or without leading zeros.
 pub(super) fn file_mode(text: String) -> Result<u32, Problem> {
     let is_octal = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     match u32::from_str_radix(&text, 8) {
@@ -151,26 +146,23 @@ pub(super) fn listen(texts: Vec<String>) -> Result<Vec<Listen>, Problem> {
     addresses.map_err(Problem::Address)
 }
 
-/// What stands for no address.
-pub(super) const OFF: &str = "off";
-
+/// Reads an address; the word `off` is `None`.
 pub(super) fn listen_or_off(text: String) -> Result<Option<Listen>, Problem> {
-    match text == OFF {
+    match text == "off" {
         true => Ok(None),
         false => text.parse().map(Some).map_err(Problem::Address),
     }
 }
 
-pub(super) fn uid(text: String) -> Result<Option<Uid>, Problem> {
-    text.parse().map(Some).map_err(Problem::Uid)
+pub(super) fn uid(text: String) -> Result<Uid, Problem> {
+    text.parse().map_err(Problem::Uid)
 }
 
-pub(super) fn entity_types(names: Vec<String>) -> Result<Option<BTreeSet<String>>, Problem> {
-    // An empty variable is a list of one empty text. It must mean that no type may be sent: a
-    // restriction that someone emptied may not turn into no restriction.
+pub(super) fn entity_types(names: Vec<String>) -> Result<BTreeSet<String>, Problem> {
+    // An empty variable is a list of one empty text. It must allow no type: emptying a restriction
+    // must not remove it.
     let names = names.into_iter().filter(|text| !text.is_empty());
-    let types: Result<_, _> = names.map(entity_type).collect();
-    types.map(Some)
+    names.map(entity_type).collect()
 }
 
 fn entity_type(text: String) -> Result<String, Problem> {
@@ -203,7 +195,7 @@ pub(super) fn number<T: TryFrom<i64>>(
     }
 }
 
-/// Zero is none.
+/// Reads a number; zero is `None`.
 pub(super) fn number_or_none(
     number: i64,
     range: RangeInclusive<i64>,
@@ -211,7 +203,7 @@ pub(super) fn number_or_none(
     self::number(number, range).map(NonZeroU64::new)
 }
 
-/// Zero is none.
+/// Reads a duration; zero is `None`.
 pub(super) fn duration_or_none(
     text: String,
     range: RangeInclusive<Duration>,
@@ -244,14 +236,14 @@ pub(super) fn share(text: String) -> Result<Share, Problem> {
 }
 
 pub(super) fn attribute_paths(paths: Vec<String>) -> Result<Vec<AttributePath>, Problem> {
-    // An empty variable is a list of one empty text, and means what an empty list means.
+    // An empty variable is a list of one empty text. It means the same as an empty list.
     let paths = paths.into_iter().filter(|text| !text.is_empty());
     let path = |text: String| text.parse().map_err(|_| Problem::AttributePath { text });
     paths.map(path).collect()
 }
 
-/// Reads filters of the log. Values of fields are compared as they are written: compiling a regular
-/// expression may take all the memory that there is.
+/// Returns a parser of log filters. Regular expressions for field values are disabled: compiling
+/// one may use all memory.
 pub(crate) fn log_filters() -> Builder {
     EnvFilter::builder().with_regex(false)
 }
@@ -274,8 +266,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_of_the_log_compiles_no_regular_expression() {
-        // An automaton for it has a state for each of 2^40 texts.
+    fn log_filter_compiles_no_regular_expression() {
+        // An automaton of this expression has 2^40 states.
         let text = format!("[{{x=\"[ab]*a{}\"}}]=trace", "[ab]".repeat(40));
         assert!(log_filter(text).is_ok());
     }
@@ -287,12 +279,12 @@ mod tests {
         assert_eq!(
             uid.to_string().parse::<Uid>(),
             Ok(uid),
-            "what is shown can be read"
+            "its own text can be parsed"
         );
     }
 
     #[test]
-    fn a_uid_is_written_as_in_a_policy() {
+    fn uid_is_written_as_in_policy() {
         check(r#"User::"alice""#, "User", "alice");
         check(r#"Shop::Order::"""#, "Shop::Order", "");
         check(r#"User::"it's""#, "User", "it's");
@@ -301,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_uid_is_refused() {
+    fn invalid_uid_is_rejected() {
         for text in [
             "",
             "User",
@@ -310,16 +302,16 @@ mod tests {
             r#"User::"a" x"#,
             r#"if::"a""#,
         ] {
-            let refused = text.parse::<Uid>();
+            let parsed = text.parse::<Uid>();
             assert!(
-                matches!(refused, Err(InvalidUid::Syntax { .. })),
-                "{text}: {refused:?}"
+                matches!(parsed, Err(InvalidUid::Syntax { .. })),
+                "{text}: {parsed:?}"
             );
         }
     }
 
     #[test]
-    fn a_uid_of_any_length_and_shape_does_not_harm_the_parser() {
+    fn long_and_nested_uids_are_rejected() {
         for shape in ["(", "a::", "\"", "{", "/", "\u{0}"] {
             let text = shape.repeat(4096 / shape.len());
             assert!(text.parse::<Uid>().is_err());

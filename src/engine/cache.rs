@@ -21,17 +21,11 @@ use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
 
 use super::{CachedAnswer, Source, key};
+pub use crate::config::CacheSettings;
 use crate::counters::Counters;
 use crate::pdp::query_ref::QueryRef;
 use crate::pdp::{NoAnswer, Snapshot};
 use sharded::{ShardedTable, WhenFull};
-
-/// The size of the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheSettings {
-    /// Most memory for cached answers, in bytes; `None` turns the cache off.
-    pub capacity_bytes: Option<NonZeroU64>,
-}
 
 /// Counts of the cache since startup, and its size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -28,9 +28,9 @@
 
 mod literals;
 
+use crate::pdp::ContextReads;
 use crate::pdp::query::{Claimed, StoredPrincipal};
 use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef, ValueRef};
-use crate::pdp::ContextReads;
 
 /// Appends the key of `query` to `out`. `reads` lists the context attributes that policies for the
 /// query's action can read.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::keys::refresh::KeyRefresher;
 use crate::watch::WatchSettings;
-use crate::watch::files::{reload_on_change, ReadError, FileReader};
+use crate::watch::files::{FileReader, ReadError, reload_on_change};
 
 /// Size of the largest file that is read, in bytes. Revocation lists can grow long.
 const MAX_FILE_BYTES: u64 = 64 << 20;

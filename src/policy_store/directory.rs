@@ -10,7 +10,7 @@ mod limits;
 mod scan;
 mod walk;
 
-pub use limits::SourceLimits;
+pub use crate::config::store::SourceLimits;
 pub use scan::DirectoryScan;
 pub use walk::scan;
 

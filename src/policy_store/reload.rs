@@ -20,9 +20,9 @@ use tokio::time::Instant;
 
 use super::background::{BackgroundJob, Priority, drop_in_background};
 use super::directory::DirectoryScan;
-use super::settings::StoreSettings;
 use super::snapshots::{Publisher, Reader, snapshots};
 use super::status::{ReloadOutcome, StatusReader};
+use crate::config::store::StoreSettings;
 use crate::pdp::Compiled;
 use crate::pdp::compile::compile_from;
 use crate::pdp::diagnostic::Diagnostic;

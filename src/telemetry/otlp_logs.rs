@@ -58,12 +58,15 @@ impl Collector for OtlpLogs {
         let records = log_records.len() as u64;
         let message = self.message(log_records);
         let sending = self.client.send(message, self.client.deadline());
-        let refusal = match self.runtime.block_on(sending) {
+        let rejected = match self.runtime.block_on(sending) {
             Ok(response) => partial_failure(response, records),
             Err(error) if error.is_retryable => {
-                let wait = Some(self.backoff.next_pause(error.pause));
+                let retry_after = Some(self.backoff.next_pause(error.pause));
                 let reason = error.reason;
-                return Err(SendError { reason, wait });
+                return Err(SendError {
+                    reason,
+                    retry_after,
+                });
             }
             Err(error) => Some(Rejected {
                 lines: records,
@@ -71,7 +74,7 @@ impl Collector for OtlpLogs {
             }),
         };
         self.backoff = Backoff::default();
-        Ok(WriteResult { bytes, refusal })
+        Ok(WriteResult { bytes, rejected })
     }
 }
 

@@ -634,7 +634,7 @@ async fn calls_are_taken_for_a_while_after_health_has_turned() {
     let channel = server.channel().await;
     assert!(is_serving(&channel).await);
     server.signal("TERM");
-    server.wait_for_log("still taking calls");
+    server.wait_for_log("calls are still accepted");
     assert!(!is_serving(&channel).await);
     // By connections that stand and by new ones.
     authorize(&channel, None).await.unwrap();

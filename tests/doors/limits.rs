@@ -98,7 +98,7 @@ async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
         .arg("--policies")
         .arg(policies.path());
     let server = Server::spawn(crate::support::without_settings(limited), 1);
-    server.wait_for_log("the limit of descriptors allows fewer connections");
+    server.wait_for_log("file descriptor limit is too low for `max_connections`");
     let first = Caller::connect(server.address()).await;
     is_answered(&first).await;
     let many: Vec<TcpStream> = (0..300).map(|_| greeted(server.address())).collect();

@@ -14,6 +14,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::config::api::AdmissionLimits;
+
 /// How long calls must have waited too long before any is shed, and how long shedding goes on after
 /// the last one that had to be.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -78,15 +80,6 @@ impl SharedNanos {
         }
         moment
     }
-}
-
-/// What is begun at most.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdmissionLimits {
-    /// How long calls may wait to be begun; `None` never sheds one for that.
-    pub delay: Option<Duration>,
-    /// The most calls at a time that are not answered at once.
-    pub calls: usize,
 }
 
 /// Lets calls begin. All threads share one, and write to it only when something is amiss.

@@ -11,14 +11,14 @@ use super::large_requests::{self, LargeRequestLimiter, LargeRequestPermit};
 use super::memory::MemoryBudget;
 use super::question::{Operation, Parsed, Question};
 use super::rejection::Rejection;
-use super::rules::AuthorizationRules;
 use crate::api::auth::caller::{IdentityKind, Right};
 use crate::api::metrics::CallFigures;
+use crate::config::api::AuthorizationRules;
 use crate::decision_log::Method;
+use crate::engine::{CachedAnswer, Engine, EngineAnswer, LogPermit};
 use crate::pdp::query_ref::QueryRef;
-use crate::engine::{EngineAnswer, Engine, LogPermit, CachedAnswer};
 use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
-use crate::pip::{KeyWait, KeyMiss, Tokens};
+use crate::pip::{KeyMiss, KeyWait, Tokens};
 use crate::readiness::ReadinessReader;
 
 /// Decides requests of all protocols, with answers rendered as `A`.
@@ -95,14 +95,18 @@ impl<A: CachedAnswer> Decider<A> {
         }
         self.count(rejection);
         if let Some(span) = &call.span {
-            span.refused();
+            span.record_rejection();
         }
     }
 
     /// Waits for a permit to log the decision of a message of `bytes` bytes.
     ///
     /// The caller's right is checked again: by now the caller list may have changed.
-    pub(crate) async fn log_permit(&self, call: &Call, bytes: usize) -> Result<LogPermit, Rejection> {
+    pub(crate) async fn log_permit(
+        &self,
+        call: &Call,
+        bytes: usize,
+    ) -> Result<LogPermit, Rejection> {
         let permit = match self.engine.try_log_permit() {
             Some(permit) => permit,
             // While draining, a full log is not expected to drain in time.

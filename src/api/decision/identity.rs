@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use super::call::Call;
 use super::question::Credential;
 use super::rejection::Rejection;
-use crate::pdp::query_ref::UidRef;
 use crate::pdp::query::{Claimed, InvalidQuery, Problem, Uid};
+use crate::pdp::query_ref::UidRef;
 use crate::pip::{self, KeyMiss, KeyWait, NumericDate, TokenRejection, Tokens, VerifyError};
 use crate::readiness::ReadinessReader;
 
@@ -57,7 +57,8 @@ pub(crate) fn identify<'a>(
     let principal = match credential {
         Credential::Principal(uid) => Principal::Named(uid?),
         Credential::Token(token) => {
-            let tokens = tokens.ok_or_else(|| Rejection::Token(TokenRejection::not_configured()))?;
+            let tokens =
+                tokens.ok_or_else(|| Rejection::Token(TokenRejection::not_configured()))?;
             match tokens.verify(token, NumericDate::from(SystemTime::now()), key_miss) {
                 Ok(identity) => Principal::Token(identity),
                 Err(VerifyError::Rejected(rejection)) => return Err(Rejection::Token(rejection)),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::rejection::Rejection;
 use crate::api::auth::caller::IdentityKind;
-use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef};
 use crate::pdp::query::{Claimed, InvalidQuery, Record, RequestEntity, Uid};
+use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef};
 
 /// A request in the form in which a protocol parsed it.
 pub(crate) trait Parsed {

@@ -31,7 +31,7 @@ use crate::api::decision::time_slice::TimeSlice;
 use crate::decision_log::Method;
 use crate::engine::{LogPermit, Source};
 use crate::pdp::Snapshot;
-use crate::pip::{KeyWait, KeyMiss};
+use crate::pip::{KeyMiss, KeyWait};
 
 /// `BatchAuthorize`, as tonic calls it.
 pub(super) struct BatchMethod<'a>(pub(super) &'a Authorization);

@@ -9,7 +9,7 @@ use super::wire::from_proto;
 use super::wire::value_count::{self, MessageKind};
 use crate::api::decision::decide::ParseFault;
 use crate::api::decision::question::{OwnedQuestion, Parsed, Question};
-use crate::api::decision::rules::RequestRules;
+use crate::config::api::RequestRules;
 
 /// A parsed `AuthorizeRequest`.
 pub(crate) enum Request<'m> {

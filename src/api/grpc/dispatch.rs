@@ -22,7 +22,7 @@ use crate::api::decision::decide::Decider;
 use crate::api::decision::memory::MemoryBudget;
 use crate::api::decision::rejection::Rejection;
 use crate::api::metrics::{CallFigures, Method};
-use crate::api::settings::ApiSettings;
+use crate::config::api::ApiSettings;
 use crate::engine::Engine;
 use crate::pip::Tokens;
 use crate::policy_store::{ReloadHandle, StatusReader};

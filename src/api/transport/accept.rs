@@ -11,7 +11,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::server::TlsStream;
 
 use super::http2::{self, Service};
-use super::limits::ConnectionLimits;
 use super::listener::{Connection, Listener};
 use super::preface::read_preface;
 use super::stream::ConnectionStream;
@@ -21,6 +20,7 @@ use crate::api::auth::certificate::CertificateNames;
 use crate::api::auth::peer::Peer;
 use crate::api::decision::admission::Admission;
 use crate::api::metrics::{CallFigures, Closing, Transport};
+use crate::config::api::ConnectionLimits;
 use crate::readiness::ReadinessReader;
 
 /// State that all connections share.

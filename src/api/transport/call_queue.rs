@@ -156,7 +156,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::api::decision::admission::AdmissionLimits;
+    use crate::config::api::AdmissionLimits;
 
     /// A queue of calls that note their number, and where they note it.
     fn queue(

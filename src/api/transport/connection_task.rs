@@ -249,8 +249,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::api::decision::admission::AdmissionLimits;
     use crate::api::transport::call_queue::CallFuture;
+    use crate::config::api::AdmissionLimits;
 
     /// A connection that has calls for its executor, a few at each poll, and ends when told.
     struct Busy {

@@ -9,18 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How long a connection may last; `None` is for ever.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LifetimeLimits {
-    /// From its begin, give or take a tenth: connections that began together need not end so.
-    pub age: Option<Duration>,
-    /// How long calls may go on after that.
-    pub age_grace: Duration,
-    /// Without a call.
-    pub idle: Option<Duration>,
-    /// With a long answer that its caller does not read.
-    pub unread: Option<Duration>,
-}
+use crate::config::api::LifetimeLimits;
 
 /// Why a connection has lasted long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,30 +21,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::api::auth::clock::unix_seconds;
+use crate::config::api::{ClientCertificates, TlsSettings};
 use crate::watch::WatchSettings;
 use crate::watch::files::{FileReader, Fingerprint, ReadError, reload_on_change};
-
-/// Where what TLS is spoken with stands, all of it PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsSettings {
-    /// The certificate, and those between it and its root.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// What callers must show.
-    pub clients: ClientCertificates,
-}
-
-/// Whether callers show a certificate, and the authorities that it may be signed by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientCertificates {
-    /// None is asked for.
-    None,
-    /// One that is shown must be good.
-    Optional(PathBuf),
-    /// Without a good one there is no connection.
-    Required(PathBuf),
-}
 
 impl ClientCertificates {
     fn authorities(&self) -> Option<&Path> {

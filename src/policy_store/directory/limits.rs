@@ -1,28 +1,6 @@
 //! Limits on how much of a policy directory is read.
 
-/// Limits beyond which a policy directory is taken for a mistake.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceLimits {
-    /// Most bytes of one file.
-    pub file_bytes: u64,
-    /// Most bytes of all files together.
-    pub total_bytes: u64,
-    /// Most files and directories.
-    pub files: usize,
-    /// Most levels of directories below the policy directory.
-    pub depth: usize,
-}
-
-impl Default for SourceLimits {
-    fn default() -> Self {
-        Self {
-            file_bytes: 64 << 20,
-            total_bytes: 1 << 30,
-            files: 100_000,
-            depth: 32,
-        }
-    }
-}
+use crate::config::store::SourceLimits;
 
 /// The files and bytes counted so far against the limits of the whole directory.
 pub(super) struct Usage<'a> {

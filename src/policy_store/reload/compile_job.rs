@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::config::store::StoreSettings;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::settings::Settings;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Compiled, Workers};
 use crate::policy_store::background::Priority;
 use crate::policy_store::directory::DirectoryScan;
-use crate::policy_store::settings::StoreSettings;
 use crate::policy_store::shrink_guard::unexpected_losses;
 
 /// The compiler: [`compile_from`](crate::pdp::compile::compile_from), or a test's own.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::store::StoreSettings;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::policy_store::background::{BackgroundJob, Priority};
 use crate::policy_store::directory::{self, DirectoryScan};
-use crate::policy_store::settings::StoreSettings;
 use crate::watch::{Changes, Watcher, watch};
 
 /// Longest pause between two scans of a directory that keeps changing, unless the quiet period is

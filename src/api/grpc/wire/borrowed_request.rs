@@ -10,7 +10,7 @@
 use std::str;
 
 use crate::api::decision::question::{Credential, Operation, Question};
-use crate::api::decision::rules::RequestRules;
+use crate::config::api::RequestRules;
 use crate::pdp::query_ref::{self, EntityRef, UidRef, ValueRef};
 
 /// The most values within one another; prost's own bound on nesting is far above.

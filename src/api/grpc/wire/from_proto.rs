@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::api::decision::question::{OwnedCredential, OwnedOperation, OwnedQuestion};
 use crate::api::decision::rejection::Rejection;
-use crate::api::decision::rules::RequestRules;
 use crate::api::grpc::pb;
+use crate::config::api::RequestRules;
 use crate::pdp::query::{InvalidQuery, Problem, Record, RequestEntity, Uid, Value};
 
 type Checked<T> = Result<T, InvalidQuery>;

@@ -204,7 +204,7 @@ pub(crate) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
 }
 
 /// All zero when the cache is off.
-pub(crate) fn cache_metrics(figures: Option<CacheMetrics>) -> pb::CacheMetrics {
+pub(crate) fn cache_metrics(figures: Option<CacheMetrics>) -> pb::CacheFigures {
     let CacheMetrics {
         hits,
         misses,
@@ -213,7 +213,7 @@ pub(crate) fn cache_metrics(figures: Option<CacheMetrics>) -> pb::CacheMetrics {
         bytes,
         capacity_bytes,
     } = figures.unwrap_or_default();
-    pb::CacheMetrics {
+    pb::CacheFigures {
         hits,
         misses,
         evictions,

@@ -1,21 +1,21 @@
-//! Which layer wins, what no layer may hold, and how the outcome is shown.
+//! Tests of precedence, of invalid sources, and of the printed configuration.
 
 use std::io::Write as _;
 
 use super::*;
 
-/// A command line in which only the configuration can be given.
+/// A command line with settings alone.
 #[derive(clap::Parser)]
 struct Line {
     #[command(flatten)]
     args: ConfigArgs,
 }
 
-fn try_gather(
+fn try_merge(
     file: Option<&str>,
     variables: &[(&str, &str)],
     flags: &[&str],
-) -> Result<Effective, ConfigError> {
+) -> Result<MergedConfig, ConfigError> {
     let line = std::iter::once(&"cedar-pdp").chain(flags);
     let mut args = <Line as clap::Parser>::try_parse_from(line).unwrap().args;
     let written = file.map(|toml| {
@@ -27,24 +27,24 @@ fn try_gather(
     let variables = variables
         .iter()
         .map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let gathered = gather_with(args, variables);
+    let merged = merge_with(args, variables);
     drop(written);
-    gathered
+    merged
 }
 
-fn gather(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> Effective {
-    try_gather(Some(file), variables, flags).unwrap()
+fn merge(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> MergedConfig {
+    try_merge(Some(file), variables, flags).unwrap()
 }
 
 #[track_caller]
-fn refused(file: Option<&str>, variables: &[(&str, &str)], message: &str) {
-    let error = try_gather(file, variables, &[]).unwrap_err().to_string();
+fn rejected(file: Option<&str>, variables: &[(&str, &str)], message: &str) {
+    let error = try_merge(file, variables, &[]).unwrap_err().to_string();
     assert!(error.ends_with(message), "{error}");
 }
 
 #[test]
-fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
-    let gathered = gather(
+fn flags_override_environment_overrides_file_overrides_defaults() {
+    let merged = merge(
         "policies = 'file'\nwatch = 'poll'\nlog = 'warn'",
         &[
             ("CEDAR_PDP_POLICIES", "environment"),
@@ -52,11 +52,11 @@ fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
         ],
         &["--policies", "flag"],
     );
-    let config = gathered.check().unwrap();
-    assert_eq!(config.policies, PathBuf::from("flag"));
+    let config = merged.check().unwrap();
+    assert_eq!(config.store.directory, PathBuf::from("flag"));
     assert_eq!(config.log.filter, "error");
-    assert_eq!(config.store.watch, super::super::WatchMode::Poll);
-    let shown = gathered.to_toml().unwrap();
+    assert_eq!(config.store.watch.mode, crate::watch::Mode::Poll);
+    let printed = merged.to_toml().unwrap();
     for line in [
         "policies = \"flag\" # flag",
         "log = \"error\" # environment",
@@ -65,14 +65,14 @@ fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
         "# anonymous_principal is not set # default",
     ] {
         assert!(
-            shown.lines().any(|shown| shown == line),
-            "{line} in\n{shown}"
+            printed.lines().any(|printed| printed == line),
+            "{line} in\n{printed}"
         );
     }
 }
 
 #[test]
-fn every_option_means_the_same_in_the_file_the_environment_and_as_a_flag() {
+fn option_means_the_same_in_every_source() {
     let keys = [
         ("listen", "a:1,unix:b", "['a:1', 'unix:b']"),
         (
@@ -119,22 +119,22 @@ fn every_option_means_the_same_in_the_file_the_environment_and_as_a_flag() {
         .collect();
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
 
-    let from_file = gather(&file, &[], &[]).raw;
-    assert_eq!(gather("", &variables, &[]).raw, from_file);
-    assert_eq!(gather("", &[], &flags).raw, from_file);
+    let from_file = merge(&file, &[], &[]).raw;
+    assert_eq!(merge("", &variables, &[]).raw, from_file);
+    assert_eq!(merge("", &[], &flags).raw, from_file);
     from_file.check().unwrap();
 }
 
 #[test]
-fn a_switch_that_the_file_turned_on_can_be_turned_off_by_a_flag() {
-    let on = gather("", &[], &["--allow-empty"]);
+fn flag_turns_off_switch_of_file() {
+    let on = merge("", &[], &["--allow-empty"]);
     assert_eq!(on.raw.allow_empty, Some(true));
-    let off = gather("allow_empty = true", &[], &["--allow-empty=false"]);
+    let off = merge("allow_empty = true", &[], &["--allow-empty=false"]);
     assert_eq!(off.raw.allow_empty, Some(false));
 }
 
 #[test]
-fn what_config_prints_is_a_file_that_gives_the_same_configuration() {
+fn printed_configuration_gives_the_same_configuration() {
     let all: &[&[&str]] = &[
         &[],
         &[
@@ -149,34 +149,34 @@ fn what_config_prints_is_a_file_that_gives_the_same_configuration() {
         ],
     ];
     for flags in all {
-        let first = gather("", &[], flags);
-        let again = gather(&first.to_toml().unwrap(), &[], &[]);
+        let first = merge("", &[], flags);
+        let again = merge(&first.to_toml().unwrap(), &[], &[]);
         assert_eq!(again.check().unwrap(), first.check().unwrap());
     }
 }
 
 #[test]
-fn the_environment_may_name_the_file_and_a_flag_another() {
+fn flag_overrides_file_named_by_environment() {
     let named = [("CEDAR_PDP_CONFIG", "/nonexistent/pdp.toml")];
-    refused(
+    rejected(
         None,
         &named,
         "`/nonexistent/pdp.toml`: No such file or directory (os error 2)",
     );
     assert_eq!(
-        gather("log = 'warn'", &named, &[]).raw.log.as_deref(),
+        merge("log = 'warn'", &named, &[]).raw.log.as_deref(),
         Some("warn")
     );
 }
 
 #[test]
-fn a_key_that_does_not_exist_is_an_error_with_its_line_and_the_nearest_one() {
-    refused(
+fn unknown_key_is_reported_with_nearest() {
+    rejected(
         Some("# ours\nlog = 'info'\npoll_intervall = '5s'"),
         &[],
         ", line 3: unknown key `poll_intervall`; the nearest known one is `poll_interval`",
     );
-    refused(
+    rejected(
         Some("[listen_on]\nport = 1"),
         &[],
         ", line 1: unknown key `listen_on`; the nearest known one is `listen`",
@@ -184,18 +184,18 @@ fn a_key_that_does_not_exist_is_an_error_with_its_line_and_the_nearest_one() {
 }
 
 #[test]
-fn a_file_that_is_no_toml_or_holds_the_wrong_kind_is_an_error_with_its_line() {
-    refused(
+fn syntax_and_type_errors_name_their_line() {
+    rejected(
         Some("log = 'info'\nlog = 'warn'"),
         &[],
         ", line 2: duplicate key",
     );
-    refused(
+    rejected(
         Some("log = 'info'\ncache_bytes = '64 MiB'"),
         &[],
         ", line 2: `cache_bytes`: invalid type: string \"64 MiB\", expected i64",
     );
-    refused(
+    rejected(
         Some("\nlisten = [\n'a:1',\n2]"),
         &[],
         ", line 4: `listen`: invalid type: integer `2`, expected a string",
@@ -203,18 +203,18 @@ fn a_file_that_is_no_toml_or_holds_the_wrong_kind_is_an_error_with_its_line() {
 }
 
 #[test]
-fn a_variable_that_does_not_exist_is_an_error_with_the_nearest_one() {
-    refused(
+fn unknown_variable_is_reported_with_nearest() {
+    rejected(
         None,
         &[("CEDAR_PDP_POLICY", "x")],
         "unknown environment variable `CEDAR_PDP_POLICY`; the nearest known one is `CEDAR_PDP_POLICIES`",
     );
-    refused(
+    rejected(
         None,
         &[("CEDAR_PDP_log", "x")],
         "unknown environment variable `CEDAR_PDP_log`; the nearest known one is `CEDAR_PDP_LOG`",
     );
-    refused(
+    rejected(
         None,
         &[("CEDAR_PDP_", "x")],
         "unknown environment variable `CEDAR_PDP_`; the nearest known one is `CEDAR_PDP_LOG`",
@@ -222,13 +222,13 @@ fn a_variable_that_does_not_exist_is_an_error_with_the_nearest_one() {
 }
 
 #[test]
-fn a_variable_of_the_wrong_kind_is_an_error() {
-    refused(
+fn variable_of_wrong_type_is_rejected() {
+    rejected(
         None,
         &[("CEDAR_PDP_ALLOW_EMPTY", "yes")],
         "environment variable `CEDAR_PDP_ALLOW_EMPTY`: `yes` is not `true` or `false`",
     );
-    refused(
+    rejected(
         None,
         &[("CEDAR_PDP_CACHE_BYTES", "")],
         "environment variable `CEDAR_PDP_CACHE_BYTES`: `` is not a whole number",
@@ -236,16 +236,16 @@ fn a_variable_of_the_wrong_kind_is_an_error() {
 }
 
 #[test]
-fn a_value_that_makes_no_sense_is_reported_with_the_layer_it_came_from() {
-    let gathered = gather("", &[("CEDAR_PDP_WATCH", "on")], &[]);
+fn invalid_value_is_reported_with_its_source() {
+    let merged = merge("", &[("CEDAR_PDP_WATCH", "on")], &[]);
     assert_eq!(
-        gathered.check().unwrap_err().to_string(),
+        merged.check().unwrap_err().to_string(),
         "`watch` is `on`; allowed: events, poll (from: environment)",
     );
 }
 
 #[test]
-fn variables_that_kubernetes_sets_beside_our_service_are_passed_over() {
+fn variables_set_by_kubernetes_are_ignored() {
     let variables = [
         ("CEDAR_PDP_SERVICE_HOST", "10.0.0.1"),
         ("CEDAR_PDP_SERVICE_PORT", "50051"),
@@ -260,7 +260,7 @@ fn variables_that_kubernetes_sets_beside_our_service_are_passed_over() {
         ("CEDAR_PDP_METRICS_PORT_9090_TCP_PORT", "9090"),
         ("CEDAR_PDPX", "not ours"),
     ];
-    assert_eq!(gather("", &variables, &[]).raw, RawConfig::default());
+    assert_eq!(merge("", &variables, &[]).raw, RawConfig::default());
     for typo in [
         "CEDAR_PDP_PORT",
         "CEDAR_PDP_LISTEN_PORT",
@@ -269,7 +269,7 @@ fn variables_that_kubernetes_sets_beside_our_service_are_passed_over() {
         "CEDAR_PDP_PORT_1",
         "CEDAR_PDP_SERVICE",
     ] {
-        assert!(try_gather(None, &[(typo, "1")], &[]).is_err(), "{typo}");
+        assert!(try_merge(None, &[(typo, "1")], &[]).is_err(), "{typo}");
     }
     for option in options() {
         let name = option.variable.strip_prefix(PREFIX).unwrap();
@@ -278,7 +278,7 @@ fn variables_that_kubernetes_sets_beside_our_service_are_passed_over() {
 }
 
 #[test]
-fn every_option_says_what_it_means_and_its_default_when_it_has_one() {
+fn every_option_has_description_and_most_defaults() {
     let options = options();
     assert!(options.len() > 27, "keys are missing");
     for option in &options {

@@ -1,14 +1,16 @@
-//! An answer as the commands print it.
+//! Answers and diagnostics as text for people and as JSON.
 
 use std::fmt::{self, Write as _};
 
 use crate::pdp::answer::Answer;
+use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::explanation::{
     ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
 };
 
-/// The answer for people: decision, determining policies, errors, revision, explanation.
-pub(super) fn text(answer: &Answer) -> String {
+/// Returns an answer as text: decision, determining policies, errors, revision, explanation.
+#[must_use]
+pub fn text(answer: &Answer) -> String {
     let mut out = String::new();
     // INVARIANT: writing to a `String` cannot fail.
     let _ = write_text(&mut out, answer);
@@ -39,8 +41,7 @@ fn write_text(out: &mut String, answer: &Answer) -> fmt::Result {
     }
 }
 
-/// The explanation for people.
-pub(super) fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result {
+fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result {
     let Explanation {
         determining,
         unsatisfied,
@@ -67,38 +68,37 @@ pub(super) fn write_explanation(out: &mut String, explanation: &Explanation) -> 
             "because of {total} permits whose scope matches, none is satisfied:"
         )?,
     }
-    for UnsatisfiedPermit {
-        policy,
-        clause,
-        outcome,
-    } in unsatisfied
-    {
-        write!(out, "  ")?;
-        write_policy(out, policy)?;
-        let kind = clause_kind(clause.kind);
-        match outcome {
-            ClauseOutcome::NotSatisfied => {
-                writeln!(
-                    out,
-                    "    its `{kind}` is not satisfied at {}: {}",
-                    at(&clause.place),
-                    clause.operand
-                )?;
-            }
-            ClauseOutcome::Failed(message) => {
-                writeln!(
-                    out,
-                    "    its `{kind}` fails at {}: {}: {message}",
-                    at(&clause.place),
-                    clause.operand
-                )?;
-            }
-        }
+    for permit in unsatisfied {
+        write_unsatisfied(out, permit)?;
     }
     if *unsatisfied_total > unsatisfied.len() {
         writeln!(out, "  and {} more", unsatisfied_total - unsatisfied.len())?;
     }
     Ok(())
+}
+
+fn write_unsatisfied(out: &mut String, permit: &UnsatisfiedPermit) -> fmt::Result {
+    let UnsatisfiedPermit {
+        policy,
+        clause,
+        outcome,
+    } = permit;
+    write!(out, "  ")?;
+    write_policy(out, policy)?;
+    let (kind, place) = (clause_kind(clause.kind), at(&clause.place));
+    let operand = &clause.operand;
+    match outcome {
+        ClauseOutcome::NotSatisfied => writeln!(
+            out,
+            "    its `{kind}` is not satisfied at {place}: {operand}"
+        ),
+        ClauseOutcome::Failed(message) => {
+            writeln!(
+                out,
+                "    its `{kind}` fails at {place}: {operand}: {message}"
+            )
+        }
+    }
 }
 
 fn write_policy(out: &mut String, policy: &ExplainedPolicy) -> fmt::Result {
@@ -134,8 +134,9 @@ fn clause_kind(kind: ClauseKind) -> &'static str {
     }
 }
 
-/// The answer for machines, in the names of the wire.
-pub(super) fn json(answer: &Answer) -> serde_json::Value {
+/// Returns an answer as JSON, with the field names of the wire.
+#[must_use]
+pub fn json(answer: &Answer) -> serde_json::Value {
     let errors: Vec<_> = answer
         .diagnostics
         .errors
@@ -164,32 +165,29 @@ fn explanation_json(explanation: &Explanation) -> serde_json::Value {
     let unsatisfied: Vec<_> = explanation
         .unsatisfied
         .iter()
-        .map(
-            |UnsatisfiedPermit {
-                 policy,
-                 clause,
-                 outcome,
-             }| {
-                serde_json::json!({
-                    "policy": policy_json(policy),
-                    "clause": {
-                        "kind": clause_kind(clause.kind),
-                        "text": clause.text,
-                        "operand": clause.operand,
-                        "position": position_json(&clause.place),
-                    },
-                    "error": match outcome {
-                        ClauseOutcome::NotSatisfied => None,
-                        ClauseOutcome::Failed(message) => Some(message),
-                    },
-                })
-            },
-        )
+        .map(unsatisfied_json)
         .collect();
     serde_json::json!({
         "determining": explanation.determining.iter().map(policy_json).collect::<Vec<_>>(),
         "unsatisfied": unsatisfied,
         "unsatisfied_total": explanation.unsatisfied_total,
+    })
+}
+
+fn unsatisfied_json(permit: &UnsatisfiedPermit) -> serde_json::Value {
+    let clause = &permit.clause;
+    serde_json::json!({
+        "policy": policy_json(&permit.policy),
+        "clause": {
+            "kind": clause_kind(clause.kind),
+            "text": clause.text,
+            "operand": clause.operand,
+            "position": position_json(&clause.place),
+        },
+        "error": match &permit.outcome {
+            ClauseOutcome::NotSatisfied => None,
+            ClauseOutcome::Failed(message) => Some(message),
+        },
     })
 }
 
@@ -213,5 +211,28 @@ fn position_json(place: &Place) -> serde_json::Value {
         "file": place.file,
         "line": place.position.map(|position| position.line),
         "column": place.position.map(|position| position.column),
+    })
+}
+
+/// Returns diagnostics as text, with a blank line between them.
+#[must_use]
+pub fn diagnostics_text(diagnostics: &[Diagnostic], color: bool) -> String {
+    let rendered: Vec<String> = diagnostics
+        .iter()
+        .map(|diagnostic| diagnostic.render(color))
+        .collect();
+    rendered.join("\n\n")
+}
+
+/// Returns a diagnostic as JSON; line and column are null if unknown.
+#[must_use]
+pub fn diagnostic_json(diagnostic: &Diagnostic) -> serde_json::Value {
+    serde_json::json!({
+        "severity": diagnostic.severity.to_string(),
+        "file": diagnostic.file,
+        "line": diagnostic.position.map(|position| position.line),
+        "column": diagnostic.position.map(|position| position.column),
+        "message": diagnostic.message,
+        "help": diagnostic.help,
     })
 }

@@ -1,8 +1,8 @@
-//! Where configuration comes from: flags beat the environment, which beats the file, which beats
+//! Sources of settings: flags override the environment, which overrides the file, which overrides
 //! the defaults.
 //!
-//! The only place that reads the environment. What a value means is not known here: layers are
-//! text, laid one over the other; [`RawConfig::check`] reads what comes out.
+//! This is the only place that reads the environment. The sources are merged as text; values are
+//! checked by [`RawConfig::check`].
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -12,45 +12,45 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use clap::{ArgAction, Args as _};
-use serde::Deserialize as _;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
+use super::Config;
+use super::raw::RawConfig;
 use super::value::InvalidValue;
-use super::{Config, RawConfig};
 
-/// What every environment variable of ours begins with.
+/// The prefix of the service's environment variables.
 const PREFIX: &str = "CEDAR_PDP_";
 
-/// The flags of a command that is configured.
+/// The command line arguments for settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct ConfigArgs {
-    /// The configuration file, TOML [env: CEDAR_PDP_CONFIG]
+    /// Configuration file, TOML [env: CEDAR_PDP_CONFIG]
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
-    /// The keys that were given as flags.
+    /// The settings that were given as flags.
     #[command(flatten)]
     pub flags: RawConfig,
 }
 
-/// The configuration in force, as text, and where each key of it was written.
+/// The merged settings of all sources, as text, and the origin of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Effective {
-    /// The keys that were written anywhere.
+pub struct MergedConfig {
+    /// The keys that are set in any source.
     pub raw: RawConfig,
     origins: BTreeMap<String, Origin>,
 }
 
-/// Where a value was written.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nowhere.
+    /// No source: the default.
     Default,
-    /// In the configuration file.
+    /// The configuration file.
     File,
-    /// In an environment variable.
+    /// An environment variable.
     Environment,
-    /// On the command line.
+    /// A command line flag.
     Flag,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Why there is no configuration.
+/// The reason why the sources give no valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -73,100 +73,100 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file is no TOML.
+    /// The file is not TOML.
     #[error("`{}`, line {line}: {reason}", file.display())]
     Syntax {
         /// The file.
         file: PathBuf,
-        /// Counted from 1.
+        /// Line number, from 1.
         line: usize,
-        /// The parser's reason.
+        /// The parser's message.
         reason: String,
     },
-    /// The file has a key that does not exist.
+    /// The file has an unknown key.
     #[error("`{}`, line {line}: unknown key `{key}`; the nearest known one is `{nearest}`", file.display())]
     UnknownKey {
         /// The file.
         file: PathBuf,
-        /// Counted from 1.
+        /// Line number, from 1.
         line: usize,
-        /// The key.
+        /// The unknown key.
         key: String,
-        /// What was probably meant.
+        /// The known key with the most similar name.
         nearest: String,
     },
-    /// The file has text for a number, or the like.
+    /// The file has a value of the wrong type, such as text for a number.
     #[error("`{}`, line {line}: `{key}`: {reason}", file.display())]
-    Kind {
+    WrongType {
         /// The file.
         file: PathBuf,
-        /// Counted from 1.
+        /// Line number, from 1.
         line: usize,
         /// The key.
         key: String,
-        /// What was found, what expected.
+        /// The parser's message: the type found and the type expected.
         reason: String,
     },
-    /// A variable with our prefix that does not exist.
+    /// A variable has the service's prefix and an unknown name.
     #[error("unknown environment variable `{variable}`; the nearest known one is `{nearest}`")]
     UnknownVariable {
-        /// The variable.
+        /// The unknown variable.
         variable: String,
-        /// What was probably meant.
+        /// The known variable with the most similar name.
         nearest: String,
     },
-    /// A variable's text cannot be read as what the key holds.
+    /// A variable's text cannot be parsed as the key's type.
     #[error("environment variable `{variable}`: `{text}` is not {expected}")]
     Variable {
         /// The variable.
         variable: String,
-        /// What was found in it.
+        /// Its text.
         text: String,
-        /// What the key holds.
+        /// The expected type.
         expected: &'static str,
     },
-    /// A value makes no sense.
+    /// A value is invalid.
     #[error("{source} (from: {origin})")]
     Value {
-        /// Where it was written.
+        /// The source of the value.
         origin: Origin,
-        /// What is wrong with it.
+        /// The key and the problem.
         source: InvalidValue,
     },
 }
 
-/// What a key of the configuration is called everywhere, and what it does.
+/// The names, default and description of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigOption {
-    /// In the file: `poll_interval`.
+    /// Name in the file: `poll_interval`.
     pub key: String,
-    /// In the environment: `CEDAR_PDP_POLL_INTERVAL`.
+    /// Name in the environment: `CEDAR_PDP_POLL_INTERVAL`.
     pub variable: String,
-    /// On the command line: `--poll-interval`.
+    /// Name on the command line: `--poll-interval`.
     pub flag: String,
-    /// The text that means the same as leaving it out, if there is one.
+    /// Text of the default; `None` if the key has no default.
     pub default: Option<String>,
-    /// What it does, in a line.
+    /// The help text, one line.
     pub meaning: String,
-    holds: Holds,
+    value_type: ValueType,
 }
 
-/// What a key holds, which text in a variable has to be turned into.
+/// The type that the text of a variable is parsed as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holds {
+enum ValueType {
     Text,
     Texts,
     Number,
     Switch,
 }
 
-/// Every key there is, in the order of the help.
+/// Returns every setting, in the order of the help.
 #[must_use]
 pub fn options() -> Vec<ConfigOption> {
-    let defaults = table(&RawConfig::from(&Config::default()));
+    let defaults = RawConfig::defaults().to_table();
     RawConfig::augment_args(clap::Command::new(""))
         .get_arguments()
         .map(|arg| {
@@ -175,16 +175,16 @@ pub fn options() -> Vec<ConfigOption> {
             ConfigOption {
                 variable: format!("{PREFIX}{}", key.to_uppercase()),
                 flag: format!("--{}", key.replace('_', "-")),
-                default: defaults.get(&key).map(plain),
+                default: defaults.get(&key).map(as_argument),
                 meaning: arg.get_help().map(ToString::to_string).unwrap_or_default(),
-                holds: if matches!(arg.get_action(), ArgAction::Append) {
-                    Holds::Texts
+                value_type: if matches!(arg.get_action(), ArgAction::Append) {
+                    ValueType::Texts
                 } else if kind == TypeId::of::<i64>() {
-                    Holds::Number
+                    ValueType::Number
                 } else if kind == TypeId::of::<bool>() {
-                    Holds::Switch
+                    ValueType::Switch
                 } else {
-                    Holds::Text
+                    ValueType::Text
                 },
                 key,
             }
@@ -192,20 +192,20 @@ pub fn options() -> Vec<ConfigOption> {
         .collect()
 }
 
-/// Lays the flags over the environment, and both over the file.
+/// Merges the flags, the environment and the file.
 ///
 /// # Errors
 ///
-/// [`ConfigError`] for a file that cannot be read, and for the first key or variable that does not
-/// exist or holds the wrong kind of value. Whether values make sense is not asked.
-pub fn gather(args: ConfigArgs) -> Result<Effective, ConfigError> {
-    gather_with(args, env::vars_os())
+/// [`ConfigError`] for a file that cannot be read, and for the first key or variable that is unknown
+/// or has a value of the wrong type. Values are not checked further.
+pub fn merge(args: ConfigArgs) -> Result<MergedConfig, ConfigError> {
+    merge_with(args, env::vars_os())
 }
 
-fn gather_with(
+fn merge_with(
     args: ConfigArgs,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Effective, ConfigError> {
+) -> Result<MergedConfig, ConfigError> {
     let options = options();
     let (environment, named_file) = from_environment(variables, &options)?;
     let file = match args.config.or(named_file) {
@@ -214,46 +214,39 @@ fn gather_with(
     };
     let mut origins = BTreeMap::new();
     let mut values = Table::new();
-    for (origin, layer) in [
+    for (origin, source) in [
         (Origin::File, file),
         (Origin::Environment, environment),
-        (Origin::Flag, table(&args.flags)),
+        (Origin::Flag, args.flags.to_table()),
     ] {
-        origins.extend(layer.keys().map(|key| (key.clone(), origin)));
-        values.extend(layer);
+        origins.extend(source.keys().map(|key| (key.clone(), origin)));
+        values.extend(source);
     }
-    #[expect(
-        clippy::expect_used,
-        reason = "every layer has only known keys, and each holds what the key holds"
-    )]
-    let raw = RawConfig::deserialize(values).expect("layers hold what the keys hold");
-    Ok(Effective { raw, origins })
+    let raw = RawConfig::from_table(values);
+    Ok(MergedConfig { raw, origins })
 }
 
-impl Effective {
-    /// What the text means.
+impl MergedConfig {
+    /// Returns the checked configuration.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] for the first value that makes no sense.
+    /// [`ConfigError::Value`] for the first invalid value.
     pub fn check(&self) -> Result<Config, ConfigError> {
-        self.raw
-            .clone()
-            .check()
-            .map_err(|source| ConfigError::Value {
-                origin: self.origin(source.key),
-                source,
-            })
+        self.raw.check().map_err(|source| ConfigError::Value {
+            origin: self.origin(source.key),
+            source,
+        })
     }
 
-    /// The configuration in force as a file, in which each line says where its value came from.
-    /// Given as `--config`, it gives the same configuration.
+    /// Returns every setting in force as a configuration file, with the origin of each as a comment.
+    /// This file, given as `--config`, results in the same configuration.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] when there is no configuration because a value makes no sense.
+    /// [`ConfigError::Value`] for the first invalid value.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        let values = table(&RawConfig::from(&self.check()?));
+        let values = self.check()?.in_force.to_table();
         let mut text = String::new();
         for ConfigOption { key, .. } in options() {
             let origin = self.origin(&key);
@@ -271,7 +264,7 @@ impl Effective {
     }
 }
 
-/// The keys that are set in the environment, and the configuration file that it names.
+/// Returns the keys that are set in the environment, and the configuration file that it names.
 fn from_environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     options: &[ConfigOption],
@@ -289,7 +282,7 @@ fn from_environment(
             let value = text
                 .to_str()
                 .ok_or("UTF-8")
-                .and_then(|text| parse(option.holds, text));
+                .and_then(|text| parse(option.value_type, text));
             let value = value.map_err(|expected| ConfigError::Variable {
                 variable: option.variable.clone(),
                 text: text.to_string_lossy().into_owned(),
@@ -307,7 +300,7 @@ fn from_environment(
     Ok((values, file))
 }
 
-/// The keys that are set in the configuration file.
+/// Returns the keys that are set in the configuration file.
 fn from_file(file: &Path, options: &[ConfigOption]) -> Result<Table, ConfigError> {
     let text = fs::read_to_string(file).map_err(|source| ConfigError::Unreadable {
         file: file.to_owned(),
@@ -339,10 +332,10 @@ fn from_file(file: &Path, options: &[ConfigOption]) -> Result<Table, ConfigError
             });
         }
     }
-    let raw: RawConfig = toml::from_str(&text).map_err(|error| ConfigError::Kind {
+    let raw: RawConfig = toml::from_str(&text).map_err(|error| ConfigError::WrongType {
         file: file.to_owned(),
         line: line(start(&error)),
-        // The key is the last one that begins before the fault.
+        // The key is the last one that begins before the error.
         key: keys
             .get_ref()
             .keys()
@@ -351,60 +344,53 @@ fn from_file(file: &Path, options: &[ConfigOption]) -> Result<Table, ConfigError
             .map_or_else(String::new, |key| key.get_ref().to_string()),
         reason: error.message().to_owned(),
     })?;
-    Ok(table(&raw))
+    Ok(raw.to_table())
 }
 
-/// The value that a variable's text is, or what it should be.
-fn parse(holds: Holds, text: &str) -> Result<Value, &'static str> {
-    match holds {
-        Holds::Text => Ok(Value::String(text.to_owned())),
-        Holds::Texts => Ok(Value::from(
+/// Parses the text of a variable; the error is the expected type.
+fn parse(value_type: ValueType, text: &str) -> Result<Value, &'static str> {
+    match value_type {
+        ValueType::Text => Ok(Value::String(text.to_owned())),
+        ValueType::Texts => Ok(Value::from(
             text.split(',').map(str::trim).collect::<Vec<_>>(),
         )),
-        Holds::Number => text
+        ValueType::Number => text
             .parse()
             .map(Value::Integer)
             .map_err(|_| "a whole number"),
-        Holds::Switch => text
+        ValueType::Switch => text
             .parse()
             .map(Value::Boolean)
             .map_err(|_| "`true` or `false`"),
     }
 }
 
-/// Whether Kubernetes sets this variable (without our prefix) in every pod beside a service that is
-/// called `cedar-pdp`, or `cedar-pdp-` and more.
+/// Returns whether Kubernetes sets the variable `CEDAR_PDP_{name}` in the pods of a namespace.
+///
+/// It does so for each service whose name is `cedar-pdp` or begins with `cedar-pdp-`.
 fn is_from_kubernetes(name: &str, text: &OsStr) -> bool {
     let is_url = || text.to_string_lossy().contains("://");
-    let of_a_port = |rest: &str| match rest.split('_').collect::<Vec<_>>().as_slice() {
-        // `…_PORT=tcp://10.0.0.1:50051`; a plain number there is someone who wants to set a port.
+    let is_port = |rest: &str| match rest.split('_').collect::<Vec<_>>().as_slice() {
+        // `…_PORT=tcp://10.0.0.1:50051`; a plain number is a mistaken attempt to set a port.
         [""] => is_url(),
         // `…_PORT_50051_TCP_ADDR=10.0.0.1`
         ["", port, "TCP" | "UDP" | "SCTP", ..] => port.parse::<u16>().is_ok(),
         _ => false,
     };
-    // Of the name only the end is known.
+    // The name of the service may continue before these suffixes.
     let name = format!("_{name}");
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name
             .match_indices("_PORT")
-            .any(|(at, port)| name.get(at + port.len()..).is_some_and(of_a_port))
+            .any(|(at, port)| name.get(at + port.len()..).is_some_and(is_port))
 }
 
-fn table(raw: &RawConfig) -> Table {
-    #[expect(
-        clippy::expect_used,
-        reason = "it holds text, lists of text, switches and i64 numbers, all of which TOML has"
-    )]
-    Table::try_from(raw).expect("the raw configuration is TOML")
-}
-
-/// A value as it would be written after its flag.
-fn plain(value: &Value) -> String {
+/// Returns a value as it is written after its flag.
+fn as_argument(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(","),
+        Value::Array(values) => values.iter().map(as_argument).collect::<Vec<_>>().join(","),
         Value::Integer(_)
         | Value::Float(_)
         | Value::Boolean(_)
@@ -413,6 +399,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
+/// Returns the name of `known` that is most similar to `name`.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     known
         .min_by_key(|known| distance(name, known))
@@ -420,7 +407,7 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
         .to_owned()
 }
 
-/// How many letters must be changed, added or left out to make `a` into `b`.
+/// Returns the edit distance of two names: letters to change, insert or delete.
 fn distance(a: &str, b: &str) -> usize {
     let mut above: Vec<usize> = (0..=b.chars().count()).collect();
     for (done, x) in a.chars().enumerate() {

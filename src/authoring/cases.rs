@@ -1,0 +1,252 @@
+//! Runs policy test cases: requests with the decision that their author expects.
+//!
+//! The format is the one that Cedar's own `cedar run-tests` reads. A case without entities uses the
+//! stored ones; a case with entities uses these alone, and the schema's actions.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::report;
+use crate::pdp::answer::{Answer, Decision};
+use crate::pdp::diagnostic::Position;
+use crate::pdp::query::{Query, Record, Uid};
+use crate::pdp::sources::{FileKind, SourceFile};
+use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
+
+/// A case as it is written.
+#[derive(Debug, Deserialize)]
+struct CaseJson<'a> {
+    #[serde(default)]
+    name: String,
+    request: RequestJson<'a>,
+    /// An array, or the name of a file that contains one.
+    #[serde(borrow, default)]
+    entities: Option<&'a RawValue>,
+    decision: DecisionJson,
+    #[serde(default)]
+    reason: Option<Vec<String>>,
+    #[serde(default)]
+    num_errors: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RequestJson<'a> {
+    principal: String,
+    action: String,
+    resource: String,
+    #[serde(borrow, default)]
+    context: Option<&'a RawValue>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DecisionJson {
+    Allow,
+    Deny,
+}
+
+/// The comparison of a case's reasons with the determining policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reasons {
+    /// The determining policies are exactly the reasons.
+    #[default]
+    Exact,
+    /// The determining policies contain the reasons.
+    Contains,
+}
+
+/// The result of one case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaseResult {
+    /// The test file.
+    pub file: String,
+    /// Line of the case in the file, from 1.
+    pub line: u32,
+    /// The case's name.
+    pub name: String,
+    /// Time that the case took.
+    pub duration: Duration,
+    /// Lines for people that say what is wrong; `None` if the case passed.
+    pub failure: Option<String>,
+}
+
+/// A run of test cases against one snapshot.
+pub struct CaseRun<'a> {
+    /// The snapshot under test.
+    pub snapshot: &'a Snapshot,
+    /// Text that the names of the cases to run contain; `None` runs all.
+    pub filter: Option<&'a str>,
+    /// The comparison of reasons.
+    pub reasons: Reasons,
+    /// Reads an entities file: from the test file's path and the name in the case, its text or a
+    /// message.
+    pub read_entities: &'a dyn Fn(&str, &str) -> Result<String, String>,
+}
+
+impl CaseRun<'_> {
+    /// Runs the cases of a test file. A file that cannot be parsed is one failed case.
+    #[must_use]
+    pub fn run_file(&self, file: &SourceFile) -> Vec<CaseResult> {
+        let unreadable = |line: u32, message: String| {
+            vec![CaseResult {
+                file: file.path.clone(),
+                line,
+                name: "(the file)".to_owned(),
+                duration: Duration::ZERO,
+                failure: Some(message),
+            }]
+        };
+        let text = match file.text() {
+            Ok(text) => text,
+            Err(changed) => return unreadable(1, changed.to_string()),
+        };
+        if let Err(error) = request_json::check_depth(&text) {
+            return unreadable(1, error.to_string());
+        }
+        match serde_json::from_str::<Vec<&RawValue>>(&text) {
+            Ok(cases) => cases
+                .into_iter()
+                .filter_map(|raw| self.run_case(raw, &text, file))
+                .collect(),
+            Err(error) => unreadable(u32::try_from(error.line()).unwrap_or(0), error.to_string()),
+        }
+    }
+
+    /// Runs the case `raw`, a part of `text`. Returns `None` if the filter excludes it.
+    fn run_case(&self, raw: &RawValue, text: &str, file: &SourceFile) -> Option<CaseResult> {
+        let start = Instant::now();
+        let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+        let (name, failure) = match serde_json::from_str::<CaseJson<'_>>(raw.get()) {
+            Err(error) => ("(unreadable)".to_owned(), Some(error.to_string())),
+            Ok(case) => {
+                if self
+                    .filter
+                    .is_some_and(|filter| !case.name.contains(filter))
+                {
+                    return None;
+                }
+                let failure = self.check(&case, file).err();
+                (case.name, failure)
+            }
+        };
+        Some(CaseResult {
+            file: file.path.clone(),
+            line: Position::of(text, offset).line,
+            name,
+            duration: start.elapsed(),
+            failure,
+        })
+    }
+
+    /// Decides the request of a case and compares the answer; the error is a message for people.
+    fn check(&self, case: &CaseJson<'_>, file: &SourceFile) -> Result<(), String> {
+        let query = self.query(&case.request)?;
+        let answer = match case.entities {
+            None => authorize(self.snapshot, &query),
+            Some(raw) => {
+                let entities = self.entities(raw, file)?;
+                let entities =
+                    request_json::stored_entities(&entities, self.snapshot).map_err(|found| {
+                        format!("entities:\n{}", report::diagnostics_text(&found, false))
+                    })?;
+                authorize_with_entities(self.snapshot, &entities, &query)
+            }
+        }
+        .map_err(|error| format!("the request is not valid: {error}"))?;
+        self.compare(case, &answer)
+    }
+
+    fn query(&self, request: &RequestJson<'_>) -> Result<Query, String> {
+        let uid = |name: &str, text: &str| {
+            text.parse::<Uid>()
+                .map_err(|error| format!("{name}: {error}"))
+        };
+        let action = uid("action", &request.action)?;
+        let context = match request.context {
+            None => Record::default(),
+            Some(raw) => request_json::context(raw.get(), &action, Some(self.snapshot))
+                .map_err(|error| format!("context: {error}"))?,
+        };
+        Ok(Query {
+            principal: uid("principal", &request.principal)?,
+            action,
+            resource: uid("resource", &request.resource)?,
+            context,
+            entities: Vec::new(),
+            claimed: None,
+            explain: true,
+        })
+    }
+
+    /// Returns the entities of a case, which are written in it or in another file.
+    fn entities(&self, raw: &RawValue, test_file: &SourceFile) -> Result<SourceFile, String> {
+        let source =
+            |path: String, text: &str| SourceFile::held(path, FileKind::Entities, Arc::from(text));
+        match serde_json::from_str::<String>(raw.get()) {
+            Err(_) => Ok(source(
+                format!("{} (entities of a test)", test_file.path),
+                raw.get(),
+            )),
+            Ok(name) => match (self.read_entities)(&test_file.path, &name) {
+                Ok(text) => Ok(source(name, &text)),
+                Err(error) => Err(format!("cannot read the entities file `{name}`: {error}")),
+            },
+        }
+    }
+
+    /// Compares an answer with the expected one; the error shows the request, both, and reasons.
+    fn compare(&self, case: &CaseJson<'_>, answer: &Answer) -> Result<(), String> {
+        let decision = match answer.decision {
+            Decision::Allow => DecisionJson::Allow,
+            Decision::Deny => DecisionJson::Deny,
+        };
+        let determining = &answer.diagnostics.determining;
+        let determining: BTreeSet<&str> = determining.iter().map(|id| id.as_str()).collect();
+        let has_reasons = case.reason.as_ref().is_none_or(|reasons| {
+            let expected: BTreeSet<&str> = reasons.iter().map(String::as_str).collect();
+            match self.reasons {
+                Reasons::Exact => determining == expected,
+                Reasons::Contains => determining.is_superset(&expected),
+            }
+        });
+        let errors = answer.diagnostics.errors.len();
+        let has_errors = case.num_errors.is_none_or(|expected| expected == errors);
+        if decision == case.decision && has_reasons && has_errors {
+            return Ok(());
+        }
+        let expected_reasons = case.reason.as_ref();
+        let expected_reasons = expected_reasons.map(|ids| ids.iter().map(String::as_str).collect());
+        Err(format!(
+            "request:  principal {}\n          action {}\n          resource {}\n          context {}\n\
+             expected: {}\ngot:      {}\n{}",
+            case.request.principal,
+            case.request.action,
+            case.request.resource,
+            case.request.context.map_or("{}", RawValue::get),
+            outcome(case.decision, expected_reasons, case.num_errors),
+            outcome(
+                decision,
+                Some(determining.into_iter().collect()),
+                Some(errors)
+            ),
+            report::text(answer).trim_end(),
+        ))
+    }
+}
+
+/// Returns one line for a decision, its reasons and its errors; `None` is any.
+fn outcome(decision: DecisionJson, reasons: Option<Vec<&str>>, errors: Option<usize>) -> String {
+    let decision = match decision {
+        DecisionJson::Allow => "ALLOW",
+        DecisionJson::Deny => "DENY",
+    };
+    let reasons = reasons.map_or("any reason".to_owned(), |ids| {
+        format!("[{}]", ids.join(", "))
+    });
+    let errors = errors.map_or("any errors".to_owned(), |count| format!("{count} errors"));
+    format!("{decision} by {reasons} with {errors}")
+}
