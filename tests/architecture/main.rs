@@ -1,7 +1,7 @@
-//! Who may look at whom, read from the source: what ARCHITECTURE.md says of it, as tests.
+//! Tests of the source itself: who may import whom, sizes, and the words of names and comments.
 //!
-//! Production code only: a file called `tests.rs`, what stands below a folder `tests`, and an
-//! inline `mod tests` may name what they need.
+//! They count production code only, except for the names of tests. `figures` prints all figures,
+//! also of another checkout: see `figures_of_the_source`.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,9 +11,14 @@
     reason = "a test that cannot go on has failed, and should say where"
 )]
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+mod imports;
+mod names;
+mod prose;
+mod sizes;
+mod source;
+
+use names::Names;
+use source::{production, sources};
 
 /// (place, what its code may not name, what of that it may). Lower floors never look up.
 type Floor = (
@@ -268,247 +273,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
 ];
 
-/// A source file: its path from the root of the crate, and its text.
-struct Source {
-    path: String,
-    text: String,
-}
-
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    let mut ahead = vec![root.join("src")];
-    while let Some(directory) = ahead.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                ahead.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                let path = path
-                    .strip_prefix(root)
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned();
-                found.push(Source { path, text });
-            }
-        }
-    }
-    assert!(found.len() > 20, "the source is somewhere else");
-    found.sort_by(|one, other| one.path.cmp(&other.path));
-    found
-}
-
-/// The sources that go into the program.
-fn production() -> impl Iterator<Item = Source> {
-    let is_test = |path: &str| path.ends_with("/tests.rs") || path.contains("/tests/");
-    sources()
-        .into_iter()
-        .filter(move |source| !is_test(&source.path))
-}
-
-impl Source {
-    /// Whether this is `place`, or lies below it.
-    fn is_in(&self, place: &str) -> bool {
-        self.path
-            .strip_prefix(place)
-            .is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
-    }
-
-    /// The module that this file is, from the root of the crate.
-    fn module(&self) -> Vec<String> {
-        let path = self
-            .path
-            .strip_prefix("src/")
-            .unwrap()
-            .strip_suffix(".rs")
-            .unwrap();
-        let mut module: Vec<String> = path.split('/').map(ToOwned::to_owned).collect();
-        if matches!(path, "lib" | "main") {
-            module.clear();
-        }
-        module
-    }
-
-    /// Every path that this file names in `use` or in passing, made absolute.
-    fn names(&self) -> BTreeSet<String> {
-        let production = self.text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        let tokens = tokens(production);
-        let mut names = BTreeSet::new();
-        let mut at = 0;
-        while at < tokens.len() {
-            if tokens[at] == "use" {
-                at += 1;
-                use_tree(&tokens, &mut at, &mut Vec::new(), &mut names);
-            } else {
-                let mut path = Vec::new();
-                while tokens.get(at).is_some_and(|token| is_word(token)) {
-                    path.push(tokens[at].clone());
-                    at += 1;
-                    if tokens.get(at).is_some_and(|token| token == "::")
-                        && tokens.get(at + 1).is_some_and(|token| is_word(token))
-                    {
-                        at += 1;
-                    } else {
-                        break;
-                    }
-                }
-                if path.is_empty() {
-                    at += 1;
-                } else if path.len() > 1 {
-                    names.insert(path.join("::"));
-                }
-            }
-        }
-        names.into_iter().map(|name| self.absolute(&name)).collect()
-    }
-
-    fn absolute(&self, name: &str) -> String {
-        let mut module = self.module();
-        let mut parts = name.split("::").peekable();
-        match parts.peek() {
-            Some(&"self") => {
-                parts.next();
-            }
-            Some(&"super") => {
-                while parts.next_if_eq(&"super").is_some() {
-                    module.pop();
-                }
-            }
-            Some(&"cedar_pdp") => {
-                parts.next();
-                module.clear();
-            }
-            _ => return name.to_owned(),
-        }
-        let rest = parts.map(ToOwned::to_owned);
-        let path: Vec<String> = std::iter::once("crate".to_owned())
-            .chain(module)
-            .chain(rest)
-            .collect();
-        path.join("::")
-    }
-}
-
-/// Words, `::` and single characters; comments, texts and characters are left out.
-fn tokens(text: &str) -> Vec<String> {
-    let text: Vec<char> = text.chars().collect();
-    let starts = |at: usize, what: &str| {
-        what.chars()
-            .enumerate()
-            .all(|(n, c)| text.get(at + n) == Some(&c))
-    };
-    let mut tokens = Vec::new();
-    let mut at = 0;
-    while at < text.len() {
-        if starts(at, "//") {
-            while at < text.len() && text[at] != '\n' {
-                at += 1;
-            }
-        } else if starts(at, "r#\"") {
-            at += 3;
-            while at < text.len() && !starts(at, "\"#") {
-                at += 1;
-            }
-            at += 2;
-        } else if text[at] == '"' {
-            at += 1;
-            while at < text.len() && text[at] != '"' {
-                at += if text[at] == '\\' { 2 } else { 1 };
-            }
-            at += 1;
-        } else if starts(at, "'\\") {
-            at += 3;
-            while at < text.len() && text[at] != '\'' {
-                at += 1;
-            }
-            at += 1;
-        } else if text[at] == '\'' && text.get(at + 2) == Some(&'\'') {
-            at += 3;
-        } else if starts(at, "::") {
-            tokens.push("::".to_owned());
-            at += 2;
-        } else if text[at].is_alphanumeric() || text[at] == '_' {
-            let begin = at;
-            while at < text.len() && (text[at].is_alphanumeric() || text[at] == '_') {
-                at += 1;
-            }
-            tokens.push(text[begin..at].iter().collect());
-        } else {
-            if !text[at].is_whitespace() {
-                tokens.push(text[at].to_string());
-            }
-            at += 1;
-        }
-    }
-    tokens
-}
-
-fn is_word(token: &str) -> bool {
-    token.starts_with(|first: char| first.is_alphanumeric() || first == '_')
-}
-
-/// Adds every path of the tree of a `use` that begins at `at`.
-fn use_tree(
-    tokens: &[String],
-    at: &mut usize,
-    prefix: &mut Vec<String>,
-    names: &mut BTreeSet<String>,
-) {
-    let depth = prefix.len();
-    while let Some(token) = tokens.get(*at) {
-        match token.as_str() {
-            "::" => *at += 1,
-            "{" => {
-                *at += 1;
-                while tokens[*at] != "}" {
-                    use_tree(tokens, at, prefix, names);
-                    if tokens[*at] == "," {
-                        *at += 1;
-                    }
-                }
-                *at += 1;
-                break;
-            }
-            "as" => {
-                *at += 2;
-                names.insert(prefix.join("::"));
-                break;
-            }
-            "self" if depth > 0 || !prefix.is_empty() => {
-                *at += 1;
-                names.insert(prefix.join("::"));
-                // `self as name`
-                if tokens[*at] == "as" {
-                    *at += 2;
-                }
-                break;
-            }
-            "*" => {
-                *at += 1;
-                names.insert(prefix.join("::"));
-                break;
-            }
-            word if is_word(word) => {
-                prefix.push(word.to_owned());
-                *at += 1;
-                if matches!(tokens[*at].as_str(), "," | "}" | ";") {
-                    names.insert(prefix.join("::"));
-                    break;
-                }
-            }
-            // The `+ use<'a>` of a return type.
-            _ => {
-                *at += 1;
-                break;
-            }
-        }
-    }
-    prefix.truncate(depth);
-}
-
-/// Whether `name` is `what`, or in it.
+/// Returns whether `name` is `what`, or in it.
 fn is_of(name: &str, what: &str) -> bool {
     name.strip_prefix(what)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
@@ -522,7 +287,7 @@ fn lower_floors_never_look_up() {
             if !source.is_in(place) {
                 continue;
             }
-            for name in source.names() {
+            for name in Names::of(source).absolute_paths() {
                 let is_forbidden = forbidden.iter().any(|what| is_of(&name, what));
                 if is_forbidden && !allowed.iter().any(|what| is_of(&name, what)) {
                     wrong.push(format!("{} names {name}", source.path));
@@ -534,14 +299,14 @@ fn lower_floors_never_look_up() {
 }
 
 #[test]
-fn what_has_one_place_is_named_nowhere_else() {
+fn restricted_names_stay_in_their_places() {
     let mut wrong = Vec::new();
     for source in production() {
         for (named, places) in ONLY {
             if places.iter().any(|place| source.is_in(place)) {
                 continue;
             }
-            for name in source.names() {
+            for name in Names::of(source).absolute_paths() {
                 if named.iter().any(|what| is_of(&name, what)) {
                     wrong.push(format!("{} names {name}", source.path));
                 }
@@ -552,7 +317,7 @@ fn what_has_one_place_is_named_nowhere_else() {
 }
 
 #[test]
-fn every_place_in_the_rules_exists() {
+fn places_in_the_rules_exist() {
     let sources = sources();
     let floors = FLOORS.iter().map(|(place, ..)| place);
     for place in floors.chain(ONLY.iter().flat_map(|(_, places)| *places)) {
@@ -561,7 +326,7 @@ fn every_place_in_the_rules_exists() {
 }
 
 #[test]
-fn every_file_says_first_what_it_is_for() {
+fn files_begin_with_their_purpose() {
     for source in sources() {
         let first = source.text.lines().next().unwrap_or_default();
         assert!(
@@ -573,38 +338,8 @@ fn every_file_says_first_what_it_is_for() {
 }
 
 #[test]
-fn a_module_is_a_file_of_its_own_name() {
+fn modules_are_files_of_their_own_name() {
     for source in sources() {
         assert!(!source.path.ends_with("/mod.rs"), "{}", source.path);
     }
-}
-
-#[test]
-fn the_reader_of_sources_sees_every_way_of_naming() {
-    let source = Source {
-        path: "src/policy_store/reload.rs".to_owned(),
-        text: r##"//! Text: std::fs.
-use std::{env, io::{self, Read as _}};
-use super::{source, super::engine::*};
-use self::inner as other;
-fn f() -> impl Sized + use<> { let _ = ("std::net", 'x', '\'', r#"a::b"#); crate::api::pb::X::new(); tonic::Status }
-#[cfg(test)]
-mod tests { use std::time; }
-"##
-        .to_owned(),
-    };
-    let names: Vec<String> = source.names().into_iter().collect();
-    assert_eq!(
-        names,
-        [
-            "crate::api::pb::X::new",
-            "crate::engine",
-            "crate::policy_store::reload::inner",
-            "crate::policy_store::source",
-            "std::env",
-            "std::io",
-            "std::io::Read",
-            "tonic::Status",
-        ]
-    );
 }
