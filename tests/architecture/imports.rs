@@ -67,7 +67,7 @@ impl Imports {
         let mut files = BTreeMap::new();
         let mut main = None;
         for source in production() {
-            let names = Names::of(&source);
+            let names = Names::of(source);
             if source.path == "src/main.rs" {
                 main = Some((source.path.clone(), names));
             } else {
