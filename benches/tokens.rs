@@ -5,8 +5,6 @@
 //!
 //! `cargo bench --bench tokens [-- --quick]`
 
-#[path = "../tests/support/signer.rs"]
-mod signer;
 mod support;
 
 use std::fs;
@@ -20,7 +18,7 @@ use cedar_pdp::pip::{self, Moment, Patience, TokenSettings, Tokens, Verdict};
 use cedar_pdp::watch::Mode;
 use jsonwebtoken::Algorithm;
 use serde_json::json;
-use signer::{Signer, jwks};
+use cedar_pdp_test_support::signer::{Signer, jwks};
 
 use support::Sizes;
 use support::figures::{Spread, print_table};

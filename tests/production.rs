@@ -12,13 +12,6 @@
     reason = "a test that cannot go on has failed, and should say where; a soak prints its figures"
 )]
 
-#[path = "doors/pki.rs"]
-#[allow(dead_code, reason = "each test uses a part of it")]
-mod pki;
-#[path = "support/signer.rs"]
-mod signer;
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,10 +23,10 @@ use cedar_pdp::api::pb;
 use jsonwebtoken::Algorithm;
 use pb::authorization_service_client::AuthorizationServiceClient;
 use pb::authorize_request::Identity;
-use pki::{Authority, Pair, shown};
+use cedar_pdp_test_support::pki::{Authority, Pair, shown};
 use serde_json::json;
-use signer::{Signer, jwks};
-use support::{Server, request};
+use cedar_pdp_test_support::signer::{Signer, jwks};
+use cedar_pdp_test_support::{Server, request};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig};

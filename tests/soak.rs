@@ -11,15 +11,13 @@
     reason = "a test that cannot go on has failed, and should say where; a soak prints its figures"
 )]
 
-mod support;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
-use support::{Askers, PATIENCE, Server, request, revision};
+use cedar_pdp_test_support::{Askers, PATIENCE, Server, request, revision};
 use tonic::Streaming;
 
 const FILE: &str = "turns.cedar";

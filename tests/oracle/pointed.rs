@@ -1,8 +1,6 @@
 //! Cases that are easy to get wrong, a sentence each; Cedar says here too what is right.
 
-#[path = "pointed/lookups.rs"]
 mod lookups;
-#[path = "pointed/reloads.rs"]
 mod reloads;
 
 use cedar_pdp::pdp::Settings;
@@ -10,7 +8,7 @@ use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use cedar_pdp::pdp::snapshot::{OnPolicyError, Validation};
 
-use crate::house::House;
+use crate::checked_engine::House;
 use crate::plain::{Expected, Plain};
 
 const OFF: Settings = Settings {

@@ -1,7 +1,5 @@
 //! Every rule that a token must meet, one by one, at a moment that the test chooses.
 
-#[path = "../../../tests/support/signer.rs"]
-mod signer;
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -10,7 +8,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
-use self::signer::{Signer, encoded, jwks};
+use cedar_pdp_test_support::signer::{Signer, encoded, jwks};
 use super::*;
 use crate::pdp::query::Value as CedarValue;
 use crate::pip::issuers::Issuers;

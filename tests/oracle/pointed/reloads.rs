@@ -1,7 +1,7 @@
 //! What is taken over from the snapshot before, and what must not be.
 
 use super::{OFF, ann_reads, group};
-use crate::house::House;
+use crate::checked_engine::House;
 use crate::plain::Plain;
 use crate::world::Files;
 
