@@ -16,9 +16,9 @@ use anyhow::{Context as _, ensure};
 use cedar_pdp::followed::FollowSettings;
 use cedar_pdp::pip::{self, Moment, Patience, TokenSettings, Tokens, Verdict};
 use cedar_pdp::watch::Mode;
+use cedar_pdp_test_support::signer::{Signer, jwks};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
-use cedar_pdp_test_support::signer::{Signer, jwks};
 
 use support::Sizes;
 use support::figures::{Spread, print_table};

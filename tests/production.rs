@@ -20,13 +20,13 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cedar_pdp::api::pb;
+use cedar_pdp_test_support::pki::{self, Authority, Pair, shown};
+use cedar_pdp_test_support::signer::{Signer, jwks};
+use cedar_pdp_test_support::{self as support, Server, request};
 use jsonwebtoken::Algorithm;
 use pb::authorization_service_client::AuthorizationServiceClient;
 use pb::authorize_request::Identity;
-use cedar_pdp_test_support::pki::{Authority, Pair, shown};
 use serde_json::json;
-use cedar_pdp_test_support::signer::{Signer, jwks};
-use cedar_pdp_test_support::{Server, request};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig};
@@ -357,7 +357,7 @@ fn size_of_directory(directory: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
+async fn half_load_fails_no_call_nor_grows() {
     let (span, is_quiet) = match std::env::var("CEDAR_PDP_SOAK_MINUTES") {
         Ok(text) => (
             Duration::from_secs(60 * text.parse::<u64>().expect("a number of minutes")),

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::support::{PATIENCE, Server, command, policy_directory, request};
 use cedar_pdp::api::pb;
 use cedar_pdp::telemetry::metrics::{METRICS, MOST_SERIES};
-use crate::support::{PATIENCE, Server, command, policy_directory, request};
 
 const USERS_READ: &str = r#"
 permit(principal is User, action == Action::"read", resource);
@@ -79,7 +79,7 @@ fn value(page: &str, series: &str) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
+async fn metrics_page_counts_calls_and_decisions() {
     let (_directory, server, admin) = start(&["--max-batch-items", "3"]);
     let mut client = server.authorization().await;
     let read = request(r#"User::"ann""#, r#"Action::"read""#, r#"Doc::"1""#);
@@ -200,7 +200,7 @@ async fn what_was_asked_and_answered_is_on_the_page_of_metrics() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
+async fn metrics_page_shows_only_enabled_features() {
     let (_directory, _server, admin) = start(&[]);
     let page = crate::support::get(&admin, "/metrics");
     for off in [
@@ -271,14 +271,16 @@ async fn what_is_turned_on_is_on_the_page_and_what_is_off_is_not() {
     assert!(of("tls_certificate_expiry_timestamp_seconds") > 1.7e9);
     assert_eq!(of(r#"connections_total{transport="unix"}"#), 1.0);
     check_by_promtool(&page);
-    let status: serde_json::Value = serde_json::from_str(&crate::support::get(&admin, "/status")).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&crate::support::get(&admin, "/status")).unwrap();
     assert_eq!(status["issuers"][0]["issuer"], "https://issuer");
     assert_eq!(status["issuers"][0]["keys"], 1);
     assert!(!status.to_string().contains("ssss"), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_leaves_is_counted_as_cancelled_and_an_unknown_method_as_other() {
+async fn cancelled_calls_and_unknown_methods_are_counted() {
+    // A call whose caller goes away counts as `cancelled`, an unknown method as `other`.
     let (_directory, server, admin) = start(&[]);
     let mut store = server.policy_store().await;
     let watch = store.watch_status(pb::WatchStatusRequest {}).await.unwrap();
@@ -304,7 +306,7 @@ async fn a_caller_that_leaves_is_counted_as_cancelled_and_an_unknown_method_as_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn however_many_principals_ask_the_page_stays_small() {
+async fn metrics_page_size_is_independent_of_principals() {
     let (_directory, server, admin) = start(&[]);
     let before = get(&admin, "/metrics").body;
     let mut client = server.authorization().await;
@@ -389,7 +391,7 @@ fn check_by_promtool(page: &str) {
 }
 
 #[test]
-fn every_metric_is_in_the_readme_and_the_reverse() {
+fn readme_lists_exactly_the_metrics() {
     let mut table =
         String::from("| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n");
     for metric in METRICS {
@@ -410,7 +412,7 @@ fn every_metric_is_in_the_readme_and_the_reverse() {
 }
 
 #[test]
-fn the_alerts_name_metrics_that_there_are() {
+fn alerts_name_existing_metrics() {
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/alerts.yaml");
     let rules = std::fs::read_to_string(rules).unwrap();
     let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -425,7 +427,9 @@ fn the_alerts_name_metrics_that_there_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn however_many_ask_at_once_callers_are_answered_and_pages_are_few() {
+async fn metrics_requests_leave_capacity_for_calls() {
+    // Many clients request the page all the time: calls are still answered, and the number of pages
+    // per second is bounded.
     let (_directory, server, admin) = start(&[]);
     let begun = std::time::Instant::now();
     let over = Arc::new(AtomicBool::new(false));
@@ -510,7 +514,7 @@ async fn readiness_says_why_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_tells_what_is_in_force_and_the_settings() {
+async fn status_shows_policies_in_force_and_settings() {
     let (_directory, server, admin) = start(&["--max-batch-items", "77"]);
     let page = get(&admin, "/status");
     assert!(
@@ -536,7 +540,7 @@ async fn status_tells_what_is_in_force_and_the_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_logs_filter_changes_while_the_service_runs() {
+async fn log_filter_changes_at_run_time() {
     let (directory, server, admin) = start(&["--log", "off"]);
     assert_eq!(get(&admin, "/log").body, "off\n");
     let put_log = |filter: &str| put(&admin, "/log", "", filter);
@@ -581,7 +585,8 @@ async fn the_logs_filter_changes_while_the_service_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_leads_here_changes_nothing() {
+async fn foreign_host_name_changes_nothing() {
+    // A browser that a foreign name leads to this address must not change the log filter.
     let (_directory, _server, admin) = start(&[]);
     let mut stream = connect(&admin);
     let request = "PUT /log HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\
@@ -637,7 +642,7 @@ async fn it_may_be_a_unix_socket() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_an_error_that_names_the_key() {
+fn occupied_admin_address_error_names_the_key() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let holding = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = holding.local_addr().unwrap().to_string();
@@ -655,7 +660,8 @@ fn an_address_that_is_taken_is_an_error_that_names_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_makes_no_sense_is_refused_and_the_door_goes_on() {
+async fn invalid_admin_requests_are_rejected() {
+    // The admin server goes on answering after each of them.
     let (_directory, _server, admin) = start(&[]);
     assert_eq!(get(&admin, "/nothing").status, 404);
     assert_eq!(

@@ -7,10 +7,9 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
+use crate::support::{Server, eventually_blocking, policy_directory, revision, shipped_policies};
 use serde_json::{Value, json};
-use crate::support::{PATIENCE, Server, policy_directory, revision, shipped_policies};
 
 const ALL_ARE_PERMITTED: &str = "permit (principal, action, resource);";
 const SCHEMA: &str =
@@ -67,7 +66,7 @@ fn validate_finds_the_example_good() {
 }
 
 #[test]
-fn validate_reports_every_finding_of_every_file_in_one_run() {
+fn validate_reports_all_findings_of_all_files() {
     let directory = policy_directory(&[
         ("a.cedarschema", SCHEMA),
         (
@@ -271,7 +270,7 @@ fn validate_is_good_exactly_when_serve_would_load() {
 }
 
 #[test]
-fn validate_and_serve_agree_on_what_cannot_be_read() {
+fn validate_and_serve_reject_the_same_files() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let odd = |put: &dyn Fn(&Path)| {
         let path = directory.path().join("b.cedar");
@@ -289,7 +288,7 @@ fn validate_and_serve_agree_on_what_cannot_be_read() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_cannot_be_validated_tested_or_asked() {
+fn missing_directory_fails_every_command() {
     let ask = [
         "authorize",
         "--principal",
@@ -327,7 +326,9 @@ permit (principal, action, resource);
 "#;
 
 #[test]
-fn validate_tells_what_every_request_costs_and_what_keeps_answers_from_being_remembered() {
+fn validate_advises_on_cost_and_caching() {
+    // The advice names policies that every request evaluates, and context reads that keep answers
+    // out of the cache.
     let directory = policy_directory(&[("a.cedar", COSTLY)]);
     let ended = run(&["validate", text(directory.path())]);
     assert_eq!((ended.code, &*ended.err), (0, ""));
@@ -378,7 +379,8 @@ what answers are remembered by, besides principal, action and resource
 }
 
 #[test]
-fn validate_tells_people_of_so_many_policies_that_cost_and_machines_of_all() {
+fn validate_shortens_advice_in_text_only() {
+    // Text names a few costly policies, JSON all of them.
     let policies = ALL_ARE_PERMITTED.repeat(23);
     let directory = policy_directory(&[("a.cedar", &policies)]);
     let ended = run(&["validate", text(directory.path())]);
@@ -401,7 +403,8 @@ fn validate_tells_people_of_so_many_policies_that_cost_and_machines_of_all() {
 }
 
 #[test]
-fn validate_has_no_advice_on_policies_that_are_looked_up_and_read_no_context() {
+fn validate_is_silent_about_indexed_policies() {
+    // Policies that the index finds and that read no context need no advice.
     let policy = r#"permit (principal in Group::"g", action, resource);"#;
     let directory = policy_directory(&[("a.cedar", policy)]);
     let ended = run(&["validate", text(directory.path())]);
@@ -437,7 +440,7 @@ const AT_THE_OFFICE: &str = r#"{"ip": {"__extn": {"fn": "ip", "arg": "203.0.113.
     "now": {"__extn": {"fn": "datetime", "arg": "2026-03-02T09:30:00Z"}}}"#;
 
 #[test]
-fn authorize_gives_the_same_answer_of_a_directory_and_of_a_running_service() {
+fn authorize_agrees_with_the_running_service() {
     let policies = shipped_policies();
     let server = Server::start(&policies, &[]);
     let place = tempfile::tempdir().unwrap();
@@ -523,7 +526,7 @@ fn authorize_takes_entities_from_a_file() {
 }
 
 #[test]
-fn authorize_that_gets_no_answer_has_neither_allowed_nor_denied() {
+fn authorize_without_answer_exits_with_two() {
     let policies = shipped_policies();
     let of = ["--policies", text(&policies)];
     let broken = policy_directory(&[("a.cedar", "permit (")]);
@@ -547,7 +550,8 @@ fn authorize_that_gets_no_answer_has_neither_allowed_nor_denied() {
 }
 
 #[test]
-fn a_token_is_for_a_service_alone_for_no_directory_verifies_it() {
+fn authorize_rejects_tokens_for_a_directory() {
+    // Only a running service verifies tokens.
     let policies = policy_directory(&[("a.cedar", "permit(principal, action, resource);")]);
     let token = policies.path().join("token");
     fs::write(&token, "e30.e30.").unwrap();
@@ -591,14 +595,15 @@ fn test_of(name: &str, action: &str, purpose: &str, decision: &str, reason: &[&s
 }
 
 #[test]
-fn the_tests_of_the_example_pass() {
+fn example_policy_tests_pass() {
     let ended = run(&["test", text(&shipped_policies())]);
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(ended.out.ends_with(" passed, 0 failed\n"), "{}", ended.out);
 }
 
 #[test]
-fn a_failing_test_shows_request_expected_got_and_why() {
+fn failing_test_shows_request_and_reason() {
+    // The report has the request, the expected and the actual decision, and the reason.
     let directory = tested(&json!([
         test_of("alice audits", "read", "audit", "allow", &["alice-reads"]),
         test_of(
@@ -643,7 +648,7 @@ fn a_failing_test_shows_request_expected_got_and_why() {
 }
 
 #[test]
-fn tests_are_chosen_by_a_part_of_their_name() {
+fn tests_are_filtered_by_name() {
     let directory = tested(&json!([
         test_of("alice audits", "read", "audit", "allow", &["alice-reads"]),
         test_of("alice is curious", "read", "curiosity", "allow", &[]),
@@ -656,7 +661,7 @@ fn tests_are_chosen_by_a_part_of_their_name() {
 }
 
 #[test]
-fn reasons_are_all_determining_policies_unless_some_are_enough() {
+fn expected_reasons_are_exact_or_contained() {
     let directory = tested(&json!([test_of(
         "alice lists",
         "list",
@@ -728,7 +733,7 @@ fn test_results_are_written_as_junit_too() {
 }
 
 #[test]
-fn a_test_file_that_cannot_be_read_is_a_failing_test() {
+fn unreadable_test_file_is_a_failing_test() {
     for (tests, told) in [
         ("[{]", "below/a.test.json:1"),
         (r#"[{"name": "x"}]"#, "below/a.test.json:1"),
@@ -744,7 +749,7 @@ fn a_test_file_that_cannot_be_read_is_a_failing_test() {
 }
 
 #[test]
-fn tests_of_policies_that_do_not_load_do_not_pass() {
+fn tests_of_invalid_policies_fail() {
     let directory = policy_directory(&[("a.cedar", "permit ("), ("a.test.json", "[]")]);
     let ended = run(&["test", text(directory.path())]);
     assert_eq!(ended.code, 1, "{ended:?}");
@@ -752,14 +757,15 @@ fn tests_of_policies_that_do_not_load_do_not_pass() {
 }
 
 #[test]
-fn a_directory_without_tests_has_not_been_tested() {
+fn directory_without_tests_is_an_error() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let ended = run(&["test", text(directory.path())]);
     assert_eq!((ended.code, &*ended.out), (2, ""), "{ended:?}");
 }
 
 #[test]
-fn a_test_uses_the_entities_of_the_directory_its_own_or_those_of_a_file_beside_it() {
+fn test_entities_come_from_three_places() {
+    // They are those of the directory, of the test itself, or of a file beside it.
     let entity = |level: u8| json!([{"uid": {"type": "User", "id": "alice"}, "attrs": {"level": level}, "parents": []}]);
     let test = |name: &str, entities: Option<Value>, decision: &str| {
         let mut test = json!({
@@ -804,7 +810,8 @@ fn a_test_uses_the_entities_of_the_directory_its_own_or_those_of_a_file_beside_i
 // ---------------------------------------------------------------- config, healthcheck
 
 #[test]
-fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
+fn flags_override_environment_file_and_defaults() {
+    // In this order: flags, environment, file, defaults.
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("pdp.toml");
     fs::write(
@@ -844,7 +851,7 @@ fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
 }
 
 #[test]
-fn the_file_and_the_environment_configure_a_service() {
+fn file_and_environment_configure_the_service() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let file = directory.path().join("pdp.toml");
     fs::write(
@@ -864,7 +871,7 @@ fn the_file_and_the_environment_configure_a_service() {
 }
 
 #[test]
-fn a_key_variable_or_value_that_makes_no_sense_is_an_error() {
+fn unknown_settings_and_values_are_errors() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("pdp.toml");
     fs::write(&file, "# ours\npolcies = \"x\"\n").unwrap();
@@ -909,14 +916,14 @@ fn a_key_variable_or_value_that_makes_no_sense_is_an_error() {
 
 /// A service listens a moment before it serves.
 fn wait_until_serving(server: &Server) {
-    let begun = Instant::now();
-    while run(&["healthcheck", "--connect", server.address()]).code != 0 {
-        assert!(begun.elapsed() < PATIENCE, "{}", server.log());
-    }
+    eventually_blocking("the server serves", || {
+        run(&["healthcheck", "--connect", server.address()]).code == 0
+    });
 }
 
 #[test]
-fn healthcheck_tells_serving_from_not_serving_from_nobody_there() {
+fn healthcheck_exit_codes_tell_three_states_apart() {
+    // Serving, not serving, and nobody listening.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let server = Server::start(directory.path(), &[]);
     wait_until_serving(&server);

@@ -76,7 +76,7 @@ fn query() -> Query {
 const OPEN: (&str, &str) = ("p.cedar", "permit(principal, action, resource);");
 
 #[test]
-fn cycles_of_parents_are_refused_by_name_and_place() {
+fn parent_cycles_are_rejected_with_their_place() {
     for cycle in [
         nodes([(0, vec![0])].into_iter()),
         nodes((0..5).map(|n| (n, vec![(n + 1) % 5]))),
@@ -91,7 +91,8 @@ fn cycles_of_parents_are_refused_by_name_and_place() {
 }
 
 #[test]
-fn long_chains_and_wide_families_are_refused_by_name_and_place() {
+fn deep_and_wide_hierarchies_are_rejected() {
+    // The error names the entity and its place.
     for entities in [
         nodes((0..MILLION).map(|n| (n, vec![n + 1]))),
         nodes([(0, (1..=MILLION).collect())].into_iter()),
@@ -105,7 +106,7 @@ fn long_chains_and_wide_families_are_refused_by_name_and_place() {
 }
 
 #[test]
-fn more_policies_than_may_match_are_warned_of_and_not_evaluated() {
+fn too_many_matching_policies_warn_and_fail() {
     let policies = "permit(principal == Node::\"0\", action, resource);\n".repeat(100_000);
     let snapshot = load(&OFF, &[("p.cedar", &policies)]).unwrap();
     assert!(
@@ -132,7 +133,7 @@ fn more_policies_than_may_match_are_warned_of_and_not_evaluated() {
 }
 
 #[test]
-fn policies_that_every_request_meets_count_among_those_that_are_warned_of() {
+fn unconstrained_policies_count_towards_the_warning() {
     let three = Settings {
         max_candidates: 3,
         ..OFF
@@ -156,7 +157,7 @@ fn policies_that_every_request_meets_count_among_those_that_are_warned_of() {
 }
 
 #[test]
-fn a_request_may_bring_ten_thousand_entities() {
+fn request_may_have_ten_thousand_entities() {
     let policy = r#"permit(principal in Node::"top", action, resource);"#;
     let snapshot = load(&OFF, &[("p.cedar", policy)]).unwrap();
     let entity = |id: String, parent: &str| RequestEntity {
@@ -194,7 +195,7 @@ fn attributes_may_refer_to_what_does_not_exist() {
 }
 
 #[test]
-fn a_store_beyond_its_bound_is_refused() {
+fn oversized_store_is_rejected() {
     let small = Settings {
         max_store_bytes: 100_000,
         ..OFF

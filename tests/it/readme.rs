@@ -29,7 +29,7 @@ fn table() -> String {
 }
 
 #[test]
-fn the_configuration_table_of_the_readme_is_complete() {
+fn readme_configuration_table_is_complete() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
         .expect("a README");
     assert!(
@@ -40,7 +40,7 @@ fn the_configuration_table_of_the_readme_is_complete() {
 }
 
 #[test]
-fn the_reasons_for_refusing_a_token_are_all_in_the_readme() {
+fn readme_lists_all_token_rejection_reasons() {
     let mut table = String::from("| reason | meaning |\n| --- | --- |\n");
     for reason in Reason::ALL {
         let (code, meaning) = (reason.code(), reason.meaning());

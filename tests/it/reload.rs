@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cedar_pdp::api::pb;
-use cedar_pdp::api::pb::ReloadOutcome;
-use pb::value::Kind;
 use crate::support::{
     Askers, PATIENCE, Said, Server, policy_directory, request, revision, value, wait_for_status,
 };
+use cedar_pdp::api::pb;
+use cedar_pdp::api::pb::ReloadOutcome;
+use pb::value::Kind;
 use tempfile::TempDir;
 
 /// Nothing but an event can tell of a change.
@@ -157,7 +157,7 @@ fn lay_out_plainly(place: &Path) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_in_place_is_noticed() {
+async fn write_in_place_is_noticed() {
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::EveryState,
         lay_out: lay_out_plainly,
@@ -167,7 +167,7 @@ async fn a_write_in_place_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_renamed_over_another_is_noticed() {
+async fn renamed_file_is_noticed() {
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::EveryState,
         lay_out: lay_out_plainly,
@@ -184,7 +184,7 @@ async fn a_file_renamed_over_another_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_editor_that_moves_the_old_file_aside_is_noticed() {
+async fn editor_backup_and_save_is_noticed() {
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::EveryState,
         lay_out: lay_out_plainly,
@@ -202,7 +202,7 @@ async fn an_editor_that_moves_the_old_file_aside_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_edit_by_sed_is_noticed() {
+async fn sed_edit_is_noticed() {
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::EveryState,
         lay_out: lay_out_plainly,
@@ -241,7 +241,7 @@ fn git(directory: &Path, arguments: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_git_checkout_of_several_files_is_noticed() {
+async fn git_checkout_is_noticed() {
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::EveryState,
         lay_out: |place| {
@@ -265,7 +265,8 @@ async fn a_git_checkout_of_several_files_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_config_map_update_is_noticed_and_never_seen_in_part() {
+async fn config_map_update_is_atomic() {
+    // It is noticed, and no answer is of half an update.
     every_change_is_noticed(config_map()).await;
 }
 
@@ -298,7 +299,8 @@ fn config_map() -> WayOfChanging {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_replaced_by_rename_is_noticed_and_never_seen_in_part() {
+async fn directory_rename_is_atomic() {
+    // It is noticed, and no answer is of half an update.
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::WholeVersions,
         lay_out: lay_out_plainly,
@@ -312,7 +314,8 @@ async fn a_directory_replaced_by_rename_is_noticed_and_never_seen_in_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_directories_that_change_places_are_noticed_and_never_seen_in_part() {
+async fn directory_exchange_is_atomic() {
+    // It is noticed, and no answer is of half an update.
     every_change_is_noticed(exchange()).await;
 }
 
@@ -330,7 +333,7 @@ fn exchange() -> WayOfChanging {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_deleted_and_made_anew_is_noticed() {
+async fn recreated_directory_is_noticed() {
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::EveryState,
         lay_out: lay_out_plainly,
@@ -350,7 +353,7 @@ fn gone_for() -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_directory_is_gone_its_policies_stay_and_it_is_taken_up_again() {
+async fn missing_directory_keeps_policies_until_it_returns() {
     async fn check(how: &[&str]) {
         let place = tempfile::tempdir().unwrap();
         let (policies, away) = (place.path().join("policies"), place.path().join("away"));
@@ -375,7 +378,8 @@ async fn while_the_directory_is_gone_its_policies_stay_and_it_is_taken_up_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_to_the_directory_that_is_swapped_is_noticed_and_never_seen_in_part() {
+async fn swapped_directory_link_is_atomic() {
+    // It is noticed, and no answer is of half an update.
     every_change_is_noticed(link_to_the_directory()).await;
 }
 
@@ -396,7 +400,8 @@ fn link_to_the_directory() -> WayOfChanging {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_above_that_is_replaced_is_noticed_by_the_poll_and_never_seen_in_part() {
+async fn poll_notices_a_replaced_parent_directory() {
+    // No answer is of half an update.
     // Events are heard of the policy directory, of its name in the directory above, and of every
     // link on the way; what is further above and no link is left to the poll.
     let way = WayOfChanging {
@@ -416,7 +421,7 @@ async fn a_directory_above_that_is_replaced_is_noticed_by_the_poll_and_never_see
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn atomic_changes_in_quick_succession_are_never_seen_in_part() {
+async fn rapid_atomic_changes_stay_atomic() {
     const QUICKLY: usize = 150;
     for way in [config_map(), exchange(), link_to_the_directory()] {
         let place = tempfile::tempdir().unwrap();
@@ -443,7 +448,7 @@ async fn atomic_changes_in_quick_succession_are_never_seen_in_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_in_a_new_directory_below_is_noticed() {
+async fn file_in_new_subdirectory_is_noticed() {
     for watching in [BY_EVENTS, BY_POLLING] {
         let directory = policy_directory(&[(PERMITS, &permits(1))]);
         let server = Server::start(directory.path(), watching);
@@ -463,7 +468,7 @@ async fn a_file_in_a_new_directory_below_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_links_lead_to_is_watched_where_it_is() {
+async fn link_targets_are_watched() {
     for watching in [BY_EVENTS, BY_POLLING] {
         let elsewhere = tempfile::tempdir().unwrap();
         let shared = elsewhere.path().join("shared");
@@ -499,7 +504,8 @@ async fn what_links_lead_to_is_watched_where_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_nearly_matches_is_warned_of_and_changes_no_revision() {
+async fn misnamed_files_warn_and_are_ignored() {
+    // They do not change the revision.
     for watching in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let server = Server::start(directory.path(), watching);
@@ -541,7 +547,8 @@ fn directory_of_version_1() -> (TempDir, Said) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_edit_leaves_the_old_answers_and_the_status_tells_where_it_is_broken() {
+async fn broken_edit_keeps_old_policies() {
+    // The status names the place of the error.
     for watching in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let server = Server::start(directory.path(), watching);
@@ -585,7 +592,8 @@ async fn a_broken_edit_leaves_the_old_answers_and_the_status_tells_where_it_is_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_errors_the_first_hundred_are_told_and_how_many_there_are() {
+async fn status_lists_the_first_hundred_errors() {
+    // It has the total, too.
     let (directory, good) = directory_of_version_1();
     let server = Server::start(directory.path(), ON_DEMAND);
     for number in 0..150 {
@@ -610,7 +618,7 @@ async fn of_many_errors_the_first_hundred_are_told_and_how_many_there_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_ends_when_the_old_content_is_put_back() {
+async fn rejection_ends_when_old_content_returns() {
     for watching in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let server = Server::start(directory.path(), watching);
@@ -624,7 +632,8 @@ async fn a_refusal_ends_when_the_old_content_is_put_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn constant_writing_is_held_back_and_reported_and_then_taken() {
+async fn constant_writing_delays_the_reload() {
+    // The status reports the delay, and the content is loaded in the end.
     for watching in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let waiting = ["--quiet-period", "500ms", "--max-reload-delay", "500ms"];
@@ -689,7 +698,7 @@ async fn constant_writing_is_held_back_and_reported_and_then_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_on_demand_tells_what_became_of_it() {
+async fn reload_call_returns_its_outcome() {
     let (directory, good) = directory_of_version_1();
     let server = Server::start(directory.path(), ON_DEMAND);
     let mut store = server.policy_store().await;
@@ -756,7 +765,7 @@ type Emptying<'a> = (
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_empty_is_refused_unless_that_is_allowed() {
+async fn emptied_directory_is_rejected_unless_allowed() {
     const PERMIT: &str = "permit (principal, action, resource);";
     const SCHEMA: &str =
         "entity User, Doc; action read appliesTo { principal: User, resource: Doc };";
@@ -925,7 +934,8 @@ const OBSTACLES: &[Obstacle] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_or_parsed_is_refused_by_name_and_leaves_the_old_answers() {
+async fn unreadable_files_are_rejected_by_name() {
+    // The old policies stay in force.
     for watching in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let mut server = Server::start(
@@ -972,7 +982,7 @@ async fn parentheses_in_comments_and_texts_are_no_nesting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_or_directory_without_permission_is_refused_by_name() {
+async fn unpermitted_files_are_rejected_by_name() {
     for watching in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let open = fs::Permissions::from_mode(0o755);
@@ -1046,7 +1056,7 @@ fn start_without_privileges(policies: &Path, arguments: &[&str]) -> Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_waits_for_its_first_policies_takes_them_when_they_are_good() {
+async fn first_valid_policies_end_the_wait() {
     for watching in [BY_EVENTS, BY_POLLING] {
         let place = tempfile::tempdir().unwrap();
         let policies = place.path().join("not/yet/there");
@@ -1081,7 +1091,7 @@ async fn a_service_that_waits_for_its_first_policies_takes_them_when_they_are_go
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_watches_the_status_is_told_each_change() {
+async fn watch_status_reports_each_change() {
     let (directory, good) = directory_of_version_1();
     let server = Server::start(directory.path(), ON_DEMAND);
     let mut store = server.policy_store().await;

@@ -96,7 +96,7 @@ impl fmt::Display for Tally {
 const STACK_BYTES: usize = 64 << 20;
 
 #[test]
-fn every_answer_is_that_of_the_plain_cedar_authorizer() {
+fn answers_equal_those_of_plain_cedar() {
     let wanted = number("CEDAR_PDP_ORACLE_CASES", 10_000);
     let first = number("CEDAR_PDP_ORACLE_SEED", 0xced4);
     let next = AtomicU64::new(first);
@@ -208,7 +208,7 @@ impl Revision {
         let snapshot = house
             .load(&self.files)
             .map_err(|why| format!("{}{why}", listing(&self.files)))?;
-        let counts = house::counts(&snapshot);
+        let counts = checked_engine::counts(&snapshot);
         if counts != self.counts {
             let wanted = self.counts;
             let files = listing(&self.files);

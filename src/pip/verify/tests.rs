@@ -1,6 +1,5 @@
 //! Every rule that a token must meet, one by one, at a moment that the test chooses.
 
-
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,11 +7,11 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
-use cedar_pdp_test_support::signer::{Signer, encoded, jwks};
 use super::*;
 use crate::pdp::query::Value as CedarValue;
 use crate::pip::issuers::Issuers;
 use crate::pip::slot;
+use cedar_pdp_test_support::signer::{Signer, encoded, jwks};
 
 /// When all this happens, in seconds.
 const NOW: i64 = 1_800_000_000;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cedar_pdp::api::pb;
 use http_body_util::{BodyExt as _, Full};
@@ -224,7 +224,7 @@ fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (TempDir, Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decision_is_a_log_record_whose_body_is_the_line() {
+async fn otlp_record_body_is_the_log_line() {
     for protocol in ["grpc", "http/protobuf"] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -283,7 +283,8 @@ async fn a_decision_is_a_log_record_whose_body_is_the_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_down_holds_nobody_up_and_has_it_all_when_it_is_back() {
+async fn unreachable_collector_delays_records_only() {
+    // Calls are answered meanwhile, and the collector gets every record once it is back.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -358,14 +359,8 @@ impl Sending {
     /// Waits until the page of metrics says that so many records had this `result`.
     async fn has_records(&self, result: &str, count: u64) {
         let line = format!(r#"cedar_pdp_decision_log_records_total{{result="{result}"}} {count}"#);
-        let waiting = async {
-            while !self.page().lines().any(|it| it == line) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
-            panic!("never {line}:\n{}", self.page());
-        }
+        let is_there = async || self.page().lines().any(|it| it == line);
+        self.server.eventually(&line, is_there).await;
     }
 
     fn page(&self) -> String {
@@ -393,7 +388,8 @@ fn grpc(code: Code) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_collector_refuses_for_good_is_dropped_and_holds_nothing_up() {
+async fn permanently_rejected_records_are_dropped() {
+    // Records after them are sent.
     for (protocol, refusals) in [
         (
             "grpc",
@@ -428,11 +424,10 @@ async fn what_a_collector_refuses_for_good_is_dropped_and_holds_nothing_up() {
             let told = sending.server.log();
             told.matches("refuses decisions for good").count()
         };
-        let begun = Instant::now();
-        while warnings() < 2 {
-            assert!(begun.elapsed() < PATIENCE, "{}", sending.server.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        sending
+            .server
+            .eventually("a second warning", async || warnings() >= 2)
+            .await;
         assert_eq!(warnings(), 2);
         let told = sending.server.log();
         assert!(!told.contains("cannot write"), "{told}");
@@ -440,7 +435,7 @@ async fn what_a_collector_refuses_for_good_is_dropped_and_holds_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_collector_may_take_later_or_when_it_is_mended_is_sent_again() {
+async fn temporarily_rejected_records_are_sent_again() {
     let soon = ErrorDetails::with_retry_info(Some(Duration::from_millis(1)));
     let full = Status::with_error_details(Code::ResourceExhausted, "full", soon);
     for (protocol, refusals) in [
@@ -467,7 +462,7 @@ async fn what_a_collector_may_take_later_or_when_it_is_mended_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_collector_leaves_out_of_a_message_is_counted_as_refused() {
+async fn partial_success_counts_as_refused() {
     for protocol in ["grpc", "http/protobuf"] {
         let mut sending = with_collector(protocol).await;
         sending.collector.answers([Answer::Partly(1)]);

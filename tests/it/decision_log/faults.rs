@@ -18,7 +18,7 @@ use tonic::Code;
 
 use super::setup::{House, POLICIES, allowed, lines, padded};
 use crate::support::http2::{AUTHORIZE, Caller, Outcome};
-use crate::support::{self, PATIENCE, Server, policy_directory};
+use crate::support::{PATIENCE, Server, eventually, policy_directory};
 
 /// Callers that ask without a pause until they are turned away or told to stop, and note the ids.
 ///
@@ -95,22 +95,15 @@ async fn pause() {
 /// Asks until `holds`, which must come true.
 async fn ask_until(server: &Server, what: &str, mut holds: impl FnMut(&str) -> bool) {
     let mut client = server.authorization().await;
-    let asking = async {
-        loop {
-            let answer = client.authorize(allowed()).await.unwrap().into_inner();
-            if holds(&answer.decision_id) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let asking = async || {
+        let answer = client.authorize(allowed()).await.unwrap().into_inner();
+        holds(&answer.decision_id)
     };
-    if tokio::time::timeout(PATIENCE, asking).await.is_err() {
-        panic!("never {what}:\n{}", server.log());
-    }
+    server.eventually(what, asking).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_decision_that_was_answered_is_on_disk_after_sigterm_under_load() {
+async fn sigterm_under_load_loses_no_log_line() {
     for when_full in ["block", "drop"] {
         let mut house = House::start(&["--decision-log-when-full", when_full]);
         let load = Load::start(&house.server).await;
@@ -131,7 +124,7 @@ async fn every_decision_that_was_answered_is_on_disk_after_sigterm_under_load() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_make_room_under_load_without_losing_a_line() {
+async fn rotation_under_load_loses_no_line() {
     let mut house = House::start(&[
         "--decision-log-max-file-bytes",
         "30000",
@@ -165,17 +158,17 @@ async fn logrotate_may_rename_the_file_under_load() {
     pause().await;
     let answered = load.finish().await;
     // Also without another line to write, the last ones come.
-    let begun = std::time::Instant::now();
-    while ids(house.all_lines().into_values()) != answered {
-        assert!(begun.elapsed() < PATIENCE, "lines are missing");
-        pause().await;
-    }
+    eventually("the last lines are written", async || {
+        ids(house.all_lines().into_values()) == answered
+    })
+    .await;
     assert!(!lines(&house.logs.path().join("old-4")).is_empty());
     assert!(!lines(&house.file()).is_empty());
 }
 
 #[tokio::test]
-async fn a_directory_that_is_gone_holds_nobody_up_and_is_used_again_when_it_is_back() {
+async fn missing_log_directory_blocks_no_call() {
+    // The log goes on in the directory when it is back.
     let house = House::start(&[]);
     let file = house.file();
     let logs = house.logs.path().to_owned();
@@ -212,7 +205,7 @@ fn with_a_full_disk(arguments: &[&str]) -> House {
 }
 
 #[tokio::test]
-async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
+async fn full_disk_drops_lines_until_space_returns() {
     let mut house = with_a_full_disk(&["--admin-listen", "127.0.0.1:0"]);
     let mut client = house.server.authorization().await;
     let mut answered = BTreeSet::new();
@@ -247,7 +240,8 @@ async fn a_full_disk_drops_what_finds_no_room_and_goes_on_when_there_is_some() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
+async fn blocking_log_loses_nothing_on_full_disk() {
+    // Calls wait while the disk is full.
     let mut house = with_a_full_disk(&["--decision-log-when-full", "block"]);
     let mut client = house.server.authorization().await;
     let mut answered = BTreeSet::new();
@@ -319,7 +313,7 @@ async fn where_calls_wait_for_a_full_disk_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_that_wait_for_room_are_refused_when_the_end_comes() {
+async fn shutdown_rejects_calls_waiting_for_the_log() {
     let mut house =
         with_a_full_disk(&["--drain-timeout", "5s", "--decision-log-when-full", "block"]);
     let client = house.server.authorization().await;
@@ -344,7 +338,7 @@ async fn calls_that_wait_for_room_are_refused_when_the_end_comes() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_by_the_end_is_counted_and_told() {
+async fn unwritten_lines_at_shutdown_are_counted() {
     let mut house = with_a_full_disk(&["--drain-timeout", "100ms"]);
     let mut client = house.server.authorization().await;
     for _ in 0..3 {
@@ -361,7 +355,7 @@ async fn what_cannot_be_written_by_the_end_is_counted_and_told() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_standard_output_that_stops_holds_nobody_up() {
+async fn stalled_stdout_reader_blocks_no_call() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
     let mut command = crate::support::serving(policies.path(), &[]);
     command
@@ -429,7 +423,8 @@ async fn a_reader_of_the_standard_output_that_stops_holds_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_sigkill_all_lines_but_the_last_are_whole_and_the_next_start_begins_a_fresh_one() {
+async fn sigkill_leaves_whole_log_lines() {
+    // All lines but the last are whole, and the next start begins a new line.
     let mut house = House::start(&[]);
     let load = Load::start_with(&house.server, |_| true).await;
     pause().await;
@@ -471,7 +466,7 @@ fn end_of_lines(text: &[u8]) -> usize {
 }
 
 #[test]
-fn a_file_that_cannot_be_opened_is_an_error_at_the_start() {
+fn unopenable_log_file_fails_the_start() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
     let to_nowhere = ["--decision-log", "file:/nonexistent/decisions"];
     let output = crate::support::serving(policies.path(), &to_nowhere)

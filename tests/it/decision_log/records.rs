@@ -23,7 +23,7 @@ async fn ask(house: &House, request: impl tonic::IntoRequest<pb::AuthorizeReques
 }
 
 #[tokio::test]
-async fn a_decision_is_a_line_under_the_id_that_its_caller_is_told() {
+async fn decision_id_finds_the_log_line() {
     let house = House::start(&["--decision-log-attributes", "context.sum"]);
     let mut asked = Request::new(paying(500));
     asked.metadata_mut().insert(
@@ -63,7 +63,7 @@ async fn a_decision_is_a_line_under_the_id_that_its_caller_is_told() {
 }
 
 #[tokio::test]
-async fn a_remembered_answer_has_an_id_of_its_own_each_time() {
+async fn cached_answers_get_new_decision_ids() {
     let house = House::start(&[]);
     let mut ids = Vec::new();
     for _ in 0..20 {
@@ -88,7 +88,7 @@ async fn a_remembered_answer_has_an_id_of_its_own_each_time() {
 }
 
 #[tokio::test]
-async fn items_of_a_batch_and_of_a_stream_are_told_each() {
+async fn batch_and_stream_items_are_logged_each() {
     let house = House::start(&["--cache-bytes", "0"]);
     let mut client = house.server.authorization().await;
     let nothing = pb::AuthorizeRequest::default();
@@ -139,7 +139,7 @@ async fn items_of_a_batch_and_of_a_stream_are_told_each() {
 }
 
 #[tokio::test]
-async fn a_message_of_any_shape_is_logged_once() {
+async fn messages_of_any_shape_are_logged_once() {
     let house = House::start(&[]);
     // Too many entries to be read in place, and one that has to say why.
     let context = (0..100)
@@ -162,7 +162,7 @@ async fn a_message_of_any_shape_is_logged_once() {
 }
 
 #[tokio::test]
-async fn a_policy_that_fails_is_told_and_what_it_quotes_is_masked() {
+async fn policy_errors_are_logged_and_redacted() {
     for (attributes, shown) in [("", false), ("errors.message", true)] {
         let house = House::start(&["--decision-log-attributes", attributes]);
         let id = ask(&house, paying(i64::MAX)).await;
@@ -187,7 +187,7 @@ async fn a_policy_that_fails_is_told_and_what_it_quotes_is_masked() {
 }
 
 #[tokio::test]
-async fn nothing_of_an_attribute_leaves_that_is_not_listed() {
+async fn unlisted_attributes_are_redacted() {
     let house = House::start(&["--decision-log-attributes", "context.open,Doc.open"]);
     let text = |text: &str| value(pb::value::Kind::String(text.to_owned()));
     let attributes = || {
@@ -225,7 +225,7 @@ async fn nothing_of_an_attribute_leaves_that_is_not_listed() {
 }
 
 #[tokio::test]
-async fn a_refused_request_is_told_without_anything_that_it_held() {
+async fn rejected_requests_are_logged_without_content() {
     let house = House::start(&["--decision-log-attributes", "*"]);
     let mut client = house.server.authorization().await;
     let token = pb::authorize_request::Identity::PrincipalToken("sesame".to_owned());
@@ -251,7 +251,7 @@ async fn a_refused_request_is_told_without_anything_that_it_held() {
 }
 
 #[tokio::test]
-async fn a_line_is_one_line_whatever_is_in_it() {
+async fn line_breaks_are_escaped_in_lines() {
     let house = House::start(&[]);
     let name = "a\n{\"v\":1}\r\u{0}\u{1b}[31m\u{7f}\u{85}\u{2028}\u{202e}\"\\ü";
     let request = pb::AuthorizeRequest {
@@ -271,7 +271,7 @@ async fn a_line_is_one_line_whatever_is_in_it() {
 }
 
 #[tokio::test]
-async fn of_allows_a_share_is_logged_and_every_deny() {
+async fn allows_are_sampled_and_denies_logged() {
     let none = House::start(&["--decision-log-allow-sample", "0"]);
     let some = House::start(&["--decision-log-allow-sample", "20%"]);
     let mut told = 0;

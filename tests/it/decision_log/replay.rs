@@ -67,7 +67,7 @@ fn typed(amount: &str) -> Vec<(&'static str, pb::Value)> {
 }
 
 #[tokio::test]
-async fn what_a_line_tells_is_decided_the_same_by_plain_cedar() {
+async fn plain_cedar_repeats_logged_decisions() {
     let policies = policy_directory(&[("policies.cedar", POLICIES), ("entities.json", ENTITIES)]);
     let house = House::start_on(
         policies,

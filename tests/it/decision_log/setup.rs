@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use crate::support::{PATIENCE, Server, get, policy_directory, request, serving, value};
+use crate::support::{Server, eventually_blocking, get, policy_directory, request, serving, value};
 
 pub(crate) const POLICIES: &str = r#"
 @id("everyone-reads")
@@ -58,21 +57,11 @@ impl House {
 
     /// The lines of the file that is written, once there are so many.
     pub(crate) fn lines(&self, count: usize) -> Vec<Json> {
-        let begun = Instant::now();
-        loop {
-            let lines = lines(&self.file());
-            if lines.len() >= count {
-                assert_eq!(lines.len(), count, "{lines:#?}");
-                return lines;
-            }
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "{} of {count} lines:\n{}",
-                lines.len(),
-                self.server.log()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let what = format!("{count} lines of the decision log");
+        eventually_blocking(&what, || self.lines_now().len() >= count);
+        let lines = self.lines_now();
+        assert_eq!(lines.len(), count, "{lines:#?}");
+        lines
     }
 
     /// The page of metrics; the service needs an operators' door.

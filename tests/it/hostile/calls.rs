@@ -1,5 +1,6 @@
 //! Calls that are no calls: messages that do not decode, wrong frames, paths, headers, deadlines.
 
+use crate::support::eventually;
 use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
@@ -7,13 +8,13 @@ use prost::Message as _;
 use prost::bytes::Bytes;
 use tonic::Code;
 
-use super::target::House;
-use crate::support::http2::{AUTHORIZE, BATCH, STREAM, fields_of, post, until};
 use super::requests::{BARE, HOUSE, good};
+use super::target::House;
+use crate::support::http2::{AUTHORIZE, BATCH, STREAM, fields_of, post};
 use crate::support::protobuf;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_does_not_decode_is_invalid_without_a_field() {
+async fn undecodable_message_is_invalid_argument_without_field() {
     let mut house = House::open(HOUSE, &[]).await;
     let uid = |content: &[u8]| protobuf::field(1, content);
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -40,7 +41,10 @@ async fn a_message_that_does_not_decode_is_invalid_without_a_field() {
             [vec![0x0a], protobuf::varint(1 << 63)].concat(),
         ),
         ("an end of no group", vec![0x9c, 0x06]),
-        ("a type that is no UTF-8", uid(&protobuf::field(1, b"User\xff"))),
+        (
+            "a type that is no UTF-8",
+            uid(&protobuf::field(1, b"User\xff")),
+        ),
         (
             "an id that is no UTF-8",
             uid(&protobuf::field(2, &[0xc3, 0x28])),
@@ -77,7 +81,9 @@ async fn a_message_that_does_not_decode_is_invalid_without_a_field() {
             .await;
     }
     // An item that came before is answered; what comes after is not read.
-    let item = |request: &[u8]| protobuf::framed(&[vec![0x08, 0x07], protobuf::field(2, request)].concat());
+    let item = |request: &[u8]| {
+        protobuf::framed(&[vec![0x08, 0x07], protobuf::field(2, request)].concat())
+    };
     let body = [
         item(&good().encode_to_vec()),
         item(&[0xff]),
@@ -101,7 +107,7 @@ async fn a_message_that_does_not_decode_is_invalid_without_a_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_item_without_a_request_and_an_empty_batch_have_their_answers() {
+async fn empty_items_and_batches_are_answered() {
     let mut house = House::open(HOUSE, &[]).await;
     let item: pb::StreamAuthorizeResponse =
         house.caller.call(STREAM, &[0x08, 0x07]).await.message();
@@ -176,7 +182,13 @@ async fn too_many_items_and_bytes_exhaust_a_resource() {
     assert_eq!(message.len(), whole);
     assert_eq!(house.caller.call(STREAM, &message).await.code(), Code::Ok);
     // Items before the large one are answered.
-    let good = protobuf::framed(&[vec![0x08, 0x07], protobuf::field(2, &good().encode_to_vec())].concat());
+    let good = protobuf::framed(
+        &[
+            vec![0x08, 0x07],
+            protobuf::field(2, &good().encode_to_vec()),
+        ]
+        .concat(),
+    );
     let body = [good.clone(), good, protobuf::framed(&sized(whole + 1))].concat();
     let outcome = house
         .caller
@@ -191,7 +203,7 @@ async fn too_many_items_and_bytes_exhaust_a_resource() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn frames_that_lie_have_a_status_and_no_answer() {
+async fn false_message_lengths_get_an_error_status() {
     let mut house = House::open(BARE, &[]).await;
     let good = good().encode_to_vec();
     let length = u32::try_from(good.len()).unwrap();
@@ -202,7 +214,10 @@ async fn frames_that_lie_have_a_status_and_no_answer() {
             _ => protobuf::field(2, &good),
         };
         for (case, body) in [
-            ("half a message", protobuf::framed_as(0, 2 * length, &message)),
+            (
+                "half a message",
+                protobuf::framed_as(0, 2 * length, &message),
+            ),
             ("half a head", vec![0, 0, 0]),
             (
                 "compressed, with no encoding",
@@ -261,7 +276,7 @@ async fn frames_that_lie_have_a_status_and_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_exist_is_unimplemented() {
+async fn unknown_paths_are_unimplemented() {
     let mut house = House::open(BARE, &[]).await;
     let long = format!("/{}/x", "a".repeat(4_000));
     for path in [
@@ -288,7 +303,7 @@ async fn what_does_not_exist_is_unimplemented() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_of_another_kind_is_never_an_allow_out_of_place() {
+async fn calls_of_another_kind_never_allow() {
     let mut house = House::open(BARE, &[]).await;
     let body = || protobuf::framed(&good().encode_to_vec());
     for content_type in [
@@ -371,7 +386,7 @@ async fn oversized_headers_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_that_passed_is_told_and_one_that_is_none_is_passed_over() {
+async fn deadlines_are_kept_and_malformed_ones_ignored() {
     let mut house = House::open(BARE, &[]).await;
     let with = |path: &str, timeout: &[u8]| {
         let timeout = http::HeaderValue::from_bytes(timeout).unwrap();
@@ -446,7 +461,7 @@ async fn a_deadline_that_passed_is_told_and_one_that_is_none_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_goes_away_leaves_nothing_behind() {
+async fn vanished_callers_leave_no_descriptors() {
     let mut house = House::open(HOUSE, &[]).await;
     let descriptors = |pid: u32| {
         std::fs::read_dir(format!("/proc/{pid}/fd"))
@@ -484,7 +499,7 @@ async fn a_caller_that_goes_away_leaves_nothing_behind() {
         }
         drop(caller);
     }
-    until("the end of connections whose caller is gone", || {
+    eventually("the end of connections whose caller is gone", async || {
         descriptors(pid) <= before + 2
     })
     .await;
@@ -493,7 +508,7 @@ async fn a_caller_that_goes_away_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_whose_answers_nobody_reads_holds_no_more_than_its_window() {
+async fn unread_stream_is_bounded_by_its_window() {
     let mut house = House::open(HOUSE, &[]).await;
     let good = good().encode_to_vec();
     let items = Bytes::from(protobuf::framed(&protobuf::field(2, &good)).repeat(20_000));

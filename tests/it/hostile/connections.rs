@@ -1,18 +1,19 @@
 //! Connections that are none, that say nothing, or that say too much.
 
+use crate::support::eventually;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::time::Duration;
 
 use prost::Message as _;
 
+use super::requests::{BARE, good};
+use super::target::House;
 use crate::support::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, call_headers, frame, frames_in, hello, throw,
 };
-use super::target::House;
-use crate::support::http2::{AUTHORIZE, post, until};
-use super::requests::{BARE, good};
+use crate::support::http2::{AUTHORIZE, post};
 use crate::support::protobuf;
 
 const MOMENT: Duration = Duration::from_millis(300);
@@ -56,7 +57,7 @@ async fn bytes_of_another_protocol_end_the_connection_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn frames_that_break_the_rules_end_the_connection_alone() {
+async fn protocol_errors_end_only_their_connection() {
     let mut house = House::open(BARE, &[]).await;
     let call = frame(HEADERS, END_HEADERS, 1, &call_headers());
     for (case, frames) in [
@@ -214,7 +215,7 @@ async fn floods_of_small_frames_cost_no_memory() {
             house.goes_on(case).await;
         }
     }
-    until("the memory's return", || {
+    eventually("the memory's return", async || {
         house.server.resident_kib() < before + (48 << 10)
     })
     .await;
@@ -222,7 +223,7 @@ async fn floods_of_small_frames_cost_no_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_thousand_resets_by_a_polite_client_leave_others_alone() {
+async fn two_thousand_resets_leave_others_alone() {
     let mut house = House::open(BARE, &[]).await;
     let body = prost::bytes::Bytes::from(protobuf::framed(&good().encode_to_vec()));
     let mut resets = 0;
@@ -244,7 +245,7 @@ async fn two_thousand_resets_by_a_polite_client_leave_others_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_calls_at_a_time_than_the_setting() {
+async fn concurrent_streams_are_bounded_by_the_setting() {
     let mut house = House::open(BARE, &["--max-concurrent-streams", "8"]).await;
     let opened: Vec<u8> = (0..100_u32)
         .flat_map(|n| frame(HEADERS, END_HEADERS, 2 * n + 1, &call_headers()))
@@ -280,7 +281,8 @@ async fn no_more_calls_at_a_time_than_the_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_open_connections_do_not_hinder_and_do_not_stay() {
+async fn half_open_connections_are_closed() {
+    // They do not hinder other callers.
     let mut house = House::open(
         BARE,
         &[

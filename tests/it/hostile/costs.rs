@@ -10,10 +10,10 @@ use prost::bytes::Bytes;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::target::House;
-use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
 use super::requests::{BARE, good, principal};
+use super::target::House;
 use crate::support::Server;
+use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
 use crate::support::protobuf;
 
 /// The size of a message here: as large as is taken.
@@ -42,7 +42,10 @@ fn with(field: u64, content: &[u8]) -> Vec<u8> {
 }
 
 fn in_context(value: &[u8]) -> Vec<u8> {
-    with(5, &[protobuf::field(1, b"v"), protobuf::field(2, value)].concat())
+    with(
+        5,
+        &[protobuf::field(1, b"v"), protobuf::field(2, value)].concat(),
+    )
 }
 
 /// A set in the context of as many members as the message holds; `member` makes the nth.
@@ -121,7 +124,10 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     // Each item another one, or the cache would answer.
     let numbered = |n: u64| {
         let number = [vec![0x10], protobuf::varint(n)].concat();
-        protobuf::field(5, &[protobuf::field(1, b"n"), protobuf::field(2, &number)].concat())
+        protobuf::field(
+            5,
+            &[protobuf::field(1, b"n"), protobuf::field(2, &number)].concat(),
+        )
     };
     let chain = lattice(600, 1);
     let chains = (0..75)
@@ -245,7 +251,8 @@ const MOST_MIB_REFUSED: u64 = 32;
 const MOST_MIB: u64 = 160;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_message_costs_seconds_or_much_memory_and_none_beyond_the_limits_costs_any() {
+async fn messages_cost_bounded_time_and_memory() {
+    // Messages beyond the limits cost next to nothing.
     let mut over = Vec::new();
     for (case, path, message) in cases() {
         assert!(message.len() <= WHOLE, "{case}: {}", message.len());
@@ -376,7 +383,7 @@ async fn of_one_thread() -> House {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_asks_little_is_answered_before_those_who_ask_much() {
+async fn small_callers_go_before_large_ones() {
     for Slow {
         case,
         path,
@@ -431,7 +438,7 @@ async fn held(caller: &Caller, path: &str, body: &[u8], calls: usize) -> Vec<Cal
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_that_do_not_end_hold_little_more_than_their_bytes() {
+async fn unfinished_calls_hold_little_memory() {
     let quarter = WHOLE;
     let mut over = Vec::new();
     for (case, path, body) in [

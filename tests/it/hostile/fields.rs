@@ -4,11 +4,11 @@ use cedar_pdp::api::pb;
 use pb::value::Kind;
 use tonic::Code;
 
-use super::target::House;
 use super::requests::{
     BARE, HOUSE, attribute, context, entities, entity, principal, record, set, spoilt, tag, text,
     without_id, without_kind,
 };
+use super::target::House;
 use crate::support::{uid, value};
 
 /// A field, and a request that is refused for it.
@@ -26,7 +26,7 @@ async fn all_refused(cases: Vec<Case>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_or_unset_is_named() {
+async fn missing_fields_are_named() {
     let bob = || uid("User", "bob");
     let who = |uid: pb::EntityUid| context("who", Kind::Entity(uid));
     let mut nothing = good_record("x", without_kind());
@@ -183,7 +183,7 @@ async fn type_names_that_are_none_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_schema_does_not_know_is_named() {
+async fn unknown_types_and_attributes_are_named() {
     let with = |name: &str, kind: Kind| context(name, kind);
     let pay = |change: fn(&mut pb::AuthorizeRequest)| {
         spoilt(|r| {
@@ -312,7 +312,7 @@ async fn what_the_schema_does_not_know_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_are_no_value_of_their_type_are_named() {
+async fn malformed_extension_values_are_named() {
     let digits = "9".repeat(1_000_000);
     let mut cases: Vec<Case> = Vec::new();
     for bad in [
@@ -497,7 +497,7 @@ impl Swapped for pb::AuthorizeRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_entities_than_the_limit_and_tokens_are_refused() {
+async fn too_many_entities_and_tokens_are_rejected() {
     let mut house = House::open(HOUSE, &[]).await;
     let users = |n: usize| {
         entities(

@@ -4,11 +4,11 @@ use cedar_pdp::api::pb;
 use pb::value::Kind;
 use prost::Message as _;
 
+use super::requests::{HOUSE, entity, record, set, spoilt, text};
 use super::target::House;
 use crate::support::http2::{AUTHORIZE, BATCH, STREAM};
-use super::requests::{HOUSE, entity, record, set, spoilt, text};
-use crate::support::{uid, value};
 use crate::support::protobuf;
+use crate::support::{uid, value};
 
 /// SplitMix64.
 struct Random(u64);
@@ -105,7 +105,10 @@ async fn two_thousand_random_changes_each_have_a_status() {
         let (path, mut message) = match round % 4 {
             0 | 1 => (AUTHORIZE, rich.clone()),
             2 => (BATCH, protobuf::field(1, &rich).repeat(2)),
-            _ => (STREAM, [vec![0x08, 0x07], protobuf::field(2, &rich)].concat()),
+            _ => (
+                STREAM,
+                [vec![0x08, 0x07], protobuf::field(2, &rich)].concat(),
+            ),
         };
         random.mutate(&mut message);
         let outcome = house.caller.call(path, &message).await;

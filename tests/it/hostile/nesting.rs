@@ -5,11 +5,11 @@ use pb::value::Kind;
 use prost::Message as _;
 use tonic::Code;
 
+use super::requests::{BARE, attribute, context, good, record, set, tag};
 use super::target::House;
 use crate::support::http2::{BATCH, STREAM};
-use super::requests::{BARE, attribute, context, good, record, set, tag};
-use crate::support::value;
 use crate::support::protobuf;
+use crate::support::value;
 
 /// A value of so many levels, a plain one counting as one.
 fn deep(levels: usize, outer: impl Fn(pb::Value) -> Kind) -> Kind {
@@ -105,7 +105,8 @@ async fn values_nest_to_32_levels_and_no_further() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_beyond_32_levels_are_refused_whether_or_not_they_decode() {
+async fn nesting_beyond_32_levels_is_rejected() {
+    // That holds whether or not the message decodes.
     let mut house = House::open(BARE, &[]).await;
     for levels in [33, 34, 50, 100] {
         for place in [
@@ -141,7 +142,7 @@ async fn records_beyond_32_levels_are_refused_whether_or_not_they_decode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lower_limit_holds() {
+async fn lower_nesting_limit_holds() {
     let mut house = House::open(BARE, &["--max-value-depth", "2"]).await;
     house.answers("2 levels", &context("v", sets(2))).await;
     let case = r#"context["v"].set[0].set[0]"#;
@@ -166,7 +167,7 @@ async fn a_lower_limit_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_depth_of_100_000_messages_ends_nothing() {
+async fn depth_of_100_000_messages_is_survived() {
     let mut house = House::open(BARE, &[]).await;
     let leaf = [0x08, 0x01];
     let good = good().encode_to_vec();
@@ -175,8 +176,12 @@ async fn a_depth_of_100_000_messages_ends_nothing() {
         message.extend(protobuf::field(number, content));
         message
     };
-    let in_context =
-        |value: &[u8]| with_field(5, &[protobuf::field(1, b"v"), protobuf::field(2, value)].concat());
+    let in_context = |value: &[u8]| {
+        with_field(
+            5,
+            &[protobuf::field(1, b"v"), protobuf::field(2, value)].concat(),
+        )
+    };
     for levels in [60, 1_000, 100_000] {
         let case = format!("{levels} messages within one another");
         let sets = protobuf::nested(&[5, 1], levels, &leaf);
@@ -187,7 +192,10 @@ async fn a_depth_of_100_000_messages_ends_nothing() {
         house
             .refuses_bytes(&case, Code::InvalidArgument, &in_context(&records))
             .await;
-        let attribute = protobuf::field(2, &[protobuf::field(1, b"v"), protobuf::field(2, &sets)].concat());
+        let attribute = protobuf::field(
+            2,
+            &[protobuf::field(1, b"v"), protobuf::field(2, &sets)].concat(),
+        );
         house
             .refuses_bytes(&case, Code::InvalidArgument, &with_field(6, &attribute))
             .await;

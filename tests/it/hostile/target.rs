@@ -5,10 +5,10 @@ use prost::Message as _;
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
-use crate::support::http2::{AUTHORIZE, BATCH, Caller, Outcome, STREAM, fields_of};
 use super::requests::good;
-use crate::support::{Server, policy_directory};
+use crate::support::http2::{AUTHORIZE, BATCH, Caller, Outcome, STREAM, fields_of};
 use crate::support::protobuf::framed;
+use crate::support::{Server, policy_directory};
 
 pub(crate) struct House {
     pub(crate) server: Server,

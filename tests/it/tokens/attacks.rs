@@ -201,7 +201,8 @@ async fn every_attack_is_refused_for_its_own_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_and_streams_refuse_them_too_and_go_on() {
+async fn batches_and_streams_reject_bad_tokens() {
+    // Other items are answered.
     let (key, rsa) = (es256("k"), Signer::new("r", Algorithm::RS256));
     let house = house(&key, &rsa);
     let good = key.token(&claims());

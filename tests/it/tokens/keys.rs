@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use cedar_pdp::api::pb;
 use serde_json::json;
 
-use super::setup::{House, Plan, ask, claims, es256, now, reason, request, until, with};
 use super::server::{KeyServer, Manner};
+use super::setup::{House, Plan, ask, claims, es256, now, reason, request, with};
 use crate::support::signer::{Signer, jwks};
-use crate::support::{Busy, replace};
+use crate::support::{Busy, eventually, replace};
 
 const FRESH: &str = "max-age=3600";
 
@@ -84,7 +84,7 @@ async fn keys_rotate_under_load_and_no_call_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_of_a_key_that_has_gone_is_refused_though_it_was_remembered() {
+async fn removed_key_rejects_cached_tokens() {
     let (old, new) = (es256("old"), es256("new"));
     let (server, house) = house(&[&old, &new], "refetch_interval = \"1s\"").await;
     let token = old.token(&claims());
@@ -94,7 +94,7 @@ async fn a_token_of_a_key_that_has_gone_is_refused_though_it_was_remembered() {
     let (house, token) = (&house, &token);
     let stranger = es256("stranger").token(&claims());
     let stranger = &stranger;
-    until("the old key has gone", || async move {
+    eventually("the old key has gone", async || {
         let _ = house.ask(stranger, "read").await;
         house.ask(token, "read").await.is_err()
     })
@@ -104,7 +104,7 @@ async fn a_token_of_a_key_that_has_gone_is_refused_though_it_was_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_set_is_fetched_again_before_it_is_stale() {
+async fn key_set_is_refreshed_before_expiry() {
     let (old, new) = (es256("old"), es256("new"));
     let (server, house) = house(&[&old], "refresh_min = \"1s\"\nrefresh_max = \"1s\"").await;
     let token = old.token(&claims());
@@ -112,7 +112,7 @@ async fn a_set_is_fetched_again_before_it_is_stale() {
     // Nobody asks for the new key: the set is fetched all the same.
     server.set(Manner::Serve(jwks(&[&new]), FRESH));
     let (house, token) = (&house, &token);
-    until("the old key has gone", || async move {
+    eventually("the old key has gone", async || {
         house.ask(token, "read").await.is_err()
     })
     .await;
@@ -120,7 +120,8 @@ async fn a_set_is_fetched_again_before_it_is_stale() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn however_many_unknown_keys_are_named_the_server_is_asked_once_in_a_while() {
+async fn unknown_keys_cause_few_fetches() {
+    // However many tokens name unknown keys, the server gets one request in an interval.
     let key = es256("k");
     let (server, house) = house(&[&key], "refetch_interval = \"1h\"").await;
     assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
@@ -135,7 +136,7 @@ async fn however_many_unknown_keys_are_named_the_server_is_asked_once_in_a_while
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_key_is_there_never_waits_for_a_slow_server() {
+async fn known_keys_never_wait_for_fetches() {
     let (key, new) = (es256("k"), es256("new"));
     let more = "refetch_interval = \"1s\"\nfetch_timeout = \"20s\"\nkey_wait = \"5s\"";
     let (server, house) = house(&[&key], more).await;
@@ -150,9 +151,7 @@ async fn a_request_whose_key_is_there_never_waits_for_a_slow_server() {
         let allowed = ask(&mut client, request(&new.token(&claims()), "read")).await;
         (allowed, begun.elapsed())
     });
-    while server.asked() < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the set is fetched", async || server.asked() >= 2).await;
     // The fetch is on its way; those who have their key do not notice.
     let mut asked = 0;
     while !waiting.is_finished() {
@@ -169,7 +168,7 @@ async fn a_request_whose_key_is_there_never_waits_for_a_slow_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_waits_no_longer_than_it_should_for_a_key() {
+async fn wait_for_unknown_key_is_bounded() {
     let key = es256("k");
     let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"500ms\"";
     let (server, house) = house(&[&key], more).await;
@@ -197,7 +196,7 @@ async fn a_request_waits_no_longer_than_it_should_for_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_the_server_sends_the_last_good_set_stays() {
+async fn bad_responses_keep_the_last_key_set() {
     let (key, new) = (es256("k"), es256("new"));
     let more = "refresh_min = \"1s\"\nrefresh_max = \"1s\"\nrefetch_interval = \"1s\"\nfetch_timeout = \"1s\"";
     let (server, house) = house(&[&key], more).await;
@@ -222,7 +221,7 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
         server.set(lie.clone());
         let new = new.token(&claims());
         let (house, new, server) = (&house, &new, &server);
-        until(&format!("{lie:?} is asked for and told"), || async move {
+        eventually(&format!("{lie:?} is asked for and told"), async || {
             // An unknown key has it looked for before the pause after a failure is over.
             let _ = house.ask(new, "read").await;
             server.asked() > before && house.server.log().matches("cannot fetch").count() > told
@@ -233,7 +232,7 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
     server.set(Manner::Serve(jwks(&[&key, &new]), FRESH));
     let new = new.token(&claims());
     let (house_ref, new) = (&house, &new);
-    until("the server is good again", || async move {
+    eventually("the server is good again", async || {
         house_ref.ask(new, "read").await.is_ok()
     })
     .await;
@@ -241,7 +240,8 @@ async fn whatever_the_server_sends_the_last_good_set_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_set_that_never_ends_is_given_up_at_its_greatest_size_and_the_last_good_set_stays() {
+async fn endless_key_set_is_cut_off() {
+    // The last good set stays in force.
     let key = es256("k");
     // It is the size that ends the fetch: its time is longer than anything is waited for here.
     let more = "refresh_min = \"1s\"\nrefresh_max = \"1s\"\nfetch_timeout = \"1m\"";
@@ -251,7 +251,7 @@ async fn a_set_that_never_ends_is_given_up_at_its_greatest_size_and_the_last_goo
     let before = house.server.resident_kib();
     server.set(Manner::Endless);
     let (house, token) = (&house, &token);
-    until("the set is given up", || async move {
+    eventually("the set is given up", async || {
         // Looked at all the while: one that is read without end would fill the machine.
         let grown = house.server.resident_kib().saturating_sub(before);
         assert!(grown < 32 << 10, "{grown} KiB for one set");
@@ -262,14 +262,14 @@ async fn a_set_that_never_ends_is_given_up_at_its_greatest_size_and_the_last_goo
     .await;
     assert!(house.ask(token, "read").await.unwrap());
     server.set(Manner::Serve(jwks(&[&es256("new")]), FRESH));
-    until("the next set is fetched", || async move {
+    eventually("the next set is fetched", async || {
         house.ask(token, "read").await.is_err()
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_issuer_that_withdraws_all_its_keys_is_believed() {
+async fn empty_key_set_withdraws_all_keys() {
     let key = es256("k");
     let encryption_only = {
         let mut jwk = key.jwk();
@@ -282,13 +282,13 @@ async fn an_issuer_that_withdraws_all_its_keys_is_believed() {
         assert!(house.ask(&token, "read").await.unwrap());
         server.set(Manner::Serve(none, FRESH));
         let (house, token) = (&house, &token);
-        until("the keys have gone", || async move {
+        eventually("the keys have gone", async || {
             house.ask(token, "read").await.is_err()
         })
         .await;
         assert_eq!(house.refused(token).await, "TOKEN_KEY_UNKNOWN");
         server.set(Manner::Serve(jwks(&[&key]), FRESH));
-        until("the key is back", || async move {
+        eventually("the key is back", async || {
             house.ask(token, "read").await.is_ok()
         })
         .await;
@@ -296,7 +296,7 @@ async fn an_issuer_that_withdraws_all_its_keys_is_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_waits_for_all_its_keys_together_as_long_as_for_one() {
+async fn batch_waits_once_for_all_keys() {
     let key = es256("k");
     let key_wait = Duration::from_secs(4);
     let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"4s\"";
@@ -326,7 +326,7 @@ async fn a_batch_waits_for_all_its_keys_together_as_long_as_for_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_a_key_does_not_keep_the_service_from_ending() {
+async fn shutdown_rejects_calls_waiting_for_keys() {
     let key = es256("k");
     let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"30s\"";
     let (server, house) = house(&[&key], more).await;
@@ -336,9 +336,7 @@ async fn who_waits_for_a_key_does_not_keep_the_service_from_ending() {
     let mut client = house.client().await;
     let unknown = es256("unknown").token(&claims());
     let waiting = tokio::spawn(async move { ask(&mut client, request(&unknown, "read")).await });
-    while server.asked() < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the set is fetched", async || server.asked() >= 2).await;
     house.server.signal("TERM");
     let refused = waiting.await.unwrap().unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
@@ -346,7 +344,7 @@ async fn who_waits_for_a_key_does_not_keep_the_service_from_ending() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_down_takes_nothing_away_and_is_found_again() {
+async fn key_server_outage_keeps_known_keys() {
     let (key, new) = (es256("k"), es256("new"));
     let more = "refresh_min = \"1s\"\nrefresh_max = \"1s\"\nrefetch_interval = \"1s\"";
     let (server, house) = house(&[&key], more).await;
@@ -362,14 +360,15 @@ async fn a_server_that_is_down_takes_nothing_away_and_is_found_again() {
     let _server = stopped.start(Manner::Serve(jwks(&[&new]), FRESH)).await;
     let new = new.token(&claims());
     let (house, new) = (&house, &new);
-    until("the server is found again", || async move {
+    eventually("the server is found again", async || {
         house.ask(new, "read").await.is_ok()
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_starts_without_its_server_of_keys_and_serves_who_needs_none() {
+async fn service_starts_without_its_key_server() {
+    // It serves requests that need no token.
     let key = es256("k");
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
@@ -385,14 +384,14 @@ async fn a_service_starts_without_its_server_of_keys_and_serves_who_needs_none()
     assert!(ask(&mut house.client().await, named).await.unwrap());
     server.set(Manner::Serve(jwks(&[&key]), FRESH));
     let (house, token) = (&house, &token);
-    until("the keys are there", || async move {
+    eventually("the keys are there", async || {
         house.ask(token, "read").await.is_ok()
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_nobody_vouches_for_is_not_believed() {
+async fn untrusted_key_server_is_rejected() {
     let key = es256("k");
     let dir = tempfile::tempdir().unwrap();
     let server = KeyServer::start(
@@ -413,7 +412,7 @@ async fn a_server_that_nobody_vouches_for_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
+async fn key_file_is_reloaded_if_valid() {
     let (old, new) = (es256("old"), es256("new"));
     let house = House::start(&[&old]);
     let token = old.token(&claims());
@@ -423,7 +422,7 @@ async fn a_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
         let told = house.server.log().matches("is refused").count();
         replace(&file, bad);
         let (house, token) = (&house, &token);
-        until("the bad file is told of", || async move {
+        eventually("the bad file is told of", async || {
             assert!(house.ask(token, "read").await.unwrap());
             house.server.log().matches("is refused").count() > told
         })
@@ -434,13 +433,13 @@ async fn a_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
     replace(&file, &jwks(&[&new]));
     let new = new.token(&claims());
     let (house, new) = (&house, &new);
-    until("the new key is there", || async move {
+    eventually("the new key is there", async || {
         house.ask(new, "read").await.is_ok()
     })
     .await;
     assert_eq!(house.refused(&token).await, "TOKEN_KEY_UNKNOWN");
     replace(&file, "{\"keys\": []}");
-    until("all keys have gone", || async move {
+    eventually("all keys have gone", async || {
         house.ask(new, "read").await.is_err()
     })
     .await;
@@ -448,7 +447,7 @@ async fn a_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_may_differ_by_the_leeway_and_no_more() {
+async fn clock_skew_is_limited_to_the_leeway() {
     let key = es256("k");
     let plan = Plan {
         issuer: "keys_file = \"jwks.json\"\nleeway = \"2m\"",
@@ -470,7 +469,8 @@ async fn clocks_may_differ_by_the_leeway_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_remembered_token_and_its_remembered_answer_end_when_the_token_does() {
+async fn cached_tokens_and_answers_expire_together() {
+    // They are not used after the token's expiry.
     let key = es256("k");
     let plan = Plan {
         issuer: "keys_file = \"jwks.json\"\nleeway = \"0s\"",
@@ -480,7 +480,7 @@ async fn a_remembered_token_and_its_remembered_answer_end_when_the_token_does() 
     let token = key.token(&with(json!({"exp": now() + 3})));
     assert!(house.ask(&token, "read").await.unwrap());
     let (house, token) = (&house, &token);
-    until("the token has expired", || async move {
+    eventually("the token has expired", async || {
         house.ask(token, "read").await.is_err()
     })
     .await;

@@ -6,7 +6,6 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::setup::{House, MAPPING, Plan, ask, claims, es256, reason, request, with};
-use crate::support;
 
 /// The field that a request is refused for.
 fn field(status: &tonic::Status) -> String {
@@ -53,7 +52,7 @@ async fn claims_are_what_policies_read_of_the_bearer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stored_is_joined_replaced_or_required() {
+async fn stored_principal_is_joined_replaced_or_required() {
     let key = es256("k");
     let token = |sub: &str, department: &str| {
         key.token(&with(json!({"sub": sub, "department": department})))
@@ -112,7 +111,7 @@ async fn what_is_stored_is_joined_replaced_or_required() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_cannot_tell_anew_what_the_token_tells() {
+async fn request_entities_cannot_override_token_claims() {
     let key = es256("k");
     // What callers may send does not bind what issuers say.
     let plan = Plan {
@@ -171,7 +170,7 @@ async fn a_caller_cannot_tell_anew_what_the_token_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_that_do_not_fit_the_schema_are_named() {
+async fn claims_violating_the_schema_are_named() {
     let key = es256("k");
     let mapping = r#"
 [issuer.principal]
@@ -222,7 +221,7 @@ optional = true
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_asks_with_a_token() {
+async fn authorize_command_sends_a_token() {
     let key = es256("k");
     let house = House::start(&[&key]);
     std::fs::write(house.path("token"), format!("{}\n", key.token(&claims()))).unwrap();

@@ -6,7 +6,7 @@ use super::setup::{ENTITIES, House, MAPPING, POLICIES, Plan, ask, es256, request
 use crate::support::replay::Replay;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bearer_of_a_token_is_decided_the_same_from_the_log() {
+async fn plain_cedar_repeats_token_decisions_from_log() {
     let key = es256("k");
     let replay = Replay::new(POLICIES, ENTITIES);
     for stored in ["join", "replace", "require"] {

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::setup::{House, ISSUER, Plan, claims, es256, now, until, with};
-use crate::support::{self, replace};
+use super::setup::{House, ISSUER, Plan, claims, es256, now, with};
+use crate::support::{eventually, replace};
 
 fn house(key: &crate::support::signer::Signer, list: &str) -> House {
     let plan = Plan {
@@ -14,7 +14,7 @@ fn house(key: &crate::support::signer::Signer, list: &str) -> House {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_is_edited_counts_for_remembered_answers_too() {
+async fn edited_revocations_affect_cached_answers() {
     let key = es256("k");
     let house = house(&key, "");
     let token = key.token(&claims());
@@ -31,7 +31,7 @@ async fn a_list_that_is_edited_counts_for_remembered_answers_too() {
         }
         replace(&file, &list);
         let (house, token) = (&house, &token);
-        until("the token is revoked", || async move {
+        eventually("the token is revoked", async || {
             house.ask(token, "read").await.is_err()
         })
         .await;
@@ -41,7 +41,7 @@ async fn a_list_that_is_edited_counts_for_remembered_answers_too() {
             "another's token: {list}"
         );
         replace(&file, "revoked = []\n");
-        until("the list is empty again", || async move {
+        eventually("the list is empty again", async || {
             house.ask(token, "read").await.is_ok()
         })
         .await;
@@ -54,7 +54,7 @@ async fn a_list_that_is_edited_counts_for_remembered_answers_too() {
     let old = key.token(&with(json!({"iat": now() - 60, "nbf": now() - 60})));
     replace(&file, &list);
     let (house, old) = (&house, &old);
-    until("the old one is revoked", || async move {
+    eventually("the old one is revoked", async || {
         house.ask(old, "read").await.is_err()
     })
     .await;
@@ -62,7 +62,7 @@ async fn a_list_that_is_edited_counts_for_remembered_answers_too() {
 
     replace(&file, "[[revoked]]\nkid = \"k\"\n");
     let other = &other;
-    until("the key is revoked", || async move {
+    eventually("the key is revoked", async || {
         house.ask(other, "read").await.is_err()
     })
     .await;
@@ -70,7 +70,8 @@ async fn a_list_that_is_edited_counts_for_remembered_answers_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_list_is_told_and_the_last_good_one_stays() {
+async fn invalid_revocations_keep_the_last_valid_list() {
+    // The log reports the error.
     let key = es256("k");
     let house = house(&key, "[[revoked]]\njti = \"one\"\n");
     let (revoked, good) = (
@@ -88,7 +89,7 @@ async fn a_bad_list_is_told_and_the_last_good_one_stays() {
         let told = house.server.log().matches("is refused").count();
         replace(&house.path("revoked.toml"), bad);
         let house = &house;
-        until("the bad list is told of", || async move {
+        eventually("the bad list is told of", async || {
             house.server.log().matches("is refused").count() > told
         })
         .await;
@@ -101,7 +102,7 @@ async fn a_bad_list_is_told_and_the_last_good_one_stays() {
 }
 
 #[test]
-fn files_that_are_missing_or_wrong_at_the_start_are_errors() {
+fn missing_or_invalid_files_fail_the_start() {
     let key = es256("k");
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -20,6 +20,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
+use crate::support::eventually;
+
 /// How the server answers.
 #[derive(Clone, Debug)]
 pub(crate) enum Manner {
@@ -121,12 +123,12 @@ impl KeyServer {
             tls: self.tls.clone(),
         };
         // Until the listener is gone.
-        while tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .is_ok()
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let port = self.port;
+        eventually("the port is closed", async || {
+            let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+            connected.is_err()
+        })
+        .await;
         stopped
     }
 }

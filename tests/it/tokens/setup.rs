@@ -13,8 +13,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::support::Server;
 use crate::support::signer::{Signer, jwks};
-use crate::support::{self, Server};
 
 pub(crate) const ISSUER: &str = "https://id.example";
 
@@ -210,19 +210,4 @@ pub(crate) fn with(changes: Value) -> Value {
 
 pub(crate) fn es256(kid: &str) -> Signer {
     Signer::new(kid, Algorithm::ES256)
-}
-
-/// Asks again and again until `holds`.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
-    let waiting = async {
-        while !holds().await {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    if tokio::time::timeout(crate::support::PATIENCE, waiting)
-        .await
-        .is_err()
-    {
-        panic!("it never came to be that {what}");
-    }
 }

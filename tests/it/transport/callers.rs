@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 use crate::support::pki::{Authority, connect, shown};
-use crate::support::{Server, channel, command, policy_directory, request};
+use crate::support::{Server, channel, command, eventually, policy_directory, request};
 
 const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 const KEY: &str = "a-key-of-a-test-and-no-secret";
@@ -71,7 +71,7 @@ async fn is_serving(channel: &Channel) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_makes_its_holder_known() {
+async fn certificate_identifies_the_caller() {
     let (policies, _lists, list) = house(
         r#"
 [[caller]]
@@ -173,7 +173,7 @@ fn subject_by_openssl(certificate: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subject_is_listed_as_openssl_prints_it() {
+async fn subjects_match_the_output_of_openssl() {
     let of = |numbers: &[u64]| DnType::CustomDnType(numbers.to_vec());
     let authority = Authority::new();
     let own = authority.client(
@@ -214,7 +214,7 @@ async fn a_subject_is_listed_as_openssl_prints_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_behind_a_unix_socket_is_known() {
+async fn unix_socket_user_identifies_the_caller() {
     let callers = |uid: u32| {
         format!("[[caller]]\nname = 'me'\nuid = [{uid}]\nrights = ['authorize', 'store']\n")
     };
@@ -251,18 +251,15 @@ async fn a_user_behind_a_unix_socket_is_known() {
         unknown
     );
     std::fs::write(Path::new(&list), callers(own_uid())).unwrap();
-    let begun = std::time::Instant::now();
-    while authorize(&by_socket, None).await.is_err() {
-        assert!(
-            begun.elapsed() < crate::support::PATIENCE,
-            "{}",
-            server.log()
-        );
-    }
+    server
+        .eventually("the new list is in force", async || {
+            authorize(&by_socket, None).await.is_ok()
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_makes_a_caller_known_call_by_call() {
+async fn key_identifies_the_caller_per_call() {
     let (policies, lists, list) =
         house("[[caller]]\nname = 'cli'\nbearer = ['key']\nrights = ['authorize']\n");
     let decisions = lists.path().join("decisions.jsonl");
@@ -304,16 +301,12 @@ async fn a_key_makes_a_caller_known_call_by_call() {
     assert_eq!(cli(&[]), Some(2));
     assert_eq!(cli(&["--bearer", &list]), Some(2));
 
-    let begun = std::time::Instant::now();
-    while !std::fs::read_to_string(&decisions)
-        .unwrap_or_default()
-        .contains(r#""caller":"cli""#)
-    {
-        assert!(
-            begun.elapsed() < crate::support::PATIENCE,
-            "no name in the log"
-        );
-    }
+    eventually("the name of the caller in the log", async || {
+        std::fs::read_to_string(&decisions)
+            .unwrap_or_default()
+            .contains(r#""caller":"cli""#)
+    })
+    .await;
 
     // Two keys while one takes the other's place, and then the new one alone.
     let second = "the-key-that-comes-after-it";
@@ -322,14 +315,11 @@ async fn a_key_makes_a_caller_known_call_by_call() {
     authorize(&channel, Some(KEY)).await.unwrap();
     authorize(&channel, Some(second)).await.unwrap();
     std::fs::write(&file, second).unwrap();
-    let begun = std::time::Instant::now();
-    while authorize(&channel, Some(KEY)).await.is_ok() {
-        assert!(
-            begun.elapsed() < crate::support::PATIENCE,
-            "{}",
-            server.log()
-        );
-    }
+    server
+        .eventually("the old key is rejected", async || {
+            authorize(&channel, Some(KEY)).await.is_err()
+        })
+        .await;
     authorize(&channel, Some(second)).await.unwrap();
 }
 
@@ -348,7 +338,8 @@ fn by_identity() -> [(&'static str, pb::AuthorizeRequest); 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_may_name_no_principal_cannot_tell_what_the_anonymous_one_is() {
+async fn restricted_caller_cannot_define_the_anonymous_principal() {
+    // A caller that may not name a principal may not send an entity for the anonymous one.
     let policies = policy_directory(&[
         (
             "admins.cedar",
@@ -428,7 +419,7 @@ async fn a_caller_that_may_name_no_principal_cannot_tell_what_the_anonymous_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_several_keys_none_is_believed() {
+async fn several_keys_are_all_rejected() {
     let (policies, _lists, list) =
         house("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
     let server = Server::start(policies.path(), &["--callers", &list]);
@@ -446,7 +437,7 @@ async fn of_several_keys_none_is_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_sends_the_identities_that_it_may_and_no_others() {
+async fn identity_kinds_are_restricted_per_caller() {
     for kind in ["principal", "token", "anonymous"] {
         let (policies, _lists, list) = house(&format!(
             "[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\nidentities = ['{kind}']\n"
@@ -495,7 +486,7 @@ async fn a_caller_sends_the_identities_that_it_may_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn why_is_told_to_those_who_may_ask_and_refused_to_others() {
+async fn explain_requires_its_right() {
     let (policies, _lists, list) =
         house("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
     let asks_why = pb::AuthorizeRequest {
@@ -538,7 +529,7 @@ async fn why_is_told_to_those_who_may_ask_and_refused_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_was_half_sent_is_not_answered_when_its_caller_is_no_longer_listed() {
+async fn half_sent_call_of_unlisted_caller_fails() {
     let list_of =
         |right: &str| format!("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['{right}']\n");
     for method in ["Authorize", "BatchAuthorize"] {
@@ -577,7 +568,7 @@ async fn a_call_that_was_half_sent_is_not_answered_when_its_caller_is_no_longer_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_ends_when_its_caller_is_no_longer_listed() {
+async fn stream_ends_when_caller_is_unlisted() {
     let list_of =
         |right: &str| format!("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['{right}']\n");
     let (policies, _lists, list) = house(&list_of("authorize"));
@@ -603,7 +594,7 @@ async fn a_stream_ends_when_its_caller_is_no_longer_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_turned_off_is_not_there() {
+async fn disabled_services_are_unimplemented() {
     let policies = policy_directory(OPEN);
     let options = ["--reflection", "off", "--policy-store-service", "off"];
     let server = Server::start(policies.path(), &options);
@@ -628,7 +619,8 @@ async fn what_is_turned_off_is_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_are_taken_for_a_while_after_health_has_turned() {
+async fn calls_are_accepted_during_the_shutdown_delay() {
+    // Health reports NOT_SERVING first.
     let policies = policy_directory(OPEN);
     let mut server = Server::start(policies.path(), &["--shutdown-delay", "1500ms"]);
     let channel = server.channel().await;

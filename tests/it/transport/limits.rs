@@ -12,9 +12,9 @@ use tonic_types::StatusExt as _;
 use crate::support::frames::{
     DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, call_headers, frame, frames_in, hello,
 };
-use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post, until};
-use crate::support::{PATIENCE, Server, command, policy_directory, request};
+use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
 use crate::support::protobuf::framed;
+use crate::support::{PATIENCE, Server, command, eventually, policy_directory, request};
 
 const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
@@ -67,7 +67,7 @@ fn frames_until_closed(mut socket: TcpStream) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_connections_than_the_setting() {
+async fn connections_are_bounded_by_the_setting() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-connections", "3"]);
     let first = Caller::connect(server.address()).await;
@@ -79,15 +79,16 @@ async fn no_more_connections_than_the_setting() {
     is_answered(&first).await;
     // One leaves, and another comes.
     drop(others);
-    let begun = Instant::now();
-    while !is_let_in(&mut greeted(server.address())) {
-        assert!(begun.elapsed() < PATIENCE, "no connection is let in again");
-    }
+    eventually("a new connection is accepted", async || {
+        is_let_in(&mut greeted(server.address()))
+    })
+    .await;
     server.wait_for_log("no connection is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
+async fn low_descriptor_limit_lowers_the_connection_limit() {
+    // Everything else goes on.
     let policies = policy_directory(OPEN);
     let inner = command();
     let mut limited = std::process::Command::new("sh");
@@ -110,17 +111,17 @@ async fn where_descriptors_are_few_connections_are_and_all_else_goes_on() {
         "permit(principal, action, resource);",
     )
     .unwrap();
-    let begun = Instant::now();
-    while server.log().matches("policies loaded").count() < 2 {
-        assert!(begun.elapsed() < PATIENCE, "no reload:\n{}", server.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    server
+        .eventually("a reload", async || {
+            server.log().matches("policies loaded").count() >= 2
+        })
+        .await;
     assert!(!server.log().contains("cannot accept"), "{}", server.log());
     drop(many);
-    let begun = Instant::now();
-    while !is_let_in(&mut greeted(server.address())) {
-        assert!(begun.elapsed() < PATIENCE, "accepting does not resume");
-    }
+    eventually("accepting resumes", async || {
+        is_let_in(&mut greeted(server.address()))
+    })
+    .await;
     is_answered(&Caller::connect(server.address()).await).await;
 }
 
@@ -136,7 +137,8 @@ fn limit_descriptors(server: &Server, most: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_no_descriptor_is_left_those_connected_are_answered_and_accepting_resumes() {
+async fn accepting_resumes_after_descriptors_ran_out() {
+    // Connected callers are answered meanwhile.
     let policies = policy_directory(OPEN);
     let arguments = ["--admin-listen", "127.0.0.1:0", "--poll-interval", "200ms"];
     let server = Server::start(policies.path(), &arguments);
@@ -170,11 +172,11 @@ async fn when_no_descriptor_is_left_those_connected_are_answered_and_accepting_r
     operator.read_to_string(&mut response).unwrap();
     assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     drop(operator);
-    let begun = Instant::now();
-    while server.log().matches("policies loaded").count() < 2 {
-        assert!(begun.elapsed() < PATIENCE, "no reload:\n{}", server.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    server
+        .eventually("a reload", async || {
+            server.log().matches("policies loaded").count() >= 2
+        })
+        .await;
     is_answered(&first).await;
 }
 
@@ -192,7 +194,7 @@ fn descriptors() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_idle_connections_cost_little_and_hinder_nobody() {
+async fn ten_thousand_idle_connections_cost_little() {
     const WANTED: u64 = 10_000;
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &[]);
@@ -222,7 +224,7 @@ async fn ten_thousand_idle_connections_cost_little_and_hinder_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_without_calls_is_closed_and_one_with_a_stream_is_not() {
+async fn idle_connections_close_unless_a_stream_is_open() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-connection-idle", "400ms"]);
     let caller = Caller::connect(server.address()).await;
@@ -246,7 +248,8 @@ async fn a_connection_without_calls_is_closed_and_one_with_a_stream_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_connection_is_told_to_go_and_its_stream_is_cut_off_after_the_grace() {
+async fn old_connections_get_goaway() {
+    // Their streams are cut off after the grace period.
     let policies = policy_directory(OPEN);
     let options = [
         "--max-connection-age",
@@ -283,7 +286,7 @@ async fn an_old_connection_is_told_to_go_and_its_stream_is_cut_off_after_the_gra
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_headers_are_too_large_is_refused_alone() {
+async fn oversized_headers_reject_only_their_call() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-header-bytes", "4096"]);
     let caller = Caller::connect(server.address()).await;
@@ -303,7 +306,7 @@ async fn a_call_whose_headers_are_too_large_is_refused_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_never_ends_its_request_ends_at_the_services_time() {
+async fn unfinished_request_ends_at_the_call_timeout() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-call-time", "300ms"]);
     let caller = Caller::connect(server.address()).await;
@@ -340,7 +343,8 @@ async fn a_call_that_never_ends_its_request_ends_at_the_services_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_calls_wait_than_the_setting_and_others_are_answered() {
+async fn waiting_calls_are_bounded_by_the_setting() {
+    // Other callers are answered.
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-concurrent-calls", "8"]);
     let [one, other] = [
@@ -378,19 +382,16 @@ async fn no_more_calls_wait_than_the_setting_and_others_are_answered() {
         assert_eq!(health.code(), Code::Ok);
     }
     drop((waiting, unary));
-    let begun = Instant::now();
-    loop {
+    eventually("their slots are free", async || {
         let mut call = one.open(post(STREAM).body(()).unwrap()).await.unwrap();
         call.body.send_data(Vec::new().into(), true).unwrap();
-        if call.outcome().await.code() == Code::Ok {
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "their places are never free");
-    }
+        call.outcome().await.code() == Code::Ok
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_never_come_in_full_cost_no_more_than_the_setting() {
+async fn partial_requests_are_bounded_by_the_memory_setting() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-pending-bytes", "8388608"]);
     let polite = Caller::connect(server.address()).await;
@@ -436,14 +437,14 @@ async fn requests_that_never_come_in_full_cost_no_more_than_the_setting() {
         .into(),
         ..ask()
     };
-    let begun = Instant::now();
-    while polite.call(AUTHORIZE, &large.encode_to_vec()).await.code() != Code::Ok {
-        assert!(begun.elapsed() < PATIENCE, "what was held is never free");
-    }
+    eventually("the memory of the rejected requests is free", async || {
+        polite.call(AUTHORIZE, &large.encode_to_vec()).await.code() == Code::Ok
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_does_not_read_its_stream_costs_little() {
+async fn unread_streams_cost_little_memory() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &[]);
     let polite = Caller::connect(server.address()).await;
@@ -480,7 +481,8 @@ async fn a_caller_that_does_not_read_its_stream_costs_little() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() {
+async fn unread_long_answers_close_their_connection() {
+    // Their memory is bounded.
     let policies = policy_directory(OPEN);
     let options = [
         "--max-pending-bytes",
@@ -532,7 +534,7 @@ async fn long_answers_that_nobody_reads_are_bounded_and_their_connection_is_clos
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_reads_nothing_at_all_is_closed() {
+async fn connection_that_reads_nothing_is_closed() {
     let policies = policy_directory(OPEN);
     let options = [
         "--keepalive-interval",
@@ -561,12 +563,12 @@ async fn a_caller_that_reads_nothing_at_all_is_closed() {
             socket
         })
         .collect();
-    until("their end", || descriptors() <= before).await;
+    eventually("their end", async || descriptors() <= before).await;
     drop(deaf);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_that_are_reset_as_they_come_end_their_connection_and_no_other() {
+async fn rapid_resets_end_only_their_connection() {
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &[]);
     let polite = Caller::connect(server.address()).await;
@@ -593,7 +595,7 @@ async fn calls_that_are_reset_as_they_come_end_their_connection_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_is_refused_often_keeps_its_connection() {
+async fn rejected_calls_keep_their_connection() {
     let policies = policy_directory(OPEN);
     let lists = tempfile::tempdir().unwrap();
     let list = lists.path().join("callers.toml");

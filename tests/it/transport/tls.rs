@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use cedar_pdp::api::pb;
 use cedar_pdp::api::pb::authorization_service_client::AuthorizationServiceClient;
 use tonic::transport::Channel;
 
 use crate::support::pki::{Authority, Pair, connect, shown};
-use crate::support::{Busy, PATIENCE, Server, command, policy_directory, request};
+use crate::support::{
+    Busy, Server, command, eventually, eventually_blocking, policy_directory, request,
+};
 
 const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 
@@ -60,7 +61,7 @@ fn body(pair: &Pair) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn openssl_is_served_http2_on_the_newer_versions_alone() {
+async fn openssl_gets_http2_with_modern_tls_only() {
     let (policies, authority) = (policy_directory(OPEN), Authority::new());
     let options = authority.serve_with(&authority.server());
     let server = Server::start(policies.path(), &arguments(&options));
@@ -80,7 +81,8 @@ async fn openssl_is_served_http2_on_the_newer_versions_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_that_trust_the_authority_are_answered_and_others_are_not() {
+async fn untrusting_callers_end_the_handshake() {
+    // Callers that trust the authority are answered.
     let (policies, authority, other) = (policy_directory(OPEN), Authority::new(), Authority::new());
     let options = authority.serve_with(&authority.server());
     let server = Server::start(policies.path(), &arguments(&options));
@@ -127,7 +129,7 @@ async fn callers_that_trust_the_authority_are_answered_and_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_is_asked_for_as_configured() {
+async fn client_certificate_request_follows_the_setting() {
     let (policies, authority, other) = (policy_directory(OPEN), Authority::new(), Authority::new());
     let own = authority.client(vec![], &[]);
     let foreign = other.client(vec![], &[]);
@@ -187,21 +189,15 @@ fn refused_start(arguments: &[&str]) -> (Option<i32>, String) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > PATIENCE {
-            child.kill().unwrap();
-            panic!("it starts with {arguments:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let what = format!("the start with {arguments:?} fails");
+    eventually_blocking(&what, || child.try_wait().unwrap().is_some());
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code(), said)
 }
 
 #[test]
-fn a_bad_pair_at_the_start_is_an_error() {
+fn invalid_key_pair_fails_the_start() {
     let authority = Authority::new();
     let (one, other) = (authority.server(), authority.server());
     let crossed = Pair {
@@ -229,7 +225,7 @@ fn a_bad_pair_at_the_start_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_machines_are_served_in_the_clear_only_when_that_is_said() {
+async fn plaintext_on_public_addresses_needs_a_flag() {
     let (status, said) = refused_start(&["--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"]);
     assert_eq!(status, Some(2), "{said}");
     assert!(
@@ -275,7 +271,8 @@ async fn load(address: &str, authority: &Authority) -> Busy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_certificate_and_then_a_good_one_fail_no_call() {
+async fn certificate_changes_fail_no_call() {
+    // An invalid pair is rejected, a valid one is used for new connections.
     let (policies, authority) = (policy_directory(OPEN), Authority::new());
     let (first, second) = (authority.server(), authority.server());
     let options = authority.serve_with(&first);
@@ -325,7 +322,7 @@ async fn a_bad_certificate_and_then_a_good_one_fail_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authority_that_is_taken_away_is_good_for_no_new_connection() {
+async fn removed_authority_rejects_new_connections() {
     let (policies, authority, old) = (policy_directory(OPEN), Authority::new(), Authority::new());
     let clients = authority.path("clients.crt");
     std::fs::write(&clients, format!("{}{}", authority.pem(), old.pem())).unwrap();
@@ -375,7 +372,8 @@ async fn an_authority_that_is_taken_away_is_good_for_no_new_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_a_handshake_costs_little_and_does_not_stay() {
+async fn half_open_handshakes_are_closed() {
+    // They cost little memory.
     let (policies, authority) = (policy_directory(OPEN), Authority::new());
     let mut options = authority.serve_with(&authority.server()).to_vec();
     options.extend(["--handshake-timeout".to_owned(), "500ms".to_owned()]);
@@ -405,11 +403,10 @@ async fn half_a_handshake_costs_little_and_does_not_stay() {
     let grown = server.resident_kib().saturating_sub(memory);
     println!("500 half-open handshakes: {grown} KiB");
     assert!(grown < 500 * 64, "{grown} KiB");
-    let waited = Instant::now();
-    while descriptors() > before + 10 {
-        assert!(waited.elapsed() < PATIENCE, "they stay");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("half-open handshakes are closed", async || {
+        descriptors() <= before + 10
+    })
+    .await;
     is_allowed(channel).await.unwrap();
     drop(open);
 }

@@ -56,12 +56,7 @@ pub fn hello() -> Vec<u8> {
 
 /// Sends bytes until they are all sent, the server closes, or `patience` ends, while reading what
 /// comes back if `reading`. Gives what was read and whether the server closed.
-pub fn throw(
-    address: &str,
-    bytes: &[u8],
-    reading: bool,
-    patience: Duration,
-) -> (Vec<u8>, bool) {
+pub fn throw(address: &str, bytes: &[u8], reading: bool, patience: Duration) -> (Vec<u8>, bool) {
     let mut socket = TcpStream::connect(address).expect("the server accepts");
     let mut reader = socket.try_clone().unwrap();
     socket.set_write_timeout(Some(patience)).unwrap();

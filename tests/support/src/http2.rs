@@ -1,7 +1,6 @@
 //! An HTTP/2 connection that sends whatever it is told.
 
 use std::future::poll_fn;
-use std::time::Duration;
 
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
@@ -245,17 +244,4 @@ async fn read(mut stream: RecvStream) -> Result<(Vec<u8>, Option<http::HeaderMap
     }
     let trailers = poll_fn(|cx| stream.poll_trailers(cx)).await?;
     Ok((body, trailers))
-}
-
-/// Waits until `holds`.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(
-        tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
-        "{what} never came"
-    );
 }
