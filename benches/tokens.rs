@@ -5,8 +5,6 @@
 //!
 //! `cargo bench --bench tokens [-- --quick]`
 
-#[path = "../tests/support/signer.rs"]
-mod signer;
 mod support;
 
 use std::fs;
@@ -17,9 +15,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, ensure};
 use cedar_pdp::pip::{self, KeyMiss, NumericDate, TokenSettings, Tokens};
 use cedar_pdp::watch::{Mode, WatchSettings};
+use cedar_pdp_test_support::signer::{Signer, jwks};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
-use signer::{Signer, jwks};
 
 use support::Sizes;
 use support::figures::{Spread, print_table};

@@ -12,13 +12,6 @@
     reason = "a test that cannot go on has failed, and should say where; a soak prints its figures"
 )]
 
-#[path = "doors/pki.rs"]
-#[allow(dead_code, reason = "each test uses a part of it")]
-mod pki;
-#[path = "support/signer.rs"]
-mod signer;
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,13 +20,13 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cedar_pdp::api::grpc::pb;
+use cedar_pdp_test_support::pki::{self, Authority, Pair, shown};
+use cedar_pdp_test_support::signer::{Signer, jwks};
+use cedar_pdp_test_support::{self as support, Server, request};
 use jsonwebtoken::Algorithm;
 use pb::authorization_service_client::AuthorizationServiceClient;
 use pb::authorize_request::Identity;
-use pki::{Authority, Pair, shown};
 use serde_json::json;
-use signer::{Signer, jwks};
-use support::{Server, request};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig};
@@ -364,7 +357,7 @@ fn size_of_directory(directory: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_half_of_what_it_can_take_nothing_fails_and_nothing_grows() {
+async fn half_load_fails_no_call_nor_grows() {
     let (span, is_quiet) = match std::env::var("CEDAR_PDP_SOAK_MINUTES") {
         Ok(text) => (
             Duration::from_secs(60 * text.parse::<u64>().expect("a number of minutes")),

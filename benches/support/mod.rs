@@ -16,11 +16,11 @@ pub mod figures;
 pub mod load;
 pub mod pressure;
 pub mod processes;
-/// Servers as the tests start and ask them.
-#[path = "../../tests/support/mod.rs"]
-pub mod running;
 pub mod targets;
 pub mod world;
+
+/// Servers as the tests start and ask them.
+pub use cedar_pdp_test_support as running;
 
 /// What decides in this process, and the echoes, run on the allocator of the service.
 #[global_allocator]

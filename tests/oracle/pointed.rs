@@ -1,8 +1,6 @@
 //! Cases that are easy to get wrong, a sentence each; Cedar says here too what is right.
 
-#[path = "pointed/lookups.rs"]
 mod lookups;
-#[path = "pointed/reloads.rs"]
 mod reloads;
 
 use cedar_pdp::pdp::Settings;
@@ -10,7 +8,7 @@ use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use cedar_pdp::pdp::settings::{OnPolicyError, Validation};
 
-use crate::house::House;
+use crate::checked_engine::House;
 use crate::plain::{Expected, Plain};
 
 const OFF: Settings = Settings {
@@ -167,7 +165,7 @@ fn actions_of_the_schema_may_be_stored_too() {
 }
 
 #[test]
-fn without_a_schema_action_groups_come_from_stored_entities() {
+fn stored_entities_group_actions_without_schema() {
     let policies = r#"permit(principal, action in Action::"all", resource);"#;
     let entities = r#"[
         {"uid": {"type": "Action", "id": "read"}, "attrs": {}, "parents": [{"type": "Action", "id": "view"}]},
@@ -185,7 +183,7 @@ fn without_a_schema_action_groups_come_from_stored_entities() {
 }
 
 #[test]
-fn a_template_may_stand_in_another_file_than_its_link() {
+fn links_find_templates_in_other_files() {
     check(
         OFF,
         &[
@@ -220,7 +218,7 @@ fn a_template_may_stand_in_another_file_than_its_link() {
 }
 
 #[test]
-fn ids_of_links_in_json_are_taken_as_they_are() {
+fn json_link_ids_are_kept_verbatim() {
     check(
         OFF,
         &[(
@@ -241,7 +239,7 @@ const STAFF: &str = r#"[
 ]"#;
 
 #[test]
-fn a_replaced_group_changes_the_access_of_its_descendants() {
+fn replaced_group_changes_access_of_descendants() {
     check(
         STRICT,
         &[
@@ -279,7 +277,7 @@ fn a_replaced_group_changes_the_access_of_its_descendants() {
 }
 
 #[test]
-fn a_replaced_group_is_seen_from_whatever_attribute_leads_to_it() {
+fn replaced_group_is_seen_through_attributes() {
     let owner = r#"[
         {"uid": {"type": "Doc", "id": "1"}, "attrs": {"owner": {"__entity": {"type": "User", "id": "ann"}}}, "parents": []},
         {"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": [{"type": "Group", "id": "team"}],
@@ -325,7 +323,8 @@ permit(principal, action, resource) when { User::"cyn" in Group::"staff" };"#,
 }
 
 #[test]
-fn request_entities_may_not_close_a_cycle_nor_come_twice_nor_be_actions() {
+fn request_entities_are_checked() {
+    // Cycles, duplicates and action entities are rejected.
     check(
         OFF,
         &[
@@ -376,7 +375,7 @@ fn one_attribute_of_two_entities_is_two_values() {
 }
 
 #[test]
-fn is_and_in_of_a_scope_must_both_hold() {
+fn scope_is_and_in_must_both_hold() {
     check(
         OFF,
         &[
@@ -414,7 +413,7 @@ permit(principal is User, action == Action::"read", resource is Folder);"#,
 }
 
 #[test]
-fn the_order_in_a_set_means_nothing_and_the_nesting_does() {
+fn set_order_is_irrelevant_but_nesting_counts() {
     let set = |members: &[&str]| {
         Value::Set(
             members
@@ -464,7 +463,7 @@ permit(principal, action, resource) when { context.labels == [["a"], {}] };"#,
 }
 
 #[test]
-fn a_value_under_another_name_is_another_request() {
+fn value_under_another_name_changes_the_request() {
     let named = |name: &str| with_context([(name, Value::Bool(true))]);
     let policies = r#"permit(principal, action, resource) when { context has mfa };"#;
     check(
@@ -517,7 +516,7 @@ forbid(principal, action, resource) when { context.price + 1 == 2 };"#,
 }
 
 #[test]
-fn a_failing_forbid_denies_only_where_the_operator_says_so() {
+fn failing_forbid_denies_only_when_configured() {
     let files = [(
         "p.cedar",
         r#"@id("open") permit(principal, action, resource);
@@ -559,7 +558,8 @@ fn a_failing_forbid_denies_only_where_the_operator_says_so() {
 }
 
 #[test]
-fn with_validation_off_requests_go_unchecked_and_entities_must_fit() {
+fn entities_are_checked_with_validation_off() {
+    // Requests are not.
     let files = [
         (
             "p.cedar",
@@ -624,7 +624,8 @@ fn with_validation_off_requests_go_unchecked_and_entities_must_fit() {
 }
 
 #[test]
-fn what_is_read_of_the_context_depends_on_the_action_and_its_groups() {
+fn context_reads_depend_on_the_action() {
+    // And on its groups.
     let schema = r#"
 entity User, Doc;
 action "all";
@@ -660,7 +661,7 @@ permit(principal == User::"bob", action, resource) when { action == Action::"sen
 }
 
 #[test]
-fn an_action_may_be_of_any_type_and_be_sent() {
+fn actions_of_any_type_are_accepted() {
     let asked = |parents: &[Uid], urgent: bool| Query {
         action: user("act"),
         context: fields([("urgent", Value::Bool(urgent))]),

@@ -1,8 +1,5 @@
 //! The rules that a token must meet, one by one, at a fixed time.
 
-#[path = "../../../tests/support/signer.rs"]
-mod signer;
-
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -11,11 +8,11 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
-use self::signer::{Signer, encoded, jwks};
 use super::*;
 use crate::pdp::query::Value as CedarValue;
 use crate::pip::issuers::Issuers;
 use crate::pip::keys::KeySet;
+use cedar_pdp_test_support::signer::{Signer, encoded, jwks};
 
 /// The time of verification, in seconds.
 const NOW: i64 = 1_800_000_000;

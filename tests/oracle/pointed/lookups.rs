@@ -30,7 +30,7 @@ fn check_condition(condition: &str, outcome: Outcome<'_>) {
 }
 
 #[test]
-fn what_a_condition_reads_is_there_however_it_gets_to_it() {
+fn slices_hold_every_entity_a_condition_reads() {
     for condition in [
         r#"resource.owner in Group::"staff""#,
         r#"resource.owner in [Group::"x", Group::"staff"]"#,
@@ -62,7 +62,7 @@ fn what_a_condition_reads_is_there_however_it_gets_to_it() {
 
 /// Each entity is visited once at a place of a path, and again at another place.
 #[test]
-fn where_ways_meet_what_is_asked_at_each_place_is_there() {
+fn slices_merge_several_access_paths() {
     let to = |names: &[&str]| {
         let tags = names.iter().map(|name| {
             let uid = format!(r#""{name}": {{"__entity": {{"type": "User", "id": "{name}"}}}}"#);
@@ -114,7 +114,7 @@ fn where_ways_meet_what_is_asked_at_each_place_is_there() {
 }
 
 #[test]
-fn what_is_not_there_is_missing_in_cedars_words() {
+fn missing_entities_have_the_errors_of_cedar() {
     for condition in [
         "principal.level == 3",
         "resource.owner.level == 3",
@@ -135,7 +135,7 @@ fn what_is_not_there_is_missing_in_cedars_words() {
 }
 
 #[test]
-fn each_entity_has_its_own_attributes_though_they_are_called_alike() {
+fn equally_named_attributes_stay_apart() {
     const LEVELS: &str = r#"[
         {"uid": {"type": "User", "id": "ann"}, "attrs": {"level": 1, "name": "ann"}, "parents": []},
         {"uid": {"type": "Doc", "id": "1"},
@@ -190,7 +190,7 @@ fn patterns_match_as_cedar_matches_them() {
 }
 
 #[test]
-fn a_leading_operand_counts_only_where_nothing_before_it_can_fail() {
+fn leading_operands_count_only_without_prior_errors() {
     for (condition, outcome) in [
         (
             r#"principal == User::"ann" && resource is Doc"#,
@@ -235,7 +235,7 @@ fn a_leading_operand_counts_only_where_nothing_before_it_can_fail() {
 }
 
 #[test]
-fn what_is_sent_stands_for_what_is_stored_in_every_attribute() {
+fn sent_entities_replace_every_stored_attribute() {
     let stored = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {"level": 3, "team": {"lead": "x"}}, "parents": []}]"#;
     let sent = |attributes: Record| {
         sending([RequestEntity {
@@ -273,7 +273,7 @@ permit(principal, action, resource) when { principal.level == 4 || principal.tea
 }
 
 #[test]
-fn values_are_compared_as_cedar_compares_them_plain_or_not() {
+fn value_comparison_equals_that_of_cedar() {
     let stored = r#"[{"uid": {"type": "Doc", "id": "1"}, "parents": [], "attrs": {
         "labels": ["a", "b"], "nested": [["b", "a"], {"x": 1}], "record": {"x": 1}, "empty": [],
         "prices": [{"__extn": {"fn": "decimal", "arg": "1.0"}}, "1.0"],

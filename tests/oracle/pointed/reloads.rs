@@ -1,7 +1,7 @@
 //! What is taken over from the snapshot before, and what must not be.
 
 use super::{OFF, ann_reads, group};
-use crate::house::House;
+use crate::checked_engine::House;
 use crate::plain::Plain;
 use crate::world::Files;
 
@@ -41,7 +41,8 @@ fn users(range: std::ops::Range<usize>) -> String {
 }
 
 #[test]
-fn what_thousands_of_entities_leave_behind_is_cleared_and_nothing_else_is() {
+fn unused_interned_uids_are_cleared() {
+    // After thousands of entities are gone, only what is unused is cleared.
     let policy = r#"permit(principal in Group::"3", action, resource);
 permit(principal, action, resource) when { principal is User && resource in Group::"staff" };"#;
     let few = r#"[{"uid": {"type": "Doc", "id": "1"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]},
@@ -86,7 +87,7 @@ permit(principal, action, resource) when { principal is User && resource in Grou
 }
 
 #[test]
-fn an_entity_that_moves_to_another_file_is_where_it_was() {
+fn entity_moved_between_files_is_found() {
     let policy = (
         "p.cedar",
         r#"permit(principal in Group::"g", action, resource);"#.to_owned(),

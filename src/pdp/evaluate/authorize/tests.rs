@@ -1,5 +1,5 @@
 //! What a decision is, read as a specification. That it is Cedar's on everything else is proved
-//! by the property test in `tests/oracle.rs`.
+//! by the property test in `tests/oracle/`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,482 @@
+//! Requests within every limit that must not cost what their sender would like them to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use cedar_pdp::api::grpc::pb;
+use prost::Message as _;
+use prost::bytes::Bytes;
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use super::requests::{BARE, good, principal};
+use super::target::House;
+use crate::support::Server;
+use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
+use crate::support::protobuf;
+
+/// The size of a message here: as large as is taken.
+const WHOLE: usize = (4 << 20) - 16;
+
+/// The most memory that the process ever held, in KiB.
+fn most_kib(server: &Server) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn uid(type_name: &str, id: &str) -> Vec<u8> {
+    [
+        protobuf::field(1, type_name.as_bytes()),
+        protobuf::field(2, id.as_bytes()),
+    ]
+    .concat()
+}
+
+fn with(field: u64, content: &[u8]) -> Vec<u8> {
+    [good().encode_to_vec(), protobuf::field(field, content)].concat()
+}
+
+fn in_context(value: &[u8]) -> Vec<u8> {
+    with(
+        5,
+        &[protobuf::field(1, b"v"), protobuf::field(2, value)].concat(),
+    )
+}
+
+/// A set in the context of as many members as the message holds; `member` makes the nth.
+fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
+    let mut members = Vec::new();
+    for n in 0.. {
+        let next = protobuf::field(1, &member(n));
+        if members.len() + next.len() > WHOLE - 1_000 {
+            break;
+        }
+        members.extend(next);
+    }
+    in_context(&protobuf::field(5, &members))
+}
+
+/// Entities each of whose parents are the `width` that follow it.
+fn lattice(entities: usize, width: usize) -> Vec<u8> {
+    let id = |n: usize| format!("{n:03}");
+    let mut message = good().encode_to_vec();
+    for n in 0..entities {
+        let mut entity = protobuf::field(1, &uid("T", &id(n)));
+        for parent in (n + 1)..(n + 1 + width).min(entities) {
+            entity.extend(protobuf::field(3, &uid("T", &id(parent))));
+        }
+        message.extend(protobuf::field(6, &entity));
+    }
+    message
+}
+
+/// A short name for each number.
+fn name(mut n: usize) -> String {
+    let mut name = String::from("T");
+    while n > 0 {
+        name.push(char::from(b'a' + (n % 26) as u8));
+        n /= 26;
+    }
+    name
+}
+
+/// Every case: what it is, how it is sent, and the message.
+fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let type_of = |n: usize| protobuf::field(4, &uid(&name(n), ""));
+    let long_type =
+        |n: usize| protobuf::field(4, &uid(&format!("{}{}", "a::".repeat(1_360), name(n)), ""));
+    let mut keys = good().encode_to_vec();
+    for n in 0..75_000 {
+        keys.extend(protobuf::field(
+            5,
+            &[
+                protobuf::field(1, name(n).as_bytes()),
+                protobuf::field(2, &[0x08, 1]),
+            ]
+            .concat(),
+        ));
+    }
+    let mut items = Vec::new();
+    for n in 0..1_000 {
+        let mut item = good().encode_to_vec();
+        item.extend(protobuf::field(
+            5,
+            &[protobuf::field(1, b"v"), protobuf::field(2, &type_of(n))].concat(),
+        ));
+        let members: Vec<u8> = (0..60)
+            .flat_map(|m| protobuf::field(1, &type_of(1_000 * n + m)))
+            .collect();
+        item.extend(protobuf::field(
+            5,
+            &[
+                protobuf::field(1, b"w"),
+                protobuf::field(2, &protobuf::field(5, &members)),
+            ]
+            .concat(),
+        ));
+        items.extend(protobuf::field(1, &item));
+    }
+    // Each item another one, or the cache would answer.
+    let numbered = |n: u64| {
+        let number = [vec![0x10], protobuf::varint(n)].concat();
+        protobuf::field(
+            5,
+            &[protobuf::field(1, b"n"), protobuf::field(2, &number)].concat(),
+        )
+    };
+    let chain = lattice(600, 1);
+    let chains = (0..75)
+        .flat_map(|n| protobuf::field(1, &[chain.clone(), numbered(n)].concat()))
+        .collect();
+    vec![
+        (
+            "1,000 entities with 100 parents each",
+            AUTHORIZE,
+            lattice(1_000, 100),
+        ),
+        ("1,000 entities in a chain", AUTHORIZE, lattice(1_000, 1)),
+        ("a batch of chains of 600 entities", BATCH, chains),
+        (
+            "a set of entities, each of another type",
+            AUTHORIZE,
+            huge_set(type_of),
+        ),
+        (
+            "a set of entities with long types",
+            AUTHORIZE,
+            huge_set(long_type),
+        ),
+        (
+            "a batch of items with entities of other types",
+            BATCH,
+            items,
+        ),
+        (
+            "a set of longs",
+            AUTHORIZE,
+            huge_set(|n| [vec![0x10], protobuf::varint(n as u64)].concat()),
+        ),
+        (
+            "a set of sets",
+            AUTHORIZE,
+            huge_set(|n| {
+                protobuf::field(
+                    5,
+                    &protobuf::field(1, &[vec![0x10], protobuf::varint(n as u64)].concat()),
+                )
+            }),
+        ),
+        (
+            "a set of equal strings",
+            AUTHORIZE,
+            huge_set(|_| protobuf::field(3, &[b'x'; 1_000])),
+        ),
+        (
+            "a set of similar records",
+            AUTHORIZE,
+            huge_set(|n| {
+                let field = |name: &str, n: usize| {
+                    protobuf::field(
+                        1,
+                        &[
+                            protobuf::field(1, name.as_bytes()),
+                            protobuf::field(2, &[vec![0x10], protobuf::varint(n as u64)].concat()),
+                        ]
+                        .concat(),
+                    )
+                };
+                protobuf::field(6, &[field("a", 1), field("b", 2), field("z", n)].concat())
+            }),
+        ),
+        (
+            "a set of decimals",
+            AUTHORIZE,
+            huge_set(|n| protobuf::field(7, format!("{n}.0").as_bytes())),
+        ),
+        (
+            "a set of datetimes",
+            AUTHORIZE,
+            huge_set(|n| {
+                protobuf::field(
+                    9,
+                    format!("2024-01-01T00:00:00.{:03}Z", n % 1_000).as_bytes(),
+                )
+            }),
+        ),
+        (
+            "a set of values without a kind",
+            AUTHORIZE,
+            in_context(&protobuf::field(5, &[0x0a, 0].repeat(WHOLE / 2 - 1_000))),
+        ),
+        (
+            "entities that say nothing",
+            AUTHORIZE,
+            [good().encode_to_vec(), [0x32, 0].repeat(WHOLE / 2 - 1_000)].concat(),
+        ),
+        (
+            "requests that say nothing",
+            BATCH,
+            [0x0a, 0].repeat(WHOLE / 2),
+        ),
+        ("context of many keys", AUTHORIZE, keys),
+        (
+            "parents that say nothing",
+            AUTHORIZE,
+            with(
+                6,
+                &[
+                    protobuf::field(1, &uid("T", "")),
+                    [0x1a, 0].repeat(WHOLE / 2 - 1_000),
+                ]
+                .concat(),
+            ),
+        ),
+    ]
+}
+
+/// A message of this size, whatever it says, takes no more than this, even in a debug build on a
+/// busy machine: processor time, not time on the wall.
+const MOST_CPU: Duration = Duration::from_secs(2);
+
+/// A message beyond the limits on values, entities or items is refused before it has cost this much:
+/// what has come of it, twice while it is put together, and little more.
+const MOST_MIB_REFUSED: u64 = 32;
+
+/// No message costs more memory than this, whatever it says.
+const MOST_MIB: u64 = 160;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_cost_bounded_time_and_memory() {
+    // Messages beyond the limits cost next to nothing.
+    let mut over = Vec::new();
+    for (case, path, message) in cases() {
+        assert!(message.len() <= WHOLE, "{case}: {}", message.len());
+        let mut house = House::open(BARE, &[]).await;
+        house.goes_on("nothing").await;
+        let (memory, cpu) = (most_kib(&house.server), cpu(&house.server));
+        let other = house.another().await;
+        let watched =
+            tokio::spawn(async move { slowest(&other, Duration::from_millis(100)).await });
+        let outcome = house.caller.call(path, &message).await;
+        let took = self::cpu(&house.server).saturating_sub(cpu);
+        let grown = most_kib(&house.server).saturating_sub(memory) >> 10;
+        let slowest = watched.await.unwrap();
+        let code = outcome.code();
+        println!(
+            "{case}: {} KiB, {took:?} of processor, {grown} MiB, another caller's slowest call {slowest:?}, {code:?}",
+            message.len() >> 10,
+        );
+        let most = match code == Code::ResourceExhausted {
+            true => MOST_MIB_REFUSED,
+            false => MOST_MIB,
+        };
+        if took > MOST_CPU || grown > most {
+            over.push(format!("{case}: {took:?}, {grown} MiB, {code:?}"));
+        }
+        house.goes_on(case).await;
+        house.close().await;
+    }
+    assert!(over.is_empty(), "{over:#?}");
+}
+
+/// The processor time that the process has taken; counted in hundredths of a second.
+fn cpu(server: &Server) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+    let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(10 * ticks)
+}
+
+/// The slowest of the good calls made one after another for so long, and at least one.
+async fn slowest(caller: &Caller, long: Duration) -> Duration {
+    let begun = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while begun.elapsed() < long {
+        let asked = Instant::now();
+        super::target::allowed(caller, "a good call beside").await;
+        slowest = slowest.max(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    slowest
+}
+
+/// A call that takes a while to answer.
+struct Slow {
+    case: &'static str,
+    path: &'static str,
+    body: Vec<u8>,
+    /// How many are made at once.
+    at_once: usize,
+}
+
+/// The fewest calls of another caller that are answered before the last of the slow ones: there is
+/// time for hundreds, and for fewer than ten where nobody makes room.
+const LEAST: usize = 24;
+
+fn slow_calls() -> [Slow; 4] {
+    // As large as it takes to be decided apart, and no larger: all must have come in full before the
+    // first is decided, or others are answered while the rest comes.
+    let large = lattice(1_000, 10);
+    assert!(
+        (64 << 10..1 << 20).contains(&large.len()),
+        "{}",
+        large.len()
+    );
+    let item = protobuf::framed(&protobuf::field(2, &large));
+    [
+        Slow {
+            case: "large requests",
+            path: AUTHORIZE,
+            body: protobuf::framed(&large),
+            at_once: 16,
+        },
+        Slow {
+            case: "batches of large requests",
+            path: BATCH,
+            body: protobuf::framed(&protobuf::field(1, &large).repeat(4)),
+            at_once: 4,
+        },
+        Slow {
+            case: "streams of large requests",
+            path: STREAM,
+            body: item.repeat(4),
+            at_once: 4,
+        },
+        // None of these requests is large: they are decided in turns, and others between two. Of
+        // several batches each would have a turn before the others have theirs.
+        Slow {
+            case: "a batch of requests that many policies match",
+            path: BATCH,
+            body: protobuf::framed(&protobuf::field(1, &busy().encode_to_vec()).repeat(1_000)),
+            at_once: 1,
+        },
+    ]
+}
+
+/// A request that many policies match.
+fn busy() -> pb::AuthorizeRequest {
+    principal(crate::support::uid("User", "busy"))
+}
+
+/// A server that has one thread, as a second one could answer others by chance; which remembers
+/// nothing, and refuses nothing because it has waited.
+async fn of_one_thread() -> House {
+    let of_busy = "permit(principal == User::\"busy\", action, resource) when { context has n };\n";
+    let of_busy = of_busy.repeat(4_000);
+    let files = [BARE, &[("busy.cedar", &of_busy)]].concat();
+    let environment = [("TOKIO_WORKER_THREADS", "1")];
+    let arguments = [
+        ["--cache-bytes", "0"],
+        ["--overload-delay", "0s"],
+        ["--max-call-time", "0s"],
+    ];
+    House::open_in(&environment, &files, &arguments.concat()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_callers_go_before_large_ones() {
+    for Slow {
+        case,
+        path,
+        body,
+        at_once,
+    } in slow_calls()
+    {
+        let house = of_one_thread().await;
+        let beside = house.another().await;
+        super::target::allowed(&beside, "nothing").await;
+
+        let answered = Arc::new(AtomicUsize::new(0));
+        let mut slow = JoinSet::new();
+        for _ in 0..at_once {
+            let head = post(path).body(()).unwrap();
+            let mut call = house.caller.open(head).await.unwrap();
+            call.body.send_data(body.clone().into(), true).unwrap();
+            let answered = Arc::clone(&answered);
+            slow.spawn(async move {
+                let outcome = call.outcome().await;
+                answered.fetch_add(1, Ordering::Relaxed);
+                outcome
+            });
+        }
+        let mut before = 0;
+        loop {
+            super::target::allowed(&beside, "a good call beside").await;
+            if answered.load(Ordering::Relaxed) == at_once {
+                break;
+            }
+            before += 1;
+        }
+        for outcome in slow.join_all().await {
+            assert_eq!(outcome.code(), Code::Ok, "{case}: {outcome:?}");
+        }
+        println!("{case}, {at_once} at once: {before} calls beside answered before the last");
+        assert!(before >= LEAST, "{case}: {before} of {LEAST}");
+        house.close().await;
+    }
+}
+
+/// Calls that never end: the message is whole, or nearly, and the body goes on.
+async fn held(caller: &Caller, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
+    let body = Bytes::copy_from_slice(body);
+    let mut held = Vec::new();
+    for _ in 0..calls {
+        let mut call = caller.open(post(path).body(()).unwrap()).await.unwrap();
+        call.body.send_data(body.clone(), false).unwrap();
+        held.push(call);
+    }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_calls_hold_little_memory() {
+    let quarter = WHOLE;
+    let mut over = Vec::new();
+    for (case, path, body) in [
+        (
+            "whole messages of requests that say nothing",
+            BATCH,
+            protobuf::framed(&[0x0a, 0].repeat(quarter / 2)),
+        ),
+        (
+            "whole messages of entities that say nothing",
+            AUTHORIZE,
+            protobuf::framed(&[0x32, 0].repeat(quarter / 2)),
+        ),
+        (
+            "cut messages",
+            AUTHORIZE,
+            protobuf::framed_as(0, quarter as u32, &vec![0; quarter - 1]),
+        ),
+        ("heads alone", STREAM, protobuf::framed_as(0, 4 << 20, &[])),
+    ] {
+        let mut house = House::open(BARE, &[]).await;
+        house.goes_on("nothing").await;
+        let before = house.server.resident_kib();
+        let caller = house.another().await;
+        let calls = held(&caller, path, &body, 4).await;
+        let mut grown = 0;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            grown = grown.max(house.server.resident_kib().saturating_sub(before) >> 10);
+        }
+        let sent = (4 * body.len()) >> 20;
+        println!("4 calls, {case}: {sent} MiB sent, {grown} MiB held");
+        if grown > 4 * sent as u64 + 16 {
+            over.push(format!("{case}: {sent} MiB sent, {grown} MiB held"));
+        }
+        house.goes_on_elsewhere(case).await;
+        drop((calls, caller));
+        house.close().await;
+    }
+    assert!(over.is_empty(), "{over:#?}");
+}

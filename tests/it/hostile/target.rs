@@ -1,0 +1,204 @@
+//! A server to mistreat, and the check that it took no harm.
+
+use cedar_pdp::api::grpc::pb;
+use prost::Message as _;
+use tempfile::TempDir;
+use tonic::{Code, Status};
+
+use super::requests::good;
+use crate::support::http2::{AUTHORIZE, BATCH, Caller, Outcome, STREAM, fields_of};
+use crate::support::protobuf::framed;
+use crate::support::{Server, policy_directory};
+
+pub(crate) struct House {
+    pub(crate) server: Server,
+    /// The connection that cases are sent on.
+    pub(crate) caller: Caller,
+    _policies: TempDir,
+}
+
+impl House {
+    pub(crate) async fn open(files: &[(&str, &str)], arguments: &[&str]) -> Self {
+        Self::open_in(&[], files, arguments).await
+    }
+
+    /// One whose process has these variables in its environment.
+    pub(crate) async fn open_in(
+        environment: &[(&str, &str)],
+        files: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
+        let policies = policy_directory(files);
+        let mut command = crate::support::serving(policies.path(), arguments);
+        command.envs(environment.iter().copied());
+        let server = Server::spawn(command, 1);
+        let caller = Caller::connect(server.address()).await;
+        Self {
+            server,
+            caller,
+            _policies: policies,
+        }
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn another(&self) -> Caller {
+        Caller::connect(self.server.address()).await
+    }
+
+    /// The process lives, and the next good call on the same connection is answered.
+    pub(crate) async fn goes_on(&mut self, after: &str) {
+        assert!(
+            self.server.is_alive(),
+            "{after} ended the process:\n{}",
+            self.server.log()
+        );
+        allowed(&self.caller, after).await;
+    }
+
+    /// The process lives, and the next good call on a new connection is answered.
+    pub(crate) async fn goes_on_elsewhere(&mut self, after: &str) {
+        assert!(
+            self.server.is_alive(),
+            "{after} ended the process:\n{}",
+            self.server.log()
+        );
+        allowed(&self.another().await, after).await;
+    }
+
+    /// `request` is refused with this code and field, and so is the same request as an item of a
+    /// batch and of a stream, where the items around it are answered.
+    pub(crate) async fn refuses(
+        &mut self,
+        case: &str,
+        code: Code,
+        field: &str,
+        request: &pb::AuthorizeRequest,
+    ) {
+        let fields = |status: &Status| (status.code(), fields_of(status));
+        let named: Vec<String> = if field.is_empty() {
+            vec![]
+        } else {
+            vec![field.to_owned()]
+        };
+        let expected = (code, named);
+
+        let unary = self.caller.call(AUTHORIZE, &request.encode_to_vec()).await;
+        unary.code();
+        assert_eq!(
+            fields(unary.status.as_ref().unwrap()),
+            expected,
+            "{case}: {unary:?}"
+        );
+        assert!(unary.messages.is_empty(), "{case}: {unary:?}");
+
+        let batch = pb::BatchAuthorizeRequest {
+            requests: vec![good(), request.clone(), good()],
+        };
+        let batch: pb::BatchAuthorizeResponse = self
+            .caller
+            .call(BATCH, &batch.encode_to_vec())
+            .await
+            .message();
+        let results: Vec<_> = batch
+            .results
+            .into_iter()
+            .map(|result| result.result.unwrap())
+            .collect();
+        use pb::batch_authorize_result::Result::{Error, Response};
+        match results.as_slice() {
+            [Response(_), Error(error), Response(_)] => {
+                assert_eq!(
+                    fields(&of_item(error)),
+                    expected,
+                    "{case}, in a batch: {error:?}"
+                );
+            }
+            other => panic!("{case}, in a batch: {other:?}"),
+        }
+
+        let mut items = Vec::new();
+        for (correlation_id, request) in [(1, good()), (2, request.clone()), (3, good())] {
+            let item = pb::StreamAuthorizeRequest {
+                correlation_id,
+                request: Some(request),
+            };
+            items.extend(framed(&item.encode_to_vec()));
+        }
+        let stream = self
+            .caller
+            .send(crate::support::http2::post(STREAM).body(()).unwrap(), items)
+            .await;
+        assert_eq!(stream.code(), Code::Ok, "{case}, in a stream: {stream:?}");
+        let mut answers = stream.messages::<pb::StreamAuthorizeResponse>();
+        answers.sort_by_key(|answer| answer.correlation_id);
+        assert_eq!(answers.len(), 3, "{case}, in a stream");
+        match answers[1].result.as_ref().unwrap() {
+            pb::stream_authorize_response::Result::Error(error) => {
+                assert_eq!(
+                    fields(&of_item(error)),
+                    expected,
+                    "{case}, in a stream: {error:?}"
+                );
+            }
+            other @ pb::stream_authorize_response::Result::Response(_) => {
+                panic!("{case}, in a stream: {other:?}")
+            }
+        }
+        self.goes_on(case).await;
+    }
+
+    /// `request` is answered, one way or the other.
+    pub(crate) async fn answers(
+        &mut self,
+        case: &str,
+        request: &pb::AuthorizeRequest,
+    ) -> pb::AuthorizeResponse {
+        let outcome = self.caller.call(AUTHORIZE, &request.encode_to_vec()).await;
+        assert_eq!(outcome.code(), Code::Ok, "{case}: {:?}", outcome.status);
+        let answer: pb::AuthorizeResponse = outcome.message();
+        assert_ne!(answer.decision(), pb::Decision::Unspecified, "{case}");
+        self.goes_on(case).await;
+        answer
+    }
+
+    /// These bytes, sent as one message of each method, end the call with this code and no field.
+    pub(crate) async fn refuses_bytes(&mut self, case: &str, code: Code, request: &[u8]) {
+        let item = crate::support::protobuf::field(2, request);
+        let batch = crate::support::protobuf::field(1, request);
+        for (path, message) in [(AUTHORIZE, request), (BATCH, &batch), (STREAM, &item)] {
+            let outcome = self.caller.call(path, message).await;
+            assert_eq!(outcome.code(), code, "{case}, {path}: {outcome:?}");
+            assert_eq!(
+                fields_of(outcome.status.as_ref().unwrap()),
+                Vec::<String>::new(),
+                "{case}, {path}"
+            );
+            assert!(outcome.messages.is_empty(), "{case}, {path}");
+            self.goes_on(case).await;
+        }
+    }
+
+    /// Ends it; nothing may have panicked.
+    pub(crate) async fn close(mut self) {
+        self.goes_on_elsewhere("everything").await;
+        let log = self.server.log();
+        assert!(!log.contains("panicked"), "something panicked:\n{log}");
+    }
+}
+
+/// The good call is answered with ALLOW.
+pub(crate) async fn allowed(caller: &Caller, after: &str) {
+    let outcome: Outcome = caller.call(AUTHORIZE, &good().encode_to_vec()).await;
+    assert_eq!(outcome.code(), Code::Ok, "after {after}: {outcome:?}");
+    let answer: pb::AuthorizeResponse = outcome.message();
+    assert_eq!(answer.decision(), pb::Decision::Allow, "after {after}");
+}
+
+/// An item's error as the status that a call would have failed with.
+fn of_item(error: &tonic_types::Status) -> Status {
+    Status::with_details(
+        Code::from_i32(error.code),
+        error.message.clone(),
+        error.encode_to_vec().into(),
+    )
+}

@@ -1,0 +1,26 @@
+//! The running service, its command line and its loader, tested from outside.
+//!
+//! One binary, so that all is linked once. `CEDAR_PDP_TEST_BINARY` names another server to test.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, and should say where"
+)]
+
+use cedar_pdp_test_support as support;
+
+mod admin;
+mod cli;
+mod decision_log;
+mod faults;
+mod hostile;
+mod readme;
+mod reload;
+mod service;
+mod tokens;
+mod traces;
+mod transport;

@@ -1,0 +1,282 @@
+//! The worked example, asked in every way, against its table of decisions.
+
+use std::collections::BTreeMap;
+
+use cedar_pdp::api::grpc::pb;
+use pb::batch_authorize_result::Result as BatchResult;
+use pb::stream_authorize_response::Result as StreamResult;
+use pb::value::Kind;
+
+use super::{authorize, context, field, next};
+use crate::support::{Said, Server, parse_uid, request, shipped_policies, uid};
+
+/// principal, action, resource, context, whether it is allowed, determining policies
+pub(super) type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    BTreeMap<String, pb::Value>,
+    bool,
+    &'static [&'static str],
+);
+
+pub(super) fn user(id: &str) -> String {
+    format!("Platform::User::{id:?}")
+}
+
+pub(super) fn example(principal: &str, action: &str, resource: &str) -> pb::AuthorizeRequest {
+    let principal = if principal.contains("::") {
+        principal.to_owned()
+    } else {
+        user(principal)
+    };
+    let kind = match resource.split('-').next() {
+        Some("INV") => "Invoice",
+        Some("CL") => "CreditLine",
+        Some("DOC") => "Document",
+        _ => "PriceList",
+    };
+    request(
+        &principal,
+        &format!("Invoicing::Action::{action:?}"),
+        &format!("Invoicing::{kind}::{resource:?}"),
+    )
+}
+
+pub(super) fn morning() -> Kind {
+    Kind::Datetime("2026-03-02T09:30:00Z".to_owned())
+}
+
+pub(super) fn office() -> BTreeMap<String, pb::Value> {
+    context(&[
+        ("ip", Kind::Ip("203.0.113.42".to_owned())),
+        ("now", morning()),
+    ])
+}
+
+/// The table of `policies/README.md`.
+pub(super) fn table() -> Vec<Row> {
+    let none = BTreeMap::new;
+    let jonas = r#"Support::Agent::"jonas.weber""#;
+    let draw = context(&[
+        ("amount", Kind::Decimal("25000.00".to_owned())),
+        ("now", morning()),
+    ]);
+    let mfa = context(&[("mfa", Kind::Bool(true))]);
+    vec![
+        (
+            "felix.brandt",
+            "readInvoice",
+            "INV-2041",
+            none(),
+            true,
+            &["invoices.parties-read"],
+        ),
+        (
+            "felix.brandt",
+            "readInvoice",
+            "INV-2044",
+            none(),
+            false,
+            &[],
+        ),
+        (
+            "owen.price",
+            "readInvoice",
+            "INV-2041",
+            none(),
+            true,
+            &["invoices.group-reads"],
+        ),
+        (
+            "ines.varga",
+            "approveInvoice",
+            "INV-2041",
+            none(),
+            true,
+            &["invoices.management-approves"],
+        ),
+        (
+            "ines.varga",
+            "approveInvoice",
+            "INV-2042",
+            none(),
+            false,
+            &[],
+        ),
+        (
+            "tobias.lindqvist",
+            "approveInvoice",
+            "INV-2042",
+            none(),
+            true,
+            &["invoices.management-approves"],
+        ),
+        (
+            "marta.okafor",
+            "approveInvoice",
+            "INV-2043",
+            none(),
+            false,
+            &["safety.large-sums-need-mfa"],
+        ),
+        (
+            "marta.okafor",
+            "approveInvoice",
+            "INV-2043",
+            mfa,
+            true,
+            &["invoices.management-approves"],
+        ),
+        (
+            "rufus.tan",
+            "approveInvoice",
+            "INV-3007",
+            none(),
+            false,
+            &["safety.frozen-tenant"],
+        ),
+        (
+            "pia.sorensen",
+            "readInvoice",
+            "INV-2041",
+            none(),
+            false,
+            &["safety.suspended-user"],
+        ),
+        (
+            r#"Platform::Visitor::"anonymous""#,
+            "readPriceList",
+            "2026-standard",
+            none(),
+            true,
+            &["public.price-list"],
+        ),
+        (
+            "leo.marchetti",
+            "readDocument",
+            "DOC-611",
+            none(),
+            true,
+            &["share.spring-room.lanternfield-underwriters"],
+        ),
+        (
+            "tobias.lindqvist",
+            "drawCredit",
+            "CL-7",
+            draw,
+            true,
+            &["credit-lines.treasurer-draws"],
+        ),
+        (
+            jonas,
+            "readInvoice",
+            "INV-2041",
+            office(),
+            true,
+            &["support.granted-reads"],
+        ),
+        (
+            jonas,
+            "readInvoice",
+            "INV-2041",
+            none(),
+            false,
+            &["support.office-network-only"],
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn example_table_holds_for_every_call_kind() {
+    let anonymous = r#"Platform::Visitor::"anonymous""#;
+    let server = Server::start(&shipped_policies(), &["--anonymous-principal", anonymous]);
+    let mut client = server.authorization().await;
+    let requests: Vec<_> = table()
+        .into_iter()
+        .map(
+            |(principal, action, resource, context, ..)| pb::AuthorizeRequest {
+                context,
+                ..example(principal, action, resource)
+            },
+        )
+        .collect();
+    let batch = pb::BatchAuthorizeRequest {
+        requests: requests.clone(),
+    };
+    let batch = client.batch_authorize(batch).await.unwrap().into_inner();
+    let items: Vec<_> = requests
+        .iter()
+        .zip(0..)
+        .map(|(request, correlation_id)| pb::StreamAuthorizeRequest {
+            correlation_id,
+            request: Some(request.clone()),
+        })
+        .collect();
+    let mut stream = client
+        .stream_authorize(tokio_stream::iter(items))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut streamed = BTreeMap::new();
+    while let Some(answer) = next(&mut stream).await.unwrap() {
+        assert!(
+            streamed
+                .insert(answer.correlation_id, answer.result.unwrap())
+                .is_none()
+        );
+    }
+    for (index, (row, request)) in table().into_iter().zip(requests).enumerate() {
+        let (principal, _, resource, _, is_allow, determining) = row;
+        let answer = client.authorize(request).await.unwrap().into_inner();
+        assert!(answer.errors.is_empty() && answer.explanation.is_none());
+        assert_eq!(answer.decision_id, "");
+        assert_eq!(
+            batch.results[index].result,
+            Some(BatchResult::Response(answer.clone()))
+        );
+        assert_eq!(
+            streamed[&(index as u64)],
+            StreamResult::Response(answer.clone())
+        );
+        let said = Said::from(answer);
+        let asked = format!("{principal} {resource}");
+        assert_eq!(
+            (said.is_allow, &*said.determining),
+            (is_allow, &*strings(determining)),
+            "{asked}"
+        );
+        assert_eq!(said.revision, batch.revision);
+    }
+    let unidentified = pb::AuthorizeRequest {
+        identity: None,
+        ..example("nobody", "readPriceList", "2026-standard")
+    };
+    let answer = client.authorize(unidentified).await.unwrap().into_inner();
+    assert_eq!(answer.decision(), pb::Decision::Allow);
+}
+
+pub(super) fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn missing_identity_needs_an_anonymous_principal() {
+    let server = Server::start(&shipped_policies(), &[]);
+    let unidentified = pb::AuthorizeRequest {
+        identity: None,
+        ..example("nobody", "readPriceList", "2026-standard")
+    };
+    assert_eq!(
+        field(&authorize(&server, unidentified).await.unwrap_err()),
+        "principal"
+    );
+}
+
+#[test]
+fn uids_are_written_in_cedar_syntax() {
+    assert_eq!(
+        parse_uid(r#"Shop::Order::"a \"b\"""#),
+        uid("Shop::Order", r#"a "b""#)
+    );
+}

@@ -1,0 +1,111 @@
+//! Explanations of decisions: determining policies, and permits that came close.
+
+use std::fs;
+
+use cedar_pdp::api::grpc::pb;
+
+use super::example::example;
+use super::{authorize, question};
+use crate::support::{Server, policy_directory, shipped_policies};
+
+#[tokio::test]
+async fn explanation_describes_the_determining_policy() {
+    let server = Server::start(&shipped_policies(), &[]);
+    let explained = pb::AuthorizeRequest {
+        explain: true,
+        ..example("leo.marchetti", "readDocument", "DOC-611")
+    };
+    let answer = authorize(&server, explained).await.unwrap();
+    let explanation = answer.explanation.unwrap();
+    assert_eq!(
+        (explanation.unsatisfied.len(), explanation.unsatisfied_total),
+        (0, 0)
+    );
+    let [policy] = &*explanation.determining else {
+        panic!("{explanation:?}");
+    };
+    assert_eq!(
+        policy.policy_id,
+        "share.spring-room.lanternfield-underwriters"
+    );
+    assert_eq!(policy.template_id, "sharing.reader");
+    assert_eq!(policy.effect(), pb::Effect::Permit);
+    assert_eq!(policy.position.as_ref().unwrap().file, "sharing.links.json");
+    assert_eq!(
+        policy.annotations["description"],
+        "The people a document or deal room is shared with read it"
+    );
+    assert_eq!(policy.annotations["id"], "sharing.reader");
+}
+
+#[tokio::test]
+async fn explanation_shows_the_false_clause() {
+    let server = Server::start(&shipped_policies(), &[]);
+    let explained = pb::AuthorizeRequest {
+        explain: true,
+        ..example("ines.varga", "approveInvoice", "INV-2042")
+    };
+    let answer = authorize(&server, explained).await.unwrap();
+    assert_eq!(answer.decision(), pb::Decision::Deny);
+    let explanation = answer.explanation.unwrap();
+    assert!(explanation.determining.is_empty());
+    assert_eq!(explanation.unsatisfied_total, 1);
+    let [unsatisfied] = &*explanation.unsatisfied else {
+        panic!("{explanation:?}");
+    };
+    let policy = unsatisfied.policy.as_ref().unwrap();
+    assert_eq!(policy.policy_id, "invoices.management-approves");
+    assert_eq!(policy.effect(), pb::Effect::Permit);
+    assert_eq!(unsatisfied.error, "");
+    let clause = unsatisfied.clause.as_ref().unwrap();
+    assert_eq!(clause.kind(), pb::condition_clause::Kind::When);
+    assert!(clause.text.starts_with("when\n{"), "{}", clause.text);
+    assert!(clause.text.ends_with('}'), "{}", clause.text);
+    assert_eq!(
+        clause.operand,
+        "resource.amount.lessThanOrEqual(principal.approvalLimit)"
+    );
+    let position = clause.position.as_ref().unwrap();
+    assert_eq!(position.file, "invoices.cedar");
+    let text = fs::read_to_string(shipped_policies().join("invoices.cedar")).unwrap();
+    let line = text.lines().nth(position.line as usize - 1).unwrap();
+    assert!(
+        line[position.column as usize - 1..].starts_with(&clause.operand),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn explanation_counts_unsatisfied_permits() {
+    // It has twenty of them, with the errors that they raised, and the total.
+    let mut policies = String::new();
+    for number in 0..25 {
+        policies.push_str(&format!(
+            "@id(\"p{number:02}\")\npermit (principal, action, resource) unless {{ context.missing == {number} }};\n"
+        ));
+    }
+    let directory = policy_directory(&[("a.cedar", &policies)]);
+    let server = Server::start(directory.path(), &[]);
+    let explained = pb::AuthorizeRequest {
+        explain: true,
+        ..question()
+    };
+    let answer = authorize(&server, explained).await.unwrap();
+    assert_eq!(answer.errors.len(), 25);
+    let explanation = answer.explanation.unwrap();
+    assert_eq!(explanation.unsatisfied_total, 25);
+    assert_eq!(explanation.unsatisfied.len(), 20);
+    for (number, unsatisfied) in explanation.unsatisfied.iter().enumerate() {
+        assert_eq!(
+            unsatisfied.policy.as_ref().unwrap().policy_id,
+            format!("p{number:02}")
+        );
+        let clause = unsatisfied.clause.as_ref().unwrap();
+        assert_eq!(clause.kind(), pb::condition_clause::Kind::Unless);
+        assert!(
+            unsatisfied.error.contains("missing"),
+            "{}",
+            unsatisfied.error
+        );
+    }
+}

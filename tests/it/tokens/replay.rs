@@ -1,0 +1,73 @@
+//! What the decision log tells of a token's bearer is what deciding anew takes.
+
+use serde_json::{Value, json};
+
+use super::setup::{ENTITIES, House, MAPPING, POLICIES, Plan, ask, es256, request, with};
+use crate::support::replay::Replay;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_cedar_repeats_token_decisions_from_log() {
+    let key = es256("k");
+    let replay = Replay::new(POLICIES, ENTITIES);
+    for stored in ["join", "replace", "require"] {
+        let logs = tempfile::tempdir().unwrap();
+        let file = logs.path().join("decisions");
+        let log = format!("file:{}", file.display());
+        let mapping = format!("{MAPPING}\n").replacen(
+            "type = \"User\"",
+            &format!("type = \"User\"\nstored = \"{stored}\""),
+            1,
+        );
+        let arguments = [
+            "--decision-log",
+            &log,
+            "--decision-log-allow-sample",
+            "1",
+            "--decision-log-attributes",
+            "*",
+        ];
+        let plan = Plan {
+            mapping: &mapping,
+            arguments: &arguments,
+            ..Plan::default()
+        };
+        let house = House::planned(&[&key], &plan);
+        let mut client = house.client().await;
+        let mut answered = 0;
+        for changes in [
+            json!({}),
+            json!({"roles": ["chief"], "department": "finance"}),
+            json!({"sub": "stored", "roles": null}),
+            json!({"sub": "stored", "department": "finance"}),
+            json!({"sub": "suspended"}),
+        ] {
+            let token = key.token(&with(changes));
+            for action in ["read", "write", "paint"] {
+                // Who has to be stored and is not, is refused.
+                let asked = ask(&mut client, request(&token, action)).await;
+                answered += usize::from(asked.is_ok());
+            }
+        }
+        assert_eq!(answered, if stored == "require" { 9 } else { 15 });
+        drop(client);
+        house.server.signal("TERM");
+        let mut house = house;
+        house.server.wait();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let decided: Vec<_> = lines
+            .iter()
+            .filter(|line| line.get("refused").is_none())
+            .collect();
+        assert_eq!(decided.len(), answered);
+        for line in &decided {
+            assert_eq!(line["claimed"]["stored"], stored, "{line}");
+            replay.check(line);
+        }
+        let allowed = decided.iter().filter(|line| line["decision"] == "ALLOW");
+        assert!((1..answered).contains(&allowed.count()));
+    }
+}

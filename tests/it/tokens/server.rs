@@ -1,0 +1,214 @@
+//! A server of keys over HTTPS, which does whatever a test tells it to.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Bytes, Frame};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::eventually;
+
+/// How the server answers.
+#[derive(Clone, Debug)]
+pub(crate) enum Manner {
+    /// With this text and this `Cache-Control`.
+    Serve(String, &'static str),
+    /// With this status and text.
+    Fail(u16, &'static str),
+    /// With a redirect to where a good set is.
+    Redirect,
+    /// After so long.
+    Slow(Duration, String),
+    /// A byte now and then, for ever.
+    Trickle,
+    /// As much as anyone reads.
+    Endless,
+    /// Not at all: the connection is cut.
+    Cut,
+}
+
+/// The server. Ends when dropped.
+pub(crate) struct KeyServer {
+    manner: Arc<Mutex<Manner>>,
+    asked: Arc<AtomicUsize>,
+    port: u16,
+    tls: Option<Arc<ServerConfig>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for KeyServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl KeyServer {
+    /// A server that an authority vouches for, whose certificate is written to `ca_file`.
+    pub(crate) async fn start(manner: Manner, ca_file: &Path) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(ca_file, ca.as_ref().pem()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(["localhost".to_owned()])
+            .unwrap()
+            .signed_by(&key, &ca)
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        Self::listen(manner, Some(Arc::new(config)), 0).await
+    }
+
+    async fn listen(manner: Manner, tls: Option<Arc<ServerConfig>>, port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let manner = Arc::new(Mutex::new(manner));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(accept(
+            listener,
+            tls.clone(),
+            Arc::clone(&manner),
+            Arc::clone(&asked),
+        ));
+        Self {
+            manner,
+            asked,
+            port,
+            tls,
+            task,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("https://localhost:{}/jwks.json", self.port)
+    }
+
+    /// How it answers from now on.
+    pub(crate) fn set(&self, manner: Manner) {
+        *self.manner.lock().unwrap() = manner;
+    }
+
+    /// How often it was asked.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Stops listening, and gives what it takes to start again.
+    pub(crate) async fn stop(self) -> Stopped {
+        self.task.abort();
+        let stopped = Stopped {
+            port: self.port,
+            tls: self.tls.clone(),
+        };
+        // Until the listener is gone.
+        let port = self.port;
+        eventually("the port is closed", async || {
+            let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+            connected.is_err()
+        })
+        .await;
+        stopped
+    }
+}
+
+/// A server that has stopped.
+pub(crate) struct Stopped {
+    port: u16,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+impl Stopped {
+    pub(crate) async fn start(self, manner: Manner) -> KeyServer {
+        KeyServer::listen(manner, self.tls, self.port).await
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    manner: Arc<Mutex<Manner>>,
+    asked: Arc<AtomicUsize>,
+) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (manner, asked) = (Arc::clone(&manner), Arc::clone(&asked));
+        let acceptor = TlsAcceptor::from(tls.clone().unwrap());
+        tokio::spawn(async move {
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
+            let service = service_fn(move |request| {
+                asked.fetch_add(1, Ordering::SeqCst);
+                answer(request, manner.lock().unwrap().clone())
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+async fn answer(
+    _request: Request<hyper::body::Incoming>,
+    manner: Manner,
+) -> Result<Response<Body>, std::io::Error> {
+    let full = |text: String| Full::new(Bytes::from(text)).boxed();
+    let response = Response::builder();
+    let response = match manner {
+        Manner::Serve(text, caching) => response
+            .header("cache-control", caching)
+            .header("content-type", "application/json")
+            .body(full(text)),
+        Manner::Fail(status, text) => response.status(status).body(full(text.to_owned())),
+        Manner::Redirect => response
+            .status(302)
+            .header("location", "/jwks.json")
+            .body(full(String::new())),
+        Manner::Slow(pause, text) => {
+            tokio::time::sleep(pause).await;
+            response.body(full(text))
+        }
+        Manner::Trickle => response.body(drops(Duration::from_millis(200), " ")),
+        Manner::Endless => {
+            let chunk = "x".repeat(1 << 16).leak();
+            response.body(drops(Duration::ZERO, chunk))
+        }
+        Manner::Cut => return Err(std::io::Error::other("cut")),
+    };
+    Ok(response.unwrap())
+}
+
+/// The same again and again.
+fn drops(pause: Duration, text: &'static str) -> Body {
+    let endless = futures_util::stream::unfold((), move |()| async move {
+        tokio::time::sleep(pause).await;
+        let frame = Frame::data(Bytes::from_static(text.as_bytes()));
+        Some((Ok::<_, Infallible>(frame), ()))
+    });
+    let endless: Pin<Box<dyn futures_util::Stream<Item = _> + Send + Sync>> = Box::pin(endless);
+    StreamBody::new(endless).boxed()
+}

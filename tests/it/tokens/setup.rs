@@ -1,0 +1,213 @@
+//! A service with an issuer, and how a test asks it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
+use jsonwebtoken::Algorithm;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::support::Server;
+use crate::support::signer::{Signer, jwks};
+
+pub(crate) const ISSUER: &str = "https://id.example";
+
+/// Who is in the role and whose department is finance may read; who is suspended may not.
+pub(crate) const POLICIES: &str = r#"
+@id("role") permit(principal in Role::"reader", action == Action::"read", resource);
+@id("department") permit(principal, action == Action::"write", resource)
+when { principal.department == "finance" };
+@id("stored") permit(principal in Team::"red", action == Action::"paint", resource);
+@id("suspended") forbid(principal, action, resource)
+when { principal has suspended && principal.suspended };
+"#;
+
+const SCHEMA: &str = r#"
+entity Role in [Role];
+entity Team;
+entity User in [Role, Team] = { department: String, suspended?: Bool, level?: Long, scopes?: Set<String> };
+entity Doc;
+action read, write, paint appliesTo { principal: User, resource: Doc };
+"#;
+
+pub(crate) const ENTITIES: &str = r#"[
+{"uid": {"type": "User", "id": "stored"}, "attrs": {"department": "sales"}, "parents": [{"type": "Team", "id": "red"}]},
+{"uid": {"type": "User", "id": "suspended"}, "attrs": {"department": "sales", "suspended": true}, "parents": []},
+{"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
+]"#;
+
+/// What the issuers file says of the principal, where a test says nothing else.
+pub(crate) const MAPPING: &str = r#"
+[issuer.principal]
+type = "User"
+[issuer.principal.attributes]
+department = "string"
+[[issuer.principal.parents]]
+claim = "roles"
+type = "Role"
+optional = true
+"#;
+
+/// A directory with keys and lists, and the service that reads them.
+pub(crate) struct House {
+    pub(crate) server: Server,
+    pub(crate) dir: TempDir,
+    /// What the service reads while it runs.
+    kept: Vec<TempDir>,
+}
+
+/// What the files hold at the start.
+pub(crate) struct Plan<'a> {
+    /// Lines of `[[issuer]]`: the source of keys, and what more a test wants.
+    pub(crate) issuer: &'a str,
+    pub(crate) mapping: &'a str,
+    pub(crate) revocations: Option<&'a str>,
+    pub(crate) arguments: &'a [&'a str],
+}
+
+impl Default for Plan<'_> {
+    fn default() -> Self {
+        Self {
+            issuer: "keys_file = \"jwks.json\"",
+            mapping: MAPPING,
+            revocations: None,
+            arguments: &[],
+        }
+    }
+}
+
+impl House {
+    /// A service whose issuer has these keys in a file.
+    pub(crate) fn start(signers: &[&Signer]) -> Self {
+        Self::planned(signers, &Plan::default())
+    }
+
+    pub(crate) fn planned(signers: &[&Signer], plan: &Plan<'_>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("jwks.json"), jwks(signers)).unwrap();
+        let issuers = format!(
+            r#"
+[[issuer]]
+issuer = "{ISSUER}"
+audiences = ["pdp"]
+algorithms = ["ES256", "RS256", "EdDSA"]
+{}
+{}"#,
+            plan.issuer, plan.mapping
+        );
+        let file = dir.path().join("issuers.toml");
+        fs::write(&file, issuers).unwrap();
+        let mut arguments = vec!["--tokens", file.to_str().unwrap()];
+        let revocations = dir.path().join("revoked.toml");
+        if let Some(text) = plan.revocations {
+            fs::write(&revocations, text).unwrap();
+            arguments.extend(["--revocations", revocations.to_str().unwrap()]);
+        }
+        arguments.extend(plan.arguments);
+        let policies = crate::support::policy_directory(&[
+            ("policies.cedar", POLICIES),
+            ("schema.cedarschema", SCHEMA),
+            ("entities.json", ENTITIES),
+        ]);
+        let server = Server::start(policies.path(), &arguments);
+        Self {
+            server,
+            dir,
+            kept: vec![policies],
+        }
+    }
+
+    /// Keeps `dir` for as long as the service runs.
+    pub(crate) fn keeping(mut self, dir: TempDir) -> Self {
+        self.kept.push(dir);
+        self
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) async fn client(&self) -> AuthorizationServiceClient<Channel> {
+        self.server.authorization().await
+    }
+
+    /// Whether the bearer of `token` may do `action`, or why nobody knows.
+    pub(crate) async fn ask(&self, token: &str, action: &str) -> Result<bool, Status> {
+        let mut client = self.client().await;
+        ask(&mut client, request(token, action)).await
+    }
+
+    /// The reason that `token` is refused for.
+    pub(crate) async fn refused(&self, token: &str) -> String {
+        reason(&self.ask(token, "read").await.unwrap_err())
+    }
+}
+
+pub(crate) async fn ask(
+    client: &mut AuthorizationServiceClient<Channel>,
+    request: pb::AuthorizeRequest,
+) -> Result<bool, Status> {
+    let answer = client.authorize(request).await?.into_inner();
+    Ok(answer.decision() == pb::Decision::Allow)
+}
+
+/// The request of the bearer of `token`.
+pub(crate) fn request(token: &str, action: &str) -> pb::AuthorizeRequest {
+    let identity = pb::authorize_request::Identity::PrincipalToken(token.to_owned());
+    pb::AuthorizeRequest {
+        identity: Some(identity),
+        action: Some(crate::support::uid("Action", action)),
+        resource: Some(crate::support::uid("Doc", "1")),
+        ..pb::AuthorizeRequest::default()
+    }
+}
+
+/// The reason in a status that refuses a token.
+pub(crate) fn reason(status: &Status) -> String {
+    let info = status
+        .get_error_details()
+        .error_info()
+        .cloned()
+        .unwrap_or_else(|| panic!("no reason: {status:?}"));
+    assert_eq!(info.domain, "cedar-pdp");
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    info.reason
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_secs()).unwrap()
+}
+
+/// The claims of a good token.
+pub(crate) fn claims() -> Value {
+    json!({
+        "iss": ISSUER, "aud": "pdp", "sub": "alice", "jti": "one",
+        "iat": now(), "nbf": now(), "exp": now() + 600,
+        "department": "sales", "roles": ["reader"],
+    })
+}
+
+/// Those claims with some set anew, or left out where they are null.
+pub(crate) fn with(changes: Value) -> Value {
+    let mut claims = claims();
+    let members = claims.as_object_mut().unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        match value.is_null() {
+            true => members.remove(name),
+            false => members.insert(name.clone(), value.clone()),
+        };
+    }
+    claims
+}
+
+pub(crate) fn es256(kid: &str) -> Signer {
+    Signer::new(kid, Algorithm::ES256)
+}

@@ -1,0 +1,292 @@
+//! The plain Cedar authorizer says what is right: generated worlds, and cases worth a sentence.
+//!
+//! `CEDAR_PDP_ORACLE_CASES` sets how many cases are tried, `CEDAR_PDP_ORACLE_SEED` the first
+//! world. A failure prints its seed, the files and the request.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, and should say where"
+)]
+
+mod checked_engine;
+mod conditions;
+mod plain;
+mod pointed;
+mod policies;
+mod requests;
+mod rng;
+mod shape;
+mod values;
+mod world;
+
+use std::fmt;
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cedar_pdp::pdp::query::Query;
+use cedar_pdp::pdp::settings::{OnPolicyError, Settings, Validation};
+use cedar_pdp::pdp::snapshot::Snapshot;
+
+use checked_engine::House;
+use plain::{Counts, Expected, Plain};
+use rng::Rng;
+use world::{Files, World};
+
+/// What came out, counted in distinct pairs of content and request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    cases: u64,
+    allow: u64,
+    deny: u64,
+    /// Of those, how many had a policy whose evaluation failed.
+    erring: u64,
+    refused: u64,
+    loads: u64,
+}
+
+impl Tally {
+    fn count(&mut self, expected: &Expected) {
+        self.cases += 1;
+        match expected {
+            Expected::Refused(_) => self.refused += 1,
+            Expected::Answered { allow, errors, .. } => {
+                if *allow {
+                    self.allow += 1;
+                } else {
+                    self.deny += 1;
+                }
+                self.erring += u64::from(!errors.is_empty());
+            }
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.allow += other.allow;
+        self.deny += other.deny;
+        self.erring += other.erring;
+        self.refused += other.refused;
+        self.loads += other.loads;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cases,
+            allow,
+            deny,
+            erring,
+            refused,
+            loads,
+        } = self;
+        write!(
+            f,
+            "{cases} cases: {allow} ALLOW, {deny} DENY ({erring} of both erring), {refused} refused; \
+             {loads} loads"
+        )
+    }
+}
+
+/// Cedar recurses, and an unoptimised build makes deep frames.
+const STACK_BYTES: usize = 64 << 20;
+
+#[test]
+fn answers_equal_those_of_plain_cedar() {
+    let wanted = number("CEDAR_PDP_ORACLE_CASES", 10_000);
+    let first = number("CEDAR_PDP_ORACLE_SEED", 0xced4);
+    let next = AtomicU64::new(first);
+    let total = Mutex::new(Tally::default());
+    let failures: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            let worlds = || {
+                while total.lock().unwrap().cases < wanted && failures.lock().unwrap().is_empty() {
+                    // Each world has a seed of its own, so that it can be made again by itself.
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    match catch_unwind(AssertUnwindSafe(|| try_world(seed))) {
+                        Ok(Ok(tally)) => total.lock().unwrap().add(tally),
+                        Ok(Err(failure)) => failures.lock().unwrap().push(failure),
+                        Err(_) => {
+                            let failure = format!("panicked, as said above; seed {seed}");
+                            failures.lock().unwrap().push(failure);
+                        }
+                    }
+                }
+            };
+            std::thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, worlds)
+                .unwrap();
+        }
+    });
+    if let Some(failure) = failures.into_inner().unwrap().first() {
+        panic!(
+            "{failure}\nmake it again with CEDAR_PDP_ORACLE_SEED=<seed> CEDAR_PDP_ORACLE_CASES=1"
+        );
+    }
+    let total = total.into_inner().unwrap();
+    // Past the capture of a passing test's output: the figures are wanted in every run.
+    writeln!(std::io::stdout(), "{total}; first seed {first}").unwrap();
+    // A single world need not be balanced.
+    if wanted >= 1_000 {
+        for (name, share) in [
+            ("ALLOW", total.allow),
+            ("DENY", total.deny),
+            ("erring", total.erring),
+        ] {
+            assert!(
+                share * 5 >= total.cases,
+                "too few cases are {name}: {total}"
+            );
+        }
+    }
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) => default,
+    }
+}
+
+fn settings(rng: &mut Rng) -> Settings {
+    let validation = rng.pick(&[
+        Validation::Strict,
+        Validation::Strict,
+        Validation::Strict,
+        Validation::Warn,
+        Validation::Off,
+        Validation::Off,
+    ]);
+    let on_policy_error = match rng.chance(15) {
+        true => OnPolicyError::Deny,
+        false => OnPolicyError::Skip,
+    };
+    let request_entity_types = rng.chance(8).then(|| {
+        ["User", "Group", "Doc", "Folder", "Org"]
+            .map(str::to_owned)
+            .into()
+    });
+    Settings {
+        validation,
+        on_policy_error,
+        request_entity_types,
+        ..Settings::default()
+    }
+}
+
+/// One revision of the files, and what Cedar answers on it.
+struct Revision {
+    files: Files,
+    counts: Counts,
+    answers: Vec<(Query, Expected)>,
+}
+
+impl Revision {
+    fn of(world: &World, settings: &Settings, queries: &[Query]) -> Result<Self, String> {
+        let files = world.files();
+        let plain = Plain::load(&files, settings)
+            .map_err(|error| format!("{}Cedar does not take them: {error}", listing(&files)))?;
+        let answers = queries
+            .iter()
+            .map(|query| (query.clone(), plain.authorize(query)))
+            .collect();
+        Ok(Self {
+            counts: plain.counts(),
+            answers,
+            files,
+        })
+    }
+
+    /// Loads it and asks everything, in any order.
+    fn visit(&self, house: &mut House, rng: &mut Rng) -> Result<Arc<Snapshot>, String> {
+        let snapshot = house
+            .load(&self.files)
+            .map_err(|why| format!("{}{why}", listing(&self.files)))?;
+        let counts = checked_engine::counts(&snapshot);
+        if counts != self.counts {
+            let wanted = self.counts;
+            let files = listing(&self.files);
+            return Err(format!("{files}holds {counts:?}, expected {wanted:?}"));
+        }
+        let mut order: Vec<&(Query, Expected)> = self.answers.iter().collect();
+        rng.shuffle(&mut order);
+        self.ask(house, &snapshot, order)?;
+        Ok(snapshot)
+    }
+
+    /// Asks `these` on its snapshot, which need not be in force any more.
+    fn ask<'a>(
+        &self,
+        house: &House,
+        snapshot: &Snapshot,
+        these: impl IntoIterator<Item = &'a (Query, Expected)>,
+    ) -> Result<(), String> {
+        for (query, expected) in these {
+            house.check(snapshot, query, expected).map_err(|why| {
+                let files = listing(&self.files);
+                format!("{files}{why}\nexpected {expected:#?}\nasked {query:#?}")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn listing(files: &Files) -> String {
+    let files: String = files
+        .iter()
+        .map(|(path, text)| format!("--- {path}\n{text}\n"))
+        .collect();
+    format!("{files}---\n")
+}
+
+/// A few revisions of one directory, some of them more than once, and all requests on each.
+fn try_world(seed: u64) -> Result<Tally, String> {
+    let mut rng = Rng::new(seed);
+    let settings = settings(&mut rng);
+    let about = |what: String| format!("{what}\n{settings:?}, seed {seed}");
+
+    let mut worlds = vec![World::draw(&mut rng, settings.validation)];
+    for _ in 0..2 {
+        let from = rng.below(worlds.len());
+        worlds.push(worlds[from].changed(&mut rng));
+    }
+    let mut queries = requests::draw(&mut rng, &worlds[0], 20);
+    queries.extend(requests::draw(&mut rng, &worlds[2], 6));
+    let revisions = worlds
+        .iter()
+        .map(|world| Revision::of(world, &settings, &queries))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(about)?;
+    let mut visits = vec![0, 1, 2];
+    visits.extend((0..rng.below(3)).map(|_| rng.below(revisions.len())));
+
+    let mut tally = Tally::default();
+    for (_, expected) in revisions.iter().flat_map(|revision| &revision.answers) {
+        tally.count(expected);
+    }
+    // A small cache evicts.
+    let mut house = House::new(settings.clone(), rng.pick(&[1 << 22, 1 << 22, 1 << 13]));
+    let mut before: Option<(&Revision, Arc<Snapshot>)> = None;
+    for at in visits {
+        let revision = &revisions[at];
+        let snapshot = revision.visit(&mut house, &mut rng).map_err(about)?;
+        tally.loads += 1;
+        // Whoever still holds the snapshot from before the reload is answered by that one.
+        if let Some((revision, snapshot)) = &before {
+            let some = revision.answers.iter().take(4);
+            revision.ask(&house, snapshot, some).map_err(about)?;
+        }
+        if rng.chance(20) {
+            house.forget();
+        }
+        before = Some((revision, snapshot));
+    }
+    Ok(tally)
+}

@@ -1,0 +1,20 @@
+//! What the tests and benchmarks share: the real server process and clients of it, raw HTTP/2,
+//! certificates, tokens, and one way to wait.
+
+pub mod client;
+pub mod files;
+pub mod frames;
+pub mod http2;
+pub mod load;
+pub mod pki;
+pub mod protobuf;
+pub mod replay;
+pub mod server;
+pub mod signer;
+mod waiting;
+
+pub use client::{Said, channel, get, parse_uid, request, uid, value};
+pub use files::{policy_directory, replace, repository, revision, shipped_policies};
+pub use load::{Askers, Busy};
+pub use server::{Server, binary, command, serving, wait_for_status, without_settings};
+pub use waiting::{PATIENCE, eventually, eventually_blocking};

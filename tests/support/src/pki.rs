@@ -1,0 +1,157 @@
+//! Authorities, and what they sign: made anew for each test.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, SanType,
+};
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::replace;
+
+/// An authority, and a directory for what it signs.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    dir: TempDir,
+}
+
+/// A certificate and its key.
+#[derive(Clone)]
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "a test's authority");
+        let key = KeyPair::generate().unwrap();
+        let authority = Self {
+            issuer: CertifiedIssuer::self_signed(params, key).unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        std::fs::write(authority.path("ca.crt"), authority.pem()).unwrap();
+        authority
+    }
+
+    pub fn pem(&self) -> String {
+        self.issuer.as_ref().pem()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The file of its own certificate.
+    pub fn file(&self) -> PathBuf {
+        self.path("ca.crt")
+    }
+
+    fn sign(
+        &self,
+        names: Vec<SanType>,
+        subject: &[(DnType, &str)],
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for (kind, value) in subject {
+            params.distinguished_name.push(kind.clone(), *value);
+        }
+        params.subject_alt_names = names;
+        params.extended_key_usages = vec![usage];
+        Pair {
+            certificate: params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// A certificate for the service, good for `localhost` and `pdp.test`.
+    pub fn server(&self) -> Pair {
+        let names =
+            ["localhost", "pdp.test"].map(|name| SanType::DnsName(name.try_into().unwrap()));
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        self.sign(names.into(), &[(DnType::CommonName, "pdp")], usage)
+    }
+
+    /// A certificate for a caller.
+    pub fn client(&self, names: Vec<SanType>, subject: &[(DnType, &str)]) -> Pair {
+        self.sign(names, subject, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// The service's pair as `tls.crt` and `tls.key`, and the options that name them.
+    pub fn serve_with(&self, pair: &Pair) -> [String; 4] {
+        let (certificate, key) = (self.path("tls.crt"), self.path("tls.key"));
+        pair.write(&certificate, &key);
+        [
+            "--tls-cert".to_owned(),
+            shown(&certificate),
+            "--tls-key".to_owned(),
+            shown(&key),
+        ]
+    }
+
+    /// A connection to `address` that has shaken hands, for HTTP/2 by hand.
+    pub async fn shake_hands(&self, address: &str) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.as_ref().der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let socket = TcpStream::connect(address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let name = "pdp.test".try_into().unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, socket).await.unwrap()
+    }
+
+    /// How a caller speaks to a service that this authority vouches for.
+    pub fn caller(&self, own: Option<&Pair>) -> ClientTlsConfig {
+        let config = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.pem()))
+            .domain_name("pdp.test");
+        match own {
+            Some(pair) => config.identity(Identity::from_pem(&pair.certificate, &pair.key)),
+            None => config,
+        }
+    }
+}
+
+impl Pair {
+    /// Puts both in place, each in one step.
+    pub fn write(&self, certificate: &Path, key: &Path) {
+        replace(certificate, &self.certificate);
+        replace(key, &self.key);
+    }
+}
+
+pub fn shown(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// A connection to `address`, or why there is none.
+pub async fn connect(
+    address: &str,
+    tls: ClientTlsConfig,
+) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_shared(format!("https://{address}"))?
+        .tls_config(tls)?
+        .connect()
+        .await
+}

@@ -1,0 +1,277 @@
+//! The server process: its command, its log, its memory, and clients of it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use cedar_pdp::api::grpc::pb;
+use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
+use cedar_pdp::api::grpc::pb::policy_store_service_client::PolicyStoreServiceClient;
+use tonic::transport::Channel;
+
+use crate::PATIENCE;
+use crate::client::channel;
+use crate::waiting::{comes_true, comes_true_blocking};
+
+/// The server binary: the one that cargo built for the tests, or the one that
+/// `CEDAR_PDP_TEST_BINARY` names, so that the same tests can be run against a release build.
+///
+/// Cargo puts a test or benchmark into a folder beside the binary that it built for it.
+pub fn binary() -> PathBuf {
+    std::env::var_os("CEDAR_PDP_TEST_BINARY").map_or_else(
+        || {
+            let own = std::env::current_exe().expect("the path of this program");
+            let target = own.ancestors().nth(2).expect("the folder of the profile");
+            target.join("cedar-pdp")
+        },
+        PathBuf::from,
+    )
+}
+
+/// A command for the binary, without the environment of whoever runs the tests.
+pub fn command() -> Command {
+    without_settings(Command::new(binary()))
+}
+
+/// `cedar-pdp serve` on `policies` and a free port, with these further arguments.
+pub fn serving(policies: &Path, arguments: &[&str]) -> Command {
+    serving_on(&["127.0.0.1:0"], policies, arguments)
+}
+
+fn serving_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
+    let mut command = command();
+    command.arg("serve").arg("--policies").arg(policies);
+    for address in listen {
+        command.args(["--listen", address]);
+    }
+    command.args(arguments);
+    command
+}
+
+/// `command`, without the settings in the environment of whoever runs the tests, and without a
+/// door for operators: many services run at once, and its port is one and the same for all. A test
+/// that wants one gives `--admin-listen`.
+pub fn without_settings(mut command: Command) -> Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CEDAR_PDP_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("CEDAR_PDP_ADMIN_LISTEN", "off");
+    command
+}
+
+/// A running server process, killed when dropped.
+pub struct Server {
+    child: Child,
+    /// The addresses it printed, as it printed them.
+    pub addresses: Vec<String>,
+    admin: mpsc::Receiver<String>,
+    stderr: Arc<Mutex<String>>,
+    stderr_reader: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts `cedar-pdp serve` on `policies` and a free port, with these further arguments, and
+    /// waits until it listens.
+    pub fn start(policies: &Path, arguments: &[&str]) -> Self {
+        Self::spawn(serving(policies, arguments), 1)
+    }
+
+    /// Starts it on these addresses.
+    pub fn start_listening(policies: &Path, listen: &[&str], arguments: &[&str]) -> Self {
+        Self::spawn(serving_on(listen, policies, arguments), listen.len())
+    }
+
+    /// Runs `command` and waits for `addresses` lines that say where it listens.
+    pub fn spawn(mut command: Command, addresses: usize) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server binary runs");
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let kept = Arc::clone(&stderr);
+        let stderr_reader = std::thread::spawn(move || {
+            let mut line = Vec::new();
+            while log.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                kept.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        });
+        let (tell_admin, admin) = mpsc::channel();
+        let mut server = Self {
+            child,
+            addresses: Vec::new(),
+            admin,
+            stderr,
+            stderr_reader: Some(stderr_reader),
+        };
+        let mut stdout = BufReader::new(server.child.stdout.take().unwrap());
+        while server.addresses.len() < addresses {
+            let mut line = String::new();
+            if stdout.read_line(&mut line).unwrap() == 0 {
+                let status = server.child.wait().unwrap();
+                panic!(
+                    "the server ended ({status}) before it listened:\n{}",
+                    server.log()
+                );
+            }
+            if let Some(address) = line.trim_end().strip_prefix("listening on ") {
+                server.addresses.push(address.to_owned());
+            }
+        }
+        // Whatever else it prints must find a reader.
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if let Some(address) = line.strip_prefix("admin on ") {
+                    let _ = tell_admin.send(address.to_owned());
+                }
+            }
+        });
+        server
+    }
+
+    /// Where operators find it. To be asked once.
+    pub fn admin(&self) -> String {
+        self.admin
+            .recv_timeout(PATIENCE)
+            .expect("it has a door for operators")
+    }
+
+    /// The first address.
+    pub fn address(&self) -> &str {
+        &self.addresses[0]
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// Waits until the log contains `text`.
+    pub fn wait_for_log(&self, text: &str) {
+        let is_logged = comes_true_blocking(|| self.log().contains(text));
+        assert!(is_logged, "`{text}` was never logged:\n{}", self.log());
+    }
+
+    /// Waits until `holds` returns true. Panics with `what` and the log if it never does.
+    pub async fn eventually(&self, what: &str, holds: impl AsyncFnMut() -> bool) {
+        assert!(comes_true(holds).await, "timed out: {what}\n{}", self.log());
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let has_ended = comes_true_blocking(|| !self.is_alive());
+        assert!(has_ended, "the server does not end:\n{}", self.log());
+        if let Some(reader) = self.stderr_reader.take() {
+            reader.join().unwrap();
+        }
+        self.child.wait().unwrap()
+    }
+
+    /// Resident memory now, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let mut text = String::new();
+        std::fs::File::open(format!("/proc/{}/status", self.pid()))
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("VmRSS");
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// How much of the processors it has had so far, in the system's ticks.
+    pub fn processor_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // A name may hold anything, and ends with the last parenthesis.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let in_user_and_system = fields.split_whitespace().skip(11).take(2);
+        in_user_and_system
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum()
+    }
+
+    /// A connection to the first address.
+    pub async fn channel(&self) -> Channel {
+        channel(self.address()).await
+    }
+
+    /// A client of the decisions.
+    pub async fn authorization(&self) -> AuthorizationServiceClient<Channel> {
+        AuthorizationServiceClient::new(self.channel().await)
+    }
+
+    /// A client of the policy store.
+    pub async fn policy_store(&self) -> PolicyStoreServiceClient<Channel> {
+        PolicyStoreServiceClient::new(self.channel().await)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until the store's status satisfies `holds`, and gives it.
+pub async fn wait_for_status(
+    server: &Server,
+    what: &str,
+    mut holds: impl FnMut(&pb::StoreStatus) -> bool,
+) -> pb::StoreStatus {
+    let mut store = server.policy_store().await;
+    let mut watch = store
+        .watch_status(pb::WatchStatusRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let waiting = async {
+        loop {
+            let status = watch
+                .message()
+                .await
+                .unwrap()
+                .expect("the watch goes on")
+                .status
+                .unwrap();
+            if holds(&status) {
+                return status;
+            }
+        }
+    };
+    match tokio::time::timeout(PATIENCE, waiting).await {
+        Ok(status) => status,
+        Err(_) => panic!("the status never showed {what}:\n{}", server.log()),
+    }
+}
