@@ -1,4 +1,4 @@
-//! The APIs: each protocol parses what its wire carries, calls the decision path, and answers.
+//! The APIs. Each protocol parses its requests, calls the decision path, and encodes the answers.
 
 pub mod admin;
 pub mod auth;
@@ -11,8 +11,9 @@ pub mod transport;
 pub use auth::caller::{Caller, IdentityKind, Right};
 pub use auth::callers::{Callers, CallersFigures};
 pub use auth::registry::CallersError;
+pub use decision::admission::OverloadState;
 pub use grpc::dispatch::Backend;
 pub use grpc::status::ERROR_DOMAIN;
 pub use grpc::wire::encoded_answer::EncodedAnswer;
 pub use server::{OpenError, Server};
-pub use transport::tls::{Tls, TlsError, TlsFigures};
+pub use transport::tls::{Tls, TlsError, TlsMetrics};

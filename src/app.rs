@@ -137,10 +137,12 @@ pub async fn bind(
             let of_cache = Arc::clone(&engine);
             let tls = server.tls();
             let callers = server.callers();
+            let overload = server.overload();
             let page = metrics::Page::new(metrics::Sources {
                 decisions,
                 calls,
-                tls: Box::new(move || tls.as_ref().map(|tls| tls.figures())),
+                tls: Box::new(move || tls.as_ref().map(|tls| tls.metrics())),
+                overload: Box::new(overload.clone()),
                 callers: Box::new(move || callers.figures()),
                 tokens: Box::new(token_figures.clone()),
                 spans,
@@ -158,6 +160,7 @@ pub async fn bind(
                 engine: Arc::clone(&engine),
                 callers: server.callers(),
                 tokens: Box::new(token_figures),
+                overload: Box::new(overload),
                 readiness: readiness.reader(),
                 started_at,
                 settings: settings_in_force(&config),

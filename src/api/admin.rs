@@ -31,6 +31,7 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::api::OverloadState;
 use crate::api::auth::callers::Callers;
 use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
 use crate::api::transport::listener::{BoundAddress, Connection, ListenError, Listener};
@@ -79,6 +80,8 @@ pub struct AdminState {
     pub callers: Arc<Callers>,
     /// Tells how tokens fare; nothing when there are no issuers.
     pub tokens: Box<dyn Fn() -> Option<TokenMetrics> + Send + Sync>,
+    /// The state of load shedding.
+    pub overload: Box<dyn Fn() -> OverloadState + Send + Sync>,
     /// Whether calls are welcome, and why not.
     pub readiness: ReadinessReader,
     /// When the process was started.
@@ -522,6 +525,11 @@ mod tests {
             engine: Arc::new(Engine::new(snapshots, settings)),
             callers,
             tokens: Box::new(|| None),
+            overload: Box::new(|| OverloadState {
+                shedding_since: None,
+                queue_delay: Duration::ZERO,
+                shed: 0,
+            }),
             readiness: Readiness::new().reader(),
             started_at: SystemTime::now(),
             settings: serde_json::Value::Null,

@@ -1,4 +1,4 @@
-//! The server: listens on every address, and serves until the service drains.
+//! The gRPC server: listens on every address, and serves until the service has drained.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::auth::callers::Callers;
 use super::auth::registry::CallersError;
-use super::decision::admission::Admission;
+use super::decision::admission::{Admission, OverloadState};
 use super::decision::decide::Decider;
 use super::decision::large_requests::LargeRequestLimiter;
 use super::decision::memory::MemoryBudget;
@@ -22,43 +22,43 @@ use super::transport::tls::{Tls, TlsError};
 use crate::config::api::{ApiSettings, ClientCertificates};
 use crate::config::listen::Listen;
 
-/// Why the router could not be opened.
+/// The reason why the server cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// An address could not be listened on.
+    /// A listener cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The address that the system gave could not be read back.
-    #[error("cannot tell the address that was bound: {0}")]
+    /// The system does not report the address of a listener.
+    #[error("cannot read the bound address: {0}")]
     Address(#[source] io::Error),
-    /// There is nothing to speak TLS with.
+    /// The TLS files cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Nobody is known to be let in.
+    /// The list of callers cannot be used.
     #[error(transparent)]
     Callers(#[from] CallersError),
-    /// Other machines would be served in the clear, and nobody said that they should be.
+    /// Plaintext is not allowed on an address that other machines can reach.
     #[error(
-        "`{address}` can be reached from other machines and would be served without TLS: set `tls_cert` and `tls_key`, or `insecure` if that is meant"
+        "`{address}` can be reached from other machines and TLS is off: set `tls_cert` and `tls_key`, or `insecure` to allow plaintext"
     )]
     Exposed {
         /// The address.
         address: BoundAddress,
     },
-    /// The descriptors that this program was built with are not sound.
+    /// The descriptors that are compiled into the binary are invalid.
     #[error("cannot serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Open listeners, which answer once [`Server::run`] is polled.
+/// A task that runs beside the accept loops and never ends.
+type BackgroundTask = BoxFuture<'static, ()>;
+
+/// The server with open listeners. It serves once [`Server::run`] is polled.
 pub struct Server {
     listeners: Vec<Listener>,
     addresses: Vec<BoundAddress>,
     state: Arc<ServerState<GrpcService>>,
-    tls: Option<Arc<Tls>>,
-    callers: Arc<Callers>,
-    /// What keeps the router' own files in view. None of it ends by itself.
-    following: Vec<BoxFuture<'static, ()>>,
+    background_tasks: Vec<BackgroundTask>,
 }
 
 impl Server {
@@ -66,43 +66,18 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`OpenError`]; then no address is held.
+    /// [`OpenError`]. All listeners are closed then.
     pub async fn open(
         listen: &[Listen],
         backend: &Backend,
         settings: &ApiSettings,
     ) -> Result<Self, OpenError> {
         let router = Router::new(decider(backend, settings), backend, settings)?;
-        let admission = Admission::new(settings.admission.clone());
-        let mut following: Vec<BoxFuture<'static, ()>> = Vec::new();
-        let tls = match &settings.tls {
-            None => None,
-            Some(files) => {
-                let (tls, trace) = Tls::open(files.clone())?;
-                following.push(Box::pin(Arc::clone(&tls).follow(settings.follow, trace)));
-                Some(tls)
-            }
-        };
-        let callers = match &settings.callers {
-            None => Arc::new(Callers::Anyone),
-            Some(file) => {
-                let (callers, trace) = Callers::open(file)?;
-                let callers = Arc::new(callers);
-                following.push(Box::pin(
-                    Arc::clone(&callers).follow(settings.follow, trace),
-                ));
-                callers
-            }
-        };
-        let asks_for_certificates = settings
-            .tls
-            .as_ref()
-            .is_some_and(|tls| tls.clients != ClientCertificates::None);
-        if callers.show_certificates() && !asks_for_certificates {
-            tracing::warn!(
-                "callers are listed by what certificates say, and no certificate is asked for: see tls_client_auth"
-            );
-        }
+        let admission = Admission::new(&settings.admission);
+        let mut background_tasks: Vec<BackgroundTask> =
+            vec![Box::pin(Arc::clone(&admission).report())];
+        let tls = open_tls(settings, &mut background_tasks)?;
+        let callers = open_callers(settings, &mut background_tasks)?;
         let mut listeners = Vec::with_capacity(listen.len());
         for address in listen {
             listeners.push(Listener::bind(address, settings.unix_socket_mode).await?);
@@ -112,8 +87,7 @@ impl Server {
             .map(Listener::address)
             .collect::<Result<_, _>>()
             .map_err(OpenError::Address)?;
-        // A name may stand for any address, so this is known only now. Nobody is served before
-        // `run`.
+        // Checked only now: a host name may resolve to any address. Nothing is served before `run`.
         if tls.is_none()
             && !settings.insecure
             && let Some(address) = addresses.iter().find(|address| !address.is_local())
@@ -128,49 +102,51 @@ impl Server {
                 admission: Arc::clone(&admission),
                 max_call_time: settings.connection.max_call_time,
             }),
-            tls: tls.clone(),
-            callers: Arc::clone(&callers),
+            tls,
+            callers,
             limits: settings.connection.clone(),
             admission,
             connection_permits: Arc::new(Semaphore::new(settings.connection.max_connections)),
             readiness: backend.readiness.clone(),
-            figures: backend.figures.clone(),
+            metrics: backend.figures.clone(),
         };
         Ok(Self {
             listeners,
             addresses,
             state: Arc::new(state),
-            tls,
-            callers,
-            following,
+            background_tasks,
         })
     }
 
-    /// Where callers find it, in the order of the configuration.
+    /// Returns the bound addresses, in the order of the configuration.
     #[must_use]
     pub fn addresses(&self) -> &[BoundAddress] {
         &self.addresses
     }
 
-    /// What is spoken on TCP, to tell figures of.
+    /// Returns the TLS of TCP connections, for its metrics; `None` if they are plaintext.
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
-        self.tls.clone()
+        self.state.tls.clone()
     }
 
-    /// Who may call, to tell figures of.
+    /// Returns the list of callers, for its metrics.
     #[must_use]
     pub fn callers(&self) -> Arc<Callers> {
-        Arc::clone(&self.callers)
+        Arc::clone(&self.state.callers)
+    }
+
+    /// Returns a function that reads the current state of load shedding.
+    #[must_use]
+    pub fn overload(&self) -> impl Fn() -> OverloadState + Clone + Send + Sync + use<> {
+        let admission = Arc::clone(&self.state.admission);
+        move || admission.state()
     }
 
     /// Serves until draining begins and the last connection has ended.
     pub async fn run(self) {
-        let mut following = JoinSet::new();
-        for files in self.following {
-            following.spawn(files);
-        }
-        let (alive, mut all_gone) = mpsc::channel(1);
+        let mut background_tasks: JoinSet<()> = self.background_tasks.into_iter().collect();
+        let (token, mut all_dropped) = mpsc::channel(1);
         let loops: Vec<_> = self
             .listeners
             .into_iter()
@@ -178,20 +154,56 @@ impl Server {
                 tokio::spawn(accept::accept_loop(
                     listener,
                     Arc::clone(&self.state),
-                    alive.clone(),
+                    token.clone(),
                 ))
             })
             .collect();
-        for accepting in loops {
-            if let Err(error) = accepting.await {
-                tracing::error!(%error, "an accept loop failed");
+        for accept_loop in loops {
+            if let Err(error) = accept_loop.await {
+                tracing::error!(%error, "an accept loop panicked");
             }
         }
-        drop(alive);
-        // Nothing is ever sent: this returns when the last connection drops its sender.
-        let _: Option<std::convert::Infallible> = all_gone.recv().await;
-        following.shutdown().await;
+        drop(token);
+        // Nothing is ever sent: this returns when the last connection drops its token.
+        let _: Option<std::convert::Infallible> = all_dropped.recv().await;
+        background_tasks.shutdown().await;
     }
+}
+
+/// Opens TLS, if it is on, and adds the task that reloads its files.
+fn open_tls(
+    settings: &ApiSettings,
+    tasks: &mut Vec<BackgroundTask>,
+) -> Result<Option<Arc<Tls>>, OpenError> {
+    let Some(files) = &settings.tls else {
+        return Ok(None);
+    };
+    let (tls, fingerprint) = Tls::open(files.clone())?;
+    let reloading = Arc::clone(&tls).reload_on_change(settings.follow, fingerprint);
+    tasks.push(Box::pin(reloading));
+    Ok(Some(tls))
+}
+
+/// Opens the list of callers, if there is one, and adds the task that reloads it.
+fn open_callers(
+    settings: &ApiSettings,
+    tasks: &mut Vec<BackgroundTask>,
+) -> Result<Arc<Callers>, OpenError> {
+    let Some(file) = &settings.callers else {
+        return Ok(Arc::new(Callers::Anyone));
+    };
+    let (callers, fingerprint) = Callers::open(file)?;
+    let callers = Arc::new(callers);
+    tasks.push(Box::pin(
+        Arc::clone(&callers).follow(settings.follow, fingerprint),
+    ));
+    let clients = settings.tls.as_ref().map(|tls| &tls.clients);
+    if callers.show_certificates() && matches!(clients, None | Some(ClientCertificates::None)) {
+        tracing::warn!(
+            "callers are listed by certificate, but client certificates are not requested: see tls_client_auth"
+        );
+    }
+    Ok(callers)
 }
 
 /// Builds the decision path that all protocols share.

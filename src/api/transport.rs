@@ -1,4 +1,4 @@
-//! Connections: accepting, TLS, the preface, HTTP/2, and the life of each.
+//! Connections: accepting, TLS, the HTTP/2 preface, running calls, and closing.
 
 pub(crate) mod accept;
 pub(crate) mod call_queue;

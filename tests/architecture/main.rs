@@ -171,7 +171,7 @@ const FLOORS: &[Floor] = &[
             "crate::engine::metrics",
             "crate::api::figures",
             "crate::api::CallersFigures",
-            "crate::api::TlsFigures",
+            "crate::api::TlsMetrics",
             "crate::pip::IssuerKeyMetrics",
             "crate::pip::TokenMetrics",
             "crate::decision_log::DecisionLogMetrics",

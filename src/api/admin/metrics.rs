@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use crate::api::admin::process::ProcessFigures;
 use crate::api::metrics::{CallFigures, Closing, RejectionLabel, Transport};
-use crate::api::{CallersFigures, TlsFigures};
+use crate::api::{CallersFigures, OverloadState, TlsMetrics};
 use crate::counters::Distribution;
 use crate::decision_log::{DecisionLog, DecisionLogMetrics};
 use crate::engine::Source;
@@ -97,6 +97,8 @@ metrics! {
         "Evaluations of a policy that failed; a remembered answer counts no more";
     REFUSED = Counter "cedar_pdp_requests_refused_total" ["reason"]
         "Requests, items of batches and streams included, that were not decided";
+    QUEUE_DELAY = Gauge "cedar_pdp_queue_delay_seconds" []
+        "Time that the last call waited for a thread, if at least 1 ms; 0 after 100 ms without such a call";
     CALLS = Counter "cedar_pdp_grpc_calls_total" ["method", "code"]
         "Calls that are over, by the status that they ended with";
     CALL_SECONDS = Histogram "cedar_pdp_grpc_call_duration_seconds" ["method"]
@@ -192,7 +194,9 @@ pub struct Sources {
     /// Of the router.
     pub calls: Arc<CallFigures>,
     /// Of TLS; nothing without.
-    pub tls: Box<dyn Fn() -> Option<TlsFigures> + Send + Sync>,
+    pub tls: Box<dyn Fn() -> Option<TlsMetrics> + Send + Sync>,
+    /// Of load shedding.
+    pub overload: Box<dyn Fn() -> OverloadState + Send + Sync>,
     /// Of the list of callers; nothing without.
     pub callers: Box<dyn Fn() -> Option<CallersFigures> + Send + Sync>,
     /// Of tokens; nothing when there are no issuers.
@@ -284,6 +288,8 @@ impl Sources {
             &REFUSED,
             refusals.map(|refusal| ([refusal.label()], figures.rejections(*refusal))),
         )?;
+        let queue_delay = (self.overload)().queue_delay.as_secs_f64();
+        page.gauge(&QUEUE_DELAY, [([], queue_delay)])?;
         let calls = figures.calls();
         page.counter(
             &CALLS,
@@ -328,10 +334,10 @@ impl Sources {
         let Some(figures) = (self.tls)() else {
             return Ok(());
         };
-        let TlsFigures {
+        let TlsMetrics {
             not_after_unix_seconds,
-            taken,
-            refused,
+            accepted: taken,
+            rejected: refused,
         } = figures;
         page.gauge(&CERTIFICATE_EXPIRY, [([], not_after_unix_seconds as f64)])?;
         page.counter(&CERTIFICATES, [(["taken"], taken), (["refused"], refused)])

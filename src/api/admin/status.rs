@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::AdminState;
+use crate::api::OverloadState;
 use crate::engine::cache::CacheMetrics;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pip::IssuerKeyMetrics;
@@ -27,6 +28,7 @@ pub(crate) struct StatusPage<'a> {
     reloads: ReloadsPart,
     /// `null` when nothing is remembered.
     cache: Option<CachePart>,
+    overload: OverloadPart,
     /// The keys of each issuer of tokens.
     issuers: Vec<IssuerPart>,
     log: String,
@@ -87,6 +89,16 @@ struct CachePart {
     capacity_bytes: u64,
 }
 
+/// The state of load shedding.
+#[derive(Debug, Serialize)]
+struct OverloadPart {
+    /// `null` while no calls are shed.
+    shedding_since: Option<String>,
+    queue_delay_seconds: f64,
+    /// Since the start.
+    shed: u64,
+}
+
 /// The page as it is now.
 pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
     let status = admin_state.status.load();
@@ -113,6 +125,7 @@ pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
         warnings: warnings.iter().map(finding).collect(),
         reloads: self::reloads(*reloads),
         cache: admin_state.engine.cache_metrics().map(cache),
+        overload: overload((admin_state.overload)()),
         issuers: (admin_state.tokens)()
             .iter()
             .flat_map(|figures| &figures.keys)
@@ -192,6 +205,19 @@ fn cache(figures: CacheMetrics) -> CachePart {
         entries,
         bytes,
         capacity_bytes,
+    }
+}
+
+fn overload(state: OverloadState) -> OverloadPart {
+    let OverloadState {
+        shedding_since,
+        queue_delay,
+        shed,
+    } = state;
+    OverloadPart {
+        shedding_since: shedding_since.map(time),
+        queue_delay_seconds: queue_delay.as_secs_f64(),
+        shed,
     }
 }
 

@@ -1,325 +1,251 @@
-//! Whether a call is begun or shed: by how long calls wait for a thread, and how many there are.
+//! Admits calls or sheds them, by their queueing delay and by their number.
 //!
-//! Calls run where their connection does, so there is no one queue of calls whose length would tell.
-//! What tells is time: from when a connection had something to read until the call that was read
-//! runs. When calls that have waited longer than a bound do not end for a while, the service is given
-//! more than it can do; then those are shed, and what is begun has not waited. A burst that is worked
-//! off is no such thing. (The rule is CoDel's, for requests. But there the first that has not waited
-//! ends it, which holds of a queue; here a call may be begun before others that have waited longer.)
+//! Calls run on the thread of their connection, so there is no common queue whose length could be
+//! measured. Time is measured instead: from when the call could have been read until it runs. If
+//! calls have exceeded the target delay for [`INTERVAL`] without a pause, there is more work than
+//! the threads can do. From then on, calls that exceed the target are shed, so that every call that
+//! starts has waited less. A short burst is not shed.
 //!
-//! Nothing here knows what a call is, and the clock is handed in.
+//! The rule is CoDel's, applied to requests. CoDel stops at the first packet below the target, since
+//! it looks at one queue. Here a call may start before others that have waited longer, so shedding
+//! stops only when no call exceeds the target any more.
+//!
+//! Admission does not know what a call is, and is given the time.
+
+mod monotonic;
 
 use std::sync::Arc;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use self::monotonic::{MonotonicNanos, SharedNanos};
 use crate::config::api::AdmissionLimits;
+use crate::counters::Counters;
 
-/// How long calls must have waited too long before any is shed, and how long shedding goes on after
-/// the last one that had to be.
+/// Time for which calls must exceed the target delay before any is shed, and for which shedding
+/// goes on after the last call that was shed.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// When none has waited too long for this long, they have come to an end.
+/// Time without a call that exceeds the target delay, after which the excess is considered over.
 const GAP: Duration = Duration::from_millis(20);
 
-/// When a shed call is best sent again.
+/// Precision of the times that threads share: each is written at most this often.
+const REFRESH: Duration = Duration::from_millis(5);
+
+/// Shortest queueing delay that is measured, so that nothing is written under normal load.
+const MIN_MEASURED_DELAY: Duration = Duration::from_millis(1);
+
+/// Delay after which a shed call should be retried.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// A point in time, in nanoseconds since the process first asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct MonotonicNanos(u64);
-
-static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-impl MonotonicNanos {
-    pub(crate) fn now() -> Self {
-        Self::from(Instant::now())
-    }
-
-    fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
-    }
-}
-
-impl From<Instant> for MonotonicNanos {
-    fn from(instant: Instant) -> Self {
-        // Never 0, which `SharedNanos` takes for none. 64 bits last for centuries.
-        let nanos = instant.saturating_duration_since(*BEGIN).as_nanos();
-        Self(u64::try_from(nanos).unwrap_or(u64::MAX).max(1))
-    }
-}
-
-/// A [`MonotonicNanos`] that others see, or none.
-#[derive(Debug, Default)]
-pub(crate) struct SharedNanos(AtomicU64);
-
-impl SharedNanos {
-    pub(crate) fn load(&self) -> Option<MonotonicNanos> {
-        match self.0.load(Ordering::Relaxed) {
-            0 => None,
-            nanos => Some(MonotonicNanos(nanos)),
-        }
-    }
-
-    pub(crate) fn store(&self, moment: Option<MonotonicNanos>) {
-        let nanos = moment.map_or(0, |moment| moment.0);
-        self.0.store(nanos, Ordering::Relaxed);
-    }
-
-    /// Whether it is there, and no longer ago than `time`.
-    fn is_within(&self, time: Duration, now: MonotonicNanos) -> bool {
-        self.load().is_some_and(|moment| now.since(moment) <= time)
-    }
-
-    /// What it was; it is none from here on.
-    pub(crate) fn take(&self) -> Option<MonotonicNanos> {
-        let moment = self.load();
-        if moment.is_some() {
-            self.store(None);
-        }
-        moment
-    }
-}
-
-/// Lets calls begin. All threads share one, and write to it only when something is amiss.
+/// The admission of calls. All threads share it, and write to it only if calls wait.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    limits: AdmissionLimits,
-    /// Since when there have been calls that waited too long, without an end.
-    late_since: SharedNanos,
-    /// The last that waited too long, to within a part of [`GAP`].
-    late_last: SharedNanos,
-    /// The last that was shed, to within the same.
-    shed_last: SharedNanos,
-    waiting: AtomicUsize,
-    /// Those of them that last as long as their callers like.
-    streams: AtomicUsize,
+    /// The target queueing delay; `None` never sheds.
+    target_delay: Option<Duration>,
+    /// Permits for calls that are not answered at once.
+    calls: Arc<Semaphore>,
+    /// Permits for streams, half as many. A stream also takes a permit of `calls`.
+    streams: Arc<Semaphore>,
+    /// The time since which calls have exceeded the target without a pause.
+    excess_since: SharedNanos,
+    /// The time of the last call that exceeded the target.
+    last_excess: SharedNanos,
+    /// The time since which calls have been shed without a pause.
+    shedding_since: SharedNanos,
+    /// The time of the last call that was shed.
+    last_shed: SharedNanos,
+    /// The number of calls that were shed.
+    shed: Counters<1>,
+    /// Wakes [`report`](Self::report) when calls are shed.
+    has_shed: Notify,
+    /// The time and the queueing delay, in nanoseconds, of the last call that was measured.
+    last_measured: SharedNanos,
+    measured_delay: AtomicU64,
 }
 
-/// Why a call is not begun.
+/// The state of load shedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverloadState {
+    /// The time since which calls have been shed; `None` if they are not being shed.
+    pub shedding_since: Option<SystemTime>,
+    /// The queueing delay of the last call that waited at least 1 ms; zero if there was none in
+    /// the last 100 ms.
+    pub queue_delay: Duration,
+    /// Calls that were shed for their queueing delay since the start.
+    pub shed: u64,
+}
+
+/// The reason why a call is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Overload {
-    /// It has waited too long, and others do too.
+    /// Calls wait too long, and this one did too.
     QueueDelay,
-    /// There are too many.
+    /// There are too many calls.
     TooManyCalls,
 }
 
-/// A slot among the calls that are not answered at once, kept until dropped.
+/// A slot for a call that is not answered at once, free again when dropped.
 #[derive(Debug)]
 pub(crate) struct CallSlot {
-    admission: Arc<Admission>,
-    is_stream: bool,
-}
-
-impl Drop for CallSlot {
-    fn drop(&mut self) {
-        self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
-        if self.is_stream {
-            self.admission.streams.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
+    _call: OwnedSemaphorePermit,
+    _stream: Option<OwnedSemaphorePermit>,
 }
 
 impl Admission {
-    pub(crate) fn new(limits: AdmissionLimits) -> Arc<Self> {
-        LazyLock::force(&BEGIN);
+    pub(crate) fn new(limits: &AdmissionLimits) -> Arc<Self> {
+        monotonic::fix_origin();
         Arc::new(Self {
-            limits,
-            late_since: SharedNanos::default(),
-            late_last: SharedNanos::default(),
-            shed_last: SharedNanos::default(),
-            waiting: AtomicUsize::new(0),
-            streams: AtomicUsize::new(0),
+            target_delay: limits.delay,
+            calls: Arc::new(Semaphore::new(limits.calls)),
+            streams: Arc::new(Semaphore::new(limits.calls.div_ceil(2))),
+            excess_since: SharedNanos::default(),
+            last_excess: SharedNanos::default(),
+            shedding_since: SharedNanos::default(),
+            last_shed: SharedNanos::default(),
+            shed: Counters::default(),
+            has_shed: Notify::new(),
+            last_measured: SharedNanos::default(),
+            measured_delay: AtomicU64::new(0),
         })
     }
 
-    /// Whether a call may begin `now` that could have been read since `arrived`.
+    /// Admits or sheds a call that starts `now` and could have been read since `arrived`.
     ///
     /// # Errors
     ///
     /// [`Overload::QueueDelay`].
-    pub(crate) fn begin(
+    pub(crate) fn admit(
         &self,
         arrived: MonotonicNanos,
         now: MonotonicNanos,
     ) -> Result<(), Overload> {
-        let Some(delay) = self.limits.delay else {
-            return Ok(());
-        };
-        if now.since(arrived) <= delay {
+        let waited = now.since(arrived);
+        if waited >= MIN_MEASURED_DELAY && self.last_measured.refresh(REFRESH, now) {
+            let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+            self.measured_delay.store(nanos, Ordering::Relaxed);
+        }
+        if self.target_delay.is_none_or(|target| waited <= target) {
             return Ok(());
         }
-        let since = match self.late_since.load() {
-            Some(since) if self.late_last.is_within(GAP, now) => since,
+        let since = match self.excess_since.load() {
+            Some(since) if self.last_excess.is_within(GAP, now) => since,
             Some(_) | None => {
-                self.late_since.store(Some(now));
+                self.excess_since.store(Some(now));
                 now
             }
         };
-        refresh(&self.late_last, now);
-        if now.since(since) > INTERVAL || self.is_shedding(now) {
-            refresh(&self.shed_last, now);
+        self.last_excess.refresh(REFRESH, now);
+        let is_shedding = self.is_shedding(now);
+        if now.since(since) > INTERVAL || is_shedding {
+            if !is_shedding {
+                self.shedding_since.store(Some(now));
+            }
+            self.record_shed(now);
             return Err(Overload::QueueDelay);
         }
         Ok(())
     }
 
-    /// Whether any had to be shed lately.
-    pub(crate) fn is_shedding(&self, now: MonotonicNanos) -> bool {
-        self.shed_last.is_within(INTERVAL, now)
+    fn record_shed(&self, now: MonotonicNanos) {
+        self.shed.add_one(0);
+        if self.last_shed.refresh(REFRESH, now) {
+            self.has_shed.notify_one();
+        }
     }
 
-    /// A slot for a call that is not answered at once.
+    /// Returns whether calls are being shed, or were less than [`INTERVAL`] ago.
+    pub(crate) fn is_shedding(&self, now: MonotonicNanos) -> bool {
+        self.last_shed.is_within(INTERVAL, now)
+    }
+
+    /// Takes a slot for a call that is not answered at once.
     ///
     /// # Errors
     ///
     /// [`Overload::TooManyCalls`].
-    pub(crate) fn slot(self: &Arc<Self>) -> Result<CallSlot, Overload> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.limits.calls {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Overload::TooManyCalls);
-        }
+    pub(crate) fn slot(&self) -> Result<CallSlot, Overload> {
         Ok(CallSlot {
-            admission: Arc::clone(self),
-            is_stream: false,
+            _call: acquire(&self.calls)?,
+            _stream: None,
         })
     }
 
-    /// A slot for a call that lasts as long as its caller likes. Such may have half of all slots, so
-    /// that callers who keep them leave some to those who come and go.
+    /// Takes a slot for a stream, which lasts as long as its caller likes. Streams may hold at most
+    /// half of all slots, so that long streams leave some to short calls.
     ///
     /// # Errors
     ///
     /// [`Overload::TooManyCalls`].
-    pub(crate) fn stream_slot(self: &Arc<Self>) -> Result<CallSlot, Overload> {
-        let mut slot = self.slot()?;
-        let most = self.limits.calls.div_ceil(2);
-        if self.streams.fetch_add(1, Ordering::Relaxed) >= most {
-            self.streams.fetch_sub(1, Ordering::Relaxed);
-            return Err(Overload::TooManyCalls);
+    pub(crate) fn stream_slot(&self) -> Result<CallSlot, Overload> {
+        Ok(CallSlot {
+            _call: acquire(&self.calls)?,
+            _stream: Some(acquire(&self.streams)?),
+        })
+    }
+
+    /// Returns the current state, for metrics and status.
+    pub(crate) fn state(&self) -> OverloadState {
+        self.state_at(MonotonicNanos::now())
+    }
+
+    fn state_at(&self, now: MonotonicNanos) -> OverloadState {
+        let since = self.shedding_since.load().filter(|_| self.is_shedding(now));
+        let delay = match self.last_measured.is_within(INTERVAL, now) {
+            true => self.measured_delay.load(Ordering::Relaxed),
+            false => 0,
+        };
+        OverloadState {
+            shedding_since: since.and_then(|since| SystemTime::now().checked_sub(now.since(since))),
+            queue_delay: Duration::from_nanos(delay),
+            shed: self.shed.sum(0),
         }
-        slot.is_stream = true;
-        Ok(slot)
+    }
+
+    /// Logs when shedding starts and when it stops. Never returns.
+    ///
+    /// The stop is noticed by time, since no further call may arrive.
+    pub(crate) async fn report(self: Arc<Self>) {
+        let mut reported = 0;
+        loop {
+            self.has_shed.notified().await;
+            let OverloadState {
+                mut queue_delay,
+                shed,
+                ..
+            } = self.state();
+            // A notification from the period that was reported last.
+            if shed == reported {
+                continue;
+            }
+            tracing::info!(
+                ?queue_delay,
+                "overload started, shedding calls that waited too long",
+            );
+            let started = MonotonicNanos::now();
+            while self.is_shedding(MonotonicNanos::now()) {
+                tokio::time::sleep(INTERVAL).await;
+                queue_delay = queue_delay.max(self.state().queue_delay);
+            }
+            let shed = self.shed.sum(0);
+            tracing::info!(
+                shed = shed - reported,
+                max_queue_delay = ?queue_delay,
+                duration = ?MonotonicNanos::now().since(started),
+                "overload ended, no longer shedding calls",
+            );
+            reported = shed;
+        }
     }
 }
 
-/// Sets `moment` to `now` if it is so old that it matters: all threads would write here.
-fn refresh(moment: &SharedNanos, now: MonotonicNanos) {
-    if moment
-        .load()
-        .is_none_or(|moment| now.since(moment) > GAP / 4)
-    {
-        moment.store(Some(now));
-    }
+fn acquire(permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Overload> {
+    // INVARIANT: the semaphore is never closed, so the only error is that no permit is free.
+    let acquired = Arc::clone(permits).try_acquire_owned();
+    acquired.map_err(|_no_permits| Overload::TooManyCalls)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DELAY: u64 = 10;
-
-    fn admission() -> Arc<Admission> {
-        Admission::new(AdmissionLimits {
-            delay: Some(Duration::from_millis(DELAY)),
-            calls: 2,
-        })
-    }
-
-    /// Whether a call begins at this millisecond after it waited for so many.
-    fn begins(admission: &Admission, at: u64, waited: u64) -> bool {
-        let moment = |ms: u64| MonotonicNanos(1 + ms * 1_000_000);
-        admission.begin(moment(at - waited), moment(at)).is_ok()
-    }
-
-    #[test]
-    fn a_burst_that_is_worked_off_is_not_shed() {
-        let admission = admission();
-        for at in 1_000..1_090 {
-            assert!(begins(&admission, at, at - 1_000));
-        }
-        assert!(begins(&admission, 1_091, 1));
-        for at in 1_120..1_210 {
-            assert!(begins(&admission, at, at - 1_115));
-        }
-    }
-
-    #[test]
-    fn calls_that_wait_are_shed_when_all_have_waited_for_a_while() {
-        let admission = admission();
-        let mut shed_first = None;
-        for at in 1_000..1_300 {
-            if !begins(&admission, at, 50) {
-                shed_first.get_or_insert(at);
-            } else {
-                assert_eq!(shed_first, None, "from then on all are");
-            }
-        }
-        assert_eq!(shed_first, Some(1_101));
-        // What has not waited is begun at any time, and ends nothing by itself: it may have been
-        // begun before others.
-        assert!(begins(&admission, 1_301, DELAY));
-        assert!(!begins(&admission, 1_302, DELAY + 1));
-        // Once none had to be shed for a while, it is over.
-        for at in 1_303..1_420 {
-            assert!(begins(&admission, at, 1));
-        }
-        assert!(begins(&admission, 1_421, 50));
-    }
-
-    #[test]
-    fn calls_that_are_begun_before_others_do_not_hide_those_that_wait() {
-        let admission = admission();
-        for at in 1_000..1_300 {
-            assert!(begins(&admission, at, 0));
-            let has_begun = begins(&admission, at, 50);
-            assert_eq!(has_begun, at <= 1_100, "at {at}");
-        }
-    }
-
-    #[test]
-    fn few_calls_that_are_late_now_and_then_are_no_overload() {
-        let admission = admission();
-        for n in 1..100 {
-            assert!(begins(&admission, n * 1_000, 500));
-        }
-    }
-
-    #[test]
-    fn without_a_bound_nothing_is_shed() {
-        let admission = Admission::new(AdmissionLimits {
-            delay: None,
-            calls: 1,
-        });
-        for at in 10_000..11_000 {
-            assert!(begins(&admission, at, 9_000));
-        }
-    }
-
-    #[test]
-    fn streams_leave_places_to_other_calls() {
-        let admission = Admission::new(AdmissionLimits {
-            delay: None,
-            calls: 3,
-        });
-        let streams = [(); 2].map(|()| admission.stream_slot().unwrap());
-        assert_eq!(admission.stream_slot().unwrap_err(), Overload::TooManyCalls);
-        let other = admission.slot().unwrap();
-        drop(streams);
-        let _streams = [(); 2].map(|()| admission.stream_slot().unwrap());
-        assert_eq!(admission.slot().unwrap_err(), Overload::TooManyCalls);
-        drop(other);
-        assert!(admission.slot().is_ok());
-    }
-
-    #[test]
-    fn places_are_given_back() {
-        let admission = admission();
-        let slots = [admission.slot().unwrap(), admission.slot().unwrap()];
-        assert_eq!(admission.slot().unwrap_err(), Overload::TooManyCalls);
-        drop(slots);
-        assert!(admission.slot().is_ok());
-    }
-}
+mod tests;

@@ -1,5 +1,4 @@
-//! A call's deadline: the `grpc-timeout` header or the service's own bound, whichever is nearer,
-//! counted from when the call's headers came.
+//! A call's deadline: the `grpc-timeout` header or the service's own limit, whichever is earlier.
 
 use std::time::Duration;
 
@@ -7,34 +6,34 @@ use tokio::time::Instant;
 
 use crate::api::decision::rejection::Rejection;
 
-/// When the caller stops waiting, if it said so.
+/// The time at which a call must be answered; `None` is never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// The deadline of a call whose headers have come `now`, and which may take no longer than
-    /// `most`.
+    /// Returns the deadline of a call whose headers arrived at `arrived_at`, and which may take
+    /// `max_time` at most.
     ///
-    /// A header that is no timeout is no deadline, as in tonic.
-    pub(crate) fn begin(
+    /// A malformed header is ignored, as in tonic.
+    pub(crate) fn new(
         headers: &http::HeaderMap,
-        now: std::time::Instant,
-        most: Option<Duration>,
+        arrived_at: std::time::Instant,
+        max_time: Option<Duration>,
     ) -> Self {
         let timeout = headers
             .get("grpc-timeout")
             .and_then(|value| value.to_str().ok())
             .and_then(parse);
-        let timeout = [timeout, most].into_iter().flatten().min();
-        Self(timeout.and_then(|timeout| Instant::from_std(now).checked_add(timeout)))
+        let timeout = [timeout, max_time].into_iter().flatten().min();
+        Self(timeout.and_then(|timeout| Instant::from_std(arrived_at).checked_add(timeout)))
     }
 
-    /// When it passes; `None` is never.
+    /// Returns the time at which it passes; `None` is never.
     pub(crate) fn at(self) -> Option<Instant> {
         self.0
     }
 
-    /// Whether there is time left.
+    /// Rejects the call if the deadline has passed.
     pub(crate) fn check(self) -> Result<(), Rejection> {
         match self.0 {
             Some(at) if Instant::now() >= at => Err(Rejection::DeadlineExceeded),
@@ -42,7 +41,7 @@ impl Deadline {
         }
     }
 
-    /// Returns when it has passed.
+    /// Waits until the deadline has passed.
     pub(crate) async fn passed(self) {
         match self.0 {
             Some(at) => tokio::time::sleep_until(at).await,
@@ -51,7 +50,7 @@ impl Deadline {
     }
 }
 
-/// A timeout as gRPC writes it: at most eight digits and a unit.
+/// Parses a timeout of the gRPC protocol: at most eight digits and a unit.
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -75,14 +74,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearer_of_two_deadlines_holds() {
+    fn earlier_of_two_deadlines_wins() {
         let now = std::time::Instant::now();
         let after = |header: Option<&str>, most: Option<u64>| {
             let mut headers = http::HeaderMap::new();
             if let Some(header) = header {
                 headers.insert("grpc-timeout", header.parse().unwrap());
             }
-            let deadline = Deadline::begin(&headers, now, most.map(Duration::from_secs));
+            let deadline = Deadline::new(&headers, now, most.map(Duration::from_secs));
             deadline.at().map(|at| (at.into_std() - now).as_secs())
         };
         assert_eq!(after(None, None), None);
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
+    fn grpc_timeouts_are_parsed() {
         assert_eq!(parse("100m"), Some(Duration::from_millis(100)));
         assert_eq!(parse("0n"), Some(Duration::ZERO));
         assert_eq!(

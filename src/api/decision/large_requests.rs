@@ -1,43 +1,43 @@
-//! Where large messages are decoded and decided: few at a time, and where they hold nobody up.
+//! Limits how many large requests are decided at once, and keeps them from delaying other calls.
 //!
-//! What becomes of a message may take a hundred times its memory, and some hundredths of a second.
+//! Decoding and deciding a request may take a hundred times its memory, and some 10 to 50 ms.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Messages up to this are decided wherever they come, as most are.
+/// Largest request that is decided without a permit. Most requests are smaller.
 const LARGE_REQUEST_BYTES: usize = 64 << 10;
 
-/// Whether a message of so many bytes takes a permit.
+/// Returns whether a request of this many bytes needs a permit.
 pub(crate) fn is_large(bytes: usize) -> bool {
     bytes > LARGE_REQUEST_BYTES
 }
 
-/// The limiter for large messages. All router share them.
+/// A limiter of large requests, which all connections share.
 #[derive(Clone, Debug)]
 pub(crate) struct LargeRequestLimiter(Arc<Semaphore>);
 
-/// Held while a message is decided; of one that is not large it is none.
+/// A permit to decide a large request; `None` inside for a request that needs none.
 #[derive(Debug)]
 pub(crate) struct LargeRequestPermit(Option<OwnedSemaphorePermit>);
 
 impl LargeRequestLimiter {
-    /// LargeRequestLimiter for half of the processors, and for two at most: the others are left to those who send
-    /// little, and the memory is that of two such messages.
+    /// Creates a limiter of one permit for every two processors, and of two at most. The other
+    /// processors are left to small requests, and the memory is bounded by that of two requests.
     pub(crate) fn new() -> Self {
-        let limiter = available_parallelism().map_or(1, |all| (all.get() / 2).clamp(1, 2));
-        Self(Arc::new(Semaphore::new(limiter)))
+        let permits = available_parallelism().map_or(1, |all| (all.get() / 2).clamp(1, 2));
+        Self(Arc::new(Semaphore::new(permits)))
     }
 
-    /// A permit that is free now.
+    /// Returns a permit if one is free.
     pub(crate) fn try_acquire(&self) -> Option<LargeRequestPermit> {
         let permit = Arc::clone(&self.0).try_acquire_owned().ok()?;
         Some(LargeRequestPermit(Some(permit)))
     }
 
-    /// A permit, when one is free.
+    /// Waits for a permit.
     pub(crate) async fn acquire(&self) -> LargeRequestPermit {
         // INVARIANT: the semaphore is never closed.
         LargeRequestPermit(Arc::clone(&self.0).acquire_owned().await.ok())
@@ -45,17 +45,18 @@ impl LargeRequestLimiter {
 }
 
 impl LargeRequestPermit {
-    /// What a message has that takes none.
+    /// The permit of a request that needs none.
     pub(crate) const NONE: Self = Self(None);
 
-    /// Whether a large message may be decided.
-    pub(crate) fn is_held(&self) -> bool {
+    /// Returns whether it permits a large request.
+    pub(crate) fn permits_large(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Does `work`. With a permit, other calls of this thread go on elsewhere meanwhile.
+    /// Runs `work`. With a permit for a large request, other tasks of this thread move to another
+    /// thread meanwhile.
     pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        match self.is_held() {
+        match self.permits_large() {
             true => tokio::task::block_in_place(work),
             false => work(),
         }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn what_has_a_seat_holds_up_nobody() {
+    async fn large_request_does_not_block_other_tasks() {
         let (ask, asked) = std::sync::mpsc::channel();
         let (answer, answered) = std::sync::mpsc::channel();
         let large = tokio::spawn(async move {
@@ -76,7 +77,7 @@ mod tests {
                 ask.send(()).unwrap();
                 answered.recv().unwrap();
             });
-            // On the one thread that there is, until the other has been answered.
+            // Blocks the only thread until the other task has run.
             permit.run(|| {
                 asked.recv().unwrap();
                 answer.send(()).unwrap();
@@ -87,12 +88,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_are_few_seats_and_they_are_given_back() {
+    async fn permits_are_few_and_returned_on_drop() {
         let limiter = LargeRequestLimiter::new();
-        let taken: Vec<LargeRequestPermit> = std::iter::from_fn(|| limiter.try_acquire()).collect();
-        assert!(!taken.is_empty() && taken.iter().all(LargeRequestPermit::is_held));
-        drop(taken);
+        let permits: Vec<_> = std::iter::from_fn(|| limiter.try_acquire()).collect();
+        assert!(!permits.is_empty() && permits.iter().all(LargeRequestPermit::permits_large));
+        drop(permits);
         assert!(limiter.try_acquire().is_some());
-        assert!(!LargeRequestPermit::NONE.is_held());
+        assert!(!LargeRequestPermit::NONE.permits_large());
     }
 }

@@ -1,37 +1,37 @@
-//! Lets other calls on the same thread go first when one call has run for a while.
+//! Bounds the time for which one call or connection keeps its thread busy.
 
 use std::time::{Duration, Instant};
 
-/// The longest that one call decides without a break: some hundred ordinary decisions, and little
-/// beside what a caller waits for anyway.
+/// Longest time without a yield: about a hundred ordinary decisions, and little compared with a
+/// caller's round trip.
 const SLICE: Duration = Duration::from_micros(500);
 
-/// How long a batch, a stream or a connection has had the thread.
+/// A period in which a batch, a stream or a connection may keep its thread busy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeSlice(Instant);
 
 impl TimeSlice {
-    /// Begins now.
+    /// Begins a slice now.
     pub(crate) fn begin() -> Self {
         Self(Instant::now())
     }
 
-    /// When it began.
-    pub(crate) fn begun(self) -> Instant {
+    /// Returns the time at which the slice began.
+    pub(crate) fn began_at(self) -> Instant {
         self.0
     }
 
-    /// Whether it has lasted long enough.
+    /// Returns whether the slice is used up.
     pub(crate) fn is_over(self) -> bool {
         self.0.elapsed() >= SLICE
     }
 
-    /// Whether it has lasted for half of that.
+    /// Returns whether half of the slice is used up.
     pub(crate) fn is_half_over(self) -> bool {
         self.0.elapsed() >= SLICE / 2
     }
 
-    /// Gives the thread up for a moment if the turn has lasted long enough.
+    /// Yields to other tasks and begins a new slice, if this one is used up.
     pub(crate) async fn yield_when_over(&mut self) {
         if self.is_over() {
             tokio::task::yield_now().await;

@@ -294,7 +294,7 @@ impl Batch {
         };
         let parsed = match borrowed_request::request(item, rules) {
             Some(question) => Ok(decode::Request::Borrowed(question)),
-            None if large_requests::is_large(item.len()) && !large.is_held() => {
+            None if large_requests::is_large(item.len()) && !large.permits_large() => {
                 return Ok(Next::NeedsPermit);
             }
             None => decode::decoded(item, rules),

@@ -211,7 +211,7 @@ fn respond<'a>(
         let (service, method) = (&**service, *method);
         // A stream or watch lasts as long as its caller likes.
         let most = service.max_call_time.filter(|_| method.is_unary());
-        let deadline = Deadline::begin(request.headers(), *begun, most);
+        let deadline = Deadline::new(request.headers(), *begun, most);
         let admitted = service.admit(method, caller, arrived, request.headers());
         let caller = match admitted {
             Ok(caller) => caller,
@@ -273,7 +273,7 @@ impl GrpcService {
     ) -> Result<Admitted, Rejection> {
         // First of all: a call that is shed should cost next to nothing.
         if method.right() == Some(Right::Authorize) {
-            self.admission.begin(arrived, MonotonicNanos::now())?;
+            self.admission.admit(arrived, MonotonicNanos::now())?;
         }
         let caller = match caller.admit(headers) {
             Ok(caller) => caller,

@@ -1,4 +1,4 @@
-//! Accepts connections, and takes each through its handshake and preface.
+//! Accepts connections, and performs their TLS handshake and HTTP/2 preface.
 
 use std::convert::Infallible;
 use std::io;
@@ -36,14 +36,15 @@ pub(crate) struct ServerState<S> {
     /// One permit for each open connection.
     pub(crate) connection_permits: Arc<Semaphore>,
     pub(crate) readiness: ReadinessReader,
-    pub(crate) figures: Option<Arc<CallFigures>>,
+    /// `None` if metrics are off.
+    pub(crate) metrics: Option<Arc<CallFigures>>,
 }
 
 impl<S> ServerState<S> {
     /// Counts a connection that the service closes.
-    pub(crate) fn closes(&self, closing: Closing) {
-        if let Some(figures) = &self.figures {
-            figures.closes(closing);
+    pub(crate) fn count_closed(&self, reason: Closing) {
+        if let Some(metrics) = &self.metrics {
+            metrics.closes(reason);
         }
     }
 }
@@ -56,14 +57,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// GOAWAY, and so knows that no call was started.
 const DRAIN_PREFACE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// A sender that each connection holds; once all are dropped, the last connection has ended.
-pub(crate) type Alive = mpsc::Sender<Infallible>;
+/// A token that each connection holds. Once all are dropped, the last connection has ended.
+pub(crate) type ConnectionToken = mpsc::Sender<Infallible>;
 
 /// Accepts connections from `listener` until draining begins.
 pub(crate) async fn accept_loop<S: Service>(
     listener: Listener,
     state: Arc<ServerState<S>>,
-    alive: Alive,
+    token: ConnectionToken,
 ) {
     let mut draining = state.readiness.clone();
     let mut is_failing = false;
@@ -72,32 +73,30 @@ pub(crate) async fn accept_loop<S: Service>(
         let accepted = tokio::select! {
             biased;
             () = draining.draining() => match listener.accept().now_or_never() {
-                // Already connected: if the listener were closed now, they would be reset.
+                // Already connected: closing the listener would reset it.
                 Some(accepted) => accepted,
                 None => return,
             },
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(accepted) => {
+            Ok(connection) => {
                 is_failing = false;
-                // Closed at once, which its caller notices; left unaccepted, it would hang.
-                let Ok(permit) = Arc::clone(&state.connection_permits).try_acquire_owned() else {
-                    if !is_full {
-                        tracing::warn!(
-                            most = state.limits.max_connections,
-                            "connection limit reached, closing new connections",
-                        );
+                let permit = Arc::clone(&state.connection_permits)
+                    .try_acquire_owned()
+                    .ok();
+                let was_full = std::mem::replace(&mut is_full, permit.is_none());
+                match permit {
+                    Some(permit) => {
+                        let guards = (token.clone(), permit);
+                        tokio::spawn(serve(connection, Arc::clone(&state), guards));
                     }
-                    is_full = true;
-                    state.closes(Closing::TooMany);
-                    continue;
-                };
-                is_full = false;
-                let guards = (alive.clone(), permit);
-                tokio::spawn(serve(accepted, Arc::clone(&state), guards));
+                    // Closed at once, which its caller notices. If it stayed unaccepted, it would
+                    // hang.
+                    None => close_excess(connection, &state, was_full),
+                }
             }
-            // The caller left between its connect and our accept; the next may be waiting.
+            // The caller disconnected before the accept. The next connection may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if draining.is_draining() {
@@ -114,19 +113,31 @@ pub(crate) async fn accept_loop<S: Service>(
     }
 }
 
-/// Serves one connection to its end.
+/// Closes a connection beyond the limit. Logs it unless the last one was closed too.
+fn close_excess<S>(connection: Connection, state: &ServerState<S>, is_logged: bool) {
+    drop(connection);
+    if !is_logged {
+        tracing::warn!(
+            max_connections = state.limits.max_connections,
+            "connection limit reached, closing new connections",
+        );
+    }
+    state.count_closed(Closing::TooMany);
+}
+
+/// Serves one connection until it ends.
 async fn serve<S: Service>(
     connection: Connection,
     state: Arc<ServerState<S>>,
-    _guards: (Alive, OwnedSemaphorePermit),
+    _guards: (ConnectionToken, OwnedSemaphorePermit),
 ) {
     let mut draining = state.readiness.clone();
-    let _counted = state.figures.clone().map(|figures| {
+    let _counted = state.metrics.clone().map(|metrics| {
         let transport = match &connection {
             Connection::Tcp(_) => Transport::Tcp,
             Connection::Unix(_) => Transport::Unix,
         };
-        OpenConnection::begin(figures, transport)
+        OpenConnection::new(metrics, transport)
     });
     let handshake = handshake(connection, state.tls.as_deref());
     let accepted = tokio::select! {
@@ -137,46 +148,48 @@ async fn serve<S: Service>(
         } => return,
     };
     match accepted {
-        Ok(Ok((connection, peer))) => {
-            let caller = Identification::new(Arc::clone(&state.callers), peer);
-            match connection {
-                Accepted::Plain(Connection::Tcp(stream), read) => {
-                    http2::serve(ConnectionStream::new(stream, read), caller, state).await;
-                }
-                Accepted::Plain(Connection::Unix(stream), read) => {
-                    http2::serve(ConnectionStream::new(stream, read), caller, state).await;
-                }
-                Accepted::Tls(stream, read) => {
-                    http2::serve(ConnectionStream::new(*stream, read), caller, state).await;
-                }
-            }
-        }
+        Ok(Ok((connection, peer))) => serve_http2(connection, peer, state).await,
         Ok(Err(error)) => {
-            state.closes(Closing::Handshake);
+            state.count_closed(Closing::Handshake);
             tracing::debug!(%error, "connection ended before its first call");
         }
         Err(_elapsed) => {
-            state.closes(Closing::HandshakeTimeout);
+            state.count_closed(Closing::HandshakeTimeout);
             tracing::debug!("connection closed: no HTTP/2 preface within the handshake timeout");
         }
     }
 }
 
-/// A connection after its handshake, with the bytes that were read of it.
+async fn serve_http2<S: Service>(accepted: Accepted, peer: Peer, state: Arc<ServerState<S>>) {
+    let caller = Identification::new(Arc::clone(&state.callers), peer);
+    match accepted {
+        Accepted::Plain(Connection::Tcp(stream), read) => {
+            http2::serve(ConnectionStream::new(stream, read), caller, state).await;
+        }
+        Accepted::Plain(Connection::Unix(stream), read) => {
+            http2::serve(ConnectionStream::new(stream, read), caller, state).await;
+        }
+        Accepted::Tls(stream, read) => {
+            http2::serve(ConnectionStream::new(*stream, read), caller, state).await;
+        }
+    }
+}
+
+/// A connection after its handshake, with the bytes that were read from it.
 enum Accepted {
     Plain(Connection, Vec<u8>),
     Tls(Box<TlsStream<TcpStream>>, Vec<u8>),
 }
 
-/// Waits for the TLS handshake, where there is one, and for the preface.
+/// Performs the TLS handshake, if TLS is on, and reads the preface.
 ///
-/// hyper pings a silent caller only once it has sent the preface, and waits for that forever.
+/// hyper pings a silent caller only after the preface, for which it would wait forever.
 async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Accepted, Peer)> {
     let mut peer = Peer::default();
     let accepted = match (connection, tls) {
         (Connection::Tcp(stream), Some(tls)) => {
             let mut stream = tls.accept(stream).await?;
-            // A certificate that is present was verified in the handshake.
+            // The handshake has verified the certificate, if there is one.
             peer.certificate = (stream.get_ref().1.peer_certificates())
                 .and_then(<[_]>::first)
                 .and_then(|certificate| CertificateNames::of(certificate));
@@ -196,13 +209,13 @@ async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Acc
     Ok((accepted, peer))
 }
 
-/// Counts a connection for as long as it is open.
+/// A guard that counts a connection as open until it is dropped.
 struct OpenConnection(Arc<CallFigures>, Transport);
 
 impl OpenConnection {
-    fn begin(figures: Arc<CallFigures>, transport: Transport) -> Self {
-        figures.opened(transport);
-        Self(figures, transport)
+    fn new(metrics: Arc<CallFigures>, transport: Transport) -> Self {
+        metrics.opened(transport);
+        Self(metrics, transport)
     }
 }
 

@@ -1,10 +1,12 @@
-//! The calls of a connection that have been read and not begun: which is next, and on which thread.
+//! The queue of a connection's calls that have been read and not started yet.
 //!
-//! As a rule there are none when a connection has had its turn. When there are, its calls are more
-//! than one thread can do, and the other threads help. And when there is more to do than all threads
-//! can, half of each turn is for those that came first, which have waited too long and are shed soon
-//! by that, and the other half for those that came last and can still be answered in time. (Facebook
-//! calls that adaptive LIFO, and uses it with CoDel as we do; see "Fail at Scale", ACM Queue 13.8.)
+//! The queue is usually empty after a poll of the connection. If it is not, the calls are more than
+//! one thread can run, and helper tasks on other threads take some of them.
+//!
+//! Under overload, all threads together cannot keep up. Then half of each time slice takes the
+//! oldest calls, which have waited too long and are soon shed. The other half takes the newest
+//! calls, which can still be answered in time. (Facebook calls this adaptive LIFO, and combines it
+//! with CoDel as we do; see "Fail at Scale", ACM Queue 13.8.)
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -20,53 +22,54 @@ use crate::api::decision::time_slice::TimeSlice;
 /// One call, from its headers to the last byte of its answer.
 pub(crate) type CallFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Calls that wait to be begun.
+/// A queue of calls that are not started yet.
 #[derive(Default)]
 pub(crate) struct CallQueue {
     calls: Mutex<VecDeque<CallFuture>>,
-    /// Tasks that help.
+    /// The number of helper tasks.
     helpers: AtomicUsize,
-    /// Tells when there is more to do than can be; without it, there never is.
+    /// Reports overload; `None` means that there is never any.
     admission: Option<Arc<Admission>>,
-    /// When there are so many, no more should be read; 0 is any number.
-    most: usize,
+    /// The length at which the connection is not read any further; 0 is no limit.
+    max_length: usize,
 }
 
 impl CallQueue {
-    pub(crate) fn new(admission: Arc<Admission>, most: usize) -> Self {
+    /// Creates a queue that is full at `max_length` calls.
+    pub(crate) fn new(admission: Arc<Admission>, max_length: usize) -> Self {
         Self {
             admission: Some(admission),
-            most,
+            max_length,
             ..Self::default()
         }
     }
 
     pub(crate) fn push(&self, call: CallFuture) {
-        self.calls().push_back(call);
+        self.lock().push_back(call);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.calls().is_empty()
+        self.lock().is_empty()
     }
 
-    /// Whether there are so many that no more should be read.
+    /// Returns whether the connection should not be read any further.
     pub(crate) fn is_full(&self) -> bool {
-        self.most > 0 && self.calls().len() >= self.most
+        self.max_length > 0 && self.lock().len() >= self.max_length
     }
 
-    /// Drops them all.
+    /// Drops all calls.
     pub(crate) fn clear(&self) {
-        let calls = std::mem::take(&mut *self.calls());
-        // The list is free by now: a call may hold what holds the list.
+        let calls = std::mem::take(&mut *self.lock());
+        // Dropped without the lock: a call may own the queue.
         drop(calls);
     }
 
-    /// The call to be begun next in this turn.
-    pub(crate) fn next(&self, turn: TimeSlice) -> Option<CatchPanic> {
-        let mut calls = self.calls();
-        // Of one call alone there is nothing to choose, and no clock to be read for. The first have
-        // the first half, for one call may take more than all of a turn.
-        let call = if calls.len() > 1 && turn.is_half_over() && self.is_shedding() {
+    /// Removes the call to run next in this time slice.
+    pub(crate) fn next(&self, slice: TimeSlice) -> Option<CatchPanic> {
+        let mut calls = self.lock();
+        // A single call needs no choice, and no look at the clock. The oldest calls come first,
+        // since one call may use up more than the slice.
+        let call = if calls.len() > 1 && slice.is_half_over() && self.is_shedding() {
             calls.pop_back()
         } else {
             calls.pop_front()
@@ -80,25 +83,26 @@ impl CallQueue {
             .is_some_and(|admission| admission.is_shedding(MonotonicNanos::now()))
     }
 
-    /// Lets other threads help, if there are others: each has one task of a connection at most.
+    /// Spawns a helper task, unless there is one for every other thread.
     pub(crate) fn spawn_helper(self: &Arc<Self>) {
         let threads = tokio::runtime::Handle::current().metrics().num_workers();
-        let more = |helpers: usize| (helpers + 1 < threads).then_some(helpers + 1);
+        let one_more = |helpers: usize| (helpers + 1 < threads).then_some(helpers + 1);
         if self
             .helpers
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .is_ok()
         {
-            tokio::spawn(Arc::clone(self).help());
+            tokio::spawn(Arc::clone(self).run_helper());
         }
     }
 
-    /// Runs calls until there are none.
-    async fn help(self: Arc<Self>) {
-        // INVARIANT: who pushes a call after the last look has its connection run, or calls again.
-        let _helping = HelperGuard(&self.helpers);
-        let mut turn = TimeSlice::begin();
-        while let Some(mut call) = self.next(turn) {
+    /// Runs calls until the queue is empty.
+    async fn run_helper(self: Arc<Self>) {
+        // INVARIANT: a call that is pushed after the last `next` is not lost. Whoever pushes it
+        // also polls its connection or spawns a helper.
+        let _helper = HelperGuard(&self.helpers);
+        let mut slice = TimeSlice::begin();
+        while let Some(mut call) = self.next(slice) {
             if !self.is_empty() {
                 self.spawn_helper();
             }
@@ -106,17 +110,17 @@ impl CallQueue {
             if polled.await.is_pending() {
                 tokio::spawn(call);
             }
-            turn.yield_when_over().await;
+            slice.yield_when_over().await;
         }
     }
 
-    fn calls(&self) -> MutexGuard<'_, VecDeque<CallFuture>> {
-        // A panic elsewhere leaves a list that is none the worse.
+    fn lock(&self) -> MutexGuard<'_, VecDeque<CallFuture>> {
+        // A panic elsewhere leaves the list intact.
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A slot among the helpers, given back when dropped.
+/// A guard that counts one helper task until it is dropped.
 struct HelperGuard<'a>(&'a AtomicUsize);
 
 impl Drop for HelperGuard<'_> {
@@ -125,7 +129,7 @@ impl Drop for HelperGuard<'_> {
     }
 }
 
-/// A call whose panic is its own end and nobody else's; `None` once it is over.
+/// A call whose panic ends only itself; `None` after a panic.
 pub(crate) struct CatchPanic(Option<CallFuture>);
 
 impl Future for CatchPanic {
@@ -135,15 +139,14 @@ impl Future for CatchPanic {
         let Some(call) = &mut self.0 else {
             return Poll::Ready(());
         };
-        // What a call shares with others (locks, the connection's streams) is as it would be
-        // after the panic of a task.
+        // State that calls share (locks, the connection's streams) is in the same condition as
+        // after a panic of a spawned task.
         match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(()),
-            Err(_told_by_the_panic_hook) => {
-                tracing::error!("a call failed and was reset; its panic is told above");
+            Ok(polled) => polled,
+            Err(_logged_by_the_panic_hook) => {
+                tracing::error!("call panicked, stream reset");
                 let call = self.0.take();
-                // Dropping its stream is what resets it; and even that must not end the others.
+                // The drop resets the stream. A panic in it must not end other calls either.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(call)));
                 Poll::Ready(())
             }
@@ -158,21 +161,21 @@ mod tests {
     use super::*;
     use crate::config::api::AdmissionLimits;
 
-    /// A queue of calls that note their number, and where they note it.
+    /// Creates a queue of calls that append their number to a list, and the list.
     fn queue(
         count: usize,
         admission: Option<Arc<Admission>>,
     ) -> (CallQueue, Arc<Mutex<Vec<usize>>>) {
-        let noted = Arc::<Mutex<Vec<usize>>>::default();
+        let started = Arc::<Mutex<Vec<usize>>>::default();
         let queue =
             admission.map_or_else(CallQueue::default, |admission| CallQueue::new(admission, 3));
         for number in 0..count {
-            let noted = Arc::clone(&noted);
+            let started = Arc::clone(&started);
             queue.push(Box::pin(async move {
-                noted.lock().unwrap().push(number);
+                started.lock().unwrap().push(number);
             }));
         }
-        (queue, noted)
+        (queue, started)
     }
 
     fn is_run(call: Option<CatchPanic>) -> bool {
@@ -180,40 +183,40 @@ mod tests {
         call.is_some_and(|mut call| Pin::new(&mut call).poll(&mut context).is_ready())
     }
 
-    /// One that has just shed a call.
+    /// Returns an admission that is shedding calls.
     fn overloaded() -> Arc<Admission> {
         let admission = Admission::new(AdmissionLimits {
             delay: Some(Duration::from_millis(1)),
             calls: 1,
         });
         let arrived = MonotonicNanos::now();
-        while admission.begin(arrived, MonotonicNanos::now()).is_ok() {
+        while admission.admit(arrived, MonotonicNanos::now()).is_ok() {
             std::thread::sleep(Duration::from_millis(1));
         }
         admission
     }
 
     #[test]
-    fn calls_are_begun_in_their_order() {
-        let (queue, noted) = queue(3, None);
+    fn calls_start_in_order() {
+        let (queue, started) = queue(3, None);
         while is_run(queue.next(TimeSlice::begin())) {}
-        assert_eq!(*noted.lock().unwrap(), [0, 1, 2]);
+        assert_eq!(*started.lock().unwrap(), [0, 1, 2]);
         assert!(queue.is_empty());
     }
 
     #[test]
-    fn under_overload_half_of_a_turn_is_for_the_last() {
-        let (queue, noted) = queue(4, Some(overloaded()));
-        let turn = TimeSlice::begin();
-        while !turn.is_half_over() {}
-        assert!(is_run(queue.next(turn)));
-        assert!(is_run(queue.next(turn)));
+    fn overload_gives_half_a_slice_to_newest_calls() {
+        let (queue, started) = queue(4, Some(overloaded()));
+        let slice = TimeSlice::begin();
+        while !slice.is_half_over() {}
+        assert!(is_run(queue.next(slice)));
+        assert!(is_run(queue.next(slice)));
         assert!(is_run(queue.next(TimeSlice::begin())));
-        assert_eq!(*noted.lock().unwrap(), [3, 2, 0]);
+        assert_eq!(*started.lock().unwrap(), [3, 2, 0]);
     }
 
     #[test]
-    fn it_is_full_when_as_many_wait_as_may_be_open() {
+    fn queue_is_full_at_its_limit() {
         let (queue, _) = queue(3, Some(overloaded()));
         assert!(queue.is_full());
         assert!(is_run(queue.next(TimeSlice::begin())));
@@ -221,8 +224,8 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-    async fn each_other_thread_helps_once_and_until_nothing_is_left() {
-        let (queue, noted) = queue(1_000, None);
+    async fn helpers_run_one_per_other_thread_until_empty() {
+        let (queue, started) = queue(1_000, None);
         let queue = Arc::new(queue);
         for _ in 0..10 {
             queue.spawn_helper();
@@ -231,11 +234,11 @@ mod tests {
         while !queue.is_empty() || queue.helpers.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert_eq!(noted.lock().unwrap().len(), 1_000);
+        assert_eq!(started.lock().unwrap().len(), 1_000);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_call_that_waits_does_not_keep_its_helper() {
+    async fn waiting_call_does_not_occupy_its_helper() {
         let queue = Arc::<CallQueue>::default();
         let (open, opened) = tokio::sync::oneshot::channel::<()>();
         let (done, is_done) = tokio::sync::oneshot::channel::<()>();
@@ -243,7 +246,7 @@ mod tests {
             let _ = opened.await;
             let _ = done.send(());
         }));
-        // Lets the first go on: it is run although the first is not done.
+        // Unblocks the first call: it runs although the first has not ended.
         queue.push(Box::pin(async move {
             let _ = open.send(());
         }));

@@ -1,13 +1,28 @@
 //! Runs the calls of an HTTP/2 connection within the connection's own task.
 //!
-//! hyper hands each call to an executor, which by custom gives it a task of its own. Then every
-//! answer wakes the connection, and leaves in a write of its own. Here a connection reads all that
-//! has come, its calls run one after the other, and their answers leave together. It halves what
-//! a small call costs.
+//! ```text
+//!          woken by the socket, a timer or a call
+//!                          |
+//!                          v
+//!   +-> poll: hyper reads requests and writes finished answers     ends -> connection ends
+//!   |                      |                                       (its calls are dropped)
+//!   |       each request becomes a call in the queue
+//!   |                      v
+//!   |   run: poll running calls that were woken, then start queued ones, for one time slice
+//!   |                      |         slice over, calls left -> a helper task runs some of them
+//!   |                      v
+//!   +-- woken meanwhile? --+-- no ---> sleep
+//!                          +-- slice over -> write answers, yield: other tasks run first
+//! ```
 //!
-//! What a task would have given is given here too: a call that panics takes no other with it, a
-//! connection that has had its thread for a while lets others go first, and one whose calls are
-//! slow gets more than one thread (see `queue`).
+//! hyper hands each call to an executor, which usually spawns a task for it. Then every answer
+//! wakes the connection, and is written by a system call of its own. Here the connection reads all
+//! requests that have arrived, runs their calls one after the other, and writes their answers
+//! together. This halves the cost of a small call.
+//!
+//! The guarantees of a spawned task hold here too: a panic ends only its own call, a connection
+//! with much work yields to others, and slow calls of one connection run on several threads (see
+//! [`CallQueue`]).
 
 use std::fmt;
 use std::future::Future;
@@ -24,54 +39,56 @@ use crate::api::decision::admission::{Admission, MonotonicNanos, SharedNanos};
 use crate::api::decision::time_slice::TimeSlice;
 use crate::api::transport::call_queue::{CallQueue, CatchPanic};
 
-/// The executor to build a connection with; [`drive`](Self::drive) then runs both.
+/// An executor that queues the calls of one connection; [`drive`](Self::drive) runs them.
 #[derive(Clone, Default)]
 pub struct ConnectionExecutor {
     queue: Arc<CallQueue>,
-    /// Since when there was something to read, of what is being read now.
-    ready: Arc<SharedNanos>,
+    /// The time since which the bytes that are being read could have been read.
+    readable_since: Arc<SharedNanos>,
 }
 
 impl<F> Executor<F> for ConnectionExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    /// hyper calls this while the connection is polled, and what it puts here runs right after.
+    /// Queues a call. hyper calls this while the connection is polled; the call runs right after.
     fn execute(&self, call: F) {
         self.queue.push(Box::pin(call));
     }
 }
 
 impl ConnectionExecutor {
-    /// One whose calls are shed when `admission` says so, and may be `most` at a time.
-    pub(crate) fn new(admission: Arc<Admission>, most: u32) -> Self {
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
+    /// Creates an executor that queues at most `max_queued` calls, in the order that suits
+    /// `admission`.
+    pub(crate) fn new(admission: Arc<Admission>, max_queued: u32) -> Self {
+        let max_queued = usize::try_from(max_queued).unwrap_or(usize::MAX);
         Self {
-            queue: Arc::new(CallQueue::new(admission, most)),
-            ready: Arc::default(),
+            queue: Arc::new(CallQueue::new(admission, max_queued)),
+            readable_since: Arc::default(),
         }
     }
 
-    /// `connection`, which was built with this executor, together with its calls.
+    /// Returns a future that drives `connection`, which was built with this executor, and its
+    /// calls.
     ///
-    /// Ends when the connection does; calls that are not begun then or wait for something are
-    /// dropped, as the caller has gone.
+    /// It ends when the connection does. Calls that are queued or waiting then are dropped, since
+    /// their caller has left.
     #[must_use]
     pub fn drive<C>(self, connection: C) -> ConnectionTask<C> {
-        let waker = Arc::<TaskWaker>::default();
+        let task_waker = Arc::<TaskWaker>::default();
         ConnectionTask {
             connection,
             executor: self,
             running: FuturesUnordered::new(),
-            ringing: Waker::from(Arc::clone(&waker)),
-            waker,
+            waker: Waker::from(Arc::clone(&task_waker)),
+            task_waker,
         }
     }
 
-    /// Since when the calls that are being read now could have been read; for who builds the
-    /// connection, to note it for each call.
-    pub(crate) fn ready(&self) -> Arc<SharedNanos> {
-        Arc::clone(&self.ready)
+    /// Returns the time since which the requests that are being read could have been read. It is
+    /// the arrival time of calls, from which their queueing delay is measured.
+    pub(crate) fn readable_since(&self) -> Arc<SharedNanos> {
+        Arc::clone(&self.readable_since)
     }
 }
 
@@ -81,20 +98,19 @@ impl fmt::Debug for ConnectionExecutor {
     }
 }
 
-/// A connection and its calls; a future that is the connection's.
+/// A connection with its calls, as one future with the connection's output.
 pub struct ConnectionTask<C> {
     connection: C,
     executor: ConnectionExecutor,
-    /// Polled, and not done at once.
+    /// Calls that were pending at their first poll.
     running: FuturesUnordered<CatchPanic>,
-    /// Through which connection and calls wake this task.
-    waker: Arc<TaskWaker>,
-    /// The same, as they are given it.
-    ringing: Waker,
+    task_waker: Arc<TaskWaker>,
+    /// `task_waker` in the form that the connection and its calls are polled with.
+    waker: Waker,
 }
 
 impl<C> ConnectionTask<C> {
-    /// The connection itself.
+    /// Returns the connection itself.
     pub fn connection(&mut self) -> &mut C {
         &mut self.connection
     }
@@ -105,63 +121,76 @@ impl<C: Future + Unpin> Future for ConnectionTask<C> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
         let me = &mut *self;
-        let waker = Arc::clone(&me.waker);
-        let ringing = me.ringing.clone();
-        let inner = &mut Context::from_waker(&ringing);
-        let turn = TimeSlice::begin();
-        // Of a task that nobody rang for, it is the first turn.
-        let ready = waker.rung_at.take();
-        me.executor
-            .ready
-            .store(Some(ready.unwrap_or_else(|| turn.begun().into())));
-        waker.begin_poll(context.waker());
+        let waker = me.waker.clone();
+        let inner = &mut Context::from_waker(&waker);
+        let slice = TimeSlice::begin();
+        // Nothing woke the task: this is its first poll.
+        let woken_at = me.task_waker.woken_at.take();
+        me.set_readable_since(woken_at.unwrap_or_else(|| slice.began_at().into()));
+        me.task_waker.begin_poll(context.waker());
         loop {
-            waker.clear();
-            // A caller that resets calls may open others at once: no more is read than may wait.
-            let reads = !me.executor.queue.is_full();
-            // Reads what has come, and writes what calls have left.
-            if reads && let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
+            me.task_waker.clear();
+            // Not read while the queue is full: a caller that resets calls may open others at
+            // once.
+            let is_read = !me.executor.queue.is_full();
+            if is_read && let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
                 return Poll::Ready(ended);
             }
             while let Poll::Ready(Some(())) = Pin::new(&mut me.running).poll_next(inner) {}
-            me.run_new(inner);
-            if turn.is_over() || !tokio::task::coop::has_budget_remaining() {
-                // Others go first; but what has been answered leaves, as far as the runtime lets
-                // it. What rings from here on is seen to when this task comes round again.
-                if !me.executor.queue.is_full() {
-                    me.executor.ready.store(Some(turn.begun().into()));
-                    waker.clear();
-                    if let Poll::Ready(ended) = Pin::new(&mut me.connection).poll(inner) {
-                        return Poll::Ready(ended);
-                    }
-                }
-                waker.rung_at.store(Some(MonotonicNanos::now()));
-                waker.leave();
-                context.waker().wake_by_ref();
-                return Poll::Pending;
+            me.run_queued(inner);
+            if slice.is_over() || !tokio::task::coop::has_budget_remaining() {
+                return me.yield_to_others(slice, inner, context);
             }
-            if reads && waker.is_clear() && waker.leave() {
+            if is_read && me.task_waker.is_clear() && me.task_waker.end_poll() {
                 return Poll::Pending;
             }
         }
     }
 }
 
+impl<C: Future + Unpin> ConnectionTask<C> {
+    /// Ends the poll so that other tasks run first, and has the task polled again. Finished answers
+    /// are written before, as far as the runtime's budget allows it.
+    fn yield_to_others(
+        &mut self,
+        slice: TimeSlice,
+        inner: &mut Context<'_>,
+        context: &mut Context<'_>,
+    ) -> Poll<C::Output> {
+        if !self.executor.queue.is_full() {
+            self.set_readable_since(slice.began_at().into());
+            self.task_waker.clear();
+            if let Poll::Ready(ended) = Pin::new(&mut self.connection).poll(inner) {
+                return Poll::Ready(ended);
+            }
+        }
+        // Wake-ups from here on are served by the next poll.
+        self.task_waker.woken_at.store(Some(MonotonicNanos::now()));
+        self.task_waker.end_poll();
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
 impl<C> ConnectionTask<C> {
-    /// Runs the calls that have come, for as long as a turn lasts: whatever went before, there is
-    /// time for them.
-    fn run_new(&mut self, context: &mut Context<'_>) {
+    fn set_readable_since(&self, time: MonotonicNanos) {
+        self.executor.readable_since.store(Some(time));
+    }
+
+    /// Runs queued calls for one time slice. The slice is a new one, so that calls make progress
+    /// however long the connection was polled.
+    fn run_queued(&mut self, context: &mut Context<'_>) {
         let queue = &self.executor.queue;
-        let turn = TimeSlice::begin();
-        while let Some(mut call) = queue.next(turn) {
-            // Most calls are done at once, and are spared the list of those that are not.
-            // INVARIANT: one that is not has left its waker, which brings this task round, and the
-            // list polls what it was given whenever it is polled itself. It is not polled right
-            // away: a call that yielded means it.
+        let slice = TimeSlice::begin();
+        while let Some(mut call) = queue.next(slice) {
+            // Most calls end at their first poll, and are spared the list of running ones.
+            // INVARIANT: a pending call has registered its waker, which wakes this task; the list
+            // polls new members whenever it is polled itself. It is not polled at once: a call
+            // that yielded means it.
             if Pin::new(&mut call).poll(context).is_pending() {
                 self.running.push(call);
             }
-            if turn.is_over() {
+            if slice.is_over() {
                 if !queue.is_empty() {
                     queue.spawn_helper();
                 }
@@ -171,29 +200,30 @@ impl<C> ConnectionTask<C> {
     }
 }
 
-/// Wakes a connection's task; or just notes that it was woken while the task is at it.
+/// Wakes the connection's task, or only records the wake-up while the task is being polled.
 ///
-/// Each answer rings, for the connection to write it. The runtime would take the task for one
-/// that wants to run again, and might wake another thread to help.
+/// Every finished answer wakes the connection to be written. The runtime would count that as a task
+/// that is ready to run again, and might wake another thread for it.
 #[derive(Default)]
 struct TaskWaker {
     task: AtomicWaker,
     woken: AtomicBool,
-    attended: AtomicBool,
-    /// When it was first woken since the task left.
-    rung_at: SharedNanos,
+    is_polled: AtomicBool,
+    /// The time of the first wake-up since the last poll.
+    woken_at: SharedNanos,
 }
 
-// INVARIANT: all accesses are sequentially consistent. Either whoever rings sees that nobody
-// attends and wakes the task, or the task, which leaves first and looks at `woken` after, sees that.
+// INVARIANT: all accesses are sequentially consistent, so no wake-up is lost. Either the waking
+// thread sees that the task is not being polled, and wakes it; or the task sees `woken`, since
+// `end_poll` clears `is_polled` before it reads `woken`.
 impl TaskWaker {
-    /// The task of `waker` is here.
+    /// Records that the task of `waker` is being polled.
     fn begin_poll(&self, waker: &Waker) {
         self.task.register(waker);
-        self.attended.store(true, Ordering::SeqCst);
+        self.is_polled.store(true, Ordering::SeqCst);
     }
 
-    /// The task sees to what has woken so far.
+    /// Forgets wake-ups so far: the task is about to serve them.
     fn clear(&self) {
         self.woken.store(false, Ordering::SeqCst);
     }
@@ -202,13 +232,14 @@ impl TaskWaker {
         !self.woken.load(Ordering::SeqCst)
     }
 
-    /// The task goes, if nothing has woken; `false` when it has to stay.
-    fn leave(&self) -> bool {
-        self.attended.store(false, Ordering::SeqCst);
+    /// Records the end of the poll. Returns `false` if there was a wake-up, so that the poll goes
+    /// on.
+    fn end_poll(&self) -> bool {
+        self.is_polled.store(false, Ordering::SeqCst);
         if self.is_clear() {
             return true;
         }
-        self.attended.store(true, Ordering::SeqCst);
+        self.is_polled.store(true, Ordering::SeqCst);
         false
     }
 }
@@ -220,10 +251,10 @@ impl Wake for TaskWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.woken.store(true, Ordering::SeqCst);
-        if !self.attended.load(Ordering::SeqCst) {
-            // Of two that ring at once either moment will do.
-            if self.rung_at.load().is_none() {
-                self.rung_at.store(Some(MonotonicNanos::now()));
+        if !self.is_polled.load(Ordering::SeqCst) {
+            // Of two wake-ups at once either time will do.
+            if self.woken_at.load().is_none() {
+                self.woken_at.store(Some(MonotonicNanos::now()));
             }
             self.task.wake();
         }
@@ -232,7 +263,7 @@ impl Wake for TaskWaker {
 
 impl<C> Drop for ConnectionTask<C> {
     fn drop(&mut self) {
-        // A call holds the executor that it was given to: the ring must be broken.
+        // Breaks a reference cycle: a queued call owns the executor, which owns the queue.
         self.executor.queue.clear();
     }
 }
@@ -252,10 +283,11 @@ mod tests {
     use crate::api::transport::call_queue::CallFuture;
     use crate::config::api::AdmissionLimits;
 
-    /// A connection that has calls for its executor, a few at each poll, and ends when told.
+    /// A connection that executes some calls at each poll, and ends when the sender of `end` is
+    /// dropped.
     struct Busy {
         executor: ConnectionExecutor,
-        coming: Vec<Vec<CallFuture>>,
+        batches: Vec<Vec<CallFuture>>,
         end: tokio::sync::oneshot::Receiver<()>,
     }
 
@@ -263,7 +295,7 @@ mod tests {
         type Output = ();
 
         fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-            if let Some(calls) = self.coming.pop() {
+            if let Some(calls) = self.batches.pop() {
                 for call in calls {
                     self.executor.execute(call);
                 }
@@ -273,19 +305,19 @@ mod tests {
         }
     }
 
-    /// Runs a connection with these calls until `over` is.
-    async fn run(coming: Vec<Vec<CallFuture>>, over: impl Future<Output = ()>) {
+    /// Runs a connection with these calls until `done` completes.
+    async fn run(batches: Vec<Vec<CallFuture>>, done: impl Future<Output = ()>) {
         let executor = ConnectionExecutor::default();
         let (end, ended) = tokio::sync::oneshot::channel();
         let connection = Busy {
             executor: executor.clone(),
-            coming,
+            batches,
             end: ended,
         };
         let running = executor.drive(connection);
         tokio::time::timeout(Duration::from_secs(20), async {
             tokio::join!(running, async {
-                over.await;
+                done.await;
                 drop(end);
             });
         })
@@ -293,7 +325,8 @@ mod tests {
         .expect("the connection ends");
     }
 
-    fn done(count: &Arc<AtomicUsize>) -> CallFuture {
+    /// Returns a call that adds one to `count`.
+    fn counted(count: &Arc<AtomicUsize>) -> CallFuture {
         let count = Arc::clone(count);
         Box::pin(async move {
             count.fetch_add(1, Ordering::SeqCst);
@@ -307,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_call_runs_also_one_that_waits_or_yields() {
+    async fn waiting_and_yielding_calls_run() {
         let count = Arc::new(AtomicUsize::new(0));
         let waits = |call: CallFuture| -> CallFuture {
             Box::pin(async move {
@@ -317,14 +350,14 @@ mod tests {
             })
         };
         let calls = vec![
-            vec![done(&count), waits(done(&count)), done(&count)],
-            vec![waits(done(&count))],
+            vec![counted(&count), waits(counted(&count)), counted(&count)],
+            vec![waits(counted(&count))],
         ];
         run(calls, reaches(&count, 4)).await;
     }
 
     #[tokio::test]
-    async fn a_call_that_panics_takes_no_other_with_it() {
+    async fn panic_ends_only_its_own_call() {
         let count = Arc::new(AtomicUsize::new(0));
         let fails_late: CallFuture = Box::pin(async {
             tokio::task::yield_now().await;
@@ -332,15 +365,15 @@ mod tests {
         });
         let fails: CallFuture = Box::pin(async { panic!("at once") });
         let calls = vec![
-            vec![done(&count)],
-            vec![done(&count), fails, fails_late, done(&count)],
+            vec![counted(&count)],
+            vec![counted(&count), fails, fails_late, counted(&count)],
         ];
         run(calls, reaches(&count, 3)).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn slow_calls_get_more_than_one_thread() {
-        // Each holds its thread until it sees the other running.
+    async fn slow_calls_run_on_several_threads() {
+        // Each call occupies its thread until it sees the other one running.
         let running = Arc::new(AtomicUsize::new(0));
         let met = Arc::new(AtomicUsize::new(0));
         let slow = |call: CallFuture| -> CallFuture {
@@ -357,13 +390,13 @@ mod tests {
             })
         };
         let first: CallFuture = Box::pin(async { std::thread::sleep(Duration::from_millis(2)) });
-        let calls = vec![vec![first, slow(done(&met)), slow(done(&met))]];
+        let calls = vec![vec![first, slow(counted(&met)), slow(counted(&met))]];
         run(calls, reaches(&met, 2)).await;
     }
 
     #[tokio::test]
-    async fn a_connection_is_not_read_while_too_many_of_its_calls_wait() {
-        /// Has two calls at each poll, which take a turn each.
+    async fn connection_is_not_read_while_queue_is_full() {
+        /// A connection that executes two calls at each poll; each takes a whole time slice.
         struct Endless {
             executor: ConnectionExecutor,
             polled: usize,
@@ -405,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_of_a_connection_that_ends_are_dropped() {
+    async fn calls_are_dropped_with_their_connection() {
         let token = Arc::new(());
         let held = Arc::clone(&token);
         let waits: CallFuture = Box::pin(async move {
@@ -413,10 +446,10 @@ mod tests {
             drop(held);
         });
         let executor = ConnectionExecutor::default();
-        // It holds the executor, as hyper's calls do.
-        let (ring, held) = (executor.clone(), Arc::clone(&token));
+        // The call owns the executor, as hyper's calls do.
+        let (owned, held) = (executor.clone(), Arc::clone(&token));
         let never_polled: CallFuture = Box::pin(async move {
-            drop((ring, held));
+            drop((owned, held));
         });
         run(vec![vec![waits]], tokio::task::yield_now()).await;
         let connection = executor.clone().drive(std::future::pending::<()>());
@@ -426,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_with_endless_calls_lets_others_go_first() {
+    async fn endless_call_yields_to_other_tasks() {
         let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
         let endless: CallFuture = Box::pin(async move {
             while ended.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {

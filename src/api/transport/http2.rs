@@ -18,16 +18,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::accept::ServerState;
 use super::connection_task::ConnectionExecutor;
-use super::lifetime::{Calls, InFlight, Over};
+use super::lifetime::{CallTracker, Expiry, InFlight};
 use crate::api::auth::callers::Identification;
 use crate::api::decision::admission::MonotonicNanos;
 use crate::api::metrics::Closing;
 
-/// Most streams of a connection that may be reset for its caller's faults.
+/// Most streams of a connection that are reset for protocol errors of its caller.
 const MAX_ERROR_RESETS: usize = 1_024;
 
-/// Most bytes of an answer that are buffered for a caller who does not read it; the rest is not
-/// produced before it does.
+/// Most bytes of an answer that are buffered for a caller who does not read it. The rest is
+/// produced once the caller reads.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
 
 /// A service that connections run.
@@ -45,13 +45,13 @@ pub(crate) trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = http::Response<Self::Body>> + Send + 'static;
 }
 
-/// The connection and the time on which a call arrived.
+/// The caller, the connection and the arrival time of a call.
 pub(crate) struct Arrival {
-    /// Identifies the caller.
+    /// The identification of the caller.
     pub(crate) caller: Arc<Identification>,
-    /// Counts the call among those of its connection.
+    /// The guard that counts the call as in flight on its connection.
     pub(crate) in_flight: InFlight,
-    /// When the call could first have been read.
+    /// The time since which the call could have been read.
     pub(crate) at: MonotonicNanos,
 }
 
@@ -64,17 +64,17 @@ pub(crate) async fn serve<S: Service>(
 ) {
     let mut draining = state.readiness.clone();
     let limits = state.limits.clone();
-    let calls = Calls::default();
+    let tracker = CallTracker::default();
     let executor =
         ConnectionExecutor::new(Arc::clone(&state.admission), limits.max_concurrent_streams);
-    let ready = executor.ready();
+    let readable_since = executor.readable_since();
     let service = Arc::clone(&state.service);
-    let of_connection = calls.clone();
+    let service_tracker = tracker.clone();
     let service = service_fn(move |request| {
         let arrival = Arrival {
             caller: Arc::clone(&caller),
-            in_flight: of_connection.begin(),
-            at: ready.load().unwrap_or_else(MonotonicNanos::now),
+            in_flight: service_tracker.begin(),
+            at: readable_since.load().unwrap_or_else(MonotonicNanos::now),
         };
         let response = Arc::clone(&service).call(arrival, request);
         async move { Ok::<_, Infallible>(response.await) }
@@ -85,8 +85,8 @@ pub(crate) async fn serve<S: Service>(
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(limits.max_header_bytes)
-        // A caller whose deadlines pass while we are busy resets all its streams, and is no
-        // attacker. One that resets more than it may have open, before we have read them, is
+        // During overload, a caller whose deadlines pass resets all its streams, and is no
+        // attacker. One that resets more streams than it may have open, before they are read, is
         // (Rapid Reset, CVE-2023-44487).
         .max_pending_accept_reset_streams(limits.max_concurrent_streams as usize)
         .max_local_error_reset_streams(MAX_ERROR_RESETS)
@@ -95,17 +95,17 @@ pub(crate) async fn serve<S: Service>(
         .keep_alive_timeout(limits.keepalive_timeout)
         .serve_connection(TokioIo::new(stream), service);
     let mut serving = executor.drive(serving);
-    let over = tokio::select! {
+    let expiry = tokio::select! {
         ended = &mut serving => return log_end(ended),
         () = draining.draining() => None,
-        over = limits.lifetime.over(&calls) => Some(over),
+        expiry = limits.lifetime.expiry(&tracker) => Some(expiry),
     };
     Pin::new(serving.connection()).graceful_shutdown();
-    if let Some(over) = over {
-        state.closes(match over {
-            Over::Age => Closing::Age,
-            Over::Idle => Closing::Idle,
-            Over::UnreadAnswer => Closing::UnreadAnswer,
+    if let Some(expiry) = expiry {
+        state.count_closed(match expiry {
+            Expiry::Age => Closing::Age,
+            Expiry::Idle => Closing::Idle,
+            Expiry::UnreadAnswer => Closing::UnreadAnswer,
         });
         tokio::select! {
             ended = &mut serving => return log_end(ended),
@@ -115,8 +115,8 @@ pub(crate) async fn serve<S: Service>(
     }
     tokio::select! {
         ended = serving => log_end(ended),
-        // hyper would also wait for a caller that never answers its last ping.
-        () = calls.over() => {}
+        // hyper also waits for a caller that never answers its last ping.
+        () = tracker.idle() => {}
     }
 }
 

@@ -1,4 +1,4 @@
-//! How long a connection lasts: until it is too old, or nobody has called on it for too long.
+//! The lifetime of a connection: it is closed by age, by idleness or for an unread answer.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -11,95 +11,101 @@ use tokio::time::Instant;
 
 use crate::config::api::LifetimeLimits;
 
-/// Why a connection has lasted long enough.
+/// The limit that a connection has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
+pub(crate) enum Expiry {
     Age,
     Idle,
     UnreadAnswer,
 }
 
-/// Counts the calls of one connection.
+/// Counts the calls and the unread answers of one connection.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Calls(Arc<Counted>);
+pub(crate) struct CallTracker(Arc<Tracked>);
 
 #[derive(Debug, Default)]
-struct Counted {
-    /// In the upper half those that there were, in the lower half those in flight, their answers
-    /// included until they are written.
+struct Tracked {
+    /// The upper half counts all calls. The lower half counts those in flight, until their answer
+    /// is written.
     calls: AtomicU64,
-    /// The long answers that are not written, in the order in which they came, and since when.
+    /// The creation time of each large answer that is not written yet, by number.
     unread: Mutex<BTreeMap<u64, Instant>>,
     has_unread: Notify,
 }
 
-const ONE_BEGUN: u64 = 1 << 32;
+const ONE_CALL: u64 = 1 << 32;
 const ONE_IN_FLIGHT: u64 = 1;
 
-/// Held by a call in flight.
+/// A guard that counts one call as in flight until it is dropped.
 #[derive(Debug)]
-pub(crate) struct InFlight(Calls);
+pub(crate) struct InFlight(CallTracker);
 
-/// Held by a long answer until it is written.
+/// A guard that counts one large answer as unread until it is dropped.
 #[derive(Debug)]
 pub(crate) struct UnreadAnswer {
-    of: Calls,
+    tracker: CallTracker,
     number: u64,
 }
 
-impl Counted {
+impl Tracked {
     fn unread(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
-        // Nothing in it depends on anything else.
+        // A panic elsewhere cannot break it: its entries are independent.
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Calls {
+impl CallTracker {
+    /// Counts a new call.
     pub(crate) fn begin(&self) -> InFlight {
-        (self.0.calls).fetch_add(ONE_BEGUN + ONE_IN_FLIGHT, Ordering::Relaxed);
+        (self.0.calls).fetch_add(ONE_CALL + ONE_IN_FLIGHT, Ordering::Relaxed);
         InFlight(self.clone())
     }
 
-    /// Notes a long answer.
+    /// Records a large answer that has to be read by the caller.
     pub(crate) fn begin_unread(&self) -> UnreadAnswer {
         let mut unread = self.0.unread();
         let number = unread.last_key_value().map_or(0, |(last, _)| last + 1);
         unread.insert(number, Instant::now());
         self.0.has_unread.notify_one();
         UnreadAnswer {
-            of: self.clone(),
+            tracker: self.clone(),
             number,
         }
     }
 
-    /// Since when the oldest long answer has not been written.
-    fn unread_since(&self) -> Option<Instant> {
+    /// Returns the creation time of the oldest unread answer.
+    fn oldest_unread(&self) -> Option<Instant> {
         self.0.unread().first_key_value().map(|(_, since)| *since)
     }
 
-    fn begun(&self) -> u64 {
-        self.0.calls.load(Ordering::Relaxed) / ONE_BEGUN
+    /// Returns the number of all calls so far.
+    fn total(&self) -> u64 {
+        self.0.calls.load(Ordering::Relaxed) / ONE_CALL
     }
 
     fn in_flight(&self) -> u64 {
-        self.0.calls.load(Ordering::Relaxed) % ONE_BEGUN
+        self.0.calls.load(Ordering::Relaxed) % ONE_CALL
     }
 
-    /// Returns when no call was in flight at two looks in a row. Between them, what was written
-    /// last finds its way out.
-    pub(crate) async fn over(&self) {
-        const PAUSE: Duration = Duration::from_millis(250);
-        let mut quiet = 0;
-        while quiet < 2 {
-            tokio::time::sleep(PAUSE).await;
-            quiet = if self.in_flight() == 0 { quiet + 1 } else { 0 };
+    /// Waits until two checks in a row find no call in flight. The time between them lets the last
+    /// answer be written.
+    pub(crate) async fn idle(&self) {
+        const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+        let mut idle_checks = 0;
+        while idle_checks < 2 {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            idle_checks = if self.in_flight() == 0 {
+                idle_checks + 1
+            } else {
+                0
+            };
         }
     }
 }
 
 impl InFlight {
-    /// The calls that it is one of.
-    pub(crate) fn calls(&self) -> &Calls {
+    /// Returns the tracker of the call's connection.
+    pub(crate) fn calls(&self) -> &CallTracker {
         &self.0
     }
 }
@@ -113,65 +119,67 @@ impl Drop for InFlight {
 
 impl Drop for UnreadAnswer {
     fn drop(&mut self) {
-        self.of.0.unread().remove(&self.number);
+        self.tracker.0.unread().remove(&self.number);
     }
 }
 
 impl LifetimeLimits {
-    /// Returns when a connection that begins now, and has these calls, has lasted long enough.
-    pub(crate) async fn over(&self, calls: &Calls) -> Over {
+    /// Waits until a connection that starts now, with the calls of `tracker`, reaches a limit.
+    pub(crate) async fn expiry(&self, tracker: &CallTracker) -> Expiry {
         tokio::select! {
-            over = self.old_or_idle(calls) => over,
-            () = self.unread(calls) => Over::UnreadAnswer,
+            expiry = self.age_or_idle(tracker) => expiry,
+            () = self.unread_answer(tracker) => Expiry::UnreadAnswer,
         }
     }
 
-    /// Returns when a long answer has not been read for long enough.
-    async fn unread(&self, calls: &Calls) {
-        let Some(most) = self.unread else {
+    /// Waits until a large answer has been unread for too long.
+    async fn unread_answer(&self, tracker: &CallTracker) {
+        let Some(max_unread) = self.unread else {
             return std::future::pending().await;
         };
         loop {
-            match calls.unread_since() {
-                Some(since) if since.elapsed() >= most => return,
-                Some(since) => tokio::time::sleep_until(since + most).await,
-                // Nearly always, and then there is no timer.
-                None => calls.0.has_unread.notified().await,
+            match tracker.oldest_unread() {
+                Some(since) if since.elapsed() >= max_unread => return,
+                Some(since) => tokio::time::sleep_until(since + max_unread).await,
+                // The usual case. It needs no timer.
+                None => tracker.0.has_unread.notified().await,
             }
         }
     }
 
-    async fn old_or_idle(&self, calls: &Calls) -> Over {
+    /// Waits until the connection is too old, or has had no call for too long.
+    async fn age_or_idle(&self, tracker: &CallTracker) -> Expiry {
         let end = self.age.map(|age| Instant::now() + jittered(age));
-        // No call notes when it was: it is enough to look, twice in the time.
-        let pause = self.idle.map(|idle| idle / 2);
-        let mut seen = calls.begun();
-        let mut quiet = 0;
+        // Calls do not record their time, which costs them nothing. Two checks per idle time are
+        // enough.
+        let check_interval = self.idle.map(|idle| idle / 2);
+        let mut last_total = tracker.total();
+        let mut idle_checks = 0;
         loop {
-            let look = pause.map(|pause| Instant::now() + pause);
-            let Some(next) = [end, look].into_iter().flatten().min() else {
+            let next_check = check_interval.map(|interval| Instant::now() + interval);
+            let Some(next) = [end, next_check].into_iter().flatten().min() else {
                 return std::future::pending().await;
             };
             tokio::time::sleep_until(next).await;
             if end == Some(next) {
-                return Over::Age;
+                return Expiry::Age;
             }
-            let begun = calls.begun();
-            quiet = match begun == seen && calls.in_flight() == 0 {
-                true => quiet + 1,
+            let total = tracker.total();
+            idle_checks = match total == last_total && tracker.in_flight() == 0 {
+                true => idle_checks + 1,
                 false => 0,
             };
-            if quiet == 2 {
-                return Over::Idle;
+            if idle_checks == 2 {
+                return Expiry::Idle;
             }
-            seen = begun;
+            last_total = total;
         }
     }
 }
 
-/// `duration`, give or take a tenth.
+/// Returns `duration` plus or minus a random part of up to a tenth.
 fn jittered(duration: Duration) -> Duration {
-    // As random as it needs to be, and at hand.
+    // The standard library's hash seed is random enough for this.
     let random = RandomState::new().hash_one(()) % 1_000;
     duration.mul_f64(0.9 + random as f64 / 5_000.0)
 }
@@ -180,7 +188,7 @@ fn jittered(duration: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// Long enough for what happens within it to do so, on any machine.
+    /// Far longer than any test runs.
     const LONG: Duration = Duration::from_secs(3600);
     const SHORT: Duration = Duration::from_millis(100);
 
@@ -194,76 +202,76 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_without_calls_is_over_when_it_was_idle_for_long_enough() {
+    async fn connection_without_calls_expires_after_idle_time() {
         let begun = Instant::now();
-        let calls = Calls::default();
-        let over = limits(Some(LONG), Some(SHORT)).over(&calls).await;
-        assert_eq!(over, Over::Idle);
+        let tracker = CallTracker::default();
+        let expiry = limits(Some(LONG), Some(SHORT)).expiry(&tracker).await;
+        assert_eq!(expiry, Expiry::Idle);
         assert!(begun.elapsed() >= SHORT);
     }
 
     #[tokio::test]
-    async fn calls_and_streams_keep_a_connection() {
-        let calls = Calls::default();
+    async fn calls_and_streams_keep_connection_open() {
+        let tracker = CallTracker::default();
         let limits = limits(None, Some(SHORT));
         let calling = async {
             let begun = Instant::now();
-            // Each is over at once, and none is under way when it is looked.
+            // Each call ends at once, so no check finds one in flight.
             while begun.elapsed() < 5 * SHORT {
-                drop(calls.begin());
+                drop(tracker.begin());
                 tokio::task::yield_now().await;
             }
-            let _stream = calls.begin();
+            let _stream = tracker.begin();
             tokio::time::sleep(5 * SHORT).await;
         };
         tokio::select! {
             () = calling => {}
-            over = limits.over(&calls) => panic!("{over:?}"),
+            expiry = limits.expiry(&tracker) => panic!("{expiry:?}"),
         }
     }
 
     #[tokio::test]
-    async fn a_connection_is_over_at_its_age_whatever_it_does() {
-        let calls = Calls::default();
-        let _stream = calls.begin();
+    async fn connection_expires_at_its_age_despite_calls() {
+        let tracker = CallTracker::default();
+        let _stream = tracker.begin();
         let begun = Instant::now();
-        let over = limits(Some(SHORT), Some(LONG)).over(&calls).await;
-        assert_eq!(over, Over::Age);
+        let expiry = limits(Some(SHORT), Some(LONG)).expiry(&tracker).await;
+        assert_eq!(expiry, Expiry::Age);
         assert!(begun.elapsed() >= SHORT.mul_f64(0.9));
     }
 
     #[tokio::test]
-    async fn without_limits_it_lasts() {
+    async fn connection_without_limits_does_not_expire() {
         let limits = limits(None, None);
-        let calls = Calls::default();
-        let over = tokio::time::timeout(2 * SHORT, limits.over(&calls));
-        assert!(over.await.is_err());
+        let tracker = CallTracker::default();
+        let expiry = tokio::time::timeout(2 * SHORT, limits.expiry(&tracker));
+        assert!(expiry.await.is_err());
     }
 
     #[tokio::test]
-    async fn a_connection_whose_caller_does_not_read_is_over() {
-        let calls = Calls::default();
+    async fn unread_answer_expires_its_connection() {
+        let tracker = CallTracker::default();
         let limits = limits(None, None);
         let reading = async {
-            // Each is read in its time, however many there are.
-            let mut last = calls.begin_unread();
+            // Each answer is read in time.
+            let mut last = tracker.begin_unread();
             for _ in 0..10 {
                 tokio::time::sleep(SHORT / 4).await;
-                let next = calls.begin_unread();
+                let next = tracker.begin_unread();
                 drop(std::mem::replace(&mut last, next));
             }
         };
         tokio::select! {
             () = reading => {}
-            over = limits.over(&calls) => panic!("{over:?}"),
+            expiry = limits.expiry(&tracker) => panic!("{expiry:?}"),
         }
-        assert!(calls.unread_since().is_none());
-        let _unread = calls.begin_unread();
-        assert_eq!(limits.over(&calls).await, Over::UnreadAnswer);
+        assert!(tracker.oldest_unread().is_none());
+        let _unread = tracker.begin_unread();
+        assert_eq!(limits.expiry(&tracker).await, Expiry::UnreadAnswer);
     }
 
     #[test]
-    fn ages_differ_by_a_tenth_at_most() {
+    fn jitter_is_at_most_a_tenth() {
         let ages: Vec<_> = (0..100).map(|_| jittered(LONG)).collect();
         for age in &ages {
             assert!(

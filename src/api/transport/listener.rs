@@ -1,4 +1,4 @@
-//! Addresses to listeners: TCP and Unix sockets, and what is left of them afterwards.
+//! Listeners on TCP addresses and Unix sockets, and the removal of socket files.
 
 use std::fmt;
 use std::fs::Permissions;
@@ -13,42 +13,42 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use crate::config::listen::Listen;
 
-/// Why an address cannot be listened on.
+/// The reason why a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The operating system refused.
+    /// The system reported an error.
     #[error("cannot listen on `{address}`: {source}")]
     Bind {
         /// The address as configured.
         address: String,
-        /// What it said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Another process answers on the socket.
-    #[error("cannot listen on `unix:{}`: another process serves it", path.display())]
+    /// Another process listens on the socket.
+    #[error("cannot listen on `unix:{}`: another process listens on it", path.display())]
     SocketInUse {
         /// The socket's path.
         path: PathBuf,
     },
-    /// A file that is no socket stands where the socket should.
-    #[error("cannot listen on `unix:{}`: it exists and is no socket", path.display())]
+    /// The path is in use by a file that is not a socket.
+    #[error("cannot listen on `unix:{}`: the file exists and is not a socket", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
 }
 
-/// An address that callers can connect to.
+/// An address that a listener is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BoundAddress {
-    /// A TCP address, its port known even when 0 was asked for.
+    /// A TCP address with the port that the system assigned if 0 was configured.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
 
 impl BoundAddress {
-    /// Whether only callers on this machine can reach it.
+    /// Returns whether only callers on this machine can connect to it.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -82,7 +82,7 @@ pub(crate) enum Connection {
 }
 
 impl Listener {
-    /// Listens on `address`; the file of a Unix socket has this mode.
+    /// Listens on `address`. A Unix socket's file gets the mode `socket_mode`.
     pub(crate) async fn bind(address: &Listen, socket_mode: u32) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Bind {
             address: address.to_string(),
@@ -96,13 +96,13 @@ impl Listener {
             Listen::Unix(path) => {
                 remove_stale(path)?;
                 let listener = listen_on_file(path, socket_mode).map_err(failed)?;
-                let file = SocketFile::of(path).map_err(failed)?;
+                let file = SocketFile::new(path).map_err(failed)?;
                 Ok(Self::Unix(listener, file))
             }
         }
     }
 
-    /// Where callers find it.
+    /// Returns the bound address.
     pub(crate) fn address(&self) -> io::Result<BoundAddress> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(BoundAddress::Tcp),
@@ -110,15 +110,15 @@ impl Listener {
         }
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     ///
-    /// Cancel safe: no connection is lost when the future is dropped.
+    /// Cancel safe: no connection is lost if the future is dropped.
     pub(crate) async fn accept(&self) -> io::Result<Connection> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Answers are small and complete when written; without this the last one of a
-                // burst waits for the caller's delayed acknowledgement, some 40 ms.
+                // Answers are small and written as a whole. Without this, the last answer of a
+                // burst waits some 40 ms for the caller's delayed acknowledgement.
                 stream.set_nodelay(true)?;
                 Ok(Connection::Tcp(stream))
             }
@@ -130,7 +130,7 @@ impl Listener {
     }
 }
 
-/// Listens on a new socket file of this mode, which nobody can connect to before it has it.
+/// Listens on a new socket file. Nobody can connect to it before it has its mode.
 fn listen_on_file(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -144,63 +144,65 @@ fn listen_on_file(path: &Path, mode: u32) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-/// Listens on the first address that the name stands for and that can be had.
+/// Listens on the first address of `host` that is available.
 async fn listen_on_port(host: &str, port: u16) -> io::Result<TcpListener> {
-    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut last_error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in tokio::net::lookup_host((host, port)).await? {
-        let listening = || {
+        let listen = || {
             let socket = match address {
                 SocketAddr::V4(_) => TcpSocket::new_v4(),
                 SocketAddr::V6(_) => TcpSocket::new_v6(),
             }?;
-            // Or a restart would wait for connections of the last run to be forgotten.
+            // Otherwise a restart fails while connections of the last run are in TIME_WAIT.
             socket.set_reuseaddr(true)?;
             socket.bind(address)?;
             socket.listen(BACKLOG)
         };
-        match listening() {
+        match listen() {
             Ok(listener) => return Ok(listener),
-            Err(error) => failed = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(failed)
+    Err(last_error)
 }
 
-/// How many connections may wait to be accepted; of the rest a caller's system tries again after a
-/// second. Many come at once when the service comes back, and the custom of 128 is soon used up.
+/// Most connections that wait to be accepted. A caller beyond that retries after a second.
+///
+/// After a restart all callers reconnect at once, which soon exceeds the usual 128.
 const BACKLOG: u32 = 4096;
 
-/// Our socket's file, removed when the listener goes, if it is still ours.
+/// A Unix socket's file, which is removed on drop.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    id: (u64, u64),
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
+    fn new(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            identity: identity(path)?,
+            id: file_id(path)?,
         })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Another process may have replaced it meanwhile; its socket stays.
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+        // Another process may have replaced the file. Its socket must stay.
+        if file_id(&self.path).is_ok_and(|id| id == self.id) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+/// Returns the device and inode of a file.
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Removes the socket that a process left behind that is no more.
+/// Removes a socket file that no process listens on.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let Ok(meta) = std::fs::symlink_metadata(path) else {
         return Ok(());
@@ -220,7 +222,7 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
                 source,
             })
         }
-        // Full backlog, no permission: somebody may be there.
+        // For example a full backlog or no permission: a process may listen on it.
         Err(source) => Err(ListenError::Bind {
             address: format!("unix:{}", path.display()),
             source,
@@ -233,7 +235,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_a_live_one_is_an_error() {
+    async fn only_a_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pdp.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn file_that_is_no_socket_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("precious");
         std::fs::write(&path, "text").unwrap();

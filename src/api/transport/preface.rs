@@ -1,23 +1,23 @@
-//! The HTTP/2 connection preface: awaited before anything is spent on a connection.
+//! Reads the HTTP/2 connection preface, before any resources are spent on a connection.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// RFC 9113, section 3.4.
+/// The preface of RFC 9113, section 3.4.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Returns whether these bytes are the whole preface, or no part of one.
-fn is_decided(so_far: &[u8]) -> bool {
+/// Returns whether these bytes are the whole preface, or not the beginning of one.
+fn is_complete(so_far: &[u8]) -> bool {
     so_far.len() >= HTTP2_PREFACE.len() || !HTTP2_PREFACE.starts_with(so_far)
 }
 
-/// Reads the preface, or the first bytes of something else, which hyper then rejects.
+/// Reads the preface, or the first bytes of another protocol, which hyper then rejects.
 ///
-/// Returns the bytes that were read. Cancelling it loses them.
+/// Returns the bytes that were read. They are lost if the future is dropped.
 pub(crate) async fn read_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
-    while !is_decided(&read) {
+    while !is_complete(&read) {
         let missing = HTTP2_PREFACE.len() - read.len();
         let bytes = (&mut *stream)
             .take(missing as u64)
@@ -37,8 +37,8 @@ mod tests {
     use super::*;
     use crate::api::transport::stream::ConnectionStream;
 
-    /// What is read of a connection on which these pieces come.
-    async fn read_of(pieces: &[&[u8]]) -> io::Result<Vec<u8>> {
+    /// Returns the bytes that are read from a connection on which these pieces are sent.
+    async fn read_pieces(pieces: &[&[u8]]) -> io::Result<Vec<u8>> {
         let (mut caller, mut stream) = tokio::io::duplex(4);
         let sending = async move {
             for piece in pieces {
@@ -58,20 +58,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_of_a_greeting_is_not_lost() {
+    async fn bytes_of_the_preface_are_replayed() {
         for pieces in [
             &[&HTTP2_PREFACE[..], b"more"][..],
             &[b"PRI * HT", b"TP/2.0\r\n\r\nSM\r\n\r\nmore"],
             &[b"GET / HTTP/1.1"],
             &[b"PRI * HTTP/1.0"],
         ] {
-            assert_eq!(read_of(pieces).await.unwrap(), pieces.concat());
+            assert_eq!(read_pieces(pieces).await.unwrap(), pieces.concat());
         }
     }
 
     #[tokio::test]
-    async fn half_a_greeting_is_none() {
-        let ended = read_of(&[b"PRI * HT"]).await;
+    async fn truncated_preface_is_an_error() {
+        let ended = read_pieces(&[b"PRI * HT"]).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -13,26 +13,26 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// Time and bytes that a lingering close reads on: a caller that sends more is not just late.
+/// Limits of a lingering close. A caller that exceeds them does not merely send late.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// A stream whose first bytes have been read already.
+/// A stream that replays the bytes that were read before, and closes by a lingering close.
 pub(crate) struct ConnectionStream<S> {
     stream: S,
-    /// The bytes that were read, in reverse order.
-    read: Vec<u8>,
-    /// Once our side is closed: the time and the bytes left.
+    /// The bytes to replay, in reverse order.
+    replay: Vec<u8>,
+    /// The time and the bytes that are left, once our side is closed.
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> ConnectionStream<S> {
-    /// Wraps `stream`, of which the bytes `read` have been read.
-    pub(crate) fn new(stream: S, mut read: Vec<u8>) -> Self {
-        read.reverse();
+    /// Wraps `stream`, from which the bytes `replay` were read before.
+    pub(crate) fn new(stream: S, mut replay: Vec<u8>) -> Self {
+        replay.reverse();
         Self {
             stream,
-            read,
+            replay,
             lingering: None,
         }
     }
@@ -44,11 +44,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for ConnectionStream<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.read.is_empty() {
+        if self.replay.is_empty() {
             return Pin::new(&mut self.stream).poll_read(context, buffer);
         }
         while buffer.remaining() > 0
-            && let Some(byte) = self.read.pop()
+            && let Some(byte) = self.replay.pop()
         {
             buffer.put_slice(&[byte]);
         }
@@ -99,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnectionStream<S> {
                 Ok(()) if !buffer.filled().is_empty() => {
                     *left = left.saturating_sub(buffer.filled().len());
                 }
-                // The caller has closed, or is gone.
+                // The caller has closed its side or disconnected.
                 Ok(()) | Err(_) => break,
             }
         }
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// A connection whose caller takes little that it has not read.
+    /// Creates a connection whose caller has a small receive buffer.
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_that_goes_on_sending_still_gets_its_answer() {
+    async fn late_sender_still_gets_its_answer() {
         let (mut caller, stream) = pair().await;
         let mut stream = ConnectionStream::new(stream, Vec::new());
         caller.write_all(b"one more request").await.unwrap();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_never_ends_is_left() {
+    async fn lingering_close_is_limited_in_bytes_and_time() {
         let (mut caller, stream) = pair().await;
         let mut stream = ConnectionStream::new(stream, Vec::new());
         let flooding = async { while caller.write_all(&[0; 65_536]).await.is_ok() {} };

@@ -14,7 +14,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::http2::{AUTHORIZE, Caller, post};
 use crate::support::protobuf::framed;
-use crate::support::{Server, eventually, policy_directory, request};
+use crate::support::{Server, eventually, get, policy_directory, request};
 
 /// How long it is asked too much: long enough here to see it, and a minute with
 /// `CEDAR_PDP_OVERLOAD_SECONDS=60`.
@@ -218,7 +218,15 @@ async fn overload_is_shed_with_a_retry_hint() {
     // So many that to decide costs much more than to refuse, and than to ask.
     const POLICIES: usize = 3_000;
     let policies = policy_directory(&[("slow.cedar", &slow_policies(POLICIES))]);
-    let server = Server::start(policies.path(), &["--cache-bytes", "0"]);
+    let options = ["--cache-bytes", "0", "--admin-listen", "127.0.0.1:0"];
+    let server = Server::start(policies.path(), &options);
+    let admin = server.admin();
+    let overload = || {
+        let page = get(&admin, "/status");
+        let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+        page["overload"].clone()
+    };
+    assert_eq!(overload()["shed"], 0);
     let mut askers = Vec::new();
     for _ in 0..16 {
         askers.push(Asker::connect(&server).await);
@@ -245,7 +253,13 @@ async fn overload_is_shed_with_a_retry_hint() {
         }
         ends
     });
-    let ends = offer(&askers, capacity.per_second * TIMES, duration()).await;
+    // The state is read in the midst of it.
+    let during = async {
+        tokio::time::sleep(duration() * 3 / 4).await;
+        (overload(), get(&admin, "/metrics"))
+    };
+    let offered = offer(&askers, capacity.per_second * TIMES, duration());
+    let (ends, (during, page)) = tokio::join!(offered, during);
     let beside = beside.await.expect("a call's assertions hold");
     // By the processors that the service had, since others, the callers first of all, take their part.
     let could_be = (server.processor_ticks() - busy) as f64 / each;
@@ -257,6 +271,16 @@ async fn overload_is_shed_with_a_retry_hint() {
     assert!(ends.decided as f64 >= could_be / 8.0, "too few are decided");
     assert!(ends.shed > 0, "none is refused");
     assert!(beside.decided * 2 >= beside.sent(), "{beside:?}");
+    assert!(during["shedding_since"].is_string(), "{during}");
+    assert!(during["shed"].as_u64() > Some(0), "{during}");
+    let delay = page
+        .lines()
+        .find_map(|line| line.strip_prefix("cedar_pdp_queue_delay_seconds "));
+    assert!(delay.unwrap().parse::<f64>().unwrap() > 0.0, "{delay:?}");
+    server.wait_for_log("overload started");
+    // Logged though no further call arrives.
+    server.wait_for_log("overload ended");
+    assert!(overload()["shedding_since"].is_null());
 
     // Once it is over, everything is answered.
     let mut n = 1 << 42;

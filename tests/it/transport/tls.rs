@@ -209,8 +209,8 @@ fn invalid_key_pair_fails_the_start() {
         key: one.key,
     };
     for (pair, reason) in [
-        (crossed, "are no pair"),
-        (cut, "does not hold a certificate"),
+        (crossed, "are not a usable certificate and key"),
+        (cut, "does not contain a certificate"),
     ] {
         let options = authority.serve_with(&pair);
         let mut options = arguments(&options);
@@ -229,7 +229,7 @@ async fn plaintext_on_public_addresses_needs_a_flag() {
     let (status, said) = refused_start(&["--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"]);
     assert_eq!(status, Some(2), "{said}");
     assert!(
-        said.contains("without TLS") && said.contains("`insecure`"),
+        said.contains("TLS is off") && said.contains("`insecure`"),
         "{said}"
     );
 
@@ -283,15 +283,15 @@ async fn certificate_changes_fail_no_call() {
 
     let bad: BTreeMap<&str, Pair> = [
         (
-            "are no pair",
+            "are not a usable certificate and key",
             (second.certificate.as_str(), first.key.as_str()),
         ),
         (
-            "does not hold a certificate",
+            "does not contain a certificate",
             (&second.certificate[..300], &second.key),
         ),
         (
-            "does not hold a private key",
+            "does not contain a private key",
             (&second.certificate, "garbage"),
         ),
     ]
@@ -310,14 +310,11 @@ async fn certificate_changes_fail_no_call() {
         assert_eq!(served(server.address(), &authority), body(&first));
     }
     second.write(&certificate, &key);
-    server.wait_for_log("new connections are served with a new certificate");
+    server.wait_for_log("certificate replaced, new connections use it");
     assert_eq!(served(server.address(), &authority), body(&second));
     load.finish().await;
     // However often it is looked at, each is told of once.
-    let told = server
-        .log()
-        .matches("the new certificate is refused")
-        .count();
+    let told = server.log().matches("new certificate rejected").count();
     assert!(told <= bad.len() + 1, "{told} times:\n{}", server.log());
 }
 
@@ -342,9 +339,9 @@ async fn removed_authority_rejects_new_connections() {
         key: own.key.clone(),
     }
     .write(&authority.path("tls.crt"), &authority.path("tls.key"));
-    server.wait_for_log("the new certificate is refused");
+    server.wait_for_log("new certificate rejected");
     std::fs::write(&clients, authority.pem()).unwrap();
-    server.wait_for_log("callers of new connections are verified by new authorities");
+    server.wait_for_log("client CA certificates replaced");
     assert_eq!(
         served(server.address(), &authority),
         body(&own),
@@ -362,10 +359,10 @@ async fn removed_authority_rejects_new_connections() {
 
     // Nor is a good pair held back by bad authorities.
     std::fs::write(&clients, "nothing").unwrap();
-    server.wait_for_log("the new client authorities are refused");
+    server.wait_for_log("new client CA certificates rejected");
     let next = authority.server();
     next.write(&authority.path("tls.crt"), &authority.path("tls.key"));
-    server.wait_for_log("new connections are served with a new certificate");
+    server.wait_for_log("certificate replaced, new connections use it");
     assert_eq!(served(server.address(), &authority), body(&next));
     let channel = connect(server.address(), authority.caller(Some(&staying))).await;
     is_allowed(channel.unwrap()).await.unwrap();

@@ -26,11 +26,16 @@ async fn page(cache: Option<CacheMetrics>) -> (String, Arc<DecisionMetrics>, Arc
         decisions: Arc::clone(&decisions),
         calls: Arc::clone(&calls),
         tls: Box::new(|| {
-            Some(TlsFigures {
+            Some(TlsMetrics {
                 not_after_unix_seconds: 2_000_000_000,
-                taken: 1,
-                refused: 0,
+                accepted: 1,
+                rejected: 0,
             })
+        }),
+        overload: Box::new(|| OverloadState {
+            shedding_since: None,
+            queue_delay: Duration::from_millis(30),
+            shed: 0,
         }),
         callers: Box::new(|| {
             Some(CallersFigures {
@@ -117,6 +122,7 @@ async fn bounds_and_times_are_written_in_seconds() {
         r#"cedar_pdp_decision_candidates_bucket{le="10000"} 0"#,
         "process_start_time_seconds 1.5",
         "cedar_pdp_policies 1.0",
+        "cedar_pdp_queue_delay_seconds 0.03",
         "cedar_pdp_issuers_without_keys 1.0",
         "cedar_pdp_issuer_keys_age_seconds 20.0",
         r#"cedar_pdp_issuer_key_sets_total{result="failed"} 2"#,

@@ -1,4 +1,4 @@
-//! What is served with, and what is not taken for it.
+//! Tests of loading and reloading TLS files.
 
 use std::fs;
 
@@ -6,8 +6,9 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::api::ClientCertificates;
 
-/// A certificate and its key, PEM.
+/// Creates a certificate and its key, in PEM.
 fn pair(not_after: i32) -> (String, String) {
     pair_from(1975, not_after)
 }
@@ -21,6 +22,7 @@ fn pair_from(not_before: i32, not_after: i32) -> (String, String) {
     (certificate.pem(), key.serialize_pem())
 }
 
+/// The files of a TLS configuration, in a temporary directory.
 struct Files {
     dir: TempDir,
     settings: TlsSettings,
@@ -52,54 +54,57 @@ impl Files {
         Tls::open(self.settings.clone()).map(|(tls, _)| tls)
     }
 
-    /// Has it take what the files hold now.
-    fn take(&self, tls: &Tls) {
-        tls.take(read(&self.settings, &mut FileReader::default()));
+    /// Reloads `tls` from the current files.
+    fn reload(&self, tls: &Tls) {
+        tls.reload(credentials::read(
+            &self.settings,
+            &mut FileReader::default(),
+        ));
     }
 }
 
 #[track_caller]
-fn refused(files: &Files, message: &str) {
+fn check_rejected(files: &Files, message: &str) {
     let error = files.open().unwrap_err().to_string();
     let error = error.replace(&files.dir.path().display().to_string(), "");
     assert!(error.contains(message), "{error}");
 }
 
 #[test]
-fn a_pair_that_is_none_is_refused_with_its_reason() {
+fn invalid_pair_is_rejected_with_its_reason() {
     let (certificate, key) = pair(2100);
     let (_, other_key) = pair(2100);
-    refused(&Files::new(), "cannot read `/tls.crt`: No such file");
-    refused(
+    check_rejected(&Files::new(), "cannot read `/tls.crt`: No such file");
+    check_rejected(
         &Files::with(&certificate, &other_key),
-        "`/tls.crt` and `/tls.key` are no pair to serve with",
+        "`/tls.crt` and `/tls.key` are not a usable certificate and key",
     );
-    refused(
+    check_rejected(
         &Files::with("", &key),
-        "`/tls.crt` does not hold a certificate in PEM: there is none",
+        "`/tls.crt` does not contain a certificate in PEM: no certificate found",
     );
-    refused(
+    check_rejected(
         &Files::with(&certificate[..certificate.len() / 2], &key),
-        "`/tls.crt` does not hold a certificate in PEM",
+        "`/tls.crt` does not contain a certificate in PEM",
     );
-    refused(
+    check_rejected(
         &Files::with(&certificate, "garbage"),
-        "`/tls.key` does not hold a private key in PEM",
+        "`/tls.key` does not contain a private key in PEM",
     );
     let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    refused(
+    check_rejected(
         &Files::with(garbage, &key),
-        "`/tls.crt` holds what is no certificate",
+        "`/tls.crt` contains an invalid certificate",
     );
     let mut files = Files::with(&certificate, &key);
     let authorities = files.dir.path().join("ca.crt");
     fs::write(&authorities, "nothing").unwrap();
     files.settings.clients = ClientCertificates::Required(authorities);
-    refused(&files, "`/ca.crt` does not hold a certificate in PEM");
+    check_rejected(&files, "`/ca.crt` does not contain a certificate in PEM");
 }
 
 #[test]
-fn the_first_of_a_chain_to_expire_is_told() {
+fn expiry_is_the_earliest_of_the_chain() {
     let root_key = KeyPair::generate().unwrap();
     let mut root = CertificateParams::default();
     root.not_after = date_time_ymd(2050, 1, 1);
@@ -113,16 +118,16 @@ fn the_first_of_a_chain_to_expire_is_told() {
         &format!("{}{}", leaf.pem(), root.pem()),
         &key.serialize_pem(),
     );
-    let figures = files.open().unwrap().figures();
-    assert_eq!(figures.not_after_unix_seconds, 2_524_608_000);
+    let metrics = files.open().unwrap().metrics();
+    assert_eq!(metrics.not_after_unix_seconds, 2_524_608_000);
 }
 
 #[test]
-fn a_good_pair_replaces_and_a_bad_one_changes_nothing() {
+fn only_valid_pair_replaces_the_current_one() {
     let (certificate, key) = pair(2100);
     let files = Files::with(&certificate, &key);
     let tls = files.open().unwrap();
-    let first = Arc::clone(&tls.in_force().config);
+    let first = tls.config.load();
 
     let (expired, expired_key) = pair(2001);
     let (_, other_key) = pair(2100);
@@ -133,73 +138,73 @@ fn a_good_pair_replaces_and_a_bad_one_changes_nothing() {
         (&expired, &expired_key),
     ] {
         files.write(certificate, key);
-        files.take(&tls);
-        assert!(Arc::ptr_eq(&first, &tls.in_force().config));
+        files.reload(&tls);
+        assert!(Arc::ptr_eq(&first, &tls.config.load()));
     }
     fs::remove_file(&files.settings.key).unwrap();
-    files.take(&tls);
-    assert!(Arc::ptr_eq(&first, &tls.in_force().config));
+    files.reload(&tls);
+    assert!(Arc::ptr_eq(&first, &tls.config.load()));
 
     let (certificate, key) = pair(2090);
     files.write(&certificate, &key);
-    files.take(&tls);
-    assert!(!Arc::ptr_eq(&first, &tls.in_force().config));
+    files.reload(&tls);
+    assert!(!Arc::ptr_eq(&first, &tls.config.load()));
     assert_eq!(
-        tls.figures(),
-        TlsFigures {
+        tls.metrics(),
+        TlsMetrics {
             not_after_unix_seconds: 3_786_912_000,
-            taken: 2,
-            refused: 5,
+            accepted: 2,
+            rejected: 5,
         }
     );
 }
 
 #[test]
-fn one_that_is_not_valid_yet_is_taken_when_its_time_has_come() {
+fn future_pair_is_used_once_it_is_valid() {
     let (certificate, key) = pair(2100);
     let files = Files::with(&certificate, &key);
     let tls = files.open().unwrap();
     let (later, later_key) = pair_from(2090, 2110);
     files.write(&later, &later_key);
-    files.take(&tls);
-    assert_eq!((tls.figures().taken, tls.figures().refused), (1, 1));
+    files.reload(&tls);
+    assert_eq!((tls.metrics().accepted, tls.metrics().rejected), (1, 1));
     let begins = 3_786_912_000;
-    tls.take_held(begins - 1);
-    assert_eq!(tls.figures().taken, 1);
-    tls.take_held(begins);
-    assert_eq!(tls.figures().taken, 2);
-    tls.take_held(begins);
-    assert_eq!(tls.figures().taken, 2, "once");
+    tls.use_pair_that_became_valid(begins - 1);
+    assert_eq!(tls.metrics().accepted, 1);
+    tls.use_pair_that_became_valid(begins);
+    assert_eq!(tls.metrics().accepted, 2);
+    tls.use_pair_that_became_valid(begins);
+    assert_eq!(tls.metrics().accepted, 2, "once");
 }
 
 #[test]
-fn one_that_is_not_valid_yet_is_forgotten_for_what_is_written_since() {
+fn later_write_discards_a_future_pair() {
     let (certificate, key) = pair(2100);
     let files = Files::with(&certificate, &key);
     let tls = files.open().unwrap();
     for since in ["", certificate.as_str()] {
         let (later, later_key) = pair_from(2090, 2110);
         files.write(&later, &later_key);
-        files.take(&tls);
+        files.reload(&tls);
         files.write(since, &key);
-        files.take(&tls);
-        tls.take_held(3_786_912_000);
-        assert_eq!(tls.figures().taken, 1);
+        files.reload(&tls);
+        tls.use_pair_that_became_valid(3_786_912_000);
+        assert_eq!(tls.metrics().accepted, 1);
     }
 }
 
 #[test]
-fn one_that_has_expired_is_replaced_by_another_if_there_is_no_better() {
+fn expired_pair_may_replace_an_expired_one() {
     let (certificate, key) = pair(2001);
     let files = Files::with(&certificate, &key);
     let tls = files.open().unwrap();
     let (certificate, key) = pair(2002);
     files.write(&certificate, &key);
-    files.take(&tls);
-    assert_eq!(tls.figures().taken, 2);
+    files.reload(&tls);
+    assert_eq!(tls.metrics().accepted, 2);
 }
 
-/// A certificate that may sign others, PEM.
+/// Creates a CA certificate, in PEM.
 fn authority(name: &str) -> String {
     let mut params = CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -211,36 +216,40 @@ fn authority(name: &str) -> String {
 }
 
 #[test]
-fn a_pair_and_authorities_hold_each_other_not_back() {
+fn pair_and_authorities_reload_independently() {
     let (certificate, key) = pair(2100);
     let mut files = Files::with(&certificate, &key);
     let file = files.dir.path().join("ca.crt");
     files.settings.clients = ClientCertificates::Required(file.clone());
-    let (staying, leaving) = (authority("staying"), authority("leaving"));
-    fs::write(&file, format!("{staying}{leaving}")).unwrap();
+    let (kept, removed) = (authority("kept"), authority("removed"));
+    fs::write(&file, format!("{kept}{removed}")).unwrap();
     let tls = files.open().unwrap();
-    // How many authorities are trusted, what was taken, and what was refused.
-    let stands = || {
-        let in_force = tls.in_force();
-        let trusted = in_force.authorities.as_ref().unwrap().roots.len();
-        (trusted, in_force.figures.taken, in_force.figures.refused)
+    // The number of trusted CA certificates, of accepted files and of rejected ones.
+    let counts = || {
+        let loaded = tls.loaded();
+        let trusted = loaded.authorities.as_ref().unwrap().roots.len();
+        (trusted, loaded.metrics.accepted, loaded.metrics.rejected)
     };
-    assert_eq!(stands(), (2, 2, 0));
-    let first = Arc::clone(&tls.in_force().pair.key);
-    let config = Arc::clone(&tls.in_force().config);
+    assert_eq!(counts(), (2, 2, 0));
+    let first = Arc::clone(&tls.loaded().pair.key);
+    let config = tls.config.load();
 
     let (expired, expired_key) = pair(2001);
-    fs::write(&file, &staying).unwrap();
+    fs::write(&file, &kept).unwrap();
     files.write(&expired, &expired_key);
-    files.take(&tls);
-    assert_eq!(stands(), (1, 3, 1), "one that leaves, a pair that is late");
-    assert!(Arc::ptr_eq(&first, &tls.in_force().pair.key));
-    assert!(!Arc::ptr_eq(&config, &tls.in_force().config));
+    files.reload(&tls);
+    assert_eq!(
+        counts(),
+        (1, 3, 1),
+        "a CA was removed, the pair has expired"
+    );
+    assert!(Arc::ptr_eq(&first, &tls.loaded().pair.key));
+    assert!(!Arc::ptr_eq(&config, &tls.config.load()));
 
-    fs::write(&file, format!("{staying}{}", authority("coming"))).unwrap();
+    fs::write(&file, format!("{kept}{}", authority("added"))).unwrap();
     files.write("", &key);
-    files.take(&tls);
-    assert_eq!(stands(), (2, 4, 2), "one that comes, a pair that is none");
+    files.reload(&tls);
+    assert_eq!(counts(), (2, 4, 2), "a CA was added, the pair is invalid");
 
     let (certificate, key) = pair(2090);
     for (at, bad) in [Some("nonsense"), None].into_iter().enumerate() {
@@ -249,14 +258,18 @@ fn a_pair_and_authorities_hold_each_other_not_back() {
             None => fs::remove_file(&file).unwrap(),
         }
         files.write(&certificate, &key);
-        files.take(&tls);
-        assert_eq!(stands(), (2, 5, 3 + at as u64), "a good pair, taken once");
+        files.reload(&tls);
+        assert_eq!(
+            counts(),
+            (2, 5, 3 + at as u64),
+            "a valid pair, accepted once"
+        );
     }
-    assert_eq!(tls.figures().not_after_unix_seconds, 3_786_912_000);
+    assert_eq!(tls.metrics().not_after_unix_seconds, 3_786_912_000);
 
-    let config = Arc::clone(&tls.in_force().config);
-    fs::write(&file, &staying).unwrap();
-    files.take(&tls);
-    assert_eq!(stands(), (1, 6, 4));
-    assert!(!Arc::ptr_eq(&config, &tls.in_force().config));
+    let config = tls.config.load();
+    fs::write(&file, &kept).unwrap();
+    files.reload(&tls);
+    assert_eq!(counts(), (1, 6, 4));
+    assert!(!Arc::ptr_eq(&config, &tls.config.load()));
 }
