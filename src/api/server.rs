@@ -137,7 +137,6 @@ impl Server {
     }
 
     /// Returns a function that reads the current state of load shedding.
-    #[must_use]
     pub fn overload(&self) -> impl Fn() -> OverloadState + Clone + Send + Sync + use<> {
         let admission = Arc::clone(&self.state.admission);
         move || admission.state()

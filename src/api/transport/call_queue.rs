@@ -185,7 +185,7 @@ mod tests {
 
     /// Returns an admission that is shedding calls.
     fn overloaded() -> Arc<Admission> {
-        let admission = Admission::new(AdmissionLimits {
+        let admission = Admission::new(&AdmissionLimits {
             delay: Some(Duration::from_millis(1)),
             calls: 1,
         });

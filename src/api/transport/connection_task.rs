@@ -424,7 +424,7 @@ mod tests {
             }
         }
 
-        let admission = Admission::new(AdmissionLimits {
+        let admission = Admission::new(&AdmissionLimits {
             delay: None,
             calls: 1,
         });
