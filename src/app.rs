@@ -2,7 +2,6 @@
 //!
 //! This is the only place that knows all parts. Nothing here decides or parses.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, OnceLock};

@@ -27,7 +27,7 @@ async fn revocation_list_is_emptied_only_explicitly() {
         issuers: at("issuers.toml"),
         revocations: Some(at("revoked.toml")),
         cache_bytes: None,
-        following: WatchSettings {
+        following: crate::watch::WatchSettings {
             mode: Mode::Poll,
             poll: Duration::from_millis(10),
         },

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cedar_pdp::config::layers::{ConfigOption, options};
+use cedar_pdp::config::sources::{ConfigOption, options};
 use cedar_pdp::pip::RejectionReason;
 
 /// The table as it must stand in the README.

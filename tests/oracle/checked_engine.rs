@@ -13,8 +13,8 @@ use cedar_pdp::pdp::query::{
     Claimed, InvalidQuery, Problem, Query, Record, StoredPrincipal, Uid, Value,
 };
 use cedar_pdp::pdp::query_ref::QueryRef;
-use cedar_pdp::pdp::{NoAnswer, Settings, Snapshot, Workers, compile_from};
-use cedar_pdp::policy_store::source::{Reading, SourceLimits, read};
+use cedar_pdp::pdp::{Compiled, NoAnswer, Settings, Snapshot, Workers, compile_from};
+use cedar_pdp::policy_store::directory::{DirectoryScan, SourceLimits, scan};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
 use crate::plain::{Counts, Expected};
