@@ -16,7 +16,6 @@ pub use cached_answer::{CacheEntry, CachedAnswer};
 use crate::decision_log::{CacheStatus, DecisionId, DecisionLog, LogEntry, Origin};
 use crate::pdp::Decided;
 use crate::pdp::answer::Answer;
-use crate::pdp::query::Query;
 use crate::pdp::query_ref::QueryRef;
 use crate::pdp::{NoAnswer, Snapshot, authorize_with_stats};
 use crate::policy_store::Reader;
@@ -166,31 +165,28 @@ impl<A: CachedAnswer> Engine<A> {
     pub fn authorize(
         &self,
         snapshot: &Snapshot,
-        query: &Query,
-        origin: &Origin<'_>,
-        permit: &LogPermit,
-    ) -> Result<EngineAnswer<A>, NoAnswer> {
-        let decide = || self.decide(snapshot, query);
-        if self.cache.is_none() && !self.is_observed() {
-            return decide().map(|answer| EngineAnswer::new(answer, Source::Decided));
-        }
-        self.observe(snapshot, &QueryRef::from(query), origin, permit, decide)
-    }
-
-    /// Answers as [`authorize`](Self::authorize) does; copies the query only to evaluate it.
-    ///
-    /// # Errors
-    ///
-    /// As [`authorize`](Self::authorize).
-    pub fn authorize_ref(
-        &self,
-        snapshot: &Snapshot,
         query: &QueryRef<'_>,
         origin: &Origin<'_>,
-        permit: &LogPermit,
+        _permit: &LogPermit,
     ) -> Result<EngineAnswer<A>, NoAnswer> {
-        let decide = || self.decide(snapshot, &query.to_query());
-        self.observe(snapshot, query, origin, permit, decide)
+        let decide = || self.decide(snapshot, query);
+        let answer = || match &self.cache {
+            Some(cache) => Self::get_or_decide(cache, snapshot, query, decide),
+            None => decide().map(|answer| EngineAnswer::new(answer, Source::Decided)),
+        };
+        if !self.is_observed() {
+            return answer();
+        }
+        let start = Instant::now();
+        let result = answer();
+        let took = start.elapsed();
+        match result {
+            Ok(result) => Ok(self.record(snapshot, query, origin, result, took)),
+            Err(no_answer) => {
+                self.log_rejection(origin, no_answer.reason());
+                Err(no_answer)
+            }
+        }
     }
 
     /// Looks up the cached answers to `queries`, which is cheaper than one lookup each.
@@ -237,47 +233,20 @@ impl<A: CachedAnswer> Engine<A> {
             took,
         } = lookup;
         let (Some(answer), Some(cache)) = (answer, &self.cache) else {
-            return self.authorize_ref(snapshot, query, origin, permit);
+            return self.authorize(snapshot, query, origin, permit);
         };
         cache.count_hit();
         let answer = EngineAnswer::new(answer.clone(), Source::Cache);
         Ok(self.record(snapshot, query, origin, answer, *took))
     }
 
-    fn decide(&self, snapshot: &Snapshot, query: &Query) -> Result<A, NoAnswer> {
-        let Decided { answer, candidates } = authorize_with_stats(snapshot, query)?;
+    /// Evaluates the policies, on a copy of the query.
+    fn decide(&self, snapshot: &Snapshot, query: &QueryRef<'_>) -> Result<A, NoAnswer> {
+        let Decided { answer, candidates } = authorize_with_stats(snapshot, &query.to_query())?;
         if let Some(metrics) = &self.metrics {
             metrics.count_evaluation(candidates, answer.diagnostics.errors.len());
         }
         Ok(A::from_answer(answer))
-    }
-
-    /// Times, counts and logs an answer, if metrics or the log are on.
-    fn observe(
-        &self,
-        snapshot: &Snapshot,
-        query: &QueryRef<'_>,
-        origin: &Origin<'_>,
-        _permit: &LogPermit,
-        decide: impl FnOnce() -> Result<A, NoAnswer>,
-    ) -> Result<EngineAnswer<A>, NoAnswer> {
-        let answer = || match &self.cache {
-            Some(cache) => Self::get_or_decide(cache, snapshot, query, decide),
-            None => decide().map(|answer| EngineAnswer::new(answer, Source::Decided)),
-        };
-        if !self.is_observed() {
-            return answer();
-        }
-        let start = Instant::now();
-        let result = answer();
-        let took = start.elapsed();
-        match result {
-            Ok(result) => Ok(self.record(snapshot, query, origin, result, took)),
-            Err(no_answer) => {
-                self.log_rejection(origin, rejection_label(&no_answer));
-                Err(no_answer)
-            }
-        }
     }
 
     /// Returns whether metrics or the log are on, so that answers must be timed.
@@ -352,15 +321,5 @@ impl<A: CachedAnswer> Engine<A> {
     #[must_use]
     pub fn cache_metrics(&self) -> Option<CacheMetrics> {
         self.cache.as_ref().map(Cache::metrics)
-    }
-}
-
-/// Returns the rejection's label in the decision log.
-fn rejection_label(no_answer: &NoAnswer) -> &'static str {
-    match no_answer {
-        NoAnswer::Invalid(_) => "INVALID_REQUEST",
-        NoAnswer::UnknownPrincipal => "PRINCIPAL_UNKNOWN",
-        NoAnswer::TooManyPolicies { .. } => "TOO_MANY_POLICIES",
-        NoAnswer::TooManyEntities { .. } => "TOO_MANY_ENTITIES",
     }
 }

@@ -16,6 +16,7 @@ use cedar_pdp::decision_log::Origin;
 use cedar_pdp::engine::Engine;
 use cedar_pdp::engine::cache::CacheSettings;
 use cedar_pdp::pdp::query::Query;
+use cedar_pdp::pdp::query_ref::QueryRef;
 use cedar_pdp::pdp::{Snapshot, authorize};
 use cedar_pdp::policy_store::snapshots;
 
@@ -88,6 +89,6 @@ fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Re
 
 fn ask(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
     let leave = engine.try_log_permit().context("nothing is logged")?;
-    black_box(engine.authorize(snapshot, query, &Origin::default(), &leave)?);
+    black_box(engine.authorize(snapshot, &QueryRef::from(query), &Origin::default(), &leave)?);
     Ok(())
 }

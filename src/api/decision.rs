@@ -1,6 +1,7 @@
 //! The one path from a parsed request to an answer or a rejection, for every protocol.
 //!
-//! Nothing here knows a wire: protocols parse what arrives, call this, and encode the outcome.
+//! Nothing here knows a wire format: a protocol parses the request, calls this, and encodes the
+//! outcome.
 
 pub mod admission;
 pub(crate) mod call;

@@ -84,3 +84,16 @@ pub enum NoAnswer {
         most: usize,
     },
 }
+
+impl NoAnswer {
+    /// Returns the error's constant name on the wire, in metrics and in logs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_REQUEST",
+            Self::UnknownPrincipal => "PRINCIPAL_UNKNOWN",
+            Self::TooManyPolicies { .. } => "TOO_MANY_POLICIES",
+            Self::TooManyEntities { .. } => "TOO_MANY_ENTITIES",
+        }
+    }
+}

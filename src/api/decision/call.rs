@@ -1,5 +1,4 @@
-//! What is known of a call besides its message: who makes it, how long its caller waits, and which
-//! trace it is part of.
+//! The facts of a call besides its message: its caller, its deadline and its trace.
 
 use std::str;
 use std::sync::Arc;
@@ -15,26 +14,26 @@ use crate::pdp::query::Uid;
 use crate::pdp::query_ref::QueryRef;
 use crate::telemetry::traces::{CallSpan, DecisionAttributes, TraceParent};
 
-/// One call, from when its headers came.
+/// One call, without its message.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Call {
-    /// Who makes it; by default nobody, who may nothing.
+    /// The caller. By default it has no rights.
     pub(crate) caller: Admitted,
-    /// When its caller stops waiting.
+    /// The time at which the caller stops waiting.
     pub(crate) deadline: Deadline,
-    /// Which trace it is part of, where that is told.
+    /// The id of the call's trace, if decisions are logged.
     pub(crate) trace_id: Option<TraceId>,
-    /// Its span, if it is traced.
+    /// The call's span, if it is traced.
     pub(crate) span: Option<Arc<CallSpan>>,
 }
 
-/// The id of a trace, as W3C's trace context has it: 32 lower-case hex digits.
+/// The id of a trace: 32 lower-case hex digits, as in W3C's trace context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TraceId([u8; 32]);
 
 impl TraceId {
-    /// The trace of `span`, if there is one, or else the one that the headers name.
-    pub(crate) fn of(span: Option<&CallSpan>, headers: &http::HeaderMap) -> Option<Self> {
+    /// Returns the trace of `span`, or the one that the headers name if there is no span.
+    pub(crate) fn from_headers(span: Option<&CallSpan>, headers: &http::HeaderMap) -> Option<Self> {
         if let Some(span) = span {
             return Some(Self(span.trace_hex()));
         }
@@ -44,22 +43,22 @@ impl TraceId {
     }
 
     fn as_str(&self) -> &str {
-        // INVARIANT: they are ASCII.
+        // INVARIANT: all digits are ASCII.
         str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
 impl Call {
-    /// Notes in its span, if it has one, what was answered to `query`.
-    pub(crate) fn answered<A: CachedAnswer>(
+    /// Records the answer to `query` in the call's span.
+    pub(crate) fn trace_answer<A: CachedAnswer>(
         &self,
-        answered: &EngineAnswer<A>,
+        answer: &EngineAnswer<A>,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
     ) {
         if let Some(span) = &self.span {
-            let decision = answered.answer.decision();
-            span.record_decision(decision, answered.source, || DecisionAttributes {
+            let decision = answer.answer.decision();
+            span.record_decision(decision, answer.source, || DecisionAttributes {
                 principal_type: query.principal.type_name.to_owned(),
                 action: Uid::new(query.action.type_name, query.action.id).to_string(),
                 resource_type: query.resource.type_name.to_owned(),
@@ -68,7 +67,7 @@ impl Call {
         }
     }
 
-    /// What the decision log tells of it.
+    /// Returns the origin of the call's decisions, for the decision log.
     pub(crate) fn origin(&self, method: Method) -> Origin<'_> {
         Origin {
             method,
@@ -77,14 +76,14 @@ impl Call {
         }
     }
 
-    /// Puts it with the call's request, for [`of`](Self::of).
-    pub(crate) fn put_with<T>(&self, mut request: http::Request<T>) -> http::Request<T> {
+    /// Adds the call to its request's extensions, for [`from_request`](Self::from_request).
+    pub(crate) fn insert_into<T>(&self, mut request: http::Request<T>) -> http::Request<T> {
         request.extensions_mut().insert(self.clone());
         request
     }
 
-    /// What was put with the request when its headers came.
-    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Self {
+    /// Returns the call from its request's extensions. Without it, the caller has no rights.
+    pub(crate) fn from_request<T>(request: &tonic::Request<T>) -> Self {
         request
             .extensions()
             .get::<Self>()
@@ -92,20 +91,25 @@ impl Call {
             .unwrap_or_default()
     }
 
-    /// Whether its caller may name principals, and so tell of them what it likes.
-    pub(crate) fn names_principals(&self) -> Result<bool, Rejection> {
+    /// Returns whether the caller may name principals, and may therefore define their attributes.
+    pub(crate) fn may_name_principals(&self) -> Result<bool, Rejection> {
         let caller = self.caller.now(Right::Authorize)?;
         Ok(caller.may_send(IdentityKind::Principal))
     }
 
-    /// Whether its caller may ask on behalf of whom `identity` tells, and, if it `explains`, why.
-    pub(crate) fn check(&self, identity: IdentityKind, explains: bool) -> Result<(), Rejection> {
-        // A message may come, and a key or room in a log, long after the call was let in.
+    /// Checks that the caller may present this kind of identity, and may request an explanation if
+    /// `explain` is set.
+    pub(crate) fn check_rights(
+        &self,
+        identity: IdentityKind,
+        explain: bool,
+    ) -> Result<(), Rejection> {
+        // Long after the call was admitted, the caller list may have changed.
         let caller = self.caller.now(Right::Authorize)?;
         if !caller.may_send(identity) {
             return Err(Denied::IdentityNotAllowed(identity).into());
         }
-        match explains {
+        match explain {
             true => Ok(caller.check(Right::Explain)?),
             false => Ok(()),
         }
@@ -119,11 +123,11 @@ mod tests {
     fn trace_id(header: &str) -> Option<String> {
         let mut headers = http::HeaderMap::new();
         headers.insert("traceparent", header.parse().unwrap());
-        TraceId::of(None, &headers).map(|id| id.as_str().to_owned())
+        TraceId::from_headers(None, &headers).map(|id| id.as_str().to_owned())
     }
 
     #[test]
-    fn a_trace_is_known_by_its_id() {
+    fn trace_id_is_read_from_the_header() {
         const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
         for good in [
             format!("00-{ID}-00f067aa0ba902b7-01"),

@@ -1,6 +1,6 @@
-//! Decides a parsed request: permits, identity, rights, cache and engine, counters and log.
+//! Decides a parsed request: permits, rights, identity, engine, counters and log.
 //!
-//! Every protocol, unary, batch or stream, comes through [`Decider::decide`].
+//! Unary calls, batches and streams of every protocol call [`Decider::decide`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
 use crate::pip::{KeyMiss, KeyWait, Tokens};
 use crate::readiness::ReadinessReader;
 
-/// Decides requests of all protocols, with answers rendered as `A`.
+/// The decision path of all protocols, with answers encoded as `A`.
 #[derive(Clone, Debug)]
 pub(crate) struct Decider<A: CachedAnswer> {
     pub(crate) engine: Arc<Engine<A>>,
@@ -33,7 +33,7 @@ pub(crate) struct Decider<A: CachedAnswer> {
     pub(crate) figures: Option<Arc<CallFigures>>,
 }
 
-/// The permits that deciding a message takes.
+/// The permits needed to decide a message.
 #[derive(Debug)]
 pub(crate) struct Permits {
     pub(crate) log: LogPermit,
@@ -44,16 +44,16 @@ pub(crate) struct Permits {
 #[derive(Debug)]
 pub(crate) enum Outcome<A> {
     Done(Result<EngineAnswer<A>, Rejection>),
-    /// The key of the request's token may be about to arrive: wait, then decide again.
+    /// The signing key of the request's token is being fetched: wait, then decide again.
     Wait(KeyWait),
 }
 
-/// Why a message could not be parsed.
+/// A message that could not be parsed.
 #[derive(Debug)]
 pub(crate) enum ParseFault<E> {
-    /// The request exceeds a limit, and is rejected by itself.
+    /// The request exceeds a limit, and only the request is rejected.
     Request(Rejection),
-    /// The message cannot be decoded, and the whole call fails.
+    /// The message is malformed, and the whole call fails.
     Call(E),
 }
 
@@ -73,7 +73,7 @@ impl<'a> IdentifiedRequest<'a> {
 }
 
 impl<A: CachedAnswer> Decider<A> {
-    /// Returns the snapshot in force.
+    /// Returns the current snapshot.
     ///
     /// A request or batch calls this once: a reload between two loads would let it see two
     /// policy sets.
@@ -101,7 +101,7 @@ impl<A: CachedAnswer> Decider<A> {
 
     /// Waits for a permit to log the decision of a message of `bytes` bytes.
     ///
-    /// The caller's right is checked again: by now the caller list may have changed.
+    /// Checks the caller's right again, because the caller list may have changed.
     pub(crate) async fn log_permit(
         &self,
         call: &Call,
@@ -109,8 +109,8 @@ impl<A: CachedAnswer> Decider<A> {
     ) -> Result<LogPermit, Rejection> {
         let permit = match self.engine.try_log_permit() {
             Some(permit) => permit,
-            // While draining, a full log is not expected to drain in time.
-            None => Box::pin(self.in_time(self.engine.log_permit(), call, bytes)).await?,
+            // Not waited for while draining: a full log will not have room in time.
+            None => Box::pin(self.wait_in_time(self.engine.log_permit(), call, bytes)).await?,
         };
         call.caller.is_still(Right::Authorize)?;
         Ok(permit)
@@ -124,11 +124,11 @@ impl<A: CachedAnswer> Decider<A> {
     ) -> Result<LargeRequestPermit, Rejection> {
         match self.large_requests.try_acquire() {
             Some(permit) => Ok(permit),
-            None => Box::pin(self.in_time(self.large_requests.acquire(), call, bytes)).await,
+            None => Box::pin(self.wait_in_time(self.large_requests.acquire(), call, bytes)).await,
         }
     }
 
-    /// Waits for all permits that a message of `bytes` bytes takes.
+    /// Waits for all permits that a message of `bytes` bytes needs.
     pub(crate) async fn permits(&self, call: &Call, bytes: usize) -> Result<Permits, Rejection> {
         let large_request = match large_requests::is_large(bytes) {
             true => self.large_request_permit(call, bytes).await?,
@@ -141,18 +141,18 @@ impl<A: CachedAnswer> Decider<A> {
 
     /// Waits for `permit` until the call's deadline or the start of a drain, with `bytes` charged
     /// to the memory budget meanwhile.
-    async fn in_time<T>(
+    async fn wait_in_time<T>(
         &self,
         permit: impl Future<Output = T>,
         call: &Call,
         bytes: usize,
     ) -> Result<T, Rejection> {
         let _reserved = self.memory.reserve(bytes)?;
-        let mut draining = self.readiness.clone();
+        let mut readiness = self.readiness.clone();
         tokio::select! {
             biased;
             permit = permit => Ok(permit),
-            () = draining.draining() => Err(Rejection::ShuttingDown),
+            () = readiness.draining() => Err(Rejection::ShuttingDown),
             () = call.deadline.passed() => Err(Rejection::DeadlineExceeded),
         }
     }
@@ -166,19 +166,21 @@ impl<A: CachedAnswer> Decider<A> {
         question: Question<'_>,
         (call, method): (&Call, Method),
         permit: &LogPermit,
-        key_miss: KeyMiss,
+        on_key_miss: KeyMiss,
     ) -> Outcome<A> {
         let kind = question.credential.kind();
-        // Before anything is verified: a caller without the right learns that alone.
-        let identified = self.check(call, kind, question.explain).and_then(|()| {
-            let anonymous = self.rules.request.anonymous_principal.as_ref();
-            identity::identify(
-                question.credential,
-                anonymous,
-                self.tokens.as_deref(),
-                key_miss,
-            )
-        });
+        // Checked first: a caller without the right learns nothing else.
+        let identified = self
+            .check_rights(call, kind, question.explain)
+            .and_then(|()| {
+                let anonymous = self.rules.request.anonymous_principal.as_ref();
+                identity::identify(
+                    question.credential,
+                    anonymous,
+                    self.tokens.as_deref(),
+                    on_key_miss,
+                )
+            });
         let principal = match identified {
             Ok(Identification::Known(principal)) => principal,
             Ok(Identification::Wait(wait)) => return Outcome::Wait(wait),
@@ -193,24 +195,25 @@ impl<A: CachedAnswer> Decider<A> {
             Ok(query) => query,
             Err(rejection) => return Outcome::Done(Err(self.reject(rejection, call, method))),
         };
-        let answered = (self.engine).authorize_ref(snapshot, &query, &call.origin(method), permit);
-        Outcome::Done(self.record(answered, snapshot, &query, call))
+        let outcome = (self.engine).authorize(snapshot, &query, &call.origin(method), permit);
+        Outcome::Done(self.record(outcome, snapshot, &query, call))
     }
 
-    /// Identifies the principal of `question` without verifying a signature; `None` where that
-    /// takes more, or where the request has to be rejected.
+    /// Identifies the principal of `question` without verifying a signature.
+    ///
+    /// `None` if that is not possible, or if the request must be rejected.
     pub(crate) fn identify_cached<'a>(
         &'a self,
         question: Question<'a>,
         call: &Call,
     ) -> Option<IdentifiedRequest<'a>> {
         let kind = question.credential.kind();
-        self.check(call, kind, question.explain).ok()?;
+        self.check_rights(call, kind, question.explain).ok()?;
         let operation = question.operation.ok()?;
-        // Request entities of such a request have to be checked.
+        // `check_entities` must see this request.
         if kind == IdentityKind::Anonymous
             && !operation.entities.is_empty()
-            && !call.names_principals().ok()?
+            && !call.may_name_principals().ok()?
         {
             return None;
         }
@@ -224,15 +227,14 @@ impl<A: CachedAnswer> Decider<A> {
         })
     }
 
-    /// Decides the message of `bytes` bytes that `parse` parses, and waits for a signing key if
-    /// it must.
+    /// Decides the message of `bytes` bytes that `parse` parses. Waits for a missing signing key.
     ///
-    /// While it waits it holds no permit, which others can use, and only the unparsed message,
-    /// which is smaller.
+    /// During the wait it holds no permit, so that other calls can use it, and only the unparsed
+    /// message, which is smaller than the parsed request.
     ///
     /// # Errors
     ///
-    /// The error of `parse` for a message that cannot be decoded.
+    /// The error of `parse` for a malformed message.
     pub(crate) async fn decide_waiting<P: Parsed, E>(
         &self,
         snapshot: &Snapshot,
@@ -240,10 +242,16 @@ impl<A: CachedAnswer> Decider<A> {
         (call, method): (&Call, Method),
         permits: Permits,
     ) -> Result<Result<EngineAnswer<A>, Rejection>, E> {
-        let attempt = |permits: &Permits, key_miss| {
+        let attempt = |permits: &Permits, on_key_miss| {
             permits.large_request.run(|| match parse() {
                 Ok(parsed) => Ok(parsed.with_question(|question| {
-                    self.decide(snapshot, question, (call, method), &permits.log, key_miss)
+                    self.decide(
+                        snapshot,
+                        question,
+                        (call, method),
+                        &permits.log,
+                        on_key_miss,
+                    )
                 })),
                 Err(ParseFault::Request(rejection)) => {
                     Ok(Outcome::Done(Err(self.reject(rejection, call, method))))
@@ -252,7 +260,7 @@ impl<A: CachedAnswer> Decider<A> {
             })
         };
         let wait = match attempt(&permits, KeyMiss::Wait)? {
-            Outcome::Done(decided) => return Ok(decided),
+            Outcome::Done(outcome) => return Ok(outcome),
             Outcome::Wait(wait) => wait,
         };
         drop(permits);
@@ -264,8 +272,8 @@ impl<A: CachedAnswer> Decider<A> {
             }
         };
         match attempt(&permits, KeyMiss::Fail)? {
-            Outcome::Done(decided) => Ok(decided),
-            // INVARIANT: a spent key_miss never waits.
+            Outcome::Done(outcome) => Ok(outcome),
+            // INVARIANT: `KeyMiss::Fail` never waits.
             Outcome::Wait(_) => Ok(Err(Rejection::DeadlineExceeded)),
         }
     }
@@ -283,16 +291,16 @@ impl<A: CachedAnswer> Decider<A> {
         self.permits(call, bytes).await
     }
 
-    /// Traces an answer, or counts why there is none.
+    /// Traces an answer, or counts a rejection by the engine.
     pub(crate) fn record(
         &self,
-        answered: Result<EngineAnswer<A>, NoAnswer>,
+        outcome: Result<EngineAnswer<A>, NoAnswer>,
         snapshot: &Snapshot,
         query: &QueryRef<'_>,
         call: &Call,
     ) -> Result<EngineAnswer<A>, Rejection> {
-        answered
-            .inspect(|answered| call.answered(answered, snapshot, query))
+        outcome
+            .inspect(|answer| call.trace_answer(answer, snapshot, query))
             .map_err(Rejection::from)
             .inspect_err(|rejection| self.count_request(rejection, call))
     }
@@ -305,8 +313,13 @@ impl<A: CachedAnswer> Decider<A> {
     }
 
     /// Checks that the caller may present this kind of identity, and may request an explanation.
-    fn check(&self, call: &Call, identity: IdentityKind, explain: bool) -> Result<(), Rejection> {
-        call.check(identity, explain)?;
+    fn check_rights(
+        &self,
+        call: &Call,
+        identity: IdentityKind,
+        explain: bool,
+    ) -> Result<(), Rejection> {
+        call.check_rights(identity, explain)?;
         match explain && !self.rules.explain {
             true => Err(Rejection::ExplainDisabled),
             false => Ok(()),
@@ -314,17 +327,23 @@ impl<A: CachedAnswer> Decider<A> {
     }
 }
 
-/// Checks that a caller who may not name principals does not redefine the anonymous one by its
-/// request entities.
+/// Checks that the request entities do not redefine the anonymous principal, unless the caller may
+/// name principals.
 fn check_entities(
     snapshot: &Snapshot,
     query: &QueryRef<'_>,
     kind: IdentityKind,
     call: &Call,
 ) -> Result<(), Rejection> {
-    if kind == IdentityKind::Anonymous && !query.entities.is_empty() && !call.names_principals()? {
+    if kind == IdentityKind::Anonymous
+        && !query.entities.is_empty()
+        && !call.may_name_principals()?
+    {
         let query = query.to_query();
         reject_redefined_principal(snapshot, &query.principal, &query.entities)?;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use crate::pdp::query_ref::UidRef;
 use crate::pip::{self, KeyMiss, KeyWait, NumericDate, TokenRejection, Tokens, VerifyError};
 use crate::readiness::ReadinessReader;
 
-/// An identified principal, with the claims of its token.
+/// An identified principal, with the claims of its token if it has one.
 #[derive(Debug)]
 pub(crate) enum Principal<'a> {
     /// A principal that the caller or a setting names.
@@ -29,6 +29,7 @@ pub(crate) enum Identification<'a> {
 }
 
 impl Principal<'_> {
+    /// Returns the principal's uid.
     pub(crate) fn uid(&self) -> UidRef<'_> {
         match self {
             Self::Named(uid) => *uid,
@@ -52,14 +53,14 @@ pub(crate) fn identify<'a>(
     credential: Credential<'a>,
     anonymous: Option<&'a Uid>,
     tokens: Option<&Tokens>,
-    key_miss: KeyMiss,
+    on_key_miss: KeyMiss,
 ) -> Result<Identification<'a>, Rejection> {
     let principal = match credential {
         Credential::Principal(uid) => Principal::Named(uid?),
         Credential::Token(token) => {
             let tokens =
                 tokens.ok_or_else(|| Rejection::Token(TokenRejection::not_configured()))?;
-            match tokens.verify(token, NumericDate::from(SystemTime::now()), key_miss) {
+            match tokens.verify(token, NumericDate::from(SystemTime::now()), on_key_miss) {
                 Ok(identity) => Principal::Token(identity),
                 Err(VerifyError::Rejected(rejection)) => return Err(Rejection::Token(rejection)),
                 Err(VerifyError::WaitForKey(wait)) => return Ok(Identification::Wait(wait)),
@@ -70,7 +71,7 @@ pub(crate) fn identify<'a>(
     Ok(Identification::Known(principal))
 }
 
-/// Identifies a principal for whom no signature has to be verified; `None` for all others.
+/// Identifies a principal without verifying a signature; `None` if that is not possible.
 pub(crate) fn identify_cached<'a>(
     credential: Credential<'a>,
     anonymous: Option<&'a Uid>,
@@ -96,11 +97,11 @@ fn anonymous_uid(anonymous: Option<&Uid>) -> Result<UidRef<'_>, InvalidQuery> {
 pub(crate) async fn wait_for_keys(
     wait: KeyWait,
     call: &Call,
-    mut draining: ReadinessReader,
+    mut readiness: ReadinessReader,
 ) -> Result<(), Rejection> {
     tokio::select! {
         () = wait.wait() => Ok(()),
-        () = draining.draining() => Err(Rejection::ShuttingDown),
+        () = readiness.draining() => Err(Rejection::ShuttingDown),
         () = call.deadline.passed() => Err(Rejection::DeadlineExceeded),
     }
 }

@@ -1,8 +1,7 @@
 //! One memory budget for all callers: partial requests, waiting requests, unread large responses.
 //!
-//! A message is read whole before it is decoded. A caller may begin as many messages as it may
-//! have calls, each of the largest size, and complete none of them. A complete message may have to
-//! wait too.
+//! A message is read whole before it is decoded. A caller may begin one message of the largest size
+//! in each of its calls, and complete none of them. A complete message may also have to wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,8 +26,7 @@ struct Budget {
 }
 
 impl MemoryBudget {
-    /// Creates a budget of `limit` bytes. A partial message may hold its share of it for
-    /// `message_timeout`.
+    /// Creates a budget of `limit` bytes. A message must arrive within `message_timeout`.
     pub(crate) fn new(
         limit: usize,
         message_timeout: Option<Duration>,
@@ -49,7 +47,7 @@ impl MemoryBudget {
     /// [`Rejection::BuffersFull`], which is not counted yet.
     pub(crate) fn reserve(&self, bytes: usize) -> Result<MemoryReservation, Rejection> {
         let mut reservation = self.reserve_nothing();
-        // On an error, the drop gives back what the attempt added.
+        // On an error, the drop releases the bytes that the attempt added.
         reservation.resize(bytes).map(|()| reservation)
     }
 
@@ -66,7 +64,7 @@ impl MemoryBudget {
         self.0.message_timeout
     }
 
-    /// Counts the rejection of a call whose body exceeds the budget or its time.
+    /// Counts the rejection of a call whose body exceeds the budget or the time limit.
     pub(crate) fn count(&self, rejection: &Rejection) {
         if let Some(figures) = &self.0.figures {
             figures.rejected(rejection.label());
@@ -127,10 +125,10 @@ mod tests {
     #[test]
     fn reservation_is_released_on_drop() {
         let memory = MemoryBudget::new(10, None, None);
-        let held = memory.reserve(7).unwrap();
+        let first = memory.reserve(7).unwrap();
         assert_eq!(memory.reserve(4).unwrap_err(), Rejection::BuffersFull);
         let rest = memory.reserve(3).unwrap();
-        drop((held, rest));
+        drop((first, rest));
         assert!(memory.reserve(10).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! A request as the decision path takes it: parsed, independent of its wire, not yet identified.
+//! The parsed request of every protocol, before its principal is identified.
 
 use std::sync::Arc;
 
@@ -7,22 +7,22 @@ use crate::api::auth::caller::IdentityKind;
 use crate::pdp::query::{Claimed, InvalidQuery, Record, RequestEntity, Uid};
 use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef};
 
-/// A request in the form in which a protocol parsed it.
+/// A request as a protocol parsed it.
 pub(crate) trait Parsed {
     /// Calls `decide` with the request.
     ///
-    /// A closure, because a [`Question`] borrows texts that the parsed form may own.
+    /// A closure is needed, because a [`Question`] borrows texts that the parsed request may own.
     fn with_question<R>(self, decide: impl FnOnce(Question<'_>) -> R) -> R;
 }
 
 /// A parsed request whose principal is not identified yet.
 ///
-/// Faults of the credential and of the operation are kept apart: the caller's rights are checked
-/// first, then the credential, then the operation, and the first fault is the one reported.
+/// The faults of credential and operation are separate, because the first fault in this order is
+/// reported: the caller's rights, the credential, the operation.
 #[derive(Debug)]
 pub(crate) struct Question<'a> {
     pub(crate) credential: Credential<'a>,
-    /// Whether an explanation is requested.
+    /// True if an explanation is requested.
     pub(crate) explain: bool,
     pub(crate) operation: Result<Operation<'a>, Rejection>,
 }
@@ -32,13 +32,13 @@ pub(crate) struct Question<'a> {
 pub(crate) enum Credential<'a> {
     /// A named principal, or the fault of its uid.
     Principal(Result<UidRef<'a>, InvalidQuery>),
-    /// A JWT that has to be verified. The empty text is one too, and is rejected.
+    /// A JWT that must be verified. An empty text is a token too, and is rejected.
     Token(&'a str),
     /// No identity.
     Anonymous,
 }
 
-/// An action on a resource, with its circumstances.
+/// An action on a resource, with context and request entities.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation<'a> {
     pub(crate) action: UidRef<'a>,
@@ -49,7 +49,7 @@ pub(crate) struct Operation<'a> {
 }
 
 impl Credential<'_> {
-    /// Returns which right to present an identity this needs.
+    /// Returns the kind of identity, which the caller must have the right to present.
     pub(crate) fn kind(&self) -> IdentityKind {
         match self {
             Self::Principal(_) => IdentityKind::Principal,

@@ -1,6 +1,6 @@
-//! Every reason for which a request gets no decision.
+//! The reasons for which a request is rejected.
 //!
-//! Each protocol turns a rejection into its own kind of error, from `code`, `reason` and the text.
+//! Each protocol converts a rejection to its own error, from `code`, `reason` and text.
 
 use super::admission::Overload;
 use crate::api::auth::caller::Denied;
@@ -9,7 +9,7 @@ use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
 use crate::pip::{RejectionReason, TokenRejection};
 
-/// Why a request was not decided.
+/// A reason for which a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejection {
     /// The request is malformed or does not fit the schema.
@@ -29,7 +29,7 @@ pub(crate) enum Rejection {
     /// The principal's token is invalid.
     #[error("{0}")]
     Token(TokenRejection),
-    /// The token is valid, but its principal has to be stored and is not.
+    /// The token is valid, but its principal must be a stored entity and is not.
     #[error("{}", NoAnswer::UnknownPrincipal)]
     UnknownPrincipal,
     /// The caller may not make the call.
@@ -100,8 +100,7 @@ impl Rejection {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "INVALID_REQUEST",
-            Self::TooCostly(NoAnswer::TooManyPolicies { .. }) => "TOO_MANY_POLICIES",
-            Self::TooCostly(_) => "TOO_MANY_ENTITIES",
+            Self::TooCostly(no_answer) => no_answer.reason(),
             Self::TooManyItems { .. } => "TOO_MANY_ITEMS",
             Self::Token(TokenRejection { reason, .. }) => reason.code(),
             Self::UnknownPrincipal => RejectionReason::PrincipalUnknown.code(),

@@ -1,8 +1,7 @@
-//! `AuthorizationService`: reads a message, has it decided, and writes the answer.
+//! `AuthorizationService`: parses a request, calls the decision path, and encodes the answer.
 //!
-//! tonic's generated service is not used, but its parts are: messages arrive as bytes, are read in
-//! place where their shape is plain, and are answered with the bytes that the engine caches. All
-//! other messages are decoded by prost.
+//! The generated service is not used, only tonic's parts: a message of plain shape is parsed in
+//! place, and the answer is the bytes that the engine caches. prost decodes all other messages.
 
 use std::future::Future;
 
@@ -15,9 +14,9 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 
 use super::wire::body::AnswerBody;
-use super::wire::encoded_answer::{EncodedAnswer, PREFIX_BYTES, put_decision_id};
+use super::wire::encoded_answer::{EncodedAnswer, PREFIX_BYTES, insert_decision_id};
 use super::wire::metered_body::metered;
-use super::wire::unary_body::{self, NotWhole, Whole};
+use super::wire::unary_body::{self, UnreadBody, WholeBody};
 use super::wire::{borrowed_request, codec};
 use super::{batch, decode, stream};
 use crate::api::decision::call::Call;
@@ -27,22 +26,22 @@ use crate::decision_log::Method;
 use crate::engine::{EngineAnswer, LogPermit};
 use crate::pip::KeyMiss;
 
-/// An answer, encoded.
-pub(super) type Decided = EngineAnswer<EncodedAnswer>;
+/// An engine's answer, encoded for gRPC.
+pub(super) type GrpcAnswer = EngineAnswer<EncodedAnswer>;
 
-/// The result of a method, for tonic.
-pub(super) type Answer<T> = Result<Response<T>, Status>;
+/// The result of a method, as tonic expects it.
+pub(super) type MethodResult<T> = Result<Response<T>, Status>;
 
-/// Answers `pdp.v1.AuthorizationService`.
+/// The service `pdp.v1.AuthorizationService`.
 #[derive(Clone, Debug)]
 pub(crate) struct Authorization {
     pub(super) decider: Decider<EncodedAnswer>,
-    /// Largest message, in bytes.
+    /// Largest request message, in bytes.
     pub(super) max_message_bytes: usize,
 }
 
 impl Authorization {
-    /// `Authorize`.
+    /// Serves `Authorize`.
     #[expect(
         clippy::manual_async_fn,
         reason = "an async fn has room for its arguments twice"
@@ -64,46 +63,48 @@ impl Authorization {
                         let message = bytes.get(PREFIX_BYTES..).unwrap_or_default();
                         let permit = match self.decider.log_permit(call, bytes.len()).await {
                             Ok(permit) => permit,
-                            Err(rejection) => return self.reject(rejection),
+                            Err(rejection) => return self.rejection_response(rejection),
                         };
                         match self.authorize_in_place(message, call, &permit) {
                             Some(Ok(answer)) => return answer.into_response(),
-                            Some(Err(rejection)) => return response(rejection.into()),
-                            None => Body::new(Whole(Some(bytes))),
+                            Some(Err(rejection)) => return status_response(rejection.into()),
+                            None => Body::new(WholeBody(Some(bytes))),
                         }
                     }
-                    Err(NotWhole::Partial(body)) => Body::new(metered(body, memory)),
-                    Err(NotWhole::Rejected(rejection)) => return self.reject(rejection),
+                    Err(UnreadBody::Partial(body)) => Body::new(metered(body, memory)),
+                    Err(UnreadBody::Rejected(rejection)) => {
+                        return self.rejection_response(rejection);
+                    }
                 }
             };
-            let request = call.put_with(http::Request::from_parts(head, body));
-            // Boxed: few calls come here, and all calls would have to reserve its size.
-            Box::pin(async move { self.grpc().unary(Unary(self), request).await })
+            let request = call.insert_into(http::Request::from_parts(head, body));
+            // Boxed, because few calls need it, and unboxed it would enlarge the future of every call.
+            Box::pin(async move { self.grpc().unary(UnaryMethod(self), request).await })
                 .await
                 .map(AnswerBody::tonic)
         }
     }
 
-    /// `BatchAuthorize`.
+    /// Serves `BatchAuthorize`.
     pub(crate) async fn batch_authorize(
         &self,
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.put_with(request.map(|body| self.metered(body)));
+        let request = call.insert_into(request.map(|body| self.metered(body)));
         self.grpc()
             .unary(batch::BatchMethod(self), request)
             .await
             .map(AnswerBody::tonic)
     }
 
-    /// `StreamAuthorize`.
+    /// Serves `StreamAuthorize`.
     pub(crate) async fn stream_authorize(
         &self,
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.put_with(request.map(|body| self.metered(body)));
+        let request = call.insert_into(request.map(|body| self.metered(body)));
         self.grpc()
             .streaming(stream::StreamMethod(self), request)
             .await
@@ -118,48 +119,49 @@ impl Authorization {
         Body::new(metered(body, &self.decider.memory))
     }
 
-    /// Returns the status of a call that ends without an answer, and counts it.
-    pub(super) fn ends(&self, rejection: Rejection) -> Status {
+    /// Counts the rejection of a whole call, and returns its status.
+    pub(super) fn reject_call(&self, rejection: Rejection) -> Status {
         self.decider.count(&rejection);
         rejection.into()
     }
 
-    fn reject(&self, rejection: Rejection) -> http::Response<AnswerBody> {
-        response(self.ends(rejection))
+    fn rejection_response(&self, rejection: Rejection) -> http::Response<AnswerBody> {
+        status_response(self.reject_call(rejection))
     }
 
-    /// Decides a message of plain shape; `None` leaves the call to the general path, which
-    /// rejects it or waits.
+    /// Decides a message of plain shape.
+    ///
+    /// `None` leaves the call to `UnaryMethod`, which decodes, rejects or waits.
     fn authorize_in_place(
         &self,
         message: &[u8],
         call: &Call,
         permit: &LogPermit,
-    ) -> Option<Result<Decided, Rejection>> {
+    ) -> Option<Result<GrpcAnswer, Rejection>> {
         call.deadline.check().ok()?;
         let snapshot = self.decider.snapshot().ok()?;
         let question = borrowed_request::request(message, &self.decider.rules.request)?;
-        let of = (call, Method::Authorize);
-        match (self.decider).decide(&snapshot, question, of, permit, KeyMiss::Wait) {
-            Outcome::Done(decided) => Some(decided),
+        let call = (call, Method::Authorize);
+        match (self.decider).decide(&snapshot, question, call, permit, KeyMiss::Wait) {
+            Outcome::Done(outcome) => Some(outcome),
             Outcome::Wait(_) => None,
         }
     }
 }
 
-fn response(status: Status) -> http::Response<AnswerBody> {
+fn status_response(status: Status) -> http::Response<AnswerBody> {
     status.into_http().map(AnswerBody::tonic)
 }
 
-/// `Authorize` for messages of any shape.
-struct Unary<'a>(&'a Authorization);
+/// `Authorize` for messages of any shape, as tonic calls it.
+struct UnaryMethod<'a>(&'a Authorization);
 
-impl UnaryService<Bytes> for Unary<'_> {
+impl UnaryService<Bytes> for UnaryMethod<'_> {
     type Response = Bytes;
-    type Future = BoxFuture<'static, Answer<Bytes>>;
+    type Future = BoxFuture<'static, MethodResult<Bytes>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let call = Call::of(&request);
+        let call = Call::from_request(&request);
         let service = self.0.clone();
         Box::pin(async move {
             let message = request.get_ref();
@@ -168,17 +170,19 @@ impl UnaryService<Bytes> for Unary<'_> {
                 let permits = decider.permits(&call, message.len()).await?;
                 Ok((permits, decider.snapshot()?))
             };
-            let (permits, snapshot) = ready.await.map_err(|rejection| service.ends(rejection))?;
-            let parse = || decode::request(message, &decider.rules.request);
-            let of = (&call, Method::Authorize);
-            let decided = decider
-                .decide_waiting(&snapshot, (parse, message.len()), of, permits)
+            let (permits, snapshot) = ready
+                .await
+                .map_err(|rejection| service.reject_call(rejection))?;
+            let parse = || decode::parse_request(message, &decider.rules.request);
+            let origin = (&call, Method::Authorize);
+            let answer = decider
+                .decide_waiting(&snapshot, (parse, message.len()), origin, permits)
                 .await??;
-            let mut bytes = Vec::with_capacity(decided.message_len());
-            decided.put_message(&mut bytes);
+            let mut bytes = Vec::with_capacity(answer.message_len());
+            answer.append_message(&mut bytes);
             let mut response = Response::new(bytes.into());
             let mut headers = std::mem::take(response.metadata_mut()).into_headers();
-            put_decision_id(&mut headers, decided.decision_id);
+            insert_decision_id(&mut headers, answer.decision_id);
             *response.metadata_mut() = MetadataMap::from_headers(headers);
             Ok(response)
         })

@@ -11,7 +11,7 @@ use prost::bytes::Bytes;
 use tonic::Code;
 
 use super::dispatch::Router;
-use super::status::{by_contract, rejected, retry_later};
+use super::status::{map_out_of_range_header, rejected, retry_later};
 use super::wire::body::AnswerBody;
 use super::wire::encoded_answer::FRAME_BYTES;
 use crate::api::auth::caller::Right;
@@ -29,11 +29,11 @@ use crate::telemetry::traces::CallSpan;
 /// Most bytes drained from a rejected request's body.
 const MAX_DRAINED_BYTES: usize = 64 << 10;
 
-/// The gRPC services, as connections run them.
+/// The gRPC services, as a connection calls them.
 pub(crate) struct GrpcService {
     pub(crate) router: Router,
     pub(crate) admission: Arc<Admission>,
-    /// Longest unary call; `None` leaves it to the caller's deadline.
+    /// Time limit of a unary call; `None` leaves it to the caller's deadline.
     pub(crate) max_call_time: Option<Duration>,
 }
 
@@ -53,7 +53,7 @@ impl Service for GrpcService {
         let mut call = CallInFlight::begin(self, in_flight, &request);
         async move {
             let mut response = respond(&mut call, &caller, at, request).await;
-            call.responds(&mut response);
+            call.record_response(&mut response);
             response.map(|body| CountedBody { body, call })
         }
     }
@@ -62,7 +62,7 @@ impl Service for GrpcService {
 /// A call in flight. Dropping it counts the call and ends its span.
 struct CallInFlight {
     in_flight: InFlight,
-    /// The slot of a call that is not answered at once.
+    /// The slot of a stream, or of a call that is not answered at once.
     slot: Option<CallSlot>,
     /// The reservation for a long response.
     response_reserved: Option<(Arc<MemoryReservation>, UnreadAnswer)>,
@@ -70,7 +70,7 @@ struct CallInFlight {
     method: Method,
     /// When the headers arrived.
     begun: Instant,
-    /// The status so far: CANCELLED, for a caller that leaves before the response.
+    /// The status so far: CANCELLED until there is a response, because the caller may cancel.
     code: Code,
     /// The span of a traced call.
     span: Option<Arc<CallSpan>>,
@@ -95,9 +95,9 @@ impl CallInFlight {
         }
     }
 
-    /// Records the status of a trailers-only response, and charges a large body to the memory
+    /// Records the status of a trailers-only response, and charges a long response to the memory
     /// budget until it is sent.
-    fn responds(&mut self, response: &mut http::Response<AnswerBody>) {
+    fn record_response(&mut self, response: &mut http::Response<AnswerBody>) {
         if let AnswerBody::Encoded(bytes) = response.body()
             && bytes.len() > FRAME_BYTES
         {
@@ -146,7 +146,7 @@ impl Drop for CallInFlight {
     }
 }
 
-/// The body of a response, which keeps its call in flight.
+/// A response body that keeps its call in flight.
 pub(crate) struct CountedBody {
     body: AnswerBody,
     call: CallInFlight,
@@ -160,16 +160,16 @@ impl hyper::body::Body for CountedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let me = &mut *self;
-        if let AnswerBody::StatusOk = me.body {
-            me.call.code = Code::Ok;
+        let this = &mut *self;
+        if let AnswerBody::StatusOk = this.body {
+            this.call.code = Code::Ok;
         }
-        let polled = Pin::new(&mut me.body).poll_frame(context);
+        let polled = Pin::new(&mut this.body).poll_frame(context);
         if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let AnswerBody::Tonic(_) = me.body
+            && let AnswerBody::Tonic(_) = this.body
             && let Some(trailers) = frame.trailers_ref()
         {
-            me.call.record_status(trailers);
+            this.call.record_status(trailers);
         }
         polled
     }
@@ -183,7 +183,7 @@ impl hyper::body::Body for CountedBody {
     }
 }
 
-/// Responds to a call: admits it, has its service answer, and keeps its deadline.
+/// Responds to a call: admits it, calls its service, and enforces its deadline.
 #[expect(
     clippy::manual_async_fn,
     reason = "an async fn has room for its arguments twice"
@@ -209,29 +209,29 @@ fn respond<'a>(
             ..
         } = in_flight;
         let (service, method) = (&**service, *method);
-        // A stream or watch lasts as long as its caller likes.
-        let most = service.max_call_time.filter(|_| method.is_unary());
-        let deadline = Deadline::new(request.headers(), *begun, most);
+        // Streams and watches have no time limit.
+        let max_time = service.max_call_time.filter(|_| method.is_unary());
+        let deadline = Deadline::new(request.headers(), *begun, max_time);
         let admitted = service.admit(method, caller, arrived, request.headers());
         let caller = match admitted {
             Ok(caller) => caller,
-            Err(denied) => {
+            Err(rejection) => {
                 drain(method, request.into_body(), deadline).await;
-                return service.reject(denied);
+                return service.reject(rejection);
             }
         };
         let call = Call {
             caller,
             deadline,
             trace_id: match service.router.is_logged() {
-                true => TraceId::of(span.as_deref(), request.headers()),
+                true => TraceId::from_headers(span.as_deref(), request.headers()),
                 false => None,
             },
             span: span.clone(),
         };
         if !method.is_unary() {
             match service.admission.stream_slot() {
-                Ok(taken) => *slot = Some(taken),
+                Ok(acquired) => *slot = Some(acquired),
                 Err(overload) => return service.reject(overload.into()),
             }
         }
@@ -239,21 +239,21 @@ fn respond<'a>(
         let mut timer = None;
         poll_fn(|context| {
             if let Poll::Ready(response) = answering.as_mut().poll(context) {
-                return Poll::Ready(by_contract(response));
+                return Poll::Ready(map_out_of_range_header(response));
             }
-            // Only a call that is not answered at once takes a slot and a timer. A health check
-            // takes no slot: it is answered even under overload.
+            // Only a call that is not answered at once needs a slot and a timer. A health check
+            // needs no slot: it is answered even under overload.
             if slot.is_none() && method != Method::HealthCheck {
                 match service.admission.slot() {
-                    Ok(taken) => *slot = Some(taken),
+                    Ok(acquired) => *slot = Some(acquired),
                     Err(overload) => return Poll::Ready(service.reject(overload.into())),
                 }
             }
             let Some(at) = call.deadline.at() else {
                 return Poll::Pending;
             };
-            let passed = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            match passed.as_mut().poll(context) {
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            match timer.as_mut().poll(context) {
                 Poll::Ready(()) => Poll::Ready(service.reject(Rejection::DeadlineExceeded)),
                 Poll::Pending => Poll::Pending,
             }
@@ -271,13 +271,13 @@ impl GrpcService {
         arrived: MonotonicNanos,
         headers: &http::HeaderMap,
     ) -> Result<Admitted, Rejection> {
-        // First of all: a call that is shed should cost next to nothing.
+        // Checked first, because a call that is shed must cost next to nothing.
         if method.right() == Some(Right::Authorize) {
             self.admission.admit(arrived, MonotonicNanos::now())?;
         }
         let caller = match caller.admit(headers) {
             Ok(caller) => caller,
-            // A prober has no credentials, and learns only whether the service is up.
+            // A health prober has no credentials, and learns only whether the service is up.
             Err(_unknown) if method.is_open_to_all() => Admitted::default(),
             Err(unknown) => return Err(unknown.into()),
         };
@@ -287,9 +287,9 @@ impl GrpcService {
         Ok(caller)
     }
 
-    /// Returns the whole response of a call that is rejected, and counts it.
+    /// Counts a rejected call, and returns its whole response.
     fn reject(&self, rejection: Rejection) -> http::Response<AnswerBody> {
-        // Encoded once: these are sent when there is no time.
+        // Encoded once, because these are sent under overload.
         static QUEUE_DELAY: LazyLock<http::HeaderMap> =
             LazyLock::new(|| retry_later(Rejection::Overloaded));
         static TOO_MANY_CALLS: LazyLock<http::HeaderMap> =
@@ -308,8 +308,8 @@ impl GrpcService {
 
 /// Drains the body of a rejected request, if it is small.
 ///
-/// Left unread, the call would have to be reset, and each of its later frames too; HTTP/2 takes a
-/// caller with many resets for an attacker.
+/// If the body were left unread, the call and each of its later frames would be reset. HTTP/2
+/// treats a caller with many resets as an attacker.
 async fn drain(method: Method, mut body: Incoming, deadline: Deadline) {
     let reading = async {
         let mut left = MAX_DRAINED_BYTES;
@@ -322,7 +322,7 @@ async fn drain(method: Method, mut body: Incoming, deadline: Deadline) {
             }
         }
     };
-    // The body of a stream has no end to wait for.
+    // The body of a stream may have no end.
     if method.is_unary() {
         tokio::select! {
             biased;
@@ -332,7 +332,7 @@ async fn drain(method: Method, mut body: Incoming, deadline: Deadline) {
     }
 }
 
-/// Returns whether the call is a gRPC one; the protocol asks for 415 otherwise.
+/// Returns whether the request is gRPC. The protocol requires 415 otherwise.
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 fn is_grpc(request: &http::Request<Incoming>) -> bool {
     let kind = request

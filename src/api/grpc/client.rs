@@ -1,4 +1,4 @@
-//! The typed client that our own commands use.
+//! The gRPC client of the command line.
 
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -15,30 +15,30 @@ use crate::config::listen::Listen;
 use crate::pdp::answer::Answer;
 use crate::pdp::query::Query;
 
-/// Why a running service gave no answer.
+/// A failed call to a running service.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No runtime, no connection.
+    /// There is no runtime or no connection.
     #[error("cannot connect to `{address}`: {message}")]
     Connect {
-        /// Where we tried.
+        /// The service's address.
         address: String,
-        /// What went wrong.
+        /// The problem.
         message: String,
     },
-    /// The key is none that can be sent.
-    #[error("the bearer key holds what no header can")]
+    /// The bearer key is not a valid header value.
+    #[error("the bearer key has characters that a header cannot hold")]
     Bearer,
     /// The service answered with an error.
     #[error("{code:?}: {message}")]
     Refused {
         /// The gRPC status.
         code: tonic::Code,
-        /// What it said.
+        /// The text of the status.
         message: String,
     },
-    /// The service sent what no version of it should.
-    #[error("the answer makes no sense: {0}")]
+    /// The response is invalid.
+    #[error("invalid response: {0}")]
     Answer(&'static str),
 }
 
@@ -51,33 +51,32 @@ impl From<tonic::Status> for ClientError {
     }
 }
 
-/// How long a command waits for a service before it says that there is none.
+/// Time limit of a connection attempt, and of a call.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A running service, and how to come in.
+/// The address of a running service, and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Where it listens.
+    /// The address.
     pub address: Listen,
-    /// How it is spoken to on TCP; `None` is in the clear.
+    /// The TLS settings for TCP; `None` is plaintext.
     pub tls: Option<TargetTls>,
-    /// What the caller shows with each call.
+    /// The bearer key sent with each call.
     pub bearer: Option<String>,
 }
 
-/// What TLS is spoken with.
+/// The TLS settings of a client.
 #[derive(Clone, Debug, Default)]
 pub struct TargetTls {
-    /// The authorities that the service's certificate is verified by, PEM; `None` is those of this
-    /// machine.
+    /// The trusted root certificates, PEM; `None` is those of this machine.
     pub authorities: Option<Vec<u8>>,
-    /// What the caller shows: its certificate and its key, PEM.
+    /// The client's certificate and key, PEM.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
-    /// The name in the service's certificate, where it is not that of the address.
+    /// The name in the service's certificate, if it differs from the address.
     pub server_name: Option<String>,
 }
 
-/// Asks `target` to decide `query`, whose principal is the one that `token` names if there is one.
+/// Requests a decision of `query` from `target`. A `token` replaces the query's principal.
 ///
 /// # Errors
 ///
@@ -92,7 +91,7 @@ pub fn authorize(
         message.identity = Some(authorize_request::Identity::PrincipalToken(token));
     }
     let request = target.request(message)?;
-    target.ask(|channel| async move {
+    target.call(|channel| async move {
         let response = AuthorizationServiceClient::new(channel)
             .authorize(request)
             .await?
@@ -101,7 +100,7 @@ pub fn authorize(
     })
 }
 
-/// Asks `target` whether `service` (the empty name: all of it) is serving.
+/// Requests the health of `service` from `target`. The empty name is the whole process.
 ///
 /// # Errors
 ///
@@ -110,7 +109,7 @@ pub fn is_serving(target: &Target, service: &str) -> Result<bool, ClientError> {
     let request = target.request(HealthCheckRequest {
         service: service.to_owned(),
     })?;
-    target.ask(|channel| async move {
+    target.call(|channel| async move {
         let response = HealthClient::new(channel)
             .check(request)
             .await?
@@ -123,17 +122,17 @@ impl Target {
     fn request<T>(&self, message: T) -> Result<Request<T>, ClientError> {
         let mut request = Request::new(message);
         if let Some(key) = &self.bearer {
-            let mut shown: MetadataValue<Ascii> = format!("Bearer {key}")
+            let mut bearer: MetadataValue<Ascii> = format!("Bearer {key}")
                 .parse()
                 .map_err(|_| ClientError::Bearer)?;
-            shown.set_sensitive(true);
-            request.metadata_mut().insert("authorization", shown);
+            bearer.set_sensitive(true);
+            request.metadata_mut().insert("authorization", bearer);
         }
         Ok(request)
     }
 
-    /// Connects and asks, on a runtime of its own.
-    fn ask<T, F: Future<Output = Result<T, ClientError>>>(
+    /// Connects and makes a call, on a separate runtime.
+    fn call<T, F: Future<Output = Result<T, ClientError>>>(
         &self,
         call: impl FnOnce(Channel) -> F,
     ) -> Result<T, ClientError> {
@@ -188,14 +187,14 @@ impl TargetTls {
     }
 }
 
-/// The error and what it came of: of a handshake that failed, the causes say why.
+/// Returns the texts of the error and its causes: only the causes explain a failed handshake.
 fn with_causes(error: &tonic::transport::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
+        let cause_text = error.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
         }
         cause = error.source();
     }

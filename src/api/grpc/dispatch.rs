@@ -1,4 +1,4 @@
-//! Calls the service that a gRPC call names.
+//! Routes a gRPC call to its service.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,32 +29,32 @@ use crate::policy_store::{ReloadHandle, StatusReader};
 use crate::readiness::ReadinessReader;
 use crate::telemetry::traces::{CallSpan, Traces};
 
-/// The largest message of `grpc.health.v1`, which names a service, in bytes.
+/// Largest message of `grpc.health.v1`, which holds a service name, in bytes.
 const MAX_HEALTH_BYTES: usize = 4 << 10;
 
-/// What stands behind the router.
+/// The parts of the process that the services use.
 #[derive(Debug)]
 pub struct Backend {
-    /// Decides.
+    /// The engine that decides.
     pub engine: Arc<Engine<EncodedAnswer>>,
-    /// Verifies tokens; `None` where none is believed.
+    /// The token verifier; `None` rejects all tokens.
     pub tokens: Option<Arc<Tokens>>,
-    /// Tells what is in force.
+    /// The status of the policy store.
     pub status: StatusReader,
-    /// Rereads on demand.
+    /// The handle that requests reloads.
     pub reloads: ReloadHandle,
-    /// Whether calls are welcome, and whether the end has begun.
+    /// The readiness of the process, and whether it is draining.
     pub readiness: ReadinessReader,
-    /// Where calls are counted, if they are.
+    /// The counters of calls, if calls are counted.
     pub figures: Option<Arc<CallFigures>>,
-    /// Traces calls, if they are traced.
+    /// The traces of calls, if calls are traced.
     pub traces: Option<Traces>,
 }
 
-/// Every gRPC service, one match away from a call's path.
+/// The gRPC services, dispatched by method without a router of tonic's on the hot path.
 pub(crate) struct Router {
     authorization: Authorization,
-    /// The services off the hot path; other paths are UNIMPLEMENTED.
+    /// The services off the hot path. Unknown paths are UNIMPLEMENTED.
     others: Routes,
     traces: Option<Traces>,
 }
@@ -79,7 +79,7 @@ impl Router {
             traces,
             ..
         } = backend;
-        let health = health::HealthDoor::new(readiness.clone(), settings.services.policy_store);
+        let health = health::HealthService::new(readiness.clone(), settings.services.policy_store);
         let health = HealthServer::new(health).max_decoding_message_size(MAX_HEALTH_BYTES);
         let mut others = Routes::new(health);
         if settings.services.policy_store {
@@ -112,26 +112,26 @@ impl Router {
         })
     }
 
-    /// The span of a call that begins with these headers, if it is traced.
+    /// Begins the span of a call with these headers, if the call is traced.
     pub(super) fn span(&self, method: Method, headers: &http::HeaderMap) -> Option<Arc<CallSpan>> {
         let traces = self.traces.as_ref().filter(|_| method.is_traced())?;
         traces.begin(|name| headers.get(name)?.to_str().ok())
     }
 
-    /// Answers the call by its service.
+    /// Calls the service of `method`.
     ///
-    /// What most calls do not need is boxed: each call has room for all that is not.
+    /// The futures of the rarer methods are boxed, so that they do not enlarge every call.
     pub(super) fn call<'a>(
         &'a self,
         method: Method,
         request: http::Request<Incoming>,
         call: &'a Call,
     ) -> impl Future<Output = http::Response<AnswerBody>> + use<'a> {
-        let door = &self.authorization;
+        let service = &self.authorization;
         let other: BoxFuture<'a, _> = match method {
-            Method::Authorize => return Either::Left(door.authorize(request, call)),
-            Method::BatchAuthorize => Box::pin(door.batch_authorize(request, call)),
-            Method::StreamAuthorize => Box::pin(door.stream_authorize(request, call)),
+            Method::Authorize => return Either::Left(service.authorize(request, call)),
+            Method::BatchAuthorize => Box::pin(service.batch_authorize(request, call)),
+            Method::StreamAuthorize => Box::pin(service.stream_authorize(request, call)),
             Method::GetStatus
             | Method::WatchStatus
             | Method::ListPolicies
@@ -145,7 +145,7 @@ impl Router {
         Either::Right(other)
     }
 
-    /// Returns the whole response of a call that is rejected, and counts it.
+    /// Counts a rejected call, and returns its whole response.
     pub(super) fn reject(&self, rejection: Rejection) -> http::Response<AnswerBody> {
         self.count(&rejection);
         rejected(rejection)
@@ -176,7 +176,7 @@ impl Router {
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.put_with(request.map(|body| Body::new(metered(body, self.memory()))));
+        let request = call.insert_into(request.map(|body| Body::new(metered(body, self.memory()))));
         // INVARIANT: the routes' error type is `Infallible`.
         match self.others.clone().call(request).await {
             Ok(response) => response.map(AnswerBody::tonic),

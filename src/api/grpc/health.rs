@@ -1,6 +1,6 @@
-//! The door of `grpc.health.v1`: serving once policies are in force, and until the drain begins.
+//! `grpc.health.v1`: SERVING once policies are loaded, until the process drains.
 //!
-//! A refused reload is not NOT_SERVING: the last good policies go on answering.
+//! A rejected reload does not change the health: the last good policies stay in use.
 
 use std::pin::Pin;
 
@@ -15,23 +15,23 @@ use crate::api::decision::deadline::Deadline;
 use crate::api::decision::rejection::Rejection;
 use crate::readiness::{Health as Readiness, ReadinessReader};
 
-/// The names that have a health of their own; the empty one stands for the whole process. The last
-/// can be turned off.
+/// The service names with a health status. The empty name is the whole process. The last service
+/// can be disabled.
 const SERVICES: [&str; 3] = [
     "",
     "pdp.v1.AuthorizationService",
     "pdp.v1.PolicyStoreService",
 ];
 
-/// Answers `grpc.health.v1.Health`.
+/// The service `grpc.health.v1.Health`.
 #[derive(Clone, Debug)]
-pub(crate) struct HealthDoor {
+pub(crate) struct HealthService {
     readiness: ReadinessReader,
     services: &'static [&'static str],
 }
 
-impl HealthDoor {
-    /// A door that tells `readiness`; its watches end when draining begins.
+impl HealthService {
+    /// Creates the service. Its watches end when the process drains.
     #[must_use]
     pub(crate) fn new(readiness: ReadinessReader, has_policy_store: bool) -> Self {
         Self {
@@ -55,17 +55,17 @@ fn response(serving: bool) -> HealthCheckResponse {
     }
 }
 
-/// The health statuses of one watch.
+/// The stream of statuses of one watch.
 type Statuses = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl Health for HealthDoor {
+impl Health for HealthService {
     async fn check(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         if !self.services.contains(&request.get_ref().service.as_str()) {
-            return Err(Status::not_found("no such service"));
+            return Err(Status::not_found("unknown service"));
         }
         Ok(Response::new(response(
             self.readiness.health() == Readiness::Serving,
@@ -81,8 +81,8 @@ impl Health for HealthDoor {
         let watch = HealthWatch {
             known: self.services.contains(&request.get_ref().service.as_str()),
             readiness: self.readiness.clone(),
-            draining: self.readiness.clone(),
-            deadline: Call::of(&request).deadline,
+            drain: self.readiness.clone(),
+            deadline: Call::from_request(&request).deadline,
             sent: None,
         };
         Ok(Response::new(Box::pin(stream::try_unfold(
@@ -92,19 +92,19 @@ impl Health for HealthDoor {
     }
 }
 
-/// One caller's watch: the status now, then each later one that differs; the last one said is
-/// that the service drains, and then the stream ends.
+/// One caller's watch: sends the current status, then each change. It ends after the status that
+/// the process drains.
 struct HealthWatch {
-    /// An unknown service is told as such and watched all the same, as the protocol has it.
+    /// False for an unknown service, which the protocol reports and watches all the same.
     known: bool,
     readiness: ReadinessReader,
-    draining: ReadinessReader,
+    drain: ReadinessReader,
     deadline: Deadline,
     sent: Option<HealthCheckResponse>,
 }
 
 impl HealthWatch {
-    fn now(&self) -> HealthCheckResponse {
+    fn current_status(&self) -> HealthCheckResponse {
         if self.known {
             response(self.readiness.health() == Readiness::Serving)
         } else {
@@ -114,9 +114,10 @@ impl HealthWatch {
         }
     }
 
+    /// Waits for the next status to send.
     async fn next(mut self) -> Result<Option<(HealthCheckResponse, Self)>, Status> {
         loop {
-            let now = self.now();
+            let now = self.current_status();
             if self.sent != Some(now) {
                 self.sent = Some(now);
                 return Ok(Some((now, self)));
@@ -124,7 +125,7 @@ impl HealthWatch {
             tokio::select! {
                 biased;
                 _ = self.readiness.changed() => {}
-                () = self.draining.draining() => if self.sent == Some(self.now()) {
+                () = self.drain.draining() => if self.sent == Some(self.current_status()) {
                     return Err(Rejection::ShuttingDown.into());
                 },
                 () = self.deadline.passed() => return Err(Rejection::DeadlineExceeded.into()),

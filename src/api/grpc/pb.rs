@@ -1,6 +1,6 @@
-//! The messages, servers and clients that `build.rs` makes of `proto/pdp/v1`.
+//! The messages, servers and clients that `build.rs` generates from `proto/pdp/v1`.
 //!
-//! Nothing is written here by hand: what a message means is said in its `.proto` file.
+//! The `.proto` files define what each message means.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -14,6 +14,6 @@
 
 tonic::include_proto!("pdp.v1");
 
-/// Every `.proto` file of the API and what they import, as an encoded
+/// The `.proto` files of the API with their imports, as an encoded
 /// `google.protobuf.FileDescriptorSet`; for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,4 +1,4 @@
-//! The door of `pdp.v1.PolicyStoreService`: what is in force, and rereading on demand.
+//! `PolicyStoreService`: status and list of the loaded policies, and reloads on demand.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,58 +19,60 @@ use crate::engine::Engine;
 use crate::policy_store::{ReloadHandle, ReloadOutcome, StatusReader, StoreStatus};
 use crate::readiness::ReadinessReader;
 
-/// Policies on a page when the caller names no size, and the most on any page.
-const DEFAULT_PAGE: usize = 100;
-const LARGEST_PAGE: usize = 1_000;
+/// Policies on a page, if the request sets no size.
+const DEFAULT_PAGE_SIZE: usize = 100;
+/// Most policies on a page.
+const MAX_PAGE_SIZE: usize = 1_000;
 
-/// Answers `pdp.v1.PolicyStoreService`.
+/// The service `pdp.v1.PolicyStoreService`.
 #[derive(Clone, Debug)]
 pub(crate) struct PolicyStore {
     engine: Arc<Engine<EncodedAnswer>>,
     status: StatusReader,
     reloads: ReloadHandle,
-    draining: ReadinessReader,
+    readiness: ReadinessReader,
     figures: Option<Arc<CallFigures>>,
 }
 
 impl PolicyStore {
-    /// A door to the store; `draining` ends its watches, and `figures` count what it refuses.
+    /// Creates the service. Its watches end when the process drains, and `figures` count its
+    /// rejections.
     #[must_use]
     pub(crate) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         status: StatusReader,
         reloads: ReloadHandle,
-        draining: ReadinessReader,
+        readiness: ReadinessReader,
         figures: Option<Arc<CallFigures>>,
     ) -> Self {
         Self {
             engine,
             status,
             reloads,
-            draining,
+            readiness,
             figures,
         }
     }
 
-    /// Whether the caller of `request`, which may have been long in coming, has the right still.
+    /// Checks that the caller still has the right: the request may have taken long to arrive.
     fn check<T>(&self, request: &Request<T>, right: Right) -> Result<Call, Status> {
-        let call = Call::of(request);
+        let call = Call::from_request(request);
         match call.caller.is_still(right) {
             Ok(()) => Ok(call),
-            Err(denied) => Err(ends(self.figures.as_deref(), denied.into())),
+            Err(denied) => Err(reject_call(self.figures.as_deref(), denied.into())),
         }
     }
 }
 
-/// The status of a call that ends without an answer, which is counted.
-fn ends(figures: Option<&CallFigures>, rejection: Rejection) -> Status {
+/// Counts the rejection of a call, and returns its status.
+fn reject_call(figures: Option<&CallFigures>, rejection: Rejection) -> Status {
     if let Some(figures) = figures {
         figures.rejected(rejection.label());
     }
     rejection.into()
 }
 
-/// The statuses of one watch.
+/// The stream of statuses of one watch.
 type Statuses = Pin<Box<dyn Stream<Item = Result<pb::WatchStatusResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -96,9 +98,9 @@ impl PolicyStoreService for PolicyStore {
     ) -> Result<Response<Statuses>, Status> {
         let watch = StatusWatch {
             status: self.status.clone(),
-            draining: self.draining.clone(),
+            readiness: self.readiness.clone(),
             figures: self.figures.clone(),
-            call: Call::of(&request),
+            call: Call::from_request(&request),
             sent: None,
         };
         Ok(Response::new(Box::pin(stream::try_unfold(
@@ -126,8 +128,8 @@ impl PolicyStoreService for PolicyStore {
             page_start(&page_token, &revision)?
         };
         let size = match page_size as usize {
-            0 => DEFAULT_PAGE,
-            size => size.min(LARGEST_PAGE),
+            0 => DEFAULT_PAGE_SIZE,
+            size => size.min(MAX_PAGE_SIZE),
         };
         let policies: Vec<pb::PolicySummary> = snapshot
             .policies()
@@ -157,10 +159,10 @@ impl PolicyStoreService for PolicyStore {
             .reloads
             .reload()
             .await
-            .map_err(|_closed| ends(self.figures.as_deref(), Rejection::ShuttingDown))?;
-        // What it may read is what the list says now.
+            .map_err(|_closed| reject_call(self.figures.as_deref(), Rejection::ShuttingDown))?;
+        // The caller list may have changed during the reload.
         let renewed = call.caller.renew(Right::Administer);
-        renewed.map_err(|denied| ends(self.figures.as_deref(), denied.into()))?;
+        renewed.map_err(|denied| reject_call(self.figures.as_deref(), denied.into()))?;
         Ok(Response::new(pb::ReloadResponse {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
@@ -168,28 +170,32 @@ impl PolicyStoreService for PolicyStore {
                 ReloadOutcome::Rejected => pb::ReloadOutcome::Refused,
             }
             .into(),
-            status: Some(told(&report.status, &call)),
+            status: Some(readable_status(&report.status, &call)),
         }))
     }
 }
 
-/// The status after a reload, as far as its caller may read it: what is wrong with a file may quote
-/// what the file holds, and whoever may have policies reread need not be one who may read them.
-fn told(status: &StoreStatus, call: &Call) -> pb::StoreStatus {
-    let told = to_proto::store_status(status);
+/// Returns the part of the status that the caller may read.
+///
+/// Diagnostics may quote the content of a file, and the right to reload does not include the right
+/// to read policies.
+fn readable_status(status: &StoreStatus, call: &Call) -> pb::StoreStatus {
+    let status = to_proto::store_status(status);
     match call.caller.may(Right::Store) {
-        true => told,
+        true => status,
         false => pb::StoreStatus {
-            revision: told.revision,
-            loaded_at: told.loaded_at,
+            revision: status.revision,
+            loaded_at: status.loaded_at,
             ..pb::StoreStatus::default()
         },
     }
 }
 
-/// The index that `token` continues at; a token is good for the revision that it was given under.
+/// Returns the index at which the page of `token` begins.
+///
+/// A token is valid only for the revision of its list.
 fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
-    let refuse = |problem: &str| {
+    let invalid = |problem: &str| {
         let details = ErrorDetails::with_bad_request_violation("page_token", problem);
         Status::with_error_details(
             Code::InvalidArgument,
@@ -197,38 +203,39 @@ fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
             details,
         )
     };
-    let (of, next) = token
+    let (token_revision, next) = token
         .split_once('.')
-        .ok_or_else(|| refuse("is not one that this service gave"))?;
+        .ok_or_else(|| invalid("is not a page token of this service"))?;
     let next = next
         .parse()
-        .map_err(|_| refuse("is not one that this service gave"))?;
-    if of != revision {
-        return Err(refuse(
-            "belongs to a revision that is no longer in force; list from the start",
+        .map_err(|_| invalid("is not a page token of this service"))?;
+    if token_revision != revision {
+        return Err(invalid(
+            "belongs to a replaced revision; list from the start",
         ));
     }
     Ok(next)
 }
 
-/// One caller's watch: the status now, then each later one that differs.
+/// One caller's watch: sends the current status, then each change.
 struct StatusWatch {
     status: StatusReader,
-    draining: ReadinessReader,
+    readiness: ReadinessReader,
     figures: Option<Arc<CallFigures>>,
     call: Call,
     sent: Option<pb::StoreStatus>,
 }
 
 impl StatusWatch {
+    /// Waits for the next status to send.
     async fn next(self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
         let figures = self.figures.clone();
-        let next = self.status().await;
+        let next = self.changed_status().await;
         next.map(Some)
-            .map_err(|rejection| ends(figures.as_deref(), rejection))
+            .map_err(|rejection| reject_call(figures.as_deref(), rejection))
     }
 
-    async fn status(mut self) -> Result<(pb::WatchStatusResponse, Self), Rejection> {
+    async fn changed_status(mut self) -> Result<(pb::WatchStatusResponse, Self), Rejection> {
         loop {
             self.call.caller.renew(Right::Store)?;
             let status = to_proto::store_status(&self.status.load());
@@ -243,7 +250,7 @@ impl StatusWatch {
             }
             tokio::select! {
                 biased;
-                () = self.draining.draining() => return Err(Rejection::ShuttingDown),
+                () = self.readiness.draining() => return Err(Rejection::ShuttingDown),
                 () = self.call.deadline.passed() => return Err(Rejection::DeadlineExceeded),
                 changed = self.status.changed() => if changed.is_err() {
                     return Err(Rejection::ShuttingDown);
@@ -264,7 +271,7 @@ mod tests {
     use crate::policy_store::RejectedReload;
 
     #[test]
-    fn who_may_not_read_the_store_is_not_told_what_a_file_holds() {
+    fn diagnostics_need_the_right_to_the_store() {
         let status = StoreStatus {
             rejected: Some(RejectedReload {
                 at: SystemTime::now(),
@@ -285,8 +292,11 @@ mod tests {
             caller: anyone.admit(&http::HeaderMap::new()).unwrap(),
             ..Call::default()
         };
-        assert_eq!(told(&status, &anyone), to_proto::store_status(&status));
+        assert_eq!(
+            readable_status(&status, &anyone),
+            to_proto::store_status(&status)
+        );
         // By default a caller has no right at all.
-        assert_eq!(told(&status, &Call::default()).refused, None);
+        assert_eq!(readable_status(&status, &Call::default()).refused, None);
     }
 }

@@ -1,4 +1,4 @@
-//! Everything that is not an answer, as a gRPC status with details.
+//! Converts rejections to gRPC statuses with details.
 
 use std::collections::HashMap;
 
@@ -11,22 +11,23 @@ use crate::api::decision::admission::RETRY_AFTER;
 use crate::api::decision::rejection::{Rejection, RejectionCode};
 use crate::pdp::query::InvalidQuery;
 
-/// The `domain` of every `google.rpc.ErrorInfo` of ours.
+/// The `domain` of every `google.rpc.ErrorInfo` that the service sends.
 pub const ERROR_DOMAIN: &str = "cedar-pdp";
 
-/// The longest text of an error, and the longest field path, in bytes.
+/// Most bytes of an error's text.
 ///
-/// A status travels in HTTP headers, of which many callers take 8 KiB in all, and errors quote what
-/// the caller sent.
-const LONGEST_MESSAGE: usize = 600;
-const LONGEST_FIELD: usize = 1_500;
+/// A status is sent in HTTP headers, of which many callers accept 8 KiB in all, and errors quote
+/// the request.
+const MAX_MESSAGE_BYTES: usize = 600;
+/// Most bytes of a field path.
+const MAX_FIELD_BYTES: usize = 1_500;
 
-/// `text`, cut off at a character before `most` bytes, and marked as cut.
-fn shortened(text: &str, most: usize) -> String {
-    if text.len() <= most {
+/// Truncates `text` to `max` bytes at a character boundary, and marks the cut.
+fn truncated(text: &str, max: usize) -> String {
+    if text.len() <= max {
         return text.to_owned();
     }
-    let mut end = most;
+    let mut end = max;
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -35,16 +36,16 @@ fn shortened(text: &str, most: usize) -> String {
 
 impl From<Rejection> for Status {
     fn from(rejection: Rejection) -> Self {
-        let message = shortened(&rejection.to_string(), LONGEST_MESSAGE);
+        let message = truncated(&rejection.to_string(), MAX_MESSAGE_BYTES);
         let with_reason = |code| {
-            let metadata = subject(&rejection);
+            let metadata = missing_permission(&rejection);
             let details = ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, metadata);
             Self::with_error_details(code, message.clone(), details)
         };
         if let Rejection::Invalid(InvalidQuery { field, problem }) = &rejection {
             let details = ErrorDetails::with_bad_request_violation(
-                shortened(field.as_str(), LONGEST_FIELD),
-                shortened(&problem.to_string(), LONGEST_MESSAGE),
+                truncated(field.as_str(), MAX_FIELD_BYTES),
+                truncated(&problem.to_string(), MAX_MESSAGE_BYTES),
             );
             return Self::with_error_details(Code::InvalidArgument, message, details);
         }
@@ -65,8 +66,8 @@ impl From<Rejection> for Status {
     }
 }
 
-/// Returns the right or the identity that the caller lacks, for the metadata of `ErrorInfo`.
-fn subject(rejection: &Rejection) -> HashMap<String, String> {
+/// Returns the right or the identity kind that the caller lacks, for the metadata of `ErrorInfo`.
+fn missing_permission(rejection: &Rejection) -> HashMap<String, String> {
     let (name, value) = match rejection {
         Rejection::Caller(Denied::MissingRight(right)) => ("right", right.to_string()),
         Rejection::Caller(Denied::IdentityNotAllowed(kind)) => ("identity", kind.to_string()),
@@ -80,19 +81,19 @@ pub(super) fn rejected(rejection: Rejection) -> http::Response<AnswerBody> {
     Status::from(rejection).into_http().map(AnswerBody::tonic)
 }
 
-/// Returns the headers of a trailers-only response that asks its caller to retry later.
+/// Returns the headers of a trailers-only response with a retry delay.
 pub(super) fn retry_later(rejection: Rejection) -> http::HeaderMap {
     let mut headers = rejected(rejection).headers().clone();
-    // Read by clients with a retry policy: gRPC proposal A6.
+    // Clients with a retry policy read this header: gRPC proposal A6.
     let pause = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
     headers.insert("grpc-retry-pushback-ms", pause.into());
     headers
 }
 
-/// A status as a message, for an item of a batch or stream.
+/// Converts a status to a message, for an item of a batch or stream.
 pub(crate) fn to_message(status: &Status) -> tonic_types::Status {
     use prost::Message as _;
-    // A status with details carries itself, encoded, with the details; one without carries nothing.
+    // The details, if there are any, hold the whole status as an encoded message.
     if !status.details().is_empty()
         && let Ok(message) = tonic_types::Status::decode(status.details())
     {
@@ -105,10 +106,11 @@ pub(crate) fn to_message(status: &Status) -> tonic_types::Status {
     }
 }
 
-/// What our contract calls what tonic says by itself.
+/// Maps OUT_OF_RANGE to RESOURCE_EXHAUSTED.
 ///
-/// tonic calls a message beyond the size limit OUT_OF_RANGE.
-pub(crate) fn status_by_contract(status: Status) -> Status {
+/// tonic rejects a message beyond the size limit as OUT_OF_RANGE; the contract says
+/// RESOURCE_EXHAUSTED. No method of the services has a use for OUT_OF_RANGE.
+pub(crate) fn map_out_of_range(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
         Code::Ok
@@ -130,9 +132,10 @@ pub(crate) fn status_by_contract(status: Status) -> Status {
     }
 }
 
-/// tonic refuses a message beyond the size limit as OUT_OF_RANGE; the contract says
-/// RESOURCE_EXHAUSTED. No method of ours has a use for OUT_OF_RANGE.
-pub(crate) fn by_contract(mut response: http::Response<AnswerBody>) -> http::Response<AnswerBody> {
+/// Maps OUT_OF_RANGE in the headers of a response, as [`map_out_of_range`] does.
+pub(crate) fn map_out_of_range_header(
+    mut response: http::Response<AnswerBody>,
+) -> http::Response<AnswerBody> {
     if let AnswerBody::Encoded(_) = response.body() {
         return response;
     }

@@ -8,11 +8,11 @@ use prost::bytes::Bytes;
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::authorize::{Answer, Authorization, Decided};
+use super::authorize::{Authorization, GrpcAnswer, MethodResult};
 use super::decode;
 use super::pb;
-use super::status::{status_by_contract, to_message};
-use super::wire::fields::put_head;
+use super::status::{map_out_of_range, to_message};
+use super::wire::fields::append_field_head;
 use super::wire::{borrowed_request, codec};
 use crate::api::auth::caller::Right;
 use crate::api::decision::call::Call;
@@ -24,22 +24,22 @@ use crate::decision_log::Method;
 /// `StreamAuthorize`, as tonic calls it.
 pub(super) struct StreamMethod<'a>(pub(super) &'a Authorization);
 
-/// The responses of one stream.
+/// The stream of encoded responses.
 type Responses = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 impl StreamingService<Bytes> for StreamMethod<'_> {
     type Response = Bytes;
     type ResponseStream = Responses;
-    type Future = std::future::Ready<Answer<Responses>>;
+    type Future = std::future::Ready<MethodResult<Responses>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let call = Call::of(&request);
+        let call = Call::from_request(&request);
         let begin = || {
             let ready = call.deadline.check();
-            // Rejected before the stream begins if nothing is loaded; later there always is a
-            // snapshot.
+            // Without a snapshot the call is rejected before the stream begins. Later there always
+            // is one.
             let ready = ready.and_then(|()| self.0.decider.snapshot());
-            ready.map_err(|rejection| self.0.ends(rejection))?;
+            ready.map_err(|rejection| self.0.reject_call(rejection))?;
             let state = ResponseStream {
                 service: self.0.clone(),
                 items: request.into_inner(),
@@ -53,8 +53,9 @@ impl StreamingService<Bytes> for StreamMethod<'_> {
     }
 }
 
-/// One caller's stream. A caller that does not read its responses is not read from either, and
-/// holds no memory beyond this.
+/// The state of one call, which is both read from and written to.
+///
+/// If the caller does not read its responses, no further items are read, so that no memory grows.
 struct ResponseStream {
     service: Authorization,
     items: Streaming<Bytes>,
@@ -63,40 +64,39 @@ struct ResponseStream {
 }
 
 impl ResponseStream {
+    /// Reads the next item, and returns its response.
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, Status> {
         self.slice.yield_when_over().await;
-        let mut draining = self.service.decider.readiness.clone();
+        let mut readiness = self.service.decider.readiness.clone();
         let item = tokio::select! {
             biased;
-            () = draining.draining() => Err(Rejection::ShuttingDown),
+            () = readiness.draining() => Err(Rejection::ShuttingDown),
             () = self.call.deadline.passed() => Err(Rejection::DeadlineExceeded),
-            item = self.items.message() => Ok(item.map_err(status_by_contract)?),
+            item = self.items.message() => Ok(item.map_err(map_out_of_range)?),
         };
-        let item = item.map_err(|rejection| self.service.ends(rejection))?;
-        // Looked up again, so that the caller has the rights of the list in force.
+        let item = item.map_err(|rejection| self.service.reject_call(rejection))?;
+        // The caller list may have changed since the last item.
         let renewed = self.call.caller.renew(Right::Authorize);
-        renewed.map_err(|denied| self.service.ends(denied.into()))?;
+        renewed.map_err(|denied| self.service.reject_call(denied.into()))?;
         let Some(message) = item else {
             return Ok(None);
         };
         let permits = (self.service.decider)
             .permits(&self.call, message.len())
             .await;
-        let permits = permits.map_err(|rejection| self.service.ends(rejection))?;
-        let (correlation_id, decided) = self.decide(&message, permits).await?;
-        Ok(Some((encode(correlation_id, decided), self)))
+        let permits = permits.map_err(|rejection| self.service.reject_call(rejection))?;
+        let (correlation_id, outcome) = self.decide(&message, permits).await?;
+        Ok(Some((encode_response(correlation_id, outcome), self)))
     }
 
-    /// Decides an item on the snapshot now in force.
+    /// Decides an item on the current snapshot, and returns its correlation id and the outcome.
     async fn decide(
         &self,
         message: &[u8],
         permits: Permits,
-    ) -> Result<(u64, Result<Decided, Rejection>), Status> {
+    ) -> Result<(u64, Result<GrpcAnswer, Rejection>), Status> {
         let decider = &self.service.decider;
-        let rules = &decider.rules.request;
-        let plain = borrowed_request::stream_item(message);
-        let correlation_id = match plain {
+        let correlation_id = match borrowed_request::stream_item(message) {
             Some((correlation_id, _)) => correlation_id,
             None => codec::decode::<CorrelationId>(message)?.correlation_id,
         };
@@ -107,19 +107,16 @@ impl ResponseStream {
                 return Ok((correlation_id, Err(rejection)));
             }
         };
-        let parse = || match plain {
-            Some((_, request)) => decode::request(request, rules),
-            None => decode::decoded_stream_item(message, rules),
-        };
-        let of = (&self.call, Method::StreamAuthorize);
-        let decided = decider
-            .decide_waiting(&snapshot, (parse, message.len()), of, permits)
+        let parse = || decode::parse_stream_item(message, &decider.rules.request);
+        let call = (&self.call, Method::StreamAuthorize);
+        let outcome = decider
+            .decide_waiting(&snapshot, (parse, message.len()), call, permits)
             .await?;
-        Ok((correlation_id, decided))
+        Ok((correlation_id, outcome))
     }
 }
 
-/// The first field of a `StreamAuthorizeRequest`.
+/// A `StreamAuthorizeRequest` of which only the first field is decoded.
 #[derive(Clone, PartialEq, prost::Message)]
 struct CorrelationId {
     #[prost(uint64, tag = "1")]
@@ -127,19 +124,19 @@ struct CorrelationId {
 }
 
 /// Encodes a `StreamAuthorizeResponse`.
-fn encode(correlation_id: u64, decided: Result<Decided, Rejection>) -> Bytes {
+fn encode_response(correlation_id: u64, outcome: Result<GrpcAnswer, Rejection>) -> Bytes {
     const RESPONSE: u8 = 2;
-    let error = match decided {
+    let error = match outcome {
         Err(rejection) => to_message(&rejection.into()),
-        Ok(decided) => {
-            // proto3 omits a zero.
+        Ok(answer) => {
+            // prost omits a correlation id of 0, as proto3 does.
             let mut response = pb::StreamAuthorizeResponse {
                 correlation_id,
                 result: None,
             }
             .encode_to_vec();
-            put_head(&mut response, RESPONSE, decided.message_len());
-            decided.put_message(&mut response);
+            append_field_head(&mut response, RESPONSE, answer.message_len());
+            answer.append_message(&mut response);
             return response.into();
         }
     };

@@ -1,4 +1,4 @@
-//! Protobuf messages as bytes: read in place where the shape is plain, decoded by prost otherwise.
+//! Protobuf messages as bytes: parsed in place if their shape is plain, otherwise decoded by prost.
 
 pub(crate) mod body;
 pub(crate) mod borrowed_request;

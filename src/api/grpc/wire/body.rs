@@ -10,22 +10,24 @@ use tonic::body::Body;
 
 use super::encoded_answer::FRAME_BYTES;
 
-/// What a call is answered with: one encoded answer and the status OK, or what tonic made.
+/// A response body: one encoded answer with the status OK, or a body of tonic's.
 pub(crate) enum AnswerBody {
+    /// The unsent part of the answer; the status follows.
     Encoded(Bytes),
-    /// The answer is out, its status is not.
+    /// The answer was sent; the trailers with the status follow.
     StatusOk,
+    /// Nothing is left to send.
     Ended,
-    Tonic(Tonic),
+    Tonic(ChunkedBody),
 }
 
-/// What tonic made, in frames of a size.
-pub(crate) struct Tonic {
+/// A body of tonic's, sent in frames of at most [`FRAME_BYTES`].
+pub(crate) struct ChunkedBody {
     body: Body,
     rest: Bytes,
 }
 
-impl Tonic {
+impl ChunkedBody {
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
@@ -47,9 +49,9 @@ impl Tonic {
 }
 
 impl AnswerBody {
-    /// What tonic made.
+    /// Wraps a body of tonic's.
     pub(crate) fn tonic(body: Body) -> Self {
-        Self::Tonic(Tonic {
+        Self::Tonic(ChunkedBody {
             body,
             rest: Bytes::new(),
         })
@@ -94,10 +96,8 @@ impl HttpBody for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            // Trailers follow, and gRPC knows no length of a body.
-            Self::Encoded(_) | Self::StatusOk | Self::Ended => SizeHint::default(),
-            // Nothing of gRPC looks at it.
-            Self::Tonic(_) => SizeHint::default(),
+            // gRPC does not use the length of a body.
+            Self::Encoded(_) | Self::StatusOk | Self::Ended | Self::Tonic(_) => SizeHint::default(),
         }
     }
 }

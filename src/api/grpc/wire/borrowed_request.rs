@@ -1,51 +1,46 @@
-//! Reads a request of the plain shape where it lies, without copying a text.
+//! Parses a request of plain shape in place, without copying a text.
 //!
-//! The plain shape is what callers send: known fields, each singular one once, everything that a
-//! request needs, nothing of unusual size. Whatever else comes is left to prost, which is the one
-//! definition of what a message means and of every error: `None` here says nothing about it.
+//! The plain shape is what callers commonly send: known fields, each singular field once, all
+//! required fields, and no unusual size. All other messages are left to prost, which alone defines
+//! what a message means and which errors it has: `None` here says nothing about a message.
 //!
-//! INVARIANT: what is read here is what prost and `from_proto` make of the same bytes. The tests
-//! hold the two against each other.
+//! INVARIANT: a question parsed here equals the one that prost and `from_proto` make of the same
+//! bytes. The tests compare the two.
 
 use std::str;
 
+use super::fields::{FieldContent, Fields};
 use crate::api::decision::question::{Credential, Operation, Question};
 use crate::config::api::RequestRules;
 use crate::pdp::query_ref::{self, EntityRef, UidRef, ValueRef};
 
-/// The most values within one another; prost's own bound on nesting is far above.
+/// Most levels of nested values; prost's own bound on nesting is far above.
 const MAX_DEPTH: usize = 8;
-/// The most entries of one map, parents of one entity, and entities.
+/// Most entries of one map, parents of one entity, and entities.
 const MAX_ENTRIES: usize = 64;
-/// The most values in all, entities and parents among them.
+/// Most values of one request, including entities and parents.
 const MAX_VALUES: usize = 1_024;
 
 /// Parses the `AuthorizeRequest` in `message`; `None` for a shape that is not plain.
 pub(crate) fn request<'a>(message: &'a [u8], rules: &RequestRules) -> Option<Question<'a>> {
-    let mut principal = None;
-    let mut token = None;
-    let mut action = None;
-    let mut resource = None;
+    let (mut principal, mut token, mut action, mut resource) = (None, None, None, None);
     let mut context = Vec::new();
     let mut entities = Vec::new();
     let mut explain = None;
-    let mut values = Values {
-        left: MAX_VALUES.min(rules.max_values),
+    let mut values = ValueParser {
+        values_left: MAX_VALUES.min(rules.max_values),
         max_depth: rules.max_value_depth.min(MAX_DEPTH),
     };
-    let mut rest = Bytes(message);
-    while let Some(field) = rest.field()? {
-        match field {
-            (1, Content::Bytes(bytes)) => once(&mut principal, uid(bytes, None)?)?,
-            (2, Content::Bytes(bytes)) => once(&mut token, text(bytes)?)?,
-            (3, Content::Bytes(bytes)) => once(&mut action, uid(bytes, Some("Action"))?)?,
-            (4, Content::Bytes(bytes)) => once(&mut resource, uid(bytes, None)?)?,
-            (5, Content::Bytes(bytes)) => push(&mut context, values.entry(bytes, 1)?)?,
-            (6, Content::Bytes(bytes)) => push(&mut entities, entity(bytes, &mut values)?)?,
-            (7, Content::Varint(value)) => once(&mut explain, bool(value)?)?,
-            (_, Content::Bytes(_) | Content::Varint(_)) => return None,
-        }
-    }
+    read_fields(message, |field| match field {
+        (1, FieldContent::Bytes(bytes)) => set_once(&mut principal, uid(bytes, None)?),
+        (2, FieldContent::Bytes(bytes)) => set_once(&mut token, text(bytes)?),
+        (3, FieldContent::Bytes(bytes)) => set_once(&mut action, uid(bytes, Some("Action"))?),
+        (4, FieldContent::Bytes(bytes)) => set_once(&mut resource, uid(bytes, None)?),
+        (5, FieldContent::Bytes(bytes)) => push_bounded(&mut context, values.entry(bytes, 1)?),
+        (6, FieldContent::Bytes(bytes)) => push_bounded(&mut entities, values.entity(bytes)?),
+        (7, FieldContent::Varint(value)) => set_once(&mut explain, bool(value)?),
+        _ => None,
+    })?;
     if entities.len() > rules.max_request_entities {
         return None;
     }
@@ -53,7 +48,7 @@ pub(crate) fn request<'a>(message: &'a [u8], rules: &RequestRules) -> Option<Que
         (Some(principal), None) => Credential::Principal(Ok(principal)),
         (None, Some(token)) => Credential::Token(token),
         (None, None) => Credential::Anonymous,
-        // Of two members of a oneof the later counts.
+        // If both members of a oneof are sent, the later one counts.
         (Some(_), Some(_)) => return None,
     };
     Some(Question {
@@ -62,96 +57,43 @@ pub(crate) fn request<'a>(message: &'a [u8], rules: &RequestRules) -> Option<Que
         operation: Ok(Operation {
             action: action?,
             resource: resource?,
-            // Of two entries with one name prost keeps the later.
+            // Of two entries with one name, prost keeps the later.
             context: query_ref::Fields::from_entries(context)?,
             entities,
         }),
     })
 }
 
-/// The correlation id and the request of the `StreamAuthorizeRequest` in `message`.
+/// Returns the correlation id and the request of the `StreamAuthorizeRequest` in `message`.
 pub(crate) fn stream_item(message: &[u8]) -> Option<(u64, &[u8])> {
     let mut correlation_id = None;
     let mut request = None;
-    let mut rest = Bytes(message);
-    while let Some(field) = rest.field()? {
-        match field {
-            (1, Content::Varint(id)) => once(&mut correlation_id, id)?,
-            (2, Content::Bytes(bytes)) => once(&mut request, bytes)?,
-            (_, Content::Bytes(_) | Content::Varint(_)) => return None,
-        }
-    }
+    read_fields(message, |field| match field {
+        (1, FieldContent::Varint(id)) => set_once(&mut correlation_id, id),
+        (2, FieldContent::Bytes(bytes)) => set_once(&mut request, bytes),
+        _ => None,
+    })?;
     Some((correlation_id.unwrap_or(0), request?))
 }
 
-/// The fields of a message of the plain shape; of any other those before the first that is not.
-pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = (u8, Content<'a>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut rest = Bytes(self.0);
-        let field = rest.field().flatten();
-        self.0 = rest.0;
-        field
-    }
+/// Calls `read` for each field of `message`; `None` if `read` rejects a field, or if not all bytes
+/// are fields.
+fn read_fields<'a>(
+    message: &'a [u8],
+    read: impl FnMut((u64, FieldContent<'a>)) -> Option<()>,
+) -> Option<()> {
+    let mut fields = Fields(message);
+    fields.by_ref().try_for_each(read)?;
+    fields.0.is_empty().then_some(())
 }
 
-/// What is left of a message.
-struct Bytes<'a>(&'a [u8]);
-
-/// What stands in a field. The plain shape has fields of no other kind.
-#[derive(Clone, Copy)]
-pub(crate) enum Content<'a> {
-    Varint(u64),
-    Bytes(&'a [u8]),
+/// Sets `field`; `None` if it was set before.
+fn set_once<T>(field: &mut Option<T>, value: T) -> Option<()> {
+    field.replace(value).is_none().then_some(())
 }
 
-impl<'a> Bytes<'a> {
-    /// The next field and its number: `Some(None)` at the end, `None` for what is not plain.
-    fn field(&mut self) -> Option<Option<(u8, Content<'a>)>> {
-        // Every field here has a number below 16, and so a tag of one byte.
-        let Some((&tag, rest)) = self.0.split_first() else {
-            return Some(None);
-        };
-        self.0 = rest;
-        let content = match tag & 7 {
-            0 => Content::Varint(self.varint()?),
-            2 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                let (content, rest) = self.0.split_at_checked(length)?;
-                self.0 = rest;
-                Content::Bytes(content)
-            }
-            _ => return None,
-        };
-        (tag < 0x80).then_some(Some((tag >> 3, content)))
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for (at, &byte) in self.0.iter().enumerate().take(10) {
-            // The tenth byte has room for one bit.
-            if at == 9 && byte > 1 {
-                return None;
-            }
-            value |= u64::from(byte & 0x7f) << (7 * at);
-            if byte < 0x80 {
-                self.0 = self.0.get(at + 1..)?;
-                return Some(value);
-            }
-        }
-        None
-    }
-}
-
-/// Sets what must not be set twice.
-fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
-    place.replace(value).is_none().then_some(())
-}
-
-fn push<T>(list: &mut Vec<T>, value: T) -> Option<()> {
+/// Appends `value`; `None` if the list is full.
+fn push_bounded<T>(list: &mut Vec<T>, value: T) -> Option<()> {
     (list.len() < MAX_ENTRIES).then(|| list.push(value))
 }
 
@@ -167,76 +109,67 @@ fn text(bytes: &[u8]) -> Option<&str> {
     str::from_utf8(bytes).ok()
 }
 
-/// An `EntityUid`; an empty type is `default_type`.
+/// Parses an `EntityUid`; `default_type` replaces an empty type.
 fn uid<'a>(message: &'a [u8], default_type: Option<&'a str>) -> Option<UidRef<'a>> {
     let mut type_name = None;
     let mut id = None;
-    let mut rest = Bytes(message);
-    while let Some(field) = rest.field()? {
-        match field {
-            (1, Content::Bytes(bytes)) => once(&mut type_name, text(bytes)?)?,
-            (2, Content::Bytes(bytes)) => once(&mut id, text(bytes)?)?,
-            (_, Content::Bytes(_) | Content::Varint(_)) => return None,
-        }
-    }
+    read_fields(message, |field| match field {
+        (1, FieldContent::Bytes(bytes)) => set_once(&mut type_name, text(bytes)?),
+        (2, FieldContent::Bytes(bytes)) => set_once(&mut id, text(bytes)?),
+        _ => None,
+    })?;
     Some(UidRef {
         type_name: type_name.filter(|name| !name.is_empty()).or(default_type)?,
         id: id?,
     })
 }
 
-fn entity<'a>(message: &'a [u8], values: &mut Values) -> Option<EntityRef<'a>> {
-    values.one()?;
-    let mut own = None;
-    let mut attributes = Vec::new();
-    let mut parents = Vec::new();
-    let mut tags = Vec::new();
-    let mut rest = Bytes(message);
-    while let Some(field) = rest.field()? {
-        match field {
-            (1, Content::Bytes(bytes)) => once(&mut own, uid(bytes, None)?)?,
-            (2, Content::Bytes(bytes)) => push(&mut attributes, values.entry(bytes, 1)?)?,
-            (3, Content::Bytes(bytes)) => {
-                values.one()?;
-                push(&mut parents, uid(bytes, None)?)?;
-            }
-            (4, Content::Bytes(bytes)) => push(&mut tags, values.entry(bytes, 1)?)?,
-            (_, Content::Bytes(_) | Content::Varint(_)) => return None,
-        }
-    }
-    Some(EntityRef {
-        uid: own?,
-        attributes: query_ref::Fields::from_entries(attributes)?,
-        parents,
-        tags: query_ref::Fields::from_entries(tags)?,
-    })
-}
-
-/// Reads values, and counts them.
-struct Values {
-    left: usize,
+/// A parser of values, which bounds their number and depth.
+struct ValueParser {
+    values_left: usize,
     max_depth: usize,
 }
 
-impl Values {
-    /// Counts one more.
-    fn one(&mut self) -> Option<()> {
-        self.left = self.left.checked_sub(1)?;
+impl ValueParser {
+    /// Counts one value; `None` if there are too many.
+    fn count_value(&mut self) -> Option<()> {
+        self.values_left = self.values_left.checked_sub(1)?;
         Some(())
     }
 
-    /// An entry of a map, whose value stands at `depth`.
+    fn entity<'a>(&mut self, message: &'a [u8]) -> Option<EntityRef<'a>> {
+        self.count_value()?;
+        let mut own_uid = None;
+        let mut attributes = Vec::new();
+        let mut parents = Vec::new();
+        let mut tags = Vec::new();
+        read_fields(message, |field| match field {
+            (1, FieldContent::Bytes(bytes)) => set_once(&mut own_uid, uid(bytes, None)?),
+            (2, FieldContent::Bytes(bytes)) => push_bounded(&mut attributes, self.entry(bytes, 1)?),
+            (3, FieldContent::Bytes(bytes)) => {
+                self.count_value()?;
+                push_bounded(&mut parents, uid(bytes, None)?)
+            }
+            (4, FieldContent::Bytes(bytes)) => push_bounded(&mut tags, self.entry(bytes, 1)?),
+            _ => None,
+        })?;
+        Some(EntityRef {
+            uid: own_uid?,
+            attributes: query_ref::Fields::from_entries(attributes)?,
+            parents,
+            tags: query_ref::Fields::from_entries(tags)?,
+        })
+    }
+
+    /// Parses an entry of a map, whose value is nested `depth` levels deep.
     fn entry<'a>(&mut self, message: &'a [u8], depth: usize) -> Option<(&'a str, ValueRef<'a>)> {
         let mut name = None;
         let mut value = None;
-        let mut rest = Bytes(message);
-        while let Some(field) = rest.field()? {
-            match field {
-                (1, Content::Bytes(bytes)) => once(&mut name, text(bytes)?)?,
-                (2, Content::Bytes(bytes)) => once(&mut value, self.value(bytes, depth)?)?,
-                (_, Content::Bytes(_) | Content::Varint(_)) => return None,
-            }
-        }
+        read_fields(message, |field| match field {
+            (1, FieldContent::Bytes(bytes)) => set_once(&mut name, text(bytes)?),
+            (2, FieldContent::Bytes(bytes)) => set_once(&mut value, self.value(bytes, depth)?),
+            _ => None,
+        })?;
         Some((name?, value?))
     }
 
@@ -244,47 +177,46 @@ impl Values {
         if depth > self.max_depth {
             return None;
         }
-        self.one()?;
-        let mut rest = Bytes(message);
-        let value = match rest.field()?? {
-            (1, Content::Varint(value)) => ValueRef::Bool(bool(value)?),
-            (2, Content::Varint(value)) => ValueRef::Long(value.cast_signed()),
-            (3, Content::Bytes(bytes)) => ValueRef::String(text(bytes)?),
-            (4, Content::Bytes(bytes)) => ValueRef::Entity(uid(bytes, None)?),
-            (5, Content::Bytes(bytes)) => ValueRef::Set(self.set(bytes, depth + 1)?),
-            (6, Content::Bytes(bytes)) => ValueRef::Record(self.record(bytes, depth + 1)?),
-            (7, Content::Bytes(bytes)) => ValueRef::Decimal(text(bytes)?),
-            (8, Content::Bytes(bytes)) => ValueRef::Ip(text(bytes)?),
-            (9, Content::Bytes(bytes)) => ValueRef::Datetime(text(bytes)?),
-            (10, Content::Bytes(bytes)) => ValueRef::Duration(text(bytes)?),
-            (_, Content::Bytes(_) | Content::Varint(_)) => return None,
+        self.count_value()?;
+        let mut fields = Fields(message);
+        let value = match fields.next()? {
+            (1, FieldContent::Varint(value)) => ValueRef::Bool(bool(value)?),
+            (2, FieldContent::Varint(value)) => ValueRef::Long(value.cast_signed()),
+            (3, FieldContent::Bytes(bytes)) => ValueRef::String(text(bytes)?),
+            (4, FieldContent::Bytes(bytes)) => ValueRef::Entity(uid(bytes, None)?),
+            (5, FieldContent::Bytes(bytes)) => ValueRef::Set(self.set(bytes, depth + 1)?),
+            (6, FieldContent::Bytes(bytes)) => ValueRef::Record(self.record(bytes, depth + 1)?),
+            (7, FieldContent::Bytes(bytes)) => ValueRef::Decimal(text(bytes)?),
+            (8, FieldContent::Bytes(bytes)) => ValueRef::Ip(text(bytes)?),
+            (9, FieldContent::Bytes(bytes)) => ValueRef::Datetime(text(bytes)?),
+            (10, FieldContent::Bytes(bytes)) => ValueRef::Duration(text(bytes)?),
+            _ => return None,
         };
-        // A second kind would replace the first one, or join it.
-        rest.0.is_empty().then_some(value)
+        // A second kind would replace the first one, or be merged with it.
+        fields.0.is_empty().then_some(value)
     }
 
     fn set<'a>(&mut self, message: &'a [u8], depth: usize) -> Option<Vec<ValueRef<'a>>> {
         let mut members = Vec::new();
-        let mut rest = Bytes(message);
-        while let Some(field) = rest.field()? {
-            match field {
-                (1, Content::Bytes(bytes)) => members.push(self.value(bytes, depth)?),
-                (_, Content::Bytes(_) | Content::Varint(_)) => return None,
+        read_fields(message, |field| match field {
+            (1, FieldContent::Bytes(bytes)) => {
+                members.push(self.value(bytes, depth)?);
+                Some(())
             }
-        }
+            _ => None,
+        })?;
         Some(members)
     }
 
     fn record<'a>(&mut self, message: &'a [u8], depth: usize) -> Option<query_ref::Fields<'a>> {
-        let mut fields = Vec::new();
-        let mut rest = Bytes(message);
-        while let Some(field) = rest.field()? {
-            match field {
-                (1, Content::Bytes(bytes)) => push(&mut fields, self.entry(bytes, depth)?)?,
-                (_, Content::Bytes(_) | Content::Varint(_)) => return None,
+        let mut entries = Vec::new();
+        read_fields(message, |field| match field {
+            (1, FieldContent::Bytes(bytes)) => {
+                push_bounded(&mut entries, self.entry(bytes, depth)?)
             }
-        }
-        query_ref::Fields::from_entries(fields)
+            _ => None,
+        })?;
+        query_ref::Fields::from_entries(entries)
     }
 }
 

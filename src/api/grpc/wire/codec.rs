@@ -1,6 +1,6 @@
-//! How messages are encoded: as prost does it, with the status that our contract gives.
+//! Codecs of messages: prost's, with the statuses of the contract, and one for encoded messages.
 //!
-//! The generated servers and clients use this codec; `build.rs` names it.
+//! `build.rs` names `Codec` for the generated servers and clients.
 
 use std::marker::PhantomData;
 
@@ -10,13 +10,13 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, DecodeBuf, EncodeBuf};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-use crate::api::grpc::wire::fields::Fields;
+use super::fields::Fields;
 
-/// Sends `T` and receives `U`, as `application/grpc+proto`.
+/// A codec that sends `T` and receives `U`, as `application/grpc+proto`.
 ///
-/// A message that does not decode is INVALID_ARGUMENT, where tonic's codec says INTERNAL: it is
-/// the caller's fault, and INTERNAL would wake an operator. Servers and clients are made with one
-/// codec, so a client says INVALID_ARGUMENT of an answer that it cannot decode, too.
+/// A malformed message is INVALID_ARGUMENT, where tonic's codec says INTERNAL: it is the caller's
+/// fault, and INTERNAL would alert an operator. Generated clients use the same codec, so they also
+/// report a malformed response as INVALID_ARGUMENT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Codec<T, U>(PhantomData<fn(T) -> U>);
 
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// Decodes `U`.
+/// A decoder of `U`.
 #[derive(Clone, Debug)]
 pub(crate) struct Decoder<U>(ProstDecoder<U>);
 
@@ -55,8 +55,8 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         check_fields(buf.chunk())?;
-        // prost fails for one reason only, and this is the only place that sees nothing else:
-        // further up, INTERNAL may be a fault of ours.
+        // Mapped here, because every error of prost is a malformed message. Further up, INTERNAL
+        // may also be a fault of the service.
         self.0
             .decode(buf)
             .map_err(|status| Status::invalid_argument(status.message()))
@@ -67,22 +67,24 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
     }
 }
 
-/// The message in `bytes`, with [`Decoder`]'s errors. What it is made of is counted before.
+/// Decodes the message in `bytes`, with the errors of [`Decoder`].
+///
+/// The caller has counted the values of the message before.
 pub(crate) fn decode<T: Message + Default>(bytes: &[u8]) -> Result<T, Status> {
     T::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// A byte or two can become an item of two hundred, so they are counted before they do.
+/// Rejects a message of too many fields, before two bytes of it become an item of two hundred.
 fn check_fields(bytes: &[u8]) -> Result<(), Status> {
     if has_more_fields(bytes, MAX_FIELDS) {
         return Err(Status::resource_exhausted(format!(
-            "a message of more than {MAX_FIELDS} items"
+            "the message has more than {MAX_FIELDS} fields"
         )));
     }
     Ok(())
 }
 
-/// Sends and receives messages as they are, encoded.
+/// A codec that sends and receives encoded messages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Encoded;
 
@@ -120,14 +122,15 @@ impl tonic::codec::Decoder for Encoded {
     }
 }
 
-/// The most fields that a message of the generated services may have at its top level.
+/// Most top-level fields of a message of the generated services.
 const MAX_FIELDS: usize = 100_000;
 
-/// Whether the message in `bytes` has more than `most` fields at its top level. Bytes that are no
-/// message have as many as can be read of them.
-fn has_more_fields(bytes: &[u8], most: usize) -> bool {
+/// Returns whether the message in `bytes` has more than `limit` top-level fields.
+///
+/// In a malformed message, the fields before the fault are counted.
+fn has_more_fields(bytes: &[u8], limit: usize) -> bool {
     // The shortest field has two bytes.
-    bytes.len() > 2 * most && Fields(bytes).nth(most).is_some()
+    bytes.len() > 2 * limit && Fields(bytes).nth(limit).is_some()
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_counted_at_the_top_level_only() {
+    fn only_top_level_fields_are_counted() {
         let request = [0x0a, 0x02, 0x0a, 0x00];
         assert!(has_more_fields(&request.repeat(101), 100));
         assert!(!has_more_fields(&request.repeat(100), 100));
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_left_to_the_decoder() {
+    fn malformed_message_is_left_to_prost() {
         for bytes in [&[0xff; 1_000][..], &[0x0a; 1_000], &[0x0f; 1_000]] {
             assert!(!has_more_fields(bytes, 400), "{bytes:?}");
         }

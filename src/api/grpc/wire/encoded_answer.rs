@@ -1,4 +1,4 @@
-//! Answers as they travel: encoded once, remembered so, and sent so.
+//! Encoded answers: encoded once, cached and sent as the same bytes.
 
 use std::sync::Arc;
 
@@ -7,24 +7,26 @@ use prost::bytes::{BufMut as _, Bytes};
 
 use super::body::AnswerBody;
 use crate::api::grpc::pb;
-use crate::api::grpc::wire::borrowed_request::{Content, Fields};
+use crate::api::grpc::wire::fields::{FieldContent, Fields, tag};
 use crate::api::grpc::wire::to_proto;
 use crate::decision_log::{DecisionId, LoggableAnswer};
 use crate::engine::{CacheEntry, CachedAnswer, EngineAnswer};
 use crate::pdp::answer::{Answer, Decision};
 
-/// Answers go out in frames of no more than this. HTTP/2 takes a frame whole as soon as there is room
-/// for a part of it, and keeps it for as long as its caller likes; what it has not taken is on our
-/// account.
+/// Most bytes of one frame of an answer.
+///
+/// hyper accepts a whole frame as soon as the window has room for a part of it, and buffers it for
+/// as long as the caller does not read. Frames that hyper has not accepted are charged to the
+/// memory budget.
 pub(crate) const FRAME_BYTES: usize = 16 << 10;
 
-/// gRPC's prefix of a message: whether it is compressed, and its length.
+/// The length of gRPC's message prefix: a compression flag, and the message's length.
 pub(crate) const PREFIX_BYTES: usize = 5;
 
-/// An `AuthorizeResponse` with gRPC's prefix, as it goes out.
+/// An encoded `AuthorizeResponse` with gRPC's prefix.
 ///
-/// One that is remembered has its key behind it. Not `Bytes`, which counts its holders in memory of
-/// its own: one more that is far away when there are many answers.
+/// In the cache, its key follows the message. `Bytes` is not used, because its reference count lies
+/// in a separate allocation, which costs another cache miss when there are many answers.
 #[derive(Clone, Debug)]
 pub struct EncodedAnswer(Arc<[u8]>);
 
@@ -36,14 +38,14 @@ impl CachedAnswer for EncodedAnswer {
         let length = response.encoded_len();
         let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
         bytes.put_u8(0);
-        // A message of 4 GiB would be refused by any caller, if it were ever made.
+        // No response has 4 GiB, and no caller would accept one.
         bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
         response.encode_raw(&mut bytes);
         Self(bytes.into())
     }
 
     fn weight(&self) -> usize {
-        // With the counts of those who hold it.
+        // Including the two reference counts of the `Arc`.
         self.0.len() + 2 * size_of::<usize>()
     }
 }
@@ -66,18 +68,18 @@ impl CacheEntry<Self> for EncodedAnswer {
     }
 }
 
-/// As it goes out.
+/// The bytes on the wire: prefix and message.
 impl AsRef<[u8]> for EncodedAnswer {
     fn as_ref(&self) -> &[u8] {
         self.0.get(..self.wire_len()).unwrap_or_default()
     }
 }
 
-/// Read from the message, for the decision log. Nothing but what `from_answer` wrote stands there.
+/// For the decision log, the encoded message is read back. Only `from_answer` writes it.
 impl LoggableAnswer for EncodedAnswer {
     fn decision(&self) -> Decision {
         // INVARIANT: the decision is the first field and is always set, so that its one byte
-        // follows the first tag. Whatever else stood there would not be taken for an ALLOW.
+        // follows the first tag. Any other byte would be read as DENY.
         const ALLOW: u8 = pb::Decision::Allow as u8;
         match self.message() {
             [_, ALLOW, ..] => Decision::Allow,
@@ -87,24 +89,24 @@ impl LoggableAnswer for EncodedAnswer {
 
     fn determining(&self) -> impl Iterator<Item = &str> {
         Fields(self.message()).filter_map(|field| match field {
-            (2, Content::Bytes(id)) => Some(text(id)),
-            (_, Content::Bytes(_) | Content::Varint(_)) => None,
+            (2, FieldContent::Bytes(id)) => Some(text(id)),
+            _ => None,
         })
     }
 
     fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
         Fields(self.message()).filter_map(|field| match field {
-            (3, Content::Bytes(error)) => {
-                let part = |number: u8| {
-                    let found = Fields(error).find_map(|(field, content)| match content {
-                        Content::Bytes(part) if field == number => Some(text(part)),
-                        Content::Bytes(_) | Content::Varint(_) => None,
+            (3, FieldContent::Bytes(error)) => {
+                let text_field = |number| {
+                    let found = Fields(error).find_map(|field| match field {
+                        (found, FieldContent::Bytes(bytes)) if found == number => Some(text(bytes)),
+                        _ => None,
                     });
                     found.unwrap_or_default()
                 };
-                Some((part(1), part(2)))
+                Some((text_field(1), text_field(2)))
             }
-            (_, Content::Bytes(_) | Content::Varint(_)) => None,
+            _ => None,
         })
     }
 }
@@ -114,43 +116,43 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 impl EncodedAnswer {
-    /// The length of prefix and message, which the prefix tells.
+    /// Returns the length of prefix and message, which the prefix holds.
     fn wire_len(&self) -> usize {
         let length = self.0.get(1..).and_then(|bytes| bytes.first_chunk());
         PREFIX_BYTES + length.map_or(0, |length| u32::from_be_bytes(*length) as usize)
     }
 
-    /// The message alone, as it is remembered.
+    /// Returns the message without prefix and key.
     fn message(&self) -> &[u8] {
         self.as_ref().get(PREFIX_BYTES..).unwrap_or_default()
     }
 }
 
-/// The header that tells what the decision is called.
+/// The response header that holds the decision id.
 const DECISION_ID: http::HeaderName = http::HeaderName::from_static("cedar-pdp-decision-id");
-/// The same as a field of the message: the tag of a text in field 6, and its length.
-const ID_FIELD: [u8; 2] = [6 << 3 | 2, DecisionId::LENGTH as u8];
+/// The head of the message field that holds the decision id.
+const ID_FIELD_HEAD: [u8; 2] = [tag(6), DecisionId::LENGTH as u8];
 
-/// An answer with what is told of this decision alone, and never remembered.
+/// The decision id belongs to one decision, so it is added to the cached message.
 impl EngineAnswer<EncodedAnswer> {
-    /// How long the message is, in bytes.
+    /// Returns the length of the message in bytes.
     pub(crate) fn message_len(&self) -> usize {
         let id = self
             .decision_id
-            .map_or(0, |_| ID_FIELD.len() + DecisionId::LENGTH);
+            .map_or(0, |_| ID_FIELD_HEAD.len() + DecisionId::LENGTH);
         self.answer.message().len() + id
     }
 
-    /// Writes the message at the end of `out`.
-    pub(crate) fn put_message(&self, out: &mut Vec<u8>) {
+    /// Appends the message to `out`.
+    pub(crate) fn append_message(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.answer.message());
         if let Some(id) = &self.decision_id {
-            out.extend_from_slice(&ID_FIELD);
+            out.extend_from_slice(&ID_FIELD_HEAD);
             out.extend_from_slice(id.as_bytes());
         }
     }
 
-    /// The whole answer to a unary call.
+    /// Returns the whole response to a unary call.
     pub(crate) fn into_response(self) -> http::Response<AnswerBody> {
         let id = self.decision_id;
         let bytes = match id {
@@ -160,7 +162,7 @@ impl EngineAnswer<EncodedAnswer> {
                 let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
                 bytes.put_u8(0);
                 bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-                self.put_message(&mut bytes);
+                self.append_message(&mut bytes);
                 bytes.into()
             }
         };
@@ -169,17 +171,17 @@ impl EngineAnswer<EncodedAnswer> {
             http::header::CONTENT_TYPE,
             http::HeaderValue::from_static("application/grpc"),
         );
-        put_decision_id(response.headers_mut(), id);
+        insert_decision_id(response.headers_mut(), id);
         response
     }
 }
 
-/// Tells the caller what the decision is called, if it is in the log.
-pub(crate) fn put_decision_id(headers: &mut http::HeaderMap, id: Option<DecisionId>) {
+/// Inserts the header with the decision id, if the decision was logged.
+pub(crate) fn insert_decision_id(headers: &mut http::HeaderMap, id: Option<DecisionId>) {
     if let Some(id) = id
         && let Ok(mut value) = http::HeaderValue::from_bytes(id.as_bytes())
     {
-        // It is never the same again: nothing is gained if HTTP/2 keeps it in its table.
+        // Each id is used once, so HTTP/2 need not keep it in its header table.
         value.set_sensitive(true);
         headers.insert(DECISION_ID, value);
     }
@@ -192,7 +194,7 @@ mod tests {
     use crate::pdp::id::{PolicyId, Revision};
 
     #[test]
-    fn what_the_log_reads_of_an_encoded_answer_is_what_was_answered() {
+    fn log_reads_the_same_answer_back() {
         for decision in [Decision::Allow, Decision::Deny] {
             let answer = Answer {
                 decision,
@@ -215,7 +217,7 @@ mod tests {
                 encoded.errors().collect::<Vec<_>>(),
                 [("c", "why"), ("d", "")]
             );
-            // The same with a key behind it, and neither is the other's.
+            // A cache entry keeps its answer and its key apart.
             for key in [&b"key"[..], b"", &[0; 300]] {
                 let entry = EncodedAnswer::new(key, &encoded);
                 assert_eq!(entry.key(), key);

@@ -1,10 +1,10 @@
-//! Fields of protobuf messages as bytes.
+//! Reads and writes the fields of protobuf messages as bytes.
 
 use prost::bytes::BufMut as _;
-use prost::encoding::{WireType, decode_varint, encode_varint};
+use prost::encoding::{decode_varint, encode_varint};
 
-/// Writes the head of a length-delimited field whose content has `length` bytes.
-pub(crate) fn put_head(out: &mut Vec<u8>, field: u8, length: usize) {
+/// Appends the head of a length-delimited field whose content has `length` bytes.
+pub(crate) fn append_field_head(out: &mut Vec<u8>, field: u8, length: usize) {
     out.put_u8(tag(field));
     encode_varint(length as u64, out);
 }
@@ -14,33 +14,64 @@ pub(crate) const fn tag(field: u8) -> u8 {
     field << 3 | 2
 }
 
-/// Iterates over a message: each field's number, its wire type, and its content unless that is a
-/// varint. Stops at the end or before the first byte that is no field, and keeps the rest.
+/// The content of a field, by its wire type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FieldContent<'a> {
+    Varint(u64),
+    /// A text, bytes, or a message.
+    Bytes(&'a [u8]),
+    /// Four or eight bytes, which no field of our messages has.
+    Fixed,
+}
+
+/// An iterator over the fields of a message: each field's number and content.
+///
+/// Stops at the end, or before the first byte that begins no field. The unread rest stays.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = (u64, WireType, &'a [u8]);
+    type Item = (u64, FieldContent<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut left = self.0;
-        let tag = decode_varint(&mut left).ok()?;
-        let (number, wire_type) = (tag >> 3, WireType::try_from(tag & 7).ok()?);
+        let mut rest = self.0;
+        let tag = varint(&mut rest)?;
+        let number = tag >> 3;
         if !(1..1 << 29).contains(&number) {
             return None;
         }
-        let length = match wire_type {
-            WireType::Varint => {
-                decode_varint(&mut left).ok()?;
-                0
+        let content = match tag & 7 {
+            0 => FieldContent::Varint(varint(&mut rest)?),
+            1 => {
+                rest = rest.get(8..)?;
+                FieldContent::Fixed
             }
-            WireType::SixtyFourBit => 8,
-            WireType::LengthDelimited => usize::try_from(decode_varint(&mut left).ok()?).ok()?,
-            WireType::ThirtyTwoBit => 4,
-            // Groups are no part of proto3.
-            WireType::StartGroup | WireType::EndGroup => return None,
+            2 => {
+                let length = usize::try_from(varint(&mut rest)?).ok()?;
+                let (content, after) = rest.split_at_checked(length)?;
+                rest = after;
+                FieldContent::Bytes(content)
+            }
+            5 => {
+                rest = rest.get(4..)?;
+                FieldContent::Fixed
+            }
+            // Groups are no part of proto3, and there are no other wire types.
+            _ => return None,
         };
-        let (content, rest) = left.split_at_checked(length)?;
         self.0 = rest;
-        Some((number, wire_type, content))
+        Some((number, content))
+    }
+}
+
+#[inline]
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    match bytes.split_first() {
+        // Nearly all varints here have one byte.
+        Some((&byte, rest)) if byte < 0x80 => {
+            *bytes = rest;
+            Some(byte.into())
+        }
+        Some(_) => decode_varint(bytes).ok(),
+        None => None,
     }
 }

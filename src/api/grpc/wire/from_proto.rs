@@ -8,9 +8,11 @@ use crate::api::grpc::pb;
 use crate::config::api::RequestRules;
 use crate::pdp::query::{InvalidQuery, Problem, Record, RequestEntity, Uid, Value};
 
-type Checked<T> = Result<T, InvalidQuery>;
+/// A converted field, or its fault.
+type FieldResult<T> = Result<T, InvalidQuery>;
 
-/// Converts a decoded request.
+/// Converts a decoded request. Its faults are part of the question, because the caller's rights are
+/// checked first.
 pub(crate) fn question(request: pb::AuthorizeRequest, rules: &RequestRules) -> OwnedQuestion {
     use pb::authorize_request::Identity;
     let pb::AuthorizeRequest {
@@ -55,7 +57,7 @@ fn operation(
         .map(|(index, sent)| {
             entity(sent, rules).map_err(|error| error.at_index(index).within("entities"))
         })
-        .collect::<Checked<Vec<_>>>()?;
+        .collect::<FieldResult<Vec<_>>>()?;
     Ok(OwnedOperation {
         action,
         resource,
@@ -68,12 +70,12 @@ fn required_uid(
     sent: Option<pb::EntityUid>,
     name: &str,
     default_type: Option<&str>,
-) -> Checked<Uid> {
+) -> FieldResult<Uid> {
     let sent = sent.ok_or_else(|| InvalidQuery::field(name, Problem::Missing))?;
     uid(sent, default_type).map_err(|error| error.within(name))
 }
 
-pub(crate) fn uid(sent: pb::EntityUid, default_type: Option<&str>) -> Checked<Uid> {
+pub(crate) fn uid(sent: pb::EntityUid, default_type: Option<&str>) -> FieldResult<Uid> {
     let pb::EntityUid {
         r#type: mut type_name,
         id,
@@ -88,22 +90,21 @@ pub(crate) fn uid(sent: pb::EntityUid, default_type: Option<&str>) -> Checked<Ui
     Ok(Uid { type_name, id })
 }
 
-fn fields(sent: BTreeMap<String, pb::Value>, rules: &RequestRules) -> Checked<Record> {
+fn fields(sent: BTreeMap<String, pb::Value>, rules: &RequestRules) -> FieldResult<Record> {
     let fields = sent
         .into_iter()
         .map(|(name, sent)| match value(sent, rules, 1) {
             Ok(value) => Ok((name, value)),
             Err(error) => Err(error.at_key(&name)),
         })
-        .collect::<Checked<BTreeMap<_, _>>>()?;
+        .collect::<FieldResult<BTreeMap<_, _>>>()?;
     Ok(fields.into())
 }
 
-/// `depth` counts this value: 1 for one that stands in a context, attribute or tag by itself.
+/// Converts a value nested `depth` levels deep; the value of a context field, attribute or tag is at 1.
 ///
-/// The recursion is bounded by the rules, and before them by the decoder, which gives up at a
-/// hundred nested messages.
-fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> Checked<Value> {
+/// The rules bound the recursion, as does prost, which rejects a hundred nested messages.
+fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> FieldResult<Value> {
     use pb::value::Kind;
     if depth > rules.max_value_depth {
         return Err(InvalidQuery::here(Problem::TooDeep {
@@ -129,7 +130,7 @@ fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> Checked<Value> 
                         value(member, rules, depth + 1)
                             .map_err(|error| error.at_index(index).within("set"))
                     })
-                    .collect::<Checked<Vec<_>>>()?,
+                    .collect::<FieldResult<Vec<_>>>()?,
             ),
             Kind::Record(pb::ValueRecord { fields }) => {
                 let fields = fields
@@ -138,7 +139,7 @@ fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> Checked<Value> 
                         Ok(value) => Ok((name, value)),
                         Err(error) => Err(error.at_key(&name).within("record")),
                     })
-                    .collect::<Checked<BTreeMap<_, _>>>()?;
+                    .collect::<FieldResult<BTreeMap<_, _>>>()?;
                 Value::Record(fields.into())
             }
             Kind::Decimal(text) => Value::Decimal(text),
@@ -149,7 +150,7 @@ fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> Checked<Value> 
     )
 }
 
-fn entity(sent: pb::Entity, rules: &RequestRules) -> Checked<RequestEntity> {
+fn entity(sent: pb::Entity, rules: &RequestRules) -> FieldResult<RequestEntity> {
     let pb::Entity {
         uid: own,
         attributes,
@@ -165,7 +166,7 @@ fn entity(sent: pb::Entity, rules: &RequestRules) -> Checked<RequestEntity> {
             .map(|(index, parent)| {
                 uid(parent, None).map_err(|error| error.at_index(index).within("parents"))
             })
-            .collect::<Checked<Vec<_>>>()?,
+            .collect::<FieldResult<Vec<_>>>()?,
         tags: fields(tags, rules).map_err(|error| error.within("tags"))?,
     })
 }

@@ -14,7 +14,7 @@ pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static
     let decision = match response.decision() {
         pb::Decision::Allow => Decision::Allow,
         pb::Decision::Deny => Decision::Deny,
-        pb::Decision::Unspecified => return Err("it holds no decision"),
+        pb::Decision::Unspecified => return Err("it has no decision"),
     };
     Ok(Answer {
         decision,
@@ -33,7 +33,7 @@ pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static
                 })
                 .collect(),
         },
-        revision: Revision::from_text(&response.revision).ok_or("its revision is no digest")?,
+        revision: Revision::from_text(&response.revision).ok_or("its revision is not a digest")?,
         explanation: response
             .explanation
             .map(|explanation| Box::new(self::explanation(explanation))),

@@ -17,82 +17,82 @@ use crate::api::decision::rejection::Rejection;
 pub(crate) fn metered<B>(body: B, memory: &MemoryBudget) -> MeteredBody<B> {
     MeteredBody {
         body,
-        held: memory.reserve_nothing(),
+        reserved: memory.reserve_nothing(),
         memory: memory.clone(),
         framing: Framing::default(),
-        too_late: None,
+        timer: None,
     }
 }
 
-/// A body whose messages are on an budget while they come.
+/// A body whose partial message is charged to the memory budget until the message is complete.
 pub(crate) struct MeteredBody<B> {
     body: B,
-    held: MemoryReservation,
+    reserved: MemoryReservation,
     memory: MemoryBudget,
     framing: Framing,
-    /// When the message that comes now must have come; few take so long that it is made.
-    too_late: Option<Pin<Box<Sleep>>>,
+    /// The timeout of the partial message; `None` until the body first has to be waited for.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> MeteredBody<B> {
-    /// The end of the call, by a fault of its body.
-    fn ends(&self, rejection: Rejection) -> Box<dyn std::error::Error + Send + Sync> {
+    /// Counts the rejection of the call, and returns it as the body's error.
+    fn reject(&self, rejection: Rejection) -> Box<dyn std::error::Error + Send + Sync> {
         self.memory.count(&rejection);
         Status::from(rejection).into()
     }
 
-    /// Whether a message has begun to come, and has not come in full in its time.
-    fn is_too_late(&mut self, context: &mut Context<'_>) -> bool {
-        let most_time = self.memory.message_timeout();
-        let Some(most_time) = most_time.filter(|_| self.framing.held > 0) else {
+    /// Returns whether the partial message, if there is one, has timed out.
+    fn has_timed_out(&mut self, context: &mut Context<'_>) -> bool {
+        let timeout = self.memory.message_timeout();
+        let Some(timeout) = timeout.filter(|_| self.framing.partial_bytes > 0) else {
             return false;
         };
-        let too_late = self
-            .too_late
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(most_time)));
-        too_late.as_mut().poll(context).is_ready()
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        timer.as_mut().poll(context).is_ready()
     }
 }
 
-/// How far the message is that comes now, in gRPC's framing: a prefix that tells its length, and as
-/// many bytes.
+/// The progress of the partial message in gRPC's framing: a prefix with the length, then the message.
 #[derive(Debug, Default)]
 struct Framing {
     prefix: [u8; PREFIX_BYTES],
-    /// How much of the prefix has come.
-    prefixed: usize,
-    /// How much of the message has not.
-    left: usize,
-    /// What has come of a message that has not come in full, its prefix included.
-    held: usize,
-    /// How many have come in full.
-    whole: usize,
+    /// Bytes received of the prefix.
+    prefix_bytes: usize,
+    /// Bytes missing of the message.
+    missing_bytes: usize,
+    /// Bytes received of the partial message, including its prefix.
+    partial_bytes: usize,
+    /// Complete messages, modulo 2^64.
+    complete: usize,
 }
 
 impl Framing {
-    fn take(&mut self, mut bytes: &[u8]) {
+    /// Advances by the received `bytes`.
+    fn advance(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            if let Some(place) = self.prefix.get_mut(self.prefixed) {
+            if let Some(next) = self.prefix.get_mut(self.prefix_bytes) {
                 let Some((first, rest)) = bytes.split_first() else {
                     return;
                 };
-                (*place, bytes) = (*first, rest);
-                self.prefixed += 1;
-                self.held += 1;
-                if self.prefixed == PREFIX_BYTES {
+                (*next, bytes) = (*first, rest);
+                self.prefix_bytes += 1;
+                self.partial_bytes += 1;
+                if self.prefix_bytes == PREFIX_BYTES {
                     let [_, length @ ..] = self.prefix;
-                    self.left = u32::from_be_bytes(length) as usize;
+                    self.missing_bytes = u32::from_be_bytes(length) as usize;
                 }
             } else {
-                let (taken, rest) = bytes.split_at(self.left.min(bytes.len()));
-                self.left -= taken.len();
-                self.held += taken.len();
+                let (received, rest) = bytes.split_at(self.missing_bytes.min(bytes.len()));
+                self.missing_bytes -= received.len();
+                self.partial_bytes += received.len();
                 bytes = rest;
             }
-            if self.prefixed == PREFIX_BYTES && self.left == 0 {
-                // It is complete, and decoded next.
-                (self.prefixed, self.held) = (0, 0);
-                self.whole = self.whole.wrapping_add(1);
+            if self.prefix_bytes == PREFIX_BYTES && self.missing_bytes == 0 {
+                // The message is complete, and is decoded next.
+                (self.prefix_bytes, self.partial_bytes) = (0, 0);
+                self.complete = self.complete.wrapping_add(1);
             }
         }
     }
@@ -115,18 +115,18 @@ where
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(bytes) = frame.data_ref()
         {
-            let whole = me.framing.whole;
-            me.framing.take(bytes);
-            if me.framing.whole != whole {
-                // The time of another message.
-                me.too_late = None;
+            let complete = me.framing.complete;
+            me.framing.advance(bytes);
+            if me.framing.complete != complete {
+                // The next message has its own timeout.
+                me.timer = None;
             }
-            if let Err(rejection) = me.held.resize(me.framing.held) {
-                return Poll::Ready(Some(Err(me.ends(rejection))));
+            if let Err(rejection) = me.reserved.resize(me.framing.partial_bytes) {
+                return Poll::Ready(Some(Err(me.reject(rejection))));
             }
         }
-        if polled.is_pending() && me.is_too_late(context) {
-            return Poll::Ready(Some(Err(me.ends(Rejection::DeadlineExceeded))));
+        if polled.is_pending() && me.has_timed_out(context) {
+            return Poll::Ready(Some(Err(me.reject(Rejection::DeadlineExceeded))));
         }
         polled.map_err(Into::into)
     }
@@ -146,43 +146,43 @@ mod tests {
 
     use super::*;
 
-    fn held(framing: &Framing) -> (usize, usize) {
-        (framing.held, framing.left)
+    fn progress(framing: &Framing) -> (usize, usize) {
+        (framing.partial_bytes, framing.missing_bytes)
     }
 
     #[test]
-    fn a_message_is_held_until_it_has_come_in_full() {
+    fn message_is_partial_until_complete() {
         let mut framing = Framing::default();
-        framing.take(&[0, 0, 0]);
-        assert_eq!(held(&framing), (3, 0));
-        framing.take(&[0, 4, b'a']);
-        assert_eq!(held(&framing), (6, 3));
-        framing.take(b"bc");
-        assert_eq!(held(&framing), (8, 1));
-        // Its end, an empty one, one whole, and the begin of another.
-        framing.take(b"d\0\0\0\0\0\0\0\0\0\x01x\0\0\0\0\x09y");
-        assert_eq!(held(&framing), (6, 8));
+        framing.advance(&[0, 0, 0]);
+        assert_eq!(progress(&framing), (3, 0));
+        framing.advance(&[0, 4, b'a']);
+        assert_eq!(progress(&framing), (6, 3));
+        framing.advance(b"bc");
+        assert_eq!(progress(&framing), (8, 1));
+        // The rest, an empty message, a whole message, and the first bytes of another.
+        framing.advance(b"d\0\0\0\0\0\0\0\0\0\x01x\0\0\0\0\x09y");
+        assert_eq!(progress(&framing), (6, 8));
     }
 
     #[test]
-    fn what_is_held_is_given_back() {
+    fn reservation_is_released_with_the_body() {
         let memory = MemoryBudget::new(10, None, None);
         let mut one = metered((), &memory);
         let two = metered((), &memory);
-        for (bytes, is_taken) in [(&[0, 0, 0, 1, 0, 7][..], true), (&[7; 5], false)] {
-            one.framing.take(bytes);
-            let settled = one.held.resize(one.framing.held);
-            assert_eq!(settled.is_ok(), is_taken);
+        for (bytes, is_accepted) in [(&[0, 0, 0, 1, 0, 7][..], true), (&[7; 5], false)] {
+            one.framing.advance(bytes);
+            let resized = one.reserved.resize(one.framing.partial_bytes);
+            assert_eq!(resized.is_ok(), is_accepted);
         }
         assert_eq!(memory.reserved(), 11);
         drop((one, two));
         assert_eq!(memory.reserved(), 0);
     }
 
-    /// Frames that come one at a time, and no end.
-    struct Trickle(tokio::sync::mpsc::Receiver<&'static [u8]>);
+    /// A body without an end, whose frames arrive one at a time.
+    struct SlowBody(tokio::sync::mpsc::Receiver<&'static [u8]>);
 
-    impl HttpBody for Trickle {
+    impl HttpBody for SlowBody {
         type Data = Bytes;
         type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -196,24 +196,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_is_begun_must_come_in_its_time() {
+    async fn partial_message_times_out() {
         const TIME: Duration = Duration::from_millis(50);
         let memory = MemoryBudget::new(100, Some(TIME), None);
         let (send, frames) = tokio::sync::mpsc::channel(2);
-        let mut body = metered(Trickle(frames), &memory);
+        let mut body = metered(SlowBody(frames), &memory);
         let mut next =
             async || std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-        // Before the first message there is all the time that there is, and after one.
+        // Between messages there is no timeout.
         assert!(tokio::time::timeout(2 * TIME, next()).await.is_err());
-        for begin_and_end in [&[0, 0, 0, 0, 1][..], &[7]] {
-            send.send(begin_and_end).await.unwrap();
+        for part in [&[0, 0, 0, 0, 1][..], &[7]] {
+            send.send(part).await.unwrap();
             assert!(next().await.unwrap().is_ok());
         }
         assert!(tokio::time::timeout(2 * TIME, next()).await.is_err());
         send.send(&[0]).await.unwrap();
         assert!(next().await.unwrap().is_ok());
         let ended = tokio::time::timeout(200 * TIME, next()).await;
-        let ended = ended.expect("it may take for ever");
+        let ended = ended.expect("the message has no timeout");
         let status = ended.unwrap().unwrap_err().downcast::<Status>();
         assert_eq!(status.unwrap().code(), tonic::Code::DeadlineExceeded);
         drop(body);

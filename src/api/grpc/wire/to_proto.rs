@@ -1,4 +1,4 @@
-//! Answers, status, findings, and our own commands' queries, to wire messages.
+//! Converts answers, statuses, diagnostics and the command line's queries to messages.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -43,7 +43,7 @@ pub(crate) fn answer(answer: &Answer) -> pb::AuthorizeResponse {
             .collect(),
         revision: revision.to_string(),
         explanation: explanation.as_deref().map(self::explanation),
-        // Each decision has its own, and this is what is remembered: it is put in on the way out.
+        // This message is cached. Each decision's id is appended when it is sent.
         decision_id: String::new(),
     }
 }
@@ -125,7 +125,7 @@ fn source_position(place: &Place) -> pb::SourcePosition {
     }
 }
 
-/// 0 stands for unknown.
+/// Returns line and column; 0 if they are unknown.
 fn line_and_column(position: Option<Position>) -> (u32, u32) {
     position.map_or((0, 0), |Position { line, column }| (line, column))
 }
@@ -161,7 +161,7 @@ pub(crate) fn policy_summary(summary: PolicySummary<'_>) -> pb::PolicySummary {
 pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
     let StoreStatus {
         loaded,
-        rejected: refused,
+        rejected,
         warnings,
         reloads: _,
     } = status;
@@ -179,10 +179,10 @@ pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
         templates: counts.templates as u64,
         links: counts.links as u64,
         entities: counts.entities as u64,
-        refused: refused.as_ref().map(|refused| pb::RefusedReload {
-            at: Some(timestamp(refused.at)),
-            diagnostics: refused.diagnostics.iter().map(diagnostic).collect(),
-            total: refused.total as u64,
+        refused: rejected.as_ref().map(|rejected| pb::RefusedReload {
+            at: Some(timestamp(rejected.at)),
+            diagnostics: rejected.diagnostics.iter().map(diagnostic).collect(),
+            total: rejected.total as u64,
         }),
         warnings: warnings.iter().map(diagnostic).collect(),
     }
@@ -192,19 +192,19 @@ pub(crate) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
     let ReloadCounts {
         reloaded,
         unchanged,
-        rejected: refused,
+        rejected,
         held_back,
     } = counts;
     pb::ReloadCounts {
         reloaded,
         unchanged,
-        refused,
+        refused: rejected,
         held_back,
     }
 }
 
-/// All zero when the cache is off.
-pub(crate) fn cache_metrics(figures: Option<CacheMetrics>) -> pb::CacheFigures {
+/// Converts the cache's metrics; all are zero if the cache is off.
+pub(crate) fn cache_metrics(metrics: Option<CacheMetrics>) -> pb::CacheFigures {
     let CacheMetrics {
         hits,
         misses,
@@ -212,7 +212,7 @@ pub(crate) fn cache_metrics(figures: Option<CacheMetrics>) -> pb::CacheFigures {
         entries,
         bytes,
         capacity_bytes,
-    } = figures.unwrap_or_default();
+    } = metrics.unwrap_or_default();
     pb::CacheFigures {
         hits,
         misses,
@@ -227,7 +227,7 @@ fn timestamp(at: SystemTime) -> prost_types::Timestamp {
     at.into()
 }
 
-/// The message that asks `query`.
+/// Converts `query` to a request.
 pub(crate) fn request(query: &Query) -> pb::AuthorizeRequest {
     let Query {
         principal,
@@ -235,7 +235,7 @@ pub(crate) fn request(query: &Query) -> pb::AuthorizeRequest {
         resource,
         context,
         entities,
-        // What a token says is never sent; the token is.
+        // Claims are not sent; the caller of this function adds the token.
         claimed: _,
         explain,
     } = query;

@@ -1,4 +1,4 @@
-//! The body of a unary call: its one message, as it came, or all of it for tonic to make sense of.
+//! Reads the body of a unary call: its one message, or an unread body that is left to tonic.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -12,50 +12,49 @@ use crate::api::decision::memory::MemoryBudget;
 use crate::api::decision::rejection::Rejection;
 use crate::api::grpc::wire::encoded_answer::PREFIX_BYTES;
 
-/// A call's body, what was read of it included.
+/// A request body of which some frames were read; they are replayed first.
 pub(crate) struct PartialBody {
     read: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
     rest: Incoming,
 }
 
-/// Why a message was not read.
-pub(crate) enum NotWhole {
-    /// It did not come in one piece, or is not all there is.
+/// A body that was not read as one message.
+pub(crate) enum UnreadBody {
+    /// The message is not in one frame, or is not all of the body.
     Partial(PartialBody),
-    /// Too much is held of others to wait for its end.
+    /// The memory budget does not allow to wait for the end.
     Rejected(Rejection),
 }
 
-/// Reads `body` for a message that came in one piece and is all there is; what is read otherwise
-/// is held.
+/// Reads a body that is one message in one frame, and returns the message with its prefix.
 ///
-/// Reads no further than that takes: whatever else a caller sends is for tonic to bound. While the
-/// end is waited for, the message is on the account of `pending`.
+/// Reads at most two frames of any other body: tonic bounds what else a caller sends. During the
+/// wait for the end, the message is charged to `memory`.
 pub(crate) async fn read(
     mut body: Incoming,
-    most_bytes: usize,
+    max_bytes: usize,
     memory: &MemoryBudget,
-) -> Result<Bytes, NotWhole> {
+) -> Result<Bytes, UnreadBody> {
     let mut read = VecDeque::new();
     if let Some(first) = next(&mut body).await {
         match first.map(Frame::into_data) {
-            Ok(Ok(bytes)) if is_whole(&bytes, most_bytes) => {
-                // Some callers end the call in a frame of its own.
+            Ok(Ok(bytes)) if is_message(&bytes, max_bytes) => {
+                // Some callers send the end of the stream in a separate frame.
                 if body.is_end_stream() {
                     return Ok(bytes);
                 }
-                let mut held = None;
+                let mut reserved = None;
                 let end = poll_fn(|context| {
                     let polled = Pin::new(&mut body).poll_frame(context);
-                    if polled.is_pending() && held.is_none() {
+                    if polled.is_pending() && reserved.is_none() {
                         match memory.reserve(bytes.len()) {
-                            Ok(holds) => held = Some(holds),
+                            Ok(reservation) => reserved = Some(reservation),
                             Err(rejection) => return Poll::Ready(Err(rejection)),
                         }
                     }
                     polled.map(Ok)
                 });
-                match end.await.map_err(NotWhole::Rejected)? {
+                match end.await.map_err(UnreadBody::Rejected)? {
                     None => return Ok(bytes),
                     Some(Ok(frame))
                         if frame.data_ref().is_some_and(Bytes::is_empty)
@@ -71,17 +70,17 @@ pub(crate) async fn read(
             Err(error) => read.push_back(Err(error)),
         }
     }
-    Err(NotWhole::Partial(PartialBody { read, rest: body }))
+    Err(UnreadBody::Partial(PartialBody { read, rest: body }))
 }
 
-/// Whether `bytes` are one uncompressed message with its prefix.
-fn is_whole(bytes: &[u8], most_bytes: usize) -> bool {
+/// Returns whether `bytes` are one uncompressed message with its prefix.
+fn is_message(bytes: &[u8], max_bytes: usize) -> bool {
     let Some(([compressed, length @ ..], message)) = bytes.split_first_chunk::<PREFIX_BYTES>()
     else {
         return false;
     };
     *compressed == 0
-        && message.len() <= most_bytes
+        && message.len() <= max_bytes
         && u32::try_from(message.len()).is_ok_and(|len| len.to_be_bytes() == *length)
 }
 
@@ -89,10 +88,10 @@ async fn next(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>>
     poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
 }
 
-/// A body that has been read to its end: one message with its prefix.
-pub(crate) struct Whole(pub(crate) Option<Bytes>);
+/// The body that holds one message with its prefix; `None` once it was read.
+pub(crate) struct WholeBody(pub(crate) Option<Bytes>);
 
-impl HttpBody for Whole {
+impl HttpBody for WholeBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 

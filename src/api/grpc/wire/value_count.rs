@@ -1,14 +1,12 @@
-//! How many parts a request is made of, counted before it is decoded.
+//! Counts the values of a request before it is decoded.
 //!
-//! Two bytes of a message can become a value of a hundred once it is decoded, and of a thousand on
-//! the way to Cedar's. So the parts are counted where they lie, which takes no memory.
+//! Two bytes of a message can become a value of a hundred bytes when decoded, and of a thousand as
+//! a Cedar value. Values are therefore counted in the encoded message, which takes no memory.
 
-use prost::encoding::WireType;
-
-use super::fields::Fields;
+use super::fields::{FieldContent, Fields};
 use crate::api::decision::rejection::Rejection;
 
-/// A message, as far as parts can be in it.
+/// A message type that can contain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MessageKind {
     /// `AuthorizeRequest`.
@@ -27,33 +25,33 @@ pub(crate) enum MessageKind {
     Entity,
 }
 
-/// What a field is to the count.
-enum Field {
-    /// A message that is no part by itself.
-    Within(MessageKind),
-    /// A part.
-    Part(Option<MessageKind>),
-    /// Nothing: however often it comes, one is kept.
+/// The meaning of a field for the count.
+enum FieldKind {
+    /// A message that is not counted itself.
+    Container(MessageKind),
+    /// A counted value, and the message that it is.
+    Value(Option<MessageKind>),
+    /// A field that is not counted: if it is repeated, prost keeps only one.
     Other,
 }
 
-/// What is nested deeper is refused by the decoder, which goes no deeper than 100 messages.
-const DEEPEST: usize = 200;
+/// Most nested messages. prost rejects more than 100.
+const MAX_DEPTH: usize = 200;
 
 impl MessageKind {
-    fn field(self, number: u64) -> Field {
+    fn field(self, number: u64) -> FieldKind {
         match (self, number) {
-            (Self::StreamItem, 2) => Field::Within(Self::Request),
+            (Self::StreamItem, 2) => FieldKind::Container(Self::Request),
             (Self::Request, 5) | (Self::Entity, 2 | 4) | (Self::Record, 1) => {
-                Field::Part(Some(Self::Entry))
+                FieldKind::Value(Some(Self::Entry))
             }
-            (Self::Request, 6) => Field::Part(Some(Self::Entity)),
-            // A parent.
-            (Self::Entity, 3) => Field::Part(None),
-            (Self::Set, 1) => Field::Part(Some(Self::Value)),
-            (Self::Entry, 2) => Field::Within(Self::Value),
-            (Self::Value, 5) => Field::Within(Self::Set),
-            (Self::Value, 6) => Field::Within(Self::Record),
+            (Self::Request, 6) => FieldKind::Value(Some(Self::Entity)),
+            // A parent, which is counted but contains no values.
+            (Self::Entity, 3) => FieldKind::Value(None),
+            (Self::Set, 1) => FieldKind::Value(Some(Self::Value)),
+            (Self::Entry, 2) => FieldKind::Container(Self::Value),
+            (Self::Value, 5) => FieldKind::Container(Self::Set),
+            (Self::Value, 6) => FieldKind::Container(Self::Record),
             (
                 Self::Request
                 | Self::StreamItem
@@ -63,46 +61,45 @@ impl MessageKind {
                 | Self::Record
                 | Self::Entity,
                 _,
-            ) => Field::Other,
+            ) => FieldKind::Other,
         }
     }
 }
 
-/// Refuses a message that holds more than `most` parts: attributes, members of sets, entities and
+/// Rejects a message that holds more than `limit` values: attributes, members of sets, entities and
 /// parents.
 ///
-/// Of bytes that are no message, those are counted that can be read; what they are is for the
-/// decoder to say.
-pub(crate) fn check(message: &[u8], shape: MessageKind, most: usize) -> Result<(), Rejection> {
-    // The shortest part has two bytes.
-    if message.len() <= 2 * most {
+/// In a malformed message, the values before the fault are counted. prost reports the fault.
+pub(crate) fn check(message: &[u8], kind: MessageKind, limit: usize) -> Result<(), Rejection> {
+    // The shortest value has two bytes.
+    if message.len() <= 2 * limit {
         return Ok(());
     }
     let mut count = 0;
-    let mut open = vec![(shape, Fields(message))];
-    while let Some((shape, fields)) = open.last_mut() {
-        let Some((number, wire_type, content)) = fields.next() else {
+    let mut open = vec![(kind, Fields(message))];
+    while let Some((kind, fields)) = open.last_mut() {
+        let Some((number, content)) = fields.next() else {
             open.pop();
             continue;
         };
-        let within = match shape.field(number) {
-            Field::Within(within) => Some(within),
-            Field::Part(within) => {
+        let nested = match kind.field(number) {
+            FieldKind::Container(nested) => Some(nested),
+            FieldKind::Value(nested) => {
                 count += 1;
-                within
+                nested
             }
-            Field::Other => None,
+            FieldKind::Other => None,
         };
-        if count > most {
+        if count > limit {
             return Err(Rejection::TooManyItems {
                 items: "attributes, members, entities and parents in one request",
-                limit: most,
+                limit,
             });
         }
-        if let (Some(within), WireType::LengthDelimited) = (within, wire_type)
-            && open.len() < DEEPEST
+        if let (Some(nested), FieldContent::Bytes(message)) = (nested, content)
+            && open.len() < MAX_DEPTH
         {
-            open.push((within, Fields(content)));
+            open.push((nested, Fields(message)));
         }
     }
     Ok(())
@@ -138,13 +135,13 @@ mod tests {
         }
     }
 
-    fn count(message: &[u8], shape: MessageKind) -> usize {
+    fn count(message: &[u8], kind: MessageKind) -> usize {
         (0..)
-            .find(|most| {
-                // So long that it is looked at, whatever `most` is.
+            .find(|limit| {
+                // Padded, so that the message is counted for every limit.
                 let padding = [0x7a, 0x80, 0x80, 0x04];
                 let long = [&padding[..], &vec![0; 1 << 16], message].concat();
-                check(&long, shape, *most).is_ok()
+                check(&long, kind, *limit).is_ok()
             })
             .unwrap()
     }
@@ -172,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_members_entities_and_parents_are_counted_wherever_they_stand() {
+    fn values_are_counted_at_every_level() {
         // Context: 2 entries, and 2 of the record. An entity: itself, its attribute with 3 members,
         // 3 parents, a tag.
         let counted = 4 + 2 * (1 + 1 + 3 + 3 + 1);
@@ -192,8 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_say_nothing_count() {
-        for (shape, part, parts) in [
+    fn empty_values_are_counted() {
+        for (kind, field, values) in [
             // Context entries, entities.
             (MessageKind::Request, &[0x2a, 0][..], 1),
             (MessageKind::Request, &[0x32, 0], 1),
@@ -203,18 +200,18 @@ mod tests {
                 &[0x32, 6, 0x1a, 0, 0x12, 0, 0x22, 0],
                 4,
             ),
-            // The same field again, whose members are joined.
+            // A repeated set, whose members prost merges.
             (MessageKind::Value, &[0x2a, 2, 0x0a, 0], 1),
-            // What is kept once only.
+            // Repeated fields of which prost keeps only the last.
             (MessageKind::Request, &[0x1a, 0], 0),
             (MessageKind::Value, &[0x22, 0], 0),
         ] {
-            assert_eq!(count(&part.repeat(10), shape), 10 * parts, "{part:?}");
+            assert_eq!(count(&field.repeat(10), kind), 10 * values, "{field:?}");
         }
     }
 
     #[test]
-    fn what_is_no_message_is_left_to_the_decoder() {
+    fn malformed_message_is_left_to_prost() {
         for bytes in [
             &[0xff; 1_000][..],
             &[0x2a; 1_000],
@@ -226,17 +223,17 @@ mod tests {
     }
 
     #[test]
-    fn nesting_without_end_takes_no_memory() {
-        // A set of one member, which is a value that is a set of one member.
+    fn deep_nesting_takes_no_memory() {
+        // A set with one member, which is again a set with one member.
         let tags = [0x0a, 0x2a].into_iter().cycle();
         let mut value = Vec::new();
         for tag in tags.take(20_000) {
-            let mut within = vec![tag];
-            prost::encoding::encode_varint(value.len() as u64, &mut within);
-            within.append(&mut value);
-            value = within;
+            let mut outer = vec![tag];
+            prost::encoding::encode_varint(value.len() as u64, &mut outer);
+            outer.append(&mut value);
+            value = outer;
         }
-        // Nested as far as that goes: not counted, and not refused here.
+        // Values nested too deep are not counted. prost rejects them.
         assert!(check(&value, MessageKind::Value, 1_000).is_ok());
     }
 }

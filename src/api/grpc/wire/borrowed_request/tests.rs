@@ -119,13 +119,11 @@ impl Random {
     /// Reorders the fields of a message, and repeats some.
     fn shuffled(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut fields = Vec::new();
-        let mut rest = Bytes(bytes);
-        loop {
-            let before = rest.0;
-            match rest.field() {
-                Some(Some(_)) => fields.push(&before[..before.len() - rest.0.len()]),
-                Some(None) | None => break,
-            }
+        let mut rest = Fields(bytes);
+        let mut before = rest.0;
+        while rest.next().is_some() {
+            fields.push(&before[..before.len() - rest.0.len()]);
+            before = rest.0;
         }
         let order: Vec<usize> = (0..fields.len()).collect();
         let mut order = order;
