@@ -89,7 +89,7 @@ impl Server {
                 let (callers, trace) = Callers::open(file)?;
                 let callers = Arc::new(callers);
                 following.push(Box::pin(
-                    Arc::clone(&callers).follow(settings.follow, trace),
+                    Arc::clone(&callers).reload_on_change(settings.follow, trace),
                 ));
                 callers
             }
@@ -98,7 +98,7 @@ impl Server {
             .tls
             .as_ref()
             .is_some_and(|tls| tls.clients != ClientCertificates::None);
-        if callers.show_certificates() && !asks_for_certificates {
+        if callers.uses_certificates() && !asks_for_certificates {
             tracing::warn!(
                 "callers are listed by what certificates say, and no certificate is asked for: see tls_client_auth"
             );
@@ -134,7 +134,7 @@ impl Server {
             admission,
             connection_permits: Arc::new(Semaphore::new(settings.connection.max_connections)),
             readiness: backend.readiness.clone(),
-            figures: backend.figures.clone(),
+            metrics: backend.metrics.clone(),
         };
         Ok(Self {
             listeners,
@@ -152,13 +152,13 @@ impl Server {
         &self.addresses
     }
 
-    /// What is spoken on TCP, to tell figures of.
+    /// What is spoken on TCP, to tell metrics of.
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
     }
 
-    /// Who may call, to tell figures of.
+    /// Who may call, to tell metrics of.
     #[must_use]
     pub fn callers(&self) -> Arc<Callers> {
         Arc::clone(&self.callers)
@@ -203,10 +203,10 @@ fn decider(backend: &Backend, settings: &ApiSettings) -> Decider<EncodedAnswer> 
         memory: MemoryBudget::new(
             settings.max_pending_bytes,
             settings.connection.max_call_time,
-            backend.figures.clone(),
+            backend.metrics.clone(),
         ),
         large_requests: LargeRequestLimiter::new(),
         readiness: backend.readiness.clone(),
-        figures: backend.figures.clone(),
+        metrics: backend.metrics.clone(),
     }
 }

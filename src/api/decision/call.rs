@@ -4,8 +4,8 @@
 use std::str;
 use std::sync::Arc;
 
+use crate::api::auth::authenticator::AuthenticatedCaller;
 use crate::api::auth::caller::{Denied, IdentityKind, Right};
-use crate::api::auth::callers::Admitted;
 use crate::api::decision::deadline::Deadline;
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::{Method, Origin};
@@ -19,7 +19,7 @@ use crate::telemetry::traces::{CallSpan, DecisionAttributes, TraceParent};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Call {
     /// Who makes it; by default nobody, who may nothing.
-    pub(crate) caller: Admitted,
+    pub(crate) caller: AuthenticatedCaller,
     /// When its caller stops waiting.
     pub(crate) deadline: Deadline,
     /// Which trace it is part of, where that is told.
@@ -94,14 +94,14 @@ impl Call {
 
     /// Whether its caller may name principals, and so tell of them what it likes.
     pub(crate) fn names_principals(&self) -> Result<bool, Rejection> {
-        let caller = self.caller.now(Right::Authorize)?;
+        let caller = self.caller.current(Right::Authorize)?;
         Ok(caller.may_send(IdentityKind::Principal))
     }
 
     /// Whether its caller may ask on behalf of whom `identity` tells, and, if it `explains`, why.
     pub(crate) fn check(&self, identity: IdentityKind, explains: bool) -> Result<(), Rejection> {
         // A message may come, and a key or room in a log, long after the call was let in.
-        let caller = self.caller.now(Right::Authorize)?;
+        let caller = self.caller.current(Right::Authorize)?;
         if !caller.may_send(identity) {
             return Err(Denied::IdentityNotAllowed(identity).into());
         }

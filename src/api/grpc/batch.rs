@@ -115,7 +115,7 @@ const ITEMS_PER_LOOKUP: usize = 128;
 impl Batch {
     fn begin(service: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
         let ends = |rejection| service.ends(rejection);
-        (call.caller.is_still(Right::Authorize)).map_err(|denied| ends(denied.into()))?;
+        (call.caller.recheck(Right::Authorize)).map_err(|denied| ends(denied.into()))?;
         let limit = service.decider.rules.max_batch_items;
         let holds_too_many = holds_more_than(limit, &message)?;
         call.deadline.check().map_err(ends)?;

@@ -14,7 +14,7 @@ use crate::api::grpc::pb;
 use crate::api::grpc::pb::policy_store_service_server::PolicyStoreService;
 use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
 use crate::api::grpc::wire::to_proto;
-use crate::api::metrics::CallFigures;
+use crate::api::metrics::CallMetrics;
 use crate::engine::Engine;
 use crate::policy_store::{ReloadHandle, ReloadOutcome, StatusReader, StoreStatus};
 use crate::readiness::ReadinessReader;
@@ -30,42 +30,42 @@ pub(crate) struct PolicyStore {
     status: StatusReader,
     reloads: ReloadHandle,
     draining: ReadinessReader,
-    figures: Option<Arc<CallFigures>>,
+    metrics: Option<Arc<CallMetrics>>,
 }
 
 impl PolicyStore {
-    /// A door to the store; `draining` ends its watches, and `figures` count what it refuses.
+    /// A door to the store; `draining` ends its watches, and `metrics` count what it refuses.
     #[must_use]
     pub(crate) fn new(
         engine: Arc<Engine<EncodedAnswer>>,
         status: StatusReader,
         reloads: ReloadHandle,
         draining: ReadinessReader,
-        figures: Option<Arc<CallFigures>>,
+        metrics: Option<Arc<CallMetrics>>,
     ) -> Self {
         Self {
             engine,
             status,
             reloads,
             draining,
-            figures,
+            metrics,
         }
     }
 
     /// Whether the caller of `request`, which may have been long in coming, has the right still.
     fn check<T>(&self, request: &Request<T>, right: Right) -> Result<Call, Status> {
         let call = Call::of(request);
-        match call.caller.is_still(right) {
+        match call.caller.recheck(right) {
             Ok(()) => Ok(call),
-            Err(denied) => Err(ends(self.figures.as_deref(), denied.into())),
+            Err(denied) => Err(ends(self.metrics.as_deref(), denied.into())),
         }
     }
 }
 
 /// The status of a call that ends without an answer, which is counted.
-fn ends(figures: Option<&CallFigures>, rejection: Rejection) -> Status {
-    if let Some(figures) = figures {
-        figures.rejected(rejection.label());
+fn ends(metrics: Option<&CallMetrics>, rejection: Rejection) -> Status {
+    if let Some(metrics) = metrics {
+        metrics.count_rejection(rejection.label());
     }
     rejection.into()
 }
@@ -97,7 +97,7 @@ impl PolicyStoreService for PolicyStore {
         let watch = StatusWatch {
             status: self.status.clone(),
             draining: self.draining.clone(),
-            figures: self.figures.clone(),
+            metrics: self.metrics.clone(),
             call: Call::of(&request),
             sent: None,
         };
@@ -157,10 +157,10 @@ impl PolicyStoreService for PolicyStore {
             .reloads
             .reload()
             .await
-            .map_err(|_closed| ends(self.figures.as_deref(), Rejection::ShuttingDown))?;
+            .map_err(|_closed| ends(self.metrics.as_deref(), Rejection::ShuttingDown))?;
         // What it may read is what the list says now.
-        let renewed = call.caller.renew(Right::Administer);
-        renewed.map_err(|denied| ends(self.figures.as_deref(), denied.into()))?;
+        let renewed = call.caller.refresh(Right::Administer);
+        renewed.map_err(|denied| ends(self.metrics.as_deref(), denied.into()))?;
         Ok(Response::new(pb::ReloadResponse {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
@@ -215,22 +215,22 @@ fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
 struct StatusWatch {
     status: StatusReader,
     draining: ReadinessReader,
-    figures: Option<Arc<CallFigures>>,
+    metrics: Option<Arc<CallMetrics>>,
     call: Call,
     sent: Option<pb::StoreStatus>,
 }
 
 impl StatusWatch {
     async fn next(self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
-        let figures = self.figures.clone();
+        let metrics = self.metrics.clone();
         let next = self.status().await;
         next.map(Some)
-            .map_err(|rejection| ends(figures.as_deref(), rejection))
+            .map_err(|rejection| ends(metrics.as_deref(), rejection))
     }
 
     async fn status(mut self) -> Result<(pb::WatchStatusResponse, Self), Rejection> {
         loop {
-            self.call.caller.renew(Right::Store)?;
+            self.call.caller.refresh(Right::Store)?;
             let status = to_proto::store_status(&self.status.load());
             if self.sent.as_ref() != Some(&status) {
                 self.sent = Some(status.clone());
@@ -258,7 +258,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::api::auth::callers::{Callers, Identification};
+    use crate::api::auth::authenticator::ConnectionAuthenticator;
+    use crate::api::auth::callers::Callers;
     use crate::api::auth::peer::Peer;
     use crate::pdp::diagnostic::{Diagnostic, Severity};
     use crate::policy_store::RejectedReload;
@@ -280,9 +281,9 @@ mod tests {
             }),
             ..StoreStatus::default()
         };
-        let anyone = Identification::new(Arc::new(Callers::Anyone), Peer::default());
+        let anyone = ConnectionAuthenticator::new(Arc::new(Callers::Anyone), Peer::default());
         let anyone = Call {
-            caller: anyone.admit(&http::HeaderMap::new()).unwrap(),
+            caller: anyone.authenticate(&http::HeaderMap::new()).unwrap(),
             ..Call::default()
         };
         assert_eq!(told(&status, &anyone), to_proto::store_status(&status));

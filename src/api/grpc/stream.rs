@@ -74,7 +74,7 @@ impl ResponseStream {
         };
         let item = item.map_err(|rejection| self.service.ends(rejection))?;
         // Looked up again, so that the caller has the rights of the list in force.
-        let renewed = self.call.caller.renew(Right::Authorize);
+        let renewed = self.call.caller.refresh(Right::Authorize);
         renewed.map_err(|denied| self.service.ends(denied.into()))?;
         let Some(message) = item else {
             return Ok(None);

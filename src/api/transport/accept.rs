@@ -15,11 +15,12 @@ use super::listener::{Connection, Listener};
 use super::preface::read_preface;
 use super::stream::ConnectionStream;
 use super::tls::Tls;
-use crate::api::auth::callers::{Callers, Identification};
+use crate::api::auth::authenticator::ConnectionAuthenticator;
+use crate::api::auth::callers::Callers;
 use crate::api::auth::certificate::CertificateNames;
 use crate::api::auth::peer::Peer;
 use crate::api::decision::admission::Admission;
-use crate::api::metrics::{CallFigures, Closing, Transport};
+use crate::api::metrics::{CallMetrics, Closing, Transport};
 use crate::config::api::ConnectionLimits;
 use crate::readiness::ReadinessReader;
 
@@ -36,14 +37,14 @@ pub(crate) struct ServerState<S> {
     /// One permit for each open connection.
     pub(crate) connection_permits: Arc<Semaphore>,
     pub(crate) readiness: ReadinessReader,
-    pub(crate) figures: Option<Arc<CallFigures>>,
+    pub(crate) metrics: Option<Arc<CallMetrics>>,
 }
 
 impl<S> ServerState<S> {
     /// Counts a connection that the service closes.
     pub(crate) fn closes(&self, closing: Closing) {
-        if let Some(figures) = &self.figures {
-            figures.closes(closing);
+        if let Some(metrics) = &self.metrics {
+            metrics.count_closing(closing);
         }
     }
 }
@@ -121,12 +122,12 @@ async fn serve<S: Service>(
     _guards: (Alive, OwnedSemaphorePermit),
 ) {
     let mut draining = state.readiness.clone();
-    let _counted = state.figures.clone().map(|figures| {
+    let _counted = state.metrics.clone().map(|metrics| {
         let transport = match &connection {
             Connection::Tcp(_) => Transport::Tcp,
             Connection::Unix(_) => Transport::Unix,
         };
-        OpenConnection::begin(figures, transport)
+        OpenConnection::begin(metrics, transport)
     });
     let handshake = handshake(connection, state.tls.as_deref());
     let accepted = tokio::select! {
@@ -138,7 +139,7 @@ async fn serve<S: Service>(
     };
     match accepted {
         Ok(Ok((connection, peer))) => {
-            let caller = Identification::new(Arc::clone(&state.callers), peer);
+            let caller = ConnectionAuthenticator::new(Arc::clone(&state.callers), peer);
             match connection {
                 Accepted::Plain(Connection::Tcp(stream), read) => {
                     http2::serve(ConnectionStream::new(stream, read), caller, state).await;
@@ -197,17 +198,17 @@ async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Acc
 }
 
 /// Counts a connection for as long as it is open.
-struct OpenConnection(Arc<CallFigures>, Transport);
+struct OpenConnection(Arc<CallMetrics>, Transport);
 
 impl OpenConnection {
-    fn begin(figures: Arc<CallFigures>, transport: Transport) -> Self {
-        figures.opened(transport);
-        Self(figures, transport)
+    fn begin(metrics: Arc<CallMetrics>, transport: Transport) -> Self {
+        metrics.count_opened(transport);
+        Self(metrics, transport)
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.closed(self.1);
+        self.0.count_closed(self.1);
     }
 }

@@ -6,6 +6,8 @@
 //! refused for themselves: one that is taken away is trusted no longer, however bad the pair beside
 //! it is. Who a certificate makes its holder is not known here.
 
+pub(crate) mod metrics;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -88,13 +90,13 @@ pub enum TlsError {
 
 /// What TLS is spoken with, and how it came to be so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TlsFigures {
+pub struct TlsMetrics {
     /// When the certificate in force expires, in seconds since 1970; of a chain, the first to.
     pub not_after_unix_seconds: i64,
     /// How many pairs, and how many sets of authorities, were taken, the first ones included.
-    pub taken: u64,
+    pub accepted: u64,
     /// How many were refused.
-    pub refused: u64,
+    pub rejected: u64,
 }
 
 /// What handshakes are made with.
@@ -115,7 +117,7 @@ struct InForce {
     pair: Pair,
     /// `None` where callers are asked for no certificate.
     authorities: Option<Authorities>,
-    figures: TlsFigures,
+    metrics: TlsMetrics,
     /// The last pair that was refused for its time alone: it comes, or the clock was wrong.
     held: Option<Pair>,
 }
@@ -196,10 +198,10 @@ impl Tls {
         }
         let in_force = RwLock::new(InForce {
             config: Arc::new(server_config(&begun, &pair, authorities.as_ref())),
-            figures: TlsFigures {
+            metrics: TlsMetrics {
                 not_after_unix_seconds: pair.validity.not_after,
-                taken: 1 + u64::from(authorities.is_some()),
-                refused: 0,
+                accepted: 1 + u64::from(authorities.is_some()),
+                rejected: 0,
             },
             pair,
             authorities,
@@ -229,8 +231,8 @@ impl Tls {
 
     /// How it stands.
     #[must_use]
-    pub fn figures(&self) -> TlsFigures {
-        self.in_force().figures
+    pub fn metrics(&self) -> TlsMetrics {
+        self.in_force().metrics
     }
 
     /// Shakes hands; bounding the time is the caller's affair.
@@ -258,7 +260,7 @@ impl Tls {
         in_force.held = None;
         let taken = pair.and_then(|pair| self.take_pair(&mut in_force, pair));
         if let Err(error) = taken {
-            in_force.figures.refused += 1;
+            in_force.metrics.rejected += 1;
             tracing::error!(%error, "the new certificate is refused; the old one stays in force");
         }
     }
@@ -306,7 +308,7 @@ impl InForce {
                 tracing::info!("callers of new connections are verified by new authorities");
             }
             Err(error) => {
-                self.figures.refused += 1;
+                self.metrics.rejected += 1;
                 tracing::error!(%error, "the new client authorities are refused; the old ones stay in force");
             }
         }
@@ -315,7 +317,7 @@ impl InForce {
     fn put_pair(&mut self, begun: &Begun, pair: Pair) {
         let not_after_unix_seconds = pair.validity.not_after;
         self.pair = pair;
-        self.figures.not_after_unix_seconds = not_after_unix_seconds;
+        self.metrics.not_after_unix_seconds = not_after_unix_seconds;
         self.taken(begun);
         tracing::info!(
             not_after_unix_seconds,
@@ -325,7 +327,7 @@ impl InForce {
 
     fn taken(&mut self, begun: &Begun) {
         self.config = Arc::new(server_config(begun, &self.pair, self.authorities.as_ref()));
-        self.figures.taken += 1;
+        self.metrics.accepted += 1;
     }
 }
 

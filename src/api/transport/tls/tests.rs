@@ -113,8 +113,8 @@ fn the_first_of_a_chain_to_expire_is_told() {
         &format!("{}{}", leaf.pem(), root.pem()),
         &key.serialize_pem(),
     );
-    let figures = files.open().unwrap().figures();
-    assert_eq!(figures.not_after_unix_seconds, 2_524_608_000);
+    let metrics = files.open().unwrap().metrics();
+    assert_eq!(metrics.not_after_unix_seconds, 2_524_608_000);
 }
 
 #[test]
@@ -145,11 +145,11 @@ fn a_good_pair_replaces_and_a_bad_one_changes_nothing() {
     files.take(&tls);
     assert!(!Arc::ptr_eq(&first, &tls.in_force().config));
     assert_eq!(
-        tls.figures(),
-        TlsFigures {
+        tls.metrics(),
+        TlsMetrics {
             not_after_unix_seconds: 3_786_912_000,
-            taken: 2,
-            refused: 5,
+            accepted: 2,
+            rejected: 5,
         }
     );
 }
@@ -162,14 +162,14 @@ fn one_that_is_not_valid_yet_is_taken_when_its_time_has_come() {
     let (later, later_key) = pair_from(2090, 2110);
     files.write(&later, &later_key);
     files.take(&tls);
-    assert_eq!((tls.figures().taken, tls.figures().refused), (1, 1));
+    assert_eq!((tls.metrics().accepted, tls.metrics().rejected), (1, 1));
     let begins = 3_786_912_000;
     tls.take_held(begins - 1);
-    assert_eq!(tls.figures().taken, 1);
+    assert_eq!(tls.metrics().accepted, 1);
     tls.take_held(begins);
-    assert_eq!(tls.figures().taken, 2);
+    assert_eq!(tls.metrics().accepted, 2);
     tls.take_held(begins);
-    assert_eq!(tls.figures().taken, 2, "once");
+    assert_eq!(tls.metrics().accepted, 2, "once");
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn one_that_is_not_valid_yet_is_forgotten_for_what_is_written_since() {
         files.write(since, &key);
         files.take(&tls);
         tls.take_held(3_786_912_000);
-        assert_eq!(tls.figures().taken, 1);
+        assert_eq!(tls.metrics().accepted, 1);
     }
 }
 
@@ -196,7 +196,7 @@ fn one_that_has_expired_is_replaced_by_another_if_there_is_no_better() {
     let (certificate, key) = pair(2002);
     files.write(&certificate, &key);
     files.take(&tls);
-    assert_eq!(tls.figures().taken, 2);
+    assert_eq!(tls.metrics().accepted, 2);
 }
 
 /// A certificate that may sign others, PEM.
@@ -223,7 +223,11 @@ fn a_pair_and_authorities_hold_each_other_not_back() {
     let stands = || {
         let in_force = tls.in_force();
         let trusted = in_force.authorities.as_ref().unwrap().roots.len();
-        (trusted, in_force.figures.taken, in_force.figures.refused)
+        (
+            trusted,
+            in_force.metrics.accepted,
+            in_force.metrics.rejected,
+        )
     };
     assert_eq!(stands(), (2, 2, 0));
     let first = Arc::clone(&tls.in_force().pair.key);
@@ -252,7 +256,7 @@ fn a_pair_and_authorities_hold_each_other_not_back() {
         files.take(&tls);
         assert_eq!(stands(), (2, 5, 3 + at as u64), "a good pair, taken once");
     }
-    assert_eq!(tls.figures().not_after_unix_seconds, 3_786_912_000);
+    assert_eq!(tls.metrics().not_after_unix_seconds, 3_786_912_000);
 
     let config = Arc::clone(&tls.in_force().config);
     fs::write(&file, &staying).unwrap();
