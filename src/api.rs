@@ -9,9 +9,8 @@ mod server;
 pub mod transport;
 
 pub use auth::caller::{Caller, IdentityKind, Right};
-pub use auth::callers::{Callers, CallersFigures};
+pub use auth::callers::{Callers, CallersMetrics};
 pub use auth::registry::CallersError;
-pub use decision::admission::OverloadState;
 pub use grpc::dispatch::Backend;
 pub use grpc::status::ERROR_DOMAIN;
 pub use grpc::wire::encoded_answer::EncodedAnswer;

@@ -9,18 +9,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinSet;
 
-use crate::api::admin::{AdminError, AdminServer, AdminState, metrics};
-use crate::api::metrics::CallFigures;
+use crate::api::admin::process::ProcessMetrics;
+use crate::api::admin::{AdminError, AdminServer, AdminState};
+use crate::api::metrics::CallMetrics;
 use crate::api::transport::listener::BoundAddress;
 use crate::api::{Backend, EncodedAnswer, OpenError, Server};
 use crate::config::decision_log::Destination;
 use crate::config::otel::{CollectorConfig, Collectors, TracesConfig};
 use crate::config::{Config, ShutdownSettings};
+use crate::counters::page::{Export, Exporters};
 use crate::decision_log::{self, DecisionLog, Sink};
 use crate::engine::Engine;
 use crate::engine::metrics::DecisionMetrics;
 use crate::pip;
-use crate::policy_store::{self, OpenedStore, Reader, Reloader, StatusReader, StoreOpenError};
+use crate::policy_store::{self, Reader, Reloader, StatusReader, StoreOpenError};
 use crate::readiness::{Readiness, Reason, UnreadyGuard};
 use crate::telemetry::collector::{self, CollectorError};
 use crate::telemetry::log::LogFilter;
@@ -89,93 +91,62 @@ pub async fn bind(
     let started_at = SystemTime::now();
     let readiness = Readiness::new();
     let first_snapshot = readiness.block(Reason::NoPolicies);
-    let opened = policy_store::open(config.store.clone()).await?;
-    let OpenedStore {
-        mut reader,
-        status,
-        reloads,
-        reloader,
-    } = opened;
+    let mut store = policy_store::open(config.store.clone()).await?;
     // Otherwise the first snapshot would count as a change and clear the cache.
-    reader.mark_seen();
-    let first_snapshot = reader.load().is_none().then_some(first_snapshot);
-    // Without an admin address nobody can read metrics, so nothing is counted.
-    let counted = config.admin_listen.as_ref().map(|_| Counted::default());
-    let engine = Engine::new(reader.clone(), config.cache);
-    let engine = match &counted {
-        Some(counted) => engine.with_metrics(Arc::clone(&counted.decisions)),
-        None => engine,
-    };
-    let Collectors { traces, decisions } = collectors;
-    let (log_of_decisions, log_writer) = open_decision_log(&config, decisions)?.unzip();
-    let engine = Arc::new(match &log_of_decisions {
-        Some(log) => engine.with_log(log.clone()),
-        None => engine,
-    });
+    store.reader.mark_seen();
+    let first_snapshot = store.reader.load().is_none().then_some(first_snapshot);
+    let metrics = PartMetrics::new(&config);
+    let (decision_log, log_writer) = open_decision_log(&config, collectors.decisions)?.unzip();
+    let engine = open_engine(
+        &config,
+        store.reader.clone(),
+        &metrics,
+        decision_log.clone(),
+    );
     let opened = config.tokens.as_ref().map(pip::open).transpose()?;
     let (tokens, token_refresh) = opened.map(|it| (it.tokens, it.refresh)).unzip();
-    let token_figures = tokens.clone();
-    let token_figures = move || token_figures.as_ref().map(|tokens| tokens.metrics());
-    let spans = Arc::<SpanMetrics>::default();
-    let traces = traces.and_then(|config| open_traces(&config, Arc::clone(&spans)));
+    let traces = collectors
+        .traces
+        .and_then(|config| open_traces(&config, Arc::clone(&metrics.spans)));
     let backend = Backend {
         engine: Arc::clone(&engine),
-        tokens,
-        status: status.clone(),
-        reloads: reloads.clone(),
+        tokens: tokens.clone(),
+        status: store.status.clone(),
+        reloads: store.reloads.clone(),
         readiness: readiness.reader(),
-        figures: counted.as_ref().map(|counted| Arc::clone(&counted.calls)),
+        metrics: metrics.calls.clone(),
         traces: traces.clone(),
     };
     let server = Server::open(&config.listen, &backend, &config.api).await?;
     if config.api.accepts_unknown_callers() {
         warn_of_unknown_callers(server.addresses());
     }
-    let admin = match (&config.admin_listen, counted) {
-        (Some(address), Some(Counted { decisions, calls })) => {
-            let of_cache = Arc::clone(&engine);
-            let tls = server.tls();
-            let callers = server.callers();
-            let overload = server.overload();
-            let page = metrics::Page::new(metrics::Sources {
-                decisions,
-                calls,
-                tls: Box::new(move || tls.as_ref().map(|tls| tls.metrics())),
-                overload: Box::new(overload.clone()),
-                callers: Box::new(move || callers.figures()),
-                tokens: Box::new(token_figures.clone()),
-                spans,
-                store: status.clone(),
-                readiness: readiness.reader(),
-                cache: Box::new(move || of_cache.cache_metrics()),
-                decision_log: log_of_decisions,
-                started_at,
-            });
-            let admin_state = AdminState {
-                metrics: Box::new(move || page.text()),
-                metrics_type: metrics::CONTENT_TYPE,
+    let admin = match &config.admin_listen {
+        Some(address) => {
+            let state = AdminState {
+                metrics: exporters(&backend, &server, &metrics, decision_log, started_at),
                 log,
-                status: status.clone(),
+                status: store.status.clone(),
                 engine: Arc::clone(&engine),
                 callers: server.callers(),
-                tokens: Box::new(token_figures),
-                overload: Box::new(overload),
+                admission: server.admission(),
+                tokens,
                 readiness: readiness.reader(),
                 started_at,
                 settings: settings_in_force(&config),
             };
-            Some(AdminServer::open(address, config.api.unix_socket_mode, admin_state).await?)
+            Some(AdminServer::open(address, config.api.unix_socket_mode, state).await?)
         }
-        (Some(_) | None, None) | (None, Some(_)) => None,
+        None => None,
     };
     Ok(App {
         server,
         admin,
         traces,
-        reloader,
-        reloads,
-        snapshots: reader,
-        status,
+        reloader: store.reloader,
+        reloads: store.reloads,
+        snapshots: store.reader,
+        status: store.status,
         engine,
         decision_log: log_writer,
         token_refresh,
@@ -183,6 +154,65 @@ pub async fn bind(
         first_snapshot,
         shutdown_settings: config.shutdown,
     })
+}
+
+/// The counters that parts of the service are opened with. Without an admin server nobody can read
+/// metrics, so decisions and calls are not counted.
+struct PartMetrics {
+    decisions: Option<Arc<DecisionMetrics>>,
+    calls: Option<Arc<CallMetrics>>,
+    spans: Arc<SpanMetrics>,
+}
+
+impl PartMetrics {
+    fn new(config: &Config) -> Self {
+        let is_on = config.admin_listen.is_some();
+        Self {
+            decisions: is_on.then(Arc::default),
+            calls: is_on.then(Arc::default),
+            spans: Arc::default(),
+        }
+    }
+}
+
+fn open_engine(
+    config: &Config,
+    snapshots: Reader,
+    metrics: &PartMetrics,
+    log: Option<DecisionLog>,
+) -> Arc<Engine<EncodedAnswer>> {
+    let mut engine = Engine::new(snapshots, config.cache);
+    if let Some(metrics) = &metrics.decisions {
+        engine = engine.with_metrics(Arc::clone(metrics));
+    }
+    if let Some(log) = log {
+        engine = engine.with_log(log);
+    }
+    Arc::new(engine)
+}
+
+/// Returns the metrics page, with the parts in the order of [`METRICS`](crate::api::admin::metrics::METRICS).
+fn exporters(
+    backend: &Backend,
+    server: &Server,
+    metrics: &PartMetrics,
+    decision_log: Option<DecisionLog>,
+    started_at: SystemTime,
+) -> Exporters {
+    let parts: [Option<Arc<dyn Export>>; 11] = [
+        Some(Arc::new(ProcessMetrics { started_at })),
+        Some(Arc::new(backend.readiness.clone())),
+        Some(Arc::clone(&backend.engine) as _),
+        metrics.calls.clone().map(|it| it as _),
+        Some(server.admission()),
+        server.tls().map(|it| it as _),
+        Some(server.callers()),
+        backend.tokens.clone().map(|it| it as _),
+        Some(Arc::clone(&metrics.spans) as _),
+        Some(Arc::new(backend.status.clone())),
+        Some(Arc::new(decision_log)),
+    ];
+    Exporters::new(parts.into_iter().flatten().collect())
 }
 
 impl App {
@@ -325,13 +355,6 @@ fn open_traces(config: &TracesConfig, metrics: Arc<SpanMetrics>) -> Option<Trace
             None
         }
     }
-}
-
-/// The counters, if metrics are on.
-#[derive(Default)]
-struct Counted {
-    decisions: Arc<DecisionMetrics>,
-    calls: Arc<CallFigures>,
 }
 
 /// Returns every setting in force, for `/status`. None is a secret: settings name files of secrets.

@@ -1,15 +1,17 @@
-//! Counters and histograms that many threads add to at once and that somebody reads now and then.
+//! Counters and histograms that many threads update at once and that are read rarely.
 //!
-//! Nothing here knows what is counted. Each thread adds to a shard of its own, so that counting
-//! costs a few nanoseconds whatever the others do; a reader adds the shards up. What it reads is
-//! not one moment's state, but no addition is lost and no figure ever goes back.
+//! Nothing here knows what is counted. Each thread adds to its own shard, so an update costs a few
+//! nanoseconds under any contention; a read sums the shards. Values read together may be of
+//! slightly different moments, but no update is lost and no value ever decreases.
+
+pub mod page;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// More threads than that share shards, which costs them time and nothing else.
+/// Number of shards. If there are more threads, some share a shard, which only costs time.
 const SHARDS: usize = 16;
 
-/// Where the calling thread counts.
+/// Returns the index of the calling thread's shard.
 fn own_shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -18,13 +20,13 @@ fn own_shard() -> usize {
     OWN.with(|own| *own)
 }
 
-/// `N` counters that only go up, each known by its place.
+/// `N` counters that only go up, each with an index.
 #[derive(Debug)]
 pub struct Counters<const N: usize> {
     shards: Box<[Shard<N>]>,
 }
 
-/// Two cache lines apart from any other: processors fetch them in pairs.
+/// One shard. Aligned to two cache lines, because processors fetch lines in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Shard<const N: usize>([AtomicU64; N]);
@@ -39,85 +41,85 @@ impl<const N: usize> Default for Counters<N> {
 }
 
 impl<const N: usize> Counters<N> {
-    /// Counts one more at `place`; nothing when there is no such place.
-    pub fn add_one(&self, place: usize) {
-        self.add(place, 1);
+    /// Adds one to the counter at `index`. Does nothing if `index` is out of range.
+    pub fn add_one(&self, index: usize) {
+        self.add(index, 1);
     }
 
-    /// Counts `n` more at `place`; nothing when there is no such place.
-    pub fn add(&self, place: usize, n: u64) {
+    /// Adds `n` to the counter at `index`. Does nothing if `index` is out of range.
+    pub fn add(&self, index: usize, n: u64) {
         let shard = self.shards.get(own_shard());
-        if let Some(counter) = shard.and_then(|Shard(counters)| counters.get(place)) {
+        if let Some(counter) = shard.and_then(|Shard(counters)| counters.get(index)) {
             counter.fetch_add(n, Ordering::Relaxed);
         }
     }
 
-    /// The count at `place`.
+    /// Returns the value of the counter at `index`, or 0 if it is out of range.
     #[must_use]
-    pub fn sum(&self, place: usize) -> u64 {
-        let of_shards = self.shards.iter().filter_map(|Shard(all)| all.get(place));
-        of_shards.fold(0, |sum, counter| {
+    pub fn sum(&self, index: usize) -> u64 {
+        let shards = self.shards.iter().filter_map(|Shard(all)| all.get(index));
+        shards.fold(0, |sum, counter| {
             sum.wrapping_add(counter.load(Ordering::Relaxed))
         })
     }
 }
 
-/// The most bounds that a histogram has.
-pub const MOST_BOUNDS: usize = 17;
+/// Most bounds of a histogram.
+pub const MAX_BOUNDS: usize = 17;
 
-/// A bucket for each bound, one beyond the last, and the sum.
-const CELLS: usize = MOST_BOUNDS + 2;
-const SUM: usize = MOST_BOUNDS + 1;
+/// Counters of a histogram: one per bound, one for larger values, and the sum.
+const CELLS: usize = MAX_BOUNDS + 2;
+const SUM: usize = MAX_BOUNDS + 1;
 
-/// How often each size of something was seen.
+/// A histogram: the number of values in each bucket, and their sum.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [u64],
     cells: Counters<CELLS>,
 }
 
-/// What a histogram has seen.
+/// The contents of a histogram.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Distribution {
-    /// How many values fell under each bound and above the one before; the last one is what is
-    /// above all bounds.
+    /// Values per bucket: above the previous bound and at most this one. The last bucket holds the
+    /// values above all bounds.
     pub buckets: Vec<u64>,
-    /// All values together.
+    /// The sum of all values.
     pub sum: u64,
 }
 
 impl Histogram {
-    /// An empty histogram. A value belongs to the first of the ascending `bounds` that it is not
-    /// above; of those, no more than [`MOST_BOUNDS`] count.
+    /// Creates an empty histogram. A value is counted in the bucket of the first of the ascending
+    /// `bounds` that is not below it. Bounds after the first [`MAX_BOUNDS`] are ignored.
     #[must_use]
     pub fn new(bounds: &'static [u64]) -> Self {
         Self {
-            bounds: bounds.get(..MOST_BOUNDS).unwrap_or(bounds),
+            bounds: bounds.get(..MAX_BOUNDS).unwrap_or(bounds),
             cells: Counters::default(),
         }
     }
 
-    /// Notes one value.
+    /// Counts one value.
     pub fn observe(&self, value: u64) {
-        // From below: most of what is measured here is small.
+        // Searched from below, because most values are small.
         let above = |bound: &&u64| value > **bound;
         self.cells
             .add_one(self.bounds.iter().take_while(above).count());
         self.cells.add(SUM, value);
     }
 
-    /// What it has seen so far.
+    /// Returns the values counted so far.
     #[must_use]
     pub fn distribution(&self) -> Distribution {
         Distribution {
             buckets: (0..=self.bounds.len())
-                .map(|place| self.cells.sum(place))
+                .map(|bucket| self.cells.sum(bucket))
                 .collect(),
             sum: self.cells.sum(SUM),
         }
     }
 
-    /// The bounds that it was made with.
+    /// Returns the bounds.
     #[must_use]
     pub fn bounds(&self) -> &'static [u64] {
         self.bounds
@@ -125,7 +127,7 @@ impl Histogram {
 }
 
 impl Distribution {
-    /// How many values there were.
+    /// Returns the number of values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_addition_is_lost_however_many_threads_add() {
+    fn concurrent_updates_are_not_lost() {
         let counters = Counters::<3>::default();
         std::thread::scope(|scope| {
             for _ in 0..SHARDS + 5 {
@@ -155,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_does_not_exist_counts_nothing() {
+    fn index_out_of_range_counts_nothing() {
         let counters = Counters::<1>::default();
         counters.add_one(1);
         assert_eq!((counters.sum(0), counters.sum(1)), (0, 0));
     }
 
     #[test]
-    fn a_value_belongs_to_the_first_bound_that_it_is_not_above() {
+    fn value_equal_to_a_bound_is_below_it() {
         let histogram = Histogram::new(&[10, 20]);
         for value in [0, 10, 11, 20, 21, 1_000] {
             histogram.observe(value);

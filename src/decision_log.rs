@@ -6,6 +6,7 @@
 
 mod id;
 mod json;
+pub(crate) mod metrics;
 mod queue;
 mod record;
 mod redaction;
@@ -13,16 +14,19 @@ mod sink;
 mod writer;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use id::DecisionId;
+pub use metrics::DecisionLogMetrics;
 pub use record::{CacheStatus, LogEntry, LoggableAnswer};
 pub use sink::{Collector, OpenError, Rejected, SendError, Sink, WriteResult};
 pub use writer::Writer;
 
 use crate::config::decision_log::{DecisionLogConfig, Share};
+use crate::counters::page::{Export, Page};
 use crate::pdp::answer::Decision;
 use crate::pdp::settings::OnPolicyError;
 use id::Sampler;
@@ -36,21 +40,6 @@ pub struct DecisionLog {
     allow_sample: Share,
     format: Arc<RecordFormat>,
     queue: Arc<Queue>,
-}
-
-/// Counts of the log since startup, and the size of its queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecisionLogMetrics {
-    /// Records that were written.
-    pub written: u64,
-    /// Records that were dropped: the queue was full, or the time at shutdown was over.
-    pub dropped: u64,
-    /// Records that a collector rejected permanently.
-    pub refused: u64,
-    /// Attempts to write that failed; they are repeated.
-    pub failed: u64,
-    /// Bytes of records that are queued or being written now.
-    pub queue_bytes: u64,
 }
 
 /// The call that a decision was made for: method, trace and caller.
@@ -186,6 +175,14 @@ impl DecisionLog {
         line.shrink_to(MAX_IDLE_LINE_BYTES);
         write(&self.format, line, &RecordId { time, id });
         self.queue.push(line).then_some(id)
+    }
+}
+
+/// Without a decision log, all values are zero.
+impl Export for Option<DecisionLog> {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        let metrics = self.as_ref().map(DecisionLog::metrics);
+        metrics.unwrap_or_default().export(page)
     }
 }
 

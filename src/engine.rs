@@ -8,11 +8,13 @@ mod cached_answer;
 pub mod key;
 pub mod metrics;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use cached_answer::{CacheEntry, CachedAnswer};
 
+use crate::counters::page::{Export, Page};
 use crate::decision_log::{CacheStatus, DecisionId, DecisionLog, LogEntry, Origin};
 use crate::pdp::Decided;
 use crate::pdp::answer::Answer;
@@ -321,5 +323,14 @@ impl<A: CachedAnswer> Engine<A> {
     #[must_use]
     pub fn cache_metrics(&self) -> Option<CacheMetrics> {
         self.cache.as_ref().map(Cache::metrics)
+    }
+}
+
+impl<A: CachedAnswer> Export for Engine<A> {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        if let Some(metrics) = &self.metrics {
+            metrics.export(page)?;
+        }
+        self.cache_metrics().unwrap_or_default().export(page)
     }
 }

@@ -1,30 +1,29 @@
 //! cedar-pdp: a policy decision point. It answers, over gRPC, "may this principal do this action
-//! on this resource?" from Cedar policies in a directory, and follows their edits.
+//! on this resource?" from Cedar policies in a directory, and reloads them when they change.
 //!
-//! Two stories run through this crate, and both can be read by opening modules in this order.
+//! There are two paths through this crate. To follow one, read its modules in this order.
 //!
-//! **The ground** both stand on:
-//! - [`pdp`]: sources in, snapshot out; snapshot and query in, answer out. No I/O, no clock.
+//! **The core**, which both paths use:
+//! - [`pdp`]: compiles sources to a snapshot, and decides queries on it. No I/O, no clock.
 //!
-//! **The life of a policy file**, from an author's save to the snapshot in force:
-//! - [`watch`]: something changed, perhaps.
-//! - [`policy_store`]: what the directory holds, whether it has come to rest, whether it may
-//!   replace what is in force.
+//! **The path of a policy file**, from an author's save to the current snapshot:
+//! - [`watch`]: reports that files may have changed.
+//! - [`policy_store`]: reads the directory, waits until it settles, and replaces the snapshot.
 //!
-//! **The life of a request**, from a caller's bytes to the answer:
-//! - [`api`]: the doors: bytes to queries, answers to bytes.
-//! - [`engine`]: the one function that every door calls: snapshot, cache, decision.
-//! - [`pip`]: verifies tokens: a token becomes a principal.
+//! **The path of a request**, from a caller's bytes to the answer:
+//! - [`api`]: accepts connections and calls, parses requests, encodes answers.
+//! - [`pip`]: verifies tokens, and maps each to a principal.
+//! - [`engine`]: answers queries for every protocol, with the current snapshot and the cache.
 //!
-//! **Beside them:**
+//! **Shared parts:**
 //! - [`config`]: settings, as text and as checked values.
-//! - [`decision_log`]: what was decided, a line each.
-//! - [`readiness`]: whether callers are welcome.
-//! - [`counters`]: counters that cost next to nothing.
-//! - [`versioned`]: a value that is replaced as a whole while others read it.
-//! - [`telemetry`]: what the service tells of itself: log lines, metrics.
-//! - [`app`]: assembles the service.
-//! - [`authoring`]: test cases of policies, and reports.
+//! - [`decision_log`]: one record for each decision.
+//! - [`readiness`]: whether the service is ready for calls.
+//! - [`counters`]: cheap counters and histograms, and the metrics page.
+//! - [`versioned`]: a value that is replaced as a whole while other threads read it.
+//! - [`telemetry`]: log lines, traces, and connections to collectors.
+//! - [`app`]: opens all parts, runs them and shuts them down.
+//! - [`authoring`]: test cases for policies, and reports.
 //! - [`cli`]: the commands.
 //!
 //! The crate has no cargo features.

@@ -12,7 +12,7 @@ mod issuers;
 mod json;
 mod keys;
 mod mapping;
-mod metrics;
+pub(crate) mod metrics;
 mod numeric_date;
 mod refresh;
 mod rejection;

@@ -5,6 +5,7 @@
 
 mod background;
 pub mod directory;
+pub(crate) mod metrics;
 pub mod reload;
 mod shrink_guard;
 mod snapshots;

@@ -8,6 +8,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::counters::page::{Export, Page, metrics};
+
+metrics! {
+    READY = Gauge "cedar_pdp_ready" []
+        "1 if the service is ready for calls, else 0";
+}
+
 /// The write side of the readiness: blocks it, or ends it.
 #[derive(Clone, Debug)]
 pub struct Readiness(Arc<watch::Sender<State>>);
@@ -149,6 +156,12 @@ impl ReadinessReader {
     pub async fn draining(&mut self) {
         // Without a writer nothing will be served again, which is the same for those who wait.
         let _ = self.0.wait_for(|state| state.is_draining).await;
+    }
+}
+
+impl Export for ReadinessReader {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.value(&READY, f64::from(self.health() == Health::Serving))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Authentication of callers: certificates, keys and user ids become a caller with its rights.
 
+pub(crate) mod authenticator;
 pub mod caller;
 pub mod callers;
 pub(crate) mod certificate;

@@ -1,201 +1,46 @@
-//! What the router count: connections, calls by method and status, and requests that were refused.
+//! Metrics of the gRPC server: calls by method and status, rejected requests, and connections.
 
+mod labels;
+mod method;
+
+use std::fmt;
 use std::time::Duration;
 
 use tonic::Code;
 
-use crate::api::auth::caller::Right;
-use crate::counters::{Counters, Distribution, Histogram};
+pub use labels::{Closing, RejectionLabel, Transport};
+pub use method::Method;
+
+use crate::counters::page::{Export, NANOSECONDS, Page, metrics};
+use crate::counters::{Counters, Histogram};
 use crate::engine::metrics::{DURATION_BOUNDS, nanoseconds};
 use crate::telemetry::traces::CallOutcome;
 
-/// Declares an enum of which every value has a text: a closed set of values for a label.
-macro_rules! label {
-    ($(#[$of:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$of])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$doc])* $variant,)+ }
-
-        impl $name {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// As it is written in a label.
-            #[must_use]
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
-    };
+metrics! {
+    REJECTIONS = Counter "cedar_pdp_requests_refused_total" ["reason"]
+        "Rejected requests and items of batches and streams, by reason";
+    CALLS = Counter "cedar_pdp_grpc_calls_total" ["method", "code"]
+        "Calls that have ended, by method and gRPC status";
+    CALL_SECONDS = Histogram "cedar_pdp_grpc_call_duration_seconds" ["method"]
+        "Time from a unary call's headers to the end of its response";
+    CONNECTIONS = Counter "cedar_pdp_connections_total" ["transport"]
+        "Connections accepted";
+    OPEN_CONNECTIONS = Gauge "cedar_pdp_open_connections" ["transport"]
+        "Connections that are open";
+    CLOSED_CONNECTIONS = Counter "cedar_pdp_connections_closed_total" ["reason"]
+        "Connections closed by the service or before their first call, by reason";
 }
 
-label! {
-    /// A method that callers may call.
-    Method {
-        /// Decides one request.
-        Authorize = "pdp.v1.AuthorizationService/Authorize",
-        /// Decides many.
-        BatchAuthorize = "pdp.v1.AuthorizationService/BatchAuthorize",
-        /// Decides as they come.
-        StreamAuthorize = "pdp.v1.AuthorizationService/StreamAuthorize",
-        /// Tells what is in force.
-        GetStatus = "pdp.v1.PolicyStoreService/GetStatus",
-        /// Tells it again at each change.
-        WatchStatus = "pdp.v1.PolicyStoreService/WatchStatus",
-        /// Lists the policies in force.
-        ListPolicies = "pdp.v1.PolicyStoreService/ListPolicies",
-        /// Rereads the directory.
-        Reload = "pdp.v1.PolicyStoreService/Reload",
-        /// Tells whether calls are welcome.
-        HealthCheck = "grpc.health.v1.Health/Check",
-        /// Tells it again at each change.
-        HealthWatch = "grpc.health.v1.Health/Watch",
-        /// Describes the services.
-        Reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        /// Describes them to older callers.
-        OldReflection = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        /// Any other, which is not implemented.
-        Other = "other",
-    }
-}
-
-impl Method {
-    /// The method that is called at this path.
-    pub(crate) fn at(path: &str) -> Self {
-        let Some(called) = path.strip_prefix('/') else {
-            return Self::Other;
-        };
-        // The first is the one that nearly all calls are for.
-        let known = Self::ALL.iter().find(|method| method.label() == called);
-        known.copied().unwrap_or(Self::Other)
-    }
-
-    /// What a caller must have the right to.
-    pub(crate) const fn right(self) -> Option<Right> {
-        match self {
-            Self::Authorize | Self::BatchAuthorize | Self::StreamAuthorize => {
-                Some(Right::Authorize)
-            }
-            Self::GetStatus | Self::WatchStatus | Self::ListPolicies => Some(Right::Store),
-            Self::Reload => Some(Right::Administer),
-            Self::HealthCheck
-            | Self::HealthWatch
-            | Self::Reflection
-            | Self::OldReflection
-            | Self::Other => None,
-        }
-    }
-
-    /// Whether nobody is asked who they are. Watching lasts, and what lasts is not for everybody.
-    pub(crate) const fn is_open_to_all(self) -> bool {
-        matches!(self, Self::HealthCheck)
-    }
-
-    /// Whether calls to it are traced: not those that ask whether the service lives, every few
-    /// seconds and for no one's sake.
-    pub(crate) const fn is_traced(self) -> bool {
-        match self {
-            Self::HealthCheck | Self::HealthWatch => false,
-            Self::Authorize
-            | Self::BatchAuthorize
-            | Self::StreamAuthorize
-            | Self::GetStatus
-            | Self::WatchStatus
-            | Self::ListPolicies
-            | Self::Reload
-            | Self::Reflection
-            | Self::OldReflection
-            | Self::Other => true,
-        }
-    }
-
-    /// Whether a call to it is over when it is answered; a stream or watch lasts as long as its
-    /// caller likes.
-    #[must_use]
-    pub const fn is_unary(self) -> bool {
-        match self {
-            Self::Authorize
-            | Self::BatchAuthorize
-            | Self::GetStatus
-            | Self::ListPolicies
-            | Self::Reload
-            | Self::HealthCheck
-            | Self::Other => true,
-            Self::StreamAuthorize
-            | Self::WatchStatus
-            | Self::HealthWatch
-            | Self::Reflection
-            | Self::OldReflection => false,
-        }
-    }
-}
-
-label! {
-    /// The classes of rejected requests.
-    RejectionLabel {
-        /// The request is malformed or does not fit the schema.
-        Invalid = "invalid",
-        /// The request holds more items than allowed.
-        TooManyItems = "too_many",
-        /// More policies match than may be evaluated.
-        TooManyPolicies = "too_many_policies",
-        /// The policies look up more entities than allowed.
-        TooManyEntities = "too_many_entities",
-        /// The principal's token is invalid.
-        Token = "token",
-        /// The caller is unknown, or may not send the request.
-        Caller = "caller",
-        /// Nothing has been loaded yet.
-        NothingLoaded = "nothing_loaded",
-        /// The deadline passed.
-        DeadlineExceeded = "deadline_passed",
-        /// The call was shed, because calls wait too long.
-        Overloaded = "overloaded",
-        /// Too many calls were waiting.
-        TooManyCalls = "too_many_calls",
-        /// The memory budget of buffered requests and responses was spent.
-        BuffersFull = "too_much_pending",
-        /// The service is shutting down.
-        ShuttingDown = "shutting_down",
-    }
-}
-
-label! {
-    /// Why a connection was closed by the service.
-    Closing {
-        /// There were too many.
-        TooMany = "too_many",
-        /// It did not come to its first call: no TLS, no certificate, no HTTP/2, or gone.
-        Handshake = "handshake",
-        /// It took too long to come to its first call.
-        HandshakeTimeout = "handshake_timeout",
-        /// Nobody called on it.
-        Idle = "idle",
-        /// It was too old.
-        Age = "age",
-        /// Its caller did not read a long answer.
-        UnreadAnswer = "unread",
-    }
-}
-
-label! {
-    /// What a connection runs over.
-    Transport {
-        /// TCP.
-        Tcp = "tcp",
-        /// A Unix socket.
-        Unix = "unix",
-    }
-}
-
-/// The statuses of gRPC, as their numbers.
+/// Number of gRPC status codes.
 const CODES: usize = 17;
 const METHODS: usize = Method::ALL.len();
 
-/// What the router have seen since the start of the process.
+/// Counts of calls, rejected requests and connections since startup.
 #[derive(Debug)]
-pub struct CallFigures {
+pub struct CallMetrics {
+    /// One counter for each method and code.
     calls: Counters<{ METHODS * CODES }>,
+    /// One histogram for each method, in nanoseconds.
     durations: Vec<Histogram>,
     rejections: Counters<{ RejectionLabel::ALL.len() }>,
     opened: Counters<{ Transport::ALL.len() }>,
@@ -203,7 +48,7 @@ pub struct CallFigures {
     closings: Counters<{ Closing::ALL.len() }>,
 }
 
-impl Default for CallFigures {
+impl Default for CallMetrics {
     fn default() -> Self {
         let durations = Method::ALL.iter().map(|_| Histogram::new(DURATION_BOUNDS));
         Self {
@@ -217,10 +62,10 @@ impl Default for CallFigures {
     }
 }
 
-impl CallFigures {
-    /// Counts a call that is over.
-    pub(crate) fn called(&self, method: Method, code: Code, took: Duration) {
-        self.calls.add_one(method as usize * CODES + code as usize);
+impl CallMetrics {
+    /// Counts a call that has ended. The duration of a unary call is counted too.
+    pub(crate) fn count_call(&self, method: Method, code: Code, took: Duration) {
+        self.calls.add_one(call_index(method, code as usize));
         if method.is_unary()
             && let Some(durations) = self.durations.get(method as usize)
         {
@@ -228,87 +73,98 @@ impl CallFigures {
         }
     }
 
-    /// Counts a request, or an item of a batch or stream, that was not decided.
-    pub(crate) fn rejected(&self, label: RejectionLabel) {
+    /// Counts a rejected request, or a rejected item of a batch or stream.
+    pub(crate) fn count_rejection(&self, label: RejectionLabel) {
         self.rejections.add_one(label as usize);
     }
 
-    /// Counts a connection.
-    pub(crate) fn opened(&self, transport: Transport) {
+    /// Counts a connection that has opened.
+    pub(crate) fn count_opened(&self, transport: Transport) {
         self.opened.add_one(transport as usize);
     }
 
-    /// Counts the end of a connection.
-    pub(crate) fn closed(&self, transport: Transport) {
+    /// Counts a connection that has ended, for whatever reason.
+    pub(crate) fn count_closed(&self, transport: Transport) {
         self.closed.add_one(transport as usize);
     }
 
     /// Counts a connection that the service closes.
-    pub(crate) fn closes(&self, closing: Closing) {
-        self.closings.add_one(closing as usize);
+    pub(crate) fn count_closing(&self, reason: Closing) {
+        self.closings.add_one(reason as usize);
     }
 
-    /// How often calls ended so: every status that there was, and OK.
-    pub fn calls(&self) -> impl Iterator<Item = (Method, &'static str, u64)> {
-        let codes =
-            (0..CODES).flat_map(|code| Method::ALL.iter().map(move |method| (code, *method)));
-        codes.filter_map(|(code, method)| {
-            let count = self.calls.sum(method as usize * CODES + code);
+    /// Returns the number of calls by method and status. A status other than OK is left out until
+    /// it has occurred.
+    fn calls(&self) -> impl Iterator<Item = (Method, &'static str, u64)> {
+        let all = (0..CODES).flat_map(|code| Method::ALL.iter().map(move |method| (code, *method)));
+        all.filter_map(|(code, method)| {
+            let count = self.calls.sum(call_index(method, code));
             (count > 0 || code == Code::Ok as usize).then(|| (method, code_label(code), count))
         })
     }
 
-    /// How long unary calls took, in nanoseconds, up to the end of their answer.
-    pub fn durations(&self) -> impl Iterator<Item = (Method, Distribution)> {
-        let all = Method::ALL.iter().zip(&self.durations);
+    /// Returns the histograms of unary methods.
+    fn unary_durations(&self) -> impl Iterator<Item = (Method, &Histogram)> {
+        let all = Method::ALL.iter().copied().zip(&self.durations);
         all.filter(|(method, _)| method.is_unary())
-            .map(|(method, durations)| (*method, durations.distribution()))
     }
 
-    /// Returns how many requests were rejected under this label.
-    #[must_use]
-    pub fn rejections(&self, label: RejectionLabel) -> u64 {
-        self.rejections.sum(label as usize)
-    }
-
-    /// How many connections the service closed for this.
-    #[must_use]
-    pub fn closings(&self, closing: Closing) -> u64 {
-        self.closings.sum(closing as usize)
-    }
-
-    /// How many connections there have been.
-    #[must_use]
-    pub fn connections(&self, transport: Transport) -> u64 {
-        self.opened.sum(transport as usize)
-    }
-
-    /// How many connections there are.
-    #[must_use]
-    pub fn open_connections(&self, transport: Transport) -> u64 {
-        // First those that ended: each of them was opened before.
+    /// Returns the numbers of all connections and of open ones.
+    fn connections(&self, transport: Transport) -> (u64, u64) {
+        // Closed ones are read first: each of them was opened before.
         let closed = self.closed.sum(transport as usize);
-        self.connections(transport).saturating_sub(closed)
+        let opened = self.opened.sum(transport as usize);
+        (opened, opened.saturating_sub(closed))
     }
 }
 
-/// How a call ended, for its span.
-pub(crate) fn ended(method: Method, code: Code) -> CallOutcome {
+impl Export for CallMetrics {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        let rejections = RejectionLabel::ALL.iter();
+        page.counter(
+            &REJECTIONS,
+            rejections.map(|label| ([label.label()], self.rejections.sum(*label as usize))),
+        )?;
+        page.counter(
+            &CALLS,
+            self.calls()
+                .map(|(method, code, count)| ([method.label(), code], count)),
+        )?;
+        page.histogram(
+            &CALL_SECONDS,
+            DURATION_BOUNDS,
+            NANOSECONDS,
+            self.unary_durations()
+                .map(|(method, durations)| ([method.label()], durations.distribution())),
+        )?;
+        let connections = Transport::ALL.iter().map(|transport| {
+            let (all, open) = self.connections(*transport);
+            ([transport.label()], all, open)
+        });
+        let connections: Vec<_> = connections.collect();
+        let all = connections.iter().map(|(label, all, _)| (*label, *all));
+        page.counter(&CONNECTIONS, all)?;
+        let open = connections.iter();
+        page.gauge(
+            &OPEN_CONNECTIONS,
+            open.map(|(label, _, open)| (*label, *open as f64)),
+        )?;
+        let closings = Closing::ALL.iter();
+        page.counter(
+            &CLOSED_CONNECTIONS,
+            closings.map(|reason| ([reason.label()], self.closings.sum(*reason as usize))),
+        )
+    }
+}
+
+fn call_index(method: Method, code: usize) -> usize {
+    method as usize * CODES + code
+}
+
+/// Returns the outcome of a call, for its span.
+pub(crate) fn call_outcome(method: Method, code: Code) -> CallOutcome {
     CallOutcome {
-        method: match method {
-            Method::Other => "_OTHER",
-            Method::Authorize
-            | Method::BatchAuthorize
-            | Method::StreamAuthorize
-            | Method::GetStatus
-            | Method::WatchStatus
-            | Method::ListPolicies
-            | Method::Reload
-            | Method::HealthCheck
-            | Method::HealthWatch
-            | Method::Reflection
-            | Method::OldReflection => method.label(),
-        },
+        method: method.span_name(),
         code: code_label(code as usize),
         is_server_error: match code {
             Code::Unknown
@@ -317,7 +173,7 @@ pub(crate) fn ended(method: Method, code: Code) -> CallOutcome {
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss => true,
-            // The caller's doing, or its affair.
+            // Caused by the caller.
             Code::Ok
             | Code::Cancelled
             | Code::InvalidArgument
@@ -333,7 +189,7 @@ pub(crate) fn ended(method: Method, code: Code) -> CallOutcome {
     }
 }
 
-/// The name of a status, by its number.
+/// Returns the name of a status code.
 fn code_label(code: usize) -> &'static str {
     const LABELS: [&str; CODES] = [
         "OK",
@@ -362,23 +218,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_known_as_its_method_and_any_other_is_other() {
-        for method in Method::ALL {
-            let path = format!("/{}", method.label());
-            assert_eq!(Method::at(&path), *method);
-        }
-        for path in ["", "/", "other", "/pdp.v1.AuthorizationService/authorize"] {
-            assert_eq!(Method::at(path), Method::Other, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_call_is_counted_under_its_method_and_status() {
-        let figures = CallFigures::default();
-        figures.called(Method::Authorize, Code::Ok, Duration::from_micros(20));
-        figures.called(Method::Other, Code::Unauthenticated, Duration::ZERO);
-        figures.called(Method::WatchStatus, Code::Cancelled, Duration::ZERO);
-        let calls: Vec<_> = figures.calls().filter(|(.., count)| *count > 0).collect();
+    fn call_is_counted_by_method_and_status() {
+        let metrics = CallMetrics::default();
+        metrics.count_call(Method::Authorize, Code::Ok, Duration::from_micros(20));
+        metrics.count_call(Method::Other, Code::Unauthenticated, Duration::ZERO);
+        metrics.count_call(Method::WatchStatus, Code::Cancelled, Duration::ZERO);
+        let calls: Vec<_> = metrics.calls().filter(|(.., count)| *count > 0).collect();
         assert_eq!(
             calls,
             [
@@ -387,11 +232,11 @@ mod tests {
                 (Method::Other, "UNAUTHENTICATED", 1),
             ]
         );
-        let durations: Vec<_> = figures
-            .durations()
-            .filter(|(_, all)| all.count() > 0)
+        let timed: Vec<_> = metrics
+            .unary_durations()
+            .filter(|(_, durations)| durations.distribution().count() > 0)
+            .map(|(method, _)| method)
             .collect();
-        let methods: Vec<_> = durations.iter().map(|(method, _)| *method).collect();
-        assert_eq!(methods, [Method::Authorize, Method::Other]);
+        assert_eq!(timed, [Method::Authorize, Method::Other]);
     }
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::auth::callers::Callers;
 use super::auth::registry::CallersError;
-use super::decision::admission::{Admission, OverloadState};
+use super::decision::admission::Admission;
 use super::decision::decide::Decider;
 use super::decision::large_requests::LargeRequestLimiter;
 use super::decision::memory::MemoryBudget;
@@ -108,7 +108,7 @@ impl Server {
             admission,
             connection_permits: Arc::new(Semaphore::new(settings.connection.max_connections)),
             readiness: backend.readiness.clone(),
-            metrics: backend.figures.clone(),
+            metrics: backend.metrics.clone(),
         };
         Ok(Self {
             listeners,
@@ -136,10 +136,10 @@ impl Server {
         Arc::clone(&self.state.callers)
     }
 
-    /// Returns a function that reads the current state of load shedding.
-    pub fn overload(&self) -> impl Fn() -> OverloadState + Clone + Send + Sync + use<> {
-        let admission = Arc::clone(&self.state.admission);
-        move || admission.state()
+    /// Returns the admission of calls, for its metrics and state.
+    #[must_use]
+    pub fn admission(&self) -> Arc<Admission> {
+        Arc::clone(&self.state.admission)
     }
 
     /// Serves until draining begins and the last connection has ended.
@@ -194,10 +194,10 @@ fn open_callers(
     let (callers, fingerprint) = Callers::open(file)?;
     let callers = Arc::new(callers);
     tasks.push(Box::pin(
-        Arc::clone(&callers).follow(settings.follow, fingerprint),
+        Arc::clone(&callers).reload_on_change(settings.follow, fingerprint),
     ));
     let clients = settings.tls.as_ref().map(|tls| &tls.clients);
-    if callers.show_certificates() && matches!(clients, None | Some(ClientCertificates::None)) {
+    if callers.uses_certificates() && matches!(clients, None | Some(ClientCertificates::None)) {
         tracing::warn!(
             "callers are listed by certificate, but client certificates are not requested: see tls_client_auth"
         );
@@ -214,10 +214,10 @@ fn decider(backend: &Backend, settings: &ApiSettings) -> Decider<EncodedAnswer> 
         memory: MemoryBudget::new(
             settings.max_pending_bytes,
             settings.connection.max_call_time,
-            backend.figures.clone(),
+            backend.metrics.clone(),
         ),
         large_requests: LargeRequestLimiter::new(),
         readiness: backend.readiness.clone(),
-        figures: backend.figures.clone(),
+        metrics: backend.metrics.clone(),
     }
 }

@@ -28,7 +28,7 @@ use crate::pdp::{NoAnswer, Snapshot};
 use sharded::{ShardedTable, WhenFull};
 
 /// Counts of the cache since startup, and its size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct CacheMetrics {
     /// Queries answered from the cache.
     pub hits: u64,

@@ -1,10 +1,36 @@
 //! Counters and histograms of decisions: how many, how long they took, how much was evaluated.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::Source;
-use crate::counters::{Counters, Distribution, Histogram};
+use super::cache::CacheMetrics;
+use crate::counters::page::{Export, NANOSECONDS, Page, metrics};
+use crate::counters::{Counters, Histogram};
 use crate::pdp::answer::Decision;
+
+metrics! {
+    DECISIONS = Counter "cedar_pdp_decisions_total" ["decision", "source"]
+        "Answers to requests and items of batches and streams, by source (cache, decided)";
+    DECISION_SECONDS = Histogram "cedar_pdp_decision_duration_seconds" ["source"]
+        "Time to answer a parsed request, by source (cache, decided)";
+    CANDIDATES = Histogram "cedar_pdp_decision_candidates" []
+        "Policies whose scope matched, per request that was not answered from the cache";
+    POLICY_ERRORS = Counter "cedar_pdp_policy_errors_total" []
+        "Policy evaluations that failed; cached answers are not counted again";
+    CACHE_HITS = Counter "cedar_pdp_cache_hits_total" []
+        "Requests answered from the cache";
+    CACHE_MISSES = Counter "cedar_pdp_cache_misses_total" []
+        "Requests whose answer was not in the cache";
+    CACHE_EVICTIONS = Counter "cedar_pdp_cache_evictions_total" []
+        "Answers evicted from the cache to make room";
+    CACHE_ENTRIES = Gauge "cedar_pdp_cache_entries" []
+        "Answers in the cache";
+    CACHE_BYTES = Gauge "cedar_pdp_cache_bytes" []
+        "Memory of the answers in the cache, in bytes";
+    CACHE_CAPACITY = Gauge "cedar_pdp_cache_capacity_bytes" []
+        "Most memory for cached answers, in bytes; 0 if the cache is off";
+}
 
 /// Bucket bounds of durations in nanoseconds, from 10 us to 2.5 s.
 pub const DURATION_BOUNDS: &[u64] = &[
@@ -69,35 +95,42 @@ impl DecisionMetrics {
         }
     }
 
-    /// Returns the number of answers with this decision and source.
-    #[must_use]
-    pub fn decisions(&self, decision: Decision, source: Source) -> u64 {
-        self.decisions.sum(counter_index(decision, source))
-    }
-
-    /// Returns the time that answers of this source took, in nanoseconds.
-    #[must_use]
-    pub fn durations(&self, source: Source) -> Distribution {
-        self.durations_of(source).distribution()
-    }
-
-    /// Returns the number of policies whose scope matched, per evaluated query.
-    #[must_use]
-    pub fn candidates(&self) -> (&'static [u64], Distribution) {
-        (self.candidates.bounds(), self.candidates.distribution())
-    }
-
-    /// Returns the number of policy evaluations that failed.
-    #[must_use]
-    pub fn policy_errors(&self) -> u64 {
-        self.policy_errors.sum(0)
-    }
-
     fn durations_of(&self, source: Source) -> &Histogram {
         match source {
             Source::Cache => &self.cached_durations,
             Source::Decided => &self.decided_durations,
         }
+    }
+}
+
+impl Export for DecisionMetrics {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        let sources = [(Source::Cache, "cache"), (Source::Decided, "decided")];
+        let decisions = [(Decision::Allow, "allow"), (Decision::Deny, "deny")];
+        let counts = decisions.iter().flat_map(|(decision, decision_label)| {
+            sources.iter().map(move |(source, source_label)| {
+                let count = self.decisions.sum(counter_index(*decision, *source));
+                ([*decision_label, *source_label], count)
+            })
+        });
+        page.counter(&DECISIONS, counts)?;
+        let durations =
+            sources.map(|(source, label)| ([label], self.durations_of(source).distribution()));
+        page.histogram(&DECISION_SECONDS, DURATION_BOUNDS, NANOSECONDS, durations)?;
+        let candidates = [([], self.candidates.distribution())];
+        page.histogram(&CANDIDATES, self.candidates.bounds(), 1.0, candidates)?;
+        page.counter(&POLICY_ERRORS, [([], self.policy_errors.sum(0))])
+    }
+}
+
+impl Export for CacheMetrics {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.counter(&CACHE_HITS, [([], self.hits)])?;
+        page.counter(&CACHE_MISSES, [([], self.misses)])?;
+        page.counter(&CACHE_EVICTIONS, [([], self.evictions)])?;
+        page.value(&CACHE_ENTRIES, self.entries as f64)?;
+        page.value(&CACHE_BYTES, self.bytes as f64)?;
+        page.value(&CACHE_CAPACITY, self.capacity_bytes as f64)
     }
 }
 

@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::values::TypeNames;
 
 /// How many things a snapshot holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// Static policies.
     pub policies: usize,

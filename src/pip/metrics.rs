@@ -1,10 +1,33 @@
 //! Counters of token verification, and the values that metrics and status pages export.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::rejection::RejectionReason;
+use crate::counters::page::{Export, Page, metrics};
+
+metrics! {
+    TOKENS = Counter "cedar_pdp_tokens_total" ["result"]
+        "Accepted tokens, verified now (verified) or found in the cache (remembered)";
+    TOKENS_REJECTED = Counter "cedar_pdp_tokens_refused_total" ["reason"]
+        "Rejected tokens, by the reason that the caller receives";
+    TOKENS_CACHED = Gauge "cedar_pdp_remembered_tokens" []
+        "Verified tokens in the cache";
+    ISSUERS_WITHOUT_KEYS = Gauge "cedar_pdp_issuers_without_keys" []
+        "Issuers without a usable key; all their tokens are rejected";
+    KEYS_AGE = Gauge "cedar_pdp_issuer_keys_age_seconds" []
+        "Time since the last fetch of the oldest fetched keys, in seconds";
+    KEY_SETS = Counter "cedar_pdp_issuer_key_sets_total" ["result"]
+        "Key sets fetched or read, of all issuers: accepted (taken) or failed (failed)";
+    REVOCATIONS = Gauge "cedar_pdp_revocations" []
+        "Entries of the current revocation list";
+    REVOCATIONS_REJECTED = Counter "cedar_pdp_revocation_lists_refused_total" []
+        "Revocation lists that were rejected; the previous list stays in use";
+    REVOCATIONS_SHRUNK = Counter "cedar_pdp_revocation_lists_shrunk_total" []
+        "Accepted revocation lists that were shorter than the list before";
+}
 
 /// Counts of tokens and revocation lists since the start of the process.
 #[derive(Debug, Default)]
@@ -88,4 +111,31 @@ pub struct IssuerKeyMetrics {
     pub accepted: u64,
     /// Fetches that failed, and changed files that were rejected.
     pub failed: u64,
+}
+
+impl Export for TokenMetrics {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        let accepted = [(["verified"], self.verified), (["remembered"], self.cached)];
+        page.counter(&TOKENS, accepted)?;
+        let rejected = self.rejected.iter();
+        page.counter(
+            &TOKENS_REJECTED,
+            rejected.map(|(reason, count)| ([reason.code()], *count)),
+        )?;
+        page.value(&TOKENS_CACHED, self.cache_entries as f64)?;
+        // Issuers are no label, because their number is unbounded. `/status` lists each of them.
+        let without_keys = self.keys.iter().filter(|issuer| issuer.keys == 0).count();
+        page.value(&ISSUERS_WITHOUT_KEYS, without_keys as f64)?;
+        let oldest = self.keys.iter().filter_map(|issuer| issuer.age).max();
+        page.value(&KEYS_AGE, oldest.map(|age| age.as_secs_f64()))?;
+        let sum = |count: fn(&IssuerKeyMetrics) -> u64| self.keys.iter().map(count).sum();
+        let key_sets = [
+            (["taken"], sum(|issuer| issuer.accepted)),
+            (["failed"], sum(|issuer| issuer.failed)),
+        ];
+        page.counter(&KEY_SETS, key_sets)?;
+        page.value(&REVOCATIONS, self.revocations as f64)?;
+        page.counter(&REVOCATIONS_REJECTED, [([], self.revocations_rejected)])?;
+        page.counter(&REVOCATIONS_SHRUNK, [([], self.revocations_shrunk)])
+    }
 }

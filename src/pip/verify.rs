@@ -7,6 +7,7 @@
 mod issuer;
 mod validity;
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::heap_size::HeapSize;
@@ -18,6 +19,7 @@ use super::rejection::{RejectionReason, TokenRejection, VerifyError};
 use super::revocations::{RevocableToken, Revocations};
 use super::token;
 use super::token_cache::TokenCache;
+use crate::counters::page::{Export, Page};
 use crate::pdp::query::{Claimed, Uid};
 use crate::versioned::{Version, Versioned};
 pub(super) use issuer::Issuer;
@@ -217,6 +219,12 @@ impl Tokens {
             return Err(TokenRejection::new(RejectionReason::Revoked, detail));
         }
         Ok(version)
+    }
+}
+
+impl Export for Tokens {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.metrics().export(page)
     }
 }
 

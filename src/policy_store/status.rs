@@ -58,13 +58,14 @@ impl RejectedReload {
 }
 
 /// The numbers of reloads since startup, by result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ReloadCounts {
     /// New content was published, the first included.
     pub reloaded: u64,
     /// The directory still held the current content. A change of this count wakes no reader.
     pub unchanged: u64,
     /// New content was rejected.
+    #[serde(rename = "refused")]
     pub rejected: u64,
     /// Files were still being written when `max_reload_delay` had passed.
     pub held_back: u64,

@@ -7,7 +7,7 @@
 //! nothing of the context.
 
 mod exporter;
-mod metrics;
+pub(crate) mod metrics;
 mod trace_parent;
 
 use std::io::Write as _;

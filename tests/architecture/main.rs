@@ -58,7 +58,12 @@ const FLOORS: &[Floor] = &[
         "src/policy_store",
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
         // Change reports come from `watch`, which stands beside both lanes.
-        &["crate::policy_store", "crate::pdp", "crate::watch"],
+        &[
+            "crate::policy_store",
+            "crate::counters",
+            "crate::pdp",
+            "crate::watch",
+        ],
     ),
     (
         "src/engine",
@@ -69,7 +74,7 @@ const FLOORS: &[Floor] = &[
         &[
             "crate::engine",
             "crate::config::CacheSettings",
-            "crate::figures",
+            "crate::counters",
             "crate::pdp",
             "crate::policy_store::Reader",
             "crate::policy_store::snapshots",
@@ -82,6 +87,7 @@ const FLOORS: &[Floor] = &[
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
         &[
             "crate::decision_log",
+            "crate::counters",
             "crate::pdp",
             "crate::config::decision_log",
         ],
@@ -92,6 +98,7 @@ const FLOORS: &[Floor] = &[
         &["crate", "tonic", "prost", "notify"],
         &[
             "crate::pip",
+            "crate::counters",
             "crate::versioned",
             "crate::pdp::query",
             "crate::pdp::is_type_name",
@@ -124,7 +131,11 @@ const FLOORS: &[Floor] = &[
             // What it has done stands on the operators' page of it.
             "crate::policy_store::LoadedSnapshot",
             "crate::policy_store::RejectedReload",
-            "crate::figures",
+            // The list of all metrics.
+            "crate::counters",
+            "crate::policy_store::metrics",
+            "crate::telemetry::traces::metrics",
+            "crate::versioned",
             // The operators' door is where the log's filter is changed.
             "crate::telemetry::log::LogFilter",
             // A call that is traced takes its span along.
@@ -148,8 +159,12 @@ const FLOORS: &[Floor] = &[
         &["crate::authoring", "crate::pdp"],
     ),
     ("src/watch", &["crate"], &["crate::watch"]),
-    ("src/readiness", &["crate"], &["crate::readiness"]),
-    ("src/figures", &["crate"], &["crate::figures"]),
+    (
+        "src/readiness",
+        &["crate"],
+        &["crate::readiness", "crate::counters"],
+    ),
+    ("src/counters", &["crate"], &["crate::counters"]),
     ("src/versioned", &["crate"], &["crate::versioned"]),
     (
         "src/telemetry",
@@ -157,28 +172,12 @@ const FLOORS: &[Floor] = &[
         &[
             "crate::telemetry",
             "crate::config",
-            // What others have counted, for the page of metrics.
-            "crate::figures",
-            "crate::decision_log::DecisionLog",
-            "crate::decision_log::DecisionLogMetrics",
+            "crate::counters",
             // Where its lines go, if they go to a collector.
             "crate::decision_log::Collector",
             "crate::decision_log::Rejected",
             "crate::decision_log::SendError",
             "crate::decision_log::WriteResult",
-            "crate::engine::Source",
-            "crate::engine::cache::CacheMetrics",
-            "crate::engine::metrics",
-            "crate::api::figures",
-            "crate::api::CallersFigures",
-            "crate::api::TlsMetrics",
-            "crate::pip::IssuerKeyMetrics",
-            "crate::pip::TokenMetrics",
-            "crate::decision_log::DecisionLogMetrics",
-            "crate::policy_store::StatusReader",
-            "crate::policy_store::ReloadCounts",
-            "crate::readiness",
-            "crate::pdp::answer::Decision",
         ],
     ),
     ("src/app", &["crate::cli"], &[]),
@@ -252,7 +251,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
     (&["tokio_rustls", "x509_parser"], &["src/api"]),
     (&["notify"], &["src/watch"]),
     (&["moka"], &["src/engine/cache", "src/pip/token_cache"]),
-    (&["prometheus_client"], &["src/telemetry/metrics"]),
+    (&["prometheus_client"], &["src/counters/page"]),
     (
         &["opentelemetry", "opentelemetry_sdk", "opentelemetry_proto"],
         &[
@@ -276,7 +275,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             // Files of sockets.
             "src/api/listen",
             // What the kernel tells of this process.
-            "src/telemetry/process",
+            "src/api/admin/process",
             // Authorities that a collector is verified by.
             "src/telemetry/collector",
             // What is part of one request or one test, a report, and whether the directory is there.

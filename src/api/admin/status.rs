@@ -1,35 +1,34 @@
-//! The page `/status`: what `GetStatus` tells, the settings, and the process, as JSON.
+//! The page `/status`: the state of the policy store, the settings and the process, as JSON.
 
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::AdminState;
-use crate::api::OverloadState;
+use super::service::AdminState;
+use crate::api::decision::admission::OverloadState;
 use crate::engine::cache::CacheMetrics;
 use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pip::IssuerKeyMetrics;
+use crate::pdp::snapshot::Counts;
+use crate::pip::{IssuerKeyMetrics, Tokens};
 use crate::policy_store::{LoadedSnapshot, RejectedReload, ReloadCounts, StoreStatus};
 
-/// The page.
+/// The page. Its field names are an interface for operators.
 #[derive(Debug, Serialize)]
-pub(crate) struct StatusPage<'a> {
+pub(super) struct StatusPage<'a> {
     version: &'static str,
     started_at: String,
     uptime_seconds: u64,
     ready: bool,
-    /// Why not.
     not_ready: Vec<String>,
-    /// `null` when nothing has been loaded yet.
+    /// `null` until something is loaded.
     loaded: Option<LoadedPart>,
-    /// `null` when what the directory holds is in force.
-    refused: Option<RefusedPart>,
+    /// `null` if the content of the directory is loaded.
+    refused: Option<RejectedPart>,
     warnings: Vec<Finding>,
-    reloads: ReloadsPart,
-    /// `null` when nothing is remembered.
-    cache: Option<CachePart>,
+    reloads: ReloadCounts,
+    /// `null` if the cache is off.
+    cache: Option<CacheMetrics>,
     overload: OverloadPart,
-    /// The keys of each issuer of tokens.
     issuers: Vec<IssuerPart>,
     log: String,
     settings: &'a serde_json::Value,
@@ -39,21 +38,19 @@ pub(crate) struct StatusPage<'a> {
 struct LoadedPart {
     revision: String,
     at: String,
-    policies: usize,
-    templates: usize,
-    links: usize,
-    entities: usize,
+    #[serde(flatten)]
+    counts: Counts,
 }
 
 #[derive(Debug, Serialize)]
-struct RefusedPart {
+struct RejectedPart {
     at: String,
     diagnostics: Vec<Finding>,
     total: usize,
 }
 
-/// A place where something is wrong. What it is is not told here, for it may quote what an entity
-/// holds, and whoever reaches the page may read it: the log tells it, and `GetStatus`.
+/// The position of a diagnostic. Its text is left out, because it may quote attributes of entities,
+/// and the page needs no authentication. The log and `GetStatus` have the text.
 #[derive(Debug, Serialize)]
 struct Finding {
     file: String,
@@ -61,32 +58,15 @@ struct Finding {
     column: Option<u32>,
 }
 
-#[derive(Debug, Serialize)]
-struct ReloadsPart {
-    reloaded: u64,
-    unchanged: u64,
-    refused: u64,
-    held_back: u64,
-}
-
+/// The keys of one issuer of tokens.
 #[derive(Debug, Serialize)]
 struct IssuerPart {
     issuer: String,
     keys: u64,
-    /// `null` when there never were any.
+    /// `null` before the first successful fetch.
     keys_age_seconds: Option<u64>,
     taken: u64,
     failed: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct CachePart {
-    hits: u64,
-    misses: u64,
-    evictions: u64,
-    entries: u64,
-    bytes: u64,
-    capacity_bytes: u64,
 }
 
 /// The state of load shedding.
@@ -95,73 +75,57 @@ struct OverloadPart {
     /// `null` while no calls are shed.
     shedding_since: Option<String>,
     queue_delay_seconds: f64,
-    /// Since the start.
     shed: u64,
 }
 
-/// The page as it is now.
-pub(crate) fn of(admin_state: &AdminState) -> StatusPage<'_> {
-    let status = admin_state.status.load();
+/// Returns the page with the current values.
+pub(super) fn read(state: &AdminState) -> StatusPage<'_> {
+    let status = state.status.load();
     let StoreStatus {
         loaded,
-        rejected: refused,
+        rejected,
         warnings,
         reloads,
     } = &*status;
-    let unready = admin_state.readiness.reasons();
+    let not_ready = state.readiness.reasons();
+    let uptime = state.started_at.elapsed();
+    let tokens = state.tokens.as_deref().map(Tokens::metrics);
     StatusPage {
         version: env!("CARGO_PKG_VERSION"),
-        started_at: time(admin_state.started_at),
-        // A clock that was set back makes it no younger than new.
-        uptime_seconds: admin_state
-            .started_at
-            .elapsed()
-            .unwrap_or_default()
-            .as_secs(),
-        ready: unready.is_empty(),
-        not_ready: unready.iter().map(ToString::to_string).collect(),
-        loaded: loaded.as_ref().map(self::loaded),
-        refused: refused.as_ref().map(self::refused),
+        started_at: time(state.started_at),
+        // A clock that was set back yields 0.
+        uptime_seconds: uptime.unwrap_or_default().as_secs(),
+        ready: not_ready.is_empty(),
+        not_ready: not_ready.iter().map(ToString::to_string).collect(),
+        loaded: loaded.as_ref().map(loaded_part),
+        refused: rejected.as_ref().map(rejected_part),
         warnings: warnings.iter().map(finding).collect(),
-        reloads: self::reloads(*reloads),
-        cache: admin_state.engine.cache_metrics().map(cache),
-        overload: overload((admin_state.overload)()),
-        issuers: (admin_state.tokens)()
+        reloads: *reloads,
+        cache: state.engine.cache_metrics(),
+        overload: overload_part(state.admission.state()),
+        issuers: tokens
             .iter()
-            .flat_map(|figures| &figures.keys)
-            .map(issuer)
+            .flat_map(|tokens| &tokens.keys)
+            .map(issuer_part)
             .collect(),
-        log: admin_state.log.text(),
-        settings: &admin_state.settings,
+        log: state.log.text(),
+        settings: &state.settings,
     }
 }
 
-fn loaded(loaded: &LoadedSnapshot) -> LoadedPart {
-    let LoadedSnapshot {
-        revision,
-        at,
-        counts,
-    } = loaded;
+fn loaded_part(loaded: &LoadedSnapshot) -> LoadedPart {
     LoadedPart {
-        revision: revision.to_string(),
-        at: time(*at),
-        policies: counts.policies,
-        templates: counts.templates,
-        links: counts.links,
-        entities: counts.entities,
+        revision: loaded.revision.to_string(),
+        at: time(loaded.at),
+        counts: loaded.counts,
     }
 }
 
-fn refused(refused: &RejectedReload) -> RefusedPart {
-    let RejectedReload {
-        at,
-        diagnostics,
-        total,
-    } = refused;
-    RefusedPart {
-        at: time(*at),
-        diagnostics: diagnostics.iter().map(finding).collect(),
-        total: *total,
+fn rejected_part(rejected: &RejectedReload) -> RejectedPart {
+    RejectedPart {
+        at: time(rejected.at),
+        diagnostics: rejected.diagnostics.iter().map(finding).collect(),
+        total: rejected.total,
     }
 }
 
@@ -174,67 +138,21 @@ fn finding(diagnostic: &Diagnostic) -> Finding {
     }
 }
 
-fn reloads(counts: ReloadCounts) -> ReloadsPart {
-    let ReloadCounts {
-        reloaded,
-        unchanged,
-        rejected: refused,
-        held_back,
-    } = counts;
-    ReloadsPart {
-        reloaded,
-        unchanged,
-        refused,
-        held_back,
-    }
-}
-
-fn cache(figures: CacheMetrics) -> CachePart {
-    let CacheMetrics {
-        hits,
-        misses,
-        evictions,
-        entries,
-        bytes,
-        capacity_bytes,
-    } = figures;
-    CachePart {
-        hits,
-        misses,
-        evictions,
-        entries,
-        bytes,
-        capacity_bytes,
-    }
-}
-
-fn overload(state: OverloadState) -> OverloadPart {
-    let OverloadState {
-        shedding_since,
-        queue_delay,
-        shed,
-    } = state;
+fn overload_part(state: OverloadState) -> OverloadPart {
     OverloadPart {
-        shedding_since: shedding_since.map(time),
-        queue_delay_seconds: queue_delay.as_secs_f64(),
-        shed,
+        shedding_since: state.shedding_since.map(time),
+        queue_delay_seconds: state.queue_delay.as_secs_f64(),
+        shed: state.shed,
     }
 }
 
-fn issuer(figures: &IssuerKeyMetrics) -> IssuerPart {
-    let IssuerKeyMetrics {
-        issuer,
-        keys,
-        age,
-        accepted,
-        failed,
-    } = figures;
+fn issuer_part(metrics: &IssuerKeyMetrics) -> IssuerPart {
     IssuerPart {
-        issuer: issuer.to_string(),
-        keys: *keys,
-        keys_age_seconds: age.map(|age| age.as_secs()),
-        taken: *accepted,
-        failed: *failed,
+        issuer: metrics.issuer.to_string(),
+        keys: metrics.keys,
+        keys_age_seconds: metrics.age.map(|age| age.as_secs()),
+        taken: metrics.accepted,
+        failed: metrics.failed,
     }
 }
 
@@ -248,8 +166,8 @@ mod tests {
     use crate::pdp::diagnostic::Severity;
 
     #[test]
-    fn a_finding_tells_where_it_is_and_not_what_an_entity_holds() {
-        let told = finding(&Diagnostic {
+    fn finding_holds_position_without_text() {
+        let finding = finding(&Diagnostic {
             file: "users.json".to_owned(),
             position: Some(Position { line: 3, column: 7 }),
             message: r#"`User::"ann"` has the attribute `salary`: 12000"#.to_owned(),
@@ -257,7 +175,7 @@ mod tests {
             help: None,
             excerpt: None,
         });
-        let json = serde_json::to_value(&told).unwrap();
+        let json = serde_json::to_value(&finding).unwrap();
         let wanted = serde_json::json!({"file": "users.json", "line": 3, "column": 7});
         assert_eq!(json, wanted);
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// A program that calls, and what it may.
+/// A calling program: its name, rights and kinds of identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub(super) name: Arc<str>,
@@ -11,29 +11,29 @@ pub struct Caller {
     pub(super) identities: Identities,
 }
 
-/// What a caller may do.
+/// An action that a caller may be allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Right {
     /// Ask for decisions.
     Authorize,
-    /// Ask why.
+    /// Ask for explanations of decisions.
     Explain,
-    /// Read what is in force.
+    /// Read the status of the policy store, and list policies.
     Store,
-    /// Have the policies reread.
+    /// Reload the policies, and change the log filter.
     Administer,
 }
 
-/// In which way a request says on whose behalf it asks.
+/// The way in which a request identifies the principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityKind {
-    /// It names the principal.
+    /// The request names the principal.
     Principal,
-    /// It brings a token.
+    /// The request holds a token.
     Token,
-    /// It says nothing.
+    /// The request holds neither.
     Anonymous,
 }
 
@@ -132,13 +132,13 @@ impl Caller {
         }
     }
 
-    /// What it is called in the list of callers; one of a closed set.
+    /// Returns its name in the list of callers, which is one of a bounded set.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it has `right`.
+    /// Returns whether the caller has `right`.
     #[must_use]
     pub fn may(&self, right: Right) -> bool {
         match right {
@@ -149,7 +149,7 @@ impl Caller {
         }
     }
 
-    /// Whether it may ask on behalf of whom `kind` tells.
+    /// Returns whether the caller may send identities of this kind.
     #[must_use]
     pub fn may_send(&self, kind: IdentityKind) -> bool {
         match kind {
@@ -160,7 +160,7 @@ impl Caller {
     }
 }
 
-/// Why a caller may not make a call.
+/// The reason why a caller may not make a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
     /// The caller list has no entry for the caller.

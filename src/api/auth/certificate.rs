@@ -1,4 +1,4 @@
-//! What a verified certificate says of its holder: the names that a caller may be known by.
+//! The names in a verified certificate that can identify a caller.
 
 use x509_parser::extensions::GeneralName;
 
@@ -7,25 +7,25 @@ use crate::api::auth::distinguished_name;
 /// The names in a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CertificateNames {
-    /// Its SPIFFE id, if it is the certificate of a workload.
+    /// The SPIFFE id, if the certificate has exactly one URI and that is one.
     pub(crate) spiffe: Option<String>,
-    /// Its DNS names, in lower case.
+    /// The DNS names, in lower case.
     pub(crate) dns: Vec<String>,
-    /// Its subject, as openssl writes it.
+    /// The subject, as openssl prints it.
     pub(crate) subject: String,
-    /// When it expires, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub(crate) not_after_unix_seconds: i64,
 }
 
 impl CertificateNames {
-    /// The names in the certificate with this DER; `None` for what is no certificate, or has names
-    /// that could be those of another.
+    /// Returns the names in the DER of a certificate. `None` if it is not a certificate, or its names
+    /// could also be those of another one.
     pub(in crate::api) fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
         let names = match certificate.subject_alternative_name() {
             Ok(Some(extension)) => extension.value.general_names.as_slice(),
             Ok(None) => &[],
-            // Named twice: which of the two was meant?
+            // The extension occurs twice, so it is ambiguous.
             Err(_) => return None,
         };
         let (mut uris, mut dns) = (Vec::new(), Vec::new());
@@ -37,19 +37,70 @@ impl CertificateNames {
             }
         }
         Some(Self {
-            // One with more URIs than one is no SPIFFE id, says its specification.
+            // A SPIFFE certificate has exactly one URI, by its specification.
             spiffe: match uris.as_slice() {
                 [uri] if uri.starts_with("spiffe://") => Some((*uri).to_owned()),
                 _ => None,
             },
             dns,
-            subject: distinguished_name::written(certificate.subject())?,
+            subject: distinguished_name::to_text(certificate.subject())?,
             not_after_unix_seconds: certificate.validity().not_after.timestamp(),
         })
     }
 
-    /// Whether it was no longer good at this time, in seconds since 1970.
+    /// Returns whether it has expired at this time, in seconds since 1970.
     pub(crate) fn has_expired(&self, unix_seconds: i64) -> bool {
         self.not_after_unix_seconds <= unix_seconds
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn names_are_read_from_a_certificate() {
+        let names = |names: Vec<SanType>, subject: &[(DnType, &str)]| {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = names;
+            params.not_after = date_time_ymd(2050, 1, 1);
+            params.distinguished_name = DistinguishedName::new();
+            for (kind, value) in subject {
+                params.distinguished_name.push(kind.clone(), *value);
+            }
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            CertificateNames::of(certificate.der()).unwrap()
+        };
+        let uri = |uri: &str| SanType::URI(uri.try_into().unwrap());
+        let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+        let read = names(
+            vec![
+                uri("spiffe://shop/orders"),
+                dns("Orders.Shop"),
+                dns("o.shop"),
+            ],
+            &[
+                (DnType::CountryName, "NL"),
+                (DnType::OrganizationName, "Shop, \"the\" + one"),
+                (DnType::CommonName, " orders"),
+            ],
+        );
+        assert_eq!(
+            read,
+            CertificateNames {
+                spiffe: Some("spiffe://shop/orders".to_owned()),
+                dns: vec!["orders.shop".to_owned(), "o.shop".to_owned()],
+                subject: r#"CN=\ orders,O=Shop\, \"the\" \+ one,C=NL"#.to_owned(),
+                not_after_unix_seconds: 2_524_608_000,
+            }
+        );
+        let two = names(vec![uri("spiffe://shop/a"), uri("spiffe://shop/b")], &[]);
+        assert_eq!(two.spiffe, None, "two URIs are ambiguous");
+        let other = names(vec![uri("https://shop/a")], &[]);
+        assert_eq!(other.spiffe, None);
+        assert_eq!(other.subject, "");
+        assert_eq!(CertificateNames::of(b"nonsense"), None);
     }
 }

@@ -1,20 +1,20 @@
-//! A certificate's subject as text: letter by letter what
-//! `openssl x509 -noout -subject -nameopt RFC2253` prints, for that is where operators copy it from.
+//! Prints a certificate's subject exactly as `openssl x509 -noout -subject -nameopt RFC2253` does,
+//! because operators copy it from there.
 //!
-//! Two subjects are written alike only if their values are the same text in different encodings.
-//! Who a subject stands for is not known here.
+//! Two subjects have the same text only if their values are the same text in different encodings.
+//! Callers are not known here.
 
 use x509_parser::asn1_rs::{Any, Class, Tag, ToDer as _};
 use x509_parser::oid_registry::Oid;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
-/// The text of `name`, the last part first; `None` for one that breaks the rules of DER, where one
-/// text could stand for two names.
-pub(crate) fn written(name: &X509Name<'_>) -> Option<String> {
+/// Returns the text of `name`, the last part first. `None` if it breaks the rules of DER, because
+/// two names could then have the same text.
+pub(crate) fn to_text(name: &X509Name<'_>) -> Option<String> {
     let mut parts = Vec::new();
     for part in name.iter() {
         let mut attributes = part.iter().map(attribute).collect::<Option<Vec<_>>>()?;
-        // openssl turns the whole name around, and with it what stands in one part.
+        // openssl reverses the whole name, and also the attributes within one part.
         attributes.reverse();
         parts.push(attributes.join("+"));
     }
@@ -22,38 +22,38 @@ pub(crate) fn written(name: &X509Name<'_>) -> Option<String> {
     Some(parts.join(","))
 }
 
-/// Whether there may be a name of this text.
-pub(crate) fn may_be(text: &str) -> bool {
+/// Returns whether all characters are printable ASCII, as in every text of [`to_text`].
+pub(crate) fn is_printable_ascii(text: &str) -> bool {
     text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 fn attribute(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     let value = attribute.attr_value();
-    let number = number(attribute.attr_type())?;
-    let name = KINDS.iter().find(|(known, _)| *known == number);
-    // Of what kind of thing a value is, openssl says only where it knows the kind of attribute.
-    Some(match (name, text(value)) {
+    let oid = oid_text(attribute.attr_type())?;
+    let name = NAMES.iter().find(|(known, _)| *known == oid);
+    // openssl prints a value as text only if it knows the attribute's name.
+    Some(match (name, value_text(value)) {
         (Some((_, name)), Some(text)) => format!("{name}={}", escaped(&text)),
-        (Some((_, name)), None) => format!("{name}={}", dumped(value)?),
-        (None, _) => format!("{number}={}", dumped(value)?),
+        (Some((_, name)), None) => format!("{name}={}", hex_dump(value)?),
+        (None, _) => format!("{oid}={}", hex_dump(value)?),
     })
 }
 
-/// The number of a kind of attribute, with dots.
-fn number(kind: &Oid<'_>) -> Option<String> {
+/// Returns an attribute's object identifier as numbers with dots.
+fn oid_text(oid: &Oid<'_>) -> Option<String> {
     let mut arcs: Vec<u128> = Vec::new();
-    for bytes in kind.as_bytes().split_inclusive(|byte| byte & 0x80 == 0) {
+    for bytes in oid.as_bytes().split_inclusive(|byte| byte & 0x80 == 0) {
         let arc = bytes.iter().try_fold(0_u128, |arc, byte| {
             Some(arc.checked_mul(0x80)? | u128::from(byte & 0x7f))
         })?;
-        // A zero in front would make another spelling of the same number.
+        // A leading zero would be a second encoding of the same number.
         if bytes.first() == Some(&0x80) || bytes.last()? & 0x80 != 0 {
             return None;
         }
         arcs.push(arc);
     }
     let (first, rest) = arcs.split_first()?;
-    // The first two share a number.
+    // The first two arcs share a number.
     let root = (first / 40).min(2);
     let mut text = format!("{root}.{}", first - root * 40);
     for arc in rest {
@@ -62,41 +62,43 @@ fn number(kind: &Oid<'_>) -> Option<String> {
     Some(text)
 }
 
-/// The value's text in UTF-8; `None` for what is none.
-fn text(value: &Any<'_>) -> Option<String> {
+/// Returns the value's text, or `None` if it is not text.
+fn value_text(value: &Any<'_>) -> Option<String> {
     if value.class() != Class::Universal || value.header.is_constructed() {
         return None;
     }
-    let letter = |code: u32| char::from_u32(code);
     let tag = value.tag();
     if tag == Tag::Utf8String {
         return Some(std::str::from_utf8(value.data).ok()?.to_owned());
     }
-    // Whatever these may hold by their definitions, openssl reads Latin-1.
-    let is_latin = [
+    // openssl reads these as Latin-1, whatever their definitions allow.
+    let latin_1 = [
         Tag::NumericString,
         Tag::PrintableString,
         Tag::T61String,
         Tag::Ia5String,
     ];
-    if is_latin.contains(&tag) {
+    if latin_1.contains(&tag) {
         return Some(value.data.iter().copied().map(char::from).collect());
     }
     if tag == Tag::BmpString {
-        let (letters, rest) = value.data.as_chunks::<2>();
-        let all = letters
+        let (chars, rest) = value.data.as_chunks::<2>();
+        let chars = chars
             .iter()
-            .map(|it| letter(u16::from_be_bytes(*it).into()));
-        return rest.is_empty().then(|| all.collect()).flatten();
+            .map(|bytes| char::from_u32(u16::from_be_bytes(*bytes).into()));
+        return rest.is_empty().then(|| chars.collect()).flatten();
     }
     if tag == Tag::UniversalString {
-        let (letters, rest) = value.data.as_chunks::<4>();
-        let all = letters.iter().map(|it| letter(u32::from_be_bytes(*it)));
-        return rest.is_empty().then(|| all.collect()).flatten();
+        let (chars, rest) = value.data.as_chunks::<4>();
+        let chars = chars
+            .iter()
+            .map(|bytes| char::from_u32(u32::from_be_bytes(*bytes)));
+        return rest.is_empty().then(|| chars.collect()).flatten();
     }
     None
 }
 
+/// Escapes special and non-ASCII bytes as openssl does.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     let last = text.len().saturating_sub(1);
@@ -104,7 +106,7 @@ fn escaped(text: &str) -> String {
         let is_special = match byte {
             b'"' | b'+' | b',' | b';' | b'<' | b'>' | b'\\' => true,
             b' ' => at == 0 || at == last,
-            // One that is alone, as openssl has it: a dump is longer.
+            // A single `#` is not escaped, as in openssl: it cannot be a hex dump.
             b'#' => at == 0 && at != last,
             _ => false,
         };
@@ -119,16 +121,16 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// What is no text: as its DER, which no text is written like.
-fn dumped(value: &Any<'_>) -> Option<String> {
+/// Returns the DER of a value that is not text, in hex. No escaped text looks like that.
+fn hex_dump(value: &Any<'_>) -> Option<String> {
     let der = value.to_der_vec().ok()?;
     let hex: String = der.iter().map(|byte| format!("{byte:02X}")).collect();
     Some(format!("#{hex}"))
 }
 
-/// The kinds of attribute that are written by name: X.520's, and others that subjects have. openssl
-/// has names for more, which no subject should need; here they keep their numbers.
-const KINDS: &[(&str, &str)] = &[
+/// Attributes that are printed by name: those of X.520, and others that occur in subjects. openssl
+/// names more attributes, which no subject should need; here they are printed as numbers.
+const NAMES: &[(&str, &str)] = &[
     ("2.5.4.3", "CN"),
     ("2.5.4.4", "SN"),
     ("2.5.4.5", "serialNumber"),
@@ -224,7 +226,7 @@ mod tests {
     const SERIAL_NUMBER: &[u8] = &[0x55, 4, 5];
     const EMAIL: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x01";
 
-    /// The DER of something so short that its length is a byte.
+    /// Encodes DER with a length of one byte.
     fn der(tag: u8, content: &[u8]) -> Vec<u8> {
         let length = u8::try_from(content.len()).unwrap();
         assert!(length < 0x80);
@@ -233,8 +235,8 @@ mod tests {
 
     type Attribute<'a> = (&'a [u8], u8, &'a [u8]);
 
-    /// What the name of these parts is written as.
-    fn written_of(parts: &[&[Attribute<'_>]]) -> Option<String> {
+    /// Returns the text of the name with these parts.
+    fn text_of(parts: &[&[Attribute<'_>]]) -> Option<String> {
         let parts = parts.iter().map(|part| {
             let attributes = part.iter().map(|(kind, tag, value)| {
                 der(SEQUENCE, &[der(6, kind), der(*tag, value)].concat())
@@ -243,13 +245,13 @@ mod tests {
         });
         let name = der(SEQUENCE, &parts.collect::<Vec<_>>().concat());
         let (_, name) = X509Name::from_der(&name).unwrap();
-        written(&name)
+        to_text(&name)
     }
 
     /// `expected` is what OpenSSL 3.0.19 printed for a certificate with this subject.
     #[track_caller]
     fn check(parts: &[&[Attribute<'_>]], expected: &str) {
-        assert_eq!(written_of(parts).as_deref(), Some(expected));
+        assert_eq!(text_of(parts).as_deref(), Some(expected));
     }
 
     #[track_caller]
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_is_written_as_openssl_prints_it() {
+    fn subject_is_printed_as_by_openssl() {
         check(&[], "");
         check(
             &[
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_are_escaped_as_openssl_does_it() {
+    fn characters_are_escaped_as_by_openssl() {
         for (value, expected) in [
             ("", ""),
             ("#", "#"),
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_every_encoding_is_written_in_utf_8() {
+    fn every_text_encoding_is_printed_as_utf_8() {
         check_cn(NUMERIC, b"123 4", "123 4");
         check_cn(T61, b"M\xfcller", r"M\C3\BCller");
         check_cn(IA5, b"\xfca", r"\C3\BCa");
@@ -316,7 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_or_of_an_unknown_kind_is_written_as_its_der() {
+    fn other_values_and_unknown_attributes_are_dumped() {
+        // Values that are not text, and attributes without a name, are printed as their DER.
         let unique = &[0x55, 4, 45];
         check(
             &[&[(unique, BITS, b"\0\xaf\x01")]],
@@ -342,33 +345,34 @@ mod tests {
     }
 
     #[test]
-    fn what_openssl_does_not_read_is_written_like_nothing_else() {
+    fn invalid_text_is_dumped() {
+        // openssl rejects these. No other value has the same text.
         for (tag, value) in [
             (BMP, &b"\xd8\x3d\xde\x00\0a"[..]),
             (BMP, b"\0aa"),
             (UNIVERSAL, b"\0\x11\0\0"),
             (UTF8, b"a\xff"),
-            // An octet string, and text in pieces.
+            // An octet string, and a constructed string.
             (4, b"a"),
             (0x2c, b"\x0c\x01a"),
         ] {
-            let written = written_of(&[&[(CN, tag, value)]]).unwrap();
-            assert!(written.starts_with("CN=#"), "{written}");
+            let text = text_of(&[&[(CN, tag, value)]]).unwrap();
+            assert!(text.starts_with("CN=#"), "{text}");
         }
-        // A second spelling of the number of `CN`, half a number, and one beyond all bounds.
+        // A second encoding of the number of `CN`, half a number, and one that is too large.
         for kind in [
             &[0x55, 4, 0x80, 3][..],
             &[0x55, 4, 0x83],
             &[[0xff; 20].as_slice(), &[0x7f]].concat(),
         ] {
-            assert_eq!(written_of(&[&[(kind, UTF8, b"a")]]), None);
+            assert_eq!(text_of(&[&[(kind, UTF8, b"a")]]), None);
         }
     }
 
     #[test]
-    fn every_kind_has_a_name_of_its_own() {
-        for (at, (number, name)) in KINDS.iter().enumerate() {
-            let others = KINDS.iter().skip(at + 1);
+    fn attribute_names_are_unique() {
+        for (at, (number, name)) in NAMES.iter().enumerate() {
+            let others = NAMES.iter().skip(at + 1);
             for (other_number, other) in others {
                 assert!(number != other_number && name != other, "{name}");
             }

@@ -3,17 +3,17 @@
 use super::certificate::CertificateNames;
 use super::clock::unix_seconds;
 
-/// What is known of the other end of a connection before it calls.
+/// The identity of the other end of a connection, known before its first call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peer {
-    /// What its certificate says, which was verified when the connection began.
+    /// The names in its certificate, which the TLS handshake has verified.
     pub(crate) certificate: Option<CertificateNames>,
-    /// Who it runs as, on a Unix socket.
+    /// The user id of the process, on a Unix socket.
     pub(crate) uid: Option<u32>,
 }
 
 impl Peer {
-    /// Whether what it showed is still good: a connection may last longer than a certificate.
+    /// Returns whether its certificate is still valid. A connection may outlive a certificate.
     pub(super) fn is_current(&self) -> bool {
         self.certificate
             .as_ref()
@@ -21,14 +21,14 @@ impl Peer {
     }
 }
 
-/// The key in `authorization: Bearer …`; of several headers none is believed.
-pub(super) fn bearer(headers: &http::HeaderMap) -> Option<&[u8]> {
+/// Returns the key in `authorization: Bearer …`. Several headers yield a key that nobody has.
+pub(super) fn bearer_key(headers: &http::HeaderMap) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer ";
-    const NOBODYS: &[u8] = b"";
-    let mut sent = headers.get_all(http::header::AUTHORIZATION).iter();
-    let first = sent.next()?;
-    if sent.next().is_some() {
-        return Some(NOBODYS);
+    const UNKNOWN_KEY: &[u8] = b"";
+    let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
+    let first = values.next()?;
+    if values.next().is_some() {
+        return Some(UNKNOWN_KEY);
     }
     let (scheme, key) = first.as_bytes().split_at_checked(SCHEME.len())?;
     scheme

@@ -12,6 +12,7 @@
 //!
 //! Admission does not know what a call is, and is given the time.
 
+pub(crate) mod metrics;
 mod monotonic;
 
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// The admission of calls. All threads share it, and write to it only if calls wait.
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub struct Admission {
     /// The target queueing delay; `None` never sheds.
     target_delay: Option<Duration>,
     /// Permits for calls that are not answered at once.
@@ -187,7 +188,8 @@ impl Admission {
     }
 
     /// Returns the current state, for metrics and status.
-    pub(crate) fn state(&self) -> OverloadState {
+    #[must_use]
+    pub fn state(&self) -> OverloadState {
         self.state_at(MonotonicNanos::now())
     }
 

@@ -3,8 +3,8 @@
 use std::str;
 use std::sync::Arc;
 
+use crate::api::auth::authenticator::AuthenticatedCaller;
 use crate::api::auth::caller::{Denied, IdentityKind, Right};
-use crate::api::auth::callers::Admitted;
 use crate::api::decision::deadline::Deadline;
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::{Method, Origin};
@@ -18,7 +18,7 @@ use crate::telemetry::traces::{CallSpan, DecisionAttributes, TraceParent};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Call {
     /// The caller. By default it has no rights.
-    pub(crate) caller: Admitted,
+    pub(crate) caller: AuthenticatedCaller,
     /// The time at which the caller stops waiting.
     pub(crate) deadline: Deadline,
     /// The id of the call's trace, if decisions are logged.
@@ -93,7 +93,7 @@ impl Call {
 
     /// Returns whether the caller may name principals, and may therefore define their attributes.
     pub(crate) fn may_name_principals(&self) -> Result<bool, Rejection> {
-        let caller = self.caller.now(Right::Authorize)?;
+        let caller = self.caller.current(Right::Authorize)?;
         Ok(caller.may_send(IdentityKind::Principal))
     }
 
@@ -105,7 +105,7 @@ impl Call {
         explain: bool,
     ) -> Result<(), Rejection> {
         // Long after the call was admitted, the caller list may have changed.
-        let caller = self.caller.now(Right::Authorize)?;
+        let caller = self.caller.current(Right::Authorize)?;
         if !caller.may_send(identity) {
             return Err(Denied::IdentityNotAllowed(identity).into());
         }

@@ -12,7 +12,7 @@ use super::memory::MemoryBudget;
 use super::question::{Operation, Parsed, Question};
 use super::rejection::Rejection;
 use crate::api::auth::caller::{IdentityKind, Right};
-use crate::api::metrics::CallFigures;
+use crate::api::metrics::CallMetrics;
 use crate::config::api::AuthorizationRules;
 use crate::decision_log::Method;
 use crate::engine::{CachedAnswer, Engine, EngineAnswer, LogPermit};
@@ -30,7 +30,7 @@ pub(crate) struct Decider<A: CachedAnswer> {
     pub(crate) memory: MemoryBudget,
     pub(crate) large_requests: LargeRequestLimiter,
     pub(crate) readiness: ReadinessReader,
-    pub(crate) figures: Option<Arc<CallFigures>>,
+    pub(crate) metrics: Option<Arc<CallMetrics>>,
 }
 
 /// The permits needed to decide a message.
@@ -83,8 +83,8 @@ impl<A: CachedAnswer> Decider<A> {
 
     /// Counts a rejection of a whole call.
     pub(crate) fn count(&self, rejection: &Rejection) {
-        if let Some(figures) = &self.figures {
-            figures.rejected(rejection.label());
+        if let Some(metrics) = &self.metrics {
+            metrics.count_rejection(rejection.label());
         }
     }
 
@@ -112,7 +112,7 @@ impl<A: CachedAnswer> Decider<A> {
             // Not waited for while draining: a full log will not have room in time.
             None => Box::pin(self.wait_in_time(self.engine.log_permit(), call, bytes)).await?,
         };
-        call.caller.is_still(Right::Authorize)?;
+        call.caller.recheck(Right::Authorize)?;
         Ok(permit)
     }
 

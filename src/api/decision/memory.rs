@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::rejection::Rejection;
-use crate::api::metrics::CallFigures;
+use crate::api::metrics::CallMetrics;
 
 /// The memory budget, which all protocols share.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ struct Budget {
     limit: usize,
     /// Time limit for a message to arrive, from its first byte to its last.
     message_timeout: Option<Duration>,
-    figures: Option<Arc<CallFigures>>,
+    metrics: Option<Arc<CallMetrics>>,
 }
 
 impl MemoryBudget {
@@ -30,13 +30,13 @@ impl MemoryBudget {
     pub(crate) fn new(
         limit: usize,
         message_timeout: Option<Duration>,
-        figures: Option<Arc<CallFigures>>,
+        metrics: Option<Arc<CallMetrics>>,
     ) -> Self {
         Self(Arc::new(Budget {
             reserved: AtomicUsize::new(0),
             limit,
             message_timeout,
-            figures,
+            metrics,
         }))
     }
 
@@ -66,8 +66,8 @@ impl MemoryBudget {
 
     /// Counts the rejection of a call whose body exceeds the budget or the time limit.
     pub(crate) fn count(&self, rejection: &Rejection) {
-        if let Some(figures) = &self.0.figures {
-            figures.rejected(rejection.label());
+        if let Some(metrics) = &self.0.metrics {
+            metrics.count_rejection(rejection.label());
         }
     }
 

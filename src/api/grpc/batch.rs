@@ -117,7 +117,7 @@ impl Batch {
     /// Checks the whole batch, before any item is parsed.
     fn begin(service: Authorization, message: Bytes, call: Call) -> Result<Self, Status> {
         let reject = |rejection| service.reject_call(rejection);
-        (call.caller.is_still(Right::Authorize)).map_err(|denied| reject(denied.into()))?;
+        (call.caller.recheck(Right::Authorize)).map_err(|denied| reject(denied.into()))?;
         let limit = service.decider.rules.max_batch_items;
         let holds_too_many = holds_more_than(limit, &message)?;
         call.deadline.check().map_err(reject)?;

@@ -14,8 +14,8 @@ use super::dispatch::Router;
 use super::status::{map_out_of_range_header, rejected, retry_later};
 use super::wire::body::AnswerBody;
 use super::wire::encoded_answer::FRAME_BYTES;
+use crate::api::auth::authenticator::{AuthenticatedCaller, ConnectionAuthenticator};
 use crate::api::auth::caller::Right;
-use crate::api::auth::callers::{Admitted, Identification};
 use crate::api::decision::admission::{Admission, CallSlot, MonotonicNanos};
 use crate::api::decision::call::{Call, TraceId};
 use crate::api::decision::deadline::Deadline;
@@ -82,7 +82,7 @@ impl CallInFlight {
         in_flight: InFlight,
         request: &http::Request<T>,
     ) -> Self {
-        let method = Method::at(request.uri().path());
+        let method = Method::from_path(request.uri().path());
         Self {
             in_flight,
             slot: None,
@@ -137,11 +137,11 @@ impl CallInFlight {
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        if let Some(figures) = self.service.router.figures() {
-            figures.called(self.method, self.code, self.begun.elapsed());
+        if let Some(metrics) = self.service.router.metrics() {
+            metrics.count_call(self.method, self.code, self.begun.elapsed());
         }
         if let Some(span) = &self.span {
-            span.end(metrics::ended(self.method, self.code));
+            span.end(metrics::call_outcome(self.method, self.code));
         }
     }
 }
@@ -190,7 +190,7 @@ impl hyper::body::Body for CountedBody {
 )]
 fn respond<'a>(
     in_flight: &'a mut CallInFlight,
-    caller: &'a Arc<Identification>,
+    caller: &'a Arc<ConnectionAuthenticator>,
     arrived: MonotonicNanos,
     request: http::Request<Incoming>,
 ) -> impl Future<Output = http::Response<AnswerBody>> + use<'a> {
@@ -267,21 +267,21 @@ impl GrpcService {
     fn admit(
         &self,
         method: Method,
-        caller: &Arc<Identification>,
+        caller: &Arc<ConnectionAuthenticator>,
         arrived: MonotonicNanos,
         headers: &http::HeaderMap,
-    ) -> Result<Admitted, Rejection> {
-        // Checked first, because a call that is shed must cost next to nothing.
-        if method.right() == Some(Right::Authorize) {
+    ) -> Result<AuthenticatedCaller, Rejection> {
+        // First of all: a call that is shed should cost next to nothing.
+        if method.required_right() == Some(Right::Authorize) {
             self.admission.admit(arrived, MonotonicNanos::now())?;
         }
-        let caller = match caller.admit(headers) {
+        let caller = match caller.authenticate(headers) {
             Ok(caller) => caller,
-            // A health prober has no credentials, and learns only whether the service is up.
-            Err(_unknown) if method.is_open_to_all() => Admitted::default(),
+            // A prober has no credentials, and learns only whether the service is up.
+            Err(_unknown) if method.is_open_to_all() => AuthenticatedCaller::default(),
             Err(unknown) => return Err(unknown.into()),
         };
-        if let Some(right) = method.right() {
+        if let Some(right) = method.required_right() {
             caller.check(right)?;
         }
         Ok(caller)
@@ -295,10 +295,12 @@ impl GrpcService {
         static TOO_MANY_CALLS: LazyLock<http::HeaderMap> =
             LazyLock::new(|| retry_later(Rejection::TooManyCalls));
         self.router.count(&rejection);
-        let headers = match rejection {
-            Rejection::Overloaded => &*QUEUE_DELAY,
-            Rejection::TooManyCalls => &*TOO_MANY_CALLS,
-            other => return rejected(other),
+        let headers = if matches!(rejection, Rejection::Overloaded) {
+            &*QUEUE_DELAY
+        } else if matches!(rejection, Rejection::TooManyCalls) {
+            &*TOO_MANY_CALLS
+        } else {
+            return rejected(rejection);
         };
         let mut response = http::Response::new(AnswerBody::Ended);
         *response.headers_mut() = headers.clone();

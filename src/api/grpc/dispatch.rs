@@ -21,7 +21,7 @@ use crate::api::decision::call::Call;
 use crate::api::decision::decide::Decider;
 use crate::api::decision::memory::MemoryBudget;
 use crate::api::decision::rejection::Rejection;
-use crate::api::metrics::{CallFigures, Method};
+use crate::api::metrics::{CallMetrics, Method};
 use crate::config::api::ApiSettings;
 use crate::engine::Engine;
 use crate::pip::Tokens;
@@ -46,7 +46,7 @@ pub struct Backend {
     /// The readiness of the process, and whether it is draining.
     pub readiness: ReadinessReader,
     /// The counters of calls, if calls are counted.
-    pub figures: Option<Arc<CallFigures>>,
+    pub metrics: Option<Arc<CallMetrics>>,
     /// The traces of calls, if calls are traced.
     pub traces: Option<Traces>,
 }
@@ -75,7 +75,7 @@ impl Router {
             status,
             reloads,
             readiness,
-            figures,
+            metrics,
             traces,
             ..
         } = backend;
@@ -88,7 +88,7 @@ impl Router {
                 status.clone(),
                 reloads.clone(),
                 readiness.clone(),
-                figures.clone(),
+                metrics.clone(),
             );
             others = others.add_service(PolicyStoreServiceServer::new(store));
         }
@@ -162,8 +162,8 @@ impl Router {
     }
 
     /// Returns the counters of calls, if calls are counted.
-    pub(super) fn figures(&self) -> Option<&CallFigures> {
-        self.authorization.decider.figures.as_deref()
+    pub(super) fn metrics(&self) -> Option<&CallMetrics> {
+        self.authorization.decider.metrics.as_deref()
     }
 
     /// Returns whether decisions are logged.

@@ -14,7 +14,7 @@ use crate::api::grpc::pb;
 use crate::api::grpc::pb::policy_store_service_server::PolicyStoreService;
 use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
 use crate::api::grpc::wire::to_proto;
-use crate::api::metrics::CallFigures;
+use crate::api::metrics::CallMetrics;
 use crate::engine::Engine;
 use crate::policy_store::{ReloadHandle, ReloadOutcome, StatusReader, StoreStatus};
 use crate::readiness::ReadinessReader;
@@ -31,11 +31,11 @@ pub(crate) struct PolicyStore {
     status: StatusReader,
     reloads: ReloadHandle,
     readiness: ReadinessReader,
-    figures: Option<Arc<CallFigures>>,
+    metrics: Option<Arc<CallMetrics>>,
 }
 
 impl PolicyStore {
-    /// Creates the service. Its watches end when the process drains, and `figures` count its
+    /// Creates the service. Its watches end when the process drains, and `metrics` count its
     /// rejections.
     #[must_use]
     pub(crate) fn new(
@@ -43,31 +43,31 @@ impl PolicyStore {
         status: StatusReader,
         reloads: ReloadHandle,
         readiness: ReadinessReader,
-        figures: Option<Arc<CallFigures>>,
+        metrics: Option<Arc<CallMetrics>>,
     ) -> Self {
         Self {
             engine,
             status,
             reloads,
             readiness,
-            figures,
+            metrics,
         }
     }
 
     /// Checks that the caller still has the right: the request may have taken long to arrive.
     fn check<T>(&self, request: &Request<T>, right: Right) -> Result<Call, Status> {
         let call = Call::from_request(request);
-        match call.caller.is_still(right) {
+        match call.caller.recheck(right) {
             Ok(()) => Ok(call),
-            Err(denied) => Err(reject_call(self.figures.as_deref(), denied.into())),
+            Err(denied) => Err(reject_call(self.metrics.as_deref(), denied.into())),
         }
     }
 }
 
 /// Counts the rejection of a call, and returns its status.
-fn reject_call(figures: Option<&CallFigures>, rejection: Rejection) -> Status {
-    if let Some(figures) = figures {
-        figures.rejected(rejection.label());
+fn reject_call(metrics: Option<&CallMetrics>, rejection: Rejection) -> Status {
+    if let Some(metrics) = metrics {
+        metrics.count_rejection(rejection.label());
     }
     rejection.into()
 }
@@ -99,7 +99,7 @@ impl PolicyStoreService for PolicyStore {
         let watch = StatusWatch {
             status: self.status.clone(),
             readiness: self.readiness.clone(),
-            figures: self.figures.clone(),
+            metrics: self.metrics.clone(),
             call: Call::from_request(&request),
             sent: None,
         };
@@ -159,10 +159,10 @@ impl PolicyStoreService for PolicyStore {
             .reloads
             .reload()
             .await
-            .map_err(|_closed| reject_call(self.figures.as_deref(), Rejection::ShuttingDown))?;
+            .map_err(|_closed| reject_call(self.metrics.as_deref(), Rejection::ShuttingDown))?;
         // The caller list may have changed during the reload.
-        let renewed = call.caller.renew(Right::Administer);
-        renewed.map_err(|denied| reject_call(self.figures.as_deref(), denied.into()))?;
+        let renewed = call.caller.refresh(Right::Administer);
+        renewed.map_err(|denied| reject_call(self.metrics.as_deref(), denied.into()))?;
         Ok(Response::new(pb::ReloadResponse {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
@@ -221,7 +221,7 @@ fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
 struct StatusWatch {
     status: StatusReader,
     readiness: ReadinessReader,
-    figures: Option<Arc<CallFigures>>,
+    metrics: Option<Arc<CallMetrics>>,
     call: Call,
     sent: Option<pb::StoreStatus>,
 }
@@ -229,15 +229,15 @@ struct StatusWatch {
 impl StatusWatch {
     /// Waits for the next status to send.
     async fn next(self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
-        let figures = self.figures.clone();
+        let metrics = self.metrics.clone();
         let next = self.changed_status().await;
         next.map(Some)
-            .map_err(|rejection| reject_call(figures.as_deref(), rejection))
+            .map_err(|rejection| reject_call(metrics.as_deref(), rejection))
     }
 
     async fn changed_status(mut self) -> Result<(pb::WatchStatusResponse, Self), Rejection> {
         loop {
-            self.call.caller.renew(Right::Store)?;
+            self.call.caller.refresh(Right::Store)?;
             let status = to_proto::store_status(&self.status.load());
             if self.sent.as_ref() != Some(&status) {
                 self.sent = Some(status.clone());
@@ -265,7 +265,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::api::auth::callers::{Callers, Identification};
+    use crate::api::auth::authenticator::ConnectionAuthenticator;
+    use crate::api::auth::callers::Callers;
     use crate::api::auth::peer::Peer;
     use crate::pdp::diagnostic::{Diagnostic, Severity};
     use crate::policy_store::RejectedReload;
@@ -287,9 +288,9 @@ mod tests {
             }),
             ..StoreStatus::default()
         };
-        let anyone = Identification::new(Arc::new(Callers::Anyone), Peer::default());
+        let anyone = ConnectionAuthenticator::new(Arc::new(Callers::Anyone), Peer::default());
         let anyone = Call {
-            caller: anyone.admit(&http::HeaderMap::new()).unwrap(),
+            caller: anyone.authenticate(&http::HeaderMap::new()).unwrap(),
             ..Call::default()
         };
         assert_eq!(

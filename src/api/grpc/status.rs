@@ -68,10 +68,13 @@ impl From<Rejection> for Status {
 
 /// Returns the right or the identity kind that the caller lacks, for the metadata of `ErrorInfo`.
 fn missing_permission(rejection: &Rejection) -> HashMap<String, String> {
-    let (name, value) = match rejection {
-        Rejection::Caller(Denied::MissingRight(right)) => ("right", right.to_string()),
-        Rejection::Caller(Denied::IdentityNotAllowed(kind)) => ("identity", kind.to_string()),
-        _ => return HashMap::new(),
+    let Rejection::Caller(denied) = rejection else {
+        return HashMap::new();
+    };
+    let (name, value) = match denied {
+        Denied::MissingRight(right) => ("right", right.to_string()),
+        Denied::IdentityNotAllowed(kind) => ("identity", kind.to_string()),
+        Denied::UnknownCaller | Denied::UnknownKey => return HashMap::new(),
     };
     HashMap::from([(name.to_owned(), value)])
 }

@@ -76,7 +76,7 @@ impl ResponseStream {
         };
         let item = item.map_err(|rejection| self.service.reject_call(rejection))?;
         // The caller list may have changed since the last item.
-        let renewed = self.call.caller.renew(Right::Authorize);
+        let renewed = self.call.caller.refresh(Right::Authorize);
         renewed.map_err(|denied| self.service.reject_call(denied.into()))?;
         let Some(message) = item else {
             return Ok(None);

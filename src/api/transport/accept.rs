@@ -15,11 +15,12 @@ use super::listener::{Connection, Listener};
 use super::preface::read_preface;
 use super::stream::ConnectionStream;
 use super::tls::Tls;
-use crate::api::auth::callers::{Callers, Identification};
+use crate::api::auth::authenticator::ConnectionAuthenticator;
+use crate::api::auth::callers::Callers;
 use crate::api::auth::certificate::CertificateNames;
 use crate::api::auth::peer::Peer;
 use crate::api::decision::admission::Admission;
-use crate::api::metrics::{CallFigures, Closing, Transport};
+use crate::api::metrics::{CallMetrics, Closing, Transport};
 use crate::config::api::ConnectionLimits;
 use crate::readiness::ReadinessReader;
 
@@ -37,14 +38,14 @@ pub(crate) struct ServerState<S> {
     pub(crate) connection_permits: Arc<Semaphore>,
     pub(crate) readiness: ReadinessReader,
     /// `None` if metrics are off.
-    pub(crate) metrics: Option<Arc<CallFigures>>,
+    pub(crate) metrics: Option<Arc<CallMetrics>>,
 }
 
 impl<S> ServerState<S> {
     /// Counts a connection that the service closes.
     pub(crate) fn count_closed(&self, reason: Closing) {
         if let Some(metrics) = &self.metrics {
-            metrics.closes(reason);
+            metrics.count_closing(reason);
         }
     }
 }
@@ -161,7 +162,7 @@ async fn serve<S: Service>(
 }
 
 async fn serve_http2<S: Service>(accepted: Accepted, peer: Peer, state: Arc<ServerState<S>>) {
-    let caller = Identification::new(Arc::clone(&state.callers), peer);
+    let caller = ConnectionAuthenticator::new(Arc::clone(&state.callers), peer);
     match accepted {
         Accepted::Plain(Connection::Tcp(stream), read) => {
             http2::serve(ConnectionStream::new(stream, read), caller, state).await;
@@ -210,17 +211,17 @@ async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Acc
 }
 
 /// A guard that counts a connection as open until it is dropped.
-struct OpenConnection(Arc<CallFigures>, Transport);
+struct OpenConnection(Arc<CallMetrics>, Transport);
 
 impl OpenConnection {
-    fn new(metrics: Arc<CallFigures>, transport: Transport) -> Self {
-        metrics.opened(transport);
+    fn new(metrics: Arc<CallMetrics>, transport: Transport) -> Self {
+        metrics.count_opened(transport);
         Self(metrics, transport)
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.closed(self.1);
+        self.0.count_closed(self.1);
     }
 }

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::accept::ServerState;
 use super::connection_task::ConnectionExecutor;
 use super::lifetime::{CallTracker, Expiry, InFlight};
-use crate::api::auth::callers::Identification;
+use crate::api::auth::authenticator::ConnectionAuthenticator;
 use crate::api::decision::admission::MonotonicNanos;
 use crate::api::metrics::Closing;
 
@@ -48,7 +48,7 @@ pub(crate) trait Service: Send + Sync + 'static {
 /// The caller, the connection and the arrival time of a call.
 pub(crate) struct Arrival {
     /// The identification of the caller.
-    pub(crate) caller: Arc<Identification>,
+    pub(crate) caller: Arc<ConnectionAuthenticator>,
     /// The guard that counts the call as in flight on its connection.
     pub(crate) in_flight: InFlight,
     /// The time since which the call could have been read.
@@ -59,7 +59,7 @@ pub(crate) struct Arrival {
 /// after the last call in flight.
 pub(crate) async fn serve<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    caller: Arc<Identification>,
+    caller: Arc<ConnectionAuthenticator>,
     state: Arc<ServerState<S>>,
 ) {
     let mut draining = state.readiness.clone();

@@ -8,6 +8,7 @@
 
 mod credentials;
 mod error;
+pub(crate) mod metrics;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

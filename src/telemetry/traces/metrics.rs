@@ -1,8 +1,15 @@
 //! Counts finished spans by result.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::counters::Counters;
+use crate::counters::page::{Export, Page, metrics};
+
+metrics! {
+    SPANS = Counter "cedar_pdp_spans_total" ["result"]
+        "Finished spans: sent to the collector, failed to send, dropped (queue full)";
+}
 
 /// The number of finished spans by result, since the start of the process.
 #[derive(Debug, Default)]
@@ -49,5 +56,17 @@ impl SpanMetrics {
 
     pub(super) fn count(&self, result: SpanResult, spans: usize) {
         self.results.add(result as usize, spans as u64);
+    }
+}
+
+impl Export for SpanMetrics {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        let results = [
+            (["sent"], SpanResult::Sent),
+            (["failed"], SpanResult::Failed),
+            (["dropped"], SpanResult::Dropped),
+        ];
+        let counts = results.map(|(label, result)| (label, self.spans(result)));
+        page.counter(&SPANS, counts)
     }
 }

@@ -245,7 +245,7 @@ async fn unix_socket_user_identifies_the_caller() {
         unknown
     );
     std::fs::write(Path::new(&list), "nonsense").unwrap();
-    server.wait_for_log("the new list of callers is refused");
+    server.wait_for_log("new list of callers rejected");
     assert_eq!(
         reason(&authorize(&by_socket, None).await.unwrap_err()),
         unknown

@@ -155,7 +155,7 @@ async fn accepting_resumes_after_descriptors_ran_out() {
         .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         .unwrap();
     operator.set_read_timeout(Some(PATIENCE)).unwrap();
-    server.wait_for_log("cannot accept connections of operators");
+    server.wait_for_log("cannot accept connections to the admin server");
     // What is written now cannot be read yet; the policies that are loaded go on serving.
     std::fs::write(
         policies.path().join("more.cedar"),

@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::api::auth::authenticator::ConnectionAuthenticator;
 use crate::api::auth::caller::Denied;
-use crate::api::auth::callers::{Callers, Identification as Identified};
+use crate::api::auth::callers::Callers;
 use crate::api::auth::peer::Peer;
 use crate::api::decision::question::{Credential, Operation};
 use crate::config::api::RequestRules;
@@ -39,7 +40,7 @@ fn decider(explain: bool) -> TestDecider {
         memory: MemoryBudget::new(100, None, None),
         large_requests: LargeRequestLimiter::new(),
         readiness: Readiness::new().reader(),
-        figures: None,
+        metrics: None,
     }
 }
 
@@ -52,9 +53,9 @@ fn snapshot() -> Snapshot {
 
 /// A call whose caller has all rights.
 fn permitted_call() -> Call {
-    let caller = Identified::new(Arc::new(Callers::Anyone), Peer::default());
+    let caller = ConnectionAuthenticator::new(Arc::new(Callers::Anyone), Peer::default());
     Call {
-        caller: caller.admit(&http::HeaderMap::new()).unwrap(),
+        caller: caller.authenticate(&http::HeaderMap::new()).unwrap(),
         ..Call::default()
     }
 }
