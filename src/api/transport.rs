@@ -7,5 +7,6 @@ pub(crate) mod http2;
 pub mod lifetime;
 pub mod listener;
 pub(crate) mod preface;
+pub(crate) mod server_state;
 pub(crate) mod stream;
 pub mod tls;

@@ -7,48 +7,19 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_rustls::server::TlsStream;
 
 use super::http2::{self, Service};
 use super::listener::{Connection, Listener};
 use super::preface::read_preface;
+use super::server_state::ServerState;
 use super::stream::ConnectionStream;
 use super::tls::Tls;
 use crate::api::auth::authenticator::ConnectionAuthenticator;
-use crate::api::auth::callers::Callers;
 use crate::api::auth::certificate::CertificateNames;
 use crate::api::auth::peer::Peer;
-use crate::api::decision::admission::Admission;
 use crate::api::metrics::{CallMetrics, Closing, Transport};
-use crate::config::api::ConnectionLimits;
-use crate::readiness::ReadinessReader;
-
-/// State that all connections share.
-pub(crate) struct ServerState<S> {
-    /// The service that answers calls.
-    pub(crate) service: Arc<S>,
-    /// TLS on TCP; `None` is plaintext.
-    pub(crate) tls: Option<Arc<Tls>>,
-    /// The programs that may call.
-    pub(crate) callers: Arc<Callers>,
-    pub(crate) limits: ConnectionLimits,
-    pub(crate) admission: Arc<Admission>,
-    /// One permit for each open connection.
-    pub(crate) connection_permits: Arc<Semaphore>,
-    pub(crate) readiness: ReadinessReader,
-    /// `None` if metrics are off.
-    pub(crate) metrics: Option<Arc<CallMetrics>>,
-}
-
-impl<S> ServerState<S> {
-    /// Counts a connection that the service closes.
-    pub(crate) fn count_closed(&self, reason: Closing) {
-        if let Some(metrics) = &self.metrics {
-            metrics.count_closing(reason);
-        }
-    }
-}
 
 /// Pause of the accept loop when the system is out of file descriptors: long enough not to spin,
 /// short enough that a caller's connect does not time out.

@@ -16,9 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prost::bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::accept::ServerState;
 use super::connection_task::ConnectionExecutor;
 use super::lifetime::{CallTracker, Expiry, InFlight};
+use super::server_state::ServerState;
 use crate::api::auth::authenticator::ConnectionAuthenticator;
 use crate::api::decision::admission::MonotonicNanos;
 use crate::api::metrics::Closing;

@@ -83,7 +83,7 @@ async fn connections_are_bounded_by_the_setting() {
         is_let_in(&mut greeted(server.address()))
     })
     .await;
-    server.wait_for_log("no connection is left");
+    server.wait_for_log("connection limit reached");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +103,7 @@ async fn low_descriptor_limit_lowers_the_connection_limit() {
     let first = Caller::connect(server.address()).await;
     is_answered(&first).await;
     let many: Vec<TcpStream> = (0..300).map(|_| greeted(server.address())).collect();
-    server.wait_for_log("no connection is left for others");
+    server.wait_for_log("connection limit reached");
     is_answered(&first).await;
     // A reload opens files.
     std::fs::write(
