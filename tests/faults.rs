@@ -128,7 +128,7 @@ fn more_policies_than_may_match_are_warned_of_and_not_evaluated() {
     let refused = authorize(&snapshot, &query());
     assert_eq!(
         refused.unwrap_err(),
-        NoAnswer::TooManyPolicies { most: 10_000 }
+        NoAnswer::TooManyPolicies { limit: 10_000 }
     );
     let other = Query {
         principal: Uid::new("Node", "1"),
