@@ -72,7 +72,7 @@ struct Slicer<'v, 'a> {
 struct SlicedEntity {
     /// The entity without ancestors; `None` if there is no such entity.
     entity: Option<Arc<Entity>>,
-    /// Whether the slice needs all its ancestors.
+    /// True if the slice needs all its ancestors.
     all_ancestors: bool,
     /// The uids that the slice needs if they are ancestors; may contain duplicates.
     ancestors: Vec<UidId>,

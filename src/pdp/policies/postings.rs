@@ -34,7 +34,7 @@ pub(super) struct Postings {
 
 /// The error that the records exceed 32-bit offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policies' conditions are too long to be filed")]
+#[error("the policies' conditions are too long to index")]
 pub(in crate::pdp) struct PostingsTooLarge;
 
 /// A value for each variable of a request.

@@ -19,14 +19,14 @@ pub(in crate::pdp) struct ReadSet {
     pub(in crate::pdp) literals: Vec<(EntityUID, AccessTree)>,
     /// The attributes of the context that are read; `None` if it is used as a whole.
     pub(in crate::pdp) context: Option<BTreeSet<SmolStr>>,
-    /// Whether an entity is tested with `in` against a slot.
+    /// True if an entity is tested with `in` against a slot.
     pub(in crate::pdp) depends_on_slots: bool,
 }
 
 /// The ancestors of an entity that a condition can test with `in`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::pdp) struct Ancestors {
-    /// Whether any ancestor can be tested, by a uid known only at evaluation.
+    /// True if any ancestor can be tested, by a uid known only at evaluation.
     pub(in crate::pdp) any: bool,
     /// The ancestors that the text names.
     pub(in crate::pdp) named: Vec<NamedUid>,
@@ -109,7 +109,7 @@ pub(in crate::pdp) enum Root {
 /// The lookups of a value, and of the values that it contains or refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::pdp) struct AccessTree {
-    /// Whether the value, if it is a uid, is looked up as an entity.
+    /// True if the value, if it is a uid, is looked up as an entity.
     pub(in crate::pdp) is_looked_up: bool,
     /// The ancestors of the entity that are tested.
     pub(in crate::pdp) ancestors: Ancestors,
