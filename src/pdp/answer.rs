@@ -1,4 +1,4 @@
-//! What the PDP says: a decision, what settled it, and by which content.
+//! The answer to a query: the decision, its diagnostics and the revision that decided.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::id::{PolicyId, Revision};
 use super::query::InvalidQuery;
 use super::settings::MAX_LOOKUP_STEPS;
 
-/// The answer to "may this principal do this action on this resource?".
+/// The outcome of a query: allow or deny.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// At least one permit is satisfied, and no forbid.
@@ -28,60 +28,60 @@ impl fmt::Display for Decision {
 /// A policy that was skipped because its evaluation failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyError {
-    /// Which policy.
+    /// The skipped policy.
     pub policy: PolicyId,
-    /// What Cedar says of the failure, in its own words.
+    /// Cedar's own error message, cut to a bounded length.
     pub message: String,
 }
 
-/// What settled a decision, and what could not be asked.
+/// The policies that determined a decision, and those that failed to evaluate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diagnostics {
-    /// The satisfied policies that settled the decision, sorted by id.
+    /// The satisfied policies that determined the decision, sorted by id.
     pub determining: Vec<PolicyId>,
     /// The policies skipped because their evaluation failed, sorted by id.
     pub errors: Vec<PolicyError>,
 }
 
-/// A decision with its reasons.
+/// A decision with its diagnostics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Allow or deny.
     pub decision: Decision,
     /// Determining policies and evaluation errors.
     pub diagnostics: Diagnostics,
-    /// Of the snapshot that decided.
+    /// The revision of the snapshot that decided.
     pub revision: Revision,
-    /// Present exactly when the query asked for it.
+    /// `Some` exactly when the query asked for an explanation.
     pub explanation: Option<Box<Explanation>>,
 }
 
-/// Why a query has no answer.
+/// An error that leaves a query without an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
-    /// It cannot be decided as it stands.
+    /// The query is malformed or does not conform to the schema.
     #[error(transparent)]
     Invalid(#[from] InvalidQuery),
-    /// The token's principal must be among the stored entities, and is not.
+    /// The token's principal is not stored, and the issuer's mapping requires that it is.
     #[error("the token's principal is not among the stored entities")]
     UnknownPrincipal,
-    /// More policies match its principal, action and resource than may be evaluated.
+    /// More policies match the query's scope than one request may evaluate.
     #[error(
-        "more than {most} policies match this principal, action and resource; `max_candidates` \
+        "more than {limit} policies match this principal, action and resource; `max_candidates` \
          allows no more"
     )]
     TooManyPolicies {
-        /// The most that may.
-        most: usize,
+        /// Most policies that may match.
+        limit: usize,
     },
-    /// Its policies read more entities than may be looked up, or reach them in too many steps.
+    /// The matching policies look up too many entities, or take too many steps to reach them.
     #[error(
-        "the policies that match look up more than {most} entities, or take more than \
+        "the policies that match look up more than {limit} entities, or take more than \
          {MAX_LOOKUP_STEPS} steps to reach them"
     )]
     TooManyEntities {
-        /// The most that may.
-        most: usize,
+        /// Most entities that may be looked up.
+        limit: usize,
     },
 }
 

@@ -524,7 +524,7 @@ impl Compiler<'_> {
             );
         }
         // One request may have the key that the most are filed under, and meets those that are open.
-        let (largest, open) = (index.largest_bucket(), index.unconstrained());
+        let (largest, open) = (index.longest_list(), index.unconstrained());
         let count = largest.len() + open.len();
         let most = self.settings.max_candidates;
         if count > most

@@ -1,4 +1,4 @@
-//! The entities that a decision reads: a compact store, and a request's own entities on top of it.
+//! Entities that decisions read: the compact store, and the overlay with a request's entities.
 
 pub(in crate::pdp) mod hierarchy;
 pub(in crate::pdp) mod interner;

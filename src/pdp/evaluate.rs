@@ -1,8 +1,8 @@
 //! Decides a query on a snapshot.
 //!
-//! `bind` turns the query into Cedar's values and finds the policies whose scope matches,
-//! `interpreter` evaluates plain conditions on the store, and `slicing` collects the entities that
-//! Cedar needs for the rest. `explain` says why a decision is what it is.
+//! `bind` converts the query to Cedar values and finds the policies whose scope matches.
+//! `interpreter` evaluates simple conditions directly on the store; `slicing` collects the entities
+//! that Cedar needs for the rest. `explain` computes the explanation of a decision.
 
 pub(in crate::pdp) mod authorize;
 pub(in crate::pdp) mod bind;

@@ -1,11 +1,11 @@
-//! Why an answer is what it is: the determining policies, or the permits that came close.
+//! The explanation of an answer: the determining policies, or the permits that came close.
 //!
-//! The words only; `explain` finds them.
+//! Only the types; `evaluate::explain` computes them.
 
 use super::diagnostic::Position;
 use super::id::PolicyId;
 
-/// Whether a policy permits or forbids.
+/// A policy's effect: permit or forbid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// The policy permits.
@@ -14,71 +14,72 @@ pub enum Effect {
     Forbid,
 }
 
-/// Where a policy, template or link is written.
+/// The file and position at which a policy, template or link is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The path relative to the policy directory.
     pub file: String,
-    /// Where in the file, when that is known.
+    /// The position in the file; `None` if unknown.
     pub position: Option<Position>,
 }
 
-/// Why an answer is what it is.
+/// The explanation of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
     /// The determining policies, in the order of the answer.
     pub determining: Vec<ExplainedPolicy>,
-    /// For a denial that no policy determined: permits whose scope matched, sorted by id, at most
-    /// [`MAX_UNSATISFIED`] of them; none where evaluating those in full would look up more
-    /// entities than a request may.
+    /// For a denial that no policy determined: permits whose scope matched, sorted by id.
+    ///
+    /// At most [`MAX_UNSATISFIED`] are listed, and none if evaluating them in full would look up
+    /// more entities than a request may.
     pub unsatisfied: Vec<UnsatisfiedPermit>,
-    /// How many such permits there are in all.
+    /// The number of all permits whose scope matched, listed or not.
     pub unsatisfied_total: usize,
 }
 
-/// The most permits that an explanation lists.
+/// Most permits that an explanation lists.
 pub const MAX_UNSATISFIED: usize = 20;
 
-/// A policy that settled the decision.
+/// A policy or template link, as an explanation describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExplainedPolicy {
-    /// Which policy or link.
+    /// The id of the policy or link.
     pub policy: PolicyId,
-    /// The template, for a link.
+    /// The template's id; `None` if the policy is not a link.
     pub template: Option<PolicyId>,
     /// Permit or forbid.
     pub effect: Effect,
     /// Its annotations, sorted by name.
     pub annotations: Vec<(String, String)>,
-    /// Where it is written; for a link, where the link is.
+    /// The location of the policy; for a link, of the link itself.
     pub place: Place,
 }
 
-/// A permit whose scope matched and whose condition did not hold.
+/// A permit whose scope matched and whose condition was not satisfied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnsatisfiedPermit {
     /// The permit.
     pub policy: ExplainedPolicy,
-    /// The first part of its condition that did not hold.
+    /// The first clause of its condition that was not satisfied.
     pub clause: Clause,
-    /// Why it did not hold.
+    /// The reason: the clause was false, or it failed.
     pub outcome: ClauseOutcome,
 }
 
-/// A part of a policy's condition: the smallest `&&` operand that was not true.
+/// A clause of a policy's condition, with the `&&` operand in it that was not true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clause {
     /// `when` or `unless`.
     pub kind: ClauseKind,
     /// The whole clause as written, from `when` or `unless` to its closing brace.
     pub text: String,
-    /// The operand of the clause's `&&` that settled it.
+    /// The operand of the clause's `&&` that was not true.
     pub operand: String,
-    /// Where the operand begins.
+    /// The location at which the operand begins.
     pub place: Place,
 }
 
-/// How a condition clause begins.
+/// The keyword of a condition clause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClauseKind {
     /// `when { … }`: must be true.
@@ -87,11 +88,11 @@ pub enum ClauseKind {
     Unless,
 }
 
-/// How a clause failed to hold.
+/// The reason why a clause was not satisfied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClauseOutcome {
-    /// It was false (for `unless`: true).
+    /// The clause was false (for `unless`: true).
     NotSatisfied,
-    /// It could not be evaluated; what Cedar says of it.
+    /// Evaluation failed, with this error message of Cedar.
     Failed(String),
 }

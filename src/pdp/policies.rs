@@ -1,6 +1,7 @@
-//! Policies as a snapshot holds them: indexed by scope, their conditions as bytecode and read sets.
+//! Policies in a snapshot: a scope index, with conditions as bytecode and as read sets.
 
 pub(in crate::pdp) mod bytecode;
+pub(in crate::pdp) mod conjunction;
 pub(in crate::pdp) mod context_reads;
 pub(in crate::pdp) mod cursor;
 pub(in crate::pdp) mod index;

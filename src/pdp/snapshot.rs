@@ -111,7 +111,7 @@ impl Snapshot {
             return &ContextReads::All;
         }
         let action = self.entities.interner.find_named(action_type, action_id);
-        self.projections.of(action)
+        self.projections.for_action(action)
     }
 
     /// The static policies and links, sorted by id.

@@ -121,7 +121,7 @@ fn too_many_matching_policies_warn_and_fail() {
     let refused = authorize(&snapshot, &query());
     assert_eq!(
         refused.unwrap_err(),
-        NoAnswer::TooManyPolicies { most: 10_000 }
+        NoAnswer::TooManyPolicies { limit: 10_000 }
     );
     let other = Query {
         principal: Uid::new("Node", "1"),

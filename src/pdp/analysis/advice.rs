@@ -67,9 +67,9 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
             begins_with: rule
                 .condition
                 .expr
-                .as_deref()
+                .as_ref()
                 .and_then(|condition| {
-                    crate::pdp::evaluate::explain::operands(condition)
+                    crate::pdp::policies::conjunction::operands(condition)
                         .first()
                         .copied()
                 })

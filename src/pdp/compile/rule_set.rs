@@ -16,7 +16,7 @@ use crate::pdp::policies::bytecode::BytecodeTable;
 use crate::pdp::policies::policy::{Condition, Rule};
 use crate::pdp::policies::read_set::{ReadSet, TooManyPaths};
 use crate::pdp::policies::scope::Scope;
-use crate::pdp::policies::{read_set, scope};
+use crate::pdp::policies::{conjunction, read_set};
 
 /// Rules with what is needed to file them.
 #[derive(Debug, Default)]
@@ -71,10 +71,11 @@ impl RuleSet {
         origin: &SourceLocation,
         known: &mut ReadSetCache,
     ) -> Result<(), String> {
-        let scope = Scope::of(policy, &mut self.interner).map_err(|error| error.to_string())?;
+        let scope =
+            Scope::from_policy(policy, &mut self.interner).map_err(|error| error.to_string())?;
         let condition = policy.non_scope_constraints_arc();
         let remainder = condition
-            .and_then(|condition| scope::remaining_condition(condition, scope.absorbed_operands()));
+            .and_then(|condition| conjunction::without_first(condition, scope.absorbed_operands()));
         self.conditions
             .add(remainder.as_deref(), &mut self.interner)
             .map_err(|error| error.to_string())?;

@@ -1,46 +1,47 @@
-//! Who is in whom: the direct parents of all entities, and what is above those.
+//! The entity hierarchy: the direct parents of all entities, and the parents' ancestors.
 //!
-//! Going up step by step, each step waits for the memory of the one before. So what is above a
-//! parent, all of it, is kept with the parent: entities that have children are a small part of
-//! all, and mostly in a few dozen others. Where that is not so, there is the way step by step.
+//! A walk up the hierarchy waits for memory at every level. So the ancestors of each parent are
+//! precomputed and stored with it: few entities are parents, and most of those have a few dozen
+//! ancestors. A parent with too many has no list, and the walk continues from it level by level.
 
 use cedar_policy_core::ast::EntityUID;
 use smallvec::SmallVec;
 
 use super::interner::UidId;
 
-/// The most ancestors that one entity may have.
+/// Most ancestors that one entity may have.
 ///
-/// A policy can ask whether an entity is in any of its ancestors, so each of them can cost a
-/// request a step.
+/// A policy can test an entity against any of its ancestors, so each ancestor can cost a request
+/// one step.
 pub const MAX_ANCESTORS: usize = 1_000;
 
-/// Why a hierarchy is refused.
+/// An error that makes a hierarchy invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum HierarchyError {
     /// The entity is its own ancestor.
     Cycle(EntityUID),
-    /// The entity has more than [`MAX_ANCESTORS`].
+    /// The entity has more than [`MAX_ANCESTORS`] ancestors.
     TooManyAncestors(EntityUID),
 }
 
-/// Room for so many ancestors is made at once.
+/// Initial capacity of a list of ancestors.
 pub(in crate::pdp) const EXPECTED_ANCESTORS: usize = 64;
 
-/// Uid numbers in the order in which they were found, each once.
+/// An insertion-ordered set of uid ids.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct UidSet {
     pub(super) order: Vec<UidId>,
-    /// Filled once looking through the list would take longer.
+    /// Filled only once `order` is too long for a linear search.
     pub(super) set: hashbrown::HashSet<UidId>,
 }
 
 impl UidSet {
-    pub(super) const FEW: usize = 32;
+    /// Longest list that is searched linearly.
+    const MAX_LINEAR: usize = 32;
 
-    /// Adds `uid`; whether it is new.
+    /// Adds `uid`, and returns whether it is new.
     pub(super) fn insert(&mut self, uid: UidId) -> bool {
-        if self.order.len() < Self::FEW {
+        if self.order.len() < Self::MAX_LINEAR {
             if self.order.contains(&uid) {
                 return false;
             }
@@ -56,8 +57,8 @@ impl UidSet {
         true
     }
 
-    pub(super) fn get(&self, at: usize) -> Option<UidId> {
-        self.order.get(at).copied()
+    pub(super) fn get(&self, index: usize) -> Option<UidId> {
+        self.order.get(index).copied()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,47 +71,48 @@ impl UidSet {
     }
 }
 
-/// What is above an entity is kept if it is no more than this.
-const MAX_KEPT_ANCESTORS: usize = 64;
+/// Most ancestors that are precomputed for one parent.
+const MAX_STORED_ANCESTORS: usize = 64;
 
-/// All that is kept is no more than so many times the parents there are.
-const MAX_KEPT_PER_PARENT: usize = 4;
+/// Bound on all precomputed lists together, as a multiple of the number of parent edges.
+const MAX_STORED_PER_PARENT: usize = 4;
 
-/// The direct parents of all entities, in one list, so that going up touches little memory.
+/// The direct parents of all entities, in one array, so that a walk up touches little memory.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hierarchy {
-    /// By uid number, where its parents begin; they end where the next one's begin.
+    /// The offset of each uid's parents in `parents`, by uid id; they end where the next begin.
     starts: Vec<u32>,
     parents: Vec<Parent>,
-    /// What is above parents: each time how many, and then these, sorted.
-    above: Vec<UidId>,
-    /// By uid number, where what is above it stands in `above`: for parents that a request names. Each
-    /// of `parents` has its own there too, so that going up from a stored entity needs no look here.
-    places: Vec<u32>,
+    /// The precomputed ancestors of parents. Each list is its length, then its members, sorted.
+    ancestor_lists: Vec<UidId>,
+    /// The offset of each parent's list in `ancestor_lists`, by uid id, for parents that a request
+    /// names. The entries of `parents` repeat it, so a walk up from a stored entity skips this.
+    list_offsets: Vec<u32>,
 }
 
-/// A direct parent, and where all that is above it stands.
+/// A direct parent, with the offset of its list of ancestors.
 #[derive(Clone, Copy, Debug)]
 struct Parent {
     uid: UidId,
-    above: u32,
+    list_offset: u32,
 }
 
 impl Parent {
-    /// What is above it is not kept.
-    const UNKNOWN: u32 = u32::MAX;
+    /// The offset of a parent whose ancestors are not precomputed.
+    const NO_LIST: u32 = u32::MAX;
 }
 
-/// A direct parent with all that is above it, sorted, where that is kept.
+/// A direct parent, with its own ancestors if they are precomputed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Step<'a> {
+pub(super) struct ParentLink<'a> {
     pub(super) parent: UidId,
-    pub(super) above: Option<&'a [UidId]>,
+    /// All ancestors of `parent`, sorted.
+    pub(super) ancestors: Option<&'a [UidId]>,
 }
 
 impl Hierarchy {
-    /// The hierarchy of entities that have these parents, by uid number.
-    pub(super) fn of<P: IntoIterator<Item = UidId>>(
+    /// Creates the hierarchy of entities with these parents, given in the order of uid ids.
+    pub(super) fn new<P: IntoIterator<Item = UidId>>(
         parents_of: impl ExactSizeIterator<Item = P>,
     ) -> Self {
         let mut starts = Vec::with_capacity(parents_of.len() + 1);
@@ -118,11 +120,11 @@ impl Hierarchy {
         // INVARIANT: a parent takes many bytes of its file, and a store's files are far below 2³²
         // times that.
         let offset = |parents: &[Parent]| u32::try_from(parents.len()).unwrap_or(u32::MAX);
-        for of_one in parents_of {
+        for entity_parents in parents_of {
             starts.push(offset(&parents));
-            parents.extend(of_one.into_iter().map(|uid| Parent {
+            parents.extend(entity_parents.into_iter().map(|uid| Parent {
                 uid,
-                above: Parent::UNKNOWN,
+                list_offset: Parent::NO_LIST,
             }));
         }
         starts.push(offset(&parents));
@@ -130,49 +132,52 @@ impl Hierarchy {
         Self {
             starts,
             parents,
-            above: Vec::new(),
-            places: Vec::new(),
+            ancestor_lists: Vec::new(),
+            list_offsets: Vec::new(),
         }
     }
 
-    fn stored(&self, uid: UidId) -> &[Parent] {
-        let at = |index: usize| self.starts.get(index).map(|start| *start as usize);
-        match (at(uid.index()), at(uid.index() + 1)) {
+    fn stored_parents(&self, uid: UidId) -> &[Parent] {
+        let start = |index: usize| self.starts.get(index).map(|start| *start as usize);
+        match (start(uid.index()), start(uid.index() + 1)) {
             (Some(start), Some(end)) => self.parents.get(start..end).unwrap_or_default(),
             (Some(_) | None, _) => &[],
         }
     }
 
-    /// The direct parents of the entity with this uid, which may exist nowhere.
+    /// Returns the direct parents of the entity with this uid. A parent need not exist.
     pub(super) fn parents(&self, uid: UidId) -> impl Iterator<Item = UidId> + '_ {
-        self.stored(uid).iter().map(|parent| parent.uid)
+        self.stored_parents(uid).iter().map(|parent| parent.uid)
     }
 
-    /// The same, each with what is above it.
-    pub(super) fn steps(&self, uid: UidId) -> impl Iterator<Item = Step<'_>> {
-        self.stored(uid).iter().map(|Parent { uid, above }| Step {
-            parent: *uid,
-            above: kept(&self.above, *above),
-        })
+    /// Returns the direct parents, each with its precomputed ancestors.
+    pub(super) fn parent_links(&self, uid: UidId) -> impl Iterator<Item = ParentLink<'_>> {
+        self.stored_parents(uid)
+            .iter()
+            .map(|Parent { uid, list_offset }| ParentLink {
+                parent: *uid,
+                ancestors: ancestor_list(&self.ancestor_lists, *list_offset),
+            })
     }
 
-    /// All that is above each of these entities, sorted: of one that is somebody's parent, where that
-    /// is kept.
+    /// Returns the precomputed ancestors of each of these uids, if it is a parent and has a list.
     ///
-    /// As with [`UidInterner::find_all`](crate::pdp::entities::interner::UidInterner), a step is made for each before the next is
-    /// made for any.
-    pub(super) fn above(
+    /// As in `UidInterner::find_all`, each step is done for all uids before the next step, so that
+    /// the memory accesses overlap.
+    pub(super) fn precomputed_ancestors(
         &self,
         uids: impl Iterator<Item = UidId>,
     ) -> SmallVec<[Option<&[UidId]>; 16]> {
-        let places: SmallVec<[Option<u32>; 16]> = uids
-            .map(|uid| self.places.get(uid.index()).copied())
+        let offsets: SmallVec<[Option<u32>; 16]> = uids
+            .map(|uid| self.list_offsets.get(uid.index()).copied())
             .collect();
-        let above = places.into_iter();
-        above.map(|place| kept(&self.above, place?)).collect()
+        let offsets = offsets.into_iter();
+        offsets
+            .map(|offset| ancestor_list(&self.ancestor_lists, offset?))
+            .collect()
     }
 
-    /// Whether all have the same parents in `other`.
+    /// Returns whether every entity has the same parents in `other`.
     pub(super) fn has_same_parents(&self, other: &Self) -> bool {
         self.starts == other.starts
             && self.parents.len() == other.parents.len()
@@ -183,99 +188,100 @@ impl Hierarchy {
                 .all(|(one, other)| one.uid == other.uid)
     }
 
-    /// Finds out what is above each parent. Nobody may be above himself.
-    pub(super) fn close(&mut self) {
-        /// Nothing is known of an entity yet.
-        const OPEN: u32 = u32::MAX - 1;
-        let mut places: Vec<u32> = vec![OPEN; self.starts.len()];
-        let mut left = self.parents.len().saturating_mul(MAX_KEPT_PER_PARENT);
-        let mut above = Vec::new();
+    /// Computes the ancestors of each parent. The hierarchy must have no cycle.
+    pub(super) fn compute_closure(&mut self) {
+        /// The offset of an entity that was not visited yet.
+        const UNVISITED: u32 = u32::MAX - 1;
+        let mut offsets: Vec<u32> = vec![UNVISITED; self.starts.len()];
+        let mut room = self.parents.len().saturating_mul(MAX_STORED_PER_PARENT);
+        let mut lists = Vec::new();
         let mut found: Vec<UidId> = Vec::new();
         let mut path: Vec<UidId> = Vec::new();
         for Parent { uid: root, .. } in &self.parents {
             path.push(*root);
             while let Some(uid) = path.last().copied() {
-                let place = |uid: UidId| places.get(uid.index()).copied();
-                if place(uid) != Some(OPEN) {
+                let offset = |uid: UidId| offsets.get(uid.index()).copied();
+                if offset(uid) != Some(UNVISITED) {
                     path.pop();
                     continue;
                 }
-                let parents = self.stored(uid);
-                let waiting = path.len();
-                let is_open = |parent: &&Parent| place(parent.uid) == Some(OPEN);
-                path.extend(parents.iter().filter(is_open).map(|parent| parent.uid));
-                if path.len() > waiting {
+                // The parents' lists come first.
+                let parents = self.stored_parents(uid);
+                let depth = path.len();
+                let is_unvisited = |parent: &&Parent| offset(parent.uid) == Some(UNVISITED);
+                path.extend(parents.iter().filter(is_unvisited).map(|parent| parent.uid));
+                if path.len() > depth {
                     continue;
                 }
                 path.pop();
-                let is_kept = above_all(parents, &above, place, &mut found) && found.len() < left;
-                let here = match u32::try_from(above.len()) {
-                    Ok(here) if is_kept && here < OPEN => here,
-                    Ok(_) | Err(_) => Parent::UNKNOWN,
+                let is_stored =
+                    collect_ancestors(parents, &lists, offset, &mut found) && found.len() < room;
+                let list_offset = match u32::try_from(lists.len()) {
+                    Ok(offset) if is_stored && offset < UNVISITED => offset,
+                    Ok(_) | Err(_) => Parent::NO_LIST,
                 };
-                if here != Parent::UNKNOWN {
-                    left -= found.len() + 1;
-                    above.push(UidId(u32::try_from(found.len()).unwrap_or(0)));
-                    above.extend(&found);
+                if list_offset != Parent::NO_LIST {
+                    room -= found.len() + 1;
+                    lists.push(UidId(u32::try_from(found.len()).unwrap_or(0)));
+                    lists.extend(&found);
                 }
-                if let Some(place) = places.get_mut(uid.index()) {
-                    *place = here;
+                if let Some(offset) = offsets.get_mut(uid.index()) {
+                    *offset = list_offset;
                 }
             }
         }
-        for Parent { uid, above } in &mut self.parents {
-            *above = match places.get(uid.index()) {
-                Some(&OPEN) | None => Parent::UNKNOWN,
-                Some(place) => *place,
-            };
-        }
-        above.shrink_to_fit();
-        self.above = above;
-        for place in &mut places {
-            if *place == OPEN {
-                *place = Parent::UNKNOWN;
+        for offset in &mut offsets {
+            if *offset == UNVISITED {
+                *offset = Parent::NO_LIST;
             }
         }
-        self.places = places;
+        for Parent { uid, list_offset } in &mut self.parents {
+            let offset = offsets.get(uid.index()).copied();
+            *list_offset = offset.unwrap_or(Parent::NO_LIST);
+        }
+        lists.shrink_to_fit();
+        self.ancestor_lists = lists;
+        self.list_offsets = offsets;
     }
 
-    /// The memory that it holds, in bytes.
+    /// Returns the heap memory in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.starts.capacity() * size_of::<u32>()
             + self.parents.capacity() * size_of::<Parent>()
-            + self.above.capacity() * size_of::<UidId>()
-            + self.places.capacity() * size_of::<u32>()
+            + self.ancestor_lists.capacity() * size_of::<UidId>()
+            + self.list_offsets.capacity() * size_of::<u32>()
     }
 }
 
-/// What stands at `place` in `above`, if anything is kept there.
-fn kept(above: &[UidId], place: u32) -> Option<&[UidId]> {
-    let (UidId(count), rest) = above.get(place as usize..)?.split_first()?;
+/// Returns the list at `offset` in `lists`; `None` for [`Parent::NO_LIST`].
+fn ancestor_list(lists: &[UidId], offset: u32) -> Option<&[UidId]> {
+    let (UidId(count), rest) = lists.get(offset as usize..)?.split_first()?;
     rest.get(..*count as usize)
 }
 
-/// Puts into `found`, sorted, all that an entity with these parents is in; whether that is known,
-/// and not too much to be kept.
-fn above_all(
+/// Collects in `found`, sorted, all ancestors of an entity with these parents.
+///
+/// Returns `false` if a parent has no list, or if the ancestors are too many to store.
+fn collect_ancestors(
     parents: &[Parent],
-    above: &[UidId],
-    place: impl Fn(UidId) -> Option<u32>,
+    lists: &[UidId],
+    list_offset: impl Fn(UidId) -> Option<u32>,
     found: &mut Vec<UidId>,
 ) -> bool {
     found.clear();
-    if parents.len() > MAX_KEPT_ANCESTORS {
+    if parents.len() > MAX_STORED_ANCESTORS {
         return false;
     }
     for parent in parents {
         found.push(parent.uid);
-        match place(parent.uid).and_then(|place| kept(above, place)) {
-            Some(above) => found.extend(above),
+        match list_offset(parent.uid).and_then(|offset| ancestor_list(lists, offset)) {
+            Some(ancestors) => found.extend(ancestors),
             None => return false,
         }
     }
     found.sort_unstable();
     found.dedup();
-    found.len() <= MAX_KEPT_ANCESTORS
+    found.len() <= MAX_STORED_ANCESTORS
 }
 
 #[cfg(test)]
@@ -286,33 +292,36 @@ mod tests {
         numbers.iter().copied().map(UidId).collect()
     }
 
-    fn closed(parents: &[&[u32]]) -> Hierarchy {
-        let mut hierarchy = Hierarchy::of(parents.iter().map(|of_one| uids(of_one)));
-        hierarchy.close();
+    fn hierarchy(parents: &[&[u32]]) -> Hierarchy {
+        let mut hierarchy = Hierarchy::new(parents.iter().map(|parents| uids(parents)));
+        hierarchy.compute_closure();
         hierarchy
     }
 
     #[test]
-    fn what_is_above_a_parent_is_kept_with_it() {
-        // 5 is a parent that exists nowhere.
-        let hierarchy = closed(&[&[1, 2], &[3], &[3, 4], &[5], &[], &[]]);
-        let steps = |uid| -> Vec<_> {
-            let steps = hierarchy.steps(UidId(uid));
-            steps
-                .map(|step| (step.parent.0, step.above.map(<[UidId]>::to_vec)))
+    fn parents_hold_their_ancestors() {
+        // 5 is a parent that is not an entity.
+        let hierarchy = hierarchy(&[&[1, 2], &[3], &[3, 4], &[5], &[], &[]]);
+        let links = |uid| -> Vec<_> {
+            let links = hierarchy.parent_links(UidId(uid));
+            links
+                .map(|link| (link.parent.0, link.ancestors.map(<[UidId]>::to_vec)))
                 .collect()
         };
-        let above = |numbers| Some(uids(numbers));
-        assert_eq!(steps(0), [(1, above(&[3, 5])), (2, above(&[3, 4, 5]))]);
-        // Nobody is in 0, and nobody is called 77.
-        let found = hierarchy.above(uids(&[3, 0, 2, 77]).into_iter());
-        let found: Vec<_> = found.iter().map(|above| above.map(<[_]>::to_vec)).collect();
-        assert_eq!(found, [above(&[5]), None, above(&[3, 4, 5]), None]);
-        assert_eq!(steps(3), [(5, above(&[]))]);
-        assert_eq!(steps(5), []);
-        assert_eq!(steps(77), []);
+        let ancestors = |numbers| Some(uids(numbers));
+        assert_eq!(
+            links(0),
+            [(1, ancestors(&[3, 5])), (2, ancestors(&[3, 4, 5]))]
+        );
+        // 0 is no entity's parent, and 77 does not exist.
+        let found = hierarchy.precomputed_ancestors(uids(&[3, 0, 2, 77]).into_iter());
+        let found: Vec<_> = found.iter().map(|list| list.map(<[_]>::to_vec)).collect();
+        assert_eq!(found, [ancestors(&[5]), None, ancestors(&[3, 4, 5]), None]);
+        assert_eq!(links(3), [(5, ancestors(&[]))]);
+        assert_eq!(links(5), []);
+        assert_eq!(links(77), []);
         assert!(
-            hierarchy.has_same_parents(&Hierarchy::of(
+            hierarchy.has_same_parents(&Hierarchy::new(
                 [
                     uids(&[1, 2]),
                     uids(&[3]),
@@ -327,34 +336,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_not_kept_and_nothing_that_rests_on_it() {
-        // A chain downwards from 0: the entity `n` is in all before it. And many that are in 0.
+    fn long_ancestor_lists_are_not_stored() {
+        // A list that depends on an omitted one is omitted too. In a chain down from 0, entity `n` is
+        // in all before it; many more entities are in 0.
         let chain = (0..200).map(|n: u32| n.checked_sub(1).map(UidId));
         let chain: Vec<Option<UidId>> = chain.chain([Some(UidId(0)); 1_000]).collect();
-        let mut hierarchy = Hierarchy::of(chain.into_iter());
-        hierarchy.close();
-        let above = |uid: u32| {
-            let step = hierarchy.steps(UidId(uid)).next().unwrap();
-            step.above.map(<[UidId]>::len)
+        let mut hierarchy = Hierarchy::new(chain.into_iter());
+        hierarchy.compute_closure();
+        let list_length = |uid: u32| {
+            let link = hierarchy.parent_links(UidId(uid)).next().unwrap();
+            link.ancestors.map(<[UidId]>::len)
         };
-        assert_eq!(above(65), Some(64));
-        assert_eq!(above(66), None);
-        assert_eq!(above(199), None);
+        assert_eq!(list_length(65), Some(64));
+        assert_eq!(list_length(66), None);
+        assert_eq!(list_length(199), None);
     }
 
     #[test]
-    fn all_that_is_kept_is_little_beside_the_parents() {
-        // Many entities, each in the last of a chain of its own: as much above as parents.
+    fn ancestor_lists_are_bounded_by_parents() {
+        // Chains of 50: the lists would be far longer than the number of parents.
         let wide: Vec<Vec<UidId>> = (0..10_000)
             .map(|n: u32| match n % 50 {
                 0 => vec![],
                 _ => vec![UidId(n - 1)],
             })
             .collect();
-        let mut hierarchy = Hierarchy::of(wide.into_iter());
-        hierarchy.close();
-        let most = hierarchy.parents.len() * MAX_KEPT_PER_PARENT;
-        assert!(hierarchy.above.len() <= most, "{}", hierarchy.above.len());
-        assert!(hierarchy.above.len() > most / 2);
+        let mut hierarchy = Hierarchy::new(wide.into_iter());
+        hierarchy.compute_closure();
+        let limit = hierarchy.parents.len() * MAX_STORED_PER_PARENT;
+        let stored = hierarchy.ancestor_lists.len();
+        assert!(stored <= limit, "{stored}");
+        assert!(stored > limit / 2);
     }
 }

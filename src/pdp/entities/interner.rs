@@ -1,9 +1,9 @@
-//! Numbers for entity uids: each uid that policies, links and stored entities name has one.
+//! Interns entity uids: each uid that policies, links or stored entities name gets a 32-bit id.
 //!
-//! A uid as Cedar holds it is a type name, an id and a place, a hundred bytes and more; the index,
-//! the hierarchy and the store hold four. Numbers are only ever added, so that a table may be
-//! carried from one snapshot to the next; what is left over is cleared when too much of it has
-//! gathered (`entities::EntityStore::needs_compaction`).
+//! Cedar's uid takes a hundred bytes or more: type name, id and source location. The index, the
+//! hierarchy and the store hold four. Ids are only ever added, so an interner can pass from one
+//! snapshot to the next. Unused ids are dropped once they are too many
+//! (`EntityStore::needs_compaction`).
 
 use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 use smol_str::SmolStr;
 
-/// The number of a uid in one [`UidInterner`].
+/// The id of a uid in one [`UidInterner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pdp) struct UidId(pub(in crate::pdp) u32);
 
-/// The number of an entity type in one [`UidInterner`].
+/// The id of an entity type in one [`UidInterner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pdp) struct TypeId(pub(in crate::pdp) u32);
 
@@ -27,30 +27,30 @@ impl UidId {
     }
 }
 
-/// More uids were named than can be numbered.
+/// The error that an interner has no id left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more than {MAX_UIDS} entities are named")]
 pub(in crate::pdp) struct TooManyUids;
 
-/// The most uids that are numbered; the numbers above are for those that one request brings.
+/// Most uids in an interner. The ids above are for uids that only one request names.
 pub(in crate::pdp) const MAX_UIDS: u32 = 1 << 31;
 
-/// Uids by number and numbers by uid.
+/// A two-way table of uids and their ids.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pdp) struct UidInterner {
     types: Vec<EntityType>,
-    /// By the type's written name: how requests name it.
+    /// Keyed by the type's name as text, as requests name it.
     ids_by_type_name: hashbrown::HashMap<SmolStr, TypeId>,
     ids_of_types: hashbrown::HashMap<EntityType, TypeId>,
     entries: Vec<Entry>,
-    /// Full pages are shared by all tables that descend from the one that wrote them.
+    /// The ids' text. Full pages are shared with all clones of the interner that wrote them.
     pages: Vec<Arc<String>>,
-    /// Numbers, hashed by what they stand for.
+    /// Uid ids, hashed by the uid that they stand for.
     table: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
 
-/// Where a uid's parts stand.
+/// The type of a uid, and the location of its id's text.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     ty: TypeId,
@@ -59,40 +59,40 @@ struct Entry {
     length: u32,
 }
 
-/// Ids are kept in pages of this many bytes; a longer one has a page of its own.
+/// Bytes of a page of text; a longer id gets its own page.
 const PAGE_BYTES: usize = 64 << 10;
 
 impl UidInterner {
-    /// How many there are.
+    /// Returns the number of uids.
     pub(in crate::pdp) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The types that some uid has, or that were added for themselves.
+    /// Returns the interned types, with or without a uid of that type.
     pub(in crate::pdp) fn types(&self) -> &[EntityType] {
         &self.types
     }
 
-    /// The number of the type that is written `name`.
+    /// Returns the id of the type whose name is the text `name`.
     pub(in crate::pdp) fn find_type_named(&self, name: &str) -> Option<TypeId> {
         self.ids_by_type_name.get(name).copied()
     }
 
-    /// The number of the type `ty`.
+    /// Returns the id of the type `ty`.
     pub(in crate::pdp) fn find_type(&self, ty: &EntityType) -> Option<TypeId> {
         self.ids_of_types.get(ty).copied()
     }
 
-    /// The type with this number.
+    /// Returns the type with this id.
     #[expect(
         clippy::indexing_slicing,
-        reason = "numbers are given out by this table alone, and never taken back"
+        reason = "ids are created by this interner alone, and never removed"
     )]
-    pub(in crate::pdp) fn entity_type(&self, number: TypeId) -> &EntityType {
-        &self.types[number.0 as usize]
+    pub(in crate::pdp) fn entity_type(&self, ty: TypeId) -> &EntityType {
+        &self.types[ty.0 as usize]
     }
 
-    /// The numbers of the uids whose type `is_wanted`.
+    /// Returns the ids of all uids whose type `is_wanted`.
     pub(in crate::pdp) fn ids_of_types(
         &self,
         is_wanted: impl Fn(&EntityType) -> bool,
@@ -102,20 +102,20 @@ impl UidInterner {
             .map(UidId)
             .zip(&self.entries)
             .filter(move |(_, entry)| wanted.get(entry.ty.0 as usize) == Some(&true))
-            .map(|(number, _)| number)
+            .map(|(uid, _)| uid)
     }
 
-    /// The number of the uid with this type and id, if it has one.
+    /// Returns the id of the uid with this type and text, if it is interned.
     pub(in crate::pdp) fn find(&self, ty: TypeId, id: &str) -> Option<UidId> {
         self.table
-            .find(self.hash(ty, id), |number| self.is(*number, ty, id))
-            .map(|number| UidId(*number))
+            .find(self.hash(ty, id), |uid| self.is_equal(*uid, ty, id))
+            .map(|uid| UidId(*uid))
     }
 
-    /// The numbers of the uids with these types and ids, where they have one.
+    /// Returns the ids of the uids with these types and texts, where they are interned.
     ///
-    /// In a large table each lookup waits for memory several times. Here all wait together: a
-    /// step is made for each before the next is made for any.
+    /// In a large table a lookup waits for memory several times. Here each step is done for all
+    /// uids before the next step, so that the memory accesses overlap.
     pub(in crate::pdp) fn find_all<'u>(
         &self,
         uids: impl Iterator<Item = (Option<TypeId>, &'u str)>,
@@ -123,121 +123,117 @@ impl UidInterner {
         struct Lookup<'u> {
             uid: Option<(TypeId, &'u str)>,
             hash: Option<u64>,
-            /// Of the first whose hash is likely the same: nearly always of the uid itself.
-            number: Option<u32>,
+            /// The first id with a matching hash tag: nearly always that of the uid itself.
+            candidate: Option<u32>,
             entry: Option<Entry>,
         }
         let mut lookups: SmallVec<[Lookup<'u>; 3]> = uids
             .map(|(ty, id)| Lookup {
                 uid: ty.map(|ty| (ty, id)),
                 hash: ty.map(|ty| self.hash(ty, id)),
-                number: None,
+                candidate: None,
                 entry: None,
             })
             .collect();
         for lookup in &mut lookups {
-            let likely = |hash| self.table.iter_hash(hash).next().copied();
-            lookup.number = lookup.hash.and_then(likely);
+            let first = |hash| self.table.iter_hash(hash).next().copied();
+            lookup.candidate = lookup.hash.and_then(first);
         }
         for lookup in &mut lookups {
-            let number = lookup.number.map(|number| number as usize);
-            lookup.entry = number.and_then(|number| self.entries.get(number).copied());
+            let index = lookup.candidate.map(|uid| uid as usize);
+            lookup.entry = index.and_then(|index| self.entries.get(index).copied());
         }
         lookups
             .into_iter()
-            .map(
-                |Lookup {
-                     uid, number, entry, ..
-                 }| {
-                    let (ty, id) = uid?;
-                    let likely = number.zip(entry);
-                    match likely.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
-                        Some((number, _)) => Some(UidId(number)),
-                        None => self.find(ty, id),
-                    }
-                },
-            )
+            .map(|lookup| {
+                let (ty, id) = lookup.uid?;
+                let candidate = lookup.candidate.zip(lookup.entry);
+                match candidate.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
+                    Some((uid, _)) => Some(UidId(uid)),
+                    None => self.find(ty, id),
+                }
+            })
             .collect()
     }
 
-    /// The number of the uid whose type is written `type_name`, if it has one.
+    /// Returns the id of the uid with this type name and text, if it is interned.
     pub(in crate::pdp) fn find_named(&self, type_name: &str, id: &str) -> Option<UidId> {
         self.find(self.find_type_named(type_name)?, id)
     }
 
-    /// The number of `uid`, if it has one.
+    /// Returns the id of `uid`, if it is interned.
     pub(in crate::pdp) fn find_uid(&self, uid: &EntityUID) -> Option<UidId> {
         self.find(self.find_type(uid.entity_type())?, uid.eid().as_ref())
     }
 
-    /// The number in `to`, given now if it had none, of the uid that has `number` here.
+    /// Returns the id in `to` of the uid that has the id `uid` here, and interns it if needed.
     pub(in crate::pdp) fn reinterned(
         &self,
-        number: UidId,
+        uid: UidId,
         to: &mut Arc<Self>,
     ) -> Result<UidId, TooManyUids> {
-        let (ty, id) = self.parts(number);
+        let (ty, id) = self.parts(uid);
         let ty = self.reinterned_type(ty, to);
         // Looked up first, as in `intern`.
         match to.find(ty, id) {
-            Some(number) => Ok(number),
+            Some(uid) => Ok(uid),
             None => Arc::make_mut(to).add(ty, id),
         }
     }
 
-    /// The number in `to`, given now if it had none, of the type that has `number` here.
-    pub(in crate::pdp) fn reinterned_type(&self, number: TypeId, to: &mut Arc<Self>) -> TypeId {
-        Self::intern_type(to, self.entity_type(number))
+    /// Returns the id in `to` of the type that has the id `ty` here, and interns it if needed.
+    pub(in crate::pdp) fn reinterned_type(&self, ty: TypeId, to: &mut Arc<Self>) -> TypeId {
+        Self::intern_type(to, self.entity_type(ty))
     }
 
-    /// The type and the id of the uid with this number.
+    /// Returns the type and the text of the uid with this id.
     #[expect(
         clippy::indexing_slicing,
-        reason = "numbers are given out by this table alone, and never taken back"
+        reason = "ids are created by this interner alone, and never removed"
     )]
-    pub(in crate::pdp) fn parts(&self, number: UidId) -> (TypeId, &str) {
-        let entry = self.entries[number.index()];
+    pub(in crate::pdp) fn parts(&self, uid: UidId) -> (TypeId, &str) {
+        let entry = self.entries[uid.index()];
         (entry.ty, self.id(entry))
     }
 
     #[expect(
         clippy::indexing_slicing,
-        reason = "entries are made by this table alone, of what it has written"
+        reason = "entries are created by this interner alone, for text that it has written"
     )]
     fn id(&self, entry: Entry) -> &str {
         let start = entry.start as usize;
         &self.pages[entry.page as usize][start..start + entry.length as usize]
     }
 
-    /// The uid with this number, as Cedar holds it.
-    pub(in crate::pdp) fn uid(&self, number: UidId) -> EntityUID {
-        let (ty, id) = self.parts(number);
+    /// Returns the uid with this id as Cedar's type.
+    pub(in crate::pdp) fn uid(&self, uid: UidId) -> EntityUID {
+        let (ty, id) = self.parts(uid);
         EntityUID::from_components(self.entity_type(ty).clone(), Eid::new(id), None)
     }
 
-    /// The number of the type `ty`, given now if it had none.
+    /// Returns the id of the type `ty`, and interns it if needed.
     pub(in crate::pdp) fn add_type(&mut self, ty: &EntityType) -> TypeId {
-        if let Some(number) = self.find_type(ty) {
-            return number;
+        if let Some(id) = self.find_type(ty) {
+            return id;
         }
         // INVARIANT: there are fewer types than uids and declarations, far below 2³².
-        let number = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
-        // Without the place it was first written at, which would keep that file's text.
+        let id = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
+        // The location is removed: it would keep the text of its file in memory.
         let ty = ty.with_loc(None);
-        self.ids_by_type_name.insert(type_text(&ty), number);
-        self.ids_of_types.insert(ty.clone(), number);
+        self.ids_by_type_name.insert(type_text(&ty), id);
+        self.ids_of_types.insert(ty.clone(), id);
         self.types.push(ty);
-        number
+        id
     }
 
-    /// The number of the uid with this type and id, given now if it had none.
+    /// Returns the id of the uid with this type and text, and interns it if needed.
     pub(in crate::pdp) fn add(&mut self, ty: TypeId, id: &str) -> Result<UidId, TooManyUids> {
-        if let Some(number) = self.find(ty, id) {
-            return Ok(number);
+        if let Some(uid) = self.find(ty, id) {
+            return Ok(uid);
         }
-        let number = u32::try_from(self.entries.len()).map_err(|_| TooManyUids)?;
+        let uid = u32::try_from(self.entries.len()).map_err(|_| TooManyUids)?;
         let length = u32::try_from(id.len()).map_err(|_| TooManyUids)?;
-        if number >= MAX_UIDS {
+        if uid >= MAX_UIDS {
             return Err(TooManyUids);
         }
         let (page, start) = self.write(id)?;
@@ -249,7 +245,7 @@ impl UidInterner {
         });
         let hash = self.hash(ty, id);
         let (entries, pages, hasher) = (&self.entries, &self.pages, &self.hasher);
-        self.table.insert_unique(hash, number, |other| {
+        self.table.insert_unique(hash, uid, |other| {
             let entry = entries.get(*other as usize);
             entry.map_or(0, |entry| {
                 let page = pages.get(entry.page as usize);
@@ -258,58 +254,60 @@ impl UidInterner {
                 hash_of(hasher, entry.ty, id.unwrap_or_default())
             })
         });
-        Ok(UidId(number))
+        Ok(UidId(uid))
     }
 
-    /// The number of `uid`, given now if it had none.
+    /// Returns the id of `uid`, and interns it if needed.
     pub(in crate::pdp) fn add_uid(&mut self, uid: &EntityUID) -> Result<UidId, TooManyUids> {
         let ty = self.add_type(uid.entity_type());
         self.add(ty, uid.eid().as_ref())
     }
 
-    /// The number in `uids` of `uid`, given now if it had none.
+    /// Returns the id of `uid` in `uids`, and interns it if needed.
     ///
     /// # Errors
     ///
-    /// [`TooManyUids`] when there is no number left.
+    /// [`TooManyUids`] if there is no id left.
     pub(in crate::pdp) fn intern(
         uids: &mut Arc<Self>,
         uid: &EntityUID,
     ) -> Result<UidId, TooManyUids> {
-        // Looked up first, here and below: a table that is shared is copied only for what is new
-        // in it.
+        // Looked up first, here and below: a shared interner is copied only to add to it.
         match uids.find_uid(uid) {
-            Some(number) => Ok(number),
+            Some(id) => Ok(id),
             None => Arc::make_mut(uids).add_uid(uid),
         }
     }
 
-    /// The number in `uids` of the type `ty`, given now if it had none.
+    /// Returns the id of the type `ty` in `uids`, and interns it if needed.
     pub(in crate::pdp) fn intern_type(uids: &mut Arc<Self>, ty: &EntityType) -> TypeId {
         match uids.find_type(ty) {
-            Some(number) => number,
+            Some(id) => id,
             None => Arc::make_mut(uids).add_type(ty),
         }
     }
 
-    /// Whether `other` descends from this table, or is it, so that numbers mean the same in both.
+    /// Returns whether `other` is a clone of this interner with more uids, or the same one.
+    ///
+    /// Ids of this interner then mean the same in `other`.
     pub(in crate::pdp) fn is_ancestor_of(&self, other: &Self) -> bool {
-        // A table that descends shares the first page, and a table that was begun anew does not.
+        // A clone shares the first page; an interner that was created anew does not.
         match (self.pages.first(), other.pages.first()) {
             (None, _) => true,
-            (Some(own), Some(others)) => Arc::ptr_eq(own, others),
+            (Some(first), Some(other_first)) => Arc::ptr_eq(first, other_first),
             (Some(_), None) => false,
         }
     }
 
-    /// The memory that the table holds, in bytes.
+    /// Returns the heap memory in bytes.
     pub(in crate::pdp) fn bytes(&self) -> usize {
         let pages: usize = self.pages.iter().map(|page| page.capacity()).sum();
         pages + self.entries.capacity() * size_of::<Entry>() + self.table.allocation_size()
     }
 
+    /// Appends a text to the last page, and returns its page and offset.
     fn write(&mut self, id: &str) -> Result<(u32, u32), TooManyUids> {
-        // A page that an older table shares is left as it is.
+        // A page that another interner shares is never written.
         let has_room = |page: &mut Arc<String>| {
             Arc::get_mut(page).is_some_and(|page| page.capacity() - page.len() >= id.len())
         };
@@ -326,8 +324,8 @@ impl UidInterner {
         Ok((page, start))
     }
 
-    fn is(&self, number: u32, ty: TypeId, id: &str) -> bool {
-        self.parts(UidId(number)) == (ty, id)
+    fn is_equal(&self, uid: u32, ty: TypeId, id: &str) -> bool {
+        self.parts(UidId(uid)) == (ty, id)
     }
 
     fn hash(&self, ty: TypeId, id: &str) -> u64 {
@@ -342,7 +340,7 @@ fn hash_of(hasher: &DefaultHashBuilder, ty: TypeId, id: &str) -> u64 {
     hasher.finish()
 }
 
-/// A type's name as requests write it.
+/// Returns a type's name as requests write it.
 fn type_text(ty: &EntityType) -> SmolStr {
     use std::fmt::Write as _;
     let mut text = smol_str::SmolStrBuilder::new();
@@ -360,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_has_one_number_and_is_found_again_by_it() {
+    fn uids_are_interned_once() {
         let mut uids = UidInterner::default();
         let alice = uids.add_uid(&uid("User", "alice")).unwrap();
         let other = uids.add_uid(&uid("Group", "alice")).unwrap();
@@ -372,14 +370,14 @@ mod tests {
         assert_eq!(uids.find_named("Group", "bob"), None);
         assert_eq!(uids.find_named("Nothing", "alice"), None);
         let (user, group) = (uids.find_type_named("User"), uids.find_type_named("Group"));
-        let asked = [
+        let lookups = [
             (group, "alice"),
             (user, ""),
             (None, "alice"),
             (user, "alice"),
             (group, ""),
         ];
-        let found = uids.find_all(asked.into_iter());
+        let found = uids.find_all(lookups.into_iter());
         assert_eq!(
             found[..],
             [Some(other), None, None, Some(alice), Some(empty)]
@@ -387,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_grows_leaves_the_one_it_descends_from_as_it_was() {
+    fn growing_clones_leave_the_original_unchanged() {
         let mut old = UidInterner::default();
         for n in 0..10_000 {
             old.add_uid(&uid("User", &format!("user-{n}"))).unwrap();
@@ -395,11 +393,11 @@ mod tests {
         let mut new = old.clone();
         let huge = "x".repeat(PAGE_BYTES * 2);
         for id in ["another", huge.as_str(), "last"] {
-            let number = new.add_uid(&uid("User", id)).unwrap();
-            assert_eq!(new.parts(number).1, id);
+            let added = new.add_uid(&uid("User", id)).unwrap();
+            assert_eq!(new.parts(added).1, id);
             assert_eq!(old.find_named("User", id), None);
         }
-        // So many that some have the same few bits of their hash, by which they are found.
+        // Enough that some share the hash tag by which `find_all` finds candidates.
         let ids: Vec<String> = (0..20_000).map(|n| format!("user-{n}")).collect();
         let user = new.find_type_named("User");
         let found = new.find_all(ids.iter().map(|id| (user, id.as_str())));

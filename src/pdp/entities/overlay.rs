@@ -1,136 +1,138 @@
-//! A request's own entities on top of the stored ones.
+//! The stored entities, overlaid with the entities of one request.
 
 use std::collections::{HashMap, HashSet};
 
 use cedar_policy_core::ast::{Entity, EntityType, EntityUID, PartialValue, Value};
 use smallvec::SmallVec;
 
-use super::hierarchy::{EXPECTED_ANCESTORS, HierarchyError, MAX_ANCESTORS, Step, UidSet};
+use super::hierarchy::{EXPECTED_ANCESTORS, HierarchyError, MAX_ANCESTORS, ParentLink, UidSet};
 use super::interner::{MAX_UIDS, TypeId, UidId};
 use super::segment::{Stored, StoredRecord};
 use super::store::EntityStore;
 use crate::pdp::query::Uid;
 
-/// The most steps from an entity to a parent that one request's own entities may cause.
+/// Most steps from an entity to a parent that one request's own entities may cause.
 ///
-/// A request within the limits of its size can still send a hierarchy whose closure costs the
-/// cube of it; a request that brings a thousand entities with fifty ancestors each takes a
-/// hundred thousand steps.
+/// A request within the size limits can still contain a hierarchy whose closure takes cubic time.
+/// A request with 1,000 entities of 50 ancestors each takes 100,000 steps.
 pub const MAX_REQUEST_HIERARCHY_STEPS: usize = 200_000;
 
-/// Why a request's entities cannot join the stored ones.
+/// An error in the hierarchy of a request's entities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum OverlayError {
-    /// The fault lies with the entity of this index.
+    /// The entity with this index is in a cycle or has too many ancestors.
     Entity(usize, HierarchyError),
-    /// All together take more than [`MAX_REQUEST_HIERARCHY_STEPS`].
+    /// All entities together take more than [`MAX_REQUEST_HIERARCHY_STEPS`].
     TooLarge,
 }
 
-/// The stored entities with a request's own before them: the union that the contract speaks of.
+/// The union of the stored entities and a request's own, which take precedence.
 ///
-/// A sent entity replaces the stored one of its uid, for its descendants too. Uids that the store
-/// has no number for get numbers here, for as long as the request is decided.
+/// A request entity replaces the stored entity with its uid, for all its descendants too. Uids that
+/// the store has not interned get ids here, for the duration of the request.
 #[derive(Debug)]
 pub(in crate::pdp) struct Overlay<'a> {
     store: &'a EntityStore,
-    sent: Vec<Sent<'a>>,
-    by_number: hashbrown::HashMap<UidId, usize>,
-    unstored: Vec<EntityUID>,
-    unstored_ids: HashMap<EntityUID, UidId>,
+    request_entities: Vec<OverlayEntity<'a>>,
+    /// Indices into `request_entities`.
+    index_by_uid: hashbrown::HashMap<UidId, usize>,
+    /// The uids that the store has not interned; their ids count up from [`MAX_UIDS`].
+    local_uids: Vec<EntityUID>,
+    local_ids: HashMap<EntityUID, UidId>,
+    /// The rest of [`MAX_REQUEST_HIERARCHY_STEPS`].
     steps_left: usize,
 }
 
-/// What a uid has numbers of.
+/// The ids of a uid and of its type.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct UidIds {
-    /// Its own; a uid without one is no entity's, and no policy names it.
+    /// The uid's id; `None` if neither an entity nor a policy names the uid.
     pub(in crate::pdp) uid: Option<UidId>,
-    /// That of its type, if a policy or a stored entity names it.
+    /// The type's id; `None` if neither a stored entity nor a policy names the type.
     pub(in crate::pdp) ty: Option<TypeId>,
 }
 
-/// What an entity has, where it stands.
+/// The attributes of an entity, in the form of their source.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) enum Attributes<'a> {
     Stored(StoredRecord<'a>),
-    Sent(&'a Entity),
+    Request(&'a Entity),
 }
 
 impl<'a> Attributes<'a> {
-    /// What it has under `name`.
+    /// Returns the attribute `name`.
     pub(in crate::pdp) fn get(self, name: &str) -> Attribute<'a> {
         match self {
             Self::Stored(record) => record
                 .get(name)
                 .map_or(Attribute::Missing, Attribute::Stored),
-            Self::Sent(entity) => match entity.get(name) {
-                Some(PartialValue::Value(value)) => Attribute::Sent(value),
+            Self::Request(entity) => match entity.get(name) {
+                Some(PartialValue::Value(value)) => Attribute::Request(value),
                 Some(PartialValue::Residual(_)) | None => Attribute::Missing,
             },
         }
     }
 }
 
-/// What an entity has under a name.
+/// The value of an attribute, in the form of its source.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) enum Attribute<'a> {
-    /// This, in the store.
+    /// A value of a stored entity.
     Stored(Stored<'a>),
-    /// This, in the request.
-    Sent(&'a Value),
-    /// Nothing.
+    /// A value of a request entity.
+    Request(&'a Value),
+    /// The entity has no such attribute.
     Missing,
 }
 
-/// An entity as a request brings it.
+/// An entity of a request, converted to Cedar's type.
 #[derive(Clone, Debug)]
 pub(in crate::pdp) struct BoundEntity {
-    /// Without ancestors.
+    /// The entity, without ancestors.
     pub(in crate::pdp) entity: Entity,
-    /// The direct ones.
+    /// The direct parents.
     pub(in crate::pdp) parents: Vec<EntityUID>,
 }
 
-/// An entity that a request brings, among the others.
+/// An entity of a request in the overlay.
 #[derive(Debug)]
-pub(in crate::pdp) struct Sent<'a> {
-    /// Without ancestors.
+struct OverlayEntity<'a> {
+    /// The entity, without ancestors.
     entity: Entity,
-    number: UidId,
-    parents: Vec<Step<'a>>,
+    uid: UidId,
+    parents: Vec<ParentLink<'a>>,
 }
 
 impl<'a> Overlay<'a> {
-    /// The stored entities alone.
-    pub(in crate::pdp) fn of(store: &'a EntityStore) -> Self {
+    /// Creates an overlay without request entities.
+    pub(in crate::pdp) fn new(store: &'a EntityStore) -> Self {
         Self {
             store,
-            sent: Vec::new(),
-            by_number: hashbrown::HashMap::new(),
-            unstored: Vec::new(),
-            unstored_ids: HashMap::new(),
+            request_entities: Vec::new(),
+            index_by_uid: hashbrown::HashMap::new(),
+            local_uids: Vec::new(),
+            local_ids: HashMap::new(),
             steps_left: MAX_REQUEST_HIERARCHY_STEPS,
         }
     }
 
-    /// The stored entities with `sent` before them, no two of which have one uid.
+    /// Creates an overlay with these entities of a request, whose uids must be distinct.
     ///
     /// # Errors
     ///
-    /// [`OverlayError`] when a sent entity is its own ancestor, or following the hierarchy takes
+    /// [`OverlayError`] if a request entity is its own ancestor, or if walking the hierarchy takes
     /// too many steps.
     pub(in crate::pdp) fn with_entities(
         store: &'a EntityStore,
-        mut sent: Vec<BoundEntity>,
+        mut entities: Vec<BoundEntity>,
     ) -> Result<Self, OverlayError> {
-        let mut overlay = Self::of(store);
-        for brought in &mut sent {
-            // In order, so that of several faults the same is told each time.
-            brought.parents.sort_unstable();
-            brought.parents.dedup();
+        let mut overlay = Self::new(store);
+        for entity in &mut entities {
+            // Sorted, so that of several errors the same one is reported each time.
+            entity.parents.sort_unstable();
+            entity.parents.dedup();
         }
-        let named = sent.iter().flat_map(|BoundEntity { entity, parents }| {
+        let named = entities.iter().flat_map(|BoundEntity { entity, parents }| {
             let uids = std::iter::once(entity.uid()).chain(parents);
             uids.map(|uid| {
                 (
@@ -139,90 +141,98 @@ impl<'a> Overlay<'a> {
                 )
             })
         });
-        let mut numbers = store.interner.find_all(named).into_iter();
-        let mut number = |overlay: &mut Self, uid: &EntityUID| {
-            let stored = numbers.next().flatten();
-            stored.unwrap_or_else(|| overlay.add(uid))
+        // INVARIANT: `intern` is called in the order of `named`: an entity, then its parents.
+        let mut store_ids = store.interner.find_all(named).into_iter();
+        let mut intern = |overlay: &mut Self, uid: &EntityUID| {
+            let store_id = store_ids.next().flatten();
+            store_id.unwrap_or_else(|| overlay.intern_local(uid))
         };
-        for (index, BoundEntity { entity, parents }) in sent.into_iter().enumerate() {
-            let own = number(&mut overlay, entity.uid());
+        for (index, BoundEntity { entity, parents }) in entities.into_iter().enumerate() {
+            let uid = intern(&mut overlay, entity.uid());
             let parents = parents
                 .iter()
-                .map(|parent| Step {
-                    parent: number(&mut overlay, parent),
-                    above: None,
+                .map(|parent| ParentLink {
+                    parent: intern(&mut overlay, parent),
+                    ancestors: None,
                 })
                 .collect();
-            overlay.by_number.insert(own, index);
-            overlay.sent.push(Sent {
+            overlay.index_by_uid.insert(uid, index);
+            overlay.request_entities.push(OverlayEntity {
                 entity,
-                number: own,
+                uid,
                 parents,
             });
         }
-        overlay.resolve_parents();
+        overlay.resolve_ancestors();
         overlay.check_cycles()?;
         Ok(overlay)
     }
 
-    /// Whether the request brings entities.
+    /// Returns whether the request has entities.
     pub(in crate::pdp) fn has_entities(&self) -> bool {
-        !self.sent.is_empty()
+        !self.request_entities.is_empty()
     }
 
-    /// Lets as many steps be taken once more as a request may.
+    /// Resets the step budget to that of a new request.
     pub(in crate::pdp) fn reset_steps(&mut self) {
         self.steps_left = MAX_REQUEST_HIERARCHY_STEPS;
     }
 
-    /// The number of `uid`: a uid without one is no entity's, and no policy names it.
+    /// Returns the id of `uid`; `None` if neither an entity nor a policy names it.
     pub(in crate::pdp) fn find_uid(&self, uid: &EntityUID) -> Option<UidId> {
-        let stored = self.store.interner.find_uid(uid);
-        stored.or_else(|| self.unstored_ids.get(uid).copied())
+        let store_id = self.store.interner.find_uid(uid);
+        store_id.or_else(|| self.local_ids.get(uid).copied())
     }
 
-    /// The numbers of uids as a request names them. Whatever a sent entity is called or is in has
-    /// been given one.
+    /// Returns the ids of uids as a request names them.
+    ///
+    /// All request entities and their parents have one.
     pub(in crate::pdp) fn find_named<const N: usize>(&self, uids: [&Uid; N]) -> [UidIds; N] {
-        // All before anything is done with one, as in `UidInterner::find_all`.
+        // All are looked up together, as `UidInterner::find_all` explains.
         let types = uids.map(|uid| self.store.interner.find_type_named(&uid.type_name));
         let ids = uids.map(|uid| uid.id.as_str());
-        let mut stored = self
+        let mut store_ids = self
             .store
             .interner
             .find_all(types.into_iter().zip(ids))
             .into_iter();
         let mut types = types.into_iter();
         uids.map(|uid| UidIds {
-            uid: stored.next().flatten().or_else(|| self.find_unstored(uid)),
+            uid: store_ids.next().flatten().or_else(|| self.find_local(uid)),
             ty: types.next().flatten(),
         })
     }
 
-    /// The number of a uid that the store has none for.
-    fn find_unstored(&self, uid: &Uid) -> Option<UidId> {
-        let index = self.unstored.iter().position(|unstored| {
-            let id: &str = unstored.eid().as_ref();
-            id == uid.id && unstored.entity_type().to_string() == uid.type_name
+    /// Returns the id of a uid that the store has not interned.
+    fn find_local(&self, uid: &Uid) -> Option<UidId> {
+        let index = self.local_uids.iter().position(|local| {
+            let id: &str = local.eid().as_ref();
+            id == uid.id && local.entity_type().to_string() == uid.type_name
         })?;
         Some(UidId(MAX_UIDS + u32::try_from(index).ok()?))
     }
 
-    /// The attributes of the entity with this uid; `None` when there is no such entity.
+    /// Returns the request entity with this uid.
+    fn request_entity(&self, uid: UidId) -> Option<&OverlayEntity<'a>> {
+        let index = self.index_by_uid.get(&uid)?;
+        self.request_entities.get(*index)
+    }
+
+    /// Returns the attributes of the entity with this uid; `None` if there is no such entity.
     pub(in crate::pdp) fn attributes(&self, uid: UidId) -> Option<Attributes<'_>> {
-        match self.by_number.get(&uid).and_then(|at| self.sent.get(*at)) {
-            Some(sent) => Some(Attributes::Sent(&sent.entity)),
+        match self.request_entity(uid) {
+            Some(request) => Some(Attributes::Request(&request.entity)),
             None => {
-                let (segment, slot) = self.store.place_of(uid)?;
+                let (segment, slot) = self.store.segment_slot(uid)?;
                 segment.attributes(slot).map(Attributes::Stored)
             }
         }
     }
 
-    /// The number of the type of the uid with this number, if it has one.
+    /// Returns the type of the uid with this id, if the store has interned the type.
     pub(in crate::pdp) fn type_of(&self, uid: UidId) -> Option<TypeId> {
         let index = uid.0.checked_sub(MAX_UIDS);
-        match index.and_then(|index| self.unstored.get(index as usize)) {
+        match index.and_then(|index| self.local_uids.get(index as usize)) {
             Some(uid) => self.find_type(uid.entity_type()),
             None => {
                 let (ty, _) = self.store.interner.parts(uid);
@@ -231,88 +241,103 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// The number of the type `ty`, if a policy or a stored entity names it.
+    /// Returns the id of the type `ty`, if a policy or a stored entity names it.
     pub(in crate::pdp) fn find_type(&self, ty: &EntityType) -> Option<TypeId> {
         self.store.interner.find_type(ty)
     }
 
-    /// The uid with this number.
-    pub(in crate::pdp) fn uid(&self, number: UidId) -> Option<EntityUID> {
-        match number.0.checked_sub(MAX_UIDS) {
-            None => Some(self.store.interner.uid(number)),
-            Some(index) => self.unstored.get(index as usize).cloned(),
+    /// Returns the uid with this id.
+    pub(in crate::pdp) fn uid(&self, uid: UidId) -> Option<EntityUID> {
+        match uid.0.checked_sub(MAX_UIDS) {
+            None => Some(self.store.interner.uid(uid)),
+            Some(index) => self.local_uids.get(index as usize).cloned(),
         }
     }
 
-    fn add(&mut self, uid: &EntityUID) -> UidId {
-        if let Some(number) = self.find_uid(uid) {
-            return number;
+    /// Returns the id of `uid`, and gives it one for this request if it has none.
+    fn intern_local(&mut self, uid: &EntityUID) -> UidId {
+        if let Some(id) = self.find_uid(uid) {
+            return id;
         }
-        // INVARIANT: a request's message holds far fewer uids than there are numbers left.
-        let index = u32::try_from(self.unstored.len()).unwrap_or(u32::MAX - MAX_UIDS);
-        let number = UidId(MAX_UIDS + index);
-        self.unstored.push(uid.clone());
-        self.unstored_ids.insert(uid.clone(), number);
-        number
+        // INVARIANT: a request's message holds far fewer uids than there are ids left.
+        let index = u32::try_from(self.local_uids.len()).unwrap_or(u32::MAX - MAX_UIDS);
+        let id = UidId(MAX_UIDS + index);
+        self.local_uids.push(uid.clone());
+        self.local_ids.insert(uid.clone(), id);
+        id
     }
 
-    fn is_sent(&self, uid: UidId) -> bool {
-        self.by_number.contains_key(&uid)
+    fn is_request_entity(&self, uid: UidId) -> bool {
+        self.index_by_uid.contains_key(&uid)
     }
 
-    /// Whether an entity with one of these uids, which are sorted, is sent.
-    fn is_any_sent(&self, uids: &[UidId]) -> bool {
-        const FEW: usize = 16;
-        if self.sent.len() <= FEW {
-            let mut sent = self.sent.iter();
-            return sent.any(|sent| uids.binary_search(&sent.number).is_ok());
+    /// Returns whether a request entity is among these sorted uids.
+    fn has_request_entity(&self, uids: &[UidId]) -> bool {
+        const MAX_SEARCHES: usize = 16;
+        if self.request_entities.len() <= MAX_SEARCHES {
+            let mut entities = self.request_entities.iter();
+            return entities.any(|entity| uids.binary_search(&entity.uid).is_ok());
         }
-        uids.iter().any(|uid| self.is_sent(*uid))
+        uids.iter().any(|uid| self.is_request_entity(*uid))
     }
 
-    /// The parents of an entity, each with all that is above it where that is known and is as the
-    /// store says: where no sent entity is among them.
-    fn steps(&self, uid: UidId) -> impl Iterator<Item = Step<'_>> {
-        let sent = self.by_number.get(&uid).and_then(|at| self.sent.get(*at));
-        let stored = match sent {
+    /// Returns the direct parents of an entity.
+    ///
+    /// A parent's precomputed ancestors are included if no request entity is among them.
+    fn parent_links(&self, uid: UidId) -> impl Iterator<Item = ParentLink<'_>> {
+        let request = self.request_entity(uid);
+        let stored = match request {
             Some(_) => None,
-            None => Some(self.store.hierarchy.steps(uid)),
+            None => Some(self.store.hierarchy.parent_links(uid)),
         };
-        let stored = stored.into_iter().flatten().map(|step| Step {
-            above: self.unchanged(step.parent, step.above),
-            ..step
+        let stored = stored.into_iter().flatten().map(|link| ParentLink {
+            ancestors: self.if_unchanged(link.parent, link.ancestors),
+            ..link
         });
-        let sent = sent.into_iter().flat_map(|sent| &sent.parents);
-        sent.copied().chain(stored)
+        let request = request.into_iter().flat_map(|entity| &entity.parents);
+        request.copied().chain(stored)
     }
 
-    /// What the store says is above `parent`, if no sent entity is there.
-    fn unchanged<'s>(&self, parent: UidId, above: Option<&'s [UidId]>) -> Option<&'s [UidId]> {
-        above.filter(|above| !self.is_sent(parent) && !self.is_any_sent(above))
+    /// Returns the stored ancestors of `parent`, unless a request entity changes them.
+    fn if_unchanged<'s>(
+        &self,
+        parent: UidId,
+        ancestors: Option<&'s [UidId]>,
+    ) -> Option<&'s [UidId]> {
+        ancestors.filter(|ancestors| {
+            !self.is_request_entity(parent) && !self.has_request_entity(ancestors)
+        })
     }
 
-    /// Finds what is above the parents of the sent entities.
-    fn resolve_parents(&mut self) {
-        let parents = || self.sent.iter().flat_map(|sent| &sent.parents);
-        let above = self
+    /// Looks up the precomputed ancestors of the request entities' parents.
+    fn resolve_ancestors(&mut self) {
+        let links = || {
+            self.request_entities
+                .iter()
+                .flat_map(|entity| &entity.parents)
+        };
+        let ancestors = self
             .store
             .hierarchy
-            .above(parents().map(|step| step.parent));
-        let above: SmallVec<[_; 16]> = parents()
-            .zip(above)
-            .map(|(step, above)| self.unchanged(step.parent, above))
+            .precomputed_ancestors(links().map(|link| link.parent));
+        let ancestors: SmallVec<[_; 16]> = links()
+            .zip(ancestors)
+            .map(|(link, ancestors)| self.if_unchanged(link.parent, ancestors))
             .collect();
-        let steps = self.sent.iter_mut().flat_map(|sent| &mut sent.parents);
-        for (step, above) in steps.zip(above) {
-            step.above = above;
+        let links = self
+            .request_entities
+            .iter_mut()
+            .flat_map(|entity| &mut entity.parents);
+        for (link, ancestors) in links.zip(ancestors) {
+            link.ancestors = ancestors;
         }
     }
 
-    /// All ancestors of the entity with this uid, those that exist nowhere too, sorted.
+    /// Returns all ancestors of the entity with this uid, sorted. Some need not exist.
     ///
     /// # Errors
     ///
-    /// [`OverlayError`] when the sent entities give it more than [`MAX_ANCESTORS`], or following
+    /// [`OverlayError`] if the request entities give it more than [`MAX_ANCESTORS`], or if walking
     /// the hierarchy takes too many steps.
     pub(in crate::pdp) fn ancestors(&mut self, uid: UidId) -> Result<Vec<UidId>, OverlayError> {
         if !self.has_entities() {
@@ -320,27 +345,27 @@ impl<'a> Overlay<'a> {
         }
         let mut steps = self.steps_left;
         let mut all = Vec::with_capacity(EXPECTED_ANCESTORS);
-        // Those whose own ancestors are not known beforehand.
-        let mut ahead = UidSet::default();
+        // Ancestors whose own ancestors are not precomputed.
+        let mut unexpanded = UidSet::default();
         let mut next = Some(uid);
-        let mut done = 0;
-        while let Some(below) = next {
-            for Step { parent, above } in self.steps(below) {
-                let above_too = above.unwrap_or_default();
+        let mut expanded = 0;
+        while let Some(child) = next {
+            for ParentLink { parent, ancestors } in self.parent_links(child) {
+                let precomputed = ancestors.unwrap_or_default();
                 steps = steps
-                    .checked_sub(1 + above_too.len())
+                    .checked_sub(1 + precomputed.len())
                     .ok_or(OverlayError::TooLarge)?;
                 all.push(parent);
-                all.extend(above_too);
-                if above.is_none() {
-                    ahead.insert(parent);
+                all.extend(precomputed);
+                if ancestors.is_none() {
+                    unexpanded.insert(parent);
                 }
             }
-            if ahead.len() > MAX_ANCESTORS {
+            if unexpanded.len() > MAX_ANCESTORS {
                 return Err(self.too_many_ancestors(uid));
             }
-            next = ahead.get(done);
-            done += 1;
+            next = unexpanded.get(expanded);
+            expanded += 1;
         }
         self.steps_left = steps;
         all.sort_unstable();
@@ -351,9 +376,11 @@ impl<'a> Overlay<'a> {
         Ok(all)
     }
 
-    /// A stored entity can come to have too many only by the sent ones together.
+    /// Returns the error for an entity with too many ancestors.
+    ///
+    /// A stored entity is not blamed: only the request entities together can give it too many.
     fn too_many_ancestors(&self, uid: UidId) -> OverlayError {
-        match (self.by_number.get(&uid), self.uid(uid)) {
+        match (self.index_by_uid.get(&uid), self.uid(uid)) {
             (Some(index), Some(uid)) => {
                 OverlayError::Entity(*index, HierarchyError::TooManyAncestors(uid))
             }
@@ -361,16 +388,16 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// The entity with this uid as Cedar holds it, with `ancestors`.
+    /// Returns the entity with this uid as Cedar's type, with `ancestors`.
     pub(in crate::pdp) fn entity(
         &self,
         uid: UidId,
         ancestors: HashSet<EntityUID>,
     ) -> Option<Entity> {
-        match self.by_number.get(&uid).and_then(|at| self.sent.get(*at)) {
+        match self.request_entity(uid) {
             None => self.store.entity(uid, ancestors),
-            Some(sent) => {
-                let mut entity = sent.entity.clone();
+            Some(request) => {
+                let mut entity = request.entity.clone();
                 for ancestor in ancestors {
                     entity.add_indirect_ancestor(ancestor);
                 }
@@ -379,48 +406,49 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Finds a cycle by going up from every sent entity, each entity on the way once.
+    /// Checks that the hierarchy has no cycle, by a walk up from every request entity.
     ///
-    /// Stored entities alone have none, so every cycle passes through a sent one.
+    /// Stored entities alone have no cycle, so every cycle passes through a request entity. Each
+    /// entity is visited once.
     fn check_cycles(&mut self) -> Result<(), OverlayError> {
         let mut steps = self.steps_left;
-        // False while an entity is on the way up from here, true once all above it is seen.
+        // `false` while the entity is on the path, `true` once all its ancestors were visited.
         let mut done: hashbrown::HashMap<UidId, bool> = hashbrown::HashMap::new();
-        for (index, Sent { number: root, .. }) in self.sent.iter().enumerate() {
+        for (index, OverlayEntity { uid: root, .. }) in self.request_entities.iter().enumerate() {
             if done.contains_key(root) {
                 continue;
             }
             done.insert(*root, false);
-            let mut path = vec![(*root, self.steps(*root))];
+            let mut path = vec![(*root, self.parent_links(*root))];
             while let Some((uid, unvisited)) = path.last_mut() {
-                let Some(Step { parent, above }) = unvisited.next() else {
+                let Some(ParentLink { parent, ancestors }) = unvisited.next() else {
                     done.insert(*uid, true);
                     path.pop();
                     continue;
                 };
                 steps = steps.checked_sub(1).ok_or(OverlayError::TooLarge)?;
-                // From here the way leads to stored entities alone.
-                if above.is_some() {
+                // All ancestors are stored entities.
+                if ancestors.is_some() {
                     continue;
                 }
                 match done.get(&parent) {
                     Some(true) => {}
                     None => {
                         done.insert(parent, false);
-                        path.push((parent, self.steps(parent)));
+                        path.push((parent, self.parent_links(parent)));
                     }
                     Some(false) => {
-                        // Of the sent entities on the cycle, the first is named.
-                        let of_cycle = path.iter().map(|(uid, _)| *uid);
-                        let sent = of_cycle
+                        // The error names the first request entity on the cycle.
+                        let path = path.iter().map(|(uid, _)| *uid);
+                        let first = path
                             .skip_while(|uid| *uid != parent)
-                            .filter_map(|uid| self.by_number.get(&uid))
+                            .filter_map(|uid| self.index_by_uid.get(&uid))
                             .min();
                         let cycle = match self.uid(parent) {
                             Some(uid) => HierarchyError::Cycle(uid),
                             None => return Err(OverlayError::TooLarge),
                         };
-                        return Err(OverlayError::Entity(*sent.unwrap_or(&index), cycle));
+                        return Err(OverlayError::Entity(*first.unwrap_or(&index), cycle));
                     }
                 }
             }
@@ -429,3 +457,6 @@ impl<'a> Overlay<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,7 @@
-//! The entities of one file, small: uids as numbers, parents as numbers, values as bytes.
+//! The entities of one file in compact form: uids and parents as ids, values as bytes.
 //!
-//! A segment is written once and then shared by every snapshot that its file stands in. Inside it
-//! uids have numbers of its own, so that it stays as it is when the numbers outside change; one
-//! short table leads from one to the other.
+//! A segment is written once, then shared by all snapshots that contain its file. It has its own
+//! uid ids, so it stays unchanged when the store's ids change; a short table maps one to the other.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,47 +11,48 @@ use smol_str::SmolStr;
 
 use super::interner::{TooManyUids, UidId, UidInterner};
 
-/// A segment being written, its uids numbered in a table of its own.
+/// A segment that is being written, with its own interner.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Draft {
     uids: UidInterner,
     body: Body,
-    name_numbers: HashMap<SmolStr, u32>,
+    name_ids: HashMap<SmolStr, u32>,
 }
 
 /// The entities of one file.
 #[derive(Debug)]
 pub(in crate::pdp) struct Segment {
     body: Arc<Body>,
-    /// From the segment's numbers to those of the store.
+    /// The store's uid ids, by the segment's own.
     uids: Vec<UidId>,
 }
 
+/// The part of a segment that does not depend on the store's ids.
 #[derive(Debug, Default)]
 struct Body {
-    entities: Vec<Slot>,
-    /// The parents of all entities, one after the other.
+    entities: Vec<EntityOffsets>,
+    /// The parents of all entities, concatenated.
     parents: Vec<u32>,
-    /// The attributes and tags of all entities, one after the other, as [`Draft`] writes them.
+    /// The attributes and tags of all entities, concatenated, in the encoding of [`Draft`].
     values: Vec<u8>,
     /// Names of attributes, tags and record fields.
     names: Vec<SmolStr>,
-    /// Values that have no short form: those of extension types.
-    others: Vec<Value>,
+    /// Values of extension types, which have no encoding.
+    extension_values: Vec<Value>,
     has_actions: bool,
 }
 
-/// Where an entity's parts begin; they end where the next one's begin.
+/// The offsets of an entity's parents and values; they end where the next entity's begin.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct EntityOffsets {
     uid: u32,
     parents: u32,
     values: u32,
-    /// The entity's first byte in its file.
+    /// The byte offset of the entity in its file.
     origin: u32,
 }
 
-/// What a value is, in its first byte.
+/// The first byte of an encoded value.
 mod kind {
     pub(super) const FALSE: u8 = 0;
     pub(super) const TRUE: u8 = 1;
@@ -61,10 +61,10 @@ mod kind {
     pub(super) const ENTITY: u8 = 4;
     pub(super) const SET: u8 = 5;
     pub(super) const RECORD: u8 = 6;
-    pub(super) const OTHER: u8 = 7;
+    pub(super) const EXTENSION: u8 = 7;
 }
 
-/// The file holds more than a segment can: its offsets have 32 bits.
+/// The error that a file holds more than 32-bit offsets can address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a file holds too many entities")]
 pub(in crate::pdp) struct TooLarge;
@@ -76,17 +76,19 @@ impl From<TooManyUids> for TooLarge {
 }
 
 impl Draft {
-    /// The segment's own table of uids.
+    /// Returns the segment's own interner.
     pub(in crate::pdp) fn uids(&mut self) -> &mut UidInterner {
         &mut self.uids
     }
 
-    /// Begins an entity. What follows is, in this order: its [`parent`](Self::parent)s, then its
-    /// attributes and its tags, each a [`count`](Self::count) and so many pairs of
-    /// [`name`](Self::name) and value.
+    /// Begins an entity.
+    ///
+    /// The caller then writes each [`parent`](Self::parent), then the attributes, then the tags:
+    /// a [`count`](Self::count) each, followed by that many pairs of [`name`](Self::name) and
+    /// value.
     pub(in crate::pdp) fn begin(&mut self, uid: UidId, origin: usize) -> Result<(), TooLarge> {
-        let offset = |at: usize| u32::try_from(at).map_err(|_| TooLarge);
-        self.body.entities.push(Slot {
+        let offset = |offset: usize| u32::try_from(offset).map_err(|_| TooLarge);
+        self.body.entities.push(EntityOffsets {
             uid: uid.0,
             parents: offset(self.body.parents.len())?,
             values: offset(self.body.values.len())?,
@@ -95,7 +97,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Takes back the entity begun last, and what was written of it.
+    /// Removes the entity begun last, with everything written for it.
     pub(in crate::pdp) fn discard_last(&mut self) {
         if let Some(stored) = self.body.entities.pop() {
             self.body.parents.truncate(stored.parents as usize);
@@ -103,28 +105,31 @@ impl Draft {
         }
     }
 
+    /// Writes a direct parent.
     pub(in crate::pdp) fn parent(&mut self, uid: UidId) {
         self.body.parents.push(uid.0);
     }
 
+    /// Writes the number of pairs or values that follow.
     pub(in crate::pdp) fn count(&mut self, count: usize) {
-        self.number(count as u64);
+        self.varint(count as u64);
     }
 
+    /// Writes the name of an attribute, a tag or a field.
     pub(in crate::pdp) fn name(&mut self, name: &str) {
-        let number = match self.name_numbers.get(name) {
-            Some(number) => *number,
+        let id = match self.name_ids.get(name) {
+            Some(id) => *id,
             None => {
-                // INVARIANT: a name takes a byte of its file at least, and files are far below
+                // INVARIANT: a name takes a byte of its file or more, and files are far below
                 // 2³² bytes.
-                let number = u32::try_from(self.body.names.len()).unwrap_or(u32::MAX);
+                let id = u32::try_from(self.body.names.len()).unwrap_or(u32::MAX);
                 let name = SmolStr::from(name);
                 self.body.names.push(name.clone());
-                self.name_numbers.insert(name, number);
-                number
+                self.name_ids.insert(name, id);
+                id
             }
         };
-        self.number(u64::from(number));
+        self.varint(u64::from(id));
     }
 
     pub(in crate::pdp) fn bool(&mut self, value: bool) {
@@ -135,34 +140,34 @@ impl Draft {
 
     pub(in crate::pdp) fn long(&mut self, value: i64) {
         self.body.values.push(kind::LONG);
-        // Small numbers of either sign are short.
-        self.number(((value << 1) ^ (value >> 63)).cast_unsigned());
+        // Zigzag: numbers close to zero are short, whatever their sign.
+        self.varint(((value << 1) ^ (value >> 63)).cast_unsigned());
     }
 
     pub(in crate::pdp) fn string(&mut self, text: &str) {
         self.body.values.push(kind::STRING);
-        self.number(text.len() as u64);
+        self.varint(text.len() as u64);
         self.body.values.extend_from_slice(text.as_bytes());
     }
 
     pub(in crate::pdp) fn entity(&mut self, uid: UidId) {
         self.body.values.push(kind::ENTITY);
-        self.number(u64::from(uid.0));
+        self.varint(u64::from(uid.0));
     }
 
-    /// Begins a set; so many values follow.
+    /// Begins a set; `count` values follow.
     pub(in crate::pdp) fn set(&mut self, count: usize) {
         self.body.values.push(kind::SET);
         self.count(count);
     }
 
-    /// Begins a record; a [`count`](Self::count) and so many pairs of [`name`](Self::name) and
+    /// Begins a record; a [`count`](Self::count) and that many pairs of [`name`](Self::name) and
     /// value follow.
     pub(in crate::pdp) fn begin_record(&mut self) {
         self.body.values.push(kind::RECORD);
     }
 
-    /// Writes an entity as Cedar has read it, its direct parents alone among its ancestors.
+    /// Writes an entity of Cedar's type, whose ancestors are its direct parents only.
     pub(in crate::pdp) fn add(&mut self, entity: &Entity, origin: usize) -> Result<(), TooLarge> {
         self.body.has_actions |= entity.uid().is_action();
         let uid = self.uids.add_uid(entity.uid())?;
@@ -185,7 +190,7 @@ impl Draft {
             self.name(name);
             match value {
                 PartialValue::Value(value) => self.value(value)?,
-                // Without unknowns there is none; should there be one, it is no value we know.
+                // Only unknowns leave residuals, and stored entities contain none.
                 PartialValue::Residual(_) => return Err(TooLarge),
             }
         }
@@ -216,18 +221,19 @@ impl Draft {
                 }
             }
             ValueKind::ExtensionValue(_) => {
-                self.body.values.push(kind::OTHER);
-                self.number(self.body.others.len() as u64);
+                self.body.values.push(kind::EXTENSION);
+                self.varint(self.body.extension_values.len() as u64);
                 self.body
-                    .others
+                    .extension_values
                     .push(value.clone().with_maybe_source_loc(None));
             }
         }
         Ok(())
     }
 
-    /// Seven bits a byte, low ones first, the high bit set on all but the last.
-    fn number(&mut self, mut number: u64) {
+    /// Writes a number in LEB128: seven bits a byte, low bits first, high bit set on all but the
+    /// last byte.
+    fn varint(&mut self, mut number: u64) {
         loop {
             let low = (number & 0x7f) as u8;
             number >>= 7;
@@ -239,70 +245,71 @@ impl Draft {
         }
     }
 
-    /// Ends the draft: its uids get their numbers in `uids`.
+    /// Ends the segment, and interns its uids in `uids`.
     pub(in crate::pdp) fn finish(self, uids: &mut Arc<UidInterner>) -> Result<Segment, TooLarge> {
         let Self {
-            uids: own,
+            uids: local_uids,
             mut body,
-            name_numbers: _,
+            name_ids: _,
         } = self;
         body.entities.shrink_to_fit();
         body.parents.shrink_to_fit();
         body.values.shrink_to_fit();
         body.names.shrink_to_fit();
-        let all = (0..own.len()).map(|at| UidId(u32::try_from(at).unwrap_or(u32::MAX)));
+        let all =
+            (0..local_uids.len()).map(|index| UidId(u32::try_from(index).unwrap_or(u32::MAX)));
         Ok(Segment {
             body: Arc::new(body),
-            uids: renumbered(all, &own, uids)?,
+            uids: reinterned_all(all, &local_uids, uids)?,
         })
     }
 }
 
-/// The numbers in `to` of uids that have these numbers in `from`.
-fn renumbered(
-    numbers: impl Iterator<Item = UidId>,
+/// Returns the ids in `to` of the uids that have these ids in `from`.
+fn reinterned_all(
+    uids: impl Iterator<Item = UidId>,
     from: &UidInterner,
     to: &mut Arc<UidInterner>,
 ) -> Result<Vec<UidId>, TooManyUids> {
-    numbers.map(|number| from.reinterned(number, to)).collect()
+    uids.map(|uid| from.reinterned(uid, to)).collect()
 }
 
 impl Segment {
-    /// How many entities it holds.
+    /// Returns the number of entities.
     pub(in crate::pdp) fn len(&self) -> usize {
         self.body.entities.len()
     }
 
-    /// Whether actions are among its entities.
+    /// Returns whether some of its entities are actions.
     pub(in crate::pdp) fn has_actions(&self) -> bool {
         self.body.has_actions
     }
 
-    /// How many uids it names.
+    /// Returns the number of distinct uids that it names.
     pub(in crate::pdp) fn uid_count(&self) -> usize {
         self.uids.len()
     }
 
-    /// The memory that it holds, in bytes.
+    /// Returns the heap memory in bytes.
     pub(in crate::pdp) fn bytes(&self) -> usize {
         let Body {
             entities,
             parents,
             values,
             names,
-            others,
+            extension_values,
             has_actions: _,
         } = self.body.as_ref();
-        entities.capacity() * size_of::<Slot>()
+        entities.capacity() * size_of::<EntityOffsets>()
             + parents.capacity() * size_of::<u32>()
             + values.capacity()
             + names.capacity() * size_of::<SmolStr>()
-            // The value itself stands behind a pointer; measured, rounded up.
-            + others.capacity() * (size_of::<Value>() + 256)
+            // The value itself is behind a pointer; its size was measured and rounded up.
+            + extension_values.capacity() * (size_of::<Value>() + 256)
             + self.uids.capacity() * size_of::<UidId>()
     }
 
-    /// The same segment for another table of uids.
+    /// Returns the same segment with the ids of another interner.
     pub(in crate::pdp) fn reinterned(
         &self,
         from: &UidInterner,
@@ -310,16 +317,16 @@ impl Segment {
     ) -> Result<Self, TooLarge> {
         Ok(Self {
             body: Arc::clone(&self.body),
-            uids: renumbered(self.uids.iter().copied(), from, to)?,
+            uids: reinterned_all(self.uids.iter().copied(), from, to)?,
         })
     }
 
-    /// The uid of the entity in `slot`.
+    /// Returns the uid of the entity in `slot`.
     pub(in crate::pdp) fn uid(&self, slot: usize) -> Option<UidId> {
-        self.global(self.body.entities.get(slot)?.uid)
+        self.store_uid(self.body.entities.get(slot)?.uid)
     }
 
-    /// The first byte, in its file, of the entity in `slot`.
+    /// Returns the byte offset, in its file, of the entity in `slot`.
     pub(in crate::pdp) fn origin(&self, slot: usize) -> usize {
         self.body
             .entities
@@ -327,7 +334,7 @@ impl Segment {
             .map_or(0, |stored| stored.origin as usize)
     }
 
-    /// The direct parents of the entity in `slot`.
+    /// Returns the direct parents of the entity in `slot`.
     pub(in crate::pdp) fn parents(&self, slot: usize) -> impl Iterator<Item = UidId> + '_ {
         let entities = &self.body.entities;
         let start = entities
@@ -337,10 +344,10 @@ impl Segment {
             .get(slot + 1)
             .map_or(self.body.parents.len(), |next| next.parents as usize);
         let parents = self.body.parents.get(start..end).unwrap_or_default();
-        parents.iter().filter_map(|parent| self.global(*parent))
+        parents.iter().filter_map(|parent| self.store_uid(*parent))
     }
 
-    /// The entity in `slot` as Cedar holds it, with `ancestors`.
+    /// Returns the entity in `slot` as Cedar's type, with `ancestors`.
     pub(in crate::pdp) fn entity(
         &self,
         slot: usize,
@@ -348,14 +355,14 @@ impl Segment {
         ancestors: HashSet<EntityUID>,
     ) -> Option<Entity> {
         let stored = self.body.entities.get(slot)?;
-        let mut cursor = Cursor {
+        let mut reader = ValueReader {
             segment: self,
             bytes: self.body.values.get(stored.values as usize..)?,
         };
-        let attributes = cursor.fields(uids);
-        let tags = cursor.fields(uids);
+        let attributes = reader.fields(uids);
+        let tags = reader.fields(uids);
         Some(Entity::new_with_attr_partial_value(
-            uids.uid(self.global(stored.uid)?),
+            uids.uid(self.store_uid(stored.uid)?),
             attributes,
             ancestors,
             HashSet::new(),
@@ -363,26 +370,27 @@ impl Segment {
         ))
     }
 
-    /// The attributes of the entity in `slot`, where they stand.
+    /// Returns the encoded attributes of the entity in `slot`.
     pub(in crate::pdp) fn attributes(&self, slot: usize) -> Option<StoredRecord<'_>> {
         let stored = self.body.entities.get(slot)?;
-        let mut cursor = Cursor {
+        let mut reader = ValueReader {
             segment: self,
             bytes: self.body.values.get(stored.values as usize..)?,
         };
-        let count = cursor.number();
+        let count = reader.varint();
         Some(StoredRecord {
             count,
-            fields: cursor,
+            fields: reader,
         })
     }
 
-    fn global(&self, number: u32) -> Option<UidId> {
-        self.uids.get(number as usize).copied()
+    /// Returns the store's id of one of the segment's uids.
+    fn store_uid(&self, local: u32) -> Option<UidId> {
+        self.uids.get(local as usize).copied()
     }
 }
 
-/// A value where it stands in a segment.
+/// An encoded value of a segment.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) enum Stored<'a> {
     Bool(bool),
@@ -392,38 +400,38 @@ pub(in crate::pdp) enum Stored<'a> {
     Set(StoredSet<'a>),
     Record(StoredRecord<'a>),
     /// A value of an extension type.
-    Other,
+    Extension,
 }
 
-/// A set where it stands in a segment.
+/// An encoded set of a segment.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct StoredSet<'a> {
     count: u64,
-    members: Cursor<'a>,
+    members: ValueReader<'a>,
 }
 
-/// A record where it stands in a segment.
+/// An encoded record of a segment.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct StoredRecord<'a> {
     count: u64,
-    fields: Cursor<'a>,
+    fields: ValueReader<'a>,
 }
 
 impl<'a> StoredSet<'a> {
-    /// The members; one that was written twice comes twice.
+    /// Returns the members; a member that was written twice is returned twice.
     pub(in crate::pdp) fn members(self) -> impl Iterator<Item = Stored<'a>> {
-        let mut cursor = self.members;
-        (0..self.count).map(move |_| cursor.next())
+        let mut reader = self.members;
+        (0..self.count).map(move |_| reader.next())
     }
 }
 
 impl<'a> StoredRecord<'a> {
-    /// The field `name`.
+    /// Returns the value of the field `name`.
     pub(in crate::pdp) fn get(self, name: &str) -> Option<Stored<'a>> {
-        let mut cursor = self.fields;
+        let mut reader = self.fields;
         for _ in 0..self.count {
-            let is_wanted = cursor.name() == name;
-            let value = cursor.next();
+            let is_wanted = reader.name() == name;
+            let value = reader.next();
             if is_wanted {
                 return Some(value);
             }
@@ -432,42 +440,42 @@ impl<'a> StoredRecord<'a> {
     }
 }
 
-/// Reads back what a [`Draft`] has written.
+/// A decoder of the bytes that a [`Draft`] has written.
 ///
 /// INVARIANT: a segment's bytes were written by a draft and never changed, so every read finds
-/// what it expects. What stands for "not found" is never met.
+/// what it expects. The defaults for missing bytes are never used.
 #[derive(Clone, Copy, Debug)]
-struct Cursor<'a> {
+struct ValueReader<'a> {
     segment: &'a Segment,
     bytes: &'a [u8],
 }
 
-impl<'a> Cursor<'a> {
-    /// The next value, which is passed over with all that it holds.
+impl<'a> ValueReader<'a> {
+    /// Returns the next value and skips its contents.
     ///
-    /// Recurses as deep as the value is nested, which its file's text bounds.
+    /// Recurses as deep as the value is nested; the limit on nesting in files bounds this.
     fn next(&mut self) -> Stored<'a> {
         match self.byte() {
             kind::TRUE => Stored::Bool(true),
             kind::LONG => {
-                let number = self.number();
+                let number = self.varint();
                 Stored::Long((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
             }
             kind::STRING => {
-                let length = usize::try_from(self.number()).unwrap_or(usize::MAX);
+                let length = usize::try_from(self.varint()).unwrap_or(usize::MAX);
                 let (text, rest) = self.bytes.split_at_checked(length).unwrap_or_default();
                 self.bytes = rest;
                 Stored::Text(std::str::from_utf8(text).unwrap_or_default())
             }
             kind::ENTITY => {
-                let number = u32::try_from(self.number()).unwrap_or(u32::MAX);
-                match self.segment.global(number) {
-                    Some(number) => Stored::Uid(number),
-                    None => Stored::Other,
+                let local = u32::try_from(self.varint()).unwrap_or(u32::MAX);
+                match self.segment.store_uid(local) {
+                    Some(uid) => Stored::Uid(uid),
+                    None => Stored::Extension,
                 }
             }
             kind::SET => {
-                let count = self.number();
+                let count = self.varint();
                 let members = *self;
                 for _ in 0..count {
                     self.next();
@@ -475,7 +483,7 @@ impl<'a> Cursor<'a> {
                 Stored::Set(StoredSet { count, members })
             }
             kind::RECORD => {
-                let count = self.number();
+                let count = self.varint();
                 let fields = *self;
                 for _ in 0..count {
                     self.name();
@@ -483,28 +491,28 @@ impl<'a> Cursor<'a> {
                 }
                 Stored::Record(StoredRecord { count, fields })
             }
-            kind::OTHER => {
-                self.number();
-                Stored::Other
+            kind::EXTENSION => {
+                self.varint();
+                Stored::Extension
             }
             _ => Stored::Bool(false),
         }
     }
 
     fn fields(&mut self, uids: &UidInterner) -> Vec<(SmolStr, PartialValue)> {
-        (0..self.number())
+        (0..self.varint())
             .map(|_| (self.name().clone(), PartialValue::Value(self.value(uids))))
             .collect()
     }
 
-    /// The next value as Cedar holds it.
+    /// Returns the next value as Cedar's type.
     fn value(&mut self, uids: &UidInterner) -> Value {
-        let here = *self;
+        let mut start = *self;
         match self.next() {
             Stored::Bool(value) => Value::from(value),
             Stored::Long(value) => Value::from(value),
             Stored::Text(text) => Value::from(text),
-            Stored::Uid(number) => Value::from(uids.uid(number)),
+            Stored::Uid(uid) => Value::from(uids.uid(uid)),
             Stored::Set(StoredSet { count, mut members }) => {
                 let members: Vec<Value> = (0..count).map(|_| members.value(uids)).collect();
                 Value::set(members, None)
@@ -515,20 +523,19 @@ impl<'a> Cursor<'a> {
                     .collect();
                 Value::record_arc(Arc::new(fields), None)
             }
-            Stored::Other => {
-                let mut here = here;
-                here.byte();
-                let at = usize::try_from(here.number()).unwrap_or(usize::MAX);
-                let other = self.segment.body.others.get(at);
-                other.cloned().unwrap_or_else(|| Value::from(false))
+            Stored::Extension => {
+                start.byte();
+                let index = usize::try_from(start.varint()).unwrap_or(usize::MAX);
+                let value = self.segment.body.extension_values.get(index);
+                value.cloned().unwrap_or_else(|| Value::from(false))
             }
         }
     }
 
     fn name(&mut self) -> &'a SmolStr {
         static NONE: SmolStr = SmolStr::new_static("");
-        let at = usize::try_from(self.number()).unwrap_or(usize::MAX);
-        self.segment.body.names.get(at).unwrap_or(&NONE)
+        let index = usize::try_from(self.varint()).unwrap_or(usize::MAX);
+        self.segment.body.names.get(index).unwrap_or(&NONE)
     }
 
     fn byte(&mut self) -> u8 {
@@ -537,7 +544,7 @@ impl<'a> Cursor<'a> {
         *byte
     }
 
-    fn number(&mut self) -> u64 {
+    fn varint(&mut self) -> u64 {
         let mut number = 0;
         let mut shift = 0;
         loop {
@@ -560,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_comes_back_as_it_was_written() {
+    fn entities_are_read_as_written() {
         let record: BTreeMap<SmolStr, Value> = BTreeMap::from([
             ("inner".into(), Value::from(uid("deep"))),
             ("n".into(), Value::from(i64::MIN)),
@@ -600,7 +607,7 @@ mod tests {
         let back = segment.entity(1, &uids, ancestors).unwrap();
         assert!(back.deep_eq(&entity), "{back:?}");
 
-        // In another table it has other numbers and says the same.
+        // With another interner the ids differ, and the entity is the same.
         let mut other = Arc::new(UidInterner::default());
         let reinterned = segment.reinterned(&uids, &mut other).unwrap();
         let ancestors = reinterned
@@ -616,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_that_was_taken_back_leaves_no_trace() {
+    fn discarded_entity_leaves_nothing() {
         let mut draft = Draft::default();
         let node = draft.uids().add_uid(&uid("gone")).unwrap();
         draft.begin(node, 0).unwrap();

@@ -1,8 +1,8 @@
-//! The stored entities, and what a request's own entities change in them.
+//! The stored entities of a snapshot.
 //!
-//! Cedar's store holds every entity with all its ancestors as uids, and recomputes them all when
-//! one entity joins. This one holds direct parents as numbers and goes up from an entity when it is
-//! asked: what a request costs depends on the entities that it touches. Going up is iterative and
+//! Cedar's store holds every entity with all its ancestors as uids, and recomputes all of them when
+//! one entity is added. This store holds direct parents as ids and walks up from an entity on
+//! demand, so a request pays only for the entities that it touches. The walk is iterative and
 //! bounded.
 
 use std::collections::HashSet;
@@ -11,25 +11,25 @@ use std::sync::Arc;
 use cedar_policy_core::ast::{Entity, EntityUID};
 
 use super::hierarchy::{
-    EXPECTED_ANCESTORS, Hierarchy, HierarchyError, MAX_ANCESTORS, Step, UidSet,
+    EXPECTED_ANCESTORS, Hierarchy, HierarchyError, MAX_ANCESTORS, ParentLink, UidSet,
 };
 use super::interner::{UidId, UidInterner};
 use super::segment::Segment;
 
-/// So many entities are put in their places between two pauses.
+/// Entities processed between two calls of `pause`.
 const PAUSE_EACH: usize = 1_000;
 
-/// The stored entities: the segments of their files, and where in them each uid stands.
+/// The stored entities: a segment for each file, and the location of each uid's entity.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pdp) struct EntityStore {
     pub(in crate::pdp) interner: Arc<UidInterner>,
     pub(super) segments: Vec<Arc<Segment>>,
-    /// By uid number; uids that are only named stand nowhere.
+    /// The location of each entity, by uid id; uids without an entity are at `NOWHERE`.
     pub(super) locations: Vec<Location>,
     pub(super) hierarchy: Arc<Hierarchy>,
 }
 
-/// Where an entity stands.
+/// The segment of an entity, and its slot there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pdp) struct Location {
     pub(in crate::pdp) segment: u32,
@@ -43,7 +43,7 @@ impl Location {
     };
 }
 
-/// Two places that define one uid.
+/// Two locations that define the same uid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pdp) struct DuplicateUid {
     pub(in crate::pdp) first: Location,
@@ -51,16 +51,15 @@ pub(in crate::pdp) struct DuplicateUid {
 }
 
 impl EntityStore {
-    /// The store of `segments`, whose numbers are those of `interner`; and which uids stand in two
-    /// places, of which the first counts.
+    /// Creates the store of `segments`, whose ids are those of `interner`.
     ///
-    /// `supplied` come before all others, and may stand among those again: they are what the
-    /// schema says of actions. `pause` is called every so often, as it is in
-    /// [`Workers`](crate::pdp::Workers).
+    /// Also returns the uids with two locations; the first location is used. The entities in
+    /// `schema_actions` take precedence over all others, which may define them again. `pause` is
+    /// called regularly, as in [`Workers`](crate::pdp::Workers).
     pub(in crate::pdp) fn new(
         interner: Arc<UidInterner>,
         segments: Vec<Arc<Segment>>,
-        supplied: Option<Segment>,
+        schema_actions: Option<Segment>,
         pause: fn(),
     ) -> (Self, Vec<DuplicateUid>) {
         let mut store = Self {
@@ -69,45 +68,42 @@ impl EntityStore {
             segments: Vec::with_capacity(segments.len() + 1),
             hierarchy: Arc::default(),
         };
-        // INVARIANT: there are at most 100,000 files, so the number after the last is one.
+        // INVARIANT: there are at most 100,000 files, so the index after the last is valid.
         let last = u32::try_from(segments.len()).unwrap_or(u32::MAX);
-        if let Some(supplied) = &supplied {
-            store.place(supplied, last);
+        if let Some(schema_actions) = &schema_actions {
+            store.locate(schema_actions, last);
         }
-        let mut twice = Vec::new();
-        for (number, segment) in (0..).zip(segments) {
+        let mut duplicates = Vec::new();
+        for (index, segment) in (0..).zip(segments) {
             pause();
-            let found = store.place(&segment, number);
-            twice.extend(
+            let found = store.locate(&segment, index);
+            duplicates.extend(
                 found
                     .into_iter()
-                    .filter(|twice| twice.first.segment != last),
+                    .filter(|duplicate| duplicate.first.segment != last),
             );
             store.segments.push(segment);
         }
-        store.segments.extend(supplied.map(Arc::new));
-        let parents = store
-            .locations
-            .iter()
-            .enumerate()
-            .map(|(number, location)| {
-                if number % PAUSE_EACH == 0 {
-                    pause();
-                }
-                let segment = store.segments.get(location.segment as usize);
-                let parents = segment.map(|segment| segment.parents(location.slot as usize));
-                parents.into_iter().flatten()
-            });
-        store.hierarchy = Arc::new(Hierarchy::of(parents));
-        (store, twice)
+        store.segments.extend(schema_actions.map(Arc::new));
+        let parents = store.locations.iter().enumerate().map(|(index, location)| {
+            if index % PAUSE_EACH == 0 {
+                pause();
+            }
+            let segment = store.segments.get(location.segment as usize);
+            let parents = segment.map(|segment| segment.parents(location.slot as usize));
+            parents.into_iter().flatten()
+        });
+        store.hierarchy = Arc::new(Hierarchy::new(parents));
+        (store, duplicates)
     }
 
-    pub(super) fn place(&mut self, segment: &Segment, number: u32) -> Vec<DuplicateUid> {
-        let mut twice = Vec::new();
+    /// Records the locations of a segment's entities, and returns the uids that had one already.
+    fn locate(&mut self, segment: &Segment, segment_index: u32) -> Vec<DuplicateUid> {
+        let mut duplicates = Vec::new();
         for slot in 0..segment.len() {
             let here = Location {
-                segment: number,
-                // INVARIANT: a draft refuses what has no 32-bit offset.
+                segment: segment_index,
+                // INVARIANT: a draft rejects files that need larger offsets.
                 slot: u32::try_from(slot).unwrap_or(u32::MAX),
             };
             let location = segment
@@ -115,62 +111,63 @@ impl EntityStore {
                 .and_then(|uid| self.locations.get_mut(uid.index()));
             match location {
                 Some(location) if *location == Location::NOWHERE => *location = here,
-                Some(first) => twice.push(DuplicateUid {
+                Some(first) => duplicates.push(DuplicateUid {
                     first: *first,
                     second: here,
                 }),
-                // INVARIANT: the segment's numbers are those of the table.
+                // INVARIANT: the segment's ids are those of the interner.
                 None => {}
             }
         }
-        twice
+        duplicates
     }
 
-    /// The uid of the entity that stands here.
+    /// Returns the uid of the entity at `location`.
     pub(in crate::pdp) fn uid_at(&self, location: Location) -> Option<UidId> {
         self.segments
             .get(location.segment as usize)?
             .uid(location.slot as usize)
     }
 
-    /// The first byte, in its file, of the entity that stands here.
+    /// Returns the byte offset, in its file, of the entity at `location`.
     pub(in crate::pdp) fn origin(&self, location: Location) -> usize {
         self.segments
             .get(location.segment as usize)
             .map_or(0, |segment| segment.origin(location.slot as usize))
     }
 
-    /// Where the entity with this uid stands.
+    /// Returns the location of the entity with this uid; `None` if there is no such entity.
     pub(in crate::pdp) fn location(&self, uid: UidId) -> Option<Location> {
         let found = self.locations.get(uid.index()).copied()?;
         (found != Location::NOWHERE).then_some(found)
     }
 
-    pub(super) fn place_of(&self, uid: UidId) -> Option<(&Segment, usize)> {
+    /// Returns the segment of the entity with this uid, and its slot there.
+    pub(super) fn segment_slot(&self, uid: UidId) -> Option<(&Segment, usize)> {
         let Location { segment, slot } = self.location(uid)?;
         let segment = self.segments.get(segment as usize)?;
         Some((segment, slot as usize))
     }
 
-    /// The uids of all actions that are entities.
+    /// Returns the uids of all actions that are entities.
     pub(in crate::pdp) fn actions(&self) -> impl Iterator<Item = UidId> + '_ {
         self.interner
             .ids_of_types(|ty| ty.is_action())
-            .filter(|number| self.location(*number).is_some())
+            .filter(|uid| self.location(*uid).is_some())
     }
 
-    /// The actions that stand in the segments, in order, with their direct parents.
+    /// Returns the actions of all segments in order, with their direct parents.
     pub(in crate::pdp) fn stored_actions(&self) -> Vec<(Location, Entity)> {
         let mut found = Vec::new();
         let segments = (0..).zip(&self.segments);
-        for (number, segment) in segments.filter(|(_, segment)| segment.has_actions()) {
+        for (index, segment) in segments.filter(|(_, segment)| segment.has_actions()) {
             for slot in 0..segment.len() {
                 let parents = segment
                     .parents(slot)
                     .map(|parent| self.interner.uid(parent));
                 let here = Location {
-                    segment: number,
-                    // INVARIANT: a draft refuses what has no 32-bit offset.
+                    segment: index,
+                    // INVARIANT: a draft rejects files that need larger offsets.
                     slot: u32::try_from(slot).unwrap_or(u32::MAX),
                 };
                 let entity = segment.entity(slot, &self.interner, parents.collect());
@@ -184,15 +181,15 @@ impl EntityStore {
         found
     }
 
-    /// How many entities there are.
+    /// Returns the number of entities.
     pub(in crate::pdp) fn len(&self) -> usize {
-        let placed = self.locations.iter();
-        placed
+        let locations = self.locations.iter();
+        locations
             .filter(|location| **location != Location::NOWHERE)
             .count()
     }
 
-    /// The memory that it holds, in bytes.
+    /// Returns the heap memory in bytes.
     pub(in crate::pdp) fn bytes(&self) -> usize {
         let segments: usize = self.segments.iter().map(|segment| segment.bytes()).sum();
         segments
@@ -201,74 +198,74 @@ impl EntityStore {
             + self.hierarchy.bytes()
     }
 
-    /// Whether much of the uid table is left over from what is gone, `by_policies` being how many
-    /// uids policies name.
-    pub(in crate::pdp) fn needs_compaction(&self, by_policies: usize) -> bool {
+    /// Returns whether most interned uids are unused, given how many the policies name.
+    pub(in crate::pdp) fn needs_compaction(&self, policy_uids: usize) -> bool {
         const MIN_COMPACTED_UIDS: usize = 10_000;
-        let by_entities: usize = self
+        let entity_uids: usize = self
             .segments
             .iter()
             .map(|segment| segment.uid_count())
             .sum();
-        self.interner.len() > MIN_COMPACTED_UIDS + 2 * (by_entities + by_policies)
+        self.interner.len() > MIN_COMPACTED_UIDS + 2 * (entity_uids + policy_uids)
     }
 
-    /// The direct parents of the entity with this uid, which may exist nowhere.
+    /// Returns the direct parents of the entity with this uid. A parent need not exist.
     pub(in crate::pdp) fn parents(&self, uid: UidId) -> impl Iterator<Item = UidId> + '_ {
         self.hierarchy.parents(uid)
     }
 
-    /// The entity with this uid as Cedar holds it, with `ancestors`.
+    /// Returns the entity with this uid as Cedar's type, with `ancestors`.
     pub(in crate::pdp) fn entity(
         &self,
         uid: UidId,
         ancestors: HashSet<EntityUID>,
     ) -> Option<Entity> {
-        let (segment, slot) = self.place_of(uid)?;
+        let (segment, slot) = self.segment_slot(uid)?;
         segment.entity(slot, &self.interner, ancestors)
     }
 
-    /// All ancestors of the entity with this uid, those that exist nowhere too, sorted.
+    /// Returns all ancestors of the entity with this uid, sorted. Some need not exist.
     pub(in crate::pdp) fn ancestors(&self, uid: UidId) -> Vec<UidId> {
         let mut all = Vec::with_capacity(EXPECTED_ANCESTORS);
-        // Those whose own ancestors are not kept with their children.
-        let mut ahead = UidSet::default();
+        // Ancestors whose own ancestors are not precomputed.
+        let mut unexpanded = UidSet::default();
         let mut next = Some(uid);
-        let mut done = 0;
+        let mut expanded = 0;
         while let Some(uid) = next {
-            for Step { parent, above } in self.hierarchy.steps(uid) {
+            for ParentLink { parent, ancestors } in self.hierarchy.parent_links(uid) {
                 all.push(parent);
-                match above {
-                    Some(above) => all.extend(above),
-                    None => _ = ahead.insert(parent),
+                match ancestors {
+                    Some(ancestors) => all.extend(ancestors),
+                    None => _ = unexpanded.insert(parent),
                 }
             }
-            next = ahead.get(done);
-            done += 1;
+            next = unexpanded.get(expanded);
+            expanded += 1;
         }
         all.sort_unstable();
         all.dedup();
         all
     }
 
-    /// Adds all ancestors to `found`, or stops when there are more than `most`.
-    pub(super) fn collect_ancestors(&self, uid: UidId, found: &mut UidSet, most: usize) {
+    /// Adds all ancestors to `found`, and stops when there are more than `limit`.
+    fn collect_ancestors(&self, uid: UidId, found: &mut UidSet, limit: usize) {
         let mut next = Some(uid);
-        let mut done = 0;
+        let mut expanded = 0;
         while let Some(uid) = next {
             for parent in self.parents(uid) {
                 found.insert(parent);
-                if found.len() > most {
+                if found.len() > limit {
                     return;
                 }
             }
-            next = found.get(done);
-            done += 1;
+            next = found.get(expanded);
+            expanded += 1;
         }
     }
 
-    /// Takes over the hierarchy of `other`, which was checked, if it is the very same; the numbers
-    /// of both must be of one line. Whether it is.
+    /// Shares the checked hierarchy of `other` if both are equal, and returns whether they are.
+    ///
+    /// The interner of `other` must be an ancestor of this store's.
     pub(in crate::pdp) fn reuse_hierarchy(&mut self, other: &Self) -> bool {
         let has_same_parents = self.hierarchy.has_same_parents(&other.hierarchy);
         if has_same_parents {
@@ -277,69 +274,101 @@ impl EntityStore {
         has_same_parents
     }
 
-    /// Makes the hierarchy, which was checked, fast to go up.
+    /// Precomputes ancestors in the hierarchy, which must have passed `check_hierarchy`.
     pub(in crate::pdp) fn close_hierarchy(&mut self) {
-        Arc::make_mut(&mut self.hierarchy).close();
+        Arc::make_mut(&mut self.hierarchy).compute_closure();
     }
 
-    /// Checks that no entity is its own ancestor and that none has more than [`MAX_ANCESTORS`].
+    /// Checks that no entity is its own ancestor, and that none has more than [`MAX_ANCESTORS`].
     ///
-    /// Takes one pass over all parents, and for an entity that may have too many one way up.
+    /// Takes one pass over all parents, and one walk up from each entity that may have too many.
     pub(in crate::pdp) fn check_hierarchy(&self) -> Result<(), HierarchyError> {
-        /// What is known of an entity: nothing yet, that it is on the way up from here, or a
-        /// number that its ancestors do not exceed.
-        const UNKNOWN: u32 = u32::MAX;
-        const OPEN: u32 = u32::MAX - 1;
-        let mut bounds: Vec<u32> = vec![UNKNOWN; self.interner.len()];
-        let bound = |bounds: &[u32], uid: UidId| bounds.get(uid.index()).copied().unwrap_or(0);
-        let set = |bounds: &mut [u32], uid: UidId, to: u32| {
-            if let Some(bound) = bounds.get_mut(uid.index()) {
-                *bound = to;
-            }
-        };
-        let most = u32::try_from(MAX_ANCESTORS).unwrap_or(OPEN - 1);
+        let mut bounds = AncestorBounds(vec![AncestorBounds::UNVISITED; self.interner.len()]);
         let mut found = UidSet::default();
         for segment in &self.segments {
             for root in (0..segment.len()).filter_map(|slot| segment.uid(slot)) {
-                if bound(&bounds, root) != UNKNOWN {
-                    continue;
-                }
-                set(&mut bounds, root, OPEN);
-                let mut path = vec![(root, self.parents(root))];
-                while let Some((uid, unvisited)) = path.last_mut() {
-                    let uid = *uid;
-                    if let Some(parent) = unvisited.next() {
-                        match bound(&bounds, parent) {
-                            OPEN => return Err(HierarchyError::Cycle(self.interner.uid(parent))),
-                            UNKNOWN => {
-                                set(&mut bounds, parent, OPEN);
-                                path.push((parent, self.parents(parent)));
-                            }
-                            _ => {}
-                        }
-                        continue;
-                    }
-                    path.pop();
-                    // Ancestors that are reached two ways are counted twice here, so this may be
-                    // too much; only then are they counted one by one.
-                    let mut at_most = self.parents(uid).fold(0_u32, |sum, parent| {
-                        sum.saturating_add(1).saturating_add(bound(&bounds, parent))
-                    });
-                    if at_most > most {
-                        found.clear();
-                        self.collect_ancestors(uid, &mut found, MAX_ANCESTORS);
-                        if found.len() > MAX_ANCESTORS {
-                            return Err(HierarchyError::TooManyAncestors(self.interner.uid(uid)));
-                        }
-                        at_most = u32::try_from(found.len()).unwrap_or(most);
-                    }
-                    set(&mut bounds, uid, at_most);
+                if bounds.get(root) == AncestorBounds::UNVISITED {
+                    self.check_above(root, &mut bounds, &mut found)?;
                 }
             }
         }
         Ok(())
     }
+
+    /// Checks `root` and all its ancestors that were not visited yet.
+    fn check_above(
+        &self,
+        root: UidId,
+        bounds: &mut AncestorBounds,
+        found: &mut UidSet,
+    ) -> Result<(), HierarchyError> {
+        bounds.set(root, AncestorBounds::ON_PATH);
+        let mut path = vec![(root, self.parents(root))];
+        while let Some((uid, unvisited)) = path.last_mut() {
+            let uid = *uid;
+            if let Some(parent) = unvisited.next() {
+                match bounds.get(parent) {
+                    AncestorBounds::ON_PATH => {
+                        return Err(HierarchyError::Cycle(self.interner.uid(parent)));
+                    }
+                    AncestorBounds::UNVISITED => {
+                        bounds.set(parent, AncestorBounds::ON_PATH);
+                        path.push((parent, self.parents(parent)));
+                    }
+                    _ => {}
+                }
+                continue;
+            }
+            path.pop();
+            bounds.set(uid, self.ancestor_bound(uid, bounds, found)?);
+        }
+        Ok(())
+    }
+
+    /// Returns an upper bound of an entity's number of ancestors, given the bounds of its parents.
+    fn ancestor_bound(
+        &self,
+        uid: UidId,
+        bounds: &AncestorBounds,
+        found: &mut UidSet,
+    ) -> Result<u32, HierarchyError> {
+        let limit = u32::try_from(MAX_ANCESTORS).unwrap_or(AncestorBounds::ON_PATH - 1);
+        // The sum counts an ancestor once for each way to it, so it may be too high. Only if it is
+        // over the limit are the ancestors counted one by one.
+        let sum = self.parents(uid).fold(0_u32, |sum, parent| {
+            sum.saturating_add(1).saturating_add(bounds.get(parent))
+        });
+        if sum <= limit {
+            return Ok(sum);
+        }
+        found.clear();
+        self.collect_ancestors(uid, found, MAX_ANCESTORS);
+        if found.len() > MAX_ANCESTORS {
+            return Err(HierarchyError::TooManyAncestors(self.interner.uid(uid)));
+        }
+        Ok(u32::try_from(found.len()).unwrap_or(limit))
+    }
+}
+
+/// Upper bounds of the numbers of ancestors, by uid id.
+struct AncestorBounds(Vec<u32>);
+
+impl AncestorBounds {
+    /// The mark of an entity that was not visited yet.
+    const UNVISITED: u32 = u32::MAX;
+    /// The mark of an entity on the path that is being walked.
+    const ON_PATH: u32 = u32::MAX - 1;
+
+    fn get(&self, uid: UidId) -> u32 {
+        self.0.get(uid.index()).copied().unwrap_or(0)
+    }
+
+    fn set(&mut self, uid: UidId, bound: u32) {
+        if let Some(entry) = self.0.get_mut(uid.index()) {
+            *entry = bound;
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::pdp::entities) mod tests;

@@ -24,29 +24,29 @@ use crate::pdp::values::bounded_text;
 /// diagnostics. It is Cedar's answer: `cedar_policy::Authorizer` over the whole policy set and
 /// entities gives the same decision, determining policies and errors.
 ///
-/// Costs what the policies cost whose scope matches and the entities that they look up, however
-/// many others there are. Only to explain a denial that no policy determined takes one look at the
-/// scope of every policy there is, since all permits are counted that came close; what the
-/// explanation lists of them costs no more than deciding may.
+/// The cost depends on the policies whose scope matches and the entities that they look up, not on
+/// how many others there are. Only the explanation of a denial that no policy determined checks the
+/// scope of every policy, as it counts all permits that came close. Listing some of them is bounded
+/// like a decision.
 ///
 /// # Errors
 ///
-/// [`NoAnswer`] when the query is malformed or does not fit the snapshot's schema, or when deciding
-/// it would take more than it may.
+/// [`NoAnswer`] if the query is malformed or does not conform to the snapshot's schema, or if it
+/// exceeds a limit.
 pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, NoAnswer> {
     authorize_on(snapshot, &snapshot.entities, query).map(|decided| decided.answer)
 }
 
-/// An answer, and what it took.
+/// An answer, with the number of policies evaluated for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
     /// The answer.
     pub answer: Answer,
-    /// How many policies had a scope that matched.
+    /// The number of policies whose scope matched.
     pub candidates: usize,
 }
 
-/// Decides `query` as [`authorize`] does, and tells what it took.
+/// Decides `query` like [`authorize`], and returns the number of candidate policies too.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub fn authorize_with_stats(snapshot: &Snapshot, query: &Query) -> Result<Decide
     authorize_on(snapshot, &snapshot.entities, query)
 }
 
-/// Decides `query` as [`authorize`] does, with `entities` in place of the stored ones.
+/// Decides `query` like [`authorize`], with `entities` in place of the stored ones.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ pub fn authorize_with_entities(
     authorize_on(snapshot, entities.store(), query).map(|decided| decided.answer)
 }
 
-/// How many policies deciding `query` evaluates: those whose scope matches it.
+/// Returns the number of policies whose scope matches `query`, and so are evaluated for it.
 ///
 /// # Errors
 ///
@@ -84,8 +84,8 @@ fn authorize_on(
 ) -> Result<Decided, NoAnswer> {
     let bound = bind(snapshot, stored, query)?;
     let candidates = bound.candidates.len();
-    // Cedar fails an evaluation for want of stack, and a `forbid` that fails is skipped: whatever
-    // thread this is, the deepest condition must have room.
+    // Cedar fails an evaluation that lacks stack, and a failed `forbid` is skipped. So the stack
+    // must suffice for the deepest condition on any thread.
     stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
         Ok(Decided {
             answer: decide(snapshot, query, bound),
@@ -103,40 +103,10 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: BoundQuery<'_>) -> Answer {
     } = bound;
     let explained = query.explain.then(|| (request.clone(), bound_request));
     let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
-    let candidates = candidates
-        .into_iter()
-        // What certainly does not hold says nothing more.
-        .filter(|candidate| candidate.satisfied != Some(false))
-        .filter_map(|Candidate { rule, satisfied }| {
-            let rule: &Rule = snapshot.rules.get(rule as usize)?;
-            Some((rule, satisfied))
-        });
-    let mut permits: Vec<&Rule> = Vec::new();
-    let mut forbids: Vec<&Rule> = Vec::new();
-    let mut errors: Vec<PolicyError> = Vec::new();
-    // Rules are sorted by id, and so is all that is collected from them.
-    for (rule, satisfied) in candidates {
-        let effect = rule.effect;
-        let satisfied = match satisfied {
-            Some(satisfied) => Ok(satisfied),
-            None => evaluate(&evaluator, rule, &rule.remainder),
-        };
-        match (satisfied, effect) {
-            (Ok(true), ast::Effect::Permit) => permits.push(rule),
-            (Ok(true), ast::Effect::Forbid) => forbids.push(rule),
-            (Ok(false), ast::Effect::Permit | ast::Effect::Forbid) => {}
-            (Err(error), effect) => {
-                errors.push(policy_error(rule, error));
-                match (snapshot.settings.on_policy_error, effect) {
-                    (OnPolicyError::Deny, ast::Effect::Forbid) => forbids.push(rule),
-                    (OnPolicyError::Deny, ast::Effect::Permit) | (OnPolicyError::Skip, _) => {}
-                }
-            }
-        }
-    }
-    let (decision, determining) = match (forbids.is_empty(), permits.is_empty()) {
-        (false, _) => (Decision::Deny, forbids),
-        (true, false) => (Decision::Allow, permits),
+    let outcome = evaluate_all(snapshot, &evaluator, candidates);
+    let (decision, determining) = match (outcome.forbids.is_empty(), outcome.permits.is_empty()) {
+        (false, _) => (Decision::Deny, outcome.forbids),
+        (true, false) => (Decision::Allow, outcome.permits),
         (true, true) => (Decision::Deny, Vec::new()),
     };
     let explanation = explained.map(|(request, bound_request)| {
@@ -146,14 +116,58 @@ fn decide(snapshot: &Snapshot, query: &Query, bound: BoundQuery<'_>) -> Answer {
         decision,
         diagnostics: Diagnostics {
             determining: determining.iter().map(|rule| rule.id.clone()).collect(),
-            errors,
+            errors: outcome.errors,
         },
         revision: snapshot.revision.clone(),
         explanation,
     }
 }
 
-/// Whether `condition` holds, of a policy whose scope does.
+/// The satisfied policies by effect, and the evaluation errors; each list sorted by policy id.
+#[derive(Default)]
+struct Outcome<'a> {
+    permits: Vec<&'a Rule>,
+    forbids: Vec<&'a Rule>,
+    errors: Vec<PolicyError>,
+}
+
+fn evaluate_all<'a>(
+    snapshot: &'a Snapshot,
+    evaluator: &Evaluator<'_>,
+    candidates: Vec<Candidate>,
+) -> Outcome<'a> {
+    let candidates = candidates
+        .into_iter()
+        // An unsatisfied policy contributes nothing to the answer.
+        .filter(|candidate| candidate.satisfied != Some(false))
+        .filter_map(|Candidate { rule, satisfied }| {
+            let rule: &Rule = snapshot.rules.get(rule as usize)?;
+            Some((rule, satisfied))
+        });
+    let mut outcome = Outcome::default();
+    // Rules are sorted by id, so the outcome's lists are too.
+    for (rule, satisfied) in candidates {
+        let satisfied = match satisfied {
+            Some(satisfied) => Ok(satisfied),
+            None => evaluate(evaluator, rule, &rule.remainder),
+        };
+        match (satisfied, rule.effect) {
+            (Ok(true), ast::Effect::Permit) => outcome.permits.push(rule),
+            (Ok(true), ast::Effect::Forbid) => outcome.forbids.push(rule),
+            (Ok(false), ast::Effect::Permit | ast::Effect::Forbid) => {}
+            (Err(error), effect) => {
+                outcome.errors.push(policy_error(rule, error));
+                match (snapshot.settings.on_policy_error, effect) {
+                    (OnPolicyError::Deny, ast::Effect::Forbid) => outcome.forbids.push(rule),
+                    (OnPolicyError::Deny, ast::Effect::Permit) | (OnPolicyError::Skip, _) => {}
+                }
+            }
+        }
+    }
+    outcome
+}
+
+/// Evaluates `condition` with Cedar, for a policy whose scope matches.
 fn evaluate(
     evaluator: &Evaluator<'_>,
     rule: &Rule,
@@ -167,8 +181,8 @@ fn evaluate(
     {
         return Ok(satisfied);
     }
-    // A condition that is no truth value is an error, and Cedar says in its words which: as the
-    // operand that it is of the conjunction with the scope.
+    // A condition that is not a boolean is an error. Cedar reports it as an operand of the
+    // conjunction with the scope, so the same conjunction gives the same message.
     let operand = ast::Expr::and(ast::Expr::val(true), condition.clone());
     evaluator
         .interpret(&operand, rule.slots())
@@ -182,7 +196,7 @@ fn policy_error(rule: &Rule, error: EvaluationError) -> PolicyError {
     };
     PolicyError {
         policy: PolicyId::clone(&rule.id),
-        // The text that users of Cedar's public authorizer see.
+        // The same text as Cedar's public authorizer reports.
         message: bounded_text(&cedar_policy::AuthorizationError::from(error)),
     }
 }

@@ -1,8 +1,6 @@
-//! Turns a query into what Cedar evaluates, checked against the schema, and names the field that
-//! does not fit.
+//! Converts a query to Cedar's types, checks it against the schema, and finds its candidates.
 //!
-//! Most of this file runs only when something is wrong: Cedar says that a request does not fit,
-//! and the caller should be told where.
+//! Errors name the field of the query that is invalid.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -28,18 +26,18 @@ use crate::pdp::query::{InvalidQuery, Problem, Query, RequestEntity};
 use crate::pdp::settings::{MAX_LOOKUPS, Validation};
 use crate::pdp::snapshot::Snapshot;
 
-/// A query as Cedar evaluates it.
+/// A query in Cedar's types, with its candidate policies and the entities that they need.
 pub(in crate::pdp) struct BoundQuery<'a> {
     pub(in crate::pdp) request: ast::Request,
-    /// The policies whose scope it meets, in the order of the snapshot's rules.
+    /// The policies whose scope matches, in the order of the snapshot's rules.
     pub(in crate::pdp) candidates: Vec<Candidate>,
-    /// What those can look up that are left to Cedar.
+    /// The entities that Cedar needs to evaluate the undecided candidates.
     pub(in crate::pdp) entities: Entities,
-    /// What the query is about.
+    /// The request's variables, kept for the explanation.
     pub(in crate::pdp) bound_request: BoundRequest<'a>,
 }
 
-/// What a query is about, and where more can be looked up to explain the answer.
+/// The variables of a request, and the overlay to look up more entities for an explanation.
 pub(in crate::pdp) struct BoundRequest<'a> {
     overlay: Overlay<'a>,
     principal: EntityUID,
@@ -50,17 +48,17 @@ pub(in crate::pdp) struct BoundRequest<'a> {
 }
 
 impl BoundRequest<'_> {
-    /// The query, as far as scopes can tell.
+    /// Returns the variables as the scope index uses them.
     pub(in crate::pdp) fn variables(&self) -> &RequestVariables {
         &self.variables
     }
 
-    /// What evaluating `rules` in full can look up, found in as many steps as deciding may take.
+    /// Returns the entities that Cedar needs to evaluate `rules` in full.
     ///
     /// # Errors
     ///
-    /// [`SliceError`].
-    pub(in crate::pdp) fn entities_of(&mut self, rules: &[&Rule]) -> Result<Entities, SliceError> {
+    /// [`SliceError`], with the same limits as for a decision.
+    pub(in crate::pdp) fn slice_for(&mut self, rules: &[&Rule]) -> Result<Entities, SliceError> {
         let Self {
             overlay,
             principal,
@@ -82,44 +80,42 @@ impl BoundRequest<'_> {
     }
 }
 
-/// A policy whose scope the query meets.
+/// A policy whose scope matches the query.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct Candidate {
     pub(in crate::pdp) rule: RuleIndex,
-    /// Whether its condition holds; `None` when Cedar must say.
+    /// The value of its condition; `None` if Cedar must evaluate it.
     pub(in crate::pdp) satisfied: Option<bool>,
 }
 
-/// Turns the query's values into Cedar's, checked against the schema, and finds the policies and
-/// entities that it takes to decide it.
+/// Converts a query to Cedar's types, and finds the policies and entities to decide it.
+///
+/// # Errors
+///
+/// [`NoAnswer`] if the query is invalid or exceeds a limit.
 pub(in crate::pdp) fn bind<'a>(
     snapshot: &Snapshot,
     stored: &'a EntityStore,
     query: &Query,
 ) -> Result<BoundQuery<'a>, NoAnswer> {
     let names = &snapshot.type_names;
-    let principal = names
-        .uid(&query.principal)
-        .map_err(|error| error.within("principal"))?;
-    let action = names
-        .uid(&query.action)
-        .map_err(|error| error.within("action"))?;
-    let resource = names
-        .uid(&query.resource)
-        .map_err(|error| error.within("resource"))?;
+    let uid = |uid, field| names.uid(uid).map_err(|error| error.within(field));
+    let principal = uid(&query.principal, "principal")?;
+    let action = uid(&query.action, "action")?;
+    let resource = uid(&query.resource, "resource")?;
     let context = names
         .fields(&query.context)
         .map_err(|error| error.within("context"))?;
 
-    let sent_by_caller = query.entities.len();
-    let mut sent = bind_entities(snapshot, &query.entities)?;
-    let hierarchy_error = |error| hierarchy_error(error, sent_by_caller);
+    let request_entities = query.entities.len();
+    let mut entities = bind_entities(snapshot, &query.entities)?;
+    let hierarchy_error = |error| hierarchy_error(error, request_entities);
     if let Some(claimed) = &query.claimed {
         let principal = (&query.principal, &principal);
-        let entity = token_entity::entity(snapshot, stored, principal, claimed, &sent)?;
-        sent.push(entity);
+        let entity = token_entity::bind(snapshot, stored, principal, claimed, &entities)?;
+        entities.push(entity);
     }
-    let mut overlay = Overlay::with_entities(stored, sent).map_err(hierarchy_error)?;
+    let mut overlay = Overlay::with_entities(stored, entities).map_err(hierarchy_error)?;
     let context = Arc::new(context);
     let request = request(
         snapshot,
@@ -128,15 +124,13 @@ pub(in crate::pdp) fn bind<'a>(
         &context,
     )?;
 
-    let most = snapshot.settings.max_candidates;
-    let [of_principal, of_action, of_resource] =
+    let [principal_ids, action_ids, resource_ids] =
         overlay.find_named([&query.principal, &query.action, &query.resource]);
     let variables = RequestVariables {
-        principal: bind_variable(&mut overlay, of_principal).map_err(hierarchy_error)?,
-        action: bind_variable(&mut overlay, of_action).map_err(hierarchy_error)?,
-        resource: bind_variable(&mut overlay, of_resource).map_err(hierarchy_error)?,
+        principal: bind_variable(&mut overlay, principal_ids).map_err(hierarchy_error)?,
+        action: bind_variable(&mut overlay, action_ids).map_err(hierarchy_error)?,
+        resource: bind_variable(&mut overlay, resource_ids).map_err(hierarchy_error)?,
     };
-    let too_many = |TooManyCandidates| NoAnswer::TooManyPolicies { most };
     let bindings = Bindings {
         principal: &principal,
         action: &action,
@@ -144,13 +138,14 @@ pub(in crate::pdp) fn bind<'a>(
         context: &context,
         variables: &variables,
     };
-    let found = snapshot.index.candidates(&variables, most);
-    let found = found.map_err(too_many)?;
-    // Conditions nest; whatever thread this is, the deepest must have room.
+    let limit = snapshot.settings.max_candidates;
+    let postings = snapshot.index.candidates(&variables, limit);
+    let postings = postings.map_err(|TooManyCandidates| NoAnswer::TooManyPolicies { limit })?;
+    // The stack must suffice for the deepest condition on any thread.
     let candidates = stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
-        evaluate_fast(found, &Interpreter::new(&overlay, &bindings))
+        evaluate_fast(postings, &Interpreter::new(&overlay, &bindings))
     });
-    let rule = |number: RuleIndex| snapshot.rules.get(number as usize).map(Arc::as_ref);
+    let rule = |index: RuleIndex| snapshot.rules.get(index as usize).map(Arc::as_ref);
     let conditions = candidates
         .iter()
         .filter(|candidate| candidate.satisfied.is_none())
@@ -159,7 +154,7 @@ pub(in crate::pdp) fn bind<'a>(
     let entities =
         slice_entities(&mut overlay, &bindings, conditions).map_err(|error| match error {
             SliceError::Overlay(error) => hierarchy_error(error).into(),
-            SliceError::TooMany => NoAnswer::TooManyEntities { most: MAX_LOOKUPS },
+            SliceError::TooMany => NoAnswer::TooManyEntities { limit: MAX_LOOKUPS },
         })?;
     Ok(BoundQuery {
         request,
@@ -176,9 +171,9 @@ pub(in crate::pdp) fn bind<'a>(
     })
 }
 
-/// What is certain of those that were found; each once, in order.
-fn evaluate_fast<'a>(found: Vec<Posting<'a>>, interpreter: &Interpreter<'a>) -> Vec<Candidate> {
-    let mut candidates: Vec<Candidate> = found
+/// Evaluates the postings with the interpreter; returns each rule once, in order.
+fn evaluate_fast<'a>(postings: Vec<Posting<'a>>, interpreter: &Interpreter<'a>) -> Vec<Candidate> {
+    let mut candidates: Vec<Candidate> = postings
         .into_iter()
         .map(|posting| Candidate {
             rule: posting.rule,
@@ -193,12 +188,11 @@ fn evaluate_fast<'a>(found: Vec<Posting<'a>>, interpreter: &Interpreter<'a>) -> 
     candidates
 }
 
-/// What scopes can tell of one variable of the request.
+/// Returns one variable of the request as the scope index uses it.
 fn bind_variable(
     overlay: &mut Overlay<'_>,
-    numbers: UidIds,
+    UidIds { uid, ty }: UidIds,
 ) -> Result<RequestVariable, OverlayError> {
-    let UidIds { uid, ty } = numbers;
     let ancestors = match uid {
         Some(uid) => overlay.ancestors(uid)?,
         None => Vec::new(),
@@ -206,6 +200,7 @@ fn bind_variable(
     Ok(RequestVariable { uid, ty, ancestors })
 }
 
+/// Builds Cedar's request, and validates it unless it definitely conforms to the schema.
 fn request(
     snapshot: &Snapshot,
     query: &Query,
@@ -238,55 +233,55 @@ fn request(
     })
 }
 
-/// The entities that the request brings, with their direct parents.
+/// Converts the entities of a request, with their direct parents.
 fn bind_entities(
     snapshot: &Snapshot,
-    sent: &[RequestEntity],
+    request_entities: &[RequestEntity],
 ) -> Result<Vec<BoundEntity>, InvalidQuery> {
-    let mut seen: HashSet<EntityUID> = HashSet::with_capacity(sent.len());
-    let mut entities = Vec::with_capacity(sent.len());
-    for (index, entity) in sent.iter().enumerate() {
-        let bound = bind_entity(snapshot, entity)
-            .map_err(|error| error.at_index(index).within("entities"))?;
+    let mut seen: HashSet<EntityUID> = HashSet::with_capacity(request_entities.len());
+    let mut entities = Vec::with_capacity(request_entities.len());
+    for (index, entity) in request_entities.iter().enumerate() {
+        let within = |error: InvalidQuery| error.at_index(index).within("entities");
+        let bound = bind_entity(snapshot, entity).map_err(within)?;
         let uid = bound.entity.uid();
         if !seen.insert(uid.clone()) {
             let problem = Problem::DuplicateEntity {
                 uid: uid.to_string(),
             };
-            return Err(InvalidQuery::field("uid", problem)
-                .at_index(index)
-                .within("entities"));
+            return Err(within(InvalidQuery::field("uid", problem)));
         }
         entities.push(bound);
     }
     Ok(entities)
 }
 
-/// One entity of a request, with its direct parents, checked against the schema.
-fn bind_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<BoundEntity, InvalidQuery> {
+/// Converts one entity of a request, with its direct parents, and checks it against the schema.
+fn bind_entity(snapshot: &Snapshot, request: &RequestEntity) -> Result<BoundEntity, InvalidQuery> {
     let names = &snapshot.type_names;
-    let uid = names.uid(&sent.uid).map_err(|error| error.within("uid"))?;
+    let uid = names
+        .uid(&request.uid)
+        .map_err(|error| error.within("uid"))?;
     let in_type = |problem: Problem| Err(InvalidQuery::field("type", problem).within("uid"));
-    let type_name = || sent.uid.type_name.clone();
+    let type_name = || request.uid.type_name.clone();
     if uid.is_action() {
         return in_type(Problem::ActionEntity {
             type_name: type_name(),
         });
     }
     if let Some(accepted) = &snapshot.settings.request_entity_types
-        && !accepted.contains(&sent.uid.type_name)
+        && !accepted.contains(&request.uid.type_name)
     {
         return in_type(Problem::TypeNotAccepted {
             type_name: type_name(),
         });
     }
     let attributes = names
-        .fields(&sent.attributes)
+        .fields(&request.attributes)
         .map_err(|error| error.within("attributes"))?;
     let tags = names
-        .fields(&sent.tags)
+        .fields(&request.tags)
         .map_err(|error| error.within("tags"))?;
-    let parents = sent
+    let parents = request
         .parents
         .iter()
         .enumerate()
@@ -296,17 +291,13 @@ fn bind_entity(snapshot: &Snapshot, sent: &RequestEntity) -> Result<BoundEntity,
                 .map_err(|error| error.at_index(index).within("parents"))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let partial = |fields: BTreeMap<SmolStr, ast::Value>| {
-        fields
-            .into_iter()
-            .map(|(name, value)| (name, PartialValue::from(value)))
-    };
+    let partial = |(name, value)| (name, PartialValue::from(value));
     let entity = Entity::new_with_attr_partial_value(
         uid,
-        partial(attributes),
+        attributes.into_iter().map(partial),
         HashSet::new(),
         HashSet::new(),
-        partial(tags),
+        tags.into_iter().map(partial),
     );
     let bound = BoundEntity { entity, parents };
     check_entity(snapshot, &bound)?;

@@ -1,10 +1,9 @@
-//! Decides plain conditions without Cedar's evaluator, where there can be no doubt.
+//! Evaluates simple conditions directly on the store, without Cedar's evaluator.
 //!
-//! Cedar's evaluator works on entities that have to be made for it, and copies every value that it
-//! touches. Most conditions compare an attribute with a literal, or one uid with another, and can
-//! be read straight off the store. What is decided here is what is certain: true or false by
-//! comparisons of values of one plain kind. Whatever could be an error, and whatever is not
-//! plain, is left to Cedar as a whole condition, which then has the only word on it.
+//! Cedar's evaluator needs entities to be built for it, and copies every value that it touches.
+//! Most conditions compare an attribute with a literal, or two uids. The interpreter decides only
+//! what is certain: comparisons of two values of the same simple type. If an operation could fail,
+//! or involves other values, it returns `None`, and Cedar alone evaluates the whole condition.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,24 +19,24 @@ use crate::pdp::entities::segment::{Stored, StoredRecord, StoredSet};
 use crate::pdp::policies::bytecode::{BinaryOperator, Bytecode, Members, Node};
 use crate::pdp::policies::scope::{RequestVariable, RequestVariables};
 
-/// What conditions are read on.
+/// An evaluator of bytecode for one request.
 pub(in crate::pdp) struct Interpreter<'a> {
     overlay: &'a Overlay<'a>,
     bindings: &'a Bindings<'a>,
-    /// The principal's and the resource's attributes, which most conditions read; `None` when
+    /// The attributes of the principal and the resource, which most conditions read; `None` if
     /// there is no such entity.
     prefetched: [(Option<UidId>, Option<Attributes<'a>>); 2],
-    /// The attributes that were read first: most conditions read the same few again.
-    read: RefCell<SmallVec<[CachedAttribute<'a>; MAX_CACHED_ATTRIBUTES]>>,
+    /// The attributes that were read first, as most conditions read the same few again.
+    cache: RefCell<SmallVec<[CachedAttribute<'a>; MAX_CACHED_ATTRIBUTES]>>,
 }
 
-/// An attribute that was read: of which entity, its name, and what was found.
+/// An entity, the name of an attribute, and its value; `None` if there is no such entity.
 type CachedAttribute<'a> = (UidId, &'a str, Option<Attribute<'a>>);
 
-/// Looking through more than these would take longer than reading again.
+/// Most cached attributes; a linear search through more would take longer than a new lookup.
 const MAX_CACHED_ATTRIBUTES: usize = 8;
 
-/// A value that is at hand.
+/// A value in the form of its source, without copying.
 #[derive(Clone, Copy)]
 enum Operand<'a> {
     Bool(bool),
@@ -48,19 +47,22 @@ enum Operand<'a> {
     Record(Record<'a>),
 }
 
+/// A uid, as an id or as Cedar's type.
 #[derive(Clone, Copy)]
 enum Uid<'a> {
     Interned(UidId),
-    /// As Cedar holds it; it may have a number nevertheless.
+    /// A uid of Cedar's type, which may be interned too.
     Cedar(&'a EntityUID),
 }
 
+/// A set, encoded in a segment or as Cedar's type.
 #[derive(Clone, Copy)]
 enum Set<'a> {
     Stored(StoredSet<'a>),
     Cedar(&'a cedar_policy_core::ast::Set),
 }
 
+/// A record, encoded in a segment or as Cedar's type.
 #[derive(Clone, Copy)]
 enum Record<'a> {
     Stored(StoredRecord<'a>),
@@ -68,7 +70,7 @@ enum Record<'a> {
 }
 
 impl<'a> Operand<'a> {
-    fn of_stored(value: Stored<'a>) -> Option<Self> {
+    fn from_stored(value: Stored<'a>) -> Option<Self> {
         match value {
             Stored::Bool(value) => Some(Self::Bool(value)),
             Stored::Long(value) => Some(Self::Long(value)),
@@ -76,11 +78,11 @@ impl<'a> Operand<'a> {
             Stored::Uid(uid) => Some(Self::Uid(Uid::Interned(uid))),
             Stored::Set(set) => Some(Self::Set(Set::Stored(set))),
             Stored::Record(record) => Some(Self::Record(Record::Stored(record))),
-            Stored::Other => None,
+            Stored::Extension => None,
         }
     }
 
-    fn of_cedar(value: &'a Value) -> Option<Self> {
+    fn from_cedar(value: &'a Value) -> Option<Self> {
         match &value.value {
             ValueKind::Lit(Literal::Bool(value)) => Some(Self::Bool(*value)),
             ValueKind::Lit(Literal::Long(value)) => Some(Self::Long(*value)),
@@ -100,7 +102,7 @@ impl<'a> Interpreter<'a> {
             action: _,
             resource,
         } = bindings.variables;
-        // Both are looked for before either is read, so that they are waited for together.
+        // Both lookups start before either is used, so that their memory accesses overlap.
         let prefetched = [principal, resource].map(|variable| {
             (
                 variable.uid,
@@ -111,11 +113,11 @@ impl<'a> Interpreter<'a> {
             overlay,
             bindings,
             prefetched,
-            read: RefCell::default(),
+            cache: RefCell::default(),
         }
     }
 
-    /// Whether `condition` holds; `None` when Cedar must say.
+    /// Evaluates `condition`; `None` if Cedar must evaluate it.
     ///
     /// Recurses as deep as the condition is nested.
     pub(in crate::pdp) fn eval(&self, condition: Bytecode<'a>) -> Option<bool> {
@@ -181,7 +183,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// Both values, if they are whole numbers.
+    /// Returns both values, if they are integers.
     fn long_operands(&self, left: Bytecode<'a>, right: Bytecode<'a>) -> Option<(i64, i64)> {
         match (self.value(left)?, self.value(right)?) {
             (Operand::Long(left), Operand::Long(right)) => Some((left, right)),
@@ -197,7 +199,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// The value of `node`, if it is there and at hand.
+    /// Returns the value of `node`, if it exists and needs no computation.
     fn value(&self, node: Bytecode<'a>) -> Option<Operand<'a>> {
         match node.node() {
             Node::Bool(value) => Some(Operand::Bool(value)),
@@ -232,31 +234,32 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// The attribute or field `name` of what `of` is, if it has one.
-    fn attribute(&self, name: &'a str, of: Bytecode<'a>) -> Option<Operand<'a>> {
-        match self.value(of)? {
-            Operand::Uid(uid) => match self.read(self.id_of(uid)?, name)? {
-                Attribute::Stored(value) => Operand::of_stored(value),
-                Attribute::Sent(value) => Operand::of_cedar(value),
+    /// Returns the attribute or field `name` of `holder`, if it has one.
+    fn attribute(&self, name: &'a str, holder: Bytecode<'a>) -> Option<Operand<'a>> {
+        match self.value(holder)? {
+            Operand::Uid(uid) => match self.entity_attribute(self.id_of(uid)?, name)? {
+                Attribute::Stored(value) => Operand::from_stored(value),
+                Attribute::Request(value) => Operand::from_cedar(value),
                 Attribute::Missing => None,
             },
-            Operand::Record(Record::Stored(record)) => Operand::of_stored(record.get(name)?),
-            Operand::Record(Record::Cedar(record)) => Operand::of_cedar(record.get(name)?),
+            Operand::Record(Record::Stored(record)) => Operand::from_stored(record.get(name)?),
+            Operand::Record(Record::Cedar(record)) => Operand::from_cedar(record.get(name)?),
             Operand::Bool(_) | Operand::Long(_) | Operand::Text(_) | Operand::Set(_) => None,
         }
     }
 
-    fn has(&self, name: &'a str, of: Bytecode<'a>) -> Option<bool> {
-        match self.value(of)? {
-            // What does not exist has no attributes.
+    /// Returns whether `holder` has the attribute or field `name`.
+    fn has(&self, name: &'a str, holder: Bytecode<'a>) -> Option<bool> {
+        match self.value(holder)? {
+            // A uid without an entity has no attributes.
             Operand::Uid(uid) => {
-                Some(
-                    self.id_of(uid)
-                        .is_some_and(|number| match self.read(number, name) {
-                            Some(Attribute::Stored(_) | Attribute::Sent(_)) => true,
-                            Some(Attribute::Missing) | None => false,
-                        }),
-                )
+                let attribute = self
+                    .id_of(uid)
+                    .and_then(|uid| self.entity_attribute(uid, name));
+                Some(match attribute {
+                    Some(Attribute::Stored(_) | Attribute::Request(_)) => true,
+                    Some(Attribute::Missing) | None => false,
+                })
             }
             Operand::Record(Record::Stored(record)) => Some(record.get(name).is_some()),
             Operand::Record(Record::Cedar(record)) => Some(record.contains_key(name)),
@@ -264,28 +267,31 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// The attribute `name` of an entity; `None` when there is no such entity.
-    fn read(&self, uid: UidId, name: &'a str) -> Option<Attribute<'a>> {
-        let mut read = self.read.borrow_mut();
-        let before = read
+    /// Returns the attribute `name` of an entity; `None` if there is no such entity.
+    fn entity_attribute(&self, uid: UidId, name: &'a str) -> Option<Attribute<'a>> {
+        let mut cache = self.cache.borrow_mut();
+        let cached = cache
             .iter()
-            .find(|(of, called, _)| *of == uid && *called == name);
-        if let Some((_, _, found)) = before {
-            return *found;
+            .find(|(cached_uid, cached_name, _)| *cached_uid == uid && *cached_name == name);
+        if let Some((_, _, attribute)) = cached {
+            return *attribute;
         }
-        let prefetched = self.prefetched.iter().find(|(of, _)| *of == Some(uid));
+        let prefetched = self
+            .prefetched
+            .iter()
+            .find(|(variable, _)| *variable == Some(uid));
         let attributes = match prefetched {
             Some((_, attributes)) => *attributes,
             None => self.overlay.attributes(uid),
         };
-        let found = attributes.map(|attributes| attributes.get(name));
-        if read.len() < MAX_CACHED_ATTRIBUTES {
-            read.push((uid, name, found));
+        let attribute = attributes.map(|attributes| attributes.get(name));
+        if cache.len() < MAX_CACHED_ATTRIBUTES {
+            cache.push((uid, name, attribute));
         }
-        found
+        attribute
     }
 
-    /// Whether two values are equal, if they are of one plain kind.
+    /// Compares two values, if they are of the same simple type.
     fn equal(&self, one: Operand<'a>, other: Operand<'a>) -> Option<bool> {
         match (one, other) {
             (Operand::Bool(one), Operand::Bool(other)) => Some(one == other),
@@ -308,15 +314,16 @@ impl<'a> Interpreter<'a> {
         match (one, other) {
             (Uid::Interned(one), Uid::Interned(other)) => one == other,
             (Uid::Cedar(one), Uid::Cedar(other)) => one == other,
-            (Uid::Interned(number), Uid::Cedar(uid)) | (Uid::Cedar(uid), Uid::Interned(number)) => {
-                self.overlay.find_uid(uid) == Some(number)
+            (Uid::Interned(id), Uid::Cedar(uid)) | (Uid::Cedar(uid), Uid::Interned(id)) => {
+                self.overlay.find_uid(uid) == Some(id)
             }
         }
     }
 
-    /// Whether a set has a member of a plain kind.
+    /// Returns whether a set contains `member`, if that is certain.
     fn contains(&self, set: Set<'a>, member: Operand<'a>) -> Option<bool> {
-        // Values of different kinds are different; only those that are not plain are in doubt.
+        // Values of different simple types differ. Sets, records and extension values are not
+        // compared here, so they leave the result uncertain.
         let mut is_uncertain = matches!(member, Operand::Set(_) | Operand::Record(_));
         let mut is_member = |value: Option<Operand<'a>>| match value {
             Some(Operand::Set(_) | Operand::Record(_)) | None => {
@@ -328,13 +335,15 @@ impl<'a> Interpreter<'a> {
         let found = match set {
             Set::Stored(set) => set
                 .members()
-                .any(|value| is_member(Operand::of_stored(value))),
-            Set::Cedar(set) => set.iter().any(|value| is_member(Operand::of_cedar(value))),
+                .any(|value| is_member(Operand::from_stored(value))),
+            Set::Cedar(set) => set
+                .iter()
+                .any(|value| is_member(Operand::from_cedar(value))),
         };
         (found || !is_uncertain).then_some(found)
     }
 
-    /// Whether a variable of the request is one of the uids on the right, or in one.
+    /// Evaluates `in`, if the left side is a variable of the request.
     fn is_in(&self, left: Bytecode<'a>, members: Members<'a>) -> Option<bool> {
         let Operand::Uid(left) = self.value(left)? else {
             return None;
@@ -342,41 +351,41 @@ impl<'a> Interpreter<'a> {
         let variable = self.variable(left)?;
         let mut found = false;
         for uid in members {
-            // Every member is looked at: one that is no uid makes the whole an error.
+            // Every member is checked: one that is not a uid makes the operation an error.
             let Operand::Uid(uid) = self.value(uid)? else {
                 return None;
             };
-            let number = self.id_of(uid);
+            let id = self.id_of(uid);
             found |= self.equal_uids(left, uid)
-                || number.is_some_and(|number| variable.ancestors.binary_search(&number).is_ok());
+                || id.is_some_and(|id| variable.ancestors.binary_search(&id).is_ok());
         }
         Some(found)
     }
 
-    /// The variable of the request that `uid` is: the ancestors of others are not at hand.
+    /// Returns the variable of the request with this uid; no other entity's ancestors are known.
     fn variable(&self, uid: Uid<'a>) -> Option<&'a RequestVariable> {
         let RequestVariables {
             principal,
             action,
             resource,
         } = self.bindings.variables;
-        let number = self.id_of(uid)?;
+        let id = self.id_of(uid)?;
         [principal, action, resource]
             .into_iter()
-            .find(|variable| variable.uid == Some(number))
+            .find(|variable| variable.uid == Some(id))
     }
 
     fn id_of(&self, uid: Uid<'a>) -> Option<UidId> {
         match uid {
-            Uid::Interned(number) => Some(number),
+            Uid::Interned(id) => Some(id),
             Uid::Cedar(uid) => self.overlay.find_uid(uid),
         }
     }
 
-    /// The number of a uid's type, if it has one.
+    /// Returns the id of a uid's type, if it is interned.
     fn type_of(&self, uid: Uid<'a>) -> Option<TypeId> {
         match uid {
-            Uid::Interned(number) => self.overlay.type_of(number),
+            Uid::Interned(id) => self.overlay.type_of(id),
             Uid::Cedar(uid) => self.overlay.find_type(uid.entity_type()),
         }
     }
@@ -400,10 +409,11 @@ mod tests {
 {"uid": {"type": "User", "id": "bob"}, "attrs": {"level": 5}, "parents": []}
 ]"#;
 
-    /// What is certain of `condition` for `User::"ann"`, asking on `Doc::"d"`, which is not
-    /// stored, with `n: 7` in the context.
+    /// Evaluates `condition` for `User::"ann"` on `Doc::"d"`, with `n: 7` in the context.
+    ///
+    /// `Doc::"d"` is not stored.
     fn eval(condition: &str) -> Option<bool> {
-        // Nothing that could be taken into the scope stands first.
+        // The first operand is not one that the scope absorbs.
         let policy =
             format!("permit(principal, action, resource) when {{ true && ({condition}) }};");
         let files = [("p.cedar", policy.as_str()), ("entities.json", ENTITIES)];
@@ -423,11 +433,15 @@ mod tests {
             explain: false,
         };
         let bound = bind(&snapshot, &snapshot.entities, &query).unwrap();
-        bound.candidates.first().expect("it is open").satisfied
+        bound
+            .candidates
+            .first()
+            .expect("an unconstrained policy")
+            .satisfied
     }
 
     #[test]
-    fn comparisons_of_plain_values_are_certain() {
+    fn simple_comparisons_are_certain() {
         for (condition, expected) in [
             ("principal.level == 3 && context.n > 6", true),
             ("principal.level < 3 || context.n <= 6", false),
@@ -452,7 +466,7 @@ mod tests {
                 true,
             ),
             (r#"principal in [Group::"a", Group::"b"]"#, false),
-            // Nothing is stored of it.
+            // The resource is not stored.
             (r#"resource in Doc::"d""#, true),
             ("context has n && !(context has m)", true),
         ] {
@@ -461,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_fail_or_is_not_plain_is_left_to_cedar() {
+    fn fallible_or_complex_conditions_fall_back() {
         for condition in [
             "principal.nothing == 3",
             "resource.level == 3",
@@ -473,16 +487,16 @@ mod tests {
             "principal.since == principal.since",
             "principal.tags == principal.tags",
             r#"principal.boss in Group::"staff""#,
-            // Nobody else names it, so it has no number.
+            // Nothing else names it, so it has no id.
             r#"resource in Doc::"other""#,
             "principal.tags.containsAny(principal.tags)",
             "if principal.level == 3 then true else false",
-            // Certain as its first operand is, the second could fail.
+            // The first operand is certain, but the second could fail.
             "principal.level == 3 && principal.nothing",
         ] {
             assert_eq!(eval(condition), None, "{condition}");
         }
-        // And what is false before that is false whatever follows.
+        // After a false operand, the rest cannot fail.
         assert_eq!(
             eval("principal.level == 4 && principal.nothing"),
             Some(false)

@@ -1,6 +1,7 @@
-//! Names the field of a request that does not match the schema.
+//! Names the field of a query that does not conform to the schema.
 //!
-//! All of this runs only after Cedar has rejected a request or an entity.
+//! Runs only after Cedar has rejected a request, an entity or a hierarchy; only `check_entity` runs
+//! for each entity.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,7 +22,7 @@ use crate::pdp::entities::overlay::{BoundEntity, MAX_REQUEST_HIERARCHY_STEPS, Ov
 use crate::pdp::query::{InvalidQuery, Problem, Query, Uid};
 use crate::pdp::snapshot::Snapshot;
 
-/// Names the field that a request's validation failed for.
+/// Names the field for which a request failed validation.
 pub(in crate::pdp) fn request_mismatch(
     error: &RequestValidationError,
     schema: &ValidatorSchema,
@@ -84,9 +85,9 @@ pub(in crate::pdp) fn request_mismatch(
     }
 }
 
-/// Names the attribute of the context that does not fit; the whole context when none is to blame
-/// alone.
-pub(in crate::pdp) fn context_mismatch(
+/// Names the attribute of the context that does not conform, or the whole context if no single
+/// attribute is at fault.
+fn context_mismatch(
     schema: &ValidatorSchema,
     action: &EntityUID,
     context: &BTreeMap<SmolStr, ast::Value>,
@@ -127,11 +128,12 @@ pub(in crate::pdp) fn context_mismatch(
                 );
             }
             Some(attribute) => {
-                let fits = SchemaType::try_from((*attribute.attr_type).clone()).is_ok_and(|ty| {
-                    typecheck_value_against_schematype(&value, &ty, Extensions::all_available())
-                        .is_ok()
-                });
-                if !fits {
+                let conforms =
+                    SchemaType::try_from((*attribute.attr_type).clone()).is_ok_and(|ty| {
+                        typecheck_value_against_schematype(&value, &ty, Extensions::all_available())
+                            .is_ok()
+                    });
+                if !conforms {
                     return at(name, format!("must be of type {}", attribute.attr_type));
                 }
             }
@@ -148,9 +150,13 @@ pub(in crate::pdp) fn context_mismatch(
     InvalidQuery::field("context", Problem::SchemaMismatch { message })
 }
 
-/// Names the entity whose parents make a hierarchy that is refused. After those that the caller
-/// sent stands the one that a token tells of.
-pub(in crate::pdp) fn hierarchy_error(error: OverlayError, sent_by_caller: usize) -> InvalidQuery {
+/// Names the entity whose parents make the hierarchy invalid.
+///
+/// The entity after the `request_entities` of the caller is that of the token.
+pub(in crate::pdp) fn hierarchy_error(
+    error: OverlayError,
+    request_entities: usize,
+) -> InvalidQuery {
     match error {
         OverlayError::TooLarge => {
             let problem = Problem::HierarchyTooLarge {
@@ -169,17 +175,21 @@ pub(in crate::pdp) fn hierarchy_error(error: OverlayError, sent_by_caller: usize
                 },
             };
             let fault = InvalidQuery::field("parents", problem);
-            match index < sent_by_caller {
+            match index < request_entities {
                 true => fault.at_index(index).within("entities"),
-                false => fault.within(FIELD),
+                false => fault.within(TOKEN_FIELD),
             }
         }
     }
 }
 
-/// Checks one entity against the schema, as Cedar does when it takes entities, naming the field.
+/// Checks one entity against the schema, as Cedar does when it loads entities.
 ///
-/// The schema is there in every validation mode, and entities must fit it.
+/// Entities must conform in every validation mode, if there is a schema.
+///
+/// # Errors
+///
+/// [`InvalidQuery`], which names the field of the entity.
 pub(in crate::pdp) fn check_entity(
     snapshot: &Snapshot,
     bound: &BoundEntity,
@@ -198,30 +208,40 @@ pub(in crate::pdp) fn check_entity(
     let extensions = Extensions::all_available();
     let checker = EntitySchemaConformanceChecker::new(schema, extensions);
     let (uid, attributes, _, _, tags) = entity.clone().into_inner();
-    let above = parents.iter().cloned().collect();
-    let whole = Entity::new_with_attr_partial_value(uid, attributes, HashSet::new(), above, tags);
-    let Err(error) = checker.validate_entity(&whole) else {
-        return Ok(());
-    };
+    let ancestors = parents.iter().cloned().collect();
+    let with_parents =
+        Entity::new_with_attr_partial_value(uid, attributes, HashSet::new(), ancestors, tags);
+    match checker.validate_entity(&with_parents) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(entity_mismatch(schema, &checker, bound, &error.to_string())),
+    }
+}
 
-    // It does not fit; all that follows finds out where.
+/// Names the field of an entity that does not conform.
+fn entity_mismatch(
+    schema: &CoreSchema<'_>,
+    checker: &EntitySchemaConformanceChecker<'_, CoreSchema<'_>>,
+    BoundEntity { entity, parents }: &BoundEntity,
+    message: &str,
+) -> InvalidQuery {
+    let extensions = Extensions::all_available();
     let mismatch = |message: String| Problem::SchemaMismatch { message };
     let Some(declared) = schema.entity_type(entity.uid().entity_type()) else {
         let problem = Problem::UnknownType {
             type_name: entity.uid().entity_type().to_string(),
         };
-        return Err(InvalidQuery::field("type", problem).within("uid"));
+        return InvalidQuery::field("type", problem).within("uid");
     };
     let attributes: HashMap<&SmolStr, &PartialValue> = entity.attrs().collect();
     let mut required: Vec<SmolStr> = declared.required_attrs().collect();
     required.sort();
     if let Some(missing) = required.iter().find(|name| !attributes.contains_key(name)) {
         let problem = mismatch("is missing; the schema requires it".to_owned());
-        return Err(InvalidQuery::here(problem)
+        return InvalidQuery::here(problem)
             .at_key(missing)
-            .within("attributes"));
+            .within("attributes");
     }
-    let fits = |value: &PartialValue, ty: Option<SchemaType>, open: bool| match ty {
+    let conforms = |value: &PartialValue, ty: Option<SchemaType>, open: bool| match ty {
         Some(ty) => {
             typecheck_value_against_schematype(value, &ty, extensions).is_ok()
                 && validate_euids_in_partial_value(schema, value).is_ok()
@@ -230,41 +250,43 @@ pub(in crate::pdp) fn check_entity(
     };
     let mut mismatched: Vec<&SmolStr> = entity
         .attrs()
-        .filter(|(name, value)| !fits(value, declared.attr_type(name), declared.open_attributes()))
+        .filter(|(name, value)| {
+            !conforms(value, declared.attr_type(name), declared.open_attributes())
+        })
         .map(|(name, _)| name)
         .collect();
     mismatched.sort();
     if let Some(name) = mismatched.first() {
-        return Err(InvalidQuery::here(mismatch(error.to_string()))
+        return InvalidQuery::here(mismatch(message.to_owned()))
             .at_key(name)
-            .within("attributes"));
+            .within("attributes");
     }
-    let one = |parent: &EntityUID| {
+    let check_parent = |parent: &EntityUID| {
         checker.validate_entity_ancestors(entity.uid(), std::iter::once(parent), &declared)
     };
     if let Some((index, Err(error))) = parents
         .iter()
-        .map(one)
+        .map(check_parent)
         .enumerate()
         .find(|(_, result)| result.is_err())
     {
-        return Err(InvalidQuery::here(mismatch(error.to_string()))
+        return InvalidQuery::here(mismatch(error.to_string()))
             .at_index(index)
-            .within("parents"));
+            .within("parents");
     }
     let mut mismatched: Vec<&SmolStr> = entity
         .tags()
-        .filter(|(_, value)| !fits(value, declared.tag_type(), false))
+        .filter(|(_, value)| !conforms(value, declared.tag_type(), false))
         .map(|(name, _)| name)
         .collect();
     mismatched.sort();
     if let Some(name) = mismatched.first() {
-        return Err(InvalidQuery::here(mismatch(error.to_string()))
+        return InvalidQuery::here(mismatch(message.to_owned()))
             .at_key(name)
-            .within("tags"));
+            .within("tags");
     }
-    Err(InvalidQuery::field("uid", mismatch(error.to_string())))
+    InvalidQuery::field("uid", mismatch(message.to_owned()))
 }
 
-/// The field that is named when the claims do not fit.
-pub(in crate::pdp) const FIELD: &str = "principal_token";
+/// The field to which errors in a token's claims are attributed.
+pub(in crate::pdp) const TOKEN_FIELD: &str = "principal_token";

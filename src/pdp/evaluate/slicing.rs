@@ -1,4 +1,4 @@
-//! Brings together the entities that evaluating some policies can look up, and no others.
+//! Entity slicing: collects only the entities that evaluating some policies can look up.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ptr;
@@ -17,12 +17,12 @@ use crate::pdp::policies::read_set::{AccessTree, NamedUid, ReadSet, Root};
 use crate::pdp::policies::scope::RequestVariables;
 use crate::pdp::settings::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
 
-/// Why the entities could not be brought together.
+/// An error that stops slicing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum SliceError {
-    /// The request's own entities make a hierarchy that is refused.
+    /// The request's own entities make the hierarchy invalid.
     Overlay(OverlayError),
-    /// They are more than [`MAX_LOOKUPS`], or take more than [`MAX_LOOKUP_STEPS`] to find.
+    /// The lookups exceed [`MAX_LOOKUPS`] entities or [`MAX_LOOKUP_STEPS`] steps.
     TooMany,
 }
 
@@ -32,20 +32,20 @@ impl From<OverlayError> for SliceError {
     }
 }
 
-/// The variables of a request, as values.
+/// The values of a request's variables.
 #[derive(Debug)]
 pub(in crate::pdp) struct Bindings<'a> {
     pub(in crate::pdp) principal: &'a EntityUID,
     pub(in crate::pdp) action: &'a EntityUID,
     pub(in crate::pdp) resource: &'a EntityUID,
     pub(in crate::pdp) context: &'a BTreeMap<SmolStr, Value>,
-    /// The same, as far as scopes can tell.
+    /// The same variables as the scope index uses them.
     pub(in crate::pdp) variables: &'a RequestVariables,
 }
 
 impl Bindings<'_> {
-    /// All that the entity is in, sorted, if it is one of the variables.
-    fn ancestors_of(&self, number: UidId) -> Option<&[UidId]> {
+    /// Returns the entity's ancestors, sorted, if it is one of the variables.
+    fn ancestors_of(&self, uid: UidId) -> Option<&[UidId]> {
         let RequestVariables {
             principal,
             action,
@@ -53,44 +53,48 @@ impl Bindings<'_> {
         } = self.variables;
         [principal, action, resource]
             .into_iter()
-            .find(|variable| variable.uid == Some(number))
+            .find(|variable| variable.uid == Some(uid))
             .map(|variable| variable.ancestors.as_slice())
     }
 }
 
-/// The entities found so far.
+/// A slice under construction.
 struct Slicer<'v, 'a> {
     overlay: &'v mut Overlay<'a>,
     found: hashbrown::HashMap<UidId, SlicedEntity>,
-    /// The entities that were visited already at a place on a path. A place and a link's slots
-    /// are told from others by where they stand in memory, which outlives the gathering.
+    /// The visited entities, each with a node of an access tree and the slots of a link.
+    ///
+    /// Nodes and slots are identified by their address, which is stable while slicing.
     visited: hashbrown::HashSet<(UidId, *const AccessTree, *const SlotEnv)>,
     steps_left: usize,
 }
 
 struct SlicedEntity {
-    /// Without ancestors; `None` when there is no such entity.
+    /// The entity without ancestors; `None` if there is no such entity.
     entity: Option<Arc<Entity>>,
-    /// Whether all its ancestors are needed.
+    /// True if the slice needs all its ancestors.
     all_ancestors: bool,
-    /// The ancestors that are needed, if it has them; perhaps some several times.
+    /// The uids that the slice needs if they are ancestors; may contain duplicates.
     ancestors: Vec<UidId>,
 }
 
-/// The entities that are still to be visited, each at a place on a path.
-type Open<'r> = Vec<(UidId, &'r AccessTree)>;
+/// The entities to visit, each with a node of an access tree.
+type Queue<'r> = Vec<(UidId, &'r AccessTree)>;
 
-/// What is the same for all paths of a condition.
+/// The parts of a visit that are the same for all paths of a condition.
 #[derive(Clone, Copy)]
 struct PathContext<'r> {
     slots: &'r SlotEnv,
-    /// Where the slots stand, if what is asked of an entity depends on them; else links of one
-    /// template ask the same, and what one has visited no other need visit.
+    /// The address of the slots, if the reads depend on them; else null.
+    ///
+    /// With null, all links of a template read the same, so an entity is visited only once.
     slots_identity: *const SlotEnv,
 }
 
-/// What Cedar needs to evaluate `rules` for a request: the entities that their conditions can look
-/// up, each with those of its ancestors that a condition can ask for.
+/// Returns the entities that Cedar needs to evaluate these conditions.
+///
+/// These are the entities that the conditions can look up, each with those of its ancestors that a
+/// condition can test.
 ///
 /// # Errors
 ///
@@ -101,8 +105,8 @@ pub(in crate::pdp) fn slice_entities<'r>(
     conditions: impl Iterator<Item = (&'r Condition, &'r Rule)>,
 ) -> Result<Entities, SliceError> {
     let mut slicer = Slicer::new(overlay);
-    // Policies are often of one pattern, and what one reads is then what all read; but a link's
-    // slots are its own.
+    // Policies of the same pattern share a read set, which is followed once. A link is not skipped,
+    // as its slots differ.
     let mut seen: hashbrown::HashSet<*const ReadSet> = hashbrown::HashSet::new();
     for (condition, rule) in conditions {
         if rule.slots.is_none() && !seen.insert(Arc::as_ptr(&condition.read_set)) {
@@ -123,12 +127,14 @@ impl<'v, 'a> Slicer<'v, 'a> {
         }
     }
 
+    /// Takes `steps` from the budget.
     fn spend(&mut self, steps: usize) -> Result<(), SliceError> {
         let left = self.steps_left.checked_sub(steps);
         self.steps_left = left.ok_or(SliceError::TooMany)?;
         Ok(())
     }
 
+    /// Adds the entities that a read set reaches.
     fn add(
         &mut self,
         read_set: &ReadSet,
@@ -142,52 +148,52 @@ impl<'v, 'a> Slicer<'v, 'a> {
                 false => ptr::null(),
             },
         };
-        // Not by recursion: a path is as long as its author likes, on whatever stack this runs.
-        let mut open = Open::new();
+        // Iterative, as a policy's path may be long and the thread's stack small.
+        let mut queue = Queue::new();
         for (root, tree) in &read_set.roots {
             match root {
                 Root::Principal => {
-                    self.enqueue_uid(bindings.principal, tree, context, &mut open)?
+                    self.enqueue_uid(bindings.principal, tree, context, &mut queue)?
                 }
-                Root::Action => self.enqueue_uid(bindings.action, tree, context, &mut open)?,
-                Root::Resource => self.enqueue_uid(bindings.resource, tree, context, &mut open)?,
+                Root::Action => self.enqueue_uid(bindings.action, tree, context, &mut queue)?,
+                Root::Resource => self.enqueue_uid(bindings.resource, tree, context, &mut queue)?,
                 Root::Context => {
                     for (name, below) in &tree.fields {
                         if let Some(value) = bindings.context.get(name) {
-                            self.value(value, below, context, &mut open)?;
+                            self.enqueue_value(value, below, context, &mut queue)?;
                         }
                     }
                 }
                 Root::Slot(slot) => {
                     if let Some(uid) = slots.get(slot) {
-                        self.enqueue_uid(uid, tree, context, &mut open)?;
+                        self.enqueue_uid(uid, tree, context, &mut queue)?;
                     }
                 }
             }
         }
         for (uid, tree) in &read_set.literals {
-            self.enqueue_uid(uid, tree, context, &mut open)?;
+            self.enqueue_uid(uid, tree, context, &mut queue)?;
         }
-        while let Some((number, tree)) = open.pop() {
-            self.visit(number, tree, context, &mut open)?;
+        while let Some((uid, tree)) = queue.pop() {
+            self.visit(uid, tree, context, &mut queue)?;
         }
         Ok(())
     }
 
-    /// Opens the uids that stand on a path in `value`.
-    fn value<'r>(
+    /// Enqueues the uids in `value` that are on a path of `tree`.
+    fn enqueue_value<'r>(
         &mut self,
         value: &Value,
         tree: &'r AccessTree,
         context: PathContext<'r>,
-        open: &mut Open<'r>,
+        queue: &mut Queue<'r>,
     ) -> Result<(), SliceError> {
         let mut values: SmallVec<[(&Value, &'r AccessTree); 4]> = smallvec![(value, tree)];
         while let Some((value, tree)) = values.pop() {
             self.spend(1)?;
             match &value.value {
                 ValueKind::Lit(Literal::EntityUID(uid)) => {
-                    self.enqueue_uid(uid, tree, context, open)?
+                    self.enqueue_uid(uid, tree, context, queue)?
                 }
                 ValueKind::Record(fields) => {
                     self.spend(tree.fields.len())?;
@@ -203,43 +209,43 @@ impl<'v, 'a> Slicer<'v, 'a> {
         Ok(())
     }
 
-    /// Opens `uid`, unless it is none that is looked up or was here before.
+    /// Enqueues `uid`, unless it is not looked up or was visited here before.
     fn enqueue_uid<'r>(
         &mut self,
         uid: &EntityUID,
         tree: &'r AccessTree,
         context: PathContext<'r>,
-        open: &mut Open<'r>,
+        queue: &mut Queue<'r>,
     ) -> Result<(), SliceError> {
         self.spend(1)?;
-        if !tree.entity && tree.fields.is_empty() && tree.tags.is_none() {
+        if !tree.is_looked_up && tree.fields.is_empty() && tree.tags.is_none() {
             return Ok(());
         }
-        let Some(number) = self.overlay.find_uid(uid) else {
+        let Some(uid) = self.overlay.find_uid(uid) else {
             return Ok(());
         };
-        let place = (number, ptr::from_ref(tree), context.slots_identity);
-        if self.visited.insert(place) {
-            open.push((number, tree));
+        let visit = (uid, ptr::from_ref(tree), context.slots_identity);
+        if self.visited.insert(visit) {
+            queue.push((uid, tree));
         }
         Ok(())
     }
 
-    /// Notes what is asked of an entity, and opens what it leads to.
+    /// Adds an entity to the slice, and enqueues the entities that its values refer to.
     fn visit<'r>(
         &mut self,
-        number: UidId,
+        uid: UidId,
         tree: &'r AccessTree,
         context: PathContext<'r>,
-        open: &mut Open<'r>,
+        queue: &mut Queue<'r>,
     ) -> Result<(), SliceError> {
-        if self.found.len() >= MAX_LOOKUPS && !self.found.contains_key(&number) {
+        if self.found.len() >= MAX_LOOKUPS && !self.found.contains_key(&uid) {
             return Err(SliceError::TooMany);
         }
         self.spend(tree.ancestors.named.len() + tree.fields.len())?;
         let overlay = &self.overlay;
-        let sliced = self.found.entry(number).or_insert_with(|| SlicedEntity {
-            entity: overlay.entity(number, HashSet::new()).map(Arc::new),
+        let sliced = self.found.entry(uid).or_insert_with(|| SlicedEntity {
+            entity: overlay.entity(uid, HashSet::new()).map(Arc::new),
             all_ancestors: false,
             ancestors: Vec::new(),
         });
@@ -249,7 +255,7 @@ impl<'v, 'a> Slicer<'v, 'a> {
                 NamedUid::Literal(uid) => Some(uid),
                 NamedUid::Slot(slot) => context.slots.get(slot),
             };
-            // A uid without a number is above nothing.
+            // A uid that is not interned is no entity's ancestor.
             sliced
                 .ancestors
                 .extend(uid.and_then(|uid| overlay.find_uid(uid)));
@@ -262,33 +268,34 @@ impl<'v, 'a> Slicer<'v, 'a> {
         };
         for (name, below) in &tree.fields {
             if let Some(PartialValue::Value(value)) = entity.get(name) {
-                self.value(value, below, context, open)?;
+                self.enqueue_value(value, below, context, queue)?;
             }
         }
         if let Some(below) = &tree.tags {
             for (_, value) in entity.tags() {
                 if let PartialValue::Value(value) = value {
-                    self.value(value, below, context, open)?;
+                    self.enqueue_value(value, below, context, queue)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// Adds the needed ancestors to the entities.
     fn finish(mut self, bindings: &Bindings<'_>) -> Result<Entities, SliceError> {
-        let mut found_ancestors;
+        let mut computed;
         let found = std::mem::take(&mut self.found);
         let mut entities: Vec<Arc<Entity>> = Vec::with_capacity(found.len());
-        for (number, mut sliced) in found {
+        for (uid, mut sliced) in found {
             let Some(mut entity) = sliced.entity else {
                 continue;
             };
             if sliced.all_ancestors || !sliced.ancestors.is_empty() {
-                let ancestors = match bindings.ancestors_of(number) {
-                    Some(known) => known,
+                let ancestors = match bindings.ancestors_of(uid) {
+                    Some(ancestors) => ancestors,
                     None => {
-                        found_ancestors = self.overlay.ancestors(number)?;
-                        &found_ancestors
+                        computed = self.overlay.ancestors(uid)?;
+                        &computed
                     }
                 };
                 self.spend(ancestors.len())?;
@@ -296,15 +303,15 @@ impl<'v, 'a> Slicer<'v, 'a> {
                     let needed = &mut sliced.ancestors;
                     needed.sort_unstable();
                     needed.dedup();
-                    needed.retain(|number| ancestors.binary_search(number).is_ok());
+                    needed.retain(|uid| ancestors.binary_search(uid).is_ok());
                 }
                 let needed = match sliced.all_ancestors {
                     true => ancestors,
                     false => &sliced.ancestors,
                 };
-                // The only handle on it, so nothing is copied.
+                // This is the only reference, so nothing is copied.
                 let entity = Arc::make_mut(&mut entity);
-                for uid in needed.iter().filter_map(|number| self.overlay.uid(*number)) {
+                for uid in needed.iter().filter_map(|uid| self.overlay.uid(*uid)) {
                     entity.add_indirect_ancestor(uid);
                 }
             }
@@ -314,12 +321,12 @@ impl<'v, 'a> Slicer<'v, 'a> {
     }
 }
 
-/// Cedar's view of entities whose ancestors are complete and whose uids are distinct.
+/// Converts entities with complete ancestors and distinct uids to Cedar's collection.
 #[expect(
     clippy::expect_used,
-    reason = "adding fails by a schema (there is none), by the closure (it is assumed), or by two \
-              entities of one uid, and callers pass each uid once; to go on without the entities \
-              would be to lose what a forbid reads"
+    reason = "adding fails by a schema (there is none), by the closure (it is assumed), or by a \
+              duplicate uid (callers pass each uid once); without the entities, a forbid could lose \
+              what it reads"
 )]
 fn cedar_entities(entities: Vec<Arc<Entity>>) -> Entities {
     Entities::new()

@@ -1,14 +1,14 @@
-//! What a token says of the principal, as an entity of this question only.
+//! Converts a token's claims to the entity of the principal, for one query only.
 //!
-//! Whether the token is to be believed was settled before; here its claims meet the stored entity
-//! of the same uid, the entities that the caller sent, and the schema.
+//! The token was verified before. Its claims are merged here with the stored entity of the same
+//! uid, checked against the caller's entities, and checked against the schema.
 
 use std::collections::{BTreeMap, HashSet};
 
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
 use smol_str::SmolStr;
 
-use super::invalid_query::{FIELD, check_entity};
+use super::invalid_query::{TOKEN_FIELD, check_entity};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::overlay::BoundEntity;
@@ -18,39 +18,43 @@ use crate::pdp::query::{
 };
 use crate::pdp::snapshot::Snapshot;
 
-/// The principal as the token tells of it, with its direct parents; `sent` are the entities that
-/// the caller brought.
+/// Returns the entity of the principal that the token describes, with its direct parents.
 ///
-/// `--request-entity-types` says nothing of it: it is not the caller's, but the issuer's.
-pub(super) fn entity(
+/// `--request-entity-types` does not apply: the issuer describes this entity, not the caller.
+///
+/// # Errors
+///
+/// [`NoAnswer`] if the principal must be stored and is not, if one of the `request_entities`
+/// redefines a claim, or if the entity does not conform to the schema.
+pub(super) fn bind(
     snapshot: &Snapshot,
     stored: &EntityStore,
     (uid, principal): (&Uid, &EntityUID),
     claimed: &Claimed,
-    sent: &[BoundEntity],
+    request_entities: &[BoundEntity],
 ) -> Result<BoundEntity, NoAnswer> {
     let parents = claimed_parents(snapshot, claimed)
-        .map_err(|error| error.within("parents").within(FIELD))?;
-    reject_redefined_claims(stored, uid, claimed, sent)?;
-    let found = stored
+        .map_err(|error| error.within("parents").within(TOKEN_FIELD))?;
+    reject_redefined_claims(stored, uid, claimed, request_entities)?;
+    let stored_entity = stored
         .interner
         .find_named(&uid.type_name, &uid.id)
-        .and_then(|number| {
-            let parents = stored.parents(number);
+        .and_then(|uid| {
+            let parents = stored.parents(uid);
             Some(StoredPrincipalEntity {
-                entity: stored.entity(number, HashSet::new())?,
+                entity: stored.entity(uid, HashSet::new())?,
                 parents: parents.map(|parent| stored.interner.uid(parent)).collect(),
             })
         });
-    if found.is_none() && claimed.stored == StoredPrincipal::Require {
+    if stored_entity.is_none() && claimed.stored == StoredPrincipal::Require {
         return Err(NoAnswer::UnknownPrincipal);
     }
     let stored_entity = match claimed.stored {
-        StoredPrincipal::Join | StoredPrincipal::Require => found,
+        StoredPrincipal::Join | StoredPrincipal::Require => stored_entity,
         StoredPrincipal::Replace => None,
     };
     let merged = merge(snapshot, principal, claimed, parents, stored_entity);
-    Ok(merged.map_err(|error| error.within(FIELD))?)
+    Ok(merged.map_err(|error| error.within(TOKEN_FIELD))?)
 }
 
 /// The stored entity of the principal's uid, with its direct parents.
@@ -59,6 +63,7 @@ struct StoredPrincipalEntity {
     parents: Vec<EntityUID>,
 }
 
+/// Returns the direct parents that the claims name.
 fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityUID>, InvalidQuery> {
     let parents = claimed.parents.iter().enumerate();
     parents
@@ -69,69 +74,71 @@ fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityU
         .collect()
 }
 
-/// What an issuer says of the principal and of what it names, a caller cannot say otherwise; nor what
-/// that is in as it is stored, or the caller could put the principal wherever it likes from there.
+/// Rejects request entities that redefine what the issuer describes.
+///
+/// These are the principal, the entities that the claims name, and all stored ancestors of both.
+/// Otherwise a caller could put the principal into any group, by a new parent of one of them.
 fn reject_redefined_claims(
     stored: &EntityStore,
     principal: &Uid,
     claimed: &Claimed,
-    sent: &[BoundEntity],
+    request_entities: &[BoundEntity],
 ) -> Result<(), InvalidQuery> {
-    if sent.is_empty() {
+    if request_entities.is_empty() {
         return Ok(());
     }
     let mut claimed_uids: Vec<&Uid> = claimed.parents.iter().collect();
     for (_, value) in claimed.attributes.iter() {
         collect_uids(value, &mut claimed_uids);
     }
-    // Nothing is taken of a stored principal that is replaced, what it is in neither.
-    let stored_entity = (claimed.stored != StoredPrincipal::Replace).then_some(principal);
-    let mut above: HashSet<UidId> = HashSet::new();
-    for uid in claimed_uids.iter().copied().chain(stored_entity) {
-        if let Some(number) = stored.interner.find_named(&uid.type_name, &uid.id)
-            && !above.contains(&number)
+    // A stored principal that is replaced contributes nothing, nor do its ancestors.
+    let stored_principal = (claimed.stored != StoredPrincipal::Replace).then_some(principal);
+    let mut ancestors: HashSet<UidId> = HashSet::new();
+    for uid in claimed_uids.iter().copied().chain(stored_principal) {
+        if let Some(uid) = stored.interner.find_named(&uid.type_name, &uid.id)
+            && !ancestors.contains(&uid)
         {
-            above.extend(stored.ancestors(number));
+            ancestors.extend(stored.ancestors(uid));
         }
     }
     claimed_uids.push(principal);
     let is_redefined = |uid: &EntityUID| match stored.interner.find_uid(uid) {
-        Some(number) if above.contains(&number) => true,
-        Some(_) | None => claimed_uids.iter().any(|claimed| is_named(uid, claimed)),
+        Some(uid) if ancestors.contains(&uid) => true,
+        Some(_) | None => claimed_uids.iter().any(|claimed| is_same_uid(uid, claimed)),
     };
-    let uids = sent.iter().map(|bound| bound.entity.uid());
+    let uids = request_entities.iter().map(|bound| bound.entity.uid());
     reject_first(uids, is_redefined, |uid| Problem::ClaimedEntity { uid })
 }
 
-/// Refuses `entities` that tell anew of a principal, or of what that is stored to be in: for callers
-/// who may not say who the principal is, and so not what it is either.
+/// Rejects `entities` that redefine the principal or one of its stored ancestors.
+///
+/// For callers that may not choose the principal, and so may not describe it either.
 ///
 /// # Errors
 ///
-/// [`Problem::AnonymousEntity`] at the first of them.
+/// [`Problem::AnonymousEntity`] at the first such entity.
 pub fn reject_redefined_principal(
     snapshot: &Snapshot,
     principal: &Uid,
     entities: &[RequestEntity],
 ) -> Result<(), InvalidQuery> {
     let stored = &snapshot.entities;
-    let number = |uid: &Uid| stored.interner.find_named(&uid.type_name, &uid.id);
-    let above = number(principal).map_or_else(Vec::new, |number| stored.ancestors(number));
+    let find = |uid: &Uid| stored.interner.find_named(&uid.type_name, &uid.id);
+    let ancestors = find(principal).map_or_else(Vec::new, |uid| stored.ancestors(uid));
     let is_redefined = |uid: &Uid| {
-        uid == principal || number(uid).is_some_and(|number| above.binary_search(&number).is_ok())
+        uid == principal || find(uid).is_some_and(|uid| ancestors.binary_search(&uid).is_ok())
     };
     let uids = entities.iter().map(|entity| &entity.uid);
     reject_first(uids, is_redefined, |uid| Problem::AnonymousEntity { uid })
 }
 
-/// Refuses a request's entities, which have these uids, for the first that `is_redefined` otherwise.
+/// Rejects a request for the first of its entities, given by their uids, that `is_redefined`.
 fn reject_first<'a, U: ToString + 'a>(
     uids: impl Iterator<Item = &'a U>,
     is_redefined: impl Fn(&U) -> bool,
     problem: impl FnOnce(String) -> Problem,
 ) -> Result<(), InvalidQuery> {
-    let claimed_uids = uids.enumerate().find(|(_, uid)| is_redefined(uid));
-    match claimed_uids {
+    match uids.enumerate().find(|(_, uid)| is_redefined(uid)) {
         None => Ok(()),
         Some((index, uid)) => {
             let fault = InvalidQuery::field("uid", problem(uid.to_string()));
@@ -140,16 +147,14 @@ fn reject_first<'a, U: ToString + 'a>(
     }
 }
 
-/// Adds the entities that `value` names.
-fn collect_uids<'a>(value: &'a Value, named: &mut Vec<&'a Uid>) {
+/// Adds the uids in `value` to `uids`.
+fn collect_uids<'a>(value: &'a Value, uids: &mut Vec<&'a Uid>) {
     match value {
-        Value::Entity(uid) => named.push(uid),
-        Value::Set(members) => members
-            .iter()
-            .for_each(|member| collect_uids(member, named)),
+        Value::Entity(uid) => uids.push(uid),
+        Value::Set(members) => members.iter().for_each(|member| collect_uids(member, uids)),
         Value::Record(fields) => fields
             .iter()
-            .for_each(|(_, field)| collect_uids(field, named)),
+            .for_each(|(_, field)| collect_uids(field, uids)),
         Value::Bool(_)
         | Value::Long(_)
         | Value::String(_)
@@ -160,10 +165,11 @@ fn collect_uids<'a>(value: &'a Value, named: &mut Vec<&'a Uid>) {
     }
 }
 
-fn is_named(uid: &EntityUID, name: &Uid) -> bool {
-    AsRef::<str>::as_ref(uid.eid()) == name.id && uid.entity_type().to_string() == name.type_name
+fn is_same_uid(uid: &EntityUID, other: &Uid) -> bool {
+    AsRef::<str>::as_ref(uid.eid()) == other.id && uid.entity_type().to_string() == other.type_name
 }
 
+/// Merges the claims into the stored entity; a claim replaces a stored attribute.
 fn merge(
     snapshot: &Snapshot,
     principal: &EntityUID,

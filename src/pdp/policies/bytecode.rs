@@ -1,12 +1,11 @@
-//! Plain conditions, each written in one piece of bytes.
+//! Conditions as bytecode for the interpreter.
 //!
-//! A condition as Cedar holds it is a tree, each of its parts an allocation of its own, and among
-//! a hundred thousand policies none of them is in the processor's caches. What `shortcut` needs of
-//! a condition is written here once, when the policy is loaded: operators before their operands,
-//! entities and types by number, names and literals in place. The index lays these pieces beside
-//! the scopes, so that a candidate is read from front to back.
+//! Cedar's condition is a tree of separate allocations, and with 100,000 policies none of them is in
+//! the processor's caches. So each condition is encoded once, when its policy is loaded: operators
+//! before operands, entities and types as ids, names and literals inline. The index stores the
+//! bytecode beside the scope, so a candidate is read from front to back.
 //!
-//! What has no form here stands as [`Node::Fallback`], and Cedar is asked when it comes to that.
+//! An expression without an encoding becomes [`Node::Fallback`], which leaves it to Cedar.
 
 use std::sync::Arc;
 
@@ -14,20 +13,20 @@ use cedar_policy_core::ast::{
     BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, UnaryOp, Var,
 };
 
-use super::cursor::{ByteCursor, piece};
+use super::cursor::{ByteCursor, write_piece};
 use crate::pdp::entities::interner::{TooManyUids, TypeId, UidId, UidInterner};
 
-/// A condition longer than this is left to Cedar: links of one template have each their own.
+/// Longest encoded condition; longer ones are left to Cedar, as each link has its own copy.
 const MAX_BYTES: usize = 4_096;
 
-/// A condition, or a part of one, in shorthand.
+/// An encoded condition or subexpression.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct Bytecode<'a>(ByteCursor<'a>);
 
-/// A part of a condition, its own parts still in shorthand.
+/// A decoded expression whose operands are still encoded.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) enum Node<'a> {
-    /// Cedar must say.
+    /// An expression that Cedar must evaluate.
     Fallback,
     Bool(bool),
     Long(i64),
@@ -40,11 +39,11 @@ pub(in crate::pdp) enum Node<'a> {
     Like(LikePattern<'a>, Bytecode<'a>),
     Not(Bytecode<'a>),
     Binary(BinaryOperator, Bytecode<'a>, Bytecode<'a>),
-    /// The first is in any of the others.
+    /// `in`, with one or more uids on the right.
     In(Bytecode<'a>, Members<'a>),
 }
 
-/// What stands between two operands.
+/// A binary operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum BinaryOperator {
     And,
@@ -55,15 +54,15 @@ pub(in crate::pdp) enum BinaryOperator {
     Contains,
 }
 
-/// The members of a set that is written out.
+/// The encoded members of a set literal.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct Members<'a>(ByteCursor<'a>);
 
-/// A pattern: texts between which anything may stand.
+/// An encoded pattern of `like`: the texts between its wildcards.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct LikePattern<'a>(ByteCursor<'a>);
 
-/// What a part is, in its first byte.
+/// The first byte of an encoded expression.
 mod kind {
     pub(in crate::pdp) const FALLBACK: u8 = 0;
     pub(in crate::pdp) const FALSE: u8 = 1;
@@ -90,12 +89,12 @@ mod kind {
 }
 
 impl<'a> Bytecode<'a> {
-    /// The condition that a policy has in `bytes`; `None` when it has none.
-    pub(in crate::pdp) fn of(bytes: ByteCursor<'a>) -> Option<Self> {
+    /// Wraps an encoded condition; `None` if it is empty, which is a condition that always holds.
+    pub(in crate::pdp) fn new(bytes: ByteCursor<'a>) -> Option<Self> {
         (!bytes.is_empty()).then_some(Self(bytes))
     }
 
-    /// The outermost part.
+    /// Decodes the outermost expression.
     pub(in crate::pdp) fn node(self) -> Node<'a> {
         let Self(mut bytes) = self;
         let binary = |binary: BinaryOperator, mut bytes: ByteCursor<'a>| {
@@ -154,10 +153,10 @@ impl<'a> Iterator for Members<'a> {
 }
 
 impl LikePattern<'_> {
-    /// Whether `text` is the pattern's texts in order, with anything between them.
+    /// Returns whether `text` matches the pattern.
     pub(in crate::pdp) fn matches(self, text: &str) -> bool {
         let Self(mut bytes) = self;
-        // A text begins and ends at the borders of characters, so nothing is found across them.
+        // The pieces are whole characters, so no match splits one.
         let Some(mut rest) = text.strip_prefix(bytes.piece().text()) else {
             return false;
         };
@@ -169,7 +168,7 @@ impl LikePattern<'_> {
             if bytes.is_empty() {
                 return rest.ends_with(next);
             }
-            // The earliest place leaves the most for those that follow.
+            // The earliest match leaves the most text for the following pieces.
             match rest.split_once(next) {
                 Some((_, after)) => rest = after,
                 None => return false,
@@ -178,36 +177,37 @@ impl LikePattern<'_> {
     }
 }
 
-/// The conditions of one file's rules, in order.
+/// The encoded conditions of one file's rules, in order.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pdp) struct BytecodeTable {
     bytes: Vec<u8>,
-    /// Where each ends; the next begins there.
+    /// The end offset of each condition, at which the next begins.
     ends: Vec<usize>,
-    /// Where numbers of uids stand, and of types, which are others in another table.
-    uids: Vec<usize>,
-    types: Vec<usize>,
+    /// The offsets of uid ids in `bytes`, to replace them when they are reinterned.
+    uid_offsets: Vec<usize>,
+    /// The same for type ids.
+    type_offsets: Vec<usize>,
 }
 
 impl BytecodeTable {
-    /// Adds the condition of the next rule.
+    /// Encodes and appends the condition of the next rule.
     ///
     /// Recurses as deep as the condition is nested.
     ///
     /// # Errors
     ///
-    /// [`TooManyUids`] when there is no number left for a uid that it names.
+    /// [`TooManyUids`] if there is no id left for a uid in the condition.
     pub(in crate::pdp) fn add(
         &mut self,
         condition: Option<&Expr>,
         uids: &mut Arc<UidInterner>,
     ) -> Result<(), TooManyUids> {
         let begin = self.bytes.len();
-        let places = (self.uids.len(), self.types.len());
+        let offsets = (self.uid_offsets.len(), self.type_offsets.len());
         if let Some(condition) = condition {
             let mut writer = Writer {
-                to: self,
-                most: begin + MAX_BYTES,
+                table: self,
+                limit: begin + MAX_BYTES,
                 uids,
                 error: Ok(()),
             };
@@ -215,8 +215,8 @@ impl BytecodeTable {
             writer.error?;
             if self.bytes.len() - begin > MAX_BYTES {
                 self.bytes.truncate(begin);
-                self.uids.truncate(places.0);
-                self.types.truncate(places.1);
+                self.uid_offsets.truncate(offsets.0);
+                self.type_offsets.truncate(offsets.1);
                 self.bytes.push(kind::FALLBACK);
             }
         }
@@ -224,61 +224,62 @@ impl BytecodeTable {
         Ok(())
     }
 
-    /// Each rule's condition in order, empty for one that always holds.
+    /// Returns each rule's condition in order; an empty one always holds.
     pub(in crate::pdp) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let begins = std::iter::once(&0).chain(&self.ends);
-        let all = begins.zip(&self.ends);
-        all.map(|(begin, end)| self.bytes.get(*begin..*end).unwrap_or_default())
+        let ranges = begins.zip(&self.ends);
+        ranges.map(|(begin, end)| self.bytes.get(*begin..*end).unwrap_or_default())
     }
 
-    /// The same conditions, numbered in another table.
+    /// Returns the same conditions with the ids of another interner.
     ///
     /// # Errors
     ///
-    /// [`TooManyUids`] when there is no number left.
+    /// [`TooManyUids`] if there is no id left.
     pub(in crate::pdp) fn reinterned(
         &self,
         from: &UidInterner,
         to: &mut Arc<UidInterner>,
     ) -> Result<Self, TooManyUids> {
         let mut reinterned = self.clone();
-        let mut renumber = |places: &[usize], number: &mut dyn FnMut(u32) -> Result<u32, _>| {
-            for place in places {
-                let bytes = reinterned.bytes.get_mut(*place..);
-                if let Some(written) = bytes.and_then(|bytes| bytes.first_chunk_mut()) {
-                    *written = number(u32::from_le_bytes(*written))?.to_le_bytes();
+        let mut replace = |offsets: &[usize], new_id: &mut dyn FnMut(u32) -> Result<u32, _>| {
+            for offset in offsets {
+                let bytes = reinterned.bytes.get_mut(*offset..);
+                if let Some(id) = bytes.and_then(|bytes| bytes.first_chunk_mut()) {
+                    *id = new_id(u32::from_le_bytes(*id))?.to_le_bytes();
                 }
             }
             Ok(())
         };
-        renumber(&self.uids, &mut |uid| {
+        replace(&self.uid_offsets, &mut |uid| {
             from.reinterned(UidId(uid), to).map(|UidId(uid)| uid)
         })?;
-        renumber(&self.types, &mut |ty| {
+        replace(&self.type_offsets, &mut |ty| {
             Ok(from.reinterned_type(TypeId(ty), to).0)
         })?;
         Ok(reinterned)
     }
 
-    /// The memory that they hold, in bytes.
+    /// Returns the heap memory in bytes.
     pub(in crate::pdp) fn bytes(&self) -> usize {
-        let places = self.ends.capacity() + self.uids.capacity() + self.types.capacity();
-        self.bytes.capacity() + places * size_of::<usize>()
+        let offsets =
+            self.ends.capacity() + self.uid_offsets.capacity() + self.type_offsets.capacity();
+        self.bytes.capacity() + offsets * size_of::<usize>()
     }
 }
 
-/// One condition being written.
+/// An encoder of one condition.
 struct Writer<'a> {
-    to: &'a mut BytecodeTable,
-    /// What is written beyond this is written for nothing.
-    most: usize,
+    table: &'a mut BytecodeTable,
+    /// The length of `table.bytes` at which encoding stops: the condition is too long.
+    limit: usize,
     uids: &'a mut Arc<UidInterner>,
     error: Result<(), TooManyUids>,
 }
 
 impl Writer<'_> {
     fn node(&mut self, expr: &Expr) {
-        if self.to.bytes.len() > self.most {
+        if self.table.bytes.len() > self.limit {
             return;
         }
         match expr.expr_kind() {
@@ -286,11 +287,11 @@ impl Writer<'_> {
             ExprKind::Lit(Literal::Bool(true)) => self.kind(kind::TRUE),
             ExprKind::Lit(Literal::Long(value)) => {
                 self.kind(kind::LONG);
-                self.to.bytes.extend(value.to_le_bytes());
+                self.table.bytes.extend(value.to_le_bytes());
             }
             ExprKind::Lit(Literal::String(text)) => {
                 self.kind(kind::TEXT);
-                self.to.bytes.extend(text.as_bytes());
+                self.table.bytes.extend(text.as_bytes());
             }
             ExprKind::Lit(Literal::EntityUID(uid)) => self.uid(uid),
             ExprKind::Var(var) => self.kind(match var {
@@ -326,20 +327,20 @@ impl Writer<'_> {
             }
             ExprKind::Like { expr, pattern } => {
                 self.kind(kind::LIKE);
-                piece(&mut self.to.bytes, |to| {
+                write_piece(&mut self.table.bytes, |bytes| {
                     for text in pattern.get_elems().split(|e| *e == PatternElem::Wildcard) {
-                        piece(to, |to| {
+                        write_piece(bytes, |bytes| {
                             let characters = text.iter().filter_map(|element| match element {
                                 PatternElem::Char(character) => Some(*character),
                                 PatternElem::Wildcard => None,
                             });
-                            to.extend(characters.collect::<String>().as_bytes());
+                            bytes.extend(characters.collect::<String>().as_bytes());
                         });
                     }
                 });
                 self.node(expr);
             }
-            // Slots stand in scopes alone.
+            // Only scopes contain slots.
             ExprKind::Slot(_)
             | ExprKind::Unknown(_)
             | ExprKind::If { .. }
@@ -358,24 +359,12 @@ impl Writer<'_> {
             BinaryOp::LessEq => self.binary(kind::LESS_OR_EQUAL, left, right),
             BinaryOp::Contains => self.binary(kind::CONTAINS, left, right),
             BinaryOp::In => {
-                let members: &[Expr] = match right.expr_kind() {
-                    ExprKind::Set(members) => members,
-                    ExprKind::Lit(_) => std::slice::from_ref(right),
-                    ExprKind::Slot(_)
-                    | ExprKind::Var(_)
-                    | ExprKind::Unknown(_)
-                    | ExprKind::If { .. }
-                    | ExprKind::And { .. }
-                    | ExprKind::Or { .. }
-                    | ExprKind::UnaryApp { .. }
-                    | ExprKind::BinaryApp { .. }
-                    | ExprKind::ExtensionFunctionApp { .. }
-                    | ExprKind::GetAttr { .. }
-                    | ExprKind::HasAttr { .. }
-                    | ExprKind::ExtHasAttr { .. }
-                    | ExprKind::Like { .. }
-                    | ExprKind::Is { .. }
-                    | ExprKind::Record(_) => return self.kind(kind::FALLBACK),
+                let members: &[Expr] = if let ExprKind::Set(members) = right.expr_kind() {
+                    members
+                } else if let ExprKind::Lit(_) = right.expr_kind() {
+                    std::slice::from_ref(right)
+                } else {
+                    return self.kind(kind::FALLBACK);
                 };
                 self.kind(kind::IN);
                 self.piece(left);
@@ -393,46 +382,48 @@ impl Writer<'_> {
         }
     }
 
+    /// Writes a binary expression; only its first operand has a length.
     fn binary(&mut self, kind: u8, left: &Expr, right: &Expr) {
         self.kind(kind);
         self.piece(left);
         self.node(right);
     }
 
+    /// Writes an expression with its length.
     fn piece(&mut self, expr: &Expr) {
-        let begin = self.to.bytes.len();
-        self.to.bytes.extend([0; size_of::<u32>()]);
+        let begin = self.table.bytes.len();
+        self.table.bytes.extend([0; size_of::<u32>()]);
         self.node(expr);
-        // INVARIANT: what is longer than `MAX_BYTES` is thrown away.
-        let length = self.to.bytes.len() - begin - size_of::<u32>();
+        // INVARIANT: a condition longer than `MAX_BYTES` is discarded, so the length fits.
+        let length = self.table.bytes.len() - begin - size_of::<u32>();
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        let room = self.to.bytes.get_mut(begin..);
-        if let Some(room) = room.and_then(|room| room.first_chunk_mut()) {
-            *room = length.to_le_bytes();
+        let prefix = self.table.bytes.get_mut(begin..);
+        if let Some(prefix) = prefix.and_then(|prefix| prefix.first_chunk_mut()) {
+            *prefix = length.to_le_bytes();
         }
     }
 
     fn kind(&mut self, kind: u8) {
-        self.to.bytes.push(kind);
+        self.table.bytes.push(kind);
     }
 
     fn text(&mut self, text: &str) {
-        piece(&mut self.to.bytes, |to| to.extend(text.as_bytes()));
+        write_piece(&mut self.table.bytes, |bytes| bytes.extend(text.as_bytes()));
     }
 
     fn uid(&mut self, uid: &EntityUID) {
         self.kind(kind::UID);
-        self.to.uids.push(self.to.bytes.len());
+        self.table.uid_offsets.push(self.table.bytes.len());
         match UidInterner::intern(self.uids, uid) {
-            Ok(UidId(number)) => self.to.bytes.extend(number.to_le_bytes()),
+            Ok(UidId(id)) => self.table.bytes.extend(id.to_le_bytes()),
             Err(error) => self.error = Err(error),
         }
     }
 
     fn ty(&mut self, ty: &EntityType) {
-        self.to.types.push(self.to.bytes.len());
-        let TypeId(number) = UidInterner::intern_type(self.uids, ty);
-        self.to.bytes.extend(number.to_le_bytes());
+        self.table.type_offsets.push(self.table.bytes.len());
+        let TypeId(id) = UidInterner::intern_type(self.uids, ty);
+        self.table.bytes.extend(id.to_le_bytes());
     }
 }
 
@@ -440,20 +431,20 @@ impl Writer<'_> {
 mod tests {
     use super::*;
 
-    /// The shorthand of a condition.
-    fn shorthand(condition: &str, uids: &mut Arc<UidInterner>) -> BytecodeTable {
+    /// Encodes one condition.
+    fn encode(condition: &str, uids: &mut Arc<UidInterner>) -> BytecodeTable {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         let policy = cedar_policy_core::parser::parse_policy(None, &text).unwrap();
         let policy: cedar_policy_core::ast::Policy = policy.into();
-        let mut shorthands = BytecodeTable::default();
+        let mut table = BytecodeTable::default();
         let expr = policy.non_scope_constraints();
-        shorthands.add(expr, uids).unwrap();
-        shorthands
+        table.add(expr, uids).unwrap();
+        table
     }
 
-    /// A condition written out of its shorthand.
-    fn written(node: Bytecode<'_>, uids: &UidInterner) -> String {
-        let of = |node| written(node, uids);
+    /// Decodes a condition to readable text.
+    fn decode(node: Bytecode<'_>, uids: &UidInterner) -> String {
+        let text = |node| decode(node, uids);
         match node.node() {
             Node::Fallback => "?".to_owned(),
             Node::Bool(value) => value.to_string(),
@@ -461,21 +452,21 @@ mod tests {
             Node::Text(text) => format!("{text:?}"),
             Node::Uid(uid) => uids.uid(uid).to_string(),
             Node::Variable(variable) => variable.to_string(),
-            Node::Attribute(name, holder) => format!("{}.{name}", of(holder)),
-            Node::Has(name, holder) => format!("{} has {name}", of(holder)),
-            Node::Is(ty, operand) => format!("{} is {}", of(operand), uids.entity_type(ty)),
-            Node::Like(_, operand) => format!("{} like", of(operand)),
-            Node::Not(operand) => format!("!{}", of(operand)),
-            Node::Binary(op, left, right) => format!("({} {op:?} {})", of(left), of(right)),
+            Node::Attribute(name, holder) => format!("{}.{name}", text(holder)),
+            Node::Has(name, holder) => format!("{} has {name}", text(holder)),
+            Node::Is(ty, operand) => format!("{} is {}", text(operand), uids.entity_type(ty)),
+            Node::Like(_, operand) => format!("{} like", text(operand)),
+            Node::Not(operand) => format!("!{}", text(operand)),
+            Node::Binary(op, left, right) => format!("({} {op:?} {})", text(left), text(right)),
             Node::In(left, members) => {
-                let members: Vec<String> = members.map(of).collect();
-                format!("{} in {}", of(left), members.join(", "))
+                let members: Vec<String> = members.map(text).collect();
+                format!("{} in {}", text(left), members.join(", "))
             }
         }
     }
 
     #[test]
-    fn a_condition_is_read_as_it_was_written_in_any_table() {
+    fn conditions_are_decoded_as_encoded() {
         let mut uids = Arc::new(UidInterner::default());
         for (condition, expected) in [
             ("true && !false", "(true And !false)"),
@@ -503,27 +494,27 @@ mod tests {
             ("principal in resource", "?"),
             ("if true then false else true", "?"),
         ] {
-            let shorthands = shorthand(condition, &mut uids);
-            let read = |shorthands: &BytecodeTable, uids: &UidInterner| {
-                let [bytes] = shorthands.iter().collect::<Vec<_>>()[..] else {
-                    panic!("{shorthands:?}")
+            let table = encode(condition, &mut uids);
+            let read = |table: &BytecodeTable, uids: &UidInterner| {
+                let [bytes] = table.iter().collect::<Vec<_>>()[..] else {
+                    panic!("{table:?}")
                 };
-                written(Bytecode::of(ByteCursor(bytes)).unwrap(), uids)
+                decode(Bytecode::new(ByteCursor(bytes)).unwrap(), uids)
             };
-            assert_eq!(read(&shorthands, &uids), expected, "{condition}");
+            assert_eq!(read(&table, &uids), expected, "{condition}");
             let mut other = Arc::new(UidInterner::default());
             let first = EntityUID::with_eid_and_type("Else", "e").unwrap();
             UidInterner::intern(&mut other, &first).unwrap();
-            let reinterned = shorthands.reinterned(&uids, &mut other).unwrap();
+            let reinterned = table.reinterned(&uids, &mut other).unwrap();
             assert_eq!(read(&reinterned, &other), expected, "{condition}");
         }
     }
 
     #[test]
-    fn conditions_keep_their_order_and_none_is_empty() {
+    fn conditions_keep_their_order() {
         let mut uids = Arc::new(UidInterner::default());
-        let mut shorthands = shorthand("true", &mut uids);
-        shorthands.add(None, &mut uids).unwrap();
+        let mut table = encode("true", &mut uids);
+        table.add(None, &mut uids).unwrap();
         let long = Expr::val("x".repeat(MAX_BYTES));
         let named = Expr::is_in(
             Expr::val(EntityUID::with_eid_and_type("A", "a").unwrap()),
@@ -533,26 +524,22 @@ mod tests {
             named.clone(),
             Expr::is_entity_type(named, "A".parse().unwrap()),
         );
-        shorthands.add(Some(&last), &mut uids).unwrap();
-        shorthands.add(Some(&Expr::val(1)), &mut uids).unwrap();
-        let all: Vec<_> = shorthands
-            .iter()
-            .map(ByteCursor)
-            .map(Bytecode::of)
-            .collect();
+        table.add(Some(&last), &mut uids).unwrap();
+        table.add(Some(&Expr::val(1)), &mut uids).unwrap();
+        let all: Vec<_> = table.iter().map(ByteCursor).map(Bytecode::new).collect();
         let [first, none, long, last] = all[..] else {
             panic!("{all:?}")
         };
         assert!(matches!(first.unwrap().node(), Node::Bool(true)));
         assert!(none.is_none());
-        // Too long, and its uids are not among those to be renumbered.
+        // Too long, so the offsets of its uids are removed.
         assert!(matches!(long.unwrap().node(), Node::Fallback));
-        assert!(shorthands.uids.is_empty() && shorthands.types.is_empty());
+        assert!(table.uid_offsets.is_empty() && table.type_offsets.is_empty());
         assert!(matches!(last.unwrap().node(), Node::Long(1)));
     }
 
     #[test]
-    fn patterns_match_as_cedar_says() {
+    fn patterns_match_as_in_cedar() {
         use cedar_policy_core::ast::Pattern;
 
         let texts = [
@@ -564,9 +551,9 @@ mod tests {
         for pattern in patterns {
             let condition = format!("principal.name like \"{pattern}\"");
             let mut uids = Arc::new(UidInterner::default());
-            let shorthands = shorthand(&condition, &mut uids);
-            let bytes = shorthands.iter().next().unwrap();
-            let Node::Like(wildcards, _) = Bytecode::of(ByteCursor(bytes)).unwrap().node() else {
+            let table = encode(&condition, &mut uids);
+            let bytes = table.iter().next().unwrap();
+            let Node::Like(wildcards, _) = Bytecode::new(ByteCursor(bytes)).unwrap().node() else {
                 panic!("{pattern}")
             };
             let literal = pattern.contains('\\');

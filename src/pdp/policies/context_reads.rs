@@ -1,9 +1,9 @@
-//! Which attributes of the context can matter to a request, by its action.
+//! The attributes of the context that can affect a request's answer, by action.
 //!
-//! A policy can read only those attributes of the context that its text names, unless it uses the
-//! context as a whole; and only policies whose scope can match the action are evaluated. What no
-//! such policy reads cannot change an answer. (The text of an evaluation's error can: it lists the
-//! names of the attributes that there are. Names, not values.)
+//! A policy reads only the context attributes that its text names, unless it uses the whole
+//! context. Only policies whose scope can match the action are evaluated. So an attribute that none
+//! of them reads cannot change an answer. (Except for the text of an evaluation error: it lists the
+//! names of all attributes, though not their values.)
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::pdp::entities::store::EntityStore;
 /// The attributes of the context that policies can read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContextReads {
-    /// Any: a policy uses the context as a whole.
+    /// All attributes, as a policy uses the context as a whole.
     All,
-    /// These and no others, sorted.
+    /// Only the attributes with these names, sorted.
     Named(Vec<String>),
 }
 
 impl ContextReads {
-    /// Whether the attribute `name` can matter.
+    /// Returns whether the attribute `name` can affect an answer.
     #[must_use]
     pub fn reads(&self, name: &str) -> bool {
         match self {
@@ -35,16 +35,16 @@ impl ContextReads {
     }
 }
 
-/// The reads of the context by action.
+/// The context attributes that policies can read, by action.
 #[derive(Debug)]
 pub(in crate::pdp) struct ContextReadIndex {
     by_action: HashMap<UidId, ContextReads>,
-    /// Of an action that no policy names and that is in none.
+    /// The reads for all other actions: no policy names them or one of their ancestors.
     others: ContextReads,
 }
 
 impl ContextReadIndex {
-    /// What `rules`, which `index` has the scopes of, read.
+    /// Creates the index for `rules`, whose scopes are in `index`.
     pub(in crate::pdp) fn new<'a>(
         rules: impl Iterator<Item = &'a Arc<Rule>>,
         index: &Index,
@@ -52,9 +52,9 @@ impl ContextReadIndex {
     ) -> Self {
         let mut any = NameSet::default();
         let mut named: HashMap<UidId, NameSet> = HashMap::new();
-        for (number, rule) in (0..).zip(rules) {
+        for (rule_index, rule) in (0..).zip(rules) {
             let reads = &rule.condition.read_set.context;
-            match index.scope(number).and_then(|scope| scope.actions()) {
+            match index.scope(rule_index).and_then(|scope| scope.actions()) {
                 None => any.add(reads.as_ref()),
                 Some(actions) => {
                     for action in actions {
@@ -83,21 +83,21 @@ impl ContextReadIndex {
         }
     }
 
-    /// The actions that are known, and what policies read of the context of a request for each.
+    /// Returns the known actions, each with the context attributes that policies can read.
     pub(in crate::pdp) fn iter(&self) -> impl Iterator<Item = (UidId, &ContextReads)> {
         self.by_action
             .iter()
             .map(|(action, reads)| (*action, reads))
     }
 
-    /// What policies read of the context of a request for `action`.
-    pub(in crate::pdp) fn of(&self, action: Option<UidId>) -> &ContextReads {
-        let found = action.and_then(|action| self.by_action.get(&action));
-        found.unwrap_or(&self.others)
+    /// Returns the context attributes that policies can read for `action`.
+    pub(in crate::pdp) fn for_action(&self, action: Option<UidId>) -> &ContextReads {
+        let reads = action.and_then(|action| self.by_action.get(&action));
+        reads.unwrap_or(&self.others)
     }
 }
 
-/// Names that are read; all when `None`.
+/// A set of attribute names; `None` is the set of all names.
 #[derive(Clone, Debug)]
 struct NameSet(Option<BTreeSet<SmolStr>>);
 

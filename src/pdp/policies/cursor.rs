@@ -1,9 +1,9 @@
-//! Reads numbers and pieces off bytes that this process has written itself.
+//! Decodes numbers and length-prefixed pieces from bytes that this process has encoded.
 //!
-//! INVARIANT: who reads knows what was written, so every read finds what it expects. What stands
-//! for "not found" is never met, and is harmless: a zero, or nothing.
+//! INVARIANT: readers and writers agree on the encoding, so every read finds what it expects. The
+//! defaults for missing bytes are never used, and are harmless: zero, or no bytes.
 
-/// Bytes of which the front is read next.
+/// The bytes that are not read yet.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::pdp) struct ByteCursor<'a>(pub(in crate::pdp) &'a [u8]);
 
@@ -21,7 +21,7 @@ impl<'a> ByteCursor<'a> {
         i64::from_le_bytes(self.array())
     }
 
-    /// A piece behind its length.
+    /// Reads a length-prefixed piece.
     pub(in crate::pdp) fn piece(&mut self) -> Self {
         let length = self.u32() as usize;
         let (piece, rest) = self.0.split_at_checked(length).unwrap_or_default();
@@ -29,7 +29,7 @@ impl<'a> ByteCursor<'a> {
         Self(piece)
     }
 
-    /// All that is left, as text.
+    /// Returns the rest as text.
     pub(in crate::pdp) fn text(self) -> &'a str {
         std::str::from_utf8(self.0).unwrap_or_default()
     }
@@ -49,18 +49,18 @@ impl<'a> ByteCursor<'a> {
     }
 }
 
-/// Writes what `write` adds to `to` as a piece behind its length.
-pub(in crate::pdp) fn piece(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+/// Appends a length-prefixed piece, whose content `write` appends.
+pub(in crate::pdp) fn write_piece(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let begin = to.len();
     to.extend([0; size_of::<u32>()]);
     write(to);
     // INVARIANT: pieces are parts of a policy, and far shorter than 4 GiB.
     let length = u32::try_from(to.len() - begin - size_of::<u32>()).unwrap_or(u32::MAX);
-    if let Some(room) = to
+    let prefix = to
         .get_mut(begin..)
-        .and_then(|piece| piece.first_chunk_mut())
-    {
-        *room = length.to_le_bytes();
+        .and_then(|piece| piece.first_chunk_mut());
+    if let Some(prefix) = prefix {
+        *prefix = length.to_le_bytes();
     }
 }
 
@@ -69,16 +69,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn pieces_are_read_as_written() {
         let mut written = vec![7];
-        piece(&mut written, |to| to.extend("größe".as_bytes()));
+        write_piece(&mut written, |to| to.extend("größe".as_bytes()));
         written.extend((-3_i64).to_le_bytes());
         let mut bytes = ByteCursor(&written);
         assert_eq!(bytes.u8(), 7);
         assert_eq!(bytes.piece().text(), "größe");
         assert_eq!(bytes.i64(), -3);
         assert!(bytes.is_empty());
-        // Beyond the end there is nothing.
+        // Reads beyond the end return defaults.
         assert_eq!((bytes.u32(), bytes.piece().text()), (0, ""));
     }
 }

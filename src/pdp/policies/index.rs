@@ -1,15 +1,14 @@
-//! Which policies a request must evaluate: those whose scope matches it, and no others.
+//! The scope index: finds the policies whose scope matches a request.
 //!
 //! A policy's condition is its scope, then its `when` and `unless`, joined by a short-circuiting
 //! `&&`; a scope cannot fail. So a policy whose scope does not match adds nothing to decision,
-//! determining policies or errors, and is left out. The same holds for the first operands of the
-//! `&&` that are of the same kind as a scope (`principal in Group::"x"`, `resource is Doc`): they
-//! cannot fail either, and stand first. They are taken into the scope here.
+//! determining policies or errors, and is skipped. The same holds for leading operands of the `&&`
+//! that have the form of a scope (`principal in Group::"x"`, `resource is Doc`): they cannot fail
+//! either, and are evaluated first. The scope absorbs them.
 //!
-//! Every policy is filed under one key that a request must have for the policy to match: a uid
-//! that its principal or resource must be or be in, an action, or a type; of those that it has,
-//! the one that the fewest policies have. A request looks under all keys that it has, and
-//! compares what it finds there with the whole scope.
+//! A policy is posted under the keys of one of its constraints: a uid that a variable must be or be
+//! in, or a type. Of its constraints, the one whose keys the fewest policies share is used. A
+//! request looks up all keys that it has, and compares the postings with the whole scope.
 
 use std::collections::HashMap;
 
@@ -20,27 +19,28 @@ use super::postings::{PAUSE_EACH, Posting, PostingList, Postings, PostingsTooLar
 use super::scope::{Key, RequestVariables, Scope, Variable};
 use crate::pdp::workers::Workers;
 
-/// The policies by what they demand.
+/// An index of policies by scope.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Index {
     scopes: Vec<Scope>,
     postings: Postings,
-    /// The policies that demand nothing.
+    /// The policies without constraints.
     unconstrained: Vec<RuleIndex>,
-    /// The policies under the key that has the most, of those that demand something.
-    largest: Vec<RuleIndex>,
+    /// The policies of the longest posting list, except the list of those without constraints.
+    longest: Vec<RuleIndex>,
 }
 
-/// Room for so many candidates is made at once.
+/// Most candidates for which memory is reserved in advance.
 const EXPECTED_CANDIDATES: usize = 64;
 
-/// More policies match than may be evaluated for one request.
+/// The error that more policies match than one request may evaluate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pdp) struct TooManyCandidates;
 
 impl Index {
-    /// Files policies with these scopes, each under the number of its place among them, with what
-    /// is left of its condition in shorthand; with the pauses of `workers`.
+    /// Indexes policies by these scopes, with the bytecode of their remaining conditions.
+    ///
+    /// A policy's index is its position in `scopes`. Pauses as `workers` says.
     ///
     /// # Errors
     ///
@@ -61,42 +61,43 @@ impl Index {
                 .sum()
         };
         let mut pairs: Vec<(Key, RuleIndex)> = Vec::with_capacity(scopes.len());
-        for (number, scope) in workers.pausing(scopes.iter(), PAUSE_EACH).enumerate() {
+        for (index, scope) in workers.pausing(scopes.iter(), PAUSE_EACH).enumerate() {
             // INVARIANT: fewer policies than 2³² fit in memory.
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            let rule = u32::try_from(index).unwrap_or(u32::MAX);
             match scope.keys().min_by_key(popular) {
-                Some(keys) => pairs.extend(keys.into_iter().map(|key| (key, number))),
-                None => pairs.push((Key::Any, number)),
+                Some(keys) => pairs.extend(keys.into_iter().map(|key| (key, rule))),
+                None => pairs.push((Key::Any, rule)),
             }
         }
         pairs.sort_unstable();
-        // `principal in [A, A]` has one key twice.
+        // `principal in [A, A]` has the same key twice.
         pairs.dedup();
-        let buckets = || pairs.chunk_by(|(one, _), (other, _)| one == other);
-        let rules = |bucket: Option<&[(Key, RuleIndex)]>| {
-            let bucket = bucket.unwrap_or_default().iter();
-            bucket.map(|(_, number)| *number).collect()
+        let lists = || pairs.chunk_by(|(one, _), (other, _)| one == other);
+        let rules = |list: Option<&[(Key, RuleIndex)]>| {
+            let list = list.unwrap_or_default().iter();
+            list.map(|(_, rule)| *rule).collect()
         };
-        let is_unconstrained = |bucket: &&[(Key, RuleIndex)]| matches!(bucket, [(Key::Any, _), ..]);
-        let constrained = buckets().filter(|bucket| !is_unconstrained(bucket));
+        let is_unconstrained = |list: &&[(Key, RuleIndex)]| matches!(list, [(Key::Any, _), ..]);
+        let constrained = lists().filter(|list| !is_unconstrained(list));
         Ok(Self {
             postings: Postings::new(&pairs, &scopes, conditions, workers)?,
-            unconstrained: rules(buckets().find(is_unconstrained)),
-            largest: rules(constrained.max_by_key(|bucket| bucket.len())),
+            unconstrained: rules(lists().find(is_unconstrained)),
+            longest: rules(constrained.max_by_key(|list| list.len())),
             scopes,
         })
     }
 
-    /// The policies whose scope a request meets, as they stand in memory: in no order that means
-    /// anything, and one that is filed under several keys perhaps several times.
+    /// Returns the postings of the policies whose scope matches a request, in no particular order.
+    ///
+    /// A policy that is posted under several keys may be returned several times.
     ///
     /// # Errors
     ///
-    /// [`TooManyCandidates`] when they are more than `most`.
+    /// [`TooManyCandidates`] if more than `limit` policies match.
     pub(in crate::pdp) fn candidates(
         &self,
         variables: &RequestVariables,
-        most: usize,
+        limit: usize,
     ) -> Result<Vec<Posting<'_>>, TooManyCandidates> {
         let keys = variables
             .principal
@@ -104,79 +105,77 @@ impl Index {
             .chain(variables.action.keys(Variable::Action))
             .chain(variables.resource.keys(Variable::Resource))
             .chain(std::iter::once(Key::Any));
-        // Where they stand is found for all keys first, and how many they are: what is fetched
-        // from memory for one key does not wait for that of another.
-        let buckets: Vec<PostingList<'_>> =
-            keys.filter_map(|key| self.postings.bucket(key)).collect();
-        let count: usize = buckets.iter().map(|bucket| bucket.len()).sum();
-        let room = count.min(EXPECTED_CANDIDATES);
-        let found = buckets.into_iter().flatten();
+        // The lists of all keys are looked up first, so that their memory accesses overlap.
+        let lists: Vec<PostingList<'_>> = keys.filter_map(|key| self.postings.list(key)).collect();
+        let count: usize = lists.iter().map(|list| list.len()).sum();
+        let capacity = count.min(EXPECTED_CANDIDATES);
+        let postings = lists.into_iter().flatten();
         collect(
-            found.filter(|posting| posting.is_match(variables)),
-            room,
-            most,
+            postings.filter(|posting| posting.is_match(variables)),
+            capacity,
+            limit,
         )
     }
 
-    /// The policies whose scope alone a request meets, in order, whatever their conditions say.
+    /// Returns the policies whose written scope matches a request, in order.
     ///
-    /// Looks at every policy there is: they are filed by what their conditions demand, too.
+    /// Absorbed operands do not count here. So the postings cannot be used, and every policy is
+    /// checked.
     pub(in crate::pdp) fn matching_scope<'a>(
         &'a self,
         variables: &'a RequestVariables,
     ) -> impl Iterator<Item = RuleIndex> + 'a {
-        let meets = |scope: &Scope| {
+        let is_match = |scope: &Scope| {
             let constraints = scope.constraints.get(..scope.scope_len).unwrap_or_default();
             variables.satisfy(constraints)
         };
-        let numbered = (0..).zip(&self.scopes);
-        numbered
-            .filter(move |(_, scope)| meets(scope))
-            .map(|(number, _)| number)
+        let rules = (0..).zip(&self.scopes);
+        rules
+            .filter(move |(_, scope)| is_match(scope))
+            .map(|(rule, _)| rule)
     }
 
-    /// The scope of a policy.
-    pub(in crate::pdp) fn scope(&self, number: RuleIndex) -> Option<&Scope> {
-        self.scopes.get(number as usize)
+    /// Returns the scope of a policy.
+    pub(in crate::pdp) fn scope(&self, rule: RuleIndex) -> Option<&Scope> {
+        self.scopes.get(rule as usize)
     }
 
-    /// The policies that every request must evaluate.
+    /// Returns the policies without constraints, which every request must evaluate.
     pub(in crate::pdp) fn unconstrained(&self) -> &[RuleIndex] {
         &self.unconstrained
     }
 
-    /// The most policies that are filed under one key, of those that demand something.
-    pub(in crate::pdp) fn largest_bucket(&self) -> &[RuleIndex] {
-        &self.largest
+    /// Returns the policies of the longest posting list, except those without constraints.
+    pub(in crate::pdp) fn longest_list(&self) -> &[RuleIndex] {
+        &self.longest
     }
 
-    /// The memory that it holds, in bytes.
+    /// Returns the heap memory in bytes.
     pub(in crate::pdp) fn bytes(&self) -> usize {
         self.scopes.capacity() * size_of::<Scope>()
             + self.postings.bytes()
-            + (self.unconstrained.capacity() + self.largest.capacity()) * size_of::<RuleIndex>()
+            + (self.unconstrained.capacity() + self.longest.capacity()) * size_of::<RuleIndex>()
     }
 }
 
-/// The policies that are `matching`, with room for so many at first; stops at the first that is one
-/// too many.
+/// Collects the `matching` postings, and fails as soon as they are of more than `limit` policies.
 fn collect<'a>(
     matching: impl Iterator<Item = Posting<'a>>,
-    room: usize,
-    most: usize,
+    capacity: usize,
+    limit: usize,
 ) -> Result<Vec<Posting<'a>>, TooManyCandidates> {
-    let mut found: Vec<Posting<'a>> = Vec::with_capacity(room);
-    // Where so many are found that they may be too many, each is counted once: one that is filed
-    // under several keys comes several times.
-    let mut counted: Option<hashbrown::HashSet<RuleIndex>> = None;
+    let mut found: Vec<Posting<'a>> = Vec::with_capacity(capacity);
+    // A policy that is posted under several keys is found several times. Only when the postings
+    // reach the limit are the distinct policies counted.
+    let mut distinct: Option<hashbrown::HashSet<RuleIndex>> = None;
     for posting in matching {
-        if found.len() >= most {
+        if found.len() >= limit {
             let rules = || found.iter().map(|posting| posting.rule).collect();
-            let counted = counted.get_or_insert_with(rules);
-            if !counted.insert(posting.rule) {
+            let distinct = distinct.get_or_insert_with(rules);
+            if !distinct.insert(posting.rule) {
                 continue;
             }
-            if counted.len() > most {
+            if distinct.len() > limit {
                 return Err(TooManyCandidates);
             }
         }

@@ -1,4 +1,4 @@
-//! One policy or template link, ready to be evaluated.
+//! A policy or template link in the form that decisions use.
 
 use std::sync::{Arc, LazyLock};
 
@@ -11,46 +11,47 @@ use crate::pdp::diagnostic::Position;
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
 
-/// A policy or link, ready to be evaluated: what is needed of it, since there can be very many.
+/// A policy or link, reduced to what decisions and explanations need, as there can be many.
 #[derive(Debug)]
 pub(in crate::pdp) struct Rule {
     pub(in crate::pdp) id: PolicyId,
-    /// The template, for a link.
+    /// The template's id; `None` if this is not a link.
     pub(in crate::pdp) template: Option<PolicyId>,
-    /// The file that the policy, or the link, is written in, and where.
+    /// The file of the policy or link, and the position there.
     pub(in crate::pdp) file: Arc<str>,
     pub(in crate::pdp) position: Position,
-    /// The file that holds the text: a link's template may stand in another file.
+    /// The file of the policy text; a link's template may be in another file than the link.
     pub(in crate::pdp) template_file: Arc<str>,
-    /// Where in that text; a policy in JSON has none.
+    /// The location in that text; `None` for a policy in JSON.
     pub(in crate::pdp) loc: Option<Loc>,
     pub(in crate::pdp) effect: ast::Effect,
-    /// Sorted by name.
+    /// Annotations as name and value, sorted by name.
     pub(in crate::pdp) annotations: Box<[(SmolStr, SmolStr)]>,
-    /// What a link puts in the slots.
+    /// The values of the slots; `None` if this is not a link.
     pub(in crate::pdp) slots: Option<Box<SlotEnv>>,
+    /// The whole condition.
     pub(in crate::pdp) condition: Condition,
-    /// What is left of the condition where the scope holds, as [`Index`](super::index::Index) reads it.
+    /// The condition without the operands that the scope has absorbed.
     pub(in crate::pdp) remainder: Condition,
 }
 
-/// What a policy asks besides its scope.
+/// The `when` and `unless` clauses of a policy, as one expression.
 #[derive(Clone, Debug)]
 pub(in crate::pdp) struct Condition {
-    /// `None` always holds.
+    /// The expression; `None` is always true.
     pub(in crate::pdp) expr: Option<Arc<ast::Expr>>,
-    /// What evaluating it can read.
+    /// The entities and context attributes that the expression can read.
     pub(in crate::pdp) read_set: Arc<ReadSet>,
 }
 
 impl Rule {
-    /// What stands in the slots.
+    /// Returns the values of the slots.
     pub(in crate::pdp) fn slots(&self) -> &SlotEnv {
         static NONE: LazyLock<SlotEnv> = LazyLock::new(SlotEnv::new);
         self.slots.as_deref().unwrap_or(&NONE)
     }
 
-    /// Where the policy, or the link, is written.
+    /// Returns the location of the policy or link.
     pub(in crate::pdp) fn place(&self) -> Place {
         Place {
             file: self.file.to_string(),
@@ -59,5 +60,5 @@ impl Rule {
     }
 }
 
-/// The place of a policy among a snapshot's rules.
+/// The index of a policy among a snapshot's rules.
 pub(in crate::pdp) type RuleIndex = u32;

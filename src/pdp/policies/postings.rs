@@ -1,43 +1,43 @@
-//! Where policies are filed: by key, all that deciding asks of one laid out in one piece.
+//! Posting lists: the policies under each key, encoded in one contiguous buffer.
 //!
-//! A request looks under some sixty keys, and among a hundred thousand policies neither what is
-//! found there nor the policies' scopes and conditions are in the processor's caches. So scope and
-//! condition stand in one record, and the records of one key after one another.
+//! A request looks up about sixty keys, and with 100,000 policies neither the lists nor the
+//! policies' scopes and conditions are in the processor's caches. So a record holds both scope and
+//! condition of a policy, and the records of a key are contiguous.
 
 use std::collections::BTreeMap;
 
 use super::bytecode::Bytecode;
-use super::cursor::{ByteCursor, piece};
+use super::cursor::{ByteCursor, write_piece};
 use super::policy::RuleIndex;
 use super::scope::{Key, RequestVariables, Scope, ScopeConstraint, Variable};
 use crate::pdp::entities::interner::{TypeId, UidId};
 use crate::pdp::workers::Workers;
 
-/// Where the records of a key begin, counted in [`ALIGNMENT`]s.
+/// An offset in the records, in units of [`ALIGNMENT`] bytes.
 type Offset = u32;
 
-/// So many policies are filed between two pauses.
+/// Policies processed between two pauses.
 pub(super) const PAUSE_EACH: usize = 500;
 
-/// Every bucket, and every record that a stub leads to, begins at a multiple of this many bytes.
+/// Alignment, in bytes, of posting lists and of records that an indirect record refers to.
 const ALIGNMENT: usize = 8;
 
-/// The records by key.
+/// The posting lists by key.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
     entities: PerVariable<hashbrown::HashMap<UidId, Offset>>,
     types: PerVariable<hashbrown::HashMap<TypeId, Offset>>,
     any: Option<Offset>,
-    /// Buckets, each the number of its records and then these; and records that stand in several.
+    /// The lists, each the number of its records and then the records; and the shared records.
     records: Vec<u8>,
 }
 
-/// The policies are too many, or their conditions too long, to be filed.
+/// The error that the records exceed 32-bit offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the policies' conditions are too long to be filed")]
+#[error("the policies' conditions are too long to index")]
 pub(in crate::pdp) struct PostingsTooLarge;
 
-/// One for each variable of a request.
+/// A value for each variable of a request.
 #[derive(Debug, Default)]
 struct PerVariable<T> {
     principal: T,
@@ -46,7 +46,7 @@ struct PerVariable<T> {
 }
 
 impl<T> PerVariable<T> {
-    fn of(&self, variable: Variable) -> &T {
+    fn get(&self, variable: Variable) -> &T {
         match variable {
             Variable::Principal => &self.principal,
             Variable::Action => &self.action,
@@ -54,7 +54,7 @@ impl<T> PerVariable<T> {
         }
     }
 
-    fn of_mut(&mut self, variable: Variable) -> &mut T {
+    fn get_mut(&mut self, variable: Variable) -> &mut T {
         match variable {
             Variable::Principal => &mut self.principal,
             Variable::Action => &mut self.action,
@@ -63,7 +63,7 @@ impl<T> PerVariable<T> {
     }
 }
 
-/// A policy where it is filed.
+/// A policy in a posting list, with its encoded scope and condition.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) struct Posting<'a> {
     pub(in crate::pdp) rule: RuleIndex,
@@ -71,15 +71,15 @@ pub(in crate::pdp) struct Posting<'a> {
     condition: ByteCursor<'a>,
 }
 
-/// What a record is, in the byte behind its length.
+/// The first byte of a record.
 mod record {
-    /// A rule's number, its demands, and its condition.
+    /// A record of the rule's index, its constraints and its condition.
     pub(super) const INLINE: u8 = 0;
-    /// The place of a record that stands in several buckets.
+    /// A record of the offset of an inline record that several lists share.
     pub(super) const INDIRECT: u8 = 1;
 }
 
-/// What is demanded, in the first byte of a demand; then comes the variable.
+/// The first byte of an encoded constraint: its kind, and the variable in the upper bits.
 mod constraint {
     pub(super) const IS: u8 = 0;
     pub(super) const IN: u8 = 1;
@@ -89,11 +89,11 @@ mod constraint {
 }
 
 impl Postings {
-    /// Files each policy under its keys, `pairs` being sorted and without doubles.
+    /// Encodes the posting lists of `pairs`, which must be sorted and distinct.
     ///
     /// # Errors
     ///
-    /// [`PostingsTooLarge`] when what is filed would have no 32-bit place.
+    /// [`PostingsTooLarge`] if the records exceed 32-bit offsets.
     pub(super) fn new(
         pairs: &[(Key, RuleIndex)],
         scopes: &[Scope],
@@ -101,31 +101,21 @@ impl Postings {
         workers: Workers,
     ) -> Result<Self, PostingsTooLarge> {
         let mut table = Self::default();
-        let mut keys_of = vec![0_u32; scopes.len()];
+        let mut key_counts = vec![0_u32; scopes.len()];
         for (_, rule) in pairs {
-            if let Some(keys) = keys_of.get_mut(*rule as usize) {
-                *keys = keys.saturating_add(1);
+            if let Some(count) = key_counts.get_mut(*rule as usize) {
+                *count = count.saturating_add(1);
             }
         }
-        let write = |rule: RuleIndex, to: &mut Vec<u8>| {
+        let write = |rule: RuleIndex, records: &mut Vec<u8>| {
             let (scope, condition) = (scopes.get(rule as usize), conditions.get(rule as usize));
-            piece(to, |to| {
-                to.push(record::INLINE);
-                to.extend(rule.to_le_bytes());
-                piece(to, |to| {
-                    for (variable, constraint) in scope.iter().flat_map(|scope| &scope.constraints)
-                    {
-                        write_constraint(*variable, constraint, to);
-                    }
-                });
-                to.extend(condition.copied().unwrap_or_default());
-            });
+            write_record(rule, scope, condition.copied().unwrap_or_default(), records);
         };
-        // A policy with several keys would be as large as all its keys times all its keys, were
-        // its record written under each.
+        // A policy with several keys shares one record. A copy under each key, with all keys in
+        // it, would take quadratic memory.
         let mut shared: BTreeMap<RuleIndex, Offset> = BTreeMap::new();
         for rule in 0..=RuleIndex::MAX {
-            match keys_of.get(rule as usize) {
+            match key_counts.get(rule as usize) {
                 None => break,
                 Some(0 | 1) => {}
                 Some(_) => {
@@ -134,76 +124,91 @@ impl Postings {
                 }
             }
         }
-        let buckets = pairs.chunk_by(|(one, _), (other, _)| one == other);
-        for bucket in workers.pausing(buckets, PAUSE_EACH) {
-            let Some((key, _)) = bucket.first() else {
+        let lists = pairs.chunk_by(|(one, _), (other, _)| one == other);
+        for list in workers.pausing(lists, PAUSE_EACH) {
+            let Some((key, _)) = list.first() else {
                 continue;
             };
-            let place = table.begin()?;
-            let count = u32::try_from(bucket.len()).map_err(|_| PostingsTooLarge)?;
+            let offset = table.begin()?;
+            let count = u32::try_from(list.len()).map_err(|_| PostingsTooLarge)?;
             table.records.extend(count.to_le_bytes());
-            for (_, rule) in bucket {
+            for (_, rule) in list {
                 match shared.get(rule) {
                     None => write(*rule, &mut table.records),
-                    Some(place) => piece(&mut table.records, |to| {
-                        to.push(record::INDIRECT);
-                        to.extend(place.to_le_bytes());
+                    Some(offset) => write_piece(&mut table.records, |records| {
+                        records.push(record::INDIRECT);
+                        records.extend(offset.to_le_bytes());
                     }),
                 }
             }
             match key {
                 Key::Entity(variable, uid) => {
-                    table.entities.of_mut(*variable).insert(*uid, place);
+                    table.entities.get_mut(*variable).insert(*uid, offset);
                 }
                 Key::Type(variable, ty) => {
-                    table.types.of_mut(*variable).insert(*ty, place);
+                    table.types.get_mut(*variable).insert(*ty, offset);
                 }
-                Key::Any => table.any = Some(place),
+                Key::Any => table.any = Some(offset),
             }
         }
         table.records.shrink_to_fit();
         Ok(table)
     }
 
-    /// The place that is written next.
+    /// Aligns the end of the records, and returns its offset.
     fn begin(&mut self) -> Result<Offset, PostingsTooLarge> {
         let begin = self.records.len().next_multiple_of(ALIGNMENT);
         self.records.resize(begin, 0);
         Offset::try_from(begin / ALIGNMENT).map_err(|_| PostingsTooLarge)
     }
 
-    /// Where the records of `key` stand, if there are any.
-    pub(super) fn bucket(&self, key: Key) -> Option<PostingList<'_>> {
-        let place = match key {
-            Key::Entity(variable, uid) => self.entities.of(variable).get(&uid).copied(),
-            Key::Type(variable, ty) => self.types.of(variable).get(&ty).copied(),
+    /// Returns the posting list of `key`, if it has one.
+    pub(super) fn list(&self, key: Key) -> Option<PostingList<'_>> {
+        let offset = match key {
+            Key::Entity(variable, uid) => self.entities.get(variable).get(&uid).copied(),
+            Key::Type(variable, ty) => self.types.get(variable).get(&ty).copied(),
             Key::Any => self.any,
         }?;
-        let mut records = self.at(place);
+        let mut records = self.read_at(offset);
         Some(PostingList {
-            left: records.u32(),
+            remaining: records.u32(),
             records,
-            table: self,
+            postings: self,
         })
     }
 
-    fn at(&self, place: Offset) -> ByteCursor<'_> {
-        let begin = place as usize * ALIGNMENT;
+    fn read_at(&self, offset: Offset) -> ByteCursor<'_> {
+        let begin = offset as usize * ALIGNMENT;
         ByteCursor(self.records.get(begin..).unwrap_or_default())
     }
 
-    /// The memory that it holds, in bytes.
+    /// Returns the heap memory in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let of = |variable| {
-            self.entities.of(variable).allocation_size() + self.types.of(variable).allocation_size()
+        let table_bytes = |variable| {
+            self.entities.get(variable).allocation_size()
+                + self.types.get(variable).allocation_size()
         };
         let variables = [Variable::Principal, Variable::Action, Variable::Resource];
-        self.records.capacity() + variables.map(of).iter().sum::<usize>()
+        self.records.capacity() + variables.map(table_bytes).iter().sum::<usize>()
     }
 }
 
+/// Appends an inline record.
+fn write_record(rule: RuleIndex, scope: Option<&Scope>, condition: &[u8], records: &mut Vec<u8>) {
+    write_piece(records, |record| {
+        record.push(record::INLINE);
+        record.extend(rule.to_le_bytes());
+        write_piece(record, |constraints| {
+            for (variable, constraint) in scope.iter().flat_map(|scope| &scope.constraints) {
+                write_constraint(*variable, constraint, constraints);
+            }
+        });
+        record.extend(condition);
+    });
+}
+
 fn write_constraint(variable: Variable, constraint: &ScopeConstraint, to: &mut Vec<u8>) {
-    let mut kind = |kind: u8| {
+    let mut write_kind = |kind: u8| {
         let variable: u8 = match variable {
             Variable::Principal => 0,
             Variable::Action => 1,
@@ -213,17 +218,17 @@ fn write_constraint(variable: Variable, constraint: &ScopeConstraint, to: &mut V
     };
     match constraint {
         ScopeConstraint::Is(UidId(uid)) => {
-            kind(constraint::IS);
+            write_kind(constraint::IS);
             to.extend(uid.to_le_bytes());
         }
         ScopeConstraint::OfType(TypeId(ty)) => {
-            kind(constraint::OF_TYPE);
+            write_kind(constraint::OF_TYPE);
             to.extend(ty.to_le_bytes());
         }
-        ScopeConstraint::In(any) => {
-            kind(constraint::IN);
-            piece(to, |to| {
-                for UidId(uid) in any {
+        ScopeConstraint::In(uids) => {
+            write_kind(constraint::IN);
+            write_piece(to, |to| {
+                for UidId(uid) in uids {
                     to.extend(uid.to_le_bytes());
                 }
             });
@@ -231,18 +236,18 @@ fn write_constraint(variable: Variable, constraint: &ScopeConstraint, to: &mut V
     }
 }
 
-/// The policies under one key.
+/// The policies under one key, as an iterator of postings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PostingList<'a> {
-    left: u32,
+    remaining: u32,
     records: ByteCursor<'a>,
-    table: &'a Postings,
+    postings: &'a Postings,
 }
 
 impl PostingList<'_> {
-    /// How many they are.
+    /// Returns the number of remaining postings.
     pub(super) fn len(self) -> usize {
-        self.left as usize
+        self.remaining as usize
     }
 }
 
@@ -250,10 +255,10 @@ impl<'a> Iterator for PostingList<'a> {
     type Item = Posting<'a>;
 
     fn next(&mut self) -> Option<Posting<'a>> {
-        self.left = self.left.checked_sub(1)?;
+        self.remaining = self.remaining.checked_sub(1)?;
         let mut record = self.records.piece();
         if record.u8() == record::INDIRECT {
-            record = self.table.at(record.u32()).piece();
+            record = self.postings.read_at(record.u32()).piece();
             record.u8();
         }
         let rule = record.u32();
@@ -267,12 +272,12 @@ impl<'a> Iterator for PostingList<'a> {
 }
 
 impl<'a> Posting<'a> {
-    /// What is left of the condition where the demands are met; `None` always holds.
+    /// Returns the condition that remains if the scope matches; `None` is always true.
     pub(in crate::pdp) fn condition(&self) -> Option<Bytecode<'a>> {
-        Bytecode::of(self.condition)
+        Bytecode::new(self.condition)
     }
 
-    /// Whether a request meets what the policy demands of it.
+    /// Returns whether the scope matches a request.
     pub(super) fn is_match(&self, variables: &RequestVariables) -> bool {
         let mut constraints = self.constraints;
         while !constraints.is_empty() {
@@ -285,10 +290,10 @@ impl<'a> Posting<'a> {
             let is_match = match kind & constraint::KIND {
                 constraint::IS => variable.uid == Some(UidId(constraints.u32())),
                 constraint::IN => {
-                    let mut any = constraints.piece();
+                    let mut uids = constraints.piece();
                     let mut is_in = false;
-                    while !any.is_empty() && !is_in {
-                        is_in = variable.is_in(UidId(any.u32()));
+                    while !uids.is_empty() && !is_in {
+                        is_in = variable.is_in(UidId(uids.u32()));
                     }
                     is_in
                 }

@@ -1,56 +1,55 @@
-//! What evaluating a condition can read: which entities it looks up, and what of the context.
+//! Static analysis of a condition: the entities and context attributes that it can read.
 //!
-//! An evaluation looks up entities by uids that it holds: those of the request, the literals of
-//! the policy, and what attributes and tags of looked-up entities hold. It cannot list a set or an
-//! entity's ancestors. So the places at which a condition looks something up can be read off its
-//! text, as paths such as `resource.owner.team`, and only what stands on those paths at a request
-//! needs to be made into what Cedar evaluates with.
+//! An evaluation looks up entities only by uids that it has: those of the request, literals of the
+//! policy, and uids in attributes and tags of other entities. It cannot list a set or an entity's
+//! ancestors. So the lookups can be derived from the text as paths such as `resource.owner.team`,
+//! and Cedar needs only the entities on these paths.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy_core::ast::{BinaryOp, EntityUID, Expr, ExprKind, Literal, SlotId, Var};
 use smol_str::SmolStr;
 
-/// What a condition can read.
+/// The entities and context attributes that a condition can read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::pdp) struct ReadSet {
-    /// The lookups that begin at the request and at the slots of a template, by where they begin.
+    /// The lookups that start at the request's variables and at a template's slots.
     pub(in crate::pdp) roots: BTreeMap<Root, AccessTree>,
-    /// The lookups that begin at a uid in the text.
+    /// The lookups that start at uid literals.
     pub(in crate::pdp) literals: Vec<(EntityUID, AccessTree)>,
-    /// The attributes of the context that are read; `None` when it is used as a whole.
+    /// The attributes of the context that are read; `None` if it is used as a whole.
     pub(in crate::pdp) context: Option<BTreeSet<SmolStr>>,
-    /// Whether an entity is asked whether it is in what stands in a slot.
+    /// True if an entity is tested with `in` against a slot.
     pub(in crate::pdp) depends_on_slots: bool,
 }
 
-/// Which ancestors of an entity are asked for.
+/// The ancestors of an entity that a condition can test with `in`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::pdp) struct Ancestors {
-    /// Whichever a value names that only evaluation knows.
+    /// True if any ancestor can be tested, by a uid known only at evaluation.
     pub(in crate::pdp) any: bool,
-    /// Those that the text names.
+    /// The ancestors that the text names.
     pub(in crate::pdp) named: Vec<NamedUid>,
 }
 
-/// A uid that stands in a policy's text.
+/// A uid that a policy names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::pdp) enum NamedUid {
-    /// As it is.
+    /// A uid literal.
     Literal(EntityUID),
-    /// In a template's slot.
+    /// The uid in a template's slot.
     Slot(SlotId),
 }
 
 impl Ancestors {
-    /// None at all.
+    /// No ancestors.
     const NONE: Self = Self {
         any: false,
         named: Vec::new(),
     };
 
-    /// Those that the right side of an `in` asks for.
-    fn of_operand(right: &Expr) -> Self {
+    /// Returns the ancestors that an `in` with this right side tests.
+    fn from_operand(right: &Expr) -> Self {
         let named = |expr: &Expr| {
             if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
                 Some(NamedUid::Literal(uid.as_ref().clone()))
@@ -92,12 +91,12 @@ impl Ancestors {
     }
 }
 
-/// A condition reads through more paths than are followed.
+/// The error that a condition reads along more than [`MAX_PATHS`] paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the condition reads attributes along more than {MAX_PATHS} paths")]
 pub(in crate::pdp) struct TooManyPaths;
 
-/// Where a lookup begins.
+/// The start of a lookup in the request or in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::pdp) enum Root {
     Principal,
@@ -107,40 +106,39 @@ pub(in crate::pdp) enum Root {
     Slot(SlotId),
 }
 
-/// The lookups at a value, and at what it holds.
+/// The lookups of a value, and of the values that it contains or refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::pdp) struct AccessTree {
-    /// The value, if it is a uid, is looked up.
-    pub(in crate::pdp) entity: bool,
-    /// Whether it is asked what it is in, and of what.
+    /// True if the value, if it is a uid, is looked up as an entity.
+    pub(in crate::pdp) is_looked_up: bool,
+    /// The ancestors of the entity that are tested.
     pub(in crate::pdp) ancestors: Ancestors,
-    /// What it holds: attributes of an entity, or fields of a record.
+    /// The lookups of its attributes, if it is an entity, or of its fields, if it is a record.
     pub(in crate::pdp) fields: BTreeMap<SmolStr, AccessTree>,
-    /// What its tags hold, whatever they are called.
+    /// The lookups of the values of all its tags.
     pub(in crate::pdp) tags: Option<Box<AccessTree>>,
 }
 
-/// Not by recursion, as it would be by itself: a snapshot ends on whatever thread lets go of it
-/// last, and a path is as long as its author likes.
+/// Drops iteratively: any thread may drop a snapshot, and a path may be long.
 impl Drop for AccessTree {
     fn drop(&mut self) {
-        let mut open: Vec<Self> = Vec::new();
-        let take = |tree: &mut Self, open: &mut Vec<Self>| {
-            open.extend(std::mem::take(&mut tree.fields).into_values());
-            open.extend(tree.tags.take().map(|below| *below));
+        let mut stack: Vec<Self> = Vec::new();
+        let take = |tree: &mut Self, stack: &mut Vec<Self>| {
+            stack.extend(std::mem::take(&mut tree.fields).into_values());
+            stack.extend(tree.tags.take().map(|below| *below));
         };
-        take(self, &mut open);
-        while let Some(mut tree) = open.pop() {
-            take(&mut tree, &mut open);
+        take(self, &mut stack);
+        while let Some(mut tree) = stack.pop() {
+            take(&mut tree, &mut stack);
         }
     }
 }
 
-/// The most paths that are followed in one condition. Conditionals within one another and long
-/// chains of attributes multiply; what people write has a few dozen.
+/// Most paths of one condition. Nested conditionals and long attribute chains multiply; policies
+/// that people write have a few dozen.
 const MAX_PATHS: usize = 20_000;
 
-/// The reads of `condition`.
+/// Returns the read set of `condition`.
 ///
 /// Recurses as deep as the condition is nested.
 ///
@@ -148,42 +146,44 @@ const MAX_PATHS: usize = 20_000;
 ///
 /// [`TooManyPaths`].
 pub(in crate::pdp) fn analyze(condition: &Expr) -> Result<ReadSet, TooManyPaths> {
-    let mut reads = ReadSet::nothing();
+    let mut read_set = ReadSet::nothing();
     let mut paths = 0;
-    reads.analyze_expr(condition, &mut paths);
+    read_set.analyze_expr(condition, &mut paths);
     if paths > MAX_PATHS {
         return Err(TooManyPaths);
     }
-    Ok(reads)
+    Ok(read_set)
 }
 
-/// A path to a value: where it begins, and the steps from there.
+/// A path to a value: its start, and the steps from there.
 #[derive(Clone, Debug)]
 struct AccessPath {
-    from: PathStart,
+    start: PathStart,
     steps: Vec<Step>,
 }
 
+/// The start of a path.
 #[derive(Clone, Debug)]
 enum PathStart {
     Root(Root),
     Literal(EntityUID),
 }
 
+/// A step of a path: an attribute or field, or any tag.
 #[derive(Clone, Debug)]
 enum Step {
     Field(SmolStr),
     AnyTag,
 }
 
-/// What is known of an expression's value.
+/// The static knowledge of an expression's value.
 #[derive(Clone, Debug)]
 enum AbstractValue {
-    /// It stands at one of these paths; with none, it is nothing that can be looked up.
+    /// The value is at one of these paths; without paths, it contains nothing to look up.
     At(Vec<AccessPath>),
-    /// It is a record with these fields.
+    /// The value is a record with these fields.
     Record(BTreeMap<SmolStr, AbstractValue>),
-    /// It is one or the other.
+    /// The value is one of these.
     Either(Vec<AbstractValue>),
 }
 
@@ -192,13 +192,14 @@ impl AbstractValue {
         Self::At(Vec::new())
     }
 
-    fn at(from: PathStart) -> Self {
+    fn at(start: PathStart) -> Self {
         Self::At(vec![AccessPath {
-            from,
+            start,
             steps: Vec::new(),
         }])
     }
 
+    /// Returns the value after one more step.
     fn step(self, step: &Step) -> Self {
         match self {
             Self::At(mut paths) => {
@@ -212,14 +213,14 @@ impl AbstractValue {
                 Step::AnyTag => Self::nothing(),
             },
             Self::Either(branches) => {
-                Self::Either(branches.into_iter().map(|known| known.step(step)).collect())
+                Self::Either(branches.into_iter().map(|value| value.step(step)).collect())
             }
         }
     }
 }
 
 impl ReadSet {
-    /// The reads of a policy without condition.
+    /// Returns the read set of a policy without condition.
     pub(in crate::pdp) fn nothing() -> Self {
         Self {
             context: Some(BTreeSet::new()),
@@ -227,7 +228,9 @@ impl ReadSet {
         }
     }
 
-    /// Notes what evaluating `expr` looks up, and says where its value stands.
+    /// Records the lookups of `expr`, and returns its abstract value.
+    ///
+    /// `paths` counts the recorded paths.
     fn analyze_expr(&mut self, expr: &Expr, paths: &mut usize) -> AbstractValue {
         if *paths > MAX_PATHS {
             return AbstractValue::nothing();
@@ -244,13 +247,13 @@ impl ReadSet {
                 Var::Action => Root::Action,
                 Var::Resource => Root::Resource,
                 Var::Context => {
-                    // Whoever reads but an attribute of it does not come here.
+                    // `analyze_holder` handles reads of a single attribute.
                     self.context = None;
                     Root::Context
                 }
             })),
             ExprKind::Slot(slot) => AbstractValue::at(PathStart::Root(Root::Slot(*slot))),
-            // Nothing that is loaded holds one, and nothing can be looked up by it.
+            // Loaded policies contain no unknowns.
             ExprKind::Unknown(_) => AbstractValue::nothing(),
             ExprKind::If {
                 test_expr,
@@ -272,48 +275,22 @@ impl ReadSet {
                 self.analyze_expr(arg, paths);
                 AbstractValue::nothing()
             }
-            ExprKind::BinaryApp { op, arg1, arg2 } => {
-                let left = self.analyze_expr(arg1, paths);
-                self.analyze_expr(arg2, paths);
-                match op {
-                    BinaryOp::In => {
-                        self.record(&left, &Ancestors::of_operand(arg2), paths);
-                        AbstractValue::nothing()
-                    }
-                    BinaryOp::GetTag => {
-                        self.record(&left, &Ancestors::NONE, paths);
-                        left.step(&Step::AnyTag)
-                    }
-                    BinaryOp::HasTag => {
-                        self.record(&left, &Ancestors::NONE, paths);
-                        AbstractValue::nothing()
-                    }
-                    BinaryOp::Eq
-                    | BinaryOp::Less
-                    | BinaryOp::LessEq
-                    | BinaryOp::Add
-                    | BinaryOp::Sub
-                    | BinaryOp::Mul
-                    | BinaryOp::Contains
-                    | BinaryOp::ContainsAll
-                    | BinaryOp::ContainsAny => AbstractValue::nothing(),
-                }
-            }
+            ExprKind::BinaryApp { op, arg1, arg2 } => self.analyze_binary(*op, arg1, arg2, paths),
             ExprKind::GetAttr { expr, attr } => {
-                let analyze_holder = self.analyze_holder(expr, attr, paths);
-                self.record(&analyze_holder, &Ancestors::NONE, paths);
-                analyze_holder.step(&Step::Field(attr.clone()))
+                let holder = self.analyze_holder(expr, attr, paths);
+                self.record(&holder, &Ancestors::NONE, paths);
+                holder.step(&Step::Field(attr.clone()))
             }
             ExprKind::HasAttr { expr, attr } => {
-                let analyze_holder = self.analyze_holder(expr, attr, paths);
-                self.record(&analyze_holder, &Ancestors::NONE, paths);
+                let holder = self.analyze_holder(expr, attr, paths);
+                self.record(&holder, &Ancestors::NONE, paths);
                 AbstractValue::nothing()
             }
             ExprKind::ExtHasAttr { expr, attrs } => {
-                let mut analyze_holder = self.analyze_holder(expr, attrs.first(), paths);
+                let mut holder = self.analyze_holder(expr, attrs.first(), paths);
                 for attr in attrs {
-                    self.record(&analyze_holder, &Ancestors::NONE, paths);
-                    analyze_holder = analyze_holder.step(&Step::Field(attr.clone()));
+                    self.record(&holder, &Ancestors::NONE, paths);
+                    holder = holder.step(&Step::Field(attr.clone()));
                 }
                 AbstractValue::nothing()
             }
@@ -325,7 +302,7 @@ impl ReadSet {
                 self.analyze_expr(expr, paths);
                 AbstractValue::nothing()
             }
-            // The members of a set cannot be taken out of it again.
+            // A member of a set cannot be read.
             ExprKind::ExtensionFunctionApp { fn_name: _, args } | ExprKind::Set(args) => {
                 for arg in args.iter() {
                     self.analyze_expr(arg, paths);
@@ -341,49 +318,62 @@ impl ReadSet {
         }
     }
 
-    /// Follows `expr`, of which only the attribute `attr` is read.
+    fn analyze_binary(
+        &mut self,
+        op: BinaryOp,
+        arg1: &Expr,
+        arg2: &Expr,
+        paths: &mut usize,
+    ) -> AbstractValue {
+        let left = self.analyze_expr(arg1, paths);
+        self.analyze_expr(arg2, paths);
+        match op {
+            BinaryOp::In => {
+                self.record(&left, &Ancestors::from_operand(arg2), paths);
+                AbstractValue::nothing()
+            }
+            BinaryOp::GetTag => {
+                self.record(&left, &Ancestors::NONE, paths);
+                left.step(&Step::AnyTag)
+            }
+            BinaryOp::HasTag => {
+                self.record(&left, &Ancestors::NONE, paths);
+                AbstractValue::nothing()
+            }
+            BinaryOp::Eq
+            | BinaryOp::Less
+            | BinaryOp::LessEq
+            | BinaryOp::Add
+            | BinaryOp::Sub
+            | BinaryOp::Mul
+            | BinaryOp::Contains
+            | BinaryOp::ContainsAll
+            | BinaryOp::ContainsAny => AbstractValue::nothing(),
+        }
+    }
+
+    /// Analyzes `expr`, of which only the attribute `attr` is read.
     fn analyze_holder(&mut self, expr: &Expr, attr: &SmolStr, paths: &mut usize) -> AbstractValue {
         if let ExprKind::Var(Var::Context) = expr.expr_kind() {
-            if let Some(read) = &mut self.context {
-                read.insert(attr.clone());
+            if let Some(names) = &mut self.context {
+                names.insert(attr.clone());
             }
             return AbstractValue::at(PathStart::Root(Root::Context));
         }
         self.analyze_expr(expr, paths)
     }
 
-    /// Notes that `value` is looked up if it is a uid.
+    /// Records that `value`, if it is a uid, is looked up with these ancestors.
     fn record(&mut self, value: &AbstractValue, ancestors: &Ancestors, paths: &mut usize) {
         match value {
             AbstractValue::At(found) => {
                 *paths += found.len();
                 self.depends_on_slots |= ancestors.has_slot();
-                for AccessPath { from, steps } in found {
-                    let mut tree = match from {
-                        PathStart::Root(root) => self.roots.entry(*root).or_default(),
-                        PathStart::Literal(uid) => {
-                            let known = self.literals.iter().position(|(known, _)| known == uid);
-                            let at = known.unwrap_or_else(|| {
-                                self.literals.push((uid.clone(), AccessTree::default()));
-                                self.literals.len() - 1
-                            });
-                            match self.literals.get_mut(at) {
-                                Some((_, tree)) => tree,
-                                None => continue,
-                            }
-                        }
-                    };
-                    for step in steps {
-                        tree = match step {
-                            Step::Field(name) => tree.fields.entry(name.clone()).or_default(),
-                            Step::AnyTag => tree.tags.get_or_insert_default(),
-                        };
-                    }
-                    tree.entity = true;
-                    tree.ancestors.join(ancestors);
+                for path in found {
+                    self.record_path(path, ancestors);
                 }
             }
-            // A record has attributes, and is no entity.
+            // A record is not an entity.
             AbstractValue::Record(_) => {}
             AbstractValue::Either(branches) => {
                 for branch in branches {
@@ -391,6 +381,31 @@ impl ReadSet {
                 }
             }
         }
+    }
+
+    fn record_path(&mut self, AccessPath { start, steps }: &AccessPath, ancestors: &Ancestors) {
+        let mut tree = match start {
+            PathStart::Root(root) => self.roots.entry(*root).or_default(),
+            PathStart::Literal(uid) => {
+                let known = self.literals.iter().position(|(known, _)| known == uid);
+                let index = known.unwrap_or_else(|| {
+                    self.literals.push((uid.clone(), AccessTree::default()));
+                    self.literals.len() - 1
+                });
+                match self.literals.get_mut(index) {
+                    Some((_, tree)) => tree,
+                    None => return,
+                }
+            }
+        };
+        for step in steps {
+            tree = match step {
+                Step::Field(name) => tree.fields.entry(name.clone()).or_default(),
+                Step::AnyTag => tree.tags.get_or_insert_default(),
+            };
+        }
+        tree.is_looked_up = true;
+        tree.ancestors.join(ancestors);
     }
 }
 
@@ -405,11 +420,12 @@ mod tests {
         analyze(policy.non_scope_constraints().unwrap()).unwrap()
     }
 
-    /// The looked-up paths; an `^` behind those of which any ancestor can be asked for, and those
-    /// that are asked for by name.
+    /// Lists the paths that are looked up.
+    ///
+    /// A `^` marks that any ancestor can be tested; ancestors tested by name follow the path.
     fn tree(condition: &str) -> Vec<String> {
         fn list(at: &str, tree: &AccessTree, found: &mut Vec<String>) {
-            if tree.entity {
+            if tree.is_looked_up {
                 let Ancestors { any, named } = &tree.ancestors;
                 let mark = if *any { "^" } else { "" };
                 let named: String = named
@@ -440,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_is_looked_up_for_its_attributes_its_tags_and_what_it_is_in() {
+    fn attributes_tags_and_ancestors_cause_lookups() {
         for (condition, expected) in [
             ("principal == resource", vec![]),
             ("principal is User", vec![]),
@@ -484,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_followed_through_records_and_branches() {
+    fn values_are_followed_through_records_and_branches() {
         for (condition, expected) in [
             ("{a: principal}.a.x", vec!["Principal"]),
             (
@@ -507,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_context_only_what_the_text_names_is_read() {
+    fn context_reads_are_the_named_attributes() {
         let named = |names: &[&str]| Some(names.iter().map(|name| SmolStr::from(*name)).collect());
         for (condition, expected) in [
             ("principal.a", named(&[])),
@@ -522,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_with_very_many_paths_is_refused() {
+    fn conditions_with_too_many_paths_are_rejected() {
         let base = (0..100).fold("principal".to_owned(), |base, _| {
             format!("(if context.b then {base} else resource)")
         });

@@ -1,4 +1,4 @@
-//! The scope of a policy: constraints on principal, action and resource.
+//! The scope of a policy: its constraints on principal, action and resource.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use cedar_policy_core::ast::{
     ActionConstraint, BinaryOp, EntityReference, EntityUID, Expr, ExprKind, Literal, Policy,
     PrincipalOrResourceConstraint, SlotId, Var,
 };
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::pdp::entities::interner::{TooManyUids, TypeId, UidId, UidInterner};
 
-/// What a policy asks of one variable of the request.
+/// A constraint on one variable of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum ScopeConstraint {
-    /// To be this entity.
+    /// The variable is this entity.
     Is(UidId),
-    /// To be, or be in, one of these entities.
+    /// The variable is one of these entities, or in one.
     In(SmallVec<[UidId; 2]>),
-    /// To be of this type.
+    /// The variable is of this type.
     OfType(TypeId),
 }
 
-/// A variable of the request that a scope speaks of.
+/// A variable of the request that a scope can constrain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pdp) enum Variable {
     Principal,
@@ -29,26 +29,26 @@ pub(in crate::pdp) enum Variable {
     Resource,
 }
 
-/// All that a policy demands of a request before its condition is evaluated.
+/// All constraints of a policy, of which each must hold before its condition is evaluated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::pdp) struct Scope {
     pub(super) constraints: SmallVec<[(Variable, ScopeConstraint); 3]>,
-    /// How many of them its scope makes; the others were taken from its condition.
+    /// The number of constraints written in the scope; the condition's operands follow them.
     pub(super) scope_len: usize,
 }
 
-/// One variable of a request, as far as scopes can tell.
+/// The id, type and ancestors of one variable of a request.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pdp) struct RequestVariable {
-    /// Its number; without one it is none that a policy names.
+    /// The id of its uid; `None` if no policy names the uid.
     pub(in crate::pdp) uid: Option<UidId>,
-    /// Its type's number; without one it is of none that a policy names.
+    /// The id of its type; `None` if no policy names the type.
     pub(in crate::pdp) ty: Option<TypeId>,
-    /// All that it is in, sorted.
+    /// All its ancestors, sorted.
     pub(in crate::pdp) ancestors: Vec<UidId>,
 }
 
-/// A request, as far as scopes can tell.
+/// The variables of a request, as scopes see them.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pdp) struct RequestVariables {
     pub(in crate::pdp) principal: RequestVariable,
@@ -56,30 +56,33 @@ pub(in crate::pdp) struct RequestVariables {
     pub(in crate::pdp) resource: RequestVariable,
 }
 
-/// What a policy is filed under.
+/// A key of the scope index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pdp) enum Key {
-    /// The request's variable is this entity, or in it.
+    /// The variable is this entity, or in it.
     Entity(Variable, UidId),
-    /// The request's variable is of this type.
+    /// The variable is of this type.
     Type(Variable, TypeId),
-    /// Any request: the policy demands nothing.
+    /// Any request: the policy has no constraint.
     Any,
 }
 
 impl RequestVariable {
+    /// Returns whether the variable is `uid`, or in it.
     pub(super) fn is_in(&self, uid: UidId) -> bool {
         self.uid == Some(uid) || self.ancestors.binary_search(&uid).is_ok()
     }
 
-    pub(super) fn satisfies(&self, scope_constraint: &ScopeConstraint) -> bool {
-        match scope_constraint {
+    /// Returns whether the variable satisfies `constraint`.
+    fn satisfies(&self, constraint: &ScopeConstraint) -> bool {
+        match constraint {
             ScopeConstraint::Is(uid) => self.uid == Some(*uid),
-            ScopeConstraint::In(any) => any.iter().any(|uid| self.is_in(*uid)),
+            ScopeConstraint::In(uids) => uids.iter().any(|uid| self.is_in(*uid)),
             ScopeConstraint::OfType(ty) => self.ty == Some(*ty),
         }
     }
 
+    /// Returns the keys that the variable has.
     pub(super) fn keys(&self, variable: Variable) -> impl Iterator<Item = Key> + '_ {
         let entities = self.uid.iter().chain(&self.ancestors);
         entities
@@ -89,7 +92,7 @@ impl RequestVariable {
 }
 
 impl RequestVariables {
-    pub(super) fn of(&self, variable: Variable) -> &RequestVariable {
+    fn get(&self, variable: Variable) -> &RequestVariable {
         match variable {
             Variable::Principal => &self.principal,
             Variable::Action => &self.action,
@@ -97,21 +100,23 @@ impl RequestVariables {
         }
     }
 
+    /// Returns whether the request satisfies all `constraints`.
     pub(super) fn satisfy(&self, constraints: &[(Variable, ScopeConstraint)]) -> bool {
         constraints
             .iter()
-            .all(|(variable, scope_constraint)| self.of(*variable).satisfies(scope_constraint))
+            .all(|(variable, constraint)| self.get(*variable).satisfies(constraint))
     }
 }
 
 impl Scope {
-    /// What `policy` demands, its slots filled, and the first operands of its condition that are
-    /// demands too.
+    /// Returns the scope of `policy`, with its slots filled.
+    ///
+    /// Absorbs the leading operands of the condition that have the form of a scope constraint.
     ///
     /// # Errors
     ///
-    /// [`TooManyUids`] when there is no number left for a uid that it names.
-    pub(in crate::pdp) fn of(
+    /// [`TooManyUids`] if there is no id left for a uid in the scope.
+    pub(in crate::pdp) fn from_policy(
         policy: &Policy,
         interner: &mut Arc<UidInterner>,
     ) -> Result<Self, TooManyUids> {
@@ -129,11 +134,11 @@ impl Scope {
                     .constraints
                     .push((Variable::Action, ScopeConstraint::Is(uid)));
             }
-            ActionConstraint::In(any) => {
-                let any = intern_all(interner, any.iter().map(AsRef::as_ref))?;
+            ActionConstraint::In(uids) => {
+                let uids = intern_all(interner, uids.iter().map(AsRef::as_ref))?;
                 scope
                     .constraints
-                    .push((Variable::Action, ScopeConstraint::In(any)));
+                    .push((Variable::Action, ScopeConstraint::In(uids)));
             }
         }
         scope.add_constraint(
@@ -149,60 +154,55 @@ impl Scope {
         Ok(scope)
     }
 
-    pub(super) fn add_constraint(
+    fn add_constraint(
         &mut self,
         variable: Variable,
-        add_constraint: &PrincipalOrResourceConstraint,
+        constraint: &PrincipalOrResourceConstraint,
         interner: &mut Arc<UidInterner>,
     ) -> Result<(), TooManyUids> {
-        let mut scope_constraint =
-            |scope_constraint| self.constraints.push((variable, scope_constraint));
-        let entity = |reference: &EntityReference, interner: &mut Arc<UidInterner>| match reference
+        let mut add = |constraint| self.constraints.push((variable, constraint));
+        let intern = |reference: &EntityReference, interner: &mut Arc<UidInterner>| match reference
         {
             EntityReference::EUID(uid) => UidInterner::intern(interner, uid),
-            // A policy's constraints come with their slots filled, so this is never met; were it,
-            // the scope would be one that nothing meets, and evaluation would fail on the slot.
+            // Never reached, as the slots are filled. An error here is safe: it rejects the policy.
             EntityReference::Slot(_) => Err(TooManyUids),
         };
-        match add_constraint {
+        match constraint {
             PrincipalOrResourceConstraint::Any => {}
             PrincipalOrResourceConstraint::Eq(reference) => {
-                scope_constraint(ScopeConstraint::Is(entity(reference, interner)?));
+                add(ScopeConstraint::Is(intern(reference, interner)?));
             }
             PrincipalOrResourceConstraint::In(reference) => {
-                let any = std::iter::once(entity(reference, interner)?).collect();
-                scope_constraint(ScopeConstraint::In(any));
+                add(ScopeConstraint::In(smallvec![intern(reference, interner)?]));
             }
             PrincipalOrResourceConstraint::Is(ty) => {
-                scope_constraint(ScopeConstraint::OfType(UidInterner::intern_type(
-                    interner, ty,
-                )));
+                let ty = UidInterner::intern_type(interner, ty);
+                add(ScopeConstraint::OfType(ty));
             }
             PrincipalOrResourceConstraint::IsIn(ty, reference) => {
-                let any = std::iter::once(entity(reference, interner)?).collect();
-                scope_constraint(ScopeConstraint::OfType(UidInterner::intern_type(
-                    interner, ty,
-                )));
-                scope_constraint(ScopeConstraint::In(any));
+                let uids = smallvec![intern(reference, interner)?];
+                let ty = UidInterner::intern_type(interner, ty);
+                add(ScopeConstraint::OfType(ty));
+                add(ScopeConstraint::In(uids));
             }
         }
         Ok(())
     }
 
-    /// Takes demands from the front of `condition`'s `&&`, up to the first operand that is none.
+    /// Absorbs the operands of `condition`'s `&&` up to the first that is no scope constraint.
     ///
-    /// Sound because a demand is true or false and never an error: as long as all operands before
-    /// one are demands, a false one makes the condition false and nothing before it can fail.
-    pub(super) fn absorb_leading<'a>(
+    /// Sound because a scope constraint never fails. If all operands before one are constraints,
+    /// a false one makes the condition false, and nothing before it can fail.
+    fn absorb_leading<'a>(
         &mut self,
         condition: &Expr,
         slot: &impl Fn(SlotId) -> Option<&'a EntityUID>,
         interner: &mut Arc<UidInterner>,
     ) -> Result<(), TooManyUids> {
-        let mut open = vec![condition];
-        while let Some(expr) = open.pop() {
+        let mut stack = vec![condition];
+        while let Some(expr) = stack.pop() {
             if let ExprKind::And { left, right } = expr.expr_kind() {
-                open.extend([right.as_ref(), left.as_ref()]);
+                stack.extend([right.as_ref(), left.as_ref()]);
                 continue;
             }
             match scope_constraint(expr, slot, interner)? {
@@ -213,11 +213,11 @@ impl Scope {
         Ok(())
     }
 
-    /// The same scope, numbered in another table.
+    /// Returns the same scope with the ids of another interner.
     ///
     /// # Errors
     ///
-    /// [`TooManyUids`] when there is no number left.
+    /// [`TooManyUids`] if there is no id left.
     pub(in crate::pdp) fn reinterned(
         &self,
         from: &UidInterner,
@@ -227,11 +227,11 @@ impl Scope {
         let constraints = self
             .constraints
             .iter()
-            .map(|(variable, scope_constraint)| {
-                let scope_constraint = match scope_constraint {
+            .map(|(variable, constraint)| {
+                let constraint = match constraint {
                     ScopeConstraint::Is(one) => ScopeConstraint::Is(uid(one, to)?),
-                    ScopeConstraint::In(any) => ScopeConstraint::In(
-                        any.iter()
+                    ScopeConstraint::In(uids) => ScopeConstraint::In(
+                        uids.iter()
                             .map(|one| uid(one, to))
                             .collect::<Result<_, _>>()?,
                     ),
@@ -239,7 +239,7 @@ impl Scope {
                         ScopeConstraint::OfType(from.reinterned_type(*ty, to))
                     }
                 };
-                Ok((*variable, scope_constraint))
+                Ok((*variable, constraint))
             })
             .collect::<Result<_, TooManyUids>>()?;
         Ok(Self {
@@ -248,34 +248,33 @@ impl Scope {
         })
     }
 
-    /// How many operands at the front of the condition's `&&` were taken as demands: where they
-    /// are met, those operands are true.
+    /// Returns the number of absorbed operands, which are true if the scope matches.
     pub(in crate::pdp) fn absorbed_operands(&self) -> usize {
         self.constraints.len() - self.scope_len
     }
 
-    /// The keys that a request must have one of, for each demand.
+    /// Returns, for each constraint, the keys of which a matching request has one or more.
     pub(super) fn keys(&self) -> impl Iterator<Item = SmallVec<[Key; 2]>> + '_ {
         self.constraints
             .iter()
-            .map(|(variable, scope_constraint)| match scope_constraint {
+            .map(|(variable, constraint)| match constraint {
                 ScopeConstraint::Is(uid) => std::iter::once(Key::Entity(*variable, *uid)).collect(),
-                ScopeConstraint::In(any) => {
-                    any.iter().map(|uid| Key::Entity(*variable, *uid)).collect()
-                }
+                ScopeConstraint::In(uids) => uids
+                    .iter()
+                    .map(|uid| Key::Entity(*variable, *uid))
+                    .collect(),
                 ScopeConstraint::OfType(ty) => std::iter::once(Key::Type(*variable, *ty)).collect(),
             })
     }
 
-    /// The actions that it demands, or `None` when it takes any; an action matches if it is one
-    /// of these or in one.
+    /// Returns the actions that match, with all actions in them; `None` if every action matches.
     pub(in crate::pdp) fn actions(&self) -> Option<Vec<UidId>> {
         self.constraints
             .iter()
-            .find_map(|(variable, scope_constraint)| match variable {
-                Variable::Action => match scope_constraint {
+            .find_map(|(variable, constraint)| match variable {
+                Variable::Action => match constraint {
                     ScopeConstraint::Is(uid) => Some(vec![*uid]),
-                    ScopeConstraint::In(any) => Some(any.to_vec()),
+                    ScopeConstraint::In(uids) => Some(uids.to_vec()),
                     ScopeConstraint::OfType(_) => None,
                 },
                 Variable::Principal | Variable::Resource => None,
@@ -283,63 +282,12 @@ impl Scope {
     }
 }
 
-/// `condition` without the first `taken` operands of its `&&`, which are true; `None` when nothing
-/// is left of it.
-pub(in crate::pdp) fn remaining_condition(
-    condition: &Arc<Expr>,
-    taken: usize,
-) -> Option<Arc<Expr>> {
-    if taken == 0 {
-        return Some(Arc::clone(condition));
-    }
-    let mut operands = Vec::new();
-    let mut open = vec![condition];
-    while let Some(expr) = open.pop() {
-        match expr.expr_kind() {
-            ExprKind::And { left, right } => open.extend([right, left]),
-            ExprKind::Lit(_)
-            | ExprKind::Var(_)
-            | ExprKind::Slot(_)
-            | ExprKind::Unknown(_)
-            | ExprKind::If { .. }
-            | ExprKind::Or { .. }
-            | ExprKind::UnaryApp { .. }
-            | ExprKind::BinaryApp { .. }
-            | ExprKind::ExtensionFunctionApp { .. }
-            | ExprKind::GetAttr { .. }
-            | ExprKind::HasAttr { .. }
-            | ExprKind::ExtHasAttr { .. }
-            | ExprKind::Like { .. }
-            | ExprKind::Is { .. }
-            | ExprKind::Set(_)
-            | ExprKind::Record(_) => operands.push(expr),
-        }
-    }
-    let mut left = operands.into_iter().skip(taken);
-    let first = Arc::clone(left.next()?);
-    // Built up from the left, as the parser does it, so that it is no deeper than it was.
-    Some(left.fold(first, |all, operand| {
-        Arc::new(Expr::and(all.as_ref().clone(), operand.as_ref().clone()))
-    }))
-}
-
-/// The demand that `expr` is, if it is one.
-pub(in crate::pdp) fn scope_constraint<'a>(
+/// Returns the scope constraint that `expr` expresses, if it has that form.
+fn scope_constraint<'a>(
     expr: &Expr,
     slot: &impl Fn(SlotId) -> Option<&'a EntityUID>,
     interner: &mut Arc<UidInterner>,
 ) -> Result<Option<(Variable, ScopeConstraint)>, TooManyUids> {
-    fn variable(expr: &Expr) -> Option<Variable> {
-        let ExprKind::Var(var) = expr.expr_kind() else {
-            return None;
-        };
-        match var {
-            Var::Principal => Some(Variable::Principal),
-            Var::Action => Some(Variable::Action),
-            Var::Resource => Some(Variable::Resource),
-            Var::Context => None,
-        }
-    }
     let uid = |expr: &Expr| {
         if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
             Some(uid.as_ref().clone())
@@ -351,10 +299,8 @@ pub(in crate::pdp) fn scope_constraint<'a>(
     };
     if let ExprKind::Is { expr, entity_type } = expr.expr_kind() {
         return Ok(variable(expr).map(|variable| {
-            (
-                variable,
-                ScopeConstraint::OfType(UidInterner::intern_type(interner, entity_type)),
-            )
+            let ty = UidInterner::intern_type(interner, entity_type);
+            (variable, ScopeConstraint::OfType(ty))
         }));
     }
     let ExprKind::BinaryApp { op, arg1, arg2 } = expr.expr_kind() else {
@@ -365,31 +311,40 @@ pub(in crate::pdp) fn scope_constraint<'a>(
             .zip(uid(arg2))
             .or_else(|| variable(arg2).zip(uid(arg1)));
         if let Some((variable, uid)) = sides {
-            return Ok(Some((
-                variable,
-                ScopeConstraint::Is(UidInterner::intern(interner, &uid)?),
-            )));
+            let uid = UidInterner::intern(interner, &uid)?;
+            return Ok(Some((variable, ScopeConstraint::Is(uid))));
         }
     }
     if *op == BinaryOp::In {
-        let any: Option<Vec<EntityUID>> = if let ExprKind::Set(members) = arg2.expr_kind() {
+        let uids: Option<Vec<EntityUID>> = if let ExprKind::Set(members) = arg2.expr_kind() {
             members.iter().map(uid).collect()
         } else {
             uid(arg2).map(|uid| vec![uid])
         };
-        if let Some((variable, any)) = variable(arg1).zip(any) {
-            return Ok(Some((
-                variable,
-                ScopeConstraint::In(intern_all(interner, any.iter())?),
-            )));
+        if let Some((variable, uids)) = variable(arg1).zip(uids) {
+            let uids = intern_all(interner, uids.iter())?;
+            return Ok(Some((variable, ScopeConstraint::In(uids))));
         }
     }
     Ok(None)
 }
 
-pub(in crate::pdp) fn intern_all<'a>(
+/// Returns the variable that `expr` is, unless it is `context` or another expression.
+fn variable(expr: &Expr) -> Option<Variable> {
+    let ExprKind::Var(var) = expr.expr_kind() else {
+        return None;
+    };
+    match var {
+        Var::Principal => Some(Variable::Principal),
+        Var::Action => Some(Variable::Action),
+        Var::Resource => Some(Variable::Resource),
+        Var::Context => None,
+    }
+}
+
+fn intern_all<'a>(
     interner: &mut Arc<UidInterner>,
-    of: impl Iterator<Item = &'a EntityUID>,
+    uids: impl Iterator<Item = &'a EntityUID>,
 ) -> Result<SmallVec<[UidId; 2]>, TooManyUids> {
-    of.map(|uid| UidInterner::intern(interner, uid)).collect()
+    uids.map(|uid| UidInterner::intern(interner, uid)).collect()
 }

@@ -1,5 +1,5 @@
-//! What a decision is, read as a specification. That it is Cedar's on everything else is proved
-//! by the property test in `tests/oracle/`.
+//! Decisions as a specification. The property test in `tests/oracle` compares all other cases with
+//! Cedar's own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,7 +79,7 @@ fn invalid(snapshot: &Snapshot, query: &Query) -> (String, Problem) {
 }
 
 #[test]
-fn without_a_satisfied_permit_the_answer_is_deny() {
+fn no_satisfied_permit_means_deny() {
     check(
         &policies(r#"permit(principal == User::"bob", action, resource);"#),
         &read(),
@@ -100,7 +100,7 @@ forbid(principal == User::"alice", action, resource);
 }
 
 #[test]
-fn the_id_of_a_policy_is_its_annotation_or_its_place() {
+fn policy_ids_come_from_annotation_or_position() {
     let snapshot = policies(
         r#"
 permit(principal, action, resource);
@@ -118,7 +118,7 @@ permit(principal, action, resource);
 }
 
 #[test]
-fn a_policy_that_fails_is_skipped_and_named() {
+fn failing_policies_are_skipped_and_named() {
     let snapshot = policies(
         r#"
 @id("fails") forbid(principal, action, resource) when { context.nothing == 1 };
@@ -144,7 +144,7 @@ fn a_policy_that_fails_is_skipped_and_named() {
 }
 
 #[test]
-fn a_forbid_that_fails_denies_where_that_is_set() {
+fn failing_forbid_denies_if_configured() {
     let text = r#"
 @id("fails") forbid(principal, action, resource) when { context.nothing == 1 };
 @id("holds") permit(principal, action, resource);
@@ -163,7 +163,7 @@ fn a_forbid_that_fails_denies_where_that_is_set() {
 }
 
 #[test]
-fn the_schema_supplies_the_hierarchy_of_actions_in_every_mode() {
+fn schema_supplies_action_hierarchy_in_every_mode() {
     let files = [
         (
             "s.cedarschema",
@@ -190,7 +190,7 @@ action read in [any] appliesTo { principal: User, resource: Doc };
     }
 }
 
-/// A schema with a required and an optional attribute, and one of each kind of thing to get wrong.
+/// A schema that a request or an entity can violate in every way.
 const SCHEMA: &str = r#"
 entity Group;
 entity User in [Group] { name: String, nick?: String };
@@ -216,7 +216,7 @@ fn amount() -> (&'static str, Value) {
 }
 
 #[test]
-fn a_request_that_does_not_fit_the_schema_is_refused_by_its_field() {
+fn nonconforming_requests_name_the_field() {
     let snapshot = with_schema(Validation::Strict);
     let good = Query {
         context: record(&[amount()]),
@@ -302,7 +302,7 @@ impl IntoValue for Record {
 }
 
 #[test]
-fn without_validation_a_request_need_not_fit_but_its_entities_must() {
+fn request_entities_must_conform_without_validation() {
     let snapshot = with_schema(Validation::Off);
     check(&snapshot, &read(), Decision::Allow, &["p.cedar#0"]);
     let query = Query {
@@ -328,7 +328,7 @@ fn entity(uid: &str, attributes: &[(&str, Value)], parents: &[&str]) -> RequestE
 }
 
 #[test]
-fn a_request_entity_that_is_wrong_is_refused_by_its_field() {
+fn nonconforming_request_entities_name_the_field() {
     let snapshot = with_schema(Validation::Strict);
     let name = ("name", Value::String("Alice".to_owned()));
     let user = |attributes: &[(&str, Value)], parents: &[&str]| {
@@ -381,7 +381,7 @@ fn a_request_entity_that_is_wrong_is_refused_by_its_field() {
 }
 
 #[test]
-fn cycles_are_refused_through_stored_entities_too() {
+fn cycles_through_stored_entities_are_rejected() {
     let stored = r#"[{"uid": {"type": "G", "id": "a"}, "attrs": {}, "parents": [{"type": "G", "id": "b"}]}]"#;
     let snapshot = snapshot(
         &[
@@ -401,7 +401,7 @@ fn cycles_are_refused_through_stored_entities_too() {
 }
 
 #[test]
-fn only_the_listed_types_may_be_sent_where_there_is_a_list() {
+fn unlisted_request_entity_types_are_rejected() {
     let settings = Settings {
         request_entity_types: Some(["Doc".to_owned()].into()),
         ..Settings::default()
@@ -427,7 +427,7 @@ fn only_the_listed_types_may_be_sent_where_there_is_a_list() {
 }
 
 #[test]
-fn what_a_policy_reads_through_sent_and_stored_entities_it_gets() {
+fn policies_read_through_request_and_stored_entities() {
     let stored = r#"[
         {"uid": {"type": "Team", "id": "t"}, "attrs": {"lead": {"__entity": {"type": "User", "id": "lead"}}}, "parents": []},
         {"uid": {"type": "User", "id": "lead"}, "attrs": {"level": 7}, "parents": []}
@@ -457,7 +457,7 @@ fn what_a_policy_reads_through_sent_and_stored_entities_it_gets() {
 }
 
 #[test]
-fn a_condition_as_deep_as_is_loaded_is_evaluated_on_a_small_stack() {
+fn deepest_condition_is_evaluated_on_small_stack() {
     let chain = vec!["context.x == 1"; crate::pdp::MAX_CHAIN - 20].join(" && ");
     let snapshot = policies(&format!(
         "permit(principal, action, resource) when {{ {chain} }};"
@@ -475,7 +475,7 @@ fn a_condition_as_deep_as_is_loaded_is_evaluated_on_a_small_stack() {
 }
 
 #[test]
-fn a_path_as_long_as_is_loaded_is_followed_on_a_small_stack() {
+fn longest_path_is_followed_on_small_stack() {
     let path = ".boss".repeat(crate::pdp::MAX_CHAIN / 2 - 20);
     let policy = format!(
         "permit(principal, action, resource) when {{ principal{path} in Group::\"staff\" }};"
@@ -499,7 +499,7 @@ fn a_path_as_long_as_is_loaded_is_followed_on_a_small_stack() {
 }
 
 #[test]
-fn an_explanation_names_what_determined_and_where_it_stands() {
+fn explanation_names_determining_policies_and_their_location() {
     let snapshot =
         policies("\n@id(\"why\") @reason(\"public\")\npermit(principal, action, resource);");
     let answer = authorize(
@@ -524,7 +524,7 @@ fn an_explanation_names_what_determined_and_where_it_stands() {
 }
 
 #[test]
-fn an_explanation_names_the_first_clause_that_did_not_hold() {
+fn explanation_names_the_first_unsatisfied_clause() {
     let snapshot = policies(
         r#"
 @id("when") permit(principal, action, resource) when { true && 1 == 2 && false };
@@ -542,7 +542,7 @@ fn an_explanation_names_the_first_clause_that_did_not_hold() {
     )
     .unwrap();
     let explanation = answer.explanation.unwrap();
-    let told: Vec<_> = explanation
+    let listed: Vec<_> = explanation
         .unsatisfied
         .iter()
         .map(|permit| {
@@ -554,7 +554,7 @@ fn an_explanation_names_the_first_clause_that_did_not_hold() {
         })
         .collect();
     assert_eq!(
-        told,
+        listed,
         [
             ("error", "when { context.nothing }", "context.nothing"),
             ("unless", "unless { 1 == 1 }", "1 == 1"),
@@ -565,7 +565,7 @@ fn an_explanation_names_the_first_clause_that_did_not_hold() {
 }
 
 #[test]
-fn an_explanation_changes_nothing_else() {
+fn explanation_changes_nothing_else() {
     let snapshot = policies("permit(principal, action, resource) when { context.nothing };");
     let plain = authorize(&snapshot, &read()).unwrap();
     let explained = authorize(
@@ -585,7 +585,7 @@ fn an_explanation_changes_nothing_else() {
     );
 }
 
-/// Asks `query` without an explanation and with one, which must change nothing else.
+/// Returns the explanation, and checks that it changes nothing else in the answer.
 #[track_caller]
 fn explained(snapshot: &Snapshot, query: &Query) -> Explanation {
     let plain = authorize(snapshot, query).expect("a valid query");
@@ -596,7 +596,7 @@ fn explained(snapshot: &Snapshot, query: &Query) -> Explanation {
     let mut answer = authorize(snapshot, &query).expect("the same answer with an explanation");
     let explanation = answer.explanation.take();
     assert_eq!(answer, plain);
-    *explanation.expect("the explanation that was asked for")
+    *explanation.expect("the requested explanation")
 }
 
 fn unsatisfied(explanation: &Explanation) -> Vec<&str> {
@@ -605,7 +605,7 @@ fn unsatisfied(explanation: &Explanation) -> Vec<&str> {
 }
 
 #[test]
-fn what_is_answered_is_explained_however_many_permits_came_close() {
+fn explanation_ignores_the_limit_on_candidates() {
     let text: String = (0..30)
         .map(|n| {
             format!(
@@ -629,7 +629,7 @@ fn what_is_answered_is_explained_however_many_permits_came_close() {
 }
 
 #[test]
-fn what_is_refused_is_refused_with_an_explanation_too() {
+fn limits_hold_with_explanation_too() {
     let few = Settings {
         max_candidates: 1,
         ..Settings::default()
@@ -638,14 +638,14 @@ fn what_is_refused_is_refused_with_an_explanation_too() {
     let snapshot = snapshot(&[("p.cedar", &text)], few);
     for explain in [false, true] {
         let query = Query { explain, ..read() };
-        let refused = authorize(&snapshot, &query).map(|answer| answer.decision);
-        assert_eq!(refused, Err(NoAnswer::TooManyPolicies { most: 1 }));
+        let result = authorize(&snapshot, &query).map(|answer| answer.decision);
+        assert_eq!(result, Err(NoAnswer::TooManyPolicies { limit: 1 }));
     }
 }
 
 #[test]
-fn permits_that_would_look_up_too_much_are_counted_and_not_listed() {
-    // What stands behind the first operand is not evaluated to decide.
+fn permits_beyond_lookup_limit_are_only_counted() {
+    // The decision does not evaluate the second operand.
     let snapshot = policies(
         r#"
 permit(principal, action, resource)
@@ -673,7 +673,7 @@ when { principal in Group::"g" && resource.getTag("0") in Group::"h" };
 }
 
 #[test]
-fn an_operand_that_is_no_truth_value_is_explained_as_failing() {
+fn non_boolean_operand_is_explained_as_failure() {
     let snapshot = policies("permit(principal, action, resource) when { context.x };");
     let query = Query {
         context: record(&[("x", Value::String("s".to_owned()))]),
@@ -687,7 +687,7 @@ fn an_operand_that_is_no_truth_value_is_explained_as_failing() {
 }
 
 #[test]
-fn an_error_that_quotes_a_long_value_is_cut_off() {
+fn long_error_messages_are_cut() {
     let snapshot = policies("permit(principal, action, resource) when { resource.owner == 1 };");
     let query = Query {
         resource: Uid::new("Doc", "x".repeat(1_000_000)),
@@ -702,7 +702,7 @@ fn an_error_that_quotes_a_long_value_is_cut_off() {
     );
 }
 
-/// Alice is stored: in a team, of a department, suspended.
+/// Returns a snapshot that stores `alice`, in a team and a department, and `carol`, suspended.
 fn with_alice(types: Option<&str>) -> Snapshot {
     let settings = Settings {
         request_entity_types: types.map(|it| [it.to_owned()].into()),
@@ -738,8 +738,8 @@ action read appliesTo { principal: User, resource: Doc };
     )
 }
 
-/// What a token says of `id`.
-fn told(id: &str, department: &str, roles: &[&str], stored: StoredPrincipal) -> Query {
+/// Returns a query whose token describes the user `id`.
+fn claimed_query(id: &str, department: &str, roles: &[&str], stored: StoredPrincipal) -> Query {
     Query {
         principal: Uid::new("User", id),
         claimed: Some(Arc::new(Claimed {
@@ -752,21 +752,21 @@ fn told(id: &str, department: &str, roles: &[&str], stored: StoredPrincipal) -> 
 }
 
 #[test]
-fn what_a_token_says_joins_what_is_stored_or_takes_its_place() {
+fn claims_join_or_replace_the_stored_principal() {
     use StoredPrincipal::{Join, Replace, Require};
     let snapshot = with_alice(None);
     for stored in [Join, Require] {
-        let alice = told("alice", "finance", &["chief"], stored);
+        let alice = claimed_query("alice", "finance", &["chief"], stored);
         let all = ["finance", "role", "tag", "team"];
         check(&snapshot, &alice, Decision::Allow, &all);
-        let carol = told("carol", "finance", &[], stored);
+        let carol = claimed_query("carol", "finance", &[], stored);
         check(&snapshot, &carol, Decision::Deny, &["suspended"]);
     }
-    let alice = told("alice", "finance", &["chief"], Replace);
+    let alice = claimed_query("alice", "finance", &["chief"], Replace);
     check(&snapshot, &alice, Decision::Allow, &["finance", "role"]);
-    let carol = told("carol", "finance", &[], Replace);
+    let carol = claimed_query("carol", "finance", &[], Replace);
     check(&snapshot, &carol, Decision::Allow, &["finance"]);
-    // For this question only.
+    // The claims affect that query only.
     let named = Query {
         principal: Uid::new("User", "alice"),
         ..read()
@@ -774,10 +774,10 @@ fn what_a_token_says_joins_what_is_stored_or_takes_its_place() {
     check(&snapshot, &named, Decision::Allow, &["tag", "team"]);
 
     for stored in [Join, Replace] {
-        let stranger = told("dave", "finance", &["reader"], stored);
+        let stranger = claimed_query("dave", "finance", &["reader"], stored);
         check(&snapshot, &stranger, Decision::Allow, &["finance", "role"]);
     }
-    let stranger = told("dave", "finance", &["reader"], Require);
+    let stranger = claimed_query("dave", "finance", &["reader"], Require);
     assert_eq!(
         authorize(&snapshot, &stranger),
         Err(NoAnswer::UnknownPrincipal)
@@ -785,10 +785,10 @@ fn what_a_token_says_joins_what_is_stored_or_takes_its_place() {
 }
 
 #[test]
-fn what_a_token_says_cannot_be_sent_anew_whatever_types_may_be_sent() {
+fn request_entities_cannot_redefine_claims() {
     let query = |entities| Query {
         entities,
-        ..told("alice", "sales", &["reader"], StoredPrincipal::Join)
+        ..claimed_query("alice", "sales", &["reader"], StoredPrincipal::Join)
     };
     let snapshot = with_alice(None);
     let department = ("department", Value::String("finance".to_owned()));
@@ -805,16 +805,17 @@ fn what_a_token_says_cannot_be_sent_anew_whatever_types_may_be_sent() {
         assert_eq!(found, field);
         assert!(matches!(problem, Problem::ClaimedEntity { .. }));
     }
-    // Of what is above nobody that the token names, a caller may tell.
+    // A caller may describe entities that the claims do not name and that are no ancestors of
+    // those named.
     let other = Query {
         entities: vec![
             entity(r#"Role::"other""#, &[], &[]),
             entity(r#"Team::"red""#, &[], &[]),
         ],
-        ..told("alice", "sales", &["reader"], StoredPrincipal::Replace)
+        ..claimed_query("alice", "sales", &["reader"], StoredPrincipal::Replace)
     };
     check(&snapshot, &other, Decision::Allow, &["role"]);
-    // And what may be sent says nothing of what the token tells.
+    // The accepted types of request entities do not limit the claims.
     let snapshot = with_alice(Some("Doc"));
     check(
         &snapshot,
@@ -824,9 +825,9 @@ fn what_a_token_says_cannot_be_sent_anew_whatever_types_may_be_sent() {
     );
 }
 
-/// What a caller sends could otherwise lift the principal into any group.
 #[test]
-fn what_the_principal_is_stored_to_be_in_cannot_be_sent_anew() {
+fn request_entities_cannot_redefine_stored_ancestors() {
+    // Otherwise a caller could lift the principal into any group.
     use StoredPrincipal::{Join, Replace, Require};
     let policies = r#"
 @id("admins") permit(principal in Group::"admins", action, resource);
@@ -841,7 +842,7 @@ fn what_the_principal_is_stored_to_be_in_cannot_be_sent_anew() {
         &[("p.cedar", policies), ("entities.json", entities)],
         Settings::default(),
     );
-    let ask = |id: &str, parents: &[&str], stored, group: &str| {
+    let query = |id: &str, parents: &[&str], stored, group: &str| {
         let lifted = entity(&format!("Group::\"{group}\""), &[], &[r#"Group::"admins""#]);
         Query {
             principal: Uid::new("User", id),
@@ -864,18 +865,18 @@ fn what_the_principal_is_stored_to_be_in_cannot_be_sent_anew() {
         ("nobody", &["new"], Join, "new"),
         ("nobody", &[], Join, "m"),
     ] {
-        let (field, problem) = invalid(&snapshot, &ask(id, parents, stored, group));
+        let (field, problem) = invalid(&snapshot, &query(id, parents, stored, group));
         assert_eq!(field, "entities[1].uid", "{id} {parents:?} {group}");
         assert!(matches!(problem, Problem::ClaimedEntity { .. }));
     }
     for (id, parents, stored, group) in [
-        // What is replaced is not what it is stored to be in.
+        // A replaced principal has no stored ancestors.
         ("tobias", &[][..], Replace, "staff"),
         ("nobody", &["b"], Join, "a"),
     ] {
         check(
             &snapshot,
-            &ask(id, parents, stored, group),
+            &query(id, parents, stored, group),
             Decision::Deny,
             &[],
         );
@@ -883,7 +884,7 @@ fn what_the_principal_is_stored_to_be_in_cannot_be_sent_anew() {
 }
 
 #[test]
-fn what_a_token_says_must_fit_the_schema() {
+fn claims_must_conform_to_the_schema() {
     let snapshot = with_alice(None);
     let with = |claimed: Claimed| Query {
         claimed: Some(Arc::new(claimed)),
@@ -918,7 +919,7 @@ fn what_a_token_says_must_fit_the_schema() {
 }
 
 #[test]
-fn a_token_that_puts_its_principal_into_itself_is_refused() {
+fn claims_cannot_make_principal_its_own_parent() {
     let snapshot = policies("permit(principal, action, resource);");
     let alice = Uid::new("User", "alice");
     let query = Query {

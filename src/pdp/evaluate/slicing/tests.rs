@@ -1,9 +1,9 @@
-//! What is brought together for a request, and at what cost: counted in steps, not in time.
+//! The entities of a slice, and the cost of finding them, counted in steps.
 
 use super::*;
 use crate::pdp::answer::{Decision, NoAnswer};
 use crate::pdp::entities::overlay::BoundEntity;
-use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value as Sent};
+use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value as QueryValue};
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::{Settings, Snapshot, authorize, compile};
 
@@ -16,7 +16,7 @@ fn snapshot(files: &[(&str, &str)]) -> Snapshot {
     compile(&sources, &Settings::default()).unwrap()
 }
 
-/// Policies with these conditions, none of which begins like a scope.
+/// Compiles policies with these conditions, of which the scope absorbs none.
 fn policies(conditions: &[String]) -> Snapshot {
     let text: String = conditions
         .iter()
@@ -25,10 +25,10 @@ fn policies(conditions: &[String]) -> Snapshot {
     snapshot(&[("p.cedar", &text)])
 }
 
-/// An entity with a tag for each of `tags` that holds it; the tags are called `0`, `1` and so on.
+/// Returns an entity whose tags `0`, `1` and so on have these values.
 fn tagged(uid: &str, tags: impl IntoIterator<Item = String>, parents: &[&str]) -> RequestEntity {
     let tags = tags.into_iter().enumerate();
-    let tags = tags.map(|(n, uid)| (n.to_string(), Sent::Entity(uid.parse().unwrap())));
+    let tags = tags.map(|(n, uid)| (n.to_string(), QueryValue::Entity(uid.parse().unwrap())));
     RequestEntity {
         uid: uid.parse().unwrap(),
         attributes: Record::default(),
@@ -37,7 +37,7 @@ fn tagged(uid: &str, tags: impl IntoIterator<Item = String>, parents: &[&str]) -
     }
 }
 
-fn bringing(entities: Vec<RequestEntity>) -> Query {
+fn query_with(entities: Vec<RequestEntity>) -> Query {
     Query {
         principal: Uid::new("User", "ann"),
         action: Uid::new("Action", "read"),
@@ -49,27 +49,27 @@ fn bringing(entities: Vec<RequestEntity>) -> Query {
     }
 }
 
-/// The steps that it takes to find what the policies look up, and how many entities that are.
+/// Returns the steps to find the slice, and its number of entities.
 fn cost(snapshot: &Snapshot, query: &Query) -> (usize, usize) {
     let uid = |uid: &Uid| snapshot.type_names.uid(uid).unwrap();
-    let sent = query.entities.iter().map(|sent| {
-        let tags = snapshot.type_names.fields(&sent.tags).unwrap();
+    let request = query.entities.iter().map(|request| {
+        let tags = snapshot.type_names.fields(&request.tags).unwrap();
         let tags = tags
             .into_iter()
             .map(|(name, value)| (name, PartialValue::from(value)));
         let (none, empty) = (HashSet::new(), std::iter::empty());
         BoundEntity {
             entity: Entity::new_with_attr_partial_value(
-                uid(&sent.uid),
+                uid(&request.uid),
                 empty,
                 none.clone(),
                 none,
                 tags,
             ),
-            parents: sent.parents.iter().map(uid).collect(),
+            parents: request.parents.iter().map(uid).collect(),
         }
     });
-    let mut overlay = Overlay::with_entities(&snapshot.entities, sent.collect()).unwrap();
+    let mut overlay = Overlay::with_entities(&snapshot.entities, request.collect()).unwrap();
     let bindings = Bindings {
         principal: &uid(&query.principal),
         action: &uid(&query.action),
@@ -88,14 +88,14 @@ fn cost(snapshot: &Snapshot, query: &Query) -> (usize, usize) {
 }
 
 #[test]
-fn an_entity_is_visited_once_however_many_ways_lead_to_it() {
+fn entities_are_visited_once() {
     const TAGS: usize = 20_000;
     let all = |uid: &str| std::iter::repeat_n(uid.to_owned(), TAGS);
     let snapshot = policies(&[
         r#"resource.getTag("0").getTag("19999") in Group::"staff""#.to_owned(),
         r#"resource.getTag("0").getTag("19999") in Group::"board""#.to_owned(),
     ]);
-    let query = bringing(vec![
+    let query = query_with(vec![
         tagged(r#"Doc::"1""#, all(r#"User::"e""#), &[]),
         tagged(r#"User::"e""#, all(r#"User::"f""#), &[]),
         tagged(r#"User::"f""#, [], &[r#"Group::"staff""#]),
@@ -113,7 +113,7 @@ fn an_entity_is_visited_once_however_many_ways_lead_to_it() {
 }
 
 #[test]
-fn ways_that_part_and_meet_again_are_not_multiplied() {
+fn diamond_paths_do_not_multiply() {
     const WIDE: usize = 60;
     let level = |at: usize| (0..WIDE).map(move |n| format!("User::\"{at}-{n}\""));
     let snapshot = policies(&[format!(
@@ -131,7 +131,7 @@ fn ways_that_part_and_meet_again_are_not_multiplied() {
         };
         tagged(&uid, [], parents)
     }));
-    let query = bringing(entities);
+    let query = query_with(entities);
     let (steps, entities) = cost(&snapshot, &query);
     assert!(steps < 10 * 5 * WIDE * WIDE, "{steps}");
     assert_eq!(entities, 1 + 5 * WIDE);
@@ -141,25 +141,25 @@ fn ways_that_part_and_meet_again_are_not_multiplied() {
     );
 }
 
-const TOO_MANY: NoAnswer = NoAnswer::TooManyEntities { most: MAX_LOOKUPS };
+const TOO_MANY: NoAnswer = NoAnswer::TooManyEntities { limit: MAX_LOOKUPS };
 
 #[test]
-fn a_request_that_looks_up_more_entities_than_it_may_is_refused() {
+fn too_many_lookups_are_rejected() {
     let snapshot = policies(&[r#"resource.getTag("0") in Group::"staff""#.to_owned()]);
     let users = |count: usize| (0..count).map(|n| format!("User::\"{n}\""));
     let query = |count: usize| {
         let mut entities = vec![tagged(r#"Doc::"1""#, users(count), &[])];
         entities.extend(users(count).map(|uid| tagged(&uid, [], &[r#"Group::"staff""#])));
-        bringing(entities)
+        query_with(entities)
     };
-    // The resource is one of them.
+    // The resource counts too.
     let answer = authorize(&snapshot, &query(MAX_LOOKUPS - 1)).unwrap();
     assert_eq!(answer.decision, Decision::Allow);
     assert_eq!(authorize(&snapshot, &query(MAX_LOOKUPS)), Err(TOO_MANY));
 }
 
 #[test]
-fn a_request_that_takes_more_steps_to_them_than_it_may_is_refused() {
+fn too_many_lookup_steps_are_rejected() {
     const TAGS: usize = 20_000;
     let conditions: Vec<String> = (0..MAX_LOOKUP_STEPS / TAGS)
         .map(|n| format!("resource.getTag(\"0\").a{n} in Group::\"staff\""))
@@ -169,14 +169,14 @@ fn a_request_that_takes_more_steps_to_them_than_it_may_is_refused() {
         std::iter::repeat_n(r#"Doc::"1""#.to_owned(), TAGS),
         &[],
     )];
-    let query = bringing(entities);
+    let query = query_with(entities);
     let few = conditions.get(..10).unwrap();
     assert!(authorize(&policies(few), &query).is_ok());
     assert_eq!(authorize(&policies(&conditions), &query), Err(TOO_MANY));
 }
 
 #[test]
-fn links_that_ask_the_same_visit_an_entity_once() {
+fn links_with_the_same_reads_share_visits() {
     const TAGS: usize = 1_000;
     let template = r#"@id("t") permit(principal in ?principal, action, resource)
 when { resource.getTag("0") in Group::"staff" };"#;
@@ -189,7 +189,7 @@ when { resource.getTag("0") in Group::"staff" };"#;
     let links = format!("[{}]", links.join(","));
     let snapshot = snapshot(&[("t.cedar", template), ("t.links.json", &links)]);
     let all = std::iter::repeat_n(r#"User::"e""#.to_owned(), TAGS);
-    let query = bringing(vec![tagged(r#"Doc::"1""#, all, &[])]);
+    let query = query_with(vec![tagged(r#"Doc::"1""#, all, &[])]);
     let (steps, _) = cost(&snapshot, &query);
     assert!(steps < 4 * TAGS, "{steps}");
 }

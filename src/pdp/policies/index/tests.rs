@@ -1,4 +1,4 @@
-//! The scope index: what is found under which keys.
+//! The scope index: the policies found for a request, and the limits.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use crate::pdp::entities::interner::UidInterner;
 use crate::pdp::policies::bytecode::Node;
 use crate::pdp::policies::scope::RequestVariable;
 
-/// A request's variables by uid, with what each is in.
+/// Returns a request's variables; the principal has these ancestors.
 fn variables(
     uids: &UidInterner,
     principal: &str,
     resource: &str,
     ancestors: &[&str],
 ) -> RequestVariables {
-    let number = |text: &str| {
+    let find = |text: &str| {
         let uid: EntityUID = text.parse().unwrap();
         (uids.find_uid(&uid), uids.find_type(uid.entity_type()))
     };
     let variable = |text: &str, ancestors: &[&str]| {
-        let (uid, ty) = number(text);
-        let mut ancestors: Vec<_> = ancestors.iter().filter_map(|text| number(text).0).collect();
+        let (uid, ty) = find(text);
+        let mut ancestors: Vec<_> = ancestors.iter().filter_map(|text| find(text).0).collect();
         ancestors.sort_unstable();
         RequestVariable { uid, ty, ancestors }
     };
@@ -39,7 +39,7 @@ fn index(policies: &[&str]) -> (Arc<UidInterner>, Index) {
         .iter()
         .map(|text| {
             let policy = cedar_policy_core::parser::parse_policy(None, text).unwrap();
-            Scope::of(&policy.into(), &mut uids).unwrap()
+            Scope::from_policy(&policy.into(), &mut uids).unwrap()
         })
         .collect();
     let conditions = vec![&[][..]; scopes.len()];
@@ -49,17 +49,17 @@ fn index(policies: &[&str]) -> (Arc<UidInterner>, Index) {
     )
 }
 
-/// Which of `policies` a request of `User::"a"`, in these ancestors, on `Doc::"d"` finds.
+/// Returns the candidates for `User::"a"`, with these ancestors, on `Doc::"d"`.
 fn found(policies: &[&str], ancestors: &[&str]) -> Vec<RuleIndex> {
     let (uids, index) = index(policies);
     let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, ancestors);
     let found = index.candidates(&variables, usize::MAX).unwrap();
-    let found: std::collections::BTreeSet<_> = found.iter().map(|filed| filed.rule).collect();
+    let found: std::collections::BTreeSet<_> = found.iter().map(|posting| posting.rule).collect();
     found.into_iter().collect()
 }
 
 #[test]
-fn every_kind_of_scope_is_found_exactly_by_what_matches_it() {
+fn candidates_are_the_policies_whose_scope_matches() {
     for (scope, ancestors, expected) in [
         ("principal, action, resource", &[][..], true),
         (r#"principal == User::"a", action, resource"#, &[], true),
@@ -138,7 +138,7 @@ fn every_kind_of_scope_is_found_exactly_by_what_matches_it() {
 }
 
 #[test]
-fn the_first_operands_of_a_condition_narrow_it_like_its_scope() {
+fn leading_operands_narrow_like_a_scope() {
     let any = "permit(principal, action, resource) when";
     for (condition, expected) in [
         (r#"{ principal in Group::"g" && principal.x }"#, true),
@@ -153,7 +153,7 @@ fn the_first_operands_of_a_condition_narrow_it_like_its_scope() {
             r#"{ (principal is User && resource is Doc) && action == Action::"x" }"#,
             false,
         ),
-        // What stands behind an operand that can fail must be left to it.
+        // An operand after one that can fail is not absorbed.
         (r#"{ principal.x && principal in Group::"h" }"#, true),
         (r#"{ principal in Group::"h" || true }"#, true),
         (r#"{ !(principal in Group::"g") }"#, true),
@@ -171,19 +171,19 @@ fn the_first_operands_of_a_condition_narrow_it_like_its_scope() {
 }
 
 #[test]
-fn a_policy_is_filed_under_what_the_fewest_demand() {
+fn policies_are_posted_under_their_rarest_constraint() {
     let mut policies: Vec<String> = (0..50)
         .map(|n| format!(r#"permit(principal == User::"{n}", action, resource == Doc::"d");"#))
         .collect();
     policies.push("permit(principal, action, resource == Doc::\"d\");".to_owned());
     let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
     let (_, index) = index(&policies);
-    assert_eq!(index.largest_bucket().len(), 1);
+    assert_eq!(index.longest_list().len(), 1);
     assert_eq!(found(&policies, &[]), [50]);
 }
 
 #[test]
-fn candidates_are_counted_each_once() {
+fn candidates_are_counted_once() {
     let policies = [
         "permit(principal, action, resource);",
         r#"permit(principal, action in [Action::"any", Action::"read"], resource);"#,
@@ -194,55 +194,55 @@ fn candidates_are_counted_each_once() {
     let (uids, index) = index(&policies);
     assert_eq!(index.unconstrained(), [0, 3]);
     let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
-    let refused = index.candidates(&variables, 3).map(|found| found.len());
-    assert_eq!(refused, Err(TooManyCandidates));
+    let result = index.candidates(&variables, 3).map(|found| found.len());
+    assert_eq!(result, Err(TooManyCandidates));
     assert!(index.candidates(&variables, 4).is_ok());
 }
 
 #[test]
-fn no_more_policies_are_looked_at_than_show_that_there_are_too_many() {
+fn search_stops_at_the_first_excess_policy() {
     let unconstrained = vec!["permit(principal, action, resource);"; 100];
     let (_, index) = index(&unconstrained);
-    let looked_at = |most: usize| {
+    let visited = |limit: usize| {
         let mut count = 0;
-        let filed = index.postings.bucket(Key::Any).unwrap();
-        let found = collect(filed.inspect(|_| count += 1), 0, most);
+        let postings = index.postings.list(Key::Any).unwrap();
+        let found = collect(postings.inspect(|_| count += 1), 0, limit);
         (count, found.map(|found| found.len()))
     };
-    assert_eq!(looked_at(10), (11, Err(TooManyCandidates)));
-    assert_eq!(looked_at(99), (100, Err(TooManyCandidates)));
-    assert_eq!(looked_at(100), (100, Ok(100)));
+    assert_eq!(visited(10), (11, Err(TooManyCandidates)));
+    assert_eq!(visited(99), (100, Err(TooManyCandidates)));
+    assert_eq!(visited(100), (100, Ok(100)));
 }
 
 #[test]
-fn a_policy_that_is_found_under_several_keys_is_counted_once() {
+fn policies_under_several_keys_count_once() {
     let several = r#"
 permit(principal, action, resource) when { resource in [Doc::"a", Doc::"b", Doc::"c"] };
 "#;
     let (uids, index) = index(&[several; 4]);
     let uid = |text: &str| uids.find_uid(&text.parse().unwrap()).unwrap();
     let keys = [r#"Doc::"a""#, r#"Doc::"b""#, r#"Doc::"c""#].map(uid);
-    let filed = || {
+    let postings = || {
         let keys = keys.map(|uid| Key::Entity(Variable::Resource, uid));
         keys.into_iter()
-            .filter_map(|key| index.postings.bucket(key))
+            .filter_map(|key| index.postings.list(key))
             .flatten()
     };
-    assert_eq!(filed().count(), 12);
-    let distinct = |most: usize| {
-        collect(filed(), 0, most).map(|found| {
+    assert_eq!(postings().count(), 12);
+    let distinct = |limit: usize| {
+        collect(postings(), 0, limit).map(|found| {
             let rules: std::collections::BTreeSet<_> = found.iter().map(|f| f.rule).collect();
             rules.len()
         })
     };
     assert_eq!(distinct(3), Err(TooManyCandidates));
-    for most in [4, 5, 9, 12, usize::MAX] {
-        assert_eq!(distinct(most), Ok(4), "{most}");
+    for limit in [4, 5, 9, 12, usize::MAX] {
+        assert_eq!(distinct(limit), Ok(4), "{limit}");
     }
 }
 
 #[test]
-fn whose_scope_matches_is_known_apart_from_the_condition() {
+fn scope_matches_without_absorbed_operands() {
     let policies = [
         r#"permit(principal, action, resource) when { principal in Group::"h" };"#,
         r#"permit(principal == User::"b", action, resource);"#,
@@ -255,7 +255,7 @@ fn whose_scope_matches_is_known_apart_from_the_condition() {
 }
 
 #[test]
-fn each_policy_comes_with_its_own_condition_wherever_it_is_filed() {
+fn candidates_carry_their_own_condition() {
     let policies = [
         r#"permit(principal, action, resource == Doc::"d");"#,
         r#"permit(principal, action, resource) when { resource in [Doc::"d", Doc::"e"] };"#,
@@ -267,19 +267,19 @@ fn each_policy_comes_with_its_own_condition_wherever_it_is_filed() {
         .iter()
         .map(|text| {
             let policy = cedar_policy_core::parser::parse_policy(None, text).unwrap();
-            Scope::of(&policy.into(), &mut uids).unwrap()
+            Scope::from_policy(&policy.into(), &mut uids).unwrap()
         })
         .collect();
-    // As long as they are many, so that one that was read for another would be noticed.
+    // Distinct numbers of negations, so that a mix-up is noticed.
     let conditions: [&[u8]; 4] = [&[2], &[14, 2], &[], &[14, 14, 2]];
     let index = Index::new(scopes, &conditions, Workers::default()).unwrap();
     let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
     let mut found = index.candidates(&variables, 9).unwrap();
-    found.sort_by_key(|filed| filed.rule);
+    found.sort_by_key(|posting| posting.rule);
     let depths: Vec<(RuleIndex, Option<usize>)> = found
         .iter()
-        .map(|filed| {
-            let negations = filed.condition().map(|condition| {
+        .map(|posting| {
+            let negations = posting.condition().map(|condition| {
                 let mut condition = condition;
                 let mut count = 0;
                 while let Node::Not(operand) = condition.node() {
@@ -288,7 +288,7 @@ fn each_policy_comes_with_its_own_condition_wherever_it_is_filed() {
                 }
                 count
             });
-            (filed.rule, negations)
+            (posting.rule, negations)
         })
         .collect();
     assert_eq!(
