@@ -229,7 +229,7 @@ fn run_one(
 /// The entities that a test brings, in place or in a file beside it.
 fn entities(raw: &RawValue, test_file: &SourceFile, config: &Config) -> Result<SourceFile, String> {
     let source =
-        |path: String, text: &str| SourceFile::held(path, FileKind::Entities, Arc::from(text));
+        |path: String, text: &str| SourceFile::in_memory(path, FileKind::Entities, Arc::from(text));
     let Ok(name) = serde_json::from_str::<String>(raw.get()) else {
         return Ok(source(
             format!("{} (entities of a test)", test_file.path),

@@ -388,7 +388,7 @@ fn text_that_cannot_be_read_is_refused() {
     );
     refused(
         "anonymous_principal = 'nobody'",
-        "`anonymous_principal` is wrong: `nobody` is no uid such as `User::\"alice\"`: \
+        "`anonymous_principal` is wrong: `nobody` is not a uid such as `User::\"alice\"`: \
          unexpected end of input",
     );
     refused(

@@ -108,7 +108,7 @@ impl Unread {
                     print: self.print,
                     digest: (!self.is_certain).then_some(digest),
                 };
-                SourceFile::elsewhere(path, kind, digest, bytes, Box::new(source))
+                SourceFile::external(path, kind, digest, bytes, Box::new(source))
             }
             FileKind::Policies
             | FileKind::PoliciesJson
@@ -116,11 +116,11 @@ impl Unread {
             | FileKind::SchemaJson
             | FileKind::Links
             | FileKind::Tests => {
-                let known = previous.and_then(|reading| reading.file(&path)?.held_text());
+                let known = previous.and_then(|reading| reading.file(&path)?.text_in_memory());
                 match known.filter(|known| ***known == *text) {
                     // One copy of a text that was read twice is enough.
-                    Some(known) => SourceFile::held(path, kind, Arc::clone(known)),
-                    None => SourceFile::held(path, kind, Arc::from(text)),
+                    Some(known) => SourceFile::in_memory(path, kind, Arc::clone(known)),
+                    None => SourceFile::in_memory(path, kind, Arc::from(text)),
                 }
             }
         };

@@ -52,7 +52,7 @@ fn paths(reading: &Reading) -> Vec<&str> {
 }
 
 fn held(reading: &Reading, file: usize) -> &str {
-    reading.sources().files()[file].held_text().unwrap()
+    reading.sources().files()[file].text_in_memory().unwrap()
 }
 
 /// The directory has this one problem and no other, in this file, in such words.
@@ -425,10 +425,10 @@ fn the_text_of_stored_entities_is_left_in_its_file_and_fetched_from_there() {
     let directory = directory(&[("entities.json", "[]")]);
     let reading = read_all(&directory);
     let file = &reading.sources().files()[0];
-    assert_eq!(file.held_text(), None);
+    assert_eq!(file.text_in_memory(), None);
     assert_eq!(file.text().as_deref(), Ok("[]"));
     assert_eq!((file.digest, file.bytes()), (ContentDigest::of(b"[]"), 2));
-    let held = SourceFile::held(file.path.clone(), file.kind, "[]".into());
+    let held = SourceFile::in_memory(file.path.clone(), file.kind, "[]".into());
     let held = Sources::new(vec![held], vec![], vec![]);
     assert_eq!(reading.revision(), held.revision());
 }

@@ -160,7 +160,7 @@ impl Walk<'_> {
         } else {
             format!("{shown}/{text}")
         };
-        let kind = FileKind::of(&text);
+        let kind = FileKind::from_name(&text);
         if kind.is_some() && name.to_str().is_none() {
             return self.problem(&path, "the name is not UTF-8".into());
         }
