@@ -81,6 +81,7 @@ pub fn compile_from(
     })
 }
 
+/// Compiles on a stack that is large enough.
 fn run(
     previous: Option<&Compiled>,
     sources: &Sources,
@@ -309,6 +310,7 @@ impl<'a> Compilation<'a> {
     }
 }
 
+/// Counts policies, templates, links and entities.
 fn counts(
     rule_table: &RuleTable,
     entities: &EntityStore,

@@ -110,7 +110,7 @@ pub struct Excerpt {
 /// An error or warning about a policy directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Whether the load is rejected.
+    /// The effect on the load.
     pub severity: Severity,
     /// The path relative to the directory; empty for the directory as a whole.
     pub file: String,

@@ -33,7 +33,9 @@ impl fmt::Display for Uid {
     }
 }
 
-/// The maximum length of a uid in Cedar syntax, in bytes; Cedar's parser must not get unbounded text.
+/// The maximum length of a uid in Cedar syntax, in bytes.
+///
+/// Cedar's parser must not get unbounded text.
 pub const MAX_UID_BYTES: usize = 4_096;
 
 /// The error for a text that is not a uid.
@@ -156,7 +158,7 @@ pub struct Query {
     pub entities: Vec<RequestEntity>,
     /// The token's claims about the principal; `None` when the request names the principal itself.
     pub claimed: Option<Arc<Claimed>>,
-    /// Whether the answer includes an explanation.
+    /// Requests an explanation in the answer.
     pub explain: bool,
 }
 
@@ -341,7 +343,7 @@ pub enum Problem {
         /// The uid that is sent twice.
         uid: String,
     },
-    /// The uid is the token's principal, an entity that the token names, or a stored ancestor of one.
+    /// The uid is the token's principal, an entity that the token names, or an ancestor of one.
     #[error(
         "`{uid}` is set by the token, or an ancestor of such an entity; a request cannot redefine it"
     )]
@@ -349,7 +351,7 @@ pub enum Problem {
         /// The uid that was sent.
         uid: String,
     },
-    /// The uid is the anonymous principal or a stored ancestor of it, which the caller may not redefine.
+    /// The uid is the anonymous principal or an ancestor of it, and the caller may not redefine it.
     #[error(
         "`{uid}` is the anonymous principal, or an ancestor of it; a caller that may not name principals cannot redefine it"
     )]

@@ -49,8 +49,8 @@ pub fn check_depth(json: &str) -> Result<(), JsonError> {
 ///
 /// # Errors
 ///
-/// [`JsonError`], also when the context does not conform to the schema of a `snapshot` that validates
-/// requests.
+/// [`JsonError`], also when a `snapshot` validates requests and the context does not conform to its
+/// schema.
 pub fn context(json: &str, action: &Uid, snapshot: Option<&Snapshot>) -> Result<Record, JsonError> {
     check_depth(json)?;
     let schema = snapshot
@@ -120,6 +120,7 @@ pub fn stored_entities(
     compile::stored_entities::stored_entities(file, snapshot)
 }
 
+/// Converts attributes or tags to plain values.
 fn plain_fields<'a>(
     fields: impl Iterator<Item = (&'a smol_str::SmolStr, &'a PartialValue)>,
 ) -> Result<Record, JsonError> {
@@ -132,6 +133,7 @@ fn plain_fields<'a>(
         .map(Record::from)
 }
 
+/// Converts a Cedar value to a plain value.
 fn plain_value(value: &ast::Value) -> Result<Value, JsonError> {
     Ok(match &value.value {
         ValueKind::Lit(literal) => plain_literal(literal),
@@ -154,6 +156,7 @@ fn plain_value(value: &ast::Value) -> Result<Value, JsonError> {
     })
 }
 
+/// Converts a Cedar literal to a plain value.
 fn plain_literal(literal: &Literal) -> Value {
     match literal {
         Literal::Bool(value) => Value::Bool(*value),

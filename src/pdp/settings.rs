@@ -11,7 +11,7 @@ pub struct Settings {
     pub on_policy_error: OnPolicyError,
     /// The entity types that a request may send; `None` accepts any.
     pub request_entity_types: Option<BTreeSet<String>>,
-    /// The maximum number of policies that may match the principal, action and resource of a request.
+    /// The maximum number of policies that may match a request's principal, action and resource.
     pub max_candidates: usize,
     /// The maximum memory of policies and stored entities, in bytes.
     pub max_store_bytes: u64,

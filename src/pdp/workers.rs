@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes of policies that justify a thread: reading and validating them takes some ten milliseconds.
+/// Bytes of policies that justify a thread; compiling them takes some ten milliseconds.
 const BYTES_PER_THREAD: u64 = 64 << 10;
 
 /// The threads that a compilation may use.
@@ -14,7 +14,7 @@ pub struct Workers {
     pub threads: NonZeroUsize,
     /// Called first on each additional thread, for example to lower its priority.
     pub begin: fn(),
-    /// Called on each thread every fraction of a millisecond, to yield to threads that serve requests.
+    /// Called on each thread within each millisecond, to yield to threads that serve requests.
     pub pause: fn(),
 }
 

@@ -88,6 +88,7 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
     }
 }
 
+/// Returns id and location of a rule.
 fn policy_ref(rule: &Rule) -> PolicyRef {
     PolicyRef {
         policy: rule.id.clone(),

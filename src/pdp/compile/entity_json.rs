@@ -123,6 +123,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
+/// Reads the fields of a JSON object, duplicates included.
 fn read_fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
     /// A field name, borrowed if its text has no escapes.
     #[derive(Deserialize)]

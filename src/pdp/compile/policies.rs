@@ -359,6 +359,7 @@ fn links_file_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, Strin
     })
 }
 
+/// Parses the name and the uid of one slot of a link.
 fn link_arg(slot: &str, uid: &str) -> Result<(SlotId, EntityUid), String> {
     let slot = match slot {
         "?principal" => SlotId::principal(),

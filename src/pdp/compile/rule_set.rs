@@ -103,6 +103,7 @@ impl RuleSet {
     }
 }
 
+/// Returns names and values of the annotations, sorted by name.
 fn sorted_annotations(policy: &ast::Policy) -> Vec<(SmolStr, SmolStr)> {
     let annotations = policy.annotations();
     let mut annotations: Vec<_> = annotations

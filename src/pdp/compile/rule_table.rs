@@ -49,7 +49,7 @@ pub(super) struct RuleTableBuilder<'a, 'd> {
     pub(super) validator: PolicyValidator<'a>,
     /// Results of the previous compilation.
     pub(super) reusable: Option<&'a Reusable>,
-    /// Whether uids keep the ids that they had in the previous compilation.
+    /// Set when uids keep the ids of the previous compilation.
     pub(super) keeps_ids: bool,
     pub(super) workers: Workers,
     pub(super) diagnostics: &'d mut DiagnosticSink,

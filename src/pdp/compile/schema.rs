@@ -152,6 +152,7 @@ fn fragment(file: &SourceFile, diagnostics: &mut DiagnosticSink) -> Option<Schem
     }
 }
 
+/// Parses a schema file in JSON syntax.
 fn json_fragment(
     path: &str,
     text: &Arc<str>,
@@ -168,6 +169,7 @@ fn json_fragment(
     parsed.map_err(report).ok()
 }
 
+/// Parses a schema file in Cedar syntax.
 fn cedar_fragment(
     path: &str,
     text: &Arc<str>,

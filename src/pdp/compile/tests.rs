@@ -38,10 +38,10 @@ fn compile_errors(files: &[(&str, &str)]) -> Vec<ErrorAt> {
         .errors
         .into_iter()
         .map(|error| {
-            let place = error
+            let position = error
                 .position
                 .map(|Position { line, column }| (line, column));
-            (error.file, place, error.message)
+            (error.file, position, error.message)
         })
         .collect()
 }
@@ -92,9 +92,9 @@ fn invalid_policies_follow_validation_setting() {
             "permit(principal, action, resource) when {\n  principal.levle > 3 };",
         ),
     ];
-    let [(file, place, message)] = compile_errors(&files).try_into().unwrap();
+    let [(file, position, message)] = compile_errors(&files).try_into().unwrap();
     assert_eq!(
-        (file.as_str(), place),
+        (file.as_str(), position),
         ("a.cedar", Some((2, 3))),
         "{message}"
     );
@@ -134,14 +134,14 @@ fn json_keys_are_unique_ids() {
     let annotated = JSON_POLICY.replacen('{', r#"{"annotations": {"id": "other"}, "#, 1);
     let one = format!(r#"{{"staticPolicies": {{"a": {annotated}}}}}"#);
     assert_eq!(ids(&compile_valid(&[("p.cedar.json", &one)])), ["a"]);
-    let twice = format!(
+    let duplicate = format!(
         r#"{{"staticPolicies": {{"a": {JSON_POLICY},
  "a": {JSON_POLICY}}}}}"#
     );
-    let [(_, place, message)] = compile_errors(&[("p.cedar.json", &twice)])
+    let [(_, position, message)] = compile_errors(&[("p.cedar.json", &duplicate)])
         .try_into()
         .unwrap();
-    assert_eq!(place.map(|(line, _)| line), Some(2), "{message}");
+    assert_eq!(position.map(|(line, _)| line), Some(2), "{message}");
     assert!(message.contains("defined twice"), "{message}");
 }
 
@@ -181,11 +181,11 @@ fn invalid_links_are_reported_at_their_position() {
             ("a.cedar", template),
             ("l.links.json", &format!("[\n  {link}\n]")),
         ]);
-        let [(file, place, _)] = errors.as_slice() else {
+        let [(file, position, _)] = errors.as_slice() else {
             panic!("{errors:?}")
         };
         assert_eq!(
-            (file.as_str(), *place),
+            (file.as_str(), *position),
             ("l.links.json", Some((2, 3))),
             "{errors:?}"
         );
@@ -221,10 +221,13 @@ fn entities_are_unique_and_conform_to_schema() {
         ("entities.json", &format!("[{alice}]")),
         ("x.entities.json", &format!("[\n{alice}]")),
     ]);
-    let [(file, place, message)] = errors.as_slice() else {
+    let [(file, position, message)] = errors.as_slice() else {
         panic!("{errors:?}")
     };
-    assert_eq!((file.as_str(), *place), ("x.entities.json", Some((2, 1))));
+    assert_eq!(
+        (file.as_str(), *position),
+        ("x.entities.json", Some((2, 1)))
+    );
     assert!(message.contains("entities.json:1:2"), "{message}");
 
     let schema = ("s.cedarschema", "entity User { name: String };");
@@ -259,7 +262,7 @@ fn deeply_nested_texts_are_rejected_at_their_position() {
     assert!(
         errors
             .iter()
-            .all(|(_, place, message)| place.is_some() && message.contains("nested deeper")),
+            .all(|(_, position, message)| position.is_some() && message.contains("nested deeper")),
         "{errors:?}"
     );
 }

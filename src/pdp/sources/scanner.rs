@@ -192,6 +192,7 @@ enum TokenKind {
     Operator,
 }
 
+/// A token and its bytes.
 struct Token {
     kind: TokenKind,
     span: Range<usize>,

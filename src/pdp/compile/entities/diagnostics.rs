@@ -61,6 +61,7 @@ impl StoreFiles<'_> {
     }
 }
 
+/// Returns the message for an invalid hierarchy.
 pub(super) fn hierarchy_message(error: &HierarchyError) -> String {
     match error {
         HierarchyError::Cycle(uid) => format!("entity `{uid}` is its own ancestor"),
