@@ -1,14 +1,15 @@
-//! The ground: sources in, snapshot out; snapshot and query in, answer out.
+//! The core: compiles sources to a snapshot, and decides queries on a snapshot.
 //!
 //! No I/O, no clock, no async, no logging. The same snapshot and query always give the same
 //! answer: that is what makes answers cacheable, replayable and testable.
 //!
-//! In reading order: a policy directory is [`sources`], [`mod@compile`] makes them a [`snapshot`] (or
-//! says in [`diagnostic`]s why not); a [`query`] is decided by [`authorize`] on a snapshot, and
-//! the [`answer`] may carry an [`explanation`].
+//! In reading order: [`sources`] are the files of a policy directory. [`mod@compile`] compiles them
+//! to a [`snapshot`], or reports [`diagnostic`]s. [`authorize`] decides a [`query`] on a snapshot, and
+//! the [`answer`] may include an [`explanation`].
 //!
-//! Inside: `evaluate` decides, on the indexed `policies` and the store of `entities`; `schema` checks
-//! requests and entities without Cedar where that is certain.
+//! Internally, `evaluate` decides on the indexed `policies` and the store of `entities`. `schema`
+//! checks requests and entities without Cedar where the result is certain. `CEDAR.md` lists the code
+//! that must behave as Cedar does, for every Cedar upgrade.
 
 pub mod analysis;
 pub mod answer;

@@ -184,8 +184,9 @@ impl CaseRun<'_> {
 
     /// Returns the entities of a case, which are written in it or in another file.
     fn entities(&self, raw: &RawValue, test_file: &SourceFile) -> Result<SourceFile, String> {
-        let source =
-            |path: String, text: &str| SourceFile::held(path, FileKind::Entities, Arc::from(text));
+        let source = |path: String, text: &str| {
+            SourceFile::in_memory(path, FileKind::Entities, Arc::from(text))
+        };
         match serde_json::from_str::<String>(raw.get()) {
             Err(_) => Ok(source(
                 format!("{} (entities of a test)", test_file.path),

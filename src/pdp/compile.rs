@@ -1,8 +1,8 @@
-//! Makes sources a snapshot, or says everything that is wrong with them.
+//! Compiles policy sources to a snapshot, or reports everything that is wrong with them.
 //!
-//! All or nothing: policies, schema, links and entities are checked together, because each may be
-//! good and their combination not. Files are read one by one, at the same time; what was made of a
-//! file is kept beside the snapshot, for the next one to be made from.
+//! A compilation succeeds or fails as a whole. Policies, schema, links and entities are checked
+//! together, because each may be valid while their combination is not. Files are read in parallel.
+//! Results by file are kept beside the snapshot, for the next compilation to reuse.
 
 pub(in crate::pdp) mod combine;
 mod entities;
@@ -12,6 +12,7 @@ mod json_text;
 mod policies;
 mod reuse;
 mod rule_set;
+mod rule_table;
 mod schema;
 pub(in crate::pdp) mod stack;
 pub(in crate::pdp) mod stored_entities;
@@ -19,43 +20,35 @@ mod validator;
 
 use std::sync::Arc;
 
-use cedar_policy::Schema;
 use cedar_policy_core::validator::ValidatorSchema;
 
 use super::diagnostic::Diagnostic;
 use super::entities::interner::UidInterner;
 use super::entities::segment::Segment;
 use super::entities::store::EntityStore;
-use super::policies::bytecode::BytecodeTable;
 use super::policies::context_reads::ContextReadIndex;
-use super::policies::index::Index;
-use super::policies::policy::Rule;
-use super::policies::scope::Scope;
 use super::schema::conformance::Conformance;
 use super::settings::{Settings, Validation};
 use super::snapshot::{Counts, Snapshot};
-use super::sources::{ContentDigest, FileKind, SourceFile, Sources};
+use super::sources::{ContentDigest, FileKind, Sources};
 use super::values::TypeNames;
 use super::workers::Workers;
-use entities::{EntityFile, EntityReader};
+use entities::EntityReader;
 use findings::{CompileError, DiagnosticSink};
-use policies::PolicyFile;
-use reuse::{ByFile, InternedPolicies, Reusable};
-use rule_set::RuleSet;
+use reuse::{ByFile, Reusable};
+use rule_table::{PAUSE_INTERVAL, RuleTable, RuleTableBuilder};
+use schema::SchemaFiles;
 use stack::COMPILE_STACK_BYTES;
 use validator::PolicyValidator;
 
-/// Of what takes some ten to a hundred nanoseconds, so many are done between two pauses.
-const PAUSE_EACH: usize = 1_000;
-
-/// Makes `sources` a snapshot under `settings`.
+/// Compiles `sources` to a snapshot under `settings`.
 ///
-/// Pure, and safe to call on any thread: it takes the stack that Cedar's parser needs by itself.
-/// Costs seconds for some 100,000 policies, so a serving thread should not.
+/// Pure, and safe to call on any thread: it allocates the stack that Cedar's parser needs.
+/// Compiling 100,000 policies takes seconds, so threads that serve requests should not call it.
 ///
 /// # Errors
 ///
-/// [`CompileError`] with all findings of all files.
+/// [`CompileError`] with all diagnostics of all files.
 pub fn compile(sources: &Sources, settings: &Settings) -> Result<Snapshot, CompileError> {
     run(None, sources, settings, &Workers::default()).map(|(snapshot, _)| snapshot)
 }
@@ -68,8 +61,9 @@ pub struct Compiled {
     reusable: Reusable,
 }
 
-/// Makes `sources` a snapshot as [`compile`] does, taking over from `previous` what was made of
-/// files that have not changed since. The snapshot is the same with and without.
+/// Compiles `sources` as [`compile`] does, but reuses `previous` results of unchanged files.
+///
+/// The snapshot is the same with and without `previous`.
 ///
 /// # Errors
 ///
@@ -87,6 +81,7 @@ pub fn compile_from(
     })
 }
 
+/// Compiles on a stack that is large enough.
 fn run(
     previous: Option<&Compiled>,
     sources: &Sources,
@@ -95,448 +90,176 @@ fn run(
 ) -> Result<(Snapshot, Reusable), CompileError> {
     let workers = workers.scaled_to(sources.bytes());
     stacker::grow(COMPILE_STACK_BYTES, || {
-        Compiler {
+        Compilation {
             previous,
             sources,
             settings,
-            workers: &workers,
-            findings: DiagnosticSink::default(),
+            workers,
+            diagnostics: DiagnosticSink::default(),
         }
         .run()
     })
 }
 
-/// One snapshot being made.
-struct Compiler<'a> {
+/// A compilation in progress: its inputs, and the diagnostics so far.
+struct Compilation<'a> {
     previous: Option<&'a Compiled>,
     sources: &'a Sources,
     settings: &'a Settings,
-    workers: &'a Workers,
-    findings: DiagnosticSink,
+    workers: Workers,
+    diagnostics: DiagnosticSink,
 }
 
-/// A rule with what it is filed by.
-struct IndexEntry<'a> {
-    rule: &'a Arc<Rule>,
-    scope: &'a Scope,
-    /// What is left of its condition, in shorthand.
-    condition: &'a [u8],
-}
-
-/// Policies of all files, filed.
-struct CombinedPolicies {
-    /// Sorted by id.
-    rules: Vec<Arc<Rule>>,
-    index: Index,
-    combined: combine::CombinedFiles,
-    depth: usize,
-    bytes: usize,
-    reusable: ByFile<InternedPolicies>,
-}
-
-impl Compiler<'_> {
+impl<'a> Compilation<'a> {
     fn run(mut self) -> Result<(Snapshot, Reusable), CompileError> {
-        let sources = self.sources;
-        for finding in sources.problems().iter().chain(sources.warnings()) {
-            self.findings.add(finding.clone());
-        }
-        let schema_files =
-            self.files(|kind| matches!(kind, FileKind::Schema | FileKind::SchemaJson));
-        let schema_files: Vec<(String, ContentDigest)> = schema_files
+        for diagnostic in self
+            .sources
+            .problems()
             .iter()
-            .map(|file| (file.path.clone(), file.digest))
-            .collect();
-        // What was made under another schema is made anew.
+            .chain(self.sources.warnings())
+        {
+            self.diagnostics.add(diagnostic.clone());
+        }
+        let schema_files = self.schema_files();
+        // Results under another schema cannot be reused.
         let reusable = self
             .previous
             .map(|previous| &previous.reusable)
             .filter(|reusable| reusable.schema_files == schema_files);
         let schema = match reusable {
-            Some(reusable) => match &reusable.schema {
-                Some(schema) => schema::SchemaFiles::Valid(Arc::clone(schema)),
-                None => schema::SchemaFiles::None,
+            Some(reusable) => SchemaFiles::from(reusable.schema.clone()),
+            None => schema::read(self.sources, &mut self.diagnostics),
+        };
+        let previous_interner = self.reusable_interner(reusable);
+        let keeps_ids = previous_interner.is_some();
+        let interner = previous_interner.unwrap_or_default();
+        let (mut entities, segments) = self
+            .read_entities(&schema, reusable, interner)
+            .unwrap_or_default();
+        let schema = schema.valid();
+        let (rule_table, policies) = RuleTableBuilder {
+            validator: PolicyValidator {
+                schema: schema.as_deref(),
+                validation: self.settings.validation,
             },
-            None => schema::read(sources, &mut self.findings),
-        };
-        // Numbers go on from snapshot to snapshot until too many of them stand for nothing.
-        let known = reusable.zip(self.previous).filter(|(reusable, previous)| {
-            !previous
-                .snapshot
-                .entities
-                .needs_compaction(reusable.policy_uid_count())
-        });
-        let interner = known.map_or_else(Arc::default, |(_, previous)| {
-            Arc::clone(&previous.snapshot.entities.interner)
-        });
-
-        let entities = match &schema {
-            schema::SchemaFiles::None => self.entities(None, reusable, interner),
-            schema::SchemaFiles::Valid(schema) => {
-                self.entities(Some(schema.as_ref().as_ref()), reusable, interner)
-            }
-            // Judged by no schema, entities would be found wrong, or right, for no reason.
-            schema::SchemaFiles::Invalid => {
-                for file in sources.of_kind(FileKind::Entities) {
-                    entities::check_syntax(file, &mut self.findings);
-                }
-                None
-            }
-        };
-        let schema = match schema {
-            schema::SchemaFiles::Valid(schema) => Some(schema),
-            schema::SchemaFiles::None | schema::SchemaFiles::Invalid => None,
-        };
-        let (entities, segments) = entities.unzip();
-        let mut entities = entities.unwrap_or_default();
-        let policies = self.policies(
-            schema.as_deref(),
             reusable,
-            known.is_some(),
-            &mut entities.interner,
-        );
+            keeps_ids,
+            workers: self.workers,
+            diagnostics: &mut self.diagnostics,
+        }
+        .build(self.sources, &mut entities.interner);
 
-        if policies.rules.is_empty() && !self.findings.has_errors() {
-            self.findings.add(Diagnostic::warning(
+        self.warn_of_missing_parts(&rule_table, schema.is_some());
+        self.check_limits(&rule_table, &entities);
+        let reusable = Reusable {
+            schema,
+            schema_files,
+            policies,
+            links: Arc::clone(&rule_table.links),
+            entities: segments,
+        };
+        let snapshot = self.finish(rule_table, entities, &reusable)?;
+        Ok((snapshot, reusable))
+    }
+
+    /// Returns path and digest of each schema file.
+    fn schema_files(&self) -> Vec<(String, ContentDigest)> {
+        let files = self.sources.files().iter();
+        files
+            .filter(|file| matches!(file.kind, FileKind::Schema | FileKind::SchemaJson))
+            .map(|file| (file.path.clone(), file.digest))
+            .collect()
+    }
+
+    /// Returns the uid ids of the previous snapshot, to be extended.
+    ///
+    /// Returns `None` when nothing can be reused, or when too many ids belong to no uid in use.
+    fn reusable_interner(&self, reusable: Option<&Reusable>) -> Option<Arc<UidInterner>> {
+        let entities = &self.previous?.snapshot.entities;
+        let policy_uids = reusable?.policy_uid_count();
+        (!entities.needs_compaction(policy_uids)).then(|| Arc::clone(&entities.interner))
+    }
+
+    /// Reads the stored entities; returns `None` when there are errors.
+    fn read_entities(
+        &mut self,
+        schema: &SchemaFiles,
+        reusable: Option<&Reusable>,
+        interner: Arc<UidInterner>,
+    ) -> Option<(EntityStore, ByFile<Segment>)> {
+        let schema: Option<&ValidatorSchema> = match schema {
+            SchemaFiles::None => None,
+            SchemaFiles::Valid(schema) => Some(schema.as_ref().as_ref()),
+            // Without a valid schema, entities can be neither accepted nor rejected.
+            SchemaFiles::Invalid => {
+                for file in self.sources.of_kind(FileKind::Entities) {
+                    entities::check_syntax(file, &mut self.diagnostics);
+                }
+                return None;
+            }
+        };
+        let previous = self.previous.map(|previous| &previous.snapshot.entities);
+        EntityReader::new(schema).read_all(
+            self.sources,
+            (previous, reusable),
+            interner,
+            self.workers,
+            &mut self.diagnostics,
+        )
+    }
+
+    /// Warns when there is no policy or no schema.
+    fn warn_of_missing_parts(&mut self, rule_table: &RuleTable, has_schema: bool) {
+        if self.diagnostics.has_errors() {
+            return;
+        }
+        if rule_table.rules.is_empty() {
+            self.diagnostics.add(Diagnostic::warning(
                 "",
                 "there is no policy: every request is denied",
             ));
         }
-        if schema.is_none()
-            && self.settings.validation != Validation::Off
-            && !self.findings.has_errors()
-        {
-            self.findings.add(
+        if !has_schema && self.settings.validation != Validation::Off {
+            self.diagnostics.add(
                 Diagnostic::warning(
                     "",
                     "there is no schema: neither policies nor requests are validated",
                 )
-                .with_help("add a `*.cedarschema` file, or say `--validation off`"),
+                .with_help("add a `*.cedarschema` file, or set `--validation off`"),
             );
         }
-        let revision = sources.revision();
-        if let Err(error) = &revision {
-            self.findings.add(Diagnostic::error("", error.to_string()));
-        }
-        let reusable = Reusable {
-            schema,
-            schema_files,
-            policies: policies.reusable,
-            links: Arc::clone(&policies.combined.links),
-            entities: segments.unwrap_or_default(),
-        };
-        let index = policies.index;
-        let bytes = entities.bytes() + index.bytes() + policies.bytes;
-        self.check_bounds(bytes, &index, &policies.rules);
-
-        let (errors, warnings) = self.findings.sorted();
-        let (Ok(revision), true) = (revision, errors.is_empty()) else {
-            return Err(CompileError { errors, warnings });
-        };
-        let schema: Option<ValidatorSchema> = reusable
-            .schema
-            .as_deref()
-            .map(|schema| AsRef::<ValidatorSchema>::as_ref(schema).clone());
-        let rules = policies.rules;
-        let links = policies.combined.links.rule_set.rules.len();
-        let snapshot = Snapshot {
-            revision,
-            settings: self.settings.clone(),
-            counts: Counts {
-                policies: rules.len() - links,
-                templates: policies.combined.templates,
-                links,
-                entities: count_entities(&entities, schema.as_ref()),
-            },
-            warnings,
-            policies_per_file: policies.combined.per_file,
-            type_names: TypeNames::new(
-                entities.interner.types().iter().cloned().chain(
-                    schema
-                        .iter()
-                        .flat_map(|schema| schema.entity_types().map(|ty| ty.name().clone())),
-                ),
-            ),
-            conformance: Conformance::new(schema.as_ref()),
-            projections: ContextReadIndex::new(
-                self.workers.pausing(rules.iter(), PAUSE_EACH),
-                &index,
-                &entities,
-            ),
-            index,
-            schema,
-            rules,
-            entities,
-            bytes,
-            stack_bytes: stack::evaluation_bytes(policies.depth),
-        };
-        Ok((snapshot, reusable))
     }
 
-    fn files(&self, of: impl Fn(FileKind) -> bool) -> Vec<&'_ SourceFile> {
-        let files = self.sources.files().iter();
-        files.filter(|file| of(file.kind)).collect()
-    }
-
-    fn entities(
-        &mut self,
-        schema: Option<&ValidatorSchema>,
-        reusable: Option<&Reusable>,
-        mut interner: Arc<UidInterner>,
-    ) -> Option<(EntityStore, ByFile<Segment>)> {
-        let sources = self.sources;
-        let files: Vec<&SourceFile> = sources.of_kind(FileKind::Entities).collect();
-        let reader = EntityReader::new(schema);
-        let known = |file: &SourceFile| {
-            let (digest, segment) = reusable?.entities.get(&file.path)?;
-            (*digest == file.digest).then_some(segment)
-        };
-        let new: Vec<&SourceFile> = files
-            .iter()
-            .copied()
-            .filter(|file| known(file).is_none())
-            .collect();
-        let mut drafts = self
-            .workers
-            .map_with(
-                &new,
-                COMPILE_STACK_BYTES,
-                || (),
-                |(), file| {
-                    let mut findings = DiagnosticSink::default();
-                    let draft = reader.read(file, &mut findings);
-                    (draft, findings)
-                },
-            )
-            .into_iter();
-        let mut read = Vec::with_capacity(files.len());
-        let mut is_good = true;
-        for file in &files {
-            if let Some(segment) = known(file) {
-                let old = self
-                    .previous
-                    .map(|previous| &previous.snapshot.entities.interner);
-                let reinterned = match old.filter(|old| !old.is_ancestor_of(&interner)) {
-                    None => Ok(Arc::clone(segment)),
-                    Some(old) => segment.reinterned(old, &mut interner).map(Arc::new),
-                };
-                match reinterned {
-                    Ok(segment) => read.push(EntityFile::Reused(segment)),
-                    Err(error) => {
-                        self.findings
-                            .add(Diagnostic::error(&file.path, error.to_string()));
-                        is_good = false;
-                    }
-                }
-                continue;
-            }
-            if let Some((draft, findings)) = drafts.next() {
-                self.findings.0.extend(findings.0);
-                match draft {
-                    Some(draft) => read.push(EntityFile::Draft(Box::new(draft))),
-                    None => is_good = false,
-                }
-            }
-        }
-        if !is_good {
-            return None;
-        }
-        let previous = self.previous.map(|previous| &previous.snapshot.entities);
-        let (store, segments) = reader.assemble(
-            &files,
-            read,
-            interner,
-            (previous, *self.workers),
-            &mut self.findings,
-        )?;
-        let reusable = files
-            .iter()
-            .zip(segments)
-            .map(|(file, segment)| (file.path.clone(), (file.digest, segment)))
-            .collect();
-        Some((store, reusable))
-    }
-
-    fn policies(
-        &mut self,
-        schema: Option<&Schema>,
-        reusable: Option<&Reusable>,
-        keeps_ids: bool,
-        interner: &mut Arc<UidInterner>,
-    ) -> CombinedPolicies {
-        let validator = PolicyValidator {
-            schema,
-            validation: self.settings.validation,
-        };
-        let sources = self.sources;
-        let files: Vec<&SourceFile> = sources
-            .files()
-            .iter()
-            .filter(|file| match file.kind {
-                FileKind::Policies | FileKind::PoliciesJson | FileKind::Links => true,
-                FileKind::Schema | FileKind::SchemaJson | FileKind::Entities | FileKind::Tests => {
-                    false
-                }
-            })
-            .collect();
-        let known = |file: &SourceFile| {
-            let (digest, read) = reusable?.policies.get(&file.path)?;
-            (*digest == file.digest).then_some(read)
-        };
-        let new: Vec<&SourceFile> = files
-            .iter()
-            .copied()
-            .filter(|file| known(file).is_none())
-            .collect();
-        let mut read_now = self
-            .workers
-            .map_with(
-                &new,
-                COMPILE_STACK_BYTES,
-                || (),
-                |(), file| {
-                    let mut findings = DiagnosticSink::default();
-                    let read = match file.text() {
-                        Ok(text) => policies::read(file, &text, validator, &mut findings),
-                        Err(error) => {
-                            findings.add(Diagnostic::error(&file.path, error.to_string()));
-                            PolicyFile::default()
-                        }
-                    };
-                    (Arc::new(read), findings)
-                },
-            )
-            .into_iter();
-        let mut all: Vec<Arc<InternedPolicies>> = Vec::with_capacity(files.len());
-        for file in &files {
-            let read = match known(file) {
-                Some(read) if keeps_ids => Arc::clone(read),
-                Some(read) => self.intern_file(&read.file, interner),
-                None => {
-                    let Some((read, findings)) = read_now.next() else {
-                        continue;
-                    };
-                    self.findings.0.extend(findings.0);
-                    self.intern_file(&read, interner)
-                }
-            };
-            all.push(read);
-        }
-
-        let in_files: Vec<Arc<PolicyFile>> =
-            all.iter().map(|read| Arc::clone(&read.file)).collect();
-        let texts = |path: &str| {
-            let file = files.iter().find(|file| file.path == path)?;
-            file.text().ok()
-        };
-        let previous = reusable.map(|reusable| &reusable.links);
-        let combined = combine::combine(
-            &in_files,
-            texts,
-            (validator, *self.workers),
-            previous,
-            &mut self.findings,
-        );
-        let links = &combined.links.rule_set;
-        let (link_scopes, link_conditions) = self.intern_rules(links, interner);
-        let rule_set = || in_files.iter().map(|file| &file.rule_set).chain([links]);
-        let scopes = all.iter().flat_map(|read| &read.scopes).chain(&link_scopes);
-        let conditions = all.iter().map(|read| &read.conditions);
-        let conditions = conditions
-            .chain([&link_conditions])
-            .flat_map(BytecodeTable::iter);
-        let rules = rule_set().flat_map(|rule_set| &rule_set.rules);
-        let mut index_entries: Vec<IndexEntry<'_>> = self
-            .workers
-            .pausing(rules, PAUSE_EACH)
-            .zip(scopes)
-            .zip(conditions)
-            .map(|((rule, scope), condition)| IndexEntry {
-                rule,
-                scope,
-                condition,
-            })
-            .collect();
-        // Mostly they come in long runs that are sorted, which this sort makes use of.
-        index_entries.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
-        (self.workers.pause)();
-        let scopes = index_entries.iter().map(|entry| entry.scope.clone());
-        let conditions: Vec<&[u8]> = index_entries.iter().map(|entry| entry.condition).collect();
-        let index = Index::new(scopes.collect(), &conditions, *self.workers);
-        let index = index.unwrap_or_else(|error| {
-            self.findings.add(Diagnostic::error("", error.to_string()));
-            Index::default()
-        });
-        let rules = self.workers.pausing(index_entries.iter(), PAUSE_EACH);
-        let rules = rules.map(|entry| Arc::clone(entry.rule));
-        CombinedPolicies {
-            rules: rules.collect(),
-            index,
-            depth: rule_set().map(|rule_set| rule_set.depth).max().unwrap_or(0),
-            bytes: rule_set()
-                .map(|rule_set| rule_set.bytes + 2 * rule_set.bytecode_bytes())
-                .sum(),
-            reusable: files
-                .iter()
-                .zip(&all)
-                .map(|(file, read)| (file.path.clone(), (file.digest, Arc::clone(read))))
-                .collect(),
-            combined,
-        }
-    }
-
-    fn intern_file(
-        &mut self,
-        file: &Arc<PolicyFile>,
-        interner: &mut Arc<UidInterner>,
-    ) -> Arc<InternedPolicies> {
-        let (scopes, conditions) = self.intern_rules(&file.rule_set, interner);
-        Arc::new(InternedPolicies {
-            scopes,
-            conditions,
-            file: Arc::clone(file),
-        })
-    }
-
-    /// The scopes and conditions of `rule_set`, numbered in `interner`.
-    fn intern_rules(
-        &mut self,
-        rule_set: &RuleSet,
-        interner: &mut Arc<UidInterner>,
-    ) -> (Vec<Scope>, BytecodeTable) {
-        let scopes = rule_set.scopes(interner);
-        let interned = scopes.and_then(|scopes| Ok((scopes, rule_set.conditions(interner)?)));
-        interned.unwrap_or_else(|error| {
-            self.findings.add(Diagnostic::error("", error.to_string()));
-            Default::default()
-        })
-    }
-
-    /// Refuses what would take more memory than it may, and warns of what no request could ask.
-    fn check_bounds(&mut self, bytes: usize, index: &Index, rules: &[Arc<Rule>]) {
-        let most = self.settings.max_store_bytes;
-        if bytes as u64 > most {
-            self.findings.add(
+    /// Rejects a snapshot above the memory limit, and warns of requests with too many candidates.
+    fn check_limits(&mut self, rule_table: &RuleTable, entities: &EntityStore) {
+        let bytes = rule_table.total_bytes() + entities.bytes();
+        let limit = self.settings.max_store_bytes;
+        if bytes as u64 > limit {
+            self.diagnostics.add(
                 Diagnostic::error(
                     "",
-                    format!("policies and entities take {bytes} bytes, and {most} are allowed"),
+                    format!("policies and entities take {bytes} bytes, and {limit} are allowed"),
                 )
                 .with_help("raise `--max-store-bytes`, if the machine has the memory"),
             );
         }
-        // One request may have the key that the most are filed under, and meets those that are open.
-        let (largest, open) = (index.longest_list(), index.unconstrained());
-        let count = largest.len() + open.len();
-        let most = self.settings.max_candidates;
-        if count > most
-            && let Some(first) = largest.iter().chain(open).next()
-            && let Some(first) = rules.get(*first as usize)
+        // One request can match the largest bucket and all policies without constraints.
+        let (largest, unconstrained) = (
+            rule_table.index.longest_list(),
+            rule_table.index.unconstrained(),
+        );
+        let count = largest.len() + unconstrained.len();
+        let limit = self.settings.max_candidates;
+        if count > limit
+            && let Some(first) = largest.iter().chain(unconstrained).next()
+            && let Some(first) = rule_table.rules.get(*first as usize)
         {
-            self.findings.add(
+            self.diagnostics.add(
                 Diagnostic::warning(
                     first.file.as_ref(),
                     format!(
                         "{count} policies, `{}` among them, may match one and the same request, \
-                         which is refused when more than {most} do",
+                         which is rejected when more than {limit} do",
                         first.id,
                     ),
                 )
@@ -544,21 +267,74 @@ impl Compiler<'_> {
             );
         }
     }
+
+    /// Builds the snapshot, unless there are errors.
+    fn finish(
+        mut self,
+        rule_table: RuleTable,
+        entities: EntityStore,
+        reusable: &Reusable,
+    ) -> Result<Snapshot, CompileError> {
+        let revision = self.sources.revision();
+        if let Err(error) = &revision {
+            self.diagnostics
+                .add(Diagnostic::error("", error.to_string()));
+        }
+        let (errors, warnings) = self.diagnostics.sorted();
+        let (Ok(revision), true) = (revision, errors.is_empty()) else {
+            return Err(CompileError { errors, warnings });
+        };
+        let schema = reusable.schema.as_deref();
+        let schema = schema.map(|schema| AsRef::<ValidatorSchema>::as_ref(schema).clone());
+        Ok(Snapshot {
+            revision,
+            settings: self.settings.clone(),
+            counts: counts(&rule_table, &entities, schema.as_ref()),
+            warnings,
+            bytes: rule_table.total_bytes() + entities.bytes(),
+            stack_bytes: stack::evaluation_bytes(rule_table.depth),
+            type_names: type_names(&entities, schema.as_ref()),
+            conformance: Conformance::new(schema.as_ref()),
+            context_reads: ContextReadIndex::new(
+                self.workers
+                    .pausing(rule_table.rules.iter(), PAUSE_INTERVAL),
+                &rule_table.index,
+                &entities,
+            ),
+            policies_per_file: rule_table.policies_per_file,
+            index: rule_table.index,
+            rules: rule_table.rules,
+            schema,
+            entities,
+        })
+    }
 }
 
-/// How many entities there are, without the actions that the schema supplies.
-fn count_entities(entities: &EntityStore, schema: Option<&ValidatorSchema>) -> usize {
-    let all = entities.len();
-    match schema {
-        None => all,
-        Some(schema) => {
-            let supplied = schema.action_ids().filter(|action| {
-                let number = entities.interner.find_uid(action.name());
-                number.is_some_and(|number| entities.location(number).is_some())
-            });
-            all - supplied.count()
-        }
+/// Counts policies, templates, links and entities.
+fn counts(
+    rule_table: &RuleTable,
+    entities: &EntityStore,
+    schema: Option<&ValidatorSchema>,
+) -> Counts {
+    let links = rule_table.links.rule_set.rules.len();
+    let schema_actions = schema.into_iter().flat_map(ValidatorSchema::action_ids);
+    let stored_schema_actions = schema_actions.filter(|action| {
+        let uid = entities.interner.find_uid(action.name());
+        uid.is_some_and(|uid| entities.location(uid).is_some())
+    });
+    Counts {
+        policies: rule_table.rules.len() - links,
+        templates: rule_table.templates,
+        links,
+        entities: entities.len() - stored_schema_actions.count(),
     }
+}
+
+/// Returns the entity types that entities, policies or the schema name.
+fn type_names(entities: &EntityStore, schema: Option<&ValidatorSchema>) -> TypeNames {
+    let declared = schema.into_iter().flat_map(ValidatorSchema::entity_types);
+    let interned = entities.interner.types().iter().cloned();
+    TypeNames::new(interned.chain(declared.map(|ty| ty.name().clone())))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is wrong with a policy directory, and where: file, line, column, and the text with a caret.
+//! Errors and warnings about a policy directory, with file, line, column and an excerpt.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-/// How much a finding matters.
+/// The effect of a diagnostic on the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// Refuses the load.
+    /// The load is rejected.
     Error,
-    /// Is told, and loaded.
+    /// The load succeeds, and the warning is reported.
     Warning,
 }
 
@@ -24,19 +24,19 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A place in a text: line and column from 1, the column counted in characters.
+/// A line and column in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// From 1.
+    /// Counted from 1.
     pub line: u32,
-    /// From 1, in characters.
+    /// Counted from 1, in characters.
     pub column: u32,
 }
 
 impl Position {
-    /// The place of byte `offset` in `text`; an offset past the end is the end.
+    /// Returns the position of byte `offset` in `text`; an offset past the end means the end.
     ///
-    /// Costs a walk over the text before the offset.
+    /// Costs a scan of the text before the offset.
     #[must_use]
     pub fn of(text: &str, offset: usize) -> Self {
         let mut end = offset.min(text.len());
@@ -59,21 +59,18 @@ impl Position {
     }
 }
 
-/// Where the lines of a text begin, for who needs many places in it.
-pub(super) struct Lines(Vec<usize>);
+/// The byte offsets at which the lines of a text begin, for finding many positions.
+pub(super) struct LineStarts(Vec<usize>);
 
-impl Lines {
-    /// Walks over `text` once.
-    pub(super) fn of(text: &str) -> Self {
+impl LineStarts {
+    /// Scans `text` once.
+    pub(super) fn new(text: &str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        Self(
-            std::iter::once(0)
-                .chain(breaks.map(|(at, _)| at + 1))
-                .collect(),
-        )
+        let starts = breaks.map(|(offset, _)| offset + 1);
+        Self(std::iter::once(0).chain(starts).collect())
     }
 
-    /// The place of byte `offset` in `text`, the one that these are the lines of.
+    /// Returns the position of byte `offset` in `text`, the scanned text.
     pub(super) fn position(&self, text: &str, offset: usize) -> Position {
         let line = self.0.partition_point(|start| *start <= offset);
         let start = line
@@ -91,7 +88,7 @@ impl Lines {
         }
     }
 
-    /// The byte at `position` in `text`, the one that these are the lines of.
+    /// Returns the byte offset of `position` in `text`, the scanned text.
     pub(super) fn offset(&self, text: &str, position: Position) -> usize {
         let line = (position.line as usize).saturating_sub(1);
         let start = self.0.get(line).copied().unwrap_or(text.len());
@@ -101,34 +98,34 @@ impl Lines {
     }
 }
 
-/// The text that a finding points into.
+/// The text that a diagnostic refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {
     /// The whole file.
     pub text: Arc<str>,
-    /// The bytes that are meant.
+    /// The bytes that are at fault.
     pub span: Range<usize>,
 }
 
-/// One finding in a policy directory.
+/// An error or warning about a policy directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Error or warning.
+    /// The effect on the load.
     pub severity: Severity,
-    /// The path relative to the directory; empty when the finding is about the whole directory.
+    /// The path relative to the directory; empty for the directory as a whole.
     pub file: String,
-    /// Where in the file, when that is known.
+    /// The position in the file, if known.
     pub position: Option<Position>,
-    /// What is wrong: lower case, no full stop.
+    /// The fault, in lower case, without a full stop.
     pub message: String,
-    /// How to mend it, when that is known.
+    /// Advice on fixing it, if known.
     pub help: Option<String>,
-    /// The text to draw the caret under.
+    /// The text under which the caret is rendered.
     pub excerpt: Option<Excerpt>,
 }
 
 impl Diagnostic {
-    /// A finding that refuses the load, about the file as a whole.
+    /// Creates an error about the file as a whole.
     #[must_use]
     pub fn error(file: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -141,7 +138,7 @@ impl Diagnostic {
         }
     }
 
-    /// A finding that is told and loaded, about the file as a whole.
+    /// Creates a warning about the file as a whole.
     #[must_use]
     pub fn warning(file: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -150,7 +147,7 @@ impl Diagnostic {
         }
     }
 
-    /// The same finding, at these bytes of the file's text.
+    /// Returns this diagnostic, placed at these bytes of the file's text.
     #[must_use]
     pub fn at(mut self, text: &Arc<str>, span: Range<usize>) -> Self {
         self.position = Some(Position::of(text, span.start));
@@ -161,16 +158,16 @@ impl Diagnostic {
         self
     }
 
-    /// The same finding with advice.
+    /// Returns this diagnostic with advice.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// The finding as people read it: message, file, line and column, the source line, the caret.
+    /// Renders message, position and source line with a caret, for a terminal.
     ///
-    /// Several lines without a final newline. `color` adds terminal colours.
+    /// Returns several lines without a final newline. `color` adds terminal colors.
     #[must_use]
     pub fn render(&self, color: bool) -> String {
         let renderer = if color {
@@ -187,10 +184,10 @@ impl Diagnostic {
             .elements(None::<annotate_snippets::Message<'_>>);
         match &self.excerpt {
             Some(excerpt) => {
-                let (text, span, first_line) = window(&excerpt.text, &excerpt.span);
+                let (text, span, line) = first_line(&excerpt.text, &excerpt.span);
                 group = group.element(
                     Snippet::source(text)
-                        .line_start(first_line)
+                        .line_start(line)
                         .path(printable(&self.file))
                         .annotation(AnnotationKind::Primary.span(span)),
                 );
@@ -207,56 +204,44 @@ impl Diagnostic {
     }
 }
 
-/// The lines around `span`, the span within them, and the number of their first line.
+/// Returns the first line of `span`, the part of `span` in it, and its line number.
 ///
-/// The renderer walks its whole source for each finding; a window keeps that to the lines shown,
-/// however large the file.
-fn window(text: &str, span: &Range<usize>) -> (String, Range<usize>, usize) {
-    let clamp = |mut at: usize| {
-        at = at.min(text.len());
-        while !text.is_char_boundary(at) {
-            at -= 1;
+/// The renderer scans its whole source for each diagnostic; one line keeps that short, however
+/// large the file.
+fn first_line(text: &str, span: &Range<usize>) -> (String, Range<usize>, usize) {
+    let clamp = |mut offset: usize| {
+        offset = offset.min(text.len());
+        while !text.is_char_boundary(offset) {
+            offset -= 1;
         }
-        at
+        offset
     };
     let (start, end) = (clamp(span.start), clamp(span.end.max(span.start)));
-    let first = text
-        .get(..start)
-        .and_then(|t| t.rfind('\n'))
-        .map_or(0, |at| at + 1);
-    // A finding that spans many lines is shown by its first one.
-    let last = text
-        .get(start..)
-        .and_then(|t| t.find('\n'))
-        .map_or(text.len(), |at| start + at);
-    let shown = text.get(first..last).unwrap_or_default();
-    let line = text
-        .get(..first)
-        .unwrap_or_default()
-        .bytes()
-        .filter(|b| *b == b'\n')
-        .count()
-        + 1;
+    let (before, after) = text.split_at_checked(start).unwrap_or((text, ""));
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line_end = after
+        .find('\n')
+        .map_or(text.len(), |newline| start + newline);
+    let line = text.get(line_start..line_end).unwrap_or_default();
+    let number = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
     (
-        shown.to_owned(),
-        (start - first)..(end.min(last) - first),
-        line,
+        line.to_owned(),
+        (start - line_start)..(end.min(line_end) - line_start),
+        number,
     )
 }
 
-/// The text with its control characters made visible, so that a file cannot write on a terminal.
+/// Escapes the control characters of `text`, so that a file cannot control a terminal.
 fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let shown = !c.is_control() || c == '\n' || c == '\t';
-            let (plain, escaped) = if shown {
-                (Some(c), None)
-            } else {
-                (None, Some(c.escape_default()))
-            };
-            plain.into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect()
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable
 }
 
 impl fmt::Display for Diagnostic {
@@ -283,37 +268,40 @@ mod tests {
         let x = text.find('x').unwrap();
         assert_eq!(Position::of(text, x), Position { line: 2, column: 4 });
         assert_eq!(Position::of(text, 999), Position { line: 2, column: 5 });
-        for at in (0..text.len()).filter(|at| text.is_char_boundary(*at)) {
+        for offset in (0..text.len()).filter(|offset| text.is_char_boundary(*offset)) {
             assert_eq!(
-                Lines::of(text).position(text, at),
-                Position::of(text, at),
-                "{at}"
+                LineStarts::new(text).position(text, offset),
+                Position::of(text, offset),
+                "{offset}"
             );
-            assert_eq!(Lines::of(text).offset(text, Position::of(text, at)), at);
+            assert_eq!(
+                LineStarts::new(text).offset(text, Position::of(text, offset)),
+                offset
+            );
         }
     }
 
     #[test]
-    fn a_finding_is_drawn_with_its_line_and_a_caret() {
+    fn rendering_shows_line_and_caret() {
         let text: Arc<str> = Arc::from("permit(principal, action, resource);\npermit(principl);\n");
-        let at = text.find("principl").unwrap();
-        let drawn = Diagnostic::error("a.cedar", "expected `principal`")
-            .at(&text, at..at + 8)
+        let start = text.find("principl").unwrap();
+        let rendered = Diagnostic::error("a.cedar", "expected `principal`")
+            .at(&text, start..start + 8)
             .render(false);
-        assert!(drawn.contains("a.cedar:2:8"), "{drawn}");
-        assert!(drawn.contains("permit(principl);"), "{drawn}");
-        assert!(drawn.contains("       ^^^^^^^^"), "{drawn}");
+        assert!(rendered.contains("a.cedar:2:8"), "{rendered}");
+        assert!(rendered.contains("permit(principl);"), "{rendered}");
+        assert!(rendered.contains("       ^^^^^^^^"), "{rendered}");
     }
 
     #[test]
-    fn control_characters_of_a_file_do_not_reach_a_terminal() {
+    fn control_characters_are_escaped() {
         let text: Arc<str> = Arc::from("permit(\u{1b}[2J);");
-        let drawn = Diagnostic::error("a\u{7}.cedar", "bad \u{1b}[2J")
+        let rendered = Diagnostic::error("a\u{7}.cedar", "bad \u{1b}[2J")
             .at(&text, 7..8)
             .render(false);
         assert!(
-            !drawn.contains('\u{1b}') && !drawn.contains('\u{7}'),
-            "{drawn:?}"
+            !rendered.contains('\u{1b}') && !rendered.contains('\u{7}'),
+            "{rendered:?}"
         );
     }
 }

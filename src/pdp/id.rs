@@ -1,14 +1,14 @@
-//! The ids that callers see: of a policy, and of the content that decided.
+//! Ids that callers see: of a policy, and of the content in force.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A digest of the content that a snapshot was made of: lower-case hex SHA-256.
+/// The digest of a snapshot's content: SHA-256 in lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(Arc<str>);
 
 impl Revision {
-    /// The revision for a digest.
+    /// Formats a digest as a revision.
     #[must_use]
     pub fn from_digest(digest: &[u8; 32]) -> Self {
         use fmt::Write as _;
@@ -20,14 +20,14 @@ impl Revision {
         Self(text.into())
     }
 
-    /// The revision that `text` writes out; `None` when it is not 64 lower-case hex digits.
+    /// Parses a revision; returns `None` unless `text` is 64 lower-case hex digits.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
         let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         (text.len() == 64 && text.bytes().all(is_digit)).then(|| Self(text.into()))
     }
 
-    /// The 64 hex digits.
+    /// Returns the 64 hex digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -40,25 +40,25 @@ impl fmt::Display for Revision {
     }
 }
 
-/// A policy's, template's or link's id: they share one space.
+/// The id of a policy, template or link, unique among all three.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyId(Arc<str>);
 
 impl PolicyId {
-    /// The id with this text.
+    /// Creates an id from its text.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// An id is equal to, ordered and hashed like its text.
+/// An id compares and hashes like its text.
 impl std::borrow::Borrow<str> for PolicyId {
     fn borrow(&self) -> &str {
         &self.0

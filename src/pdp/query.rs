@@ -1,23 +1,23 @@
-//! What is asked: principal, action, resource, context, and the entities known to this request only.
+//! A request for a decision: principal, action, resource, context, and the request's own entities.
 //!
-//! These are plain values without Cedar types. A door builds a [`Query`] from whatever its wire
-//! carries; the cache is keyed by it; only [`authorize`](crate::pdp::evaluate::authorize()) turns it into
-//! what Cedar evaluates, and only when it must.
+//! These are plain values without Cedar types. Each protocol builds a [`Query`] from its messages,
+//! and the cache uses it as key. Only [`authorize`](crate::pdp::evaluate::authorize()) converts it
+//! to Cedar's types, and only when it must.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// An entity's identity: its type and its id. Neither has been checked.
+/// An entity's type and id, not validated.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Uid {
-    /// The type's name, namespaces included: `Shop::Order`.
+    /// The name of the type with its namespaces, such as `Shop::Order`.
     pub type_name: String,
-    /// The id: any Unicode text, the empty one and control characters included.
+    /// Any Unicode text; it may be empty and contain control characters.
     pub id: String,
 }
 
 impl Uid {
-    /// The uid of this type and id.
+    /// Creates a uid from type and id.
     #[must_use]
     pub fn new(type_name: impl Into<String>, id: impl Into<String>) -> Self {
         Self {
@@ -33,21 +33,23 @@ impl fmt::Display for Uid {
     }
 }
 
-/// The longest written uid that is parsed, in bytes: Cedar's parser is not for text without bound.
+/// The maximum length of a uid in Cedar syntax, in bytes.
+///
+/// Cedar's parser must not get unbounded text.
 pub const MAX_UID_BYTES: usize = 4_096;
 
-/// Why a text is no uid.
+/// The error for a text that is not a uid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUid {
-    /// Longer than any uid that is read.
-    #[error("a uid has at most {most} bytes, not {0}", most = MAX_UID_BYTES)]
+    /// The text is longer than [`MAX_UID_BYTES`].
+    #[error("a uid has at most {limit} bytes, not {0}", limit = MAX_UID_BYTES)]
     TooLong(usize),
-    /// Cedar does not read it.
-    #[error("`{text}` is no uid such as `User::\"alice\"`: {reason}")]
+    /// Cedar rejects the text.
+    #[error("`{text}` is not a uid such as `User::\"alice\"`: {reason}")]
     Syntax {
-        /// What was written.
+        /// The text that was given.
         text: String,
-        /// The parser's reason.
+        /// Cedar's error.
         reason: String,
     },
 }
@@ -63,9 +65,9 @@ pub enum Value {
     String(String),
     /// A reference to an entity, which need not exist.
     Entity(Uid),
-    /// A set; order and repetition mean nothing.
+    /// A set; order and duplicates are irrelevant.
     Set(Vec<Value>),
-    /// A record, sorted by name and each name once.
+    /// A record.
     Record(Record),
     /// The text of a decimal, such as `12.50`.
     Decimal(String),
@@ -77,23 +79,23 @@ pub enum Value {
     Duration(String),
 }
 
-/// Named values, sorted by name and each name once.
+/// Values by name, sorted, with distinct names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record(Vec<(String, Value)>);
 
 impl Record {
-    /// The fields, sorted by name.
+    /// Returns the fields, sorted by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// How many fields there are.
+    /// Returns the number of fields.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is no field.
+    /// Returns whether there are no fields.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -106,75 +108,75 @@ impl From<std::collections::BTreeMap<String, Value>> for Record {
     }
 }
 
-/// An entity that a request brings along.
+/// An entity that is sent with a request and exists for this request only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestEntity {
-    /// Its identity.
+    /// Replaces a stored entity with the same uid.
     pub uid: Uid,
-    /// What is known of it.
+    /// Attribute values by name.
     pub attributes: Record,
-    /// The entities it is directly in.
+    /// The direct parents.
     pub parents: Vec<Uid>,
-    /// Its tags.
+    /// Tag values by name.
     pub tags: Record,
 }
 
-/// What a verified token says of the principal that it names.
+/// Attributes and parents of the principal, from the claims of a verified token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
-    /// What it says of it.
+    /// Attribute values by name.
     pub attributes: Record,
-    /// The entities that it says it is directly in.
+    /// The direct parents.
     pub parents: Vec<Uid>,
-    /// What becomes of the stored entity of the same uid.
+    /// The use of the stored entity with the same uid.
     pub stored: StoredPrincipal,
 }
 
-/// What becomes of a stored entity whose uid a token names.
+/// The use of the stored entity when a token names the principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoredPrincipal {
-    /// Attributes and parents of both; of one attribute the token's value. Tags are the stored ones.
+    /// Attributes and parents are merged; the token's attributes win. Tags are the stored ones.
     Join,
-    /// The token's alone: the stored entity does not exist for this question.
+    /// The stored entity is ignored.
     Replace,
-    /// As [`Join`](Self::Join), and without a stored entity there is no answer.
+    /// As [`Join`](Self::Join), but a query without stored entity is rejected.
     Require,
 }
 
-/// One question, parsed and not yet decided.
+/// A parsed request for one decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// Who asks to act.
+    /// The entity that wants to act.
     pub principal: Uid,
-    /// What is to be done.
+    /// The action on the resource.
     pub action: Uid,
-    /// What it is to be done to.
+    /// The entity to act on.
     pub resource: Uid,
-    /// The circumstances.
+    /// Attributes of the request itself.
     pub context: Record,
-    /// Entities that exist for this question only; they replace stored ones of the same uid.
+    /// Entities for this request only; they replace stored ones with the same uid.
     pub entities: Vec<RequestEntity>,
-    /// What a token says of the principal; `None` when the principal was named.
+    /// The token's claims about the principal; `None` when the request names the principal itself.
     pub claimed: Option<Arc<Claimed>>,
-    /// Whether the answer must say why.
+    /// Requests an explanation in the answer.
     pub explain: bool,
 }
 
-/// A field of a request, in proto names, such as `entities[3].attributes["owner"].record["x"]`.
+/// A path to a field of a request, such as `entities[3].attributes["owner"].record["x"]`.
 ///
-/// Built inside out and only when something is wrong: the place that finds the fault names it,
-/// and each caller prepends where it was.
+/// It uses the names of the proto file. It is built from the inside out, and only for errors: the
+/// function that detects the error names the field, and each caller prepends its part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FieldPath(String);
 
 impl FieldPath {
-    /// The field of this name.
+    /// Creates the path of one field.
     #[must_use]
     pub fn field(name: &str) -> Self {
         Self(name.to_owned())
     }
 
-    /// This path, inside the field `name`.
+    /// Prepends the field `name`.
     #[must_use]
     pub fn within(self, name: &str) -> Self {
         match self.0.as_str() {
@@ -184,23 +186,24 @@ impl FieldPath {
         }
     }
 
-    /// This path, inside the item `index` of a list.
+    /// Prepends the item `index` of a list.
     #[must_use]
     pub fn at_index(self, index: usize) -> Self {
         self.within(&format!("[{index}]"))
     }
 
-    /// This path, inside the entry `key` of a map. The key is escaped as in a Cedar string, and
-    /// cut off when it is longer than any that a person wrote.
+    /// Prepends the entry `key` of a map.
+    ///
+    /// The key is escaped as in a Cedar string, and truncated when it is very long.
     #[must_use]
     pub fn at_key(self, key: &str) -> Self {
-        const LONGEST: usize = 128;
-        let shown: String = key.chars().take(LONGEST).collect();
-        let more = if shown.len() < key.len() { "…" } else { "" };
-        self.within(&format!("[\"{}{more}\"]", shown.escape_debug()))
+        const MAX_KEY_CHARS: usize = 128;
+        let shown: String = key.chars().take(MAX_KEY_CHARS).collect();
+        let ellipsis = if shown.len() < key.len() { "…" } else { "" };
+        self.within(&format!("[\"{}{ellipsis}\"]", shown.escape_debug()))
     }
 
-    /// The path's text.
+    /// Returns the text of the path.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -213,18 +216,18 @@ impl fmt::Display for FieldPath {
     }
 }
 
-/// A query that cannot be decided as it stands, with the field to mend.
+/// The error for an invalid query, with the field at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}`: {problem}")]
 pub struct InvalidQuery {
-    /// Which field of the request.
+    /// The field of the request.
     pub field: FieldPath,
-    /// What is wrong with it.
+    /// The fault of the field.
     pub problem: Problem,
 }
 
 impl InvalidQuery {
-    /// A fault in this very value; callers prepend where the value stands.
+    /// Creates an error about the value itself; callers prepend its path.
     #[must_use]
     pub fn here(problem: Problem) -> Self {
         Self {
@@ -233,7 +236,7 @@ impl InvalidQuery {
         }
     }
 
-    /// A fault in the field `name` of this value.
+    /// Creates an error about the field `name` of the value.
     #[must_use]
     pub fn field(name: &str, problem: Problem) -> Self {
         Self {
@@ -242,7 +245,7 @@ impl InvalidQuery {
         }
     }
 
-    /// The same fault, seen from outside the field `name`.
+    /// Prepends the field `name` to the path.
     #[must_use]
     pub fn within(self, name: &str) -> Self {
         Self {
@@ -251,7 +254,7 @@ impl InvalidQuery {
         }
     }
 
-    /// The same fault, seen from outside item `index`.
+    /// Prepends the item `index` to the path.
     #[must_use]
     pub fn at_index(self, index: usize) -> Self {
         Self {
@@ -260,7 +263,7 @@ impl InvalidQuery {
         }
     }
 
-    /// The same fault, seen from outside entry `key`.
+    /// Prepends the entry `key` to the path.
     #[must_use]
     pub fn at_key(self, key: &str) -> Self {
         Self {
@@ -270,89 +273,87 @@ impl InvalidQuery {
     }
 }
 
-/// What can be wrong with a field.
+/// The fault of a field in a query.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// The field is required.
+    /// A required field is missing.
     #[error("is missing")]
     Missing,
-    /// No identity was sent and no anonymous principal is configured.
-    #[error("is missing, and this service takes no anonymous requests")]
+    /// The request has no identity, and no anonymous principal is configured.
+    #[error("is missing, and this service accepts no anonymous requests")]
     NoIdentity,
-    /// An entity type is required.
+    /// The entity type is empty.
     #[error("is empty; an entity type is needed, such as `User`")]
     EmptyType,
-    /// The id was not set. (An id that is set and empty is legal.)
+    /// The id is not set. An id that is set may be empty.
     #[error("is not set; an id may be empty but must be set")]
     UnsetId,
-    /// A value without a kind.
+    /// The value has no kind.
     #[error(
         "has no kind; set one of bool, long, string, entity, set, record, decimal, ip, datetime, duration"
     )]
     UnsetKind,
-    /// The type's name is not one that Cedar can have.
+    /// The text is not a valid entity type name.
     #[error("`{text}` is not an entity type name")]
     TypeName {
-        /// What was sent, shortened when very long.
+        /// The text that was sent, truncated when very long.
         text: String,
     },
-    /// The schema knows no such entity type.
+    /// The schema does not declare the entity type.
     #[error("entity type `{type_name}` is not declared in the schema")]
     UnknownType {
         /// The type that was sent.
         type_name: String,
     },
-    /// The schema knows no such action.
+    /// The schema does not declare the action.
     #[error("action `{action}` is not declared in the schema")]
     UnknownAction {
         /// The action that was sent.
         action: String,
     },
-    /// The schema does not allow this type here.
+    /// The schema does not allow the type for this action.
     #[error("{message}")]
     NotApplicable {
-        /// What Cedar says of it.
+        /// Cedar's error.
         message: String,
     },
-    /// The value does not fit the schema.
+    /// The value does not conform to the schema.
     #[error("{message}")]
     SchemaMismatch {
-        /// What Cedar says of it.
+        /// Cedar's error.
         message: String,
     },
-    /// The text is not a value of the extension type.
+    /// The text is not a valid value of the extension type.
     #[error("not a valid {type_name}: {message}")]
     ExtensionValue {
         /// `decimal`, `ip`, `datetime` or `duration`.
         type_name: &'static str,
-        /// What Cedar says of it.
+        /// Cedar's error.
         message: String,
     },
-    /// Values within values, beyond the limit.
+    /// Values are nested too deeply.
     #[error("is nested deeper than {limit} levels")]
     TooDeep {
-        /// The deepest nesting that is taken.
+        /// The maximum nesting.
         limit: usize,
     },
-    /// The same uid was sent twice.
+    /// Two entities have the same uid.
     #[error("`{uid}` is sent twice")]
     DuplicateEntity {
         /// The uid that is sent twice.
         uid: String,
     },
-    /// The uid is the token's principal, an entity that the token names, or one that these are
-    /// stored to be in.
+    /// The uid is the token's principal, an entity that the token names, or an ancestor of one.
     #[error(
-        "`{uid}` is what the token tells of, or what that is in; a request cannot tell it anew"
+        "`{uid}` is set by the token, or an ancestor of such an entity; a request cannot redefine it"
     )]
     ClaimedEntity {
         /// The uid that was sent.
         uid: String,
     },
-    /// The uid is who asks without an identity, or one that this is stored to be in, and the caller may
-    /// not name principals.
+    /// The uid is the anonymous principal or an ancestor of it, and the caller may not redefine it.
     #[error(
-        "`{uid}` is who asks, or what that is in; a caller that may name no principal cannot tell it anew"
+        "`{uid}` is the anonymous principal, or an ancestor of it; a caller that may not name principals cannot redefine it"
     )]
     AnonymousEntity {
         /// The uid that was sent.
@@ -364,30 +365,30 @@ pub enum Problem {
         /// An entity on the cycle.
         uid: String,
     },
-    /// Actions come from the schema, never from a request.
-    #[error("`{type_name}` is an action type; a request cannot bring actions")]
+    /// The entity is an action; actions come from the schema only.
+    #[error("`{type_name}` is an action type; a request cannot send actions")]
     ActionEntity {
         /// The type that was sent.
         type_name: String,
     },
     /// `--request-entity-types` does not list the type.
-    #[error("this service takes no request entities of type `{type_name}`")]
+    #[error("this service accepts no request entities of type `{type_name}`")]
     TypeNotAccepted {
         /// The type that was sent.
         type_name: String,
     },
-    /// The request's entities together take too long to join the stored ones.
+    /// The hierarchy of the request's entities takes too many steps to follow.
     #[error("the hierarchy of these entities takes more than {limit} steps to follow")]
     HierarchyTooLarge {
-        /// The most steps that are taken.
+        /// The maximum number of steps.
         limit: usize,
     },
-    /// More ancestors than the limit.
+    /// The entity has too many ancestors.
     #[error("`{uid}` would have more than {limit} ancestors")]
     TooManyAncestors {
         /// The entity.
         uid: String,
-        /// The most that an entity may have.
+        /// The maximum number of ancestors.
         limit: usize,
     },
 }
@@ -397,7 +398,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_path_reads_as_the_proto_does() {
+    fn field_paths_use_proto_names() {
         let path = FieldPath::default()
             .at_index(2)
             .within("set")

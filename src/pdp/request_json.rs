@@ -1,7 +1,7 @@
-//! Cedar's JSON for contexts and entities, read into a query's plain values.
+//! Parses contexts and entities in Cedar's JSON format to a query's plain values.
 //!
-//! What people write by hand (tests, the command line) comes so; with a schema the types need not
-//! be spelled out. The wire has its own, typed form and never comes through here.
+//! This is the format that people write by hand, in tests and on the command line. With a schema
+//! the types need not be spelled out. Requests on the wire have a typed format of their own.
 
 use std::collections::BTreeMap;
 
@@ -22,34 +22,35 @@ use super::sources::SourceFile;
 use super::sources::scanner::{self, Language};
 use super::values::{TypeNames, plain_uid, with_causes};
 
-/// Why a JSON text is not what it should be.
+/// The error for invalid JSON of a context or of entities.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// Arrays and objects within one another, beyond the limit.
+    /// Arrays and objects are nested too deeply.
     #[error("the JSON is {0}")]
     TooDeep(String),
-    /// It is no JSON, or not of Cedar's form, or does not fit the schema.
+    /// The text is not JSON, not in Cedar's format, or does not conform to the schema.
     #[error("{0}")]
     Malformed(String),
-    /// The value exists in Cedar and has no form on the wire.
+    /// The value exists in Cedar, but a request cannot contain it.
     #[error("`{0}` cannot be part of a request")]
     NotSendable(String),
 }
 
-/// Checks that `json` nests no deeper than may be parsed.
+/// Checks that `json` is not nested too deeply to be parsed.
 ///
 /// # Errors
 ///
 /// [`JsonError::TooDeep`].
 pub fn check_depth(json: &str) -> Result<(), JsonError> {
-    scanner::check(json, Language::Json).map_err(|deep| JsonError::TooDeep(deep.to_string()))
+    scanner::check(json, Language::Json).map_err(|error| JsonError::TooDeep(error.to_string()))
 }
 
-/// Reads the context of a request for `action`.
+/// Parses the context of a request for `action`.
 ///
 /// # Errors
 ///
-/// [`JsonError`]; with a `snapshot` that validates requests, also when it does not fit the schema.
+/// [`JsonError`], also when a `snapshot` validates requests and the context does not conform to its
+/// schema.
 pub fn context(json: &str, action: &Uid, snapshot: Option<&Snapshot>) -> Result<Record, JsonError> {
     check_depth(json)?;
     let schema = snapshot
@@ -70,7 +71,7 @@ pub fn context(json: &str, action: &Uid, snapshot: Option<&Snapshot>) -> Result<
         .into())
 }
 
-/// Reads entities for a request: an array in Cedar's JSON entity format.
+/// Parses the entities of a request: an array in Cedar's JSON entity format.
 ///
 /// # Errors
 ///
@@ -81,7 +82,7 @@ pub fn request_entities(
 ) -> Result<Vec<RequestEntity>, JsonError> {
     check_depth(json)?;
     let list: Vec<&RawValue> =
-        serde_json::from_str(json).map_err(|e| JsonError::Malformed(e.to_string()))?;
+        serde_json::from_str(json).map_err(|error| JsonError::Malformed(error.to_string()))?;
     let schema = snapshot
         .and_then(|snapshot| snapshot.schema.as_ref())
         .map(CoreSchema::new);
@@ -107,12 +108,11 @@ pub fn request_entities(
         .collect()
 }
 
-/// Reads entities that stand in for a snapshot's stored ones: an array in Cedar's JSON entity
-/// format. `file` names them in findings.
+/// Reads entities that replace a snapshot's stored ones, in Cedar's JSON entity format.
 ///
 /// # Errors
 ///
-/// Every finding.
+/// All diagnostics about `file`.
 pub fn stored_entities(
     file: &SourceFile,
     snapshot: &Snapshot,
@@ -120,6 +120,7 @@ pub fn stored_entities(
     compile::stored_entities::stored_entities(file, snapshot)
 }
 
+/// Converts attributes or tags to plain values.
 fn plain_fields<'a>(
     fields: impl Iterator<Item = (&'a smol_str::SmolStr, &'a PartialValue)>,
 ) -> Result<Record, JsonError> {
@@ -132,6 +133,7 @@ fn plain_fields<'a>(
         .map(Record::from)
 }
 
+/// Converts a Cedar value to a plain value.
 fn plain_value(value: &ast::Value) -> Result<Value, JsonError> {
     Ok(match &value.value {
         ValueKind::Lit(literal) => plain_literal(literal),
@@ -154,6 +156,7 @@ fn plain_value(value: &ast::Value) -> Result<Value, JsonError> {
     })
 }
 
+/// Converts a Cedar literal to a plain value.
 fn plain_literal(literal: &Literal) -> Value {
     match literal {
         Literal::Bool(value) => Value::Bool(*value),
@@ -163,7 +166,7 @@ fn plain_literal(literal: &Literal) -> Value {
     }
 }
 
-/// The value that a restricted expression writes out.
+/// Converts a restricted expression to a plain value.
 fn expr_value(expr: &ast::Expr) -> Result<Value, JsonError> {
     let not_sendable = || Err(JsonError::NotSendable(expr.to_string()));
     match expr.expr_kind() {
@@ -218,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_context_is_read_with_its_extension_values_and_entities() {
+    fn context_may_contain_extension_values_and_entities() {
         let json = r#"{
             "amount": {"__extn": {"fn": "decimal", "arg": "12.50"}},
             "team": {"__entity": {"type": "Team", "id": "a"}},
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_json_is_refused_and_does_not_overflow() {
+    fn deep_json_is_rejected_without_overflow() {
         let json = format!("{{\"a\": {}", "[".repeat(100_000));
         assert!(matches!(
             context(&json, &Uid::new("Action", "read"), None),

@@ -1,19 +1,19 @@
-//! The operator's settings for deciding, and fixed limits.
+//! The operator's settings for decisions, and fixed limits.
 
 use std::collections::BTreeSet;
 
-/// What the operator decided about deciding; fixed for the life of the process.
+/// The operator's settings for decisions, fixed for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Whether policies and requests are checked against the schema.
+    /// The checks of policies and requests against the schema.
     pub validation: Validation,
-    /// What a failing `forbid` does.
+    /// The effect of a `forbid` that cannot be evaluated.
     pub on_policy_error: OnPolicyError,
-    /// The entity types that a request may bring; `None` takes any.
+    /// The entity types that a request may send; `None` accepts any.
     pub request_entity_types: Option<BTreeSet<String>>,
-    /// The most policies that may match one request's principal, action and resource.
+    /// The maximum number of policies that may match a request's principal, action and resource.
     pub max_candidates: usize,
-    /// The most memory that policies and stored entities may take, in bytes.
+    /// The maximum memory of policies and stored entities, in bytes.
     pub max_store_bytes: u64,
 }
 
@@ -29,35 +29,37 @@ impl Default for Settings {
     }
 }
 
-/// Whether policies and requests are checked against the schema.
+/// The checks of policies and requests against the schema.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Validation {
-    /// One rejected policy refuses the load; requests are checked.
+    /// One invalid policy rejects the load; requests are checked.
     #[default]
     Strict,
-    /// Rejected policies are reported and loaded; requests are checked.
+    /// Invalid policies are reported and loaded; requests are checked.
     Warn,
-    /// Neither is checked.
+    /// Neither policies nor requests are checked.
     Off,
 }
 
-/// What happens when a `forbid` cannot be evaluated.
+/// The effect of a `forbid` that cannot be evaluated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnPolicyError {
-    /// It is skipped, as Cedar has it.
+    /// The policy is skipped, which is Cedar's rule.
     #[default]
     Skip,
-    /// It denies, and is among the determining policies and the errors.
+    /// The policy denies the request, and is a determining policy and an error.
     Deny,
 }
 
-/// The most entities that one request may look up. Attributes and tags lead from one to others, so
-/// a policy that follows them through all tags of an entity could reach a great many.
+/// The maximum number of entities that one request may look up.
+///
+/// Attributes and tags refer to further entities, so a policy that follows all tags of an entity
+/// could reach a great many.
 pub const MAX_LOOKUPS: usize = 20_000;
 
-/// The most steps that finding them may take: one for each attribute and tag that is looked at and
-/// each uid that is found there, and one for each ancestor that an entity is asked for or has.
+/// The maximum number of steps for finding these entities.
 ///
-/// Entities may be few and the ways to them many: each policy has its own, through all tags of an
-/// entity. Twenty thousand entities with a hundred ancestors each take two million steps.
+/// A step is an attribute or tag that is read, a uid found in it, or an ancestor that is looked up
+/// or collected. There can be far more steps than entities, because each policy follows its own
+/// paths. 20,000 entities with a hundred ancestors each take two million steps.
 pub const MAX_LOOKUP_STEPS: usize = 2_000_000;

@@ -1,4 +1,4 @@
-//! Everything a decision is made of, immutable and under one revision.
+//! Policies, schema, entities and settings, immutable and under one revision.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::schema::conformance::Conformance;
 use super::settings::Settings;
 use super::values::TypeNames;
 
-/// How many things a snapshot holds.
+/// Numbers of policies, templates, links and entities in a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// Static policies.
@@ -25,12 +25,11 @@ pub struct Counts {
     pub templates: usize,
     /// Template links.
     pub links: usize,
-    /// Stored entities, without the actions that the schema supplies.
+    /// Stored entities, without the actions that the schema declares.
     pub entities: usize,
 }
 
-/// Everything a decision is made of: policies, schema, entities and settings, immutable and under
-/// one revision.
+/// Everything that decisions depend on except the request, immutable and under one revision.
 #[derive(Debug)]
 pub struct Snapshot {
     pub(super) revision: Revision,
@@ -41,80 +40,81 @@ pub struct Snapshot {
     pub(super) schema: Option<ValidatorSchema>,
     /// Static policies and links, sorted by id.
     pub(super) rules: Vec<Arc<Rule>>,
-    /// The rules by what they demand of a request, each under its place among them.
+    /// The rules by scope; each is numbered by its position in `rules`.
     pub(super) index: Index,
     pub(super) entities: EntityStore,
     pub(super) type_names: TypeNames,
     pub(super) conformance: Conformance,
-    pub(super) projections: ContextReadIndex,
-    /// The memory that policies and entities hold, in bytes: counted or estimated.
+    pub(super) context_reads: ContextReadIndex,
+    /// Memory that policies and entities hold, in bytes.
     pub(super) bytes: usize,
-    /// The stack that evaluating the deepest condition can need.
+    /// Stack that evaluating the deepest condition can need, in bytes.
     pub(super) stack_bytes: usize,
 }
 
-/// A policy or link, as a list shows it.
+/// A policy or link in a list of policies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySummary<'a> {
-    /// The policy's or the link's id.
+    /// The id of the policy or link.
     pub id: &'a PolicyId,
-    /// Where it is written.
+    /// Its location in the policy directory.
     pub place: Place,
-    /// The template, for a link.
+    /// The id of the template; `None` for a static policy.
     pub template: Option<&'a PolicyId>,
 }
 
 impl Snapshot {
-    /// The digest of the content that it was made of.
+    /// Returns the digest of the content.
     #[must_use]
     pub fn revision(&self) -> &Revision {
         &self.revision
     }
 
-    /// How many policies, templates, links and entities it holds.
+    /// Returns the numbers of policies, templates, links and entities.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// The memory that policies and stored entities hold, in bytes: counted for entities,
-    /// estimated for policies.
+    /// Returns the memory that policies and stored entities hold, in bytes.
+    ///
+    /// Counted for entities, estimated for policies.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What the author should look at, though it is loaded.
+    /// Returns the warnings of the compilation.
     #[must_use]
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
     }
 
-    /// Whether there is a schema.
+    /// Returns whether there is a schema.
     #[must_use]
     pub fn has_schema(&self) -> bool {
         self.schema.is_some()
     }
 
-    /// How many policies, templates and links each `.cedar` and `.cedar.json` file holds.
+    /// Returns the number of policies and templates in each `.cedar` and `.cedar.json` file.
     #[must_use]
     pub fn policies_per_file(&self) -> &BTreeMap<String, usize> {
         &self.policies_per_file
     }
 
-    /// What of the context an answer to a request for this action can depend on.
+    /// Returns the context attributes that an answer for this action can depend on.
     #[must_use]
     pub fn context_reads(&self, action_type: &str, action_id: &str) -> &ContextReads {
-        // Where requests are not validated, an action may be of any type, and of a type that is no
-        // action's a request may bring it along with parents: then any policy may come to match.
+        // Unvalidated requests may use any type as action. If it is not an action type, the request
+        // may also send the entity with parents, so any policy may match.
         if action_type != "Action" && !action_type.ends_with("::Action") {
             return &ContextReads::All;
         }
         let action = self.entities.interner.find_named(action_type, action_id);
-        self.projections.for_action(action)
+        self.context_reads.for_action(action)
     }
 
-    /// The static policies and links, sorted by id.
+    /// Returns the static policies and links, sorted by id.
     pub fn policies(&self) -> impl ExactSizeIterator<Item = PolicySummary<'_>> {
         self.rules.iter().map(|rule| PolicySummary {
             id: &rule.id,

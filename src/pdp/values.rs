@@ -1,4 +1,4 @@
-//! Turns a query's plain values into what Cedar evaluates, naming the field when it cannot.
+//! Converts a query's plain values to Cedar values, or names the invalid field.
 
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr as _;
@@ -12,28 +12,28 @@ use smol_str::SmolStr;
 use super::query::{InvalidQuery, InvalidUid, MAX_UID_BYTES, Problem, Record, Uid, Value};
 use super::sources::scanner::{self, Language};
 
-/// The most sets and records within one another that a value may have, counting itself.
+/// The maximum nesting of sets and records in a value, the value itself included.
 pub const MAX_VALUE_DEPTH: usize = 32;
 
-/// The longest entity type name that is parsed, in bytes.
+/// The maximum length of an entity type name, in bytes.
 const MAX_TYPE_NAME_BYTES: usize = 4_096;
 
-/// The entity types that a snapshot mentions, by their text.
+/// The entity types of a snapshot by name.
 ///
-/// Parsing a type's name costs more than all else that is done with a uid, and the names that
-/// callers send are nearly always ones that the snapshot knows.
+/// Parsing a type name costs more than everything else that is done with a uid, and callers nearly
+/// always send names that the snapshot contains.
 #[derive(Debug, Default)]
 pub(super) struct TypeNames(HashMap<String, EntityType>);
 
 impl TypeNames {
-    /// The names of these types.
+    /// Creates a table of these types.
     pub(super) fn new(types: impl IntoIterator<Item = EntityType>) -> Self {
         Self(types.into_iter().map(|ty| (ty.to_string(), ty)).collect())
     }
 
     fn entity_type(&self, text: &str) -> Result<EntityType, InvalidQuery> {
-        if let Some(known) = self.0.get(text) {
-            return Ok(known.clone());
+        if let Some(ty) = self.0.get(text) {
+            return Ok(ty.clone());
         }
         if text.is_empty() {
             return Err(InvalidQuery::field("type", Problem::EmptyType));
@@ -48,7 +48,7 @@ impl TypeNames {
         })
     }
 
-    /// The Cedar uid for `uid`.
+    /// Converts `uid` to a Cedar uid.
     pub(super) fn uid(&self, uid: &Uid) -> Result<EntityUID, InvalidQuery> {
         Ok(EntityUID::from_components(
             self.entity_type(&uid.type_name)?,
@@ -57,12 +57,12 @@ impl TypeNames {
         ))
     }
 
-    /// The Cedar value for `value`.
+    /// Converts `value` to a Cedar value.
     pub(super) fn value(&self, value: &Value) -> Result<ast::Value, InvalidQuery> {
-        self.value_at(value, 1)
+        self.value_at_depth(value, 1)
     }
 
-    fn value_at(&self, value: &Value, depth: usize) -> Result<ast::Value, InvalidQuery> {
+    fn value_at_depth(&self, value: &Value, depth: usize) -> Result<ast::Value, InvalidQuery> {
         if depth > MAX_VALUE_DEPTH {
             return Err(InvalidQuery::here(Problem::TooDeep {
                 limit: MAX_VALUE_DEPTH,
@@ -73,15 +73,15 @@ impl TypeNames {
             Value::Long(value) => Ok(ast::Value::from(*value)),
             Value::String(value) => Ok(ast::Value::from(value.as_str())),
             Value::Entity(uid) => Ok(ast::Value::from(
-                self.uid(uid).map_err(|e| e.within("entity"))?,
+                self.uid(uid).map_err(|error| error.within("entity"))?,
             )),
             Value::Set(values) => {
                 let members = values
                     .iter()
                     .enumerate()
                     .map(|(index, member)| {
-                        self.value_at(member, depth + 1)
-                            .map_err(|e| e.at_index(index).within("set"))
+                        self.value_at_depth(member, depth + 1)
+                            .map_err(|error| error.at_index(index).within("set"))
                     })
                     .collect::<Result<Vec<_>, _>>()?;
                 Ok(ast::Value::set(members, None))
@@ -91,8 +91,8 @@ impl TypeNames {
                     .iter()
                     .map(|(name, field)| {
                         let field = self
-                            .value_at(field, depth + 1)
-                            .map_err(|e| e.at_key(name).within("record"))?;
+                            .value_at_depth(field, depth + 1)
+                            .map_err(|error| error.at_key(name).within("record"))?;
                         Ok((SmolStr::from(name), field))
                     })
                     .collect::<Result<BTreeMap<_, _>, InvalidQuery>>()?;
@@ -105,7 +105,7 @@ impl TypeNames {
         }
     }
 
-    /// The Cedar values of `record`, by name.
+    /// Converts `record` to Cedar values by name.
     pub(super) fn fields(
         &self,
         record: &Record,
@@ -115,7 +115,7 @@ impl TypeNames {
             .map(|(name, value)| {
                 Ok((
                     SmolStr::from(name),
-                    self.value(value).map_err(|e| e.at_key(name))?,
+                    self.value(value).map_err(|error| error.at_key(name))?,
                 ))
             })
             .collect()
@@ -125,13 +125,12 @@ impl TypeNames {
 impl std::str::FromStr for Uid {
     type Err = InvalidUid;
 
-    /// Reads a uid as people write it: `User::"alice"`.
+    /// Parses a uid in Cedar syntax: `User::"alice"`.
     fn from_str(text: &str) -> Result<Self, InvalidUid> {
         if text.len() > MAX_UID_BYTES {
             return Err(InvalidUid::TooLong(text.len()));
         }
-        // Not `cedar_policy::EntityUid`: that one refuses `User::"it's"`, whose normal form is
-        // `it\'s`.
+        // `cedar_policy::EntityUid` would reject `User::"it's"`, whose normal form is `it\'s`.
         let syntax = |reason: String| InvalidUid::Syntax {
             text: text.to_owned(),
             reason,
@@ -142,7 +141,7 @@ impl std::str::FromStr for Uid {
     }
 }
 
-/// The plain form of a Cedar uid.
+/// Converts a Cedar uid to a plain one.
 pub(super) fn plain_uid(uid: &EntityUID) -> Uid {
     Uid::new(
         uid.entity_type().to_string(),
@@ -150,16 +149,16 @@ pub(super) fn plain_uid(uid: &EntityUID) -> Uid {
     )
 }
 
-/// Whether Cedar can have an entity type of this name.
+/// Returns whether `text` is a valid entity type name.
 #[must_use]
 pub fn is_type_name(text: &str) -> bool {
     parse_type_name(text).is_some()
 }
 
-/// The entity type with this name, if Cedar can have one.
+/// Parses an entity type name.
 ///
-/// Cedar's parser takes white space and comments between the parts of a name; a caller's type is
-/// data, so only the one normal spelling is taken.
+/// Cedar's parser accepts white space and comments between the parts of a name. A caller's type is
+/// data, so only the normal form is accepted.
 pub(super) fn parse_type_name(text: &str) -> Option<EntityType> {
     let is_identifier = |part: &str| {
         let mut bytes = part.bytes();
@@ -168,10 +167,10 @@ pub(super) fn parse_type_name(text: &str) -> Option<EntityType> {
             .is_some_and(|b| b == b'_' || b.is_ascii_alphabetic())
             && bytes.all(|b| b == b'_' || b.is_ascii_alphanumeric())
     };
-    let plain = text.len() <= MAX_TYPE_NAME_BYTES && text.split("::").all(is_identifier);
-    // Cedar has the last word: `if::in` is made of identifiers, and of keywords. (The same by its
-    // parser takes 10 us, for each type of a request that no policy names.)
-    plain
+    let is_name = text.len() <= MAX_TYPE_NAME_BYTES && text.split("::").all(is_identifier);
+    // Cedar rejects keywords, such as `if::in`. Its parser would take 10 us for each type of a
+    // request that no policy names.
+    is_name
         .then(|| ast::Name::from_normalized_str(text).ok())
         .flatten()
         .map(EntityType::from)
@@ -212,6 +211,7 @@ impl Constructor {
     }
 }
 
+/// The constructors of all extension types.
 struct Constructors {
     decimal: Constructor,
     ip: Constructor,
@@ -226,13 +226,13 @@ static EXTENSIONS: LazyLock<Constructors> = LazyLock::new(|| Constructors {
     duration: Constructor::new("duration"),
 });
 
-/// The longest text of an error that an answer carries, in bytes.
+/// The maximum length of an error text in an answer, in bytes.
 ///
-/// Cedar's errors quote values, and a value can be as long as a message; a thousand policies that
+/// Cedar's errors quote values, and a value can be as long as a message. A thousand policies that
 /// fail on one long id must not make a thousand copies of it.
 const MAX_ERROR_BYTES: usize = 2_000;
 
-/// The text of `error`, cut off where it becomes too long to be carried.
+/// Returns the text of `error`, truncated to [`MAX_ERROR_BYTES`].
 pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
     use std::fmt::Write as _;
 
@@ -240,37 +240,37 @@ pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
 
     impl std::fmt::Write for Truncated {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            let mut room = MAX_ERROR_BYTES.saturating_sub(self.0.len());
-            if text.len() <= room {
+            let mut remaining = MAX_ERROR_BYTES.saturating_sub(self.0.len());
+            if text.len() <= remaining {
                 self.0.push_str(text);
                 return Ok(());
             }
-            while !text.is_char_boundary(room) {
-                room -= 1;
+            while !text.is_char_boundary(remaining) {
+                remaining -= 1;
             }
-            self.0.push_str(text.get(..room).unwrap_or_default());
+            self.0.push_str(text.get(..remaining).unwrap_or_default());
             self.0.push('…');
-            // Ends the formatting: what follows would be thrown away.
+            // The error ends the formatting, because all further text would be discarded.
             Err(std::fmt::Error)
         }
     }
 
     let mut text = Truncated(String::new());
-    // An error says that the text was cut, which it shows itself.
+    // An error means that the text was truncated, which the text shows itself.
     let _ = write!(text, "{error}");
     text.0
 }
 
-/// An error with all its causes on one line.
+/// Returns the text of `error` and all its causes on one line.
 pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let more = error.to_string();
-        // Transparent errors repeat what stands already.
-        if !text.ends_with(&more) {
+        let cause_text = error.to_string();
+        // Transparent errors repeat the text of their cause.
+        if !text.ends_with(&cause_text) {
             text.push_str(": ");
-            text.push_str(&more);
+            text.push_str(&cause_text);
         }
         cause = error.source();
     }
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_normal_spelling_of_a_type_is_a_type() {
+    fn type_names_must_be_in_normal_form() {
         for good in ["User", "A::B", "_x9", "Shop::_::Order"] {
             assert!(parse_type_name(good).is_some(), "{good}");
         }
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_what_the_parser_takes() {
+    fn type_names_are_those_of_cedar() {
         let words = "true false if then else in is like has __cedar permit forbid when unless \
                      principal action resource context Set String Long Bool Record Entity \
                      Extension ip decimal datetime duration ipaddr template where type _ __";
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_is_named_by_its_path() {
+    fn invalid_values_are_reported_with_their_path() {
         let deep = Value::Set(vec![
             Value::Bool(true),
             Value::Record(
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn uids_are_read_as_people_write_them() {
+    fn uids_are_parsed_in_cedar_syntax() {
         assert_eq!(
             r#"A::B::"x \"y\"""#.parse(),
             Ok(Uid::new("A::B", "x \"y\""))
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn values_nest_to_a_bound() {
+    fn value_nesting_is_bounded() {
         let nested =
             |levels: usize| (1..levels).fold(Value::Bool(true), |inner, _| Value::Set(vec![inner]));
         assert!(TypeNames::default().value(&nested(MAX_VALUE_DEPTH)).is_ok());
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn extension_values_are_those_that_cedar_reads() {
+    fn extension_values_are_those_of_cedar() {
         for (good, bad) in [
             (
                 Value::Ip("10.0.0.0/8".to_owned()),

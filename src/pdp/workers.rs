@@ -1,27 +1,25 @@
-//! The threads that compiling uses.
+//! Threads for compiling policies.
 
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Of so many bytes of policies reading and validating takes some ten milliseconds.
-const WORTH_A_THREAD: u64 = 64 << 10;
+/// Bytes of policies that justify a thread; compiling them takes some ten milliseconds.
+const BYTES_PER_THREAD: u64 = 64 << 10;
 
-/// The threads that compiling may use.
+/// The threads that a compilation may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Workers {
-    /// How many, with the one that asks.
+    /// The maximum number of threads, the calling thread included.
     pub threads: NonZeroUsize,
-    /// What each other does first; where threads that serve share the machine, this is the place to give
-    /// way to them.
+    /// Called first on each additional thread, for example to lower its priority.
     pub begin: fn(),
-    /// What each does every so often: a fraction of a millisecond apart, so that a thread that
-    /// serves need not wait for longer.
+    /// Called on each thread within each millisecond, to yield to threads that serve requests.
     pub pause: fn(),
 }
 
 impl Default for Workers {
-    /// One, which gives way to nobody.
+    /// One thread, which never yields.
     fn default() -> Self {
         Self {
             threads: NonZeroUsize::MIN,
@@ -32,33 +30,36 @@ impl Default for Workers {
 }
 
 impl Workers {
-    /// As many of them as it is worth to have for files of `bytes` bytes in all. A thread keeps
-    /// some memory of what it has made to itself: for few files that is more than they are.
+    /// Reduces the threads to those that `bytes` of files in total justify.
+    ///
+    /// The allocator keeps some memory for each thread: for few files, more than the files take.
     #[must_use]
     pub fn scaled_to(self, bytes: u64) -> Self {
-        self.one_per(WORTH_A_THREAD, bytes)
+        self.one_per(BYTES_PER_THREAD, bytes)
     }
 
-    /// One, and another for each so many of `bytes` bytes, of those there are.
-    pub(crate) fn one_per(self, so_many: u64, bytes: u64) -> Self {
-        let helpers = usize::try_from(bytes / so_many).unwrap_or(usize::MAX);
+    /// Reduces the threads to one, and another for each `bytes_per_thread` in `bytes`.
+    pub(crate) fn one_per(self, bytes_per_thread: u64, bytes: u64) -> Self {
+        let additional = usize::try_from(bytes / bytes_per_thread).unwrap_or(usize::MAX);
         Self {
-            threads: self.threads.min(NonZeroUsize::MIN.saturating_add(helpers)),
+            threads: self
+                .threads
+                .min(NonZeroUsize::MIN.saturating_add(additional)),
             ..self
         }
     }
 
-    /// The items, with a pause after each so many of them.
+    /// Returns the items, calling `pause` after each `interval` of them.
     pub(in crate::pdp) fn pausing<I: Iterator>(
         self,
         items: I,
-        each: usize,
+        interval: usize,
     ) -> impl Iterator<Item = I::Item> {
-        let mut left = each;
+        let mut left = interval;
         items.inspect(move |_| {
             left -= 1;
             if left == 0 {
-                left = each;
+                left = interval;
                 (self.pause)();
             }
         })
@@ -66,53 +67,53 @@ impl Workers {
 
     /// Returns the result of `work` for each item, in the order of the items.
     ///
-    /// Uses this thread, and others with a stack of `stack_bytes`; each thread works with its own
-    /// value from `with`.
+    /// Uses this thread, and additional ones with a stack of `stack_bytes`. Each thread passes its
+    /// own value of `init` to `work`.
     pub(crate) fn map_with<T: Sync, W, R: Send>(
         &self,
         items: &[T],
         stack_bytes: usize,
-        with: impl Fn() -> W + Sync,
+        init: impl Fn() -> W + Sync,
         work: impl Fn(&mut W, &T) -> R + Sync,
     ) -> Vec<R> {
         let threads = self.threads.get().min(items.len());
         let next = AtomicUsize::new(0);
-        let turns = || {
-            let (mut done, mut with) = (Vec::new(), with());
+        let run = || {
+            let (mut results, mut value) = (Vec::new(), init());
             loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = items.get(at) else {
-                    return done;
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(index) else {
+                    return results;
                 };
-                done.push((at, work(&mut with, item)));
+                results.push((index, work(&mut value, item)));
                 (self.pause)();
             }
         };
-        let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads)
+        let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
+            let additional: Vec<_> = (1..threads)
                 .map_while(|_| {
-                    // A system that gives no thread leaves the work to this one.
+                    // If the system gives no more threads, the others do the work.
                     std::thread::Builder::new()
                         .name("load".to_owned())
                         .stack_size(stack_bytes)
                         .spawn_scoped(scope, || {
                             (self.begin)();
-                            turns()
+                            run()
                         })
                         .ok()
                 })
                 .collect();
-            let mut done = turns();
-            for helper in helpers {
-                match helper.join() {
-                    Ok(some) => done.extend(some),
+            let mut results = run();
+            for thread in additional {
+                match thread.join() {
+                    Ok(more) => results.extend(more),
                     Err(panic) => resume_unwind(panic),
                 }
             }
-            done
+            results
         });
-        done.sort_unstable_by_key(|(at, _)| *at);
-        done.into_iter().map(|(_, result)| result).collect()
+        results.sort_unstable_by_key(|(index, _)| *index);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 }
 
@@ -121,21 +122,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_bytes_are_worth_one_thread_and_many_all() {
+    fn threads_scale_with_bytes() {
         let workers = Workers {
             threads: NonZeroUsize::MIN.saturating_add(7),
             ..Workers::default()
         };
         let threads = |bytes| workers.scaled_to(bytes).threads.get();
         assert_eq!(
-            [0, WORTH_A_THREAD - 1, WORTH_A_THREAD].map(threads),
+            [0, BYTES_PER_THREAD - 1, BYTES_PER_THREAD].map(threads),
             [1, 1, 2]
         );
         assert_eq!([100 << 20, u64::MAX].map(threads), [8, 8]);
     }
 
     #[test]
-    fn there_is_a_pause_after_each_so_many_items_and_none_is_lost() {
+    fn pausing_iterator_yields_all_items() {
         use std::cell::Cell;
 
         thread_local! {
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn results_come_in_the_order_of_the_items_however_many_threads_there_are() {
+    fn results_keep_item_order_on_any_threads() {
         let items: Vec<usize> = (0..1_000).collect();
         for threads in [1, 2, 7] {
             let workers = Workers {

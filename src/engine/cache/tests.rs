@@ -30,7 +30,7 @@ fn query(id: &str) -> Query {
 /// Returns a snapshot with a revision of its own.
 fn snapshot(n: u8) -> Snapshot {
     let text = format!("// {n}");
-    let file = SourceFile::held("some.cedar".to_owned(), FileKind::Policies, text.into());
+    let file = SourceFile::in_memory("some.cedar".to_owned(), FileKind::Policies, text.into());
     compile(
         &Sources::new(vec![file], Vec::new(), Vec::new()),
         &Settings::default(),

@@ -1,45 +1,46 @@
-//! What an author should know of how policies are decided: which ones every request must evaluate,
-//! and which attributes of the context keep answers from being remembered.
+//! Advice for policy authors: expensive policies, and context attributes in cache keys.
 
+use crate::pdp::policies::conjunction::operands;
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
 use crate::pdp::policies::context_reads::ContextReads;
+use crate::pdp::policies::policy::Rule;
 use crate::pdp::snapshot::Snapshot;
 
-/// What an author should know of how a snapshot decides.
+/// Facts that a policy author should know about the cost of decisions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advice {
     /// The policies that every request must evaluate, sorted by id.
     pub broad_policies: Vec<BroadPolicy>,
-    /// The policies that use the context as a whole, sorted by id: for the actions that they
-    /// apply to, an answer is remembered for one context only, and any attribute that changes
-    /// with each request keeps it from being used again.
+    /// The policies that use the context as a whole, sorted by id.
+    ///
+    /// For the actions that they apply to, a cached answer serves only the same context. So an
+    /// attribute that changes with each request prevents cache hits.
     pub whole_context: Vec<PolicyRef>,
-    /// What policies read of the context, by action, sorted: an answer is remembered for each
-    /// combination of these values.
+    /// The context attributes that policies read, by action, sorted: one answer is cached for each
+    /// combination of their values.
     pub cache_key_reads: Vec<CacheKeyReads>,
 }
 
-/// A policy, and where it stands.
+/// A policy with its location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyRef {
-    /// The policy or link.
+    /// The id of the policy or link.
     pub policy: PolicyId,
-    /// Where it is written.
+    /// The location in the policy directory.
     pub place: Place,
 }
 
 /// A policy that every request must evaluate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BroadPolicy {
-    /// Which.
+    /// The policy, with its location.
     pub policy: PolicyRef,
-    /// The first operand of its condition, which is nothing that policies can be looked up by;
-    /// `None` when it has no condition.
+    /// The first operand of its condition, by which no index is possible; `None` without condition.
     pub begins_with: Option<String>,
 }
 
-/// What answers for an action are remembered by.
+/// The part of the context in the cache key of an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheKeyReads {
     /// The action.
@@ -48,48 +49,28 @@ pub struct CacheKeyReads {
     pub attributes: Option<Vec<String>>,
 }
 
-/// The longest operand that is shown, in characters.
+/// The maximum length of an operand that is shown, in characters.
 const MAX_OPERAND_CHARS: usize = 100;
 
-/// What the author of `snapshot`'s policies should know.
+/// Returns the advice for the author of `snapshot`'s policies.
 #[must_use]
 pub fn advice(snapshot: &Snapshot) -> Advice {
-    let broad_policies = snapshot
-        .index
-        .unconstrained()
-        .iter()
+    let unconstrained = snapshot.index.unconstrained().iter();
+    let broad_policies = unconstrained
         .filter_map(|number| snapshot.rules.get(*number as usize))
         .map(|rule| BroadPolicy {
-            policy: PolicyRef {
-                policy: rule.id.clone(),
-                place: rule.place(),
-            },
-            begins_with: rule
-                .condition
-                .expr
-                .as_ref()
-                .and_then(|condition| {
-                    crate::pdp::policies::conjunction::operands(condition)
-                        .first()
-                        .copied()
-                })
-                .map(|operand| {
-                    let written = operand.source_loc().and_then(|loc| loc.snippet());
-                    shortened(&written.map_or_else(|| operand.to_string(), str::to_owned))
-                }),
+            policy: policy_ref(rule),
+            begins_with: first_operand(rule),
         })
         .collect();
     let whole_context = snapshot
         .rules
         .iter()
         .filter(|rule| rule.condition.read_set.context.is_none())
-        .map(|rule| PolicyRef {
-            policy: rule.id.clone(),
-            place: rule.place(),
-        })
+        .map(|rule| policy_ref(rule))
         .collect();
     let mut cache_key_reads: Vec<CacheKeyReads> = snapshot
-        .projections
+        .context_reads
         .iter()
         .map(|(action, reads)| CacheKeyReads {
             action: snapshot.entities.interner.uid(action).to_string(),
@@ -107,7 +88,25 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
     }
 }
 
-/// `text` on one line and no longer than people read.
+/// Returns id and location of a rule.
+fn policy_ref(rule: &Rule) -> PolicyRef {
+    PolicyRef {
+        policy: rule.id.clone(),
+        place: rule.place(),
+    }
+}
+
+/// Returns the text of the first operand of the rule's condition.
+fn first_operand(rule: &Rule) -> Option<String> {
+    let operands = operands(rule.condition.expr.as_ref()?);
+    let operand = operands.first()?;
+    let source = operand.source_loc().and_then(|loc| loc.snippet());
+    Some(shortened(
+        &source.map_or_else(|| operand.to_string(), str::to_owned),
+    ))
+}
+
+/// Returns `text` on one line, shortened to [`MAX_OPERAND_CHARS`].
 fn shortened(text: &str) -> String {
     let line: Vec<&str> = text.split_whitespace().collect();
     let line = line.join(" ");
@@ -126,14 +125,14 @@ mod tests {
     use crate::pdp::{Settings, compile};
 
     #[test]
-    fn an_author_is_told_what_every_request_costs_and_what_answers_are_remembered_by() {
+    fn advice_names_broad_policies_and_cache_keys() {
         let text = r#"
 @id("open") permit(principal, action, resource) when { context.amount < 9 };
 @id("narrow") permit(principal, action, resource) when { principal in Group::"g" && context.amount < 9 };
 @id("bare") forbid(principal, action == Action::"pay", resource) when { resource.limits == context };
 @id("read") permit(principal, action == Action::"read", resource) when { context.mfa };
 "#;
-        let file = SourceFile::held("p.cedar".to_owned(), FileKind::Policies, Arc::from(text));
+        let file = SourceFile::in_memory("p.cedar".to_owned(), FileKind::Policies, Arc::from(text));
         let sources = Sources::new(vec![file], vec![], vec![]);
         let advice = advice(&compile(&sources, &Settings::default()).unwrap());
         let [open] = advice.broad_policies.as_slice() else {
@@ -145,14 +144,14 @@ mod tests {
             panic!("{advice:?}")
         };
         assert_eq!(bare.policy.as_str(), "bare");
-        let remembered: Vec<_> = advice
+        let cache_keys: Vec<_> = advice
             .cache_key_reads
             .iter()
-            .map(|by| (by.action.as_str(), by.attributes.clone()))
+            .map(|reads| (reads.action.as_str(), reads.attributes.clone()))
             .collect();
         let names = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect());
         assert_eq!(
-            remembered,
+            cache_keys,
             [
                 (r#"Action::"pay""#, None),
                 (r#"Action::"read""#, names(&["amount", "mfa"])),

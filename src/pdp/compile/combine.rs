@@ -8,15 +8,15 @@ use cedar_policy_core::ast;
 
 use super::findings::{DiagnosticSink, duplicate_id_message};
 use super::policies::PolicyFile;
-use super::rule_set::{Link, ReadSetCache, RuleSet, Template};
+use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
-use crate::pdp::diagnostic::{Diagnostic, Lines, Position, Severity};
+use crate::pdp::diagnostic::{Diagnostic, LineStarts, Position, Severity};
 use crate::pdp::id::PolicyId;
 use crate::pdp::sources::FileKind;
 use crate::pdp::values::with_causes;
 use crate::pdp::workers::Workers;
 
-/// The rules of all links, with what they were made of.
+/// The rules of all template links, with the files that they come from.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Links {
     pub(super) rule_set: RuleSet,
@@ -25,194 +25,220 @@ pub(in crate::pdp) struct Links {
     pub(super) files: Vec<Arc<PolicyFile>>,
 }
 
-/// What several files come to together.
-pub(in crate::pdp) struct CombinedFiles {
+/// The combined result of all policy files.
+pub(super) struct CombinedFiles {
     pub(super) links: Arc<Links>,
+    /// Number of templates.
     pub(super) templates: usize,
+    /// Number of policies and templates by path.
     pub(super) per_file: BTreeMap<String, usize>,
 }
 
-/// Puts files together: one space of ids, and the links, taken over from `previous` when no file
-/// with a link or a template has changed.
-pub(in crate::pdp) fn combine(
+/// Combines files: checks that ids are unique, and links templates.
+///
+/// The `previous` links are reused when no file with a link or a template has changed.
+pub(super) fn combine(
     files: &[Arc<PolicyFile>],
-    texts: impl Fn(&str) -> Option<Arc<str>>,
+    text_of: impl Fn(&str) -> Option<Arc<str>>,
     (validator, workers): (PolicyValidator<'_>, Workers),
     previous: Option<&Arc<Links>>,
-    findings: &mut DiagnosticSink,
+    diagnostics: &mut DiagnosticSink,
 ) -> CombinedFiles {
     for warning in files.iter().flat_map(|file| &file.warnings) {
-        findings.add(warning.clone());
+        diagnostics.add(warning.clone());
     }
-    let statics = files.iter().map(|file| file.rule_set.rules.len());
-    let statics: usize = statics.sum();
-    let templates = files.iter().map(|file| file.templates.len()).sum();
-    let links: usize = files.iter().map(|file| file.links.len()).sum();
-
-    let mut ids = IdRegistry {
-        seen: HashMap::with_capacity(statics + templates + links),
-        texts,
-    };
-    for file in files {
-        (workers.pause)();
-        for rule in &file.rule_set.rules {
-            ids.register(&rule.id, &rule.file, rule.position, findings);
-        }
-        for Template { id, origin, .. } in &file.templates {
-            ids.register(id, &origin.file, origin.position, findings);
-        }
-    }
-    let mut clashing: HashSet<&PolicyId> = HashSet::new();
-    for Link { id, origin, .. } in files.iter().flat_map(|file| &file.links) {
-        if !ids.register(id, &origin.file, origin.position, findings) {
-            clashing.insert(id);
-        }
-    }
-
-    let of_links: Vec<Arc<PolicyFile>> = files
+    let duplicate_links = check_ids(files, text_of, workers, diagnostics);
+    let linking_files: Vec<Arc<PolicyFile>> = files
         .iter()
         .filter(|file| !file.links.is_empty() || !file.templates.is_empty())
         .cloned()
         .collect();
-    let same = |links: &&Arc<Links>| {
-        links.files.len() == of_links.len()
+    let is_unchanged = |links: &&Arc<Links>| {
+        links.files.len() == linking_files.len()
             && links
                 .files
                 .iter()
-                .zip(&of_links)
+                .zip(&linking_files)
                 .all(|(one, other)| Arc::ptr_eq(one, other))
     };
-    let links = match previous.filter(same) {
+    let links = match previous.filter(is_unchanged) {
         Some(links) => Arc::clone(links),
-        None => Arc::new(link_all(of_links, &clashing, validator, findings)),
+        None => Arc::new(link_all(
+            linking_files,
+            &duplicate_links,
+            validator,
+            diagnostics,
+        )),
     };
     for warning in &links.warnings {
-        findings.add(warning.clone());
+        diagnostics.add(warning.clone());
     }
-
     let count = |file: &Arc<PolicyFile>| file.rule_set.rules.len() + file.templates.len();
     CombinedFiles {
         links,
-        templates,
+        templates: files.iter().map(|file| file.templates.len()).sum(),
         per_file: files
             .iter()
-            .filter(|file| FileKind::of(&file.path) != Some(FileKind::Links))
+            .filter(|file| FileKind::from_name(&file.path) != Some(FileKind::Links))
             .map(|file| (file.path.clone(), count(file)))
             .collect(),
     }
 }
 
-/// The ids of all files.
-pub(in crate::pdp) struct IdRegistry<'a, T> {
+/// Reports ids that are defined twice, and returns the links among them.
+fn check_ids<'a>(
+    files: &'a [Arc<PolicyFile>],
+    text_of: impl Fn(&str) -> Option<Arc<str>>,
+    workers: Workers,
+    diagnostics: &mut DiagnosticSink,
+) -> HashSet<&'a PolicyId> {
+    let count = |file: &Arc<PolicyFile>| {
+        file.rule_set.rules.len() + file.templates.len() + file.links.len()
+    };
+    let mut ids = IdRegistry {
+        seen: HashMap::with_capacity(files.iter().map(count).sum()),
+        text_of,
+    };
+    for file in files {
+        (workers.pause)();
+        for rule in &file.rule_set.rules {
+            ids.register(&rule.id, &rule.file, rule.position, diagnostics);
+        }
+        for Template { id, origin, .. } in &file.templates {
+            ids.register(id, &origin.file, origin.position, diagnostics);
+        }
+    }
+    let mut duplicate_links = HashSet::new();
+    for Link { id, origin, .. } in files.iter().flat_map(|file| &file.links) {
+        if !ids.register(id, &origin.file, origin.position, diagnostics) {
+            duplicate_links.insert(id);
+        }
+    }
+    duplicate_links
+}
+
+/// The ids of all files, each with the position of its definition.
+struct IdRegistry<'a, T> {
     seen: HashMap<&'a PolicyId, (&'a Arc<str>, Position)>,
-    texts: T,
+    text_of: T,
 }
 
 impl<'a, T: Fn(&str) -> Option<Arc<str>>> IdRegistry<'a, T> {
-    /// Takes `id` for what stands here, unless something else has it, which is then a finding.
+    /// Registers `id`; returns false and adds an error when it is in use already.
+    ///
+    /// Duplicates within a file, except links, were reported when the file was read.
     fn register(
         &mut self,
         id: &'a PolicyId,
         file: &'a Arc<str>,
         position: Position,
-        findings: &mut DiagnosticSink,
+        diagnostics: &mut DiagnosticSink,
     ) -> bool {
         let Some((first_file, first)) = self.seen.insert(id, (file, position)) else {
             return true;
         };
-        // Two of one file are told when it is read, but for its links.
         let message = duplicate_id_message(id.as_str(), first_file, first);
-        let finding = Diagnostic::error(file.as_ref(), message);
-        findings.add(match (self.texts)(file) {
+        let diagnostic = Diagnostic::error(file.as_ref(), message);
+        diagnostics.add(match (self.text_of)(file) {
             Some(text) => {
-                let at = Lines::of(&text).offset(&text, position);
-                finding.at(&text, at..at)
+                let offset = LineStarts::new(&text).offset(&text, position);
+                diagnostic.at(&text, offset..offset)
             }
-            None => finding,
+            None => diagnostic,
         });
         false
     }
 }
 
-/// Links all links of `files`, but for those whose ids clash, to the templates in them, and
-/// validates what comes of it.
-pub(in crate::pdp) fn link_all(
+/// Links the templates of `files`, except for links with duplicate ids, and validates the result.
+fn link_all(
     files: Vec<Arc<PolicyFile>>,
-    clashing: &HashSet<&PolicyId>,
+    duplicate_links: &HashSet<&PolicyId>,
     validator: PolicyValidator<'_>,
-    findings: &mut DiagnosticSink,
+    diagnostics: &mut DiagnosticSink,
 ) -> Links {
-    let mut set = PolicySet::new();
-    let mut templates: HashMap<&str, &Template> = HashMap::new();
+    let mut linker = Linker::default();
     for template in files.iter().flat_map(|file| &file.templates) {
-        // A double id was told above.
-        if set.add_template(template.template.clone()).is_ok() {
-            templates.insert(template.id.as_str(), template);
+        linker.add_template(template);
+    }
+    for link in files.iter().flat_map(|file| &file.links) {
+        let linked = linker.link(link, duplicate_links);
+        if let Err(message) = linked {
+            diagnostics.add(link.origin.error(message));
         }
     }
-    let mut links: HashMap<&str, &Link> = HashMap::new();
-    let mut rule_set = RuleSet::default();
-    let mut reads = ReadSetCache::default();
-    for link in files.iter().flat_map(|file| &file.links) {
-        let Some(template) = templates.get(link.template.as_str()) else {
-            findings.add(
-                link.origin
-                    .error(format!("there is no template `{}`", link.template)),
-            );
-            continue;
-        };
-        if clashing.contains(&link.id) {
-            continue;
-        }
-        let id = cedar_policy::PolicyId::new(link.id.as_str());
-        let linked = set.link(
-            cedar_policy::PolicyId::new(&link.template),
-            id.clone(),
-            link.args.clone(),
-        );
-        match linked {
-            Ok(()) => {
-                links.insert(link.id.as_str(), link);
-                if let Some(policy) = set.policy(&id) {
-                    let policy: &ast::Policy = policy.as_ref();
-                    let added = rule_set.add(policy, Some(template), &link.origin, &mut reads);
-                    if let Err(message) = added {
-                        findings.add(link.origin.error(message));
-                    }
-                }
-            }
-            Err(error) => findings.add(link.origin.error(format!(
-                "template link `{}`: {}",
-                link.id,
-                with_causes(&error)
-            ))),
+    let warnings = linker.validate(validator, diagnostics);
+    Links {
+        rule_set: linker.rule_set,
+        warnings,
+        files,
+    }
+}
+
+/// Templates and links that are being combined to rules.
+#[derive(Default)]
+struct Linker<'a> {
+    policies: PolicySet,
+    templates: HashMap<&'a str, &'a Template>,
+    links: HashMap<&'a str, &'a Link>,
+    rule_set: RuleSet,
+    read_sets: ReadSetCache,
+}
+
+impl<'a> Linker<'a> {
+    fn add_template(&mut self, template: &'a Template) {
+        // Duplicate ids have been reported already.
+        if self
+            .policies
+            .add_template(template.template.clone())
+            .is_ok()
+        {
+            self.templates.insert(template.id.as_str(), template);
         }
     }
 
-    let mut found = DiagnosticSink::default();
-    let at = |id: &cedar_policy::PolicyId, error: &dyn miette::Diagnostic| {
-        // What is found at a template was found when its file was read.
-        let link = links.get(AsRef::<str>::as_ref(id))?;
-        let written = &templates.get(link.template.as_str())?.origin;
-        Some(link.origin.finding(written, error))
-    };
-    validator.findings(&set, at, &mut found);
-    let mut seen = HashSet::new();
-    let mut warnings = Vec::new();
-    for finding in found.0 {
-        match finding.severity {
-            Severity::Error => findings.add(finding),
-            Severity::Warning => {
-                if seen.insert(finding.to_string()) {
-                    warnings.push(finding);
-                }
-            }
+    fn link(&mut self, link: &'a Link, duplicate_links: &HashSet<&PolicyId>) -> Result<(), String> {
+        let Some(template) = self.templates.get(link.template.as_str()) else {
+            return Err(format!("there is no template `{}`", link.template));
+        };
+        if duplicate_links.contains(&link.id) {
+            return Ok(());
         }
+        let id = cedar_policy::PolicyId::new(link.id.as_str());
+        let template_id = cedar_policy::PolicyId::new(&link.template);
+        self.policies
+            .link(template_id, id.clone(), link.args.clone())
+            .map_err(|error| format!("template link `{}`: {}", link.id, with_causes(&error)))?;
+        self.links.insert(link.id.as_str(), link);
+        let Some(policy) = self.policies.policy(&id) else {
+            return Ok(());
+        };
+        let policy: &ast::Policy = policy.as_ref();
+        self.rule_set
+            .add(policy, Some(template), &link.origin, &mut self.read_sets)
     }
-    drop((templates, links));
-    Links {
-        rule_set,
-        warnings,
-        files,
+
+    /// Validates the linked policies, and returns the distinct warnings.
+    fn validate(
+        &self,
+        validator: PolicyValidator<'_>,
+        diagnostics: &mut DiagnosticSink,
+    ) -> Vec<Diagnostic> {
+        let mut found = DiagnosticSink::default();
+        let locate = |id: &cedar_policy::PolicyId, error: &dyn miette::Diagnostic| {
+            // Errors in a template were reported when its file was read.
+            let link = self.links.get(AsRef::<str>::as_ref(id))?;
+            let template: &SourceLocation = &self.templates.get(link.template.as_str())?.origin;
+            Some(link.origin.cedar_error(template, error))
+        };
+        validator.validate(&self.policies, locate, &mut found);
+        let (errors, mut warnings): (Vec<_>, Vec<_>) = found
+            .0
+            .into_iter()
+            .partition(|diagnostic| diagnostic.severity == Severity::Error);
+        diagnostics.0.extend(errors);
+        let mut seen = HashSet::new();
+        warnings.retain(|warning| seen.insert(warning.to_string()));
+        warnings
     }
 }

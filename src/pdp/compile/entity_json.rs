@@ -1,13 +1,12 @@
-//! Reads an entity that is written plainly, straight into a segment.
+//! Parses entities in plain JSON straight into a segment.
 //!
-//! Cedar's parser makes four trees of an entity on the way to its value, and a million entities
-//! take it most of a minute. Nearly all of them are written in the plainest way there is: the
-//! values are those that their type's declaration asks for, uids are `{"type": …, "id": …}`.
-//! Such an entity is read here. Whatever is not certainly what Cedar would take, and take in the
-//! same sense, is left to Cedar, which also has the word on what is wrong with it.
+//! Cedar's parser builds four trees for an entity, and takes most of a minute for a million. Nearly
+//! all entities are plain: values have the declared types, and uids are `{"type": …, "id": …}`.
+//! These are parsed here. An entity that Cedar might reject, or might read differently, is left to
+//! Cedar, which also reports its errors.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use cedar_policy_core::ast::EntityType;
@@ -20,11 +19,11 @@ use crate::pdp::entities::segment::Draft;
 use crate::pdp::schema::conformance::{self, EntitySpec, RecordSpec, TypeTag};
 use crate::pdp::values::parse_type_name;
 
-/// The entity is not written plainly, or not certainly right.
+/// The error for an entity that only Cedar parses: not plain, or not definitely valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotPlain;
 
-/// An entity as it is written plainly.
+/// An entity in plain JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlainEntity<'a> {
@@ -47,11 +46,11 @@ struct PlainUid<'a> {
     id: Cow<'a, str>,
 }
 
-/// The fields of a JSON object, in the order in which they stand.
+/// The fields of a JSON object, in order.
 #[derive(Default)]
 struct Fields<'a>(Vec<(Cow<'a, str>, Json<'a>)>);
 
-/// A JSON value of a kind that a Cedar value can have.
+/// A JSON value that has a Cedar counterpart: no null, and no fraction.
 enum Json<'a> {
     Bool(bool),
     Long(i64),
@@ -62,12 +61,12 @@ enum Json<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
+        struct JsonVisitor;
+        impl<'de> Visitor<'de> for JsonVisitor {
             type Value = Json<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value that Cedar has")
+                f.write_str("a boolean, integer, string, array or object")
             }
 
             fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
@@ -99,17 +98,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                fields(map).map(Json::Object)
+                read_fields(map).map(Json::Object)
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(JsonVisitor)
     }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
             type Value = Fields<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -117,15 +116,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                fields(map)
+                read_fields(map)
             }
         }
-        deserializer.deserialize_map(Object)
+        deserializer.deserialize_map(FieldsVisitor)
     }
 }
 
-fn fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
-    /// A name, borrowed where its text has no escapes.
+/// Reads the fields of a JSON object, duplicates included.
+fn read_fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
+    /// A field name, borrowed if its text has no escapes.
     #[derive(Deserialize)]
     #[serde(transparent)]
     struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -136,27 +136,26 @@ fn fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
     Ok(Fields(fields))
 }
 
-/// The entity types whose entities can be read here, under one schema or none.
-pub(super) struct PlainTypes {
-    /// By written name; `None` without a schema: then any type and any value will do.
-    declared: Option<HashMap<String, EntitySpec>>,
+/// A parser of plain entities, under a schema or without one.
+pub(super) struct PlainEntityParser {
+    /// Declarations by type name. `None` without a schema: then all types and values are accepted.
+    specs: Option<HashMap<String, EntitySpec>>,
 }
 
-impl PlainTypes {
-    /// The types of `schema`.
-    pub(super) fn of(schema: Option<&ValidatorSchema>) -> Self {
+impl PlainEntityParser {
+    /// Reads the entity types of `schema`.
+    pub(super) fn new(schema: Option<&ValidatorSchema>) -> Self {
         Self {
-            declared: schema.map(|schema| {
-                let declared = conformance::entity_types(schema);
-                declared
-                    .map(|(ty, declared)| (ty.to_string(), declared))
-                    .collect()
+            specs: schema.map(|schema| {
+                let specs = conformance::entity_types(schema);
+                specs.map(|(ty, spec)| (ty.to_string(), spec)).collect()
             }),
         }
     }
 
-    /// Writes the entity in `json`, which begins at byte `origin` of its file, to `draft`; the
-    /// draft is as it was when the entity is not plain.
+    /// Writes the entity in `json`, which begins at byte `origin` of its file, to `draft`.
+    ///
+    /// Leaves `draft` unchanged when the entity is not plain.
     pub(super) fn read(
         &self,
         json: &str,
@@ -165,44 +164,45 @@ impl PlainTypes {
         types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         let entity: PlainEntity<'_> = serde_json::from_str(json).map_err(|_| NotPlain)?;
-        let declared = match &self.declared {
+        let spec = match &self.specs {
             None => None,
-            Some(declared) => Some(declared.get(entity.uid.r#type.as_ref()).ok_or(NotPlain)?),
+            Some(specs) => Some(specs.get(entity.uid.r#type.as_ref()).ok_or(NotPlain)?),
         };
         let uid = self.uid(&entity.uid, draft, types)?;
         draft.begin(uid, origin).map_err(|_| NotPlain)?;
-        let written = self.write(&entity, declared, draft, types);
+        let written = self.write(&entity, spec, draft, types);
         if written.is_err() {
             draft.discard_last();
         }
         written
     }
 
+    /// Writes parents, attributes and tags.
     fn write(
         &self,
         entity: &PlainEntity<'_>,
-        declared: Option<&EntitySpec>,
+        spec: Option<&EntitySpec>,
         draft: &mut Draft,
         types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         for parent in &entity.parents {
-            if let Some(declared) = declared
-                && !declared.parents.contains(types.of(&parent.r#type)?)
+            if let Some(spec) = spec
+                && !spec.parents.contains(types.parse(&parent.r#type)?)
             {
                 return Err(NotPlain);
             }
             let parent = self.uid(parent, draft, types)?;
             draft.parent(parent);
         }
-        let attributes = declared.map(|declared| &declared.attributes);
+        let attributes = spec.map(|spec| &spec.attributes);
         self.fields(&entity.attrs, attributes, draft, types)?;
         let Fields(tags) = &entity.tags;
-        distinct(tags)?;
+        check_distinct(tags)?;
         draft.count(tags.len());
         for (name, value) in tags {
-            let expected = match declared {
+            let expected = match spec {
                 None => None,
-                Some(declared) => Some(declared.tags.as_ref().ok_or(NotPlain)?),
+                Some(spec) => Some(spec.tags.as_ref().ok_or(NotPlain)?),
             };
             draft.name(name);
             self.value(value, expected, draft, types)?;
@@ -210,23 +210,22 @@ impl PlainTypes {
         Ok(())
     }
 
-    /// Writes `fields`, which must be those that are declared.
+    /// Writes `fields`, which must be the declared ones.
     fn fields(
         &self,
         Fields(fields): &Fields<'_>,
-        declared: Option<&RecordSpec>,
+        spec: Option<&RecordSpec>,
         draft: &mut Draft,
         types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
-        distinct(fields)?;
+        check_distinct(fields)?;
         draft.count(fields.len());
         let mut required = 0;
         for (name, value) in fields {
-            let expected = match declared {
+            let expected = match spec {
                 None => None,
-                Some(declared) => {
-                    let (expected, is_required) =
-                        declared.fields.get(name.as_ref()).ok_or(NotPlain)?;
+                Some(spec) => {
+                    let (expected, is_required) = spec.fields.get(name.as_ref()).ok_or(NotPlain)?;
                     required += usize::from(*is_required);
                     Some(expected)
                 }
@@ -234,13 +233,13 @@ impl PlainTypes {
             draft.name(name);
             self.value(value, expected, draft, types)?;
         }
-        match declared {
-            Some(declared) if declared.required != required => Err(NotPlain),
+        match spec {
+            Some(spec) if spec.required != required => Err(NotPlain),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Writes `value`, which must be of the `expected` type where one is declared.
+    /// Writes `value`, which must have the `expected` type if there is one.
     fn value(
         &self,
         value: &Json<'_>,
@@ -252,27 +251,19 @@ impl PlainTypes {
             (Json::Bool(value), None | Some(TypeTag::Bool)) => draft.bool(*value),
             (Json::Long(value), None | Some(TypeTag::Long)) => draft.long(*value),
             (Json::String(text), None | Some(TypeTag::String)) => draft.string(text),
-            (Json::Array(members), None) => {
-                draft.set(members.len());
-                for member in members {
-                    self.value(member, None, draft, types)?;
-                }
-            }
+            (Json::Array(members), None) => self.set(members, None, draft, types)?,
             (Json::Array(members), Some(TypeTag::Set(element))) => {
-                draft.set(members.len());
-                for member in members {
-                    self.value(member, Some(element), draft, types)?;
-                }
+                self.set(members, Some(element), draft, types)?;
             }
             (Json::Object(Fields(fields)), Some(TypeTag::Entity(ty))) => {
-                let uid = uid_of(fields)?;
-                if types.of(&uid.r#type)? != ty {
+                let uid = plain_uid(fields)?;
+                if types.parse(&uid.r#type)? != ty {
                     return Err(NotPlain);
                 }
                 let uid = self.uid(&uid, draft, types)?;
                 draft.entity(uid);
             }
-            // `__entity`, `__extn` and `__expr` are escapes.
+            // `__entity`, `__extn` and `__expr` have a special meaning.
             (Json::Object(Fields(fields)), _)
                 if fields.iter().any(|(name, _)| name.starts_with("__")) =>
             {
@@ -282,9 +273,9 @@ impl PlainTypes {
                 draft.begin_record();
                 self.fields(fields, None, draft, types)?;
             }
-            (Json::Object(fields), Some(TypeTag::Record(declared))) => {
+            (Json::Object(fields), Some(TypeTag::Record(spec))) => {
                 draft.begin_record();
-                self.fields(fields, Some(declared), draft, types)?;
+                self.fields(fields, Some(spec), draft, types)?;
             }
             (
                 Json::Bool(_) | Json::Long(_) | Json::String(_) | Json::Array(_) | Json::Object(_),
@@ -294,6 +285,19 @@ impl PlainTypes {
         Ok(())
     }
 
+    fn set(
+        &self,
+        members: &[Json<'_>],
+        element: Option<&TypeTag>,
+        draft: &mut Draft,
+        types: &mut ParsedTypeNames,
+    ) -> Result<(), NotPlain> {
+        draft.set(members.len());
+        members
+            .iter()
+            .try_for_each(|member| self.value(member, element, draft, types))
+    }
+
     fn uid(
         &self,
         uid: &PlainUid<'_>,
@@ -301,31 +305,31 @@ impl PlainTypes {
         types: &mut ParsedTypeNames,
     ) -> Result<UidId, NotPlain> {
         let PlainUid { r#type, id } = uid;
-        if let Some(declared) = &self.declared
-            && !declared.contains_key(r#type.as_ref())
+        if let Some(specs) = &self.specs
+            && !specs.contains_key(r#type.as_ref())
         {
-            // Of an enumerated type, an action, external, or unknown.
+            // The type is enumerated, an action type, external or unknown.
             return Err(NotPlain);
         }
-        let ty = types.of(r#type)?;
+        let ty = types.parse(r#type)?;
         if ty.is_action() {
             return Err(NotPlain);
         }
         let ty = match draft.uids().find_type_named(r#type) {
-            Some(number) => number,
+            Some(ty) => ty,
             None => draft.uids().add_type(ty),
         };
         draft.uids().add(ty, id).map_err(|_| NotPlain)
     }
 }
 
-/// Entity types by their text, parsed once for each file.
+/// A cache of parsed entity type names, one for each file.
 #[derive(Default)]
 pub(super) struct ParsedTypeNames(HashMap<String, EntityType>);
 
 impl ParsedTypeNames {
-    /// The type that `text` names in its normal spelling.
-    fn of(&mut self, text: &str) -> Result<&EntityType, NotPlain> {
+    /// Returns the type named by `text`, which must be in normal form.
+    fn parse(&mut self, text: &str) -> Result<&EntityType, NotPlain> {
         if !self.0.contains_key(text) {
             let ty = parse_type_name(text).ok_or(NotPlain)?;
             self.0.insert(text.to_owned(), ty);
@@ -334,36 +338,37 @@ impl ParsedTypeNames {
     }
 }
 
-fn uid_of<'a>(fields: &'a [(Cow<'_, str>, Json<'_>)]) -> Result<PlainUid<'a>, NotPlain> {
+/// Returns the uid in the fields of a JSON object.
+fn plain_uid<'a>(fields: &'a [(Cow<'_, str>, Json<'_>)]) -> Result<PlainUid<'a>, NotPlain> {
     let text = |value: &'a Json<'_>| match value {
         Json::String(text) => Ok(Cow::Borrowed(text.as_ref())),
         Json::Bool(_) | Json::Long(_) | Json::Array(_) | Json::Object(_) => Err(NotPlain),
     };
-    match fields {
-        [(one, a), (other, b)] if one == "type" && other == "id" => Ok(PlainUid {
-            r#type: text(a)?,
-            id: text(b)?,
-        }),
-        [(one, a), (other, b)] if one == "id" && other == "type" => Ok(PlainUid {
-            r#type: text(b)?,
-            id: text(a)?,
-        }),
-        [(escape, Json::Object(Fields(fields)))] if escape == "__entity" => uid_of(fields),
-        _ => Err(NotPlain),
-    }
+    let (ty, id) = match fields {
+        [(first, ty), (second, id)] if first == "type" && second == "id" => (ty, id),
+        [(first, id), (second, ty)] if first == "id" && second == "type" => (ty, id),
+        [(escape, Json::Object(Fields(fields)))] if escape == "__entity" => {
+            return plain_uid(fields);
+        }
+        _ => return Err(NotPlain),
+    };
+    Ok(PlainUid {
+        r#type: text(ty)?,
+        id: text(id)?,
+    })
 }
 
-/// Whether no name stands twice, which Cedar refuses.
-fn distinct(fields: &[(Cow<'_, str>, Json<'_>)]) -> Result<(), NotPlain> {
-    const FEW: usize = 16;
-    let is_distinct = if fields.len() <= FEW {
-        fields.iter().enumerate().all(|(at, (name, _))| {
-            let before = fields.get(..at).unwrap_or_default();
-            before.iter().all(|(other, _)| other != name)
+/// Rejects duplicate names, as Cedar does.
+fn check_distinct(fields: &[(Cow<'_, str>, Json<'_>)]) -> Result<(), NotPlain> {
+    /// Up to this number of names, comparing all pairs is faster than hashing.
+    const MAX_COMPARED: usize = 16;
+    let is_distinct = if fields.len() <= MAX_COMPARED {
+        fields.iter().enumerate().all(|(index, (name, _))| {
+            let earlier = fields.get(..index).unwrap_or_default();
+            earlier.iter().all(|(other, _)| other != name)
         })
     } else {
-        let names: std::collections::HashSet<&str> =
-            fields.iter().map(|(name, _)| name.as_ref()).collect();
+        let names: HashSet<&str> = fields.iter().map(|(name, _)| name.as_ref()).collect();
         names.len() == fields.len()
     };
     if is_distinct { Ok(()) } else { Err(NotPlain) }

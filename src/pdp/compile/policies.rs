@@ -1,8 +1,8 @@
-//! Reads policies, templates and links from all their files into rules with one space of ids.
+//! Reads one file of policies, templates or links.
 //!
-//! A file is read, checked and validated by itself, so that files can be read at the same time and
-//! one that has not changed need not be read again. What concerns several files comes after: ids
-//! that stand twice, and links, whose template may stand in any file.
+//! A file is parsed, checked and validated by itself, so that files can be read in parallel and an
+//! unchanged file need not be read again. Checks that concern several files follow in
+//! [`combine`](super::combine): duplicate ids, and links to templates of other files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr as _;
@@ -17,13 +17,13 @@ use super::findings::{DiagnosticSink, duplicate_id_message, located};
 use super::json_text::{offset_in, parse_json};
 use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
-use crate::pdp::diagnostic::{Diagnostic, Lines, Severity};
+use crate::pdp::diagnostic::{Diagnostic, LineStarts, Severity};
 use crate::pdp::id::PolicyId;
 use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, scanner};
 use crate::pdp::values::with_causes;
 
-/// What one file of policies or links holds, good in itself.
+/// The content of one file of policies or links.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct PolicyFile {
     pub(super) path: String,
@@ -31,31 +31,30 @@ pub(in crate::pdp) struct PolicyFile {
     pub(super) rule_set: RuleSet,
     pub(super) templates: Vec<Template>,
     pub(super) links: Vec<Link>,
-    /// What the author should look at, though it is loaded.
     pub(super) warnings: Vec<Diagnostic>,
 }
 
-/// Reads one file of policies or links, and validates the policies in it. Errors are findings; a
-/// file that has any is good for nothing but further findings.
+/// Reads one file of policies or links, and validates its policies.
+///
+/// Errors go to `diagnostics`. The content of a file with errors is incomplete, and is used only to
+/// find more errors.
 pub(super) fn read(
     file: &SourceFile,
     text: &Arc<str>,
     validator: PolicyValidator<'_>,
-    findings: &mut DiagnosticSink,
+    diagnostics: &mut DiagnosticSink,
 ) -> PolicyFile {
-    let mut own = DiagnosticSink::default();
     let mut reader = PolicyFileReader {
-        path: &file.path,
+        path: Arc::from(file.path.as_str()),
         text,
-        shown: Arc::from(file.path.as_str()),
-        lines: Lines::of(text),
-        set: PolicySet::new(),
+        line_starts: LineStarts::new(text),
+        policies: PolicySet::new(),
         origins: HashMap::new(),
-        reads: ReadSetCache::default(),
+        read_sets: ReadSetCache::default(),
         templates: Vec::new(),
         rule_set: RuleSet::default(),
         links: Vec::new(),
-        findings: &mut own,
+        diagnostics: DiagnosticSink::default(),
     };
     match file.kind {
         FileKind::Policies => reader.read_cedar(),
@@ -64,25 +63,24 @@ pub(super) fn read(
         FileKind::Schema | FileKind::SchemaJson | FileKind::Entities | FileKind::Tests => {}
     }
     let PolicyFileReader {
-        set,
+        policies,
         origins,
         templates,
         rule_set,
         links,
+        diagnostics: mut own,
         ..
     } = reader;
-    let at = |id: &cedar_policy::PolicyId, error: &dyn miette::Diagnostic| {
+    let locate = |id: &cedar_policy::PolicyId, error: &dyn miette::Diagnostic| {
         let origin = origins.get(AsRef::<str>::as_ref(id))?;
-        Some(origin.finding(origin, error))
+        Some(origin.cedar_error(origin, error))
     };
-    validator.findings(&set, at, &mut own);
+    validator.validate(&policies, locate, &mut own);
     let (errors, warnings): (Vec<_>, Vec<_>) = own
         .0
         .into_iter()
-        .partition(|finding| finding.severity == Severity::Error);
-    for error in errors {
-        findings.add(error);
-    }
+        .partition(|diagnostic| diagnostic.severity == Severity::Error);
+    diagnostics.0.extend(errors);
     PolicyFile {
         path: file.path.clone(),
         rule_set,
@@ -92,48 +90,46 @@ pub(super) fn read(
     }
 }
 
-/// One file while it is read.
+/// A file that is being read.
 struct PolicyFileReader<'a> {
-    path: &'a str,
+    path: Arc<str>,
     text: &'a Arc<str>,
-    shown: Arc<str>,
-    lines: Lines,
+    line_starts: LineStarts,
     /// All policies and templates, as Cedar validates them.
-    set: PolicySet,
+    policies: PolicySet,
     origins: HashMap<PolicyId, SourceLocation>,
-    reads: ReadSetCache,
+    read_sets: ReadSetCache,
     rule_set: RuleSet,
     templates: Vec<Template>,
     links: Vec<Link>,
-    findings: &'a mut DiagnosticSink,
+    diagnostics: DiagnosticSink,
 }
 
 impl PolicyFileReader<'_> {
-    fn origin(&self, start: usize) -> SourceLocation {
+    /// Returns the location of byte `start`.
+    fn location(&self, start: usize) -> SourceLocation {
         SourceLocation {
-            file: Arc::clone(&self.shown),
+            file: Arc::clone(&self.path),
             text: Arc::clone(self.text),
             start,
-            position: self.lines.position(self.text, start),
+            position: self.line_starts.position(self.text, start),
         }
     }
 
     fn read_cedar(&mut self) {
+        let text = self.text;
         if !self
-            .findings
-            .check_nesting(self.path, self.text, Language::Policies)
+            .diagnostics
+            .check_nesting(&self.path, text, Language::Policies)
         {
             return;
         }
-        let parsed = match PolicySet::from_str(self.text) {
+        let parsed = match PolicySet::from_str(text) {
             Ok(parsed) => parsed,
             Err(errors) => {
                 for error in errors.iter() {
-                    self.findings.add(located(
-                        Diagnostic::error(self.path, error.to_string()),
-                        error,
-                        self.text,
-                    ));
+                    let diagnostic = Diagnostic::error(self.path.as_ref(), error.to_string());
+                    self.diagnostics.add(located(diagnostic, error, text));
                 }
                 return;
             }
@@ -158,103 +154,101 @@ impl PolicyFileReader<'_> {
 
     fn read_json(&mut self) {
         let text = self.text;
-        let Some(json) = parse_json::<PolicySetJson<'_>>(self.path, text, self.findings) else {
+        let Some(json) = parse_json::<PolicySetJson<'_>>(&self.path, text, &mut self.diagnostics)
+        else {
             return;
         };
         for (entries, is_template) in [(json.static_policies, false), (json.templates, true)] {
             for (id, raw) in entries.0 {
-                let Some(origin) = self.register(&id, offset_in(text, raw.get())) else {
-                    continue;
-                };
-                let parsed =
-                    serde_json::from_str::<est::Policy>(raw.get()).map_err(|e| with_causes(&e));
-                let core_id = Some(ast::PolicyID::from_string(&id));
-                let place = origin.clone();
-                let added = parsed.and_then(|est| {
-                    if is_template {
-                        let template = est
-                            .try_into_ast_template(core_id)
-                            .map_err(|e| with_causes(&e))?;
-                        self.add_template(template.into(), origin);
-                    } else {
-                        let policy = est
-                            .try_into_ast_policy(core_id)
-                            .map_err(|e| with_causes(&e))?;
-                        self.add(policy.into(), origin);
-                    }
-                    Ok(())
-                });
-                if let Err(message) = added {
+                if let Some(origin) = self.register(&id, offset_in(text, raw.get()))
+                    && let Err(message) = self.add_json(&id, raw, is_template, origin.clone())
+                {
                     let kind = if is_template { "template" } else { "policy" };
-                    self.findings
-                        .add(place.error(format!("{kind} `{id}`: {message}")));
+                    self.diagnostics
+                        .add(origin.error(format!("{kind} `{id}`: {message}")));
                 }
             }
         }
         for raw in json.template_links {
-            let origin = self.origin(offset_in(text, raw.get()));
-            match serde_json::from_str::<est::TemplateLink>(raw.get()) {
-                Ok(link) => self.links.push(Link {
-                    template: AsRef::<str>::as_ref(&link.template_id).to_owned(),
-                    id: PolicyId::new(link.new_id.as_ref()),
-                    args: link
-                        .values
-                        .into_iter()
-                        .map(|(slot, uid)| (slot.into(), uid.into()))
-                        .collect(),
-                    origin,
-                }),
-                Err(error) => self
-                    .findings
-                    .add(origin.error(format!("template link: {}", with_causes(&error)))),
-            }
+            self.add_link(raw, cedar_json_link);
         }
+    }
+
+    /// Adds the policy or template `id` that `raw` defines in Cedar's JSON format.
+    fn add_json(
+        &mut self,
+        id: &str,
+        raw: &RawValue,
+        is_template: bool,
+        origin: SourceLocation,
+    ) -> Result<(), String> {
+        let policy: est::Policy =
+            serde_json::from_str(raw.get()).map_err(|error| with_causes(&error))?;
+        let id = Some(ast::PolicyID::from_string(id));
+        if is_template {
+            let template = policy.try_into_ast_template(id);
+            let template = template.map_err(|error| with_causes(&error))?;
+            self.add_template(template.into(), origin);
+        } else {
+            let policy = policy.try_into_ast_policy(id);
+            let policy = policy.map_err(|error| with_causes(&error))?;
+            self.add(policy.into(), origin);
+        }
+        Ok(())
     }
 
     fn read_links(&mut self) {
         let text = self.text;
-        let raws = parse_json::<Vec<&RawValue>>(self.path, text, self.findings);
-        for raw in raws.unwrap_or_default() {
-            let origin = self.origin(offset_in(text, raw.get()));
-            match read_link(raw, origin.clone()) {
-                Ok(link) => self.links.push(link),
-                Err(message) => self
-                    .findings
-                    .add(origin.error(format!("template link: {message}"))),
-            }
+        let links = parse_json::<Vec<&RawValue>>(&self.path, text, &mut self.diagnostics);
+        for raw in links.unwrap_or_default() {
+            self.add_link(raw, links_file_link);
         }
     }
 
-    /// Takes `id` for what begins at `start`, unless something else in this file has it.
-    fn register(&mut self, id: &str, start: usize) -> Option<SourceLocation> {
-        let origin = self.origin(start);
-        match self.origins.get(id) {
-            Some(first) => {
-                let message = duplicate_id_message(id, &first.file, first.position);
-                self.findings.add(origin.error(message));
-                None
-            }
-            None => {
-                self.origins.insert(PolicyId::new(id), origin.clone());
-                Some(origin)
-            }
+    /// Adds the link that `parse` reads from `raw`.
+    fn add_link(
+        &mut self,
+        raw: &RawValue,
+        parse: impl Fn(&RawValue, SourceLocation) -> Result<Link, String>,
+    ) {
+        let origin = self.location(offset_in(self.text, raw.get()));
+        match parse(raw, origin.clone()) {
+            Ok(link) => self.links.push(link),
+            Err(message) => self
+                .diagnostics
+                .add(origin.error(format!("template link: {message}"))),
         }
+    }
+
+    /// Registers `id` for the definition at byte `start`, and returns its location.
+    ///
+    /// Returns `None` and adds an error when the file defines `id` already.
+    fn register(&mut self, id: &str, start: usize) -> Option<SourceLocation> {
+        let origin = self.location(start);
+        if let Some(first) = self.origins.get(id) {
+            let message = duplicate_id_message(id, &first.file, first.position);
+            self.diagnostics.add(origin.error(message));
+            return None;
+        }
+        self.origins.insert(PolicyId::new(id), origin.clone());
+        Some(origin)
     }
 
     fn add(&mut self, policy: cedar_policy::Policy, origin: SourceLocation) {
         let ast: &ast::Policy = policy.as_ref();
         let ast = ast.clone();
-        if let Err(error) = self.set.add(policy) {
-            return self.findings.add(origin.error(with_causes(&error)));
+        if let Err(error) = self.policies.add(policy) {
+            return self.diagnostics.add(origin.error(with_causes(&error)));
         }
-        if let Err(message) = self.rule_set.add(&ast, None, &origin, &mut self.reads) {
-            self.findings.add(origin.error(message));
+        let added = self.rule_set.add(&ast, None, &origin, &mut self.read_sets);
+        if let Err(message) = added {
+            self.diagnostics.add(origin.error(message));
         }
     }
 
     fn add_template(&mut self, template: cedar_policy::Template, origin: SourceLocation) {
-        if let Err(error) = self.set.add_template(template.clone()) {
-            return self.findings.add(origin.error(with_causes(&error)));
+        if let Err(error) = self.policies.add_template(template.clone()) {
+            return self.diagnostics.add(origin.error(with_causes(&error)));
         }
         let ast: &ast::Template = template.as_ref();
         self.templates.push(Template {
@@ -264,36 +258,30 @@ impl PolicyFileReader<'_> {
         });
     }
 
-    /// The id of a policy or template in Cedar syntax: its `@id`, else its file and its number
-    /// there.
+    /// Returns the id of a policy or template in Cedar syntax: its `@id`, or path and number.
     fn cedar_id(
         &mut self,
         generated: &cedar_policy::PolicyId,
         annotation: Option<&str>,
         start: usize,
     ) -> String {
+        if let Some(id) = annotation.filter(|id| !id.is_empty()) {
+            return id.to_owned();
+        }
         // Cedar numbers the policies and templates of a text in order: `policy0`, `policy1`, …
         let generated: &str = generated.as_ref();
         let number = generated.strip_prefix("policy").unwrap_or(generated);
-        let numbered = || format!("{}#{number}", self.path);
-        match annotation {
-            None => numbered(),
-            Some("") => {
-                self.findings.add(
-                    Diagnostic::warning(
-                        self.path,
-                        format!("`@id` is empty; the id is `{}`", numbered()),
-                    )
-                    .at(self.text, start..start),
-                );
-                numbered()
-            }
-            Some(id) => id.to_owned(),
+        let id = format!("{}#{number}", self.path);
+        if annotation.is_some() {
+            let message = format!("`@id` is empty; the id is `{id}`");
+            let diagnostic = Diagnostic::warning(self.path.as_ref(), message);
+            self.diagnostics.add(diagnostic.at(self.text, start..start));
         }
+        id
     }
 }
 
-/// A Cedar JSON policy set, its entries still text so that each knows where it stands.
+/// A Cedar JSON policy set; entries stay text, so that their offsets are known.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PolicySetJson<'a> {
@@ -305,8 +293,9 @@ struct PolicySetJson<'a> {
     template_links: Vec<&'a RawValue>,
 }
 
-/// The entries of a JSON object in order, a name that stands twice included: a map would keep
-/// the last one and say nothing.
+/// The entries of a JSON object in order, duplicate names included.
+///
+/// A map would silently keep the last of two entries with the same name.
 #[derive(Default)]
 struct Entries<'a>(Vec<(String, &'a RawValue)>);
 
@@ -335,6 +324,19 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
+/// Parses a link of a Cedar JSON policy set.
+fn cedar_json_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
+    let link: est::TemplateLink =
+        serde_json::from_str(raw.get()).map_err(|error| with_causes(&error))?;
+    let args = link.values.into_iter();
+    Ok(Link {
+        template: AsRef::<str>::as_ref(&link.template_id).to_owned(),
+        id: PolicyId::new(link.new_id.as_ref()),
+        args: args.map(|(slot, uid)| (slot.into(), uid.into())).collect(),
+        origin,
+    })
+}
+
 /// One link of a `*.links.json` file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -345,33 +347,33 @@ struct LinkJson {
     args: BTreeMap<String, String>,
 }
 
-fn read_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
+/// Parses a link of a `*.links.json` file.
+fn links_file_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
     let json: LinkJson = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
-    let args = json
-        .args
-        .iter()
-        .map(|(slot, uid)| {
-            let slot = match slot.as_str() {
-                "?principal" => SlotId::principal(),
-                "?resource" => SlotId::resource(),
-                other => {
-                    return Err(format!(
-                        "`{other}` is no slot; slots are `?principal` and `?resource`"
-                    ));
-                }
-            };
-            scanner::check(uid, Language::Policies).map_err(|error| error.to_string())?;
-            // Not `cedar_policy::EntityUid`: that one refuses `User::"it's"`.
-            let uid = ast::EntityUID::from_str(uid)
-                .map(EntityUid::from)
-                .map_err(|error| format!("`{uid}` is no entity uid: {error}"))?;
-            Ok((slot, uid))
-        })
-        .collect::<Result<_, String>>()?;
+    let args = json.args.iter().map(|(slot, uid)| link_arg(slot, uid));
     Ok(Link {
         template: json.template_id,
         id: PolicyId::new(&json.link_id),
-        args,
+        args: args.collect::<Result<_, String>>()?,
         origin,
     })
+}
+
+/// Parses the name and the uid of one slot of a link.
+fn link_arg(slot: &str, uid: &str) -> Result<(SlotId, EntityUid), String> {
+    let slot = match slot {
+        "?principal" => SlotId::principal(),
+        "?resource" => SlotId::resource(),
+        other => {
+            return Err(format!(
+                "`{other}` is not a slot; slots are `?principal` and `?resource`"
+            ));
+        }
+    };
+    scanner::check(uid, Language::Policies).map_err(|error| error.to_string())?;
+    // `cedar_policy::EntityUid` would reject `User::"it's"`.
+    let uid = ast::EntityUID::from_str(uid)
+        .map(EntityUid::from)
+        .map_err(|error| format!("`{uid}` is not an entity uid: {error}"))?;
+    Ok((slot, uid))
 }

@@ -10,12 +10,13 @@ use super::policies::PolicyFile;
 use crate::pdp::entities::segment::Segment;
 use crate::pdp::policies::bytecode::BytecodeTable;
 use crate::pdp::policies::scope::Scope;
-use crate::pdp::sources::ContentDigest;
+use crate::pdp::sources::{ContentDigest, SourceFile};
 
-/// What a snapshot was made of, by file, for the next one to be made from.
+/// Results of a compilation that the next one can reuse for unchanged files.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Reusable {
     pub(super) schema: Option<Arc<Schema>>,
+    /// Path and digest of each schema file; another list makes all results useless.
     pub(super) schema_files: Vec<(String, ContentDigest)>,
     pub(super) policies: ByFile<InternedPolicies>,
     pub(super) links: Arc<Links>,
@@ -23,23 +24,37 @@ pub(in crate::pdp) struct Reusable {
 }
 
 impl Reusable {
-    /// How many uids policies and links name; one that several files name counts for each.
+    /// Returns the policies of `file`, if its content is unchanged.
+    pub(super) fn policies(&self, file: &SourceFile) -> Option<&Arc<InternedPolicies>> {
+        let (digest, policies) = self.policies.get(&file.path)?;
+        (*digest == file.digest).then_some(policies)
+    }
+
+    /// Returns the entities of `file`, if its content is unchanged.
+    pub(super) fn segment(&self, file: &SourceFile) -> Option<&Arc<Segment>> {
+        let (digest, segment) = self.entities.get(&file.path)?;
+        (*digest == file.digest).then_some(segment)
+    }
+
+    /// Returns the number of uids in policies and links; a uid counts once for each file.
     pub(super) fn policy_uid_count(&self) -> usize {
         let files = self.policies.values();
-        let by_files: usize = files.map(|(_, read)| read.file.rule_set.uid_count()).sum();
-        by_files + self.links.rule_set.uid_count()
+        let in_files: usize = files
+            .map(|(_, policies)| policies.file.rule_set.uid_count())
+            .sum();
+        in_files + self.links.rule_set.uid_count()
     }
 }
 
-/// By path: what was made of a file, and of which content.
+/// Results by path, each with the digest of the file that it was computed from.
 pub(in crate::pdp) type ByFile<T> = HashMap<String, (ContentDigest, Arc<T>)>;
 
-/// A file of policies, with the scopes of its rules.
+/// A file of policies, with scopes and conditions that use the snapshot's uid ids.
 #[derive(Debug)]
 pub(in crate::pdp) struct InternedPolicies {
     pub(super) file: Arc<PolicyFile>,
-    /// In the order of the file's rules; numbered in the snapshot's table of uids.
+    /// The scopes of the file's rules, in their order.
     pub(super) scopes: Vec<Scope>,
-    /// What is left of their conditions, likewise.
+    /// The bytecode of the rules' remaining conditions, in the same order.
     pub(super) conditions: BytecodeTable,
 }

@@ -14,27 +14,27 @@ use crate::pdp::entities::interner::{TooManyUids, UidInterner};
 use crate::pdp::id::PolicyId;
 use crate::pdp::policies::bytecode::BytecodeTable;
 use crate::pdp::policies::policy::{Condition, Rule};
-use crate::pdp::policies::read_set::{ReadSet, TooManyPaths};
+use crate::pdp::policies::read_set::ReadSet;
 use crate::pdp::policies::scope::Scope;
 use crate::pdp::policies::{conjunction, read_set};
 
-/// Rules with what is needed to file them.
+/// Rules of one file, with the fields by which they are indexed.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct RuleSet {
     pub(super) rules: Vec<Arc<Rule>>,
-    /// In the order of the rules, and numbered in a table of their own.
-    pub(super) scopes: Vec<Scope>,
-    /// What is left of their conditions; in the same order, and so numbered too.
-    pub(super) conditions: BytecodeTable,
-    pub(super) interner: Arc<UidInterner>,
-    /// How many expressions stand within one another in the deepest condition.
+    /// The scopes of the rules, in their order, with the uid ids of `interner`.
+    scopes: Vec<Scope>,
+    /// The bytecode of the rules' remaining conditions, in the same order.
+    conditions: BytecodeTable,
+    interner: Arc<UidInterner>,
+    /// Nesting depth of the deepest condition.
     pub(super) depth: usize,
-    /// The memory that the rules hold, in bytes: estimated, since Cedar does not tell.
+    /// Memory that the rules hold, in bytes; estimated, since Cedar does not report it.
     pub(super) bytes: usize,
 }
 
 impl RuleSet {
-    /// The rules' scopes, numbered in `interner`.
+    /// Returns the rules' scopes, with uids interned in `interner`.
     pub(super) fn scopes(
         &self,
         interner: &mut Arc<UidInterner>,
@@ -45,7 +45,7 @@ impl RuleSet {
             .collect()
     }
 
-    /// What is left of the rules' conditions where their scopes hold, numbered in `interner`.
+    /// Returns the conditions that remain once the scopes match, with uids interned in `interner`.
     pub(super) fn conditions(
         &self,
         interner: &mut Arc<UidInterner>,
@@ -53,23 +53,23 @@ impl RuleSet {
         self.conditions.reinterned(&self.interner, interner)
     }
 
-    /// How many uids they name.
+    /// Returns the number of distinct uids in the rules.
     pub(super) fn uid_count(&self) -> usize {
         self.interner.len()
     }
 
-    /// The memory that the conditions hold in shorthand, in bytes.
+    /// Returns the memory that the conditions' bytecode holds, in bytes.
     pub(super) fn bytecode_bytes(&self) -> usize {
         self.conditions.bytes()
     }
 
-    /// Adds the rule of `policy`, which stands at `origin`.
+    /// Adds the rule of `policy`, which is defined at `origin`.
     pub(super) fn add(
         &mut self,
         policy: &ast::Policy,
         template: Option<&Template>,
         origin: &SourceLocation,
-        known: &mut ReadSetCache,
+        read_sets: &mut ReadSetCache,
     ) -> Result<(), String> {
         let scope =
             Scope::from_policy(policy, &mut self.interner).map_err(|error| error.to_string())?;
@@ -82,26 +82,10 @@ impl RuleSet {
         for expr in condition.into_iter().chain(&remainder) {
             self.depth = self.depth.max(depth(expr));
         }
-        self.bytes += match template {
-            Some(_) => BYTES_PER_RULE,
-            None => {
-                let parts = condition.map_or(0, |condition| condition.subexpressions().count());
-                BYTES_PER_RULE + BYTES_PER_EXPRESSION * parts
-            }
-        };
-        let read = |expr: Option<&Arc<ast::Expr>>, known: &mut ReadSetCache| {
-            Ok::<_, String>(Condition {
-                expr: expr.cloned(),
-                read_set: known.of(expr).map_err(|error| error.to_string())?,
-            })
-        };
-        let condition = read(condition, known)?;
-        let remainder = read(remainder.as_ref(), known)?;
-        let mut annotations: Vec<(SmolStr, SmolStr)> = policy
-            .annotations()
-            .map(|(name, value)| (SmolStr::from(name.to_string()), value.val.clone()))
-            .collect();
-        annotations.sort();
+        // Links share the condition of their template.
+        let own_condition = condition.filter(|_| template.is_none());
+        let expressions = own_condition.map_or(0, |expr| expr.subexpressions().count());
+        self.bytes += BYTES_PER_RULE + BYTES_PER_EXPRESSION * expressions;
         self.rules.push(Arc::new(Rule {
             id: PolicyId::new(policy.id().as_ref()),
             template: template.map(|template| template.id.clone()),
@@ -110,44 +94,55 @@ impl RuleSet {
             template_file: Arc::clone(&template.map_or(origin, |template| &template.origin).file),
             loc: policy.template().loc().cloned(),
             effect: policy.effect(),
-            annotations: annotations.into(),
+            annotations: sorted_annotations(policy).into(),
             slots: (!policy.env().is_empty()).then(|| Box::new(policy.env().clone())),
-            condition,
-            remainder,
+            condition: read_sets.condition(condition)?,
+            remainder: read_sets.condition(remainder.as_ref())?,
         }));
         self.scopes.push(scope);
         Ok(())
     }
 }
 
-/// What a rule and a part of its condition hold in memory; measured over generated policies,
-/// rounded up.
-pub(in crate::pdp) const BYTES_PER_RULE: usize = 1_024;
+/// Returns names and values of the annotations, sorted by name.
+fn sorted_annotations(policy: &ast::Policy) -> Vec<(SmolStr, SmolStr)> {
+    let annotations = policy.annotations();
+    let mut annotations: Vec<_> = annotations
+        .map(|(name, value)| (SmolStr::from(name.to_string()), value.val.clone()))
+        .collect();
+    annotations.sort();
+    annotations
+}
 
-pub(in crate::pdp) const BYTES_PER_EXPRESSION: usize = 160;
+/// Memory that a rule holds without its condition, measured over generated policies, rounded up.
+const BYTES_PER_RULE: usize = 1_024;
 
-/// What conditions read, each kept once: conditions are many, and what they read is often alike.
+/// Memory that one expression of a condition holds, measured likewise.
+const BYTES_PER_EXPRESSION: usize = 160;
+
+/// The distinct read sets of many conditions, which are often alike.
 #[derive(Default)]
-pub(in crate::pdp) struct ReadSetCache(pub(super) HashMap<ReadSet, Arc<ReadSet>>);
+pub(in crate::pdp) struct ReadSetCache(HashMap<ReadSet, Arc<ReadSet>>);
 
 impl ReadSetCache {
-    pub(super) fn of(
-        &mut self,
-        condition: Option<&Arc<ast::Expr>>,
-    ) -> Result<Arc<ReadSet>, TooManyPaths> {
-        let found = match condition {
-            Some(condition) => read_set::analyze(condition)?,
+    /// Returns a condition with its read set.
+    fn condition(&mut self, expr: Option<&Arc<ast::Expr>>) -> Result<Condition, String> {
+        let read_set = match expr {
+            Some(expr) => read_set::analyze(expr).map_err(|error| error.to_string())?,
             None => ReadSet::nothing(),
         };
-        if let Some(known) = self.0.get(&found) {
-            return Ok(Arc::clone(known));
-        }
-        let shared = Arc::new(found.clone());
-        self.0.insert(found, Arc::clone(&shared));
-        Ok(shared)
+        let shared = self
+            .0
+            .entry(read_set)
+            .or_insert_with_key(|read_set| Arc::new(read_set.clone()));
+        Ok(Condition {
+            expr: expr.cloned(),
+            read_set: Arc::clone(shared),
+        })
     }
 }
 
+/// A policy template of a file.
 #[derive(Debug)]
 pub(in crate::pdp) struct Template {
     pub(super) id: PolicyId,
@@ -155,40 +150,47 @@ pub(in crate::pdp) struct Template {
     pub(super) origin: SourceLocation,
 }
 
-/// A template link that waits until every template has been read.
+/// A template link, to be linked once every template has been read.
 #[derive(Debug)]
 pub(in crate::pdp) struct Link {
+    /// The id of the template.
     pub(super) template: String,
     pub(super) id: PolicyId,
     pub(super) args: HashMap<SlotId, EntityUid>,
     pub(super) origin: SourceLocation,
 }
 
-/// Where an id stands: its file, and its first byte there.
+/// The first byte of a definition, in its file.
 #[derive(Clone, Debug)]
 pub(in crate::pdp) struct SourceLocation {
     pub(super) file: Arc<str>,
     pub(super) text: Arc<str>,
+    /// Byte offset.
     pub(super) start: usize,
     pub(super) position: Position,
 }
 
 impl SourceLocation {
+    /// Returns an error at this location.
     pub(super) fn error(&self, message: impl Into<String>) -> Diagnostic {
         Diagnostic::error(self.file.as_ref(), message).at(&self.text, self.start..self.start)
     }
 
-    /// What Cedar says of what stands here, placed where Cedar says in `written`, else here.
-    pub(super) fn finding(&self, written: &Self, error: &dyn miette::Diagnostic) -> Diagnostic {
+    /// Converts Cedar's `error`: at its label in the file of `definition`, else at this location.
+    pub(super) fn cedar_error(
+        &self,
+        definition: &Self,
+        error: &dyn miette::Diagnostic,
+    ) -> Diagnostic {
         let message = error.to_string();
-        let has_place = error
+        let has_label = error
             .labels()
             .is_some_and(|mut labels| labels.next().is_some());
-        let base = if has_place {
-            Diagnostic::error(written.file.as_ref(), message)
+        let diagnostic = if has_label {
+            Diagnostic::error(definition.file.as_ref(), message)
         } else {
             self.error(message)
         };
-        located(base, error, &written.text)
+        located(diagnostic, error, &definition.text)
     }
 }

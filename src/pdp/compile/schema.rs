@@ -1,5 +1,6 @@
-//! Reads the schema files, both syntaxes, and makes them one schema.
+//! Reads the schema files, in both syntaxes, and combines them to one schema.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cedar_policy::{Schema, SchemaFragment};
@@ -14,233 +15,241 @@ use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::values::with_causes;
 
-/// What the schema files came to.
+/// The combined result of all schema files.
 pub(super) enum SchemaFiles {
     /// There is no schema file.
     None,
-    /// They make a schema.
+    /// A valid schema.
     Valid(Arc<Schema>),
-    /// They do not; the findings say why.
+    /// There are errors, which are in the diagnostics.
     Invalid,
 }
 
+impl SchemaFiles {
+    /// Returns the schema, if there is a valid one.
+    pub(super) fn valid(self) -> Option<Arc<Schema>> {
+        match self {
+            Self::Valid(schema) => Some(schema),
+            Self::None | Self::Invalid => None,
+        }
+    }
+}
+
+impl From<Option<Arc<Schema>>> for SchemaFiles {
+    fn from(schema: Option<Arc<Schema>>) -> Self {
+        schema.map_or(Self::None, Self::Valid)
+    }
+}
+
 /// Reads all schema files.
-pub(super) fn read(sources: &Sources, findings: &mut DiagnosticSink) -> SchemaFiles {
+pub(super) fn read(sources: &Sources, diagnostics: &mut DiagnosticSink) -> SchemaFiles {
     let files: Vec<&SourceFile> = sources
         .of_kind(FileKind::Schema)
         .chain(sources.of_kind(FileKind::SchemaJson))
         .collect();
-    if files.is_empty() {
+    let Some(first) = files.first() else {
         return SchemaFiles::None;
-    }
+    };
     let fragments: Vec<SchemaFragment> = files
         .iter()
-        .filter_map(|file| fragment(file, findings))
+        .filter_map(|file| fragment(file, diagnostics))
         .collect();
     if fragments.len() < files.len() {
         return SchemaFiles::Invalid;
     }
-    match Schema::from_schema_fragments(fragments) {
-        Ok(schema) => match too_large(schema.as_ref()) {
-            None => SchemaFiles::Valid(Arc::new(schema)),
-            Some(message) => {
-                findings.add(Diagnostic::error(
-                    files.first().map_or("", |file| &file.path),
-                    message,
-                ));
-                SchemaFiles::Invalid
-            }
+    let error = match Schema::from_schema_fragments(fragments) {
+        Ok(schema) => match check_size(schema.as_ref()) {
+            Ok(()) => return SchemaFiles::Valid(Arc::new(schema)),
+            Err(message) => Diagnostic::error(&first.path, message),
         },
-        Err(error) => {
-            findings.add(whole(&files, &error));
-            SchemaFiles::Invalid
-        }
-    }
+        Err(error) => combination_error(&files, &error),
+    };
+    diagnostics.add(error);
+    SchemaFiles::Invalid
 }
 
-/// The most records and sets within one another in the type of an attribute, tag or context.
+/// The maximum nesting of records and sets in the type of an attribute, tag or context.
 const MAX_TYPE_DEPTH: usize = 64;
 
-/// The most parts that such a type may have, all common types written out.
+/// The maximum number of parts of such a type, with all common types written out.
 const MAX_TYPE_PARTS: usize = 10_000;
 
-/// What is wrong with a schema whose types cost too much to check values by.
+/// Rejects a schema with a type against which values would be expensive to check.
 ///
-/// Each text is bounded, but common types that name one another make types as deep as they are
-/// many, and twice as large with each.
-fn too_large(schema: &ValidatorSchema) -> Option<String> {
-    let of_entities = schema.entity_types().flat_map(|ty| {
-        let attributes = ty
-            .attributes()
-            .iter()
-            .map(|(_, attribute)| attribute.attr_type.as_ref());
-        attributes
-            .chain(ty.tag_type())
-            .map(|found| (ty.name().to_string(), found))
-    });
-    let of_actions = schema.action_ids().filter_map(|action| {
-        action
-            .context_type()
-            .map(|found| (action.name().to_string(), found))
-    });
-    of_entities.chain(of_actions).find_map(|(owner, found)| {
-        let mut parts = 0;
-        let mut open = vec![(found, 1)];
-        while let Some((part, depth)) = open.pop() {
-            parts += 1;
-            if depth > MAX_TYPE_DEPTH {
-                return Some(format!(
-                    "a type of `{owner}` is nested deeper than {MAX_TYPE_DEPTH} levels"
-                ));
-            }
-            if parts > MAX_TYPE_PARTS {
-                return Some(format!(
-                    "a type of `{owner}` has more than {MAX_TYPE_PARTS} parts"
-                ));
-            }
-            match part {
-                Type::Record {
-                    attrs,
-                    open_attributes: _,
-                } => {
-                    open.extend(
-                        attrs
-                            .iter()
-                            .map(|(_, attribute)| (attribute.attr_type.as_ref(), depth + 1)),
-                    );
-                }
-                Type::Set { element_type } => {
-                    open.extend(
-                        element_type
-                            .iter()
-                            .map(|element| (element.as_ref(), depth + 1)),
-                    );
-                }
-                Type::Never
-                | Type::Bool(_)
-                | Type::Long
-                | Type::String
-                | Type::Entity(_)
-                | Type::ExtensionType { .. } => {}
-            }
+/// The length of each text is bounded. But common types that refer to one another make types as
+/// deep as they are many, and each can double the size.
+fn check_size(schema: &ValidatorSchema) -> Result<(), String> {
+    for ty in schema.entity_types() {
+        let attributes = ty.attributes().iter();
+        let attributes = attributes.map(|(_, attribute)| attribute.attr_type.as_ref());
+        for value_type in attributes.chain(ty.tag_type()) {
+            check_type_size(value_type, ty.name())?;
         }
-        None
-    })
+    }
+    for action in schema.action_ids() {
+        if let Some(context) = action.context_type() {
+            check_type_size(context, action.name())?;
+        }
+    }
+    Ok(())
 }
 
-fn fragment(file: &SourceFile, findings: &mut DiagnosticSink) -> Option<SchemaFragment> {
-    let language = match file.kind {
-        FileKind::SchemaJson => Language::Json,
-        FileKind::Policies
-        | FileKind::PoliciesJson
-        | FileKind::Schema
-        | FileKind::Entities
-        | FileKind::Links
-        | FileKind::Tests => Language::Schema,
+/// Rejects `ty` if it is too deep or has too many parts.
+fn check_type_size(ty: &Type, owner: &impl std::fmt::Display) -> Result<(), String> {
+    let mut parts = 0;
+    let mut pending = vec![(ty, 1)];
+    while let Some((part, depth)) = pending.pop() {
+        parts += 1;
+        if depth > MAX_TYPE_DEPTH {
+            return Err(format!(
+                "a type of `{owner}` is nested deeper than {MAX_TYPE_DEPTH} levels"
+            ));
+        }
+        if parts > MAX_TYPE_PARTS {
+            return Err(format!(
+                "a type of `{owner}` has more than {MAX_TYPE_PARTS} parts"
+            ));
+        }
+        match part {
+            Type::Record {
+                attrs,
+                open_attributes: _,
+            } => {
+                let fields = attrs.iter();
+                pending.extend(fields.map(|(_, field)| (field.attr_type.as_ref(), depth + 1)));
+            }
+            Type::Set { element_type } => {
+                let element = element_type.iter();
+                pending.extend(element.map(|element| (element.as_ref(), depth + 1)));
+            }
+            Type::Never
+            | Type::Bool(_)
+            | Type::Long
+            | Type::String
+            | Type::Entity(_)
+            | Type::ExtensionType { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// Parses one schema file; returns `None` when there are errors, which are in `diagnostics`.
+fn fragment(file: &SourceFile, diagnostics: &mut DiagnosticSink) -> Option<SchemaFragment> {
+    let is_json = file.kind == FileKind::SchemaJson;
+    let language = if is_json {
+        Language::Json
+    } else {
+        Language::Schema
     };
-    let text = file.held_text()?;
-    if !findings.check_nesting(&file.path, text, language) {
+    let text = file.text_in_memory()?;
+    if !diagnostics.check_nesting(&file.path, text, language) {
         return None;
     }
-    if language == Language::Json {
-        return SchemaFragment::from_json_str(text)
-            .map_err(|error| {
-                let finding = Diagnostic::error(&file.path, with_causes(&error));
-                findings.add(
-                    json_position(&error, text)
-                        .map_or(finding.clone(), |at| finding.at(text, at..at)),
-                );
-            })
-            .ok();
+    if is_json {
+        json_fragment(&file.path, text, diagnostics)
+    } else {
+        cedar_fragment(&file.path, text, diagnostics)
     }
+}
+
+/// Parses a schema file in JSON syntax.
+fn json_fragment(
+    path: &str,
+    text: &Arc<str>,
+    diagnostics: &mut DiagnosticSink,
+) -> Option<SchemaFragment> {
+    let parsed = SchemaFragment::from_json_str(text);
+    let report = |error| {
+        let diagnostic = Diagnostic::error(path, with_causes(&error));
+        diagnostics.add(match json_position(&error, text) {
+            Some(offset) => diagnostic.at(text, offset..offset),
+            None => diagnostic,
+        });
+    };
+    parsed.map_err(report).ok()
+}
+
+/// Parses a schema file in Cedar syntax.
+fn cedar_fragment(
+    path: &str,
+    text: &Arc<str>,
+    diagnostics: &mut DiagnosticSink,
+) -> Option<SchemaFragment> {
     match SchemaFragment::from_cedarschema_str(text) {
         Ok((fragment, warnings)) => {
             for warning in warnings {
-                findings.add(located(
-                    Diagnostic::warning(&file.path, warning.to_string()),
-                    &warning,
-                    text,
-                ));
+                let diagnostic = Diagnostic::warning(path, warning.to_string());
+                diagnostics.add(located(diagnostic, &warning, text));
             }
             Some(fragment)
         }
         Err(error) => {
-            // A syntax error comes as a list in which each item has its own place.
-            let related: Vec<Diagnostic> = related(&error)
-                .map(|error| {
-                    located(
-                        Diagnostic::error(&file.path, error.to_string()),
-                        error,
-                        text,
-                    )
-                })
-                .collect();
-            if related.is_empty() {
-                findings.add(located(
-                    Diagnostic::error(&file.path, with_causes(&error)),
-                    &error,
-                    text,
-                ));
+            // A syntax error is a list in which each item has its own position.
+            let mut items = error.related().into_iter().flatten().peekable();
+            if items.peek().is_none() {
+                let diagnostic = Diagnostic::error(path, with_causes(&error));
+                diagnostics.add(located(diagnostic, &error, text));
             }
-            for finding in related {
-                findings.add(finding);
+            for item in items {
+                let diagnostic = Diagnostic::error(path, item.to_string());
+                diagnostics.add(located(diagnostic, item, text));
             }
             None
         }
     }
 }
 
-fn related(error: &dyn miette::Diagnostic) -> impl Iterator<Item = &dyn miette::Diagnostic> {
-    error.related().into_iter().flatten()
+/// Returns the diagnostic for an error of all files together.
+///
+/// It is placed in the file that the error points into, or names the files that mention the
+/// offending name.
+fn combination_error(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic {
+    let message = with_causes(error);
+    if let Some((file, span)) = labelled_file(files, error)
+        && let Some(text) = file.text_in_memory()
+    {
+        return with_help(Diagnostic::error(&file.path, message), error).at(text, span);
+    }
+    let diagnostic = match files {
+        [only] => Diagnostic::error(&only.path, message),
+        files => match files_that_mention(&message, files).as_slice() {
+            [] => Diagnostic::error("", message),
+            [file] => Diagnostic::error(*file, message),
+            all @ [first, ..] => {
+                Diagnostic::error(*first, format!("{message} (see {})", all.join(", ")))
+            }
+        },
+    };
+    with_help(diagnostic, error)
 }
 
-/// The finding for an error of the files together: at the file whose text it points into.
-fn whole(files: &[&SourceFile], error: &cedar_policy::SchemaError) -> Diagnostic {
-    let message = with_causes(error);
-    let label = error.labels().and_then(|mut labels| labels.next());
-    if let (Some(label), Some(code)) = (&label, error.source_code())
-        && let Ok(contents) = code.read_span(label.inner(), 0, 0)
-    {
-        let span = label.offset()..label.offset() + label.len();
-        let pointed = files.iter().filter(|file| {
-            file.held_text()
-                .map(|text| text.as_bytes())
-                .unwrap_or_default()
-                .get(contents.span().offset()..contents.span().offset() + contents.span().len())
-                == Some(contents.data())
-        });
-        if let Some((file, text)) = pointed
-            .clone()
-            .find_map(|file| Some((file, file.held_text()?)))
-        {
-            return with_help(Diagnostic::error(&file.path, message), error).at(text, span);
-        }
-    }
-    match files {
-        [only] => with_help(Diagnostic::error(&only.path, message), error),
-        files => {
-            // Cedar does not say where: name the files that mention what it names in backticks.
-            let named = message.split('`').nth(1).unwrap_or_default();
-            let base = named
-                .rsplit("::")
-                .next()
-                .unwrap_or_default()
-                .trim_matches('"');
-            let mentioning: Vec<&str> = files
-                .iter()
-                .filter(|file| {
-                    !base.is_empty() && file.held_text().is_some_and(|text| text.contains(base))
-                })
-                .map(|file| file.path.as_str())
-                .collect();
-            let finding = match mentioning.as_slice() {
-                [] => Diagnostic::error("", message),
-                [file] => Diagnostic::error(*file, message),
-                [first, ..] => {
-                    Diagnostic::error(*first, format!("{message} (see {})", mentioning.join(", ")))
-                }
-            };
-            with_help(finding, error)
-        }
-    }
+/// Returns the file that the label of `error` points into, and the labelled bytes.
+fn labelled_file<'a>(
+    files: &[&'a SourceFile],
+    error: &cedar_policy::SchemaError,
+) -> Option<(&'a SourceFile, Range<usize>)> {
+    let label = error.labels()?.next()?;
+    let contents = error.source_code()?.read_span(label.inner(), 0, 0).ok()?;
+    let span = label.offset()..label.offset() + label.len();
+    let start = contents.span().offset();
+    // Cedar does not name the file: it is the one with the same text at the same offset.
+    let contains_label = |file: &&&SourceFile| {
+        let text = file.text_in_memory().map(|text| text.as_bytes());
+        text.and_then(|text| text.get(start..start + contents.span().len()))
+            == Some(contents.data())
+    };
+    Some((files.iter().find(contains_label)?, span))
+}
+
+/// Returns the paths of the files that contain the first name in backticks in `message`.
+fn files_that_mention<'a>(message: &str, files: &[&'a SourceFile]) -> Vec<&'a str> {
+    let name = message.split('`').nth(1).unwrap_or_default();
+    let base = name.rsplit("::").next().unwrap_or_default();
+    let base = base.trim_matches('"');
+    let mentions = |file: &&&SourceFile| {
+        let text = file.text_in_memory();
+        !base.is_empty() && text.is_some_and(|text| text.contains(base))
+    };
+    let files = files.iter().filter(mentions);
+    files.map(|file| file.path.as_str()).collect()
 }

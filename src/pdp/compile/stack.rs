@@ -2,18 +2,20 @@
 
 use cedar_policy_core::ast::{Expr, ExprKind};
 
-/// The stack that parsing and validating can need: a paren costs Cedar's parser some 14 KiB
-/// (several times that unoptimised), an operator of a chain a few.
+/// Stack for parsing and validating, in bytes.
+///
+/// Cedar's parser uses some 14 KiB for a parenthesis, and a few KiB for an operator of a chain.
+/// Unoptimised builds use several times as much.
 pub(in crate::pdp) const COMPILE_STACK_BYTES: usize = 256 << 20;
 
-/// The stack that one level of an expression can need when it is evaluated, rounded up.
+/// Stack for evaluating one level of an expression, in bytes, rounded up.
 const EVALUATE_STACK_BYTES_PER_LEVEL: usize = if cfg!(debug_assertions) {
     16 << 10
 } else {
     4 << 10
 };
 
-/// Cedar refuses to evaluate with less stack left than this, and so must never be brought there.
+/// Stack that must stay free: Cedar fails an evaluation that has less, in bytes.
 const EVALUATE_STACK_BYTES_RESERVED: usize = 256 << 10;
 
 /// Returns the stack that evaluating a condition of this depth can need, in bytes.
@@ -21,13 +23,13 @@ pub(in crate::pdp) fn evaluation_bytes(depth: usize) -> usize {
     EVALUATE_STACK_BYTES_RESERVED + depth * EVALUATE_STACK_BYTES_PER_LEVEL
 }
 
-/// How many expressions stand within one another, found without recursing.
+/// Returns the nesting depth of `expr`, without recursion.
 pub(in crate::pdp) fn depth(expr: &Expr) -> usize {
     let mut deepest = 0;
-    let mut open = vec![(expr, 1)];
-    while let Some((expr, depth)) = open.pop() {
+    let mut pending = vec![(expr, 1)];
+    while let Some((expr, depth)) = pending.pop() {
         deepest = deepest.max(depth);
-        let below = depth + 1;
+        let child_depth = depth + 1;
         match expr.expr_kind() {
             ExprKind::Lit(_) | ExprKind::Var(_) | ExprKind::Slot(_) | ExprKind::Unknown(_) => {}
             ExprKind::If {
@@ -35,15 +37,17 @@ pub(in crate::pdp) fn depth(expr: &Expr) -> usize {
                 then_expr,
                 else_expr,
             } => {
-                open.extend([test_expr, then_expr, else_expr].map(|expr| (expr.as_ref(), below)));
+                pending.extend(
+                    [test_expr, then_expr, else_expr].map(|expr| (expr.as_ref(), child_depth)),
+                );
             }
             ExprKind::And { left, right } | ExprKind::Or { left, right } => {
-                open.extend([left, right].map(|expr| (expr.as_ref(), below)));
+                pending.extend([left, right].map(|expr| (expr.as_ref(), child_depth)));
             }
             ExprKind::BinaryApp { op: _, arg1, arg2 } => {
-                open.extend([arg1, arg2].map(|expr| (expr.as_ref(), below)));
+                pending.extend([arg1, arg2].map(|expr| (expr.as_ref(), child_depth)));
             }
-            ExprKind::UnaryApp { op: _, arg } => open.push((arg, below)),
+            ExprKind::UnaryApp { op: _, arg } => pending.push((arg, child_depth)),
             ExprKind::GetAttr { expr, attr: _ }
             | ExprKind::HasAttr { expr, attr: _ }
             | ExprKind::ExtHasAttr { expr, attrs: _ }
@@ -51,11 +55,13 @@ pub(in crate::pdp) fn depth(expr: &Expr) -> usize {
             | ExprKind::Is {
                 expr,
                 entity_type: _,
-            } => open.push((expr, below)),
+            } => pending.push((expr, child_depth)),
             ExprKind::ExtensionFunctionApp { fn_name: _, args } | ExprKind::Set(args) => {
-                open.extend(args.iter().map(|expr| (expr, below)));
+                pending.extend(args.iter().map(|expr| (expr, child_depth)));
             }
-            ExprKind::Record(fields) => open.extend(fields.values().map(|expr| (expr, below))),
+            ExprKind::Record(fields) => {
+                pending.extend(fields.values().map(|expr| (expr, child_depth)))
+            }
         }
     }
     deepest

@@ -11,7 +11,7 @@ use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::SourceFile;
 use crate::pdp::workers::Workers;
 
-/// Entities that stand in for a snapshot's stored ones: a policy test brings its own.
+/// Entities that replace a snapshot's stored ones, as in a policy test with its own entities.
 #[derive(Debug)]
 pub struct StoredEntities(EntityStore);
 
@@ -21,21 +21,21 @@ impl StoredEntities {
     }
 }
 
-/// Reads `file` as stored entities under the snapshot's schema, or says what is wrong with it.
+/// Reads `file` as stored entities under the snapshot's schema, or returns its diagnostics.
 pub(in crate::pdp) fn stored_entities(
     file: &SourceFile,
     snapshot: &Snapshot,
 ) -> Result<StoredEntities, Vec<Diagnostic>> {
-    let mut findings = DiagnosticSink::default();
+    let mut diagnostics = DiagnosticSink::default();
     let reader = EntityReader::new(snapshot.schema.as_ref());
     let store = stacker::grow(COMPILE_STACK_BYTES, || {
-        let draft = reader.read(file, &mut findings)?;
-        // Numbered on top of the snapshot's, so that its index means the same uids.
+        let draft = reader.read(file, &mut diagnostics)?;
+        // The snapshot's ids are kept, so that its index refers to the same uids.
         let interner = Arc::clone(&snapshot.entities.interner);
-        let read = vec![EntityFile::Draft(Box::new(draft))];
-        let beside = (None, Workers::default());
-        let (store, _) = reader.assemble(&[file], read, interner, beside, &mut findings)?;
+        let files = vec![EntityFile::Draft(Box::new(draft))];
+        let previous = (None, Workers::default());
+        let (store, _) = reader.assemble(&[file], files, interner, previous, &mut diagnostics)?;
         Some(store)
     });
-    store.map(StoredEntities).ok_or(findings.0)
+    store.map(StoredEntities).ok_or(diagnostics.0)
 }

@@ -1,4 +1,4 @@
-//! What a policy directory may hold and how its faults are told, read as a specification.
+//! Specifies the valid contents of a policy directory, and the errors about invalid ones.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ fn compile_files(files: &[(&str, &str)], validation: Validation) -> Result<Snaps
     let files = files
         .iter()
         .map(|(path, text)| {
-            let kind = FileKind::of(path).expect("a name that matches");
-            SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
+            let kind = FileKind::from_name(path).expect("a valid file name");
+            SourceFile::in_memory((*path).to_owned(), kind, Arc::from(*text))
         })
         .collect();
     let settings = Settings {
@@ -24,24 +24,24 @@ fn compile_files(files: &[(&str, &str)], validation: Validation) -> Result<Snaps
     compile(&Sources::new(files, vec![], vec![]), &settings)
 }
 
-fn good(files: &[(&str, &str)]) -> Snapshot {
+fn compile_valid(files: &[(&str, &str)]) -> Snapshot {
     compile_files(files, Validation::Strict).unwrap_or_else(|error| panic!("{error:#?}"))
 }
 
-/// A finding's file, line and column, and text.
-type UidSet = (String, Option<(u32, u32)>, String);
+/// File, line and column, and text of an error.
+type ErrorAt = (String, Option<(u32, u32)>, String);
 
-/// All errors.
-fn bad(files: &[(&str, &str)]) -> Vec<UidSet> {
-    let error = compile_files(files, Validation::Strict).expect_err("sources that do not compile");
+/// Returns all errors of files that do not compile.
+fn compile_errors(files: &[(&str, &str)]) -> Vec<ErrorAt> {
+    let error = compile_files(files, Validation::Strict).expect_err("invalid sources");
     error
         .errors
         .into_iter()
-        .map(|finding| {
-            let place = finding
+        .map(|error| {
+            let position = error
                 .position
                 .map(|Position { line, column }| (line, column));
-            (finding.file, place, finding.message)
+            (error.file, position, error.message)
         })
         .collect()
 }
@@ -56,8 +56,8 @@ fn ids(snapshot: &Snapshot) -> Vec<&str> {
 const PERMIT: &str = "permit(principal, action, resource);";
 
 #[test]
-fn every_error_of_every_file_is_told_in_one_run() {
-    let errors = bad(&[
+fn errors_of_all_files_are_reported_together() {
+    let errors = compile_errors(&[
         (
             "a.cedar",
             "permit(principal, action, resource);\npermit(principl, action, resource);",
@@ -81,7 +81,7 @@ fn every_error_of_every_file_is_told_in_one_run() {
 }
 
 #[test]
-fn a_policy_that_the_schema_rejects_refuses_the_load_or_is_warned_of_or_neither() {
+fn invalid_policies_follow_validation_setting() {
     let files = [
         (
             "s.cedarschema",
@@ -92,9 +92,9 @@ fn a_policy_that_the_schema_rejects_refuses_the_load_or_is_warned_of_or_neither(
             "permit(principal, action, resource) when {\n  principal.levle > 3 };",
         ),
     ];
-    let [(file, place, message)] = bad(&files).try_into().unwrap();
+    let [(file, position, message)] = compile_errors(&files).try_into().unwrap();
     assert_eq!(
-        (file.as_str(), place),
+        (file.as_str(), position),
         ("a.cedar", Some((2, 3))),
         "{message}"
     );
@@ -105,10 +105,10 @@ fn a_policy_that_the_schema_rejects_refuses_the_load_or_is_warned_of_or_neither(
 }
 
 #[test]
-fn an_id_stands_once_among_policies_templates_and_links() {
+fn ids_are_unique_across_policies_templates_and_links() {
     let templates = r#"@id("t") permit(principal == ?principal, action, resource);"#;
     let link = r#"[{"template_id": "t", "link_id": "t", "args": {"?principal": "User::\"a\""}}]"#;
-    let [(file, _, message)] = bad(&[("a.cedar", templates), ("b.links.json", link)])
+    let [(file, _, message)] = compile_errors(&[("a.cedar", templates), ("b.links.json", link)])
         .try_into()
         .unwrap();
     assert_eq!(file, "b.links.json");
@@ -130,22 +130,24 @@ fn an_id_stands_once_among_policies_templates_and_links() {
 const JSON_POLICY: &str = r#"{"effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"}, "conditions": []}"#;
 
 #[test]
-fn in_json_the_key_is_the_id_and_a_key_that_stands_twice_is_an_error() {
+fn json_keys_are_unique_ids() {
     let annotated = JSON_POLICY.replacen('{', r#"{"annotations": {"id": "other"}, "#, 1);
     let one = format!(r#"{{"staticPolicies": {{"a": {annotated}}}}}"#);
-    assert_eq!(ids(&good(&[("p.cedar.json", &one)])), ["a"]);
-    let twice = format!(
+    assert_eq!(ids(&compile_valid(&[("p.cedar.json", &one)])), ["a"]);
+    let duplicate = format!(
         r#"{{"staticPolicies": {{"a": {JSON_POLICY},
  "a": {JSON_POLICY}}}}}"#
     );
-    let [(_, place, message)] = bad(&[("p.cedar.json", &twice)]).try_into().unwrap();
-    assert_eq!(place.map(|(line, _)| line), Some(2), "{message}");
+    let [(_, position, message)] = compile_errors(&[("p.cedar.json", &duplicate)])
+        .try_into()
+        .unwrap();
+    assert_eq!(position.map(|(line, _)| line), Some(2), "{message}");
     assert!(message.contains("defined twice"), "{message}");
 }
 
 #[test]
-fn a_template_may_stand_in_another_file_than_its_link() {
-    let snapshot = good(&[
+fn links_may_use_templates_of_other_files() {
+    let snapshot = compile_valid(&[
         (
             "a.links.json",
             r#"[{"template_id": "t", "link_id": "l1", "args": {"?principal": "User::\"it's\""}}]"#,
@@ -165,7 +167,7 @@ fn a_template_may_stand_in_another_file_than_its_link() {
 }
 
 #[test]
-fn a_link_that_does_not_fit_is_told_at_its_place() {
+fn invalid_links_are_reported_at_their_position() {
     let template = r#"@id("t") permit(principal == ?principal, action, resource);"#;
     for link in [
         r#"{"template_id": "none", "link_id": "l", "args": {}}"#,
@@ -175,15 +177,15 @@ fn a_link_that_does_not_fit_is_told_at_its_place() {
         r#"{"template_id": "t", "link_id": "l", "args": {"?principal": "alice"}}"#,
         r#"{"template_id": "t", "link": "l", "args": {}}"#,
     ] {
-        let errors = bad(&[
+        let errors = compile_errors(&[
             ("a.cedar", template),
             ("l.links.json", &format!("[\n  {link}\n]")),
         ]);
-        let [(file, place, _)] = errors.as_slice() else {
+        let [(file, position, _)] = errors.as_slice() else {
             panic!("{errors:?}")
         };
         assert_eq!(
-            (file.as_str(), *place),
+            (file.as_str(), *position),
             ("l.links.json", Some((2, 3))),
             "{errors:?}"
         );
@@ -191,7 +193,7 @@ fn a_link_that_does_not_fit_is_told_at_its_place() {
 }
 
 #[test]
-fn several_schema_files_make_one_and_may_share_a_namespace() {
+fn schema_files_are_combined_and_may_share_namespaces() {
     let users = "namespace Shop { entity Group; entity User in [Group]; type Name = String; }";
     let orders = "namespace Shop { entity Order { owner: User, name: Name }; action read appliesTo { principal: User, resource: Order }; }";
     let more = r#"{"Other": {"entityTypes": {"Thing": {}}, "actions": {}}}"#;
@@ -204,51 +206,54 @@ fn several_schema_files_make_one_and_may_share_a_namespace() {
         "p.cedar",
         "permit(principal, action == Shop::Action::\"read\", resource) when { resource.owner == principal };",
     );
-    assert!(good(&[&files[..], &[policy]].concat()).has_schema());
+    assert!(compile_valid(&[&files[..], &[policy]].concat()).has_schema());
 
     let again = ("d.cedarschema", "namespace Shop { entity User; }");
-    let errors = bad(&[&files[..], &[again]].concat());
+    let errors = compile_errors(&[&files[..], &[again]].concat());
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].2.contains("Shop::User"), "{errors:?}");
 }
 
 #[test]
-fn an_entity_stands_once_and_fits_the_schema() {
+fn entities_are_unique_and_conform_to_schema() {
     let alice = r#"{"uid": {"type": "User", "id": "a"}, "attrs": {}, "parents": []}"#;
-    let errors = bad(&[
+    let errors = compile_errors(&[
         ("entities.json", &format!("[{alice}]")),
         ("x.entities.json", &format!("[\n{alice}]")),
     ]);
-    let [(file, place, message)] = errors.as_slice() else {
+    let [(file, position, message)] = errors.as_slice() else {
         panic!("{errors:?}")
     };
-    assert_eq!((file.as_str(), *place), ("x.entities.json", Some((2, 1))));
+    assert_eq!(
+        (file.as_str(), *position),
+        ("x.entities.json", Some((2, 1)))
+    );
     assert!(message.contains("entities.json:1:2"), "{message}");
 
     let schema = ("s.cedarschema", "entity User { name: String };");
     assert_eq!(
-        bad(&[schema, ("entities.json", &format!("[{alice}]"))]).len(),
+        compile_errors(&[schema, ("entities.json", &format!("[{alice}]"))]).len(),
         1
     );
 }
 
 #[test]
-fn hierarchies_with_cycles_are_refused() {
+fn cyclic_hierarchies_are_rejected() {
     let cycle = r#"[{"uid": {"type": "G", "id": "a"}, "attrs": {}, "parents": [{"type": "G", "id": "b"}]},
 {"uid": {"type": "G", "id": "b"}, "attrs": {}, "parents": [{"type": "G", "id": "a"}]}]"#;
-    let errors = bad(&[("entities.json", cycle)]);
+    let errors = compile_errors(&[("entities.json", cycle)]);
     assert!(errors[0].2.contains("its own ancestor"), "{errors:?}");
 }
 
 #[test]
-fn texts_that_would_overflow_a_parser_are_refused_at_their_place() {
+fn deeply_nested_texts_are_rejected_at_their_position() {
     let parens = format!(
         "permit(principal, action, resource) when {{ {}true{} }};",
         "(".repeat(400),
         ")".repeat(400)
     );
     let deep_json = "[".repeat(100_000);
-    let errors = bad(&[
+    let errors = compile_errors(&[
         ("a.cedar", &parens),
         ("entities.json", &deep_json),
         ("s.cedarschema", &"entity A { x: Set<".repeat(50_000)),
@@ -257,13 +262,13 @@ fn texts_that_would_overflow_a_parser_are_refused_at_their_place() {
     assert!(
         errors
             .iter()
-            .all(|(_, place, message)| place.is_some() && message.contains("nested deeper")),
+            .all(|(_, position, message)| position.is_some() && message.contains("nested deeper")),
         "{errors:?}"
     );
 }
 
 #[test]
-fn policies_as_deep_as_the_bounds_allow_are_loaded() {
+fn policies_at_nesting_limits_compile() {
     let parens = crate::pdp::MAX_BRACKETS - 2;
     let nested = format!(
         "permit(principal, action, resource) when {{ {}true{} }};",
@@ -280,12 +285,12 @@ fn policies_as_deep_as_the_bounds_allow_are_loaded() {
         ("b.cedar", &chained),
         ("s.cedarschema", schema),
     ];
-    assert_eq!(good(&files).counts().policies, 2);
+    assert_eq!(compile_valid(&files).counts().policies, 2);
 }
 
 #[test]
-fn an_empty_directory_loads_and_says_that_it_denies_everything() {
-    let snapshot = good(&[]);
+fn empty_directory_compiles_with_a_warning() {
+    let snapshot = compile_valid(&[]);
     assert!(
         snapshot
             .warnings()
@@ -295,8 +300,8 @@ fn an_empty_directory_loads_and_says_that_it_denies_everything() {
 }
 
 #[test]
-fn without_a_schema_it_is_said_that_nothing_is_validated() {
-    let snapshot = good(&[("a.cedar", PERMIT)]);
+fn missing_schema_is_a_warning() {
+    let snapshot = compile_valid(&[("a.cedar", PERMIT)]);
     assert!(
         snapshot
             .warnings()
@@ -306,7 +311,7 @@ fn without_a_schema_it_is_said_that_nothing_is_validated() {
 }
 
 #[test]
-fn actions_may_be_stored_with_their_direct_parents_as_the_schema_has_them() {
+fn stored_actions_must_match_schema() {
     let schema = "entity User, Doc; action all; action view in [all]; action read in [view] appliesTo { principal: User, resource: Doc };";
     let action = |id: &str, parent: &str| {
         format!(
@@ -322,7 +327,7 @@ fn actions_may_be_stored_with_their_direct_parents_as_the_schema_has_them() {
         )
     };
     assert_eq!(
-        good(&[
+        compile_valid(&[
             ("s.cedarschema", schema),
             ("entities.json", &stored("view"))
         ])
@@ -332,13 +337,13 @@ fn actions_may_be_stored_with_their_direct_parents_as_the_schema_has_them() {
     );
     let other = stored("other");
     assert_eq!(
-        bad(&[("s.cedarschema", schema), ("entities.json", &other)]).len(),
+        compile_errors(&[("s.cedarschema", schema), ("entities.json", &other)]).len(),
         1
     );
 }
 
 #[test]
-fn ids_in_json_are_taken_as_they_are() {
+fn json_ids_are_used_verbatim() {
     let template = JSON_POLICY.replace(
         r#""principal": {"op": "All"}"#,
         r#""principal": {"op": "==", "slot": "?principal"}"#,
@@ -346,11 +351,11 @@ fn ids_in_json_are_taken_as_they_are() {
     let json = format!(
         r#"{{"templates": {{"a \"t\"\n": {template}}}, "templateLinks": [{{"templateId": "a \"t\"\n", "newId": "l\"", "values": {{"?principal": {{"type": "User", "id": "b"}}}}}}]}}"#
     );
-    assert_eq!(ids(&good(&[("p.cedar.json", &json)])), ["l\""]);
+    assert_eq!(ids(&compile_valid(&[("p.cedar.json", &json)])), ["l\""]);
 }
 
 #[test]
-fn common_types_that_grow_on_one_another_are_bounded() {
+fn nested_common_types_are_bounded() {
     let chain = |fields: &[&str], length: usize| {
         let mut schema = String::from("entity User { a?: A0 };\n");
         for n in 0..length {
@@ -362,33 +367,33 @@ fn common_types_that_grow_on_one_another_are_bounded() {
         }
         schema + &format!("type A{length} = Long;\n")
     };
-    assert!(good(&[("s.cedarschema", &chain(&["x"], 60))]).has_schema());
+    assert!(compile_valid(&[("s.cedarschema", &chain(&["x"], 60))]).has_schema());
     assert!(
-        bad(&[("s.cedarschema", &chain(&["x"], 1_000))])[0]
+        compile_errors(&[("s.cedarschema", &chain(&["x"], 1_000))])[0]
             .2
             .contains("deeper")
     );
     assert!(
-        bad(&[("s.cedarschema", &chain(&["x", "y"], 18))])[0]
+        compile_errors(&[("s.cedarschema", &chain(&["x", "y"], 18))])[0]
             .2
             .contains("parts")
     );
 }
 
 #[test]
-fn numbers_of_what_policies_alone_name_go_on() {
+fn uids_in_policies_alone_keep_their_ids() {
     let policies: String = (0..300)
         .map(|policy| {
-            let named: Vec<String> = (0..50).map(|n| format!("User::\"{policy}-{n}\"")).collect();
-            let named = named.join(", ");
-            format!("permit(principal, action, resource) when {{ principal in [{named}] }};\n")
+            let uids: Vec<String> = (0..50).map(|n| format!("User::\"{policy}-{n}\"")).collect();
+            let uids = uids.join(", ");
+            format!("permit(principal, action, resource) when {{ principal in [{uids}] }};\n")
         })
         .collect();
     let compile_from = |previous: Option<&Compiled>, entities: &str| {
         let files = [("p.cedar", policies.as_str()), ("entities.json", entities)];
         let files = files.map(|(path, text)| {
-            let kind = FileKind::of(path).expect("a name that matches");
-            SourceFile::held(path.to_owned(), kind, Arc::from(text))
+            let kind = FileKind::from_name(path).expect("a valid file name");
+            SourceFile::in_memory(path.to_owned(), kind, Arc::from(text))
         });
         let sources = Sources::new(files.to_vec(), vec![], vec![]);
         let settings = Settings::default();
@@ -407,11 +412,11 @@ fn numbers_of_what_policies_alone_name_go_on() {
 }
 
 #[test]
-fn numbers_that_stand_for_nothing_any_more_are_cleared_and_answers_stay_the_same() {
+fn compaction_keeps_answers() {
     let stable = r#"[{"uid": {"type": "User", "id": "ann"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]}]"#;
     let policies = r#"permit(principal in Group::"staff", action == Action::"read", resource);
 permit(principal == User::"guest", action, resource) when { resource.open };"#;
-    let passing = |step: usize| {
+    let short_lived = |step: usize| {
         let entities: Vec<String> = (0..6_000)
             .map(|n| {
                 format!(
@@ -421,31 +426,31 @@ permit(principal == User::"guest", action, resource) when { resource.open };"#;
             .collect();
         format!("[{}]", entities.join(","))
     };
-    let mut before: Option<Compiled> = None;
-    let mut cleared = 0;
+    let mut previous: Option<Compiled> = None;
+    let mut compactions = 0;
     for step in 0..8 {
-        let passing = passing(step);
+        let short_lived = short_lived(step);
         let files = [
             ("a.entities.json", stable),
-            ("b.entities.json", passing.as_str()),
+            ("b.entities.json", short_lived.as_str()),
             ("p.cedar", policies),
         ];
         let files = files.map(|(path, text)| {
-            let kind = FileKind::of(path).expect("a name that matches");
-            SourceFile::held(path.to_owned(), kind, Arc::from(text))
+            let kind = FileKind::from_name(path).expect("a valid file name");
+            SourceFile::in_memory(path.to_owned(), kind, Arc::from(text))
         });
         let sources = Sources::new(files.to_vec(), vec![], vec![]);
         let settings = Settings::default();
         let compiled =
-            compile_from(before.as_ref(), &sources, &settings, &Workers::default()).unwrap();
+            compile_from(previous.as_ref(), &sources, &settings, &Workers::default()).unwrap();
         let snapshot = Arc::clone(&compiled.snapshot);
-        let numbers = |snapshot: &Snapshot| snapshot.entities.interner.len();
-        cleared += usize::from(
-            before
+        let uid_count = |snapshot: &Snapshot| snapshot.entities.interner.len();
+        compactions += usize::from(
+            previous
                 .as_ref()
-                .is_some_and(|b| numbers(&b.snapshot) > numbers(&snapshot)),
+                .is_some_and(|b| uid_count(&b.snapshot) > uid_count(&snapshot)),
         );
-        assert!(numbers(&snapshot) < 30_000);
+        assert!(uid_count(&snapshot) < 30_000);
         let is_allowed = |principal: &str, resource: String| {
             let query = Query {
                 principal: Uid::new("User", principal),
@@ -462,13 +467,13 @@ permit(principal == User::"guest", action, resource) when { resource.open };"#;
         assert!(is_allowed("ann", format!("{step}-5999")));
         assert!(is_allowed("guest", format!("{step}-0")));
         assert!(!is_allowed("bob", format!("{step}-0")));
-        if let Some(gone) = step.checked_sub(1) {
+        if let Some(removed) = step.checked_sub(1) {
             assert!(
-                !is_allowed("guest", format!("{gone}-0")),
-                "of the step before"
+                !is_allowed("guest", format!("{removed}-0")),
+                "an entity of the previous step is allowed"
             );
         }
-        before = Some(compiled);
+        previous = Some(compiled);
     }
-    assert!(cleared > 0, "never");
+    assert!(compactions > 0, "ids were never compacted");
 }

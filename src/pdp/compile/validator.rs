@@ -6,7 +6,7 @@ use super::findings::DiagnosticSink;
 use crate::pdp::diagnostic::{Diagnostic, Severity};
 use crate::pdp::settings::Validation;
 
-/// What policies are judged by.
+/// The schema that policies are validated against, and the effect of an invalid policy.
 #[derive(Clone, Copy)]
 pub(in crate::pdp) struct PolicyValidator<'a> {
     pub(super) schema: Option<&'a Schema>,
@@ -14,42 +14,37 @@ pub(in crate::pdp) struct PolicyValidator<'a> {
 }
 
 impl PolicyValidator<'_> {
-    /// The validator, and how bad a rejection is; `None` when nothing is validated.
-    pub(super) fn cedar_validator(self) -> Option<(Validator, Severity)> {
-        let severity = match self.validation {
+    /// Validates `policies`, and adds a diagnostic for each error and warning.
+    ///
+    /// `locate` builds the diagnostic for a policy id, or returns `None` to leave it out.
+    pub(super) fn validate(
+        self,
+        policies: &PolicySet,
+        locate: impl Fn(&cedar_policy::PolicyId, &dyn miette::Diagnostic) -> Option<Diagnostic>,
+        diagnostics: &mut DiagnosticSink,
+    ) {
+        let error_severity = match self.validation {
             Validation::Strict => Severity::Error,
             Validation::Warn => Severity::Warning,
-            Validation::Off => return None,
+            Validation::Off => return,
         };
-        Some((Validator::new(self.schema?.clone()), severity))
-    }
-
-    /// All that the validator finds, each with the id that it is found at.
-    pub(super) fn findings(
-        self,
-        set: &PolicySet,
-        find: impl Fn(&cedar_policy::PolicyId, &dyn miette::Diagnostic) -> Option<Diagnostic>,
-        findings: &mut DiagnosticSink,
-    ) {
-        let Some((cedar_validator, severity)) = self.cedar_validator() else {
+        let Some(schema) = self.schema else {
             return;
         };
-        let result = cedar_validator.validate(set, ValidationMode::Strict);
-        for error in result.validation_errors() {
-            if let Some(finding) = find(error.policy_id(), error) {
-                findings.add(Diagnostic {
+        let result = Validator::new(schema.clone()).validate(policies, ValidationMode::Strict);
+        let mut add = |severity, diagnostic: Option<Diagnostic>| {
+            if let Some(diagnostic) = diagnostic {
+                diagnostics.add(Diagnostic {
                     severity,
-                    ..finding
+                    ..diagnostic
                 });
             }
+        };
+        for error in result.validation_errors() {
+            add(error_severity, locate(error.policy_id(), error));
         }
         for warning in result.validation_warnings() {
-            if let Some(finding) = find(warning.policy_id(), warning) {
-                findings.add(Diagnostic {
-                    severity: Severity::Warning,
-                    ..finding
-                });
-            }
+            add(Severity::Warning, locate(warning.policy_id(), warning));
         }
     }
 }

@@ -418,8 +418,8 @@ mod tests {
             format!("permit(principal, action, resource) when {{ true && ({condition}) }};");
         let files = [("p.cedar", policy.as_str()), ("entities.json", ENTITIES)];
         let files = files.map(|(path, text)| {
-            let kind = FileKind::of(path).expect("a name that matches");
-            SourceFile::held(path.to_owned(), kind, Arc::from(text))
+            let kind = FileKind::from_name(path).expect("a name that matches");
+            SourceFile::in_memory(path.to_owned(), kind, Arc::from(text))
         });
         let sources = Sources::new(files.to_vec(), vec![], vec![]);
         let snapshot = compile(&sources, &Settings::default()).unwrap();

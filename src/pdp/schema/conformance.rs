@@ -2,7 +2,7 @@
 //!
 //! Cedar's checks walk types and values several times and copy them on the way. Most contexts and
 //! entities are a few plain values, for which comparing kinds is enough. A value that does not
-//! definitely conform is not rejected here: Cedar checks it, and its result stands.
+//! definitely conform is not rejected here: Cedar checks it, and its result is final.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -43,6 +43,7 @@ struct ActionSpec {
 pub(in crate::pdp) struct RecordSpec {
     /// The type of each field, and whether the field is required.
     pub(in crate::pdp) fields: hashbrown::HashMap<SmolStr, (TypeTag, bool)>,
+    /// Number of required fields.
     pub(in crate::pdp) required: usize,
 }
 
@@ -59,14 +60,14 @@ pub(in crate::pdp) enum TypeTag {
     Other,
 }
 
-/// The most levels of a type that are followed; Cedar checks deeper types. Common types that name
-/// one another make types whose size doubles with each level.
+/// The maximum depth of types that are compared; Cedar checks deeper ones. Common types that refer
+/// to one another can double the size of a type with each level.
 const MAX_LEVELS: usize = 6;
 
-/// Returns whether any id makes an entity of type `ty`: neither enumerated, nor an action.
+/// Returns whether `ty` accepts any id: it is neither enumerated nor an action type.
 fn is_plain(core: &CoreSchema<'_>, ty: &EntityType) -> bool {
-    let found = core.entity_type(ty);
-    !ty.is_action() && found.is_some_and(|ty| ty.enum_entity_eids().is_none() && !ty.is_external())
+    let spec = core.entity_type(ty);
+    !ty.is_action() && spec.is_some_and(|ty| ty.enum_entity_eids().is_none() && !ty.is_external())
 }
 
 /// Returns the plain entity types of `schema` with their declarations.
@@ -216,8 +217,8 @@ impl Conformance {
             .iter()
             .all(|parent| spec.parents.contains(parent.entity_type()))
             && entity.attrs().all(|(name, value)| {
-                let found = spec.attributes.fields.get(name);
-                found.is_some_and(|(tag, is_required)| {
+                let field = spec.attributes.fields.get(name);
+                field.is_some_and(|(tag, is_required)| {
                     required += usize::from(*is_required);
                     conforms(value, tag)
                 })
@@ -228,7 +229,7 @@ impl Conformance {
                 .all(|(_, value)| spec.tags.as_ref().is_some_and(|tag| conforms(value, tag)))
     }
 
-    /// Recurses at most [`MAX_LEVELS`] deep.
+    /// Returns whether `value` has this type; recurses at most [`MAX_LEVELS`] deep.
     fn value_conforms(&self, value: &Value, tag: &TypeTag) -> bool {
         match (&value.value, tag) {
             (ValueKind::Lit(Literal::Bool(_)), TypeTag::Bool)
@@ -262,8 +263,8 @@ impl Conformance {
     fn record_conforms(&self, fields: &BTreeMap<SmolStr, Value>, spec: &RecordSpec) -> bool {
         let mut required = 0;
         fields.iter().all(|(name, value)| {
-            let found = spec.fields.get(name);
-            found.is_some_and(|(tag, is_required)| {
+            let field = spec.fields.get(name);
+            field.is_some_and(|(tag, is_required)| {
                 required += usize::from(*is_required);
                 self.value_conforms(value, tag)
             })
@@ -275,8 +276,7 @@ impl Conformance {
 mod tests {
     use super::*;
 
-    /// Whether a `User` with these attributes, parents and tags certainly fits; what Cedar says of
-    /// it must be the same where it does.
+    /// Returns whether a `User` definitely conforms, and asserts that Cedar then accepts it.
     fn entity_conforms(
         attributes: &[(&str, Value)],
         parents: &[EntityUID],
@@ -306,14 +306,14 @@ mod tests {
             parents.iter().cloned().collect(),
             partial(tags),
         );
-        let certain =
+        let conforms =
             Conformance::new(Some(schema.as_ref())).entity_definitely_conforms(&entity, parents);
         let core = CoreSchema::new(schema.as_ref());
         let cedar = EntitySchemaConformanceChecker::new(&core, Extensions::all_available());
-        if certain {
+        if conforms {
             cedar.validate_entity(&entity).unwrap();
         }
-        certain
+        conforms
     }
 
     fn uid(ty: &str, id: &str) -> EntityUID {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_entity_certainly_fits() {
+    fn plain_entities_definitely_conform() {
         let n = || ("n", Value::from(1));
         let set = || Value::set([Value::from(1), Value::from(2)], None);
         assert!(entity_conforms(&[n()], &[], &[]));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_entity_is_left_to_cedar() {
+    fn other_entities_are_left_to_cedar() {
         let n = || ("n", Value::from(1));
         for attributes in [
             vec![],
@@ -383,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_of_no_plain_type_is_left_to_cedar() {
+    fn undeclared_types_are_left_to_cedar() {
         let entity = Entity::with_uid(uid("User", "u"));
         assert!(!Conformance::new(None).entity_definitely_conforms(&entity, &[]));
     }
 
     #[test]
-    fn a_plain_request_certainly_fits_and_any_other_is_left_to_cedar() {
-        let schema: cedar_policy::Schema =             "entity User, Doc, Other; entity Level enum [\"a\"];
+    fn only_plain_requests_definitely_conform() {
+        let schema: cedar_policy::Schema = "entity User, Doc, Other; entity Level enum [\"a\"];
              action read appliesTo { principal: User, resource: Doc, context: { n: Long, b?: Bool, who?: User } };
              action rank appliesTo { principal: Level, resource: Doc };
              action deep appliesTo { principal: User, resource: Doc, context: { s: Set<Long> } };
@@ -399,7 +399,7 @@ mod tests {
             .unwrap();
         let conformance = Conformance::new(Some(schema.as_ref()));
         let ty = |name: &str| name.parse::<EntityType>().unwrap();
-        let certain = |principal: &str, action: &str, context: &[(&str, Value)]| {
+        let conforms = |principal: &str, action: &str, context: &[(&str, Value)]| {
             let context = context
                 .iter()
                 .map(|(name, value)| (SmolStr::from(*name), value.clone()))
@@ -412,8 +412,8 @@ mod tests {
             )
         };
         let n = || ("n", Value::from(1));
-        assert!(certain("User", "read", &[n()]));
-        assert!(certain(
+        assert!(conforms("User", "read", &[n()]));
+        assert!(conforms(
             "User",
             "read",
             &[
@@ -422,7 +422,7 @@ mod tests {
                 ("who", Value::from(uid("User", "x")))
             ]
         ));
-        assert!(certain(
+        assert!(conforms(
             "User",
             "deep",
             &[("s", Value::set([Value::from(1)], None))]
@@ -447,7 +447,7 @@ mod tests {
             ("User", "open", vec![("d", Value::from("2024-01-01"))]),
         ] {
             assert!(
-                !certain(principal, action, &context),
+                !conforms(principal, action, &context),
                 "{principal} {action}"
             );
         }

@@ -8,16 +8,16 @@ use sha2::{Digest, Sha256};
 
 use crate::pdp::id::Revision;
 
-/// What a file of a policy directory holds, told by its name alone.
+/// The kind of content of a policy directory file, by its name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileKind {
-    /// `*.cedar`: policies and templates, Cedar syntax.
+    /// `*.cedar`: policies and templates in Cedar syntax.
     Policies,
-    /// `*.cedar.json`: the same, as a Cedar JSON policy set.
+    /// `*.cedar.json`: policies, templates and links as a Cedar JSON policy set.
     PoliciesJson,
-    /// `*.cedarschema`: schema, Cedar syntax.
+    /// `*.cedarschema`: schema in Cedar syntax.
     Schema,
-    /// `*.cedarschema.json`: schema, JSON syntax.
+    /// `*.cedarschema.json`: schema in JSON syntax.
     SchemaJson,
     /// `*.entities.json` and `entities.json`: stored entities.
     Entities,
@@ -28,12 +28,12 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// The kind of a file called `name` (its last component), or `None` when a policy directory
-    /// has no use for it.
+    /// Returns the kind of a file by `name`, the last component of its path.
+    ///
+    /// Returns `None` for files that a policy directory ignores.
     #[must_use]
-    pub fn of(name: &str) -> Option<Self> {
-        // Longer endings first: `.cedar.json` also ends in `.json`, and no ending here is a
-        // suffix of one that stands above it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        // INVARIANT: no name ends in two of these.
         let kinds = [
             (".cedarschema.json", Self::SchemaJson),
             (".cedar.json", Self::PoliciesJson),
@@ -52,13 +52,12 @@ impl FileKind {
             .map(|(_, kind)| kind)
     }
 
-    /// What the author of `name` probably meant, when the name is no match but nearly one.
+    /// Returns the pattern that the author of `name` probably meant, if the name nearly matches.
     ///
-    /// A file that is silently passed over is the worst typo there is: the policy in it seems
-    /// to be in force and is not.
+    /// A misspelled file name must not be ignored silently: its policies would seem to be in force.
     #[must_use]
     pub fn near_miss(name: &str) -> Option<&'static str> {
-        if Self::of(name).is_some() {
+        if Self::from_name(name).is_some() {
             return None;
         }
         let lower = name.to_ascii_lowercase();
@@ -91,11 +90,12 @@ impl FileKind {
         {
             return Some(meant);
         }
-        // Right but for its capitals.
-        (lower != name && Self::of(&lower).is_some()).then_some("the same name in lower case")
+        // Only the case differs.
+        (lower != name && Self::from_name(&lower).is_some())
+            .then_some("the same name in lower case")
     }
 
-    /// Whether a file of this kind is served, and so counts in the revision.
+    /// Returns whether files of this kind affect decisions, and so the revision.
     #[must_use]
     pub fn is_served(self) -> bool {
         match self {
@@ -110,29 +110,29 @@ impl FileKind {
     }
 }
 
-/// SHA-256 of the bytes of one file: equal digests, equal files.
+/// The SHA-256 of a file's bytes; files with equal digests are equal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContentDigest([u8; 32]);
 
 impl ContentDigest {
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 }
 
-/// Makes a [`ContentDigest`] of bytes that come piece by piece.
+/// An incremental hash that produces a [`ContentDigest`].
 #[derive(Clone, Debug, Default)]
 pub struct ContentHasher(Sha256);
 
 impl ContentHasher {
-    /// Adds the next piece.
-    pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
     }
 
-    /// The digest of all pieces together.
+    /// Returns the digest of all bytes.
     #[must_use]
     pub fn finish(self) -> ContentDigest {
         ContentDigest(self.0.finalize().into())
@@ -145,26 +145,26 @@ impl fmt::Debug for ContentDigest {
     }
 }
 
-/// A text that was left where it lies is no longer what it was.
+/// The error for an external text that changed since it was first read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("changed while it was being loaded")]
 pub struct TextChanged;
 
-/// Where a text lies that nobody holds.
+/// An external text, such as a file on disk, that is not kept in memory.
 pub trait TextSource: fmt::Debug + Send + Sync {
-    /// Fetches the whole text. May block.
+    /// Reads the whole text. May block.
     ///
     /// # Errors
     ///
-    /// [`TextChanged`] when it is not, or cannot be shown to be, the text that was seen first.
+    /// [`TextChanged`] unless the text is certainly the one that was read first.
     fn read(&self) -> Result<Arc<str>, TextChanged>;
 
-    /// Gives the bytes of the text to `take`, piece by piece, without ever holding all. May block.
+    /// Passes the bytes of the text to `consume` in chunks, never holding all of them. May block.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read); what was given until then is worth nothing.
-    fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged>;
+    /// As [`read`](Self::read); the chunks passed until then must be discarded.
+    fn stream(&self, consume: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged>;
 }
 
 /// One file of a policy directory, as it was read.
@@ -172,7 +172,7 @@ pub trait TextSource: fmt::Debug + Send + Sync {
 pub struct SourceFile {
     /// The path relative to the directory, its parts separated by `/`.
     pub path: String,
-    /// What the file holds.
+    /// The kind of its content.
     pub kind: FileKind,
     /// The digest of its bytes.
     pub digest: ContentDigest,
@@ -181,7 +181,7 @@ pub struct SourceFile {
 
 #[derive(Clone, Debug)]
 enum Text {
-    Held(Arc<str>),
+    InMemory(Arc<str>),
     External(Arc<ExternalText>),
 }
 
@@ -189,26 +189,27 @@ enum Text {
 struct ExternalText {
     source: Box<dyn TextSource>,
     bytes: u64,
-    /// It was asked for, and was no longer what it had been.
+    /// Set once a read failed because the text had changed.
     has_changed: AtomicBool,
 }
 
 impl SourceFile {
-    /// A file whose text is kept in memory.
+    /// Creates a file with its text in memory.
     #[must_use]
-    pub fn held(path: String, kind: FileKind, text: Arc<str>) -> Self {
+    pub fn in_memory(path: String, kind: FileKind, text: Arc<str>) -> Self {
         Self {
             path,
             kind,
             digest: ContentDigest::of(text.as_bytes()),
-            text: Text::Held(text),
+            text: Text::InMemory(text),
         }
     }
 
-    /// A file whose text is left where it lies; `digest` and `bytes` are those of the text that
-    /// was seen there.
+    /// Creates a file whose text is read from `source` when needed.
+    ///
+    /// `digest` and `bytes` are those of the text that was read first.
     #[must_use]
-    pub fn elsewhere(
+    pub fn external(
         path: String,
         kind: FileKind,
         digest: ContentDigest,
@@ -228,77 +229,77 @@ impl SourceFile {
         }
     }
 
-    /// How many bytes the text has.
+    /// Returns the length of the text in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.text {
-            Text::Held(text) => text.len() as u64,
+            Text::InMemory(text) => text.len() as u64,
             Text::External(text) => text.bytes,
         }
     }
 
-    /// The whole text. Free where it is held; else it is fetched, at each call anew.
+    /// Returns the whole text. An external text is read again at each call.
     ///
     /// # Errors
     ///
-    /// [`TextChanged`] when the text is elsewhere and no longer what it was.
+    /// [`TextChanged`] when the text is external and has changed.
     pub fn text(&self) -> Result<Arc<str>, TextChanged> {
         match &self.text {
-            Text::Held(text) => Ok(Arc::clone(text)),
-            Text::External(text) => text.note(text.source.read()),
+            Text::InMemory(text) => Ok(Arc::clone(text)),
+            Text::External(text) => text.record_change(text.source.read()),
         }
     }
 
-    /// The whole text where it is held, as that of every kind but [`FileKind::Entities`] is.
+    /// Returns the whole text if it is in memory; only [`FileKind::Entities`] may be external.
     #[must_use]
-    pub fn held_text(&self) -> Option<&Arc<str>> {
+    pub fn text_in_memory(&self) -> Option<&Arc<str>> {
         match &self.text {
-            Text::Held(text) => Some(text),
+            Text::InMemory(text) => Some(text),
             Text::External(_) => None,
         }
     }
 
-    /// Gives the bytes of the text to `take`, piece by piece.
-    pub(in crate::pdp) fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
+    /// Passes the bytes of the text to `consume` in chunks.
+    pub(in crate::pdp) fn stream(&self, consume: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
         match &self.text {
-            Text::Held(text) => {
-                take(text.as_bytes());
+            Text::InMemory(text) => {
+                consume(text.as_bytes());
                 Ok(())
             }
             Text::External(text) => {
-                let mut given = 0;
-                let streamed = text.source.stream(&mut |piece| {
-                    given += piece.len() as u64;
-                    take(piece);
+                let mut streamed_bytes = 0;
+                let streamed = text.source.stream(&mut |chunk| {
+                    streamed_bytes += chunk.len() as u64;
+                    consume(chunk);
                 });
-                text.note(match streamed {
-                    Ok(()) if given == text.bytes => Ok(()),
+                text.record_change(match streamed {
+                    Ok(()) if streamed_bytes == text.bytes => Ok(()),
                     Ok(()) | Err(TextChanged) => Err(TextChanged),
                 })
             }
         }
     }
 
-    /// Whether the text was asked for and was no longer what it had been.
+    /// Returns whether a read has found the text changed.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         match &self.text {
-            Text::Held(_) => false,
+            Text::InMemory(_) => false,
             Text::External(text) => text.has_changed.load(Ordering::Relaxed),
         }
     }
 }
 
 impl ExternalText {
-    fn note<T>(&self, fetched: Result<T, TextChanged>) -> Result<T, TextChanged> {
-        if fetched.is_err() {
+    fn record_change<T>(&self, result: Result<T, TextChanged>) -> Result<T, TextChanged> {
+        if result.is_err() {
             self.has_changed.store(true, Ordering::Relaxed);
         }
-        fetched
+        result
     }
 }
 
-/// Files are equal when they are called alike, and hold the same: where that lies is no matter.
+/// Files are equal when path, kind and content are equal, in memory or external.
 impl PartialEq for SourceFile {
     fn eq(&self, other: &Self) -> bool {
         (&self.path, self.kind, self.digest) == (&other.path, other.kind, other.digest)

@@ -1,38 +1,40 @@
-//! Computes the revision of a list of files, and goes on from an earlier one where few differ.
+//! Computes the revision of a list of files, starting from an earlier one if few files differ.
 //!
-//! By contract the revision is one hash over all files in order, so a change costs what comes
-//! after it and not what changed: two thirds of a second for a gigabyte at the worst. It is meant
-//! to be computed beside what takes longer. Fetching texts on a thread of its own, ahead of the
-//! hash, was measured and gains nothing.
+//! By contract the revision is one hash over all files in order. So a changed file costs a hash of
+//! all files from it to the end: at worst, two thirds of a second for a gigabyte. It is meant to be
+//! computed in parallel with longer work. Reading texts ahead of the hash on another thread was
+//! measured, and gains nothing.
 
 use sha2::{Digest as _, Sha256};
 
 use super::file::{SourceFile, TextChanged};
 use crate::pdp::id::Revision;
 
-/// What the hash had come to before each of a list of files.
+/// The hash states before each of a list of files.
 #[derive(Clone, Debug)]
 pub(super) struct RunningHash {
-    /// One for each file, and one for the end.
+    /// One state for each file, and one for the end.
     states: Vec<Sha256>,
     revision: Revision,
 }
 
 impl RunningHash {
-    /// Hashes `files`, of which the first `same` are those that `earlier` begins with.
-    pub(super) fn of<'a>(
+    /// Hashes `files`, starting from an `earlier` hash whose first files are the same.
+    ///
+    /// `earlier` comes with the number of these files.
+    pub(super) fn new<'a>(
         files: impl Iterator<Item = &'a SourceFile>,
         earlier: Option<(&Self, usize)>,
     ) -> Result<Self, TextChanged> {
-        let (mut states, same) = match earlier {
-            Some((earlier, same)) => (
-                earlier.states.iter().take(same + 1).cloned().collect(),
-                same,
-            ),
+        let (mut states, same_files) = match earlier {
+            Some((earlier, same_files)) => {
+                let states = earlier.states.iter().take(same_files + 1);
+                (states.cloned().collect(), same_files)
+            }
             None => (vec![Sha256::new()], 0),
         };
         let mut hash = states.last().cloned().unwrap_or_default();
-        for file in files.skip(same) {
+        for file in files.skip(same_files) {
             for part in [
                 &(file.path.len() as u64).to_be_bytes(),
                 file.path.as_bytes(),
@@ -40,7 +42,7 @@ impl RunningHash {
             ] {
                 hash.update(part);
             }
-            file.stream(&mut |piece| hash.update(piece))?;
+            file.stream(&mut |chunk| hash.update(chunk))?;
             states.push(hash.clone());
         }
         let revision = Revision::from_digest(&hash.finalize().into());

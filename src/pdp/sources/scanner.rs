@@ -1,34 +1,35 @@
-//! Bounds how deep a text nests before anything recurses over it, and finds a policy's clauses.
+//! Bounds the nesting of a text before any parser recurses over it, and finds a policy's clauses.
 //!
-//! The parsers below us recurse: some hundred nested parentheses overflow the stack of an
-//! ordinary thread, and an overflow ends the process. This is a scan, not a parse: it walks the
-//! tokens once with a counter, so no text can hurt it. It counts too much rather than too little.
+//! Cedar's and JSON's parsers recurse: some hundred nested parentheses overflow the stack of an
+//! ordinary thread, and an overflow ends the process. This is a scan, not a parse: it walks over
+//! the tokens once with a counter, so no text can harm it. Its count errs on the high side.
 
 use std::ops::Range;
 
 use crate::pdp::explanation::ClauseKind;
 
-/// The most brackets within brackets in a policy or schema text.
+/// The maximum nesting of brackets in a policy or schema text.
 pub const MAX_BRACKETS: usize = 128;
 
-/// The most `&&`, `||` and other operators that can pile up on one another in a policy:
-/// `a && b && c …` builds a tree as deep as it is long.
+/// The maximum depth of a chain of `&&`, `||` and other operators in a policy.
+///
+/// The tree of `a && b && c …` is as deep as the chain is long.
 pub const MAX_CHAIN: usize = 4_000;
 
-/// The most arrays and objects within one another in a JSON file.
+/// The maximum nesting of arrays and objects in a JSON file.
 pub const MAX_JSON_BRACKETS: usize = 100;
 
-/// A text that nests too deep, and where it begins to.
+/// The error for a text that is nested too deeply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nested deeper than {limit} levels")]
 pub(in crate::pdp) struct TooDeep {
-    /// The limit that was passed.
+    /// The exceeded limit, in levels.
     pub(in crate::pdp) limit: usize,
-    /// The byte at which it was passed.
+    /// The byte offset at which it is exceeded.
     pub(in crate::pdp) offset: usize,
 }
 
-/// Which language a text is in; they differ in what counts as a bracket.
+/// The language of a text, which decides the tokens that count as brackets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum Language {
     /// Cedar policies.
@@ -39,11 +40,11 @@ pub(in crate::pdp) enum Language {
     Json,
 }
 
-/// What has piled up between a bracket and the next separator in it.
+/// The depth of the tree between a bracket and the next separator in it.
 ///
-/// `a && b || c` builds a tree as deep as it has `&&` and `||`, with the operands as leaves; so the
-/// depth is at most their number and the size of the largest operand. `if … then … else if …`
-/// nests however it is broken up, so its words count as `&&` does.
+/// The tree of `a && b || c` is as deep as it has `&&` and `||`, with the operands as leaves. So the
+/// depth is at most their number plus the size of the largest operand. `if … then … else if …`
+/// nests in any case, so its keywords count as `&&` does.
 #[derive(Clone, Copy, Default)]
 struct NestingDepth {
     logical: usize,
@@ -63,14 +64,13 @@ impl NestingDepth {
     }
 }
 
-/// Checks that `text` nests no deeper than the parsers can bear.
+/// Checks that the parsers can bear the nesting of `text`.
 pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDeep> {
     let limit = match language {
         Language::Policies | Language::Schema => MAX_BRACKETS,
         Language::Json => MAX_JSON_BRACKETS,
     };
-    // For each open bracket, what stands in it so far: the deepest element, and the present one.
-    let mut open: Vec<(usize, NestingDepth)> = vec![(0, NestingDepth::default())];
+    let mut nesting = BracketStack::default();
     for token in Tokens::new(text, language) {
         let too_deep = |limit| {
             Err(TooDeep {
@@ -80,58 +80,79 @@ pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDee
         };
         match token.kind {
             TokenKind::Open => {
-                open.push((0, NestingDepth::default()));
-                if open.len() > limit + 1 {
+                nesting.open();
+                if nesting.brackets() > limit {
                     return too_deep(limit);
                 }
                 continue;
             }
-            TokenKind::Close => {
-                // A bracket that closes nothing is the parser's to refuse.
-                if open.len() > 1
-                    && let Some((deepest, nesting)) = open.pop()
-                    && let Some((_, outer)) = open.last_mut()
-                {
-                    outer.operand += 1 + deepest.max(nesting.depth());
+            TokenKind::Close => nesting.close(),
+            TokenKind::Separator => nesting.innermost.next_element(),
+            TokenKind::Logical => nesting.innermost.current.next_operand(),
+            TokenKind::Word => match text.get(token.span.clone()) {
+                Some("if" | "then" | "else" | "when" | "unless") => {
+                    nesting.innermost.current.next_operand();
                 }
-            }
-            TokenKind::Separator => {
-                if let Some((deepest, nesting)) = open.last_mut() {
-                    *deepest = (*deepest).max(nesting.depth());
-                    *nesting = NestingDepth::default();
-                }
-            }
-            TokenKind::Logical => {
-                if let Some((_, nesting)) = open.last_mut() {
-                    nesting.next_operand();
-                }
-            }
-            TokenKind::Word => {
-                if let Some((_, nesting)) = open.last_mut() {
-                    match text.get(token.span.clone()) {
-                        Some("if" | "then" | "else" | "when" | "unless") => nesting.next_operand(),
-                        Some(_) | None => nesting.operand += 1,
-                    }
-                }
-            }
-            TokenKind::Operator => {
-                if let Some((_, nesting)) = open.last_mut() {
-                    nesting.operand += 1;
-                }
-            }
+                Some(_) | None => nesting.innermost.current.operand += 1,
+            },
+            TokenKind::Operator => nesting.innermost.current.operand += 1,
         }
-        let piled = open.last().map_or(0, |(_, nesting)| nesting.depth());
-        if language == Language::Policies && piled > MAX_CHAIN {
+        let depth = nesting.innermost.current.depth();
+        if language == Language::Policies && depth > MAX_CHAIN {
             return too_deep(MAX_CHAIN);
         }
     }
     Ok(())
 }
 
-/// The `when` and `unless` clauses of one policy's text, each with its bytes, keyword and braces
-/// included.
+/// The content of one bracket so far.
+#[derive(Clone, Copy, Default)]
+struct Bracket {
+    /// Depth of the deepest element before the current one.
+    deepest: usize,
+    current: NestingDepth,
+}
+
+impl Bracket {
+    fn next_element(&mut self) {
+        self.deepest = self.deepest.max(self.current.depth());
+        self.current = NestingDepth::default();
+    }
+}
+
+/// The open brackets at a position of a text.
+#[derive(Default)]
+struct BracketStack {
+    /// The innermost open bracket, or the text as a whole.
+    innermost: Bracket,
+    /// The brackets around it, the text as a whole first.
+    outer: Vec<Bracket>,
+}
+
+impl BracketStack {
+    /// Returns the number of open brackets.
+    fn brackets(&self) -> usize {
+        self.outer.len()
+    }
+
+    fn open(&mut self) {
+        self.outer.push(std::mem::take(&mut self.innermost));
+    }
+
+    /// Closes the innermost bracket; the parser rejects a bracket that closes nothing.
+    fn close(&mut self) {
+        if let Some(outer) = self.outer.pop() {
+            let closed = std::mem::replace(&mut self.innermost, outer);
+            self.innermost.current.operand += 1 + closed.deepest.max(closed.current.depth());
+        }
+    }
+}
+
+/// Returns the `when` and `unless` clauses of one policy's text.
+///
+/// The bytes of each include keyword and braces.
 pub(in crate::pdp) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
-    let mut found = Vec::new();
+    let mut clauses = Vec::new();
     let mut depth = 0_usize;
     let mut open: Option<(ClauseKind, usize)> = None;
     for token in Tokens::new(policy, Language::Policies) {
@@ -143,7 +164,7 @@ pub(in crate::pdp) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
                     && policy.get(token.span.clone()) == Some("}")
                     && let Some((kind, start)) = open.take()
                 {
-                    found.push((kind, start..token.span.end));
+                    clauses.push((kind, start..token.span.end));
                 }
             }
             TokenKind::Word if depth == 0 => match policy.get(token.span.clone()) {
@@ -154,23 +175,24 @@ pub(in crate::pdp) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
             TokenKind::Word | TokenKind::Separator | TokenKind::Logical | TokenKind::Operator => {}
         }
     }
-    found
+    clauses
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenKind {
     Open,
     Close,
-    /// `,` or `;`: what follows does not pile up on what went before.
+    /// `,` or `;`: the next element adds no depth to the one before.
     Separator,
     /// A name or keyword.
     Word,
     /// `&&` or `||`.
     Logical,
-    /// Any other sign.
+    /// Any other operator or punctuation.
     Operator,
 }
 
+/// A token and its bytes.
 struct Token {
     kind: TokenKind,
     span: Range<usize>,
@@ -179,7 +201,8 @@ struct Token {
 /// The tokens of a text, without strings, comments, numbers and white space.
 struct Tokens<'a> {
     bytes: &'a [u8],
-    at: usize,
+    /// The offset of the next byte.
+    position: usize,
     language: Language,
 }
 
@@ -187,33 +210,60 @@ impl<'a> Tokens<'a> {
     fn new(text: &'a str, language: Language) -> Self {
         Self {
             bytes: text.as_bytes(),
-            at: 0,
+            position: 0,
             language,
         }
     }
 
-    fn byte(&self, at: usize) -> Option<u8> {
-        self.bytes.get(at).copied()
+    fn byte(&self, offset: usize) -> Option<u8> {
+        self.bytes.get(offset).copied()
     }
 
-    /// The end of a string that begins at `at`.
-    fn after_string(&self, mut at: usize) -> usize {
-        at += 1;
-        while let Some(byte) = self.byte(at) {
+    /// Returns the offset after the string that begins at `start`.
+    fn string_end(&self, start: usize) -> usize {
+        let mut offset = start + 1;
+        while let Some(byte) = self.byte(offset) {
             match byte {
-                b'\\' => at += 2,
-                b'"' => return at + 1,
-                _ => at += 1,
+                b'\\' => offset += 2,
+                b'"' => return offset + 1,
+                _ => offset += 1,
             }
         }
         self.bytes.len()
     }
 
-    fn after_while(&self, mut at: usize, holds: impl Fn(u8) -> bool) -> usize {
-        while self.byte(at).is_some_and(&holds) {
-            at += 1;
-        }
-        at
+    /// Returns the offset of the first byte from `start` on that is not `included`.
+    fn skip_while(&self, start: usize, included: impl Fn(u8) -> bool) -> usize {
+        let rest = self.bytes.get(start..).unwrap_or_default();
+        let length = rest.iter().position(|byte| !included(*byte));
+        start + length.unwrap_or(rest.len())
+    }
+
+    /// Returns the kind and the end of the token at `start`; `None` for what is not a token.
+    fn token(&self, start: usize, byte: u8) -> (Option<TokenKind>, usize) {
+        let is_schema = self.language == Language::Schema;
+        let is_doubled = self.byte(start + 1) == Some(byte);
+        let kind = match byte {
+            b'"' => return (None, self.string_end(start)),
+            // Cedar ends a comment at a carriage return too.
+            b'/' if self.language != Language::Json && is_doubled => {
+                return (None, self.skip_while(start, |b| b != b'\n' && b != b'\r'));
+            }
+            b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
+                let end = self.skip_while(start, |b| b == b'_' || b.is_ascii_alphanumeric());
+                return (Some(TokenKind::Word), end);
+            }
+            b'&' | b'|' if is_doubled => return (Some(TokenKind::Logical), start + 2),
+            b'(' | b'[' | b'{' => TokenKind::Open,
+            b')' | b']' | b'}' => TokenKind::Close,
+            b'<' if is_schema => TokenKind::Open,
+            b'>' if is_schema => TokenKind::Close,
+            b',' | b';' => TokenKind::Separator,
+            b'!' | b'&' | b'|' | b'=' | b'<' | b'>' | b'+' | b'-' | b'*' | b'.' | b':' | b'?'
+            | b'%' | b'/' => TokenKind::Operator,
+            _ => return (None, start + 1),
+        };
+        (Some(kind), start + 1)
     }
 }
 
@@ -222,50 +272,14 @@ impl Iterator for Tokens<'_> {
 
     fn next(&mut self) -> Option<Token> {
         loop {
-            let start = self.at;
+            let start = self.position;
             let byte = self.byte(start)?;
-            let json = self.language == Language::Json;
-            let kind = match byte {
-                b'"' => {
-                    self.at = self.after_string(start);
-                    continue;
-                }
-                b'/' if !json && self.byte(start + 1) == Some(b'/') => {
-                    // Cedar ends a comment at a carriage return too.
-                    self.at = self.after_while(start, |b| b != b'\n' && b != b'\r');
-                    continue;
-                }
-                b'(' | b'[' | b'{' => TokenKind::Open,
-                b')' | b']' | b'}' => TokenKind::Close,
-                b'<' if self.language == Language::Schema => TokenKind::Open,
-                b'>' if self.language == Language::Schema => TokenKind::Close,
-                b',' | b';' => TokenKind::Separator,
-                b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
-                    self.at = self.after_while(start, |b| b == b'_' || b.is_ascii_alphanumeric());
-                    return Some(Token {
-                        kind: TokenKind::Word,
-                        span: start..self.at,
-                    });
-                }
-                b'&' | b'|' if self.byte(start + 1) == Some(byte) => {
-                    self.at = start + 2;
-                    return Some(Token {
-                        kind: TokenKind::Logical,
-                        span: start..self.at,
-                    });
-                }
-                b'!' | b'&' | b'|' | b'=' | b'<' | b'>' | b'+' | b'-' | b'*' | b'.' | b':'
-                | b'?' | b'%' | b'/' => TokenKind::Operator,
-                _ => {
-                    self.at = start + 1;
-                    continue;
-                }
-            };
-            self.at = start + 1;
-            return Some(Token {
-                kind,
-                span: start..self.at,
-            });
+            let (kind, end) = self.token(start, byte);
+            self.position = end;
+            if let Some(kind) = kind {
+                let span = start..end;
+                return Some(Token { kind, span });
+            }
         }
     }
 }
@@ -279,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_policies_pass() {
+    fn ordinary_policies_are_accepted() {
         assert_eq!(
             check(
                 &policy("principal in Group::\"a\" && [1, 2].contains(context.x)"),
@@ -290,14 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn parentheses_are_bounded() {
+    fn nested_parentheses_are_bounded() {
         let text = policy(&format!("{}true{}", "(".repeat(300), ")".repeat(300)));
         let TooDeep { limit, offset } = check(&text, Language::Policies).unwrap_err();
         assert_eq!((limit, text.as_bytes()[offset]), (MAX_BRACKETS, b'('));
     }
 
     #[test]
-    fn brackets_in_strings_and_comments_do_not_count() {
+    fn brackets_in_strings_and_comments_are_ignored() {
         let brackets = "(".repeat(1_000);
         let text = format!(
             "// {brackets}\n{}",
@@ -307,14 +321,15 @@ mod tests {
     }
 
     #[test]
-    fn a_carriage_return_ends_a_comment() {
-        let hidden = policy(&format!("//\r{}true{}", "(".repeat(300), ")".repeat(300)));
-        assert!(check(&hidden, Language::Policies).is_err());
+    fn carriage_return_ends_a_comment() {
+        let after_comment = policy(&format!("//\r{}true{}", "(".repeat(300), ")".repeat(300)));
+        assert!(check(&after_comment, Language::Policies).is_err());
         assert!(check(&format!("//\r{}", "Set<".repeat(300)), Language::Schema).is_err());
     }
 
     #[test]
-    fn a_long_chain_of_operators_is_bounded_and_many_short_policies_are_not() {
+    fn operator_chains_are_bounded_per_policy() {
+        // Many short policies in one text are accepted.
         for link in [
             "true && ",
             "context.x || ",
@@ -342,16 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn clauses_are_found_with_their_keyword_and_braces() {
+    fn clauses_include_keyword_and_braces() {
         let text = r#"@when("unless {") permit(principal, action, resource)
 when { {a: 1}.a == 1 } // when { no }
 unless { context.x == "}" };"#;
-        let found: Vec<_> = clauses(text)
+        let clauses: Vec<_> = clauses(text)
             .into_iter()
             .map(|(kind, span)| (kind, &text[span]))
             .collect();
         assert_eq!(
-            found,
+            clauses,
             [
                 (ClauseKind::When, "when { {a: 1}.a == 1 }"),
                 (ClauseKind::Unless, "unless { context.x == \"}\" }")

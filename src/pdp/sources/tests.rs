@@ -1,4 +1,4 @@
-//! What names tell, when files are equal, and what the revision is of.
+//! Tests file kinds, the equality of files, and the revision.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ fn sources(files: &[(&str, &str)]) -> Sources {
     let files = files
         .iter()
         .map(|(path, text)| {
-            let kind = FileKind::of(path).expect("a name that matches");
-            SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
+            let kind = FileKind::from_name(path).expect("a valid file name");
+            SourceFile::in_memory((*path).to_owned(), kind, Arc::from(*text))
         })
         .collect();
     Sources::new(files, Vec::new(), Vec::new())
 }
 
 #[test]
-fn a_name_tells_what_a_file_holds() {
+fn file_names_decide_kinds() {
     for (name, kind) in [
         ("documents.cedar", Some(FileKind::Policies)),
         ("documents.cedar.json", Some(FileKind::PoliciesJson)),
@@ -32,12 +32,12 @@ fn a_name_tells_what_a_file_holds() {
         ("README.md", None),
         ("cedar", None),
     ] {
-        assert_eq!(FileKind::of(name), kind, "{name}");
+        assert_eq!(FileKind::from_name(name), kind, "{name}");
     }
 }
 
 #[test]
-fn names_that_nearly_match_are_near_misses() {
+fn similar_names_are_near_misses() {
     for name in [
         "schema.json",
         "users.entity.json",
@@ -52,27 +52,27 @@ fn names_that_nearly_match_are_near_misses() {
 }
 
 #[test]
-fn the_revision_depends_on_content_alone_and_not_on_order() {
+fn revision_is_independent_of_order() {
     let one = sources(&[("a.cedar", "1"), ("b.cedar", "2")]);
     let other = sources(&[("b.cedar", "2"), ("a.cedar", "1")]);
     assert_eq!(one.revision().unwrap(), other.revision().unwrap());
 }
 
 #[test]
-fn the_revision_is_the_hash_of_lengths_paths_and_bytes() {
+fn revision_hashes_lengths_paths_and_bytes() {
     let sources = sources(&[("b.cedar", "22"), ("a.cedar", "1")]);
     let mut text = Vec::new();
     for part in ["a.cedar", "1", "b.cedar", "22"] {
         text.extend((part.len() as u64).to_be_bytes());
         text.extend(part.as_bytes());
     }
-    let wanted = Revision::from_digest(&Sha256::digest(text).into());
-    assert_eq!(sources.revision().unwrap(), wanted);
+    let expected = Revision::from_digest(&Sha256::digest(text).into());
+    assert_eq!(sources.revision().unwrap(), expected);
 }
 
 #[test]
-fn the_revision_after_any_changes_is_that_from_scratch() {
-    // Knuth's multiplicative generator: what it draws is the same in every run.
+fn incremental_revision_equals_full_revision() {
+    // Knuth's multiplicative generator draws the same numbers in every run.
     let mut seed: u64 = 1;
     let mut draw = |below: u64| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -94,74 +94,86 @@ fn the_revision_after_any_changes_is_that_from_scratch() {
             .iter()
             .map(|(path, text)| (path.as_str(), text.as_str()))
             .collect();
-        let (now, scratch) = (sources(&files), sources(&files));
-        let revision = now.revision_after(earlier.as_ref()).unwrap();
-        assert_eq!(revision, scratch.revision().unwrap(), "{files:?}");
-        earlier = Some(now);
+        let (incremental, full) = (sources(&files), sources(&files));
+        let revision = incremental.revision_after(earlier.as_ref()).unwrap();
+        assert_eq!(revision, full.revision().unwrap(), "{files:?}");
+        earlier = Some(incremental);
     }
 }
 
 #[test]
-fn the_revision_after_a_change_asks_for_no_text_before_it() {
+fn incremental_revision_skips_unchanged_leading_files() {
     let kind = FileKind::Entities;
-    let gone = |path: &str| {
+    let unreadable = |path: &str| {
         let digest = ContentDigest::of(b"[]");
-        SourceFile::elsewhere(path.into(), kind, digest, 2, Box::new(Gone))
+        SourceFile::external(path.into(), kind, digest, 2, Box::new(ChangedText))
     };
-    let held = |path: &str, text: &str| SourceFile::held(path.into(), kind, text.into());
-    let of = |files: Vec<SourceFile>| Sources::new(files, vec![], vec![]);
+    let in_memory = |path: &str, text: &str| SourceFile::in_memory(path.into(), kind, text.into());
+    let sources = |files: Vec<SourceFile>| Sources::new(files, vec![], vec![]);
 
-    let earlier = of(vec![held("a", "[]"), held("b", "[]")]);
+    let earlier = sources(vec![in_memory("a", "[]"), in_memory("b", "[]")]);
     earlier.revision().unwrap();
-    let now = of(vec![gone("a"), held("b", "[1]"), held("c", "[]")]);
-    let scratch = of(vec![held("a", "[]"), held("b", "[1]"), held("c", "[]")]);
-    assert_eq!(now.revision_after(Some(&earlier)), scratch.revision());
-    let changed = of(vec![held("a", "[2]"), gone("b")]);
+    let current = sources(vec![
+        unreadable("a"),
+        in_memory("b", "[1]"),
+        in_memory("c", "[]"),
+    ]);
+    let full = sources(vec![
+        in_memory("a", "[]"),
+        in_memory("b", "[1]"),
+        in_memory("c", "[]"),
+    ]);
+    assert_eq!(current.revision_after(Some(&earlier)), full.revision());
+    let changed = sources(vec![in_memory("a", "[2]"), unreadable("b")]);
     assert_eq!(changed.revision_after(Some(&earlier)), Err(TextChanged));
 }
 
-/// A text that comes in pieces, and perhaps ends early.
+/// An external text that is streamed in chunks, and may end early.
 #[derive(Debug)]
-struct Pieces {
+struct ChunkedText {
     text: String,
-    is_cut: bool,
+    is_truncated: bool,
 }
 
-impl TextSource for Pieces {
+impl TextSource for ChunkedText {
     fn read(&self) -> Result<Arc<str>, TextChanged> {
         Ok(self.text.as_str().into())
     }
 
-    fn stream(&self, take: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
-        let cut = self.text.len() / 2;
-        let end = if self.is_cut { cut } else { self.text.len() };
-        self.text.as_bytes()[..end].chunks(1000).for_each(take);
+    fn stream(&self, consume: &mut dyn FnMut(&[u8])) -> Result<(), TextChanged> {
+        let half = self.text.len() / 2;
+        let end = if self.is_truncated {
+            half
+        } else {
+            self.text.len()
+        };
+        self.text.as_bytes()[..end].chunks(1000).for_each(consume);
         Ok(())
     }
 }
 
 #[test]
-fn texts_elsewhere_have_the_revision_that_they_have_when_held() {
+fn external_texts_have_the_same_revision() {
     let kind = FileKind::Entities;
-    let of = |is_elsewhere: bool, cut: Option<u64>| {
+    let sources = |is_external: bool, truncated: Option<u64>| {
         let file = |n: u64| {
             let text = format!("{n}").repeat(3_000);
             let path = format!("{n}.entities.json");
-            if is_elsewhere && !n.is_multiple_of(3) {
+            if is_external && !n.is_multiple_of(3) {
                 let (digest, bytes) = (ContentDigest::of(text.as_bytes()), text.len() as u64);
-                let is_cut = cut == Some(n);
-                let source = Box::new(Pieces { text, is_cut });
-                SourceFile::elsewhere(path, kind, digest, bytes, source)
+                let is_truncated = truncated == Some(n);
+                let source = Box::new(ChunkedText { text, is_truncated });
+                SourceFile::external(path, kind, digest, bytes, source)
             } else {
-                SourceFile::held(path, kind, text.into())
+                SourceFile::in_memory(path, kind, text.into())
             }
         };
         Sources::new((0..10).map(file).collect(), vec![], vec![])
     };
-    let held = of(false, None).revision().unwrap();
-    assert_eq!(of(true, None).revision(), Ok(held));
-    for cut in [1, 8] {
-        let sources = of(true, Some(cut));
+    let in_memory = sources(false, None).revision().unwrap();
+    assert_eq!(sources(true, None).revision(), Ok(in_memory));
+    for truncated in [1, 8] {
+        let sources = sources(true, Some(truncated));
         assert_eq!(sources.revision(), Err(TextChanged));
         let changed = sources.files().iter().filter(|file| file.has_changed());
         assert_eq!(Vec::from_iter(changed.map(|file| &file.path)).len(), 1);
@@ -169,17 +181,17 @@ fn texts_elsewhere_have_the_revision_that_they_have_when_held() {
 }
 
 #[test]
-fn moving_bytes_between_name_and_content_changes_the_revision() {
+fn revision_separates_names_from_content() {
     let one = sources(&[("a.cedar", "b.cedar")]);
     let other = sources(&[("a.cedarb.cedar", "")]);
     assert_ne!(one.revision(), other.revision());
 }
 
-/// A text that is another by the time it is asked for.
+/// An external text that has changed before the first read.
 #[derive(Debug)]
-struct Gone;
+struct ChangedText;
 
-impl TextSource for Gone {
+impl TextSource for ChangedText {
     fn read(&self) -> Result<Arc<str>, TextChanged> {
         Err(TextChanged)
     }
@@ -190,36 +202,42 @@ impl TextSource for Gone {
 }
 
 #[test]
-fn a_text_that_changed_elsewhere_is_noticed_and_has_no_revision() {
+fn changed_external_text_has_no_revision() {
     let digest = ContentDigest::of(b"[]");
-    let file = SourceFile::elsewhere(
+    let file = SourceFile::external(
         "entities.json".into(),
         FileKind::Entities,
         digest,
         2,
-        Box::new(Gone),
+        Box::new(ChangedText),
     );
     let sources = Sources::new(vec![file.clone()], vec![], vec![]);
-    assert!(!file.has_changed(), "nobody has asked yet");
+    assert!(!file.has_changed(), "nothing was read yet");
     assert_eq!(sources.revision(), Err(TextChanged));
     assert!(file.has_changed());
 }
 
 #[test]
-fn files_of_one_name_and_content_are_equal_wherever_the_text_lies() {
+fn external_files_equal_files_in_memory() {
     let kind = FileKind::Entities;
-    let held = SourceFile::held("entities.json".into(), kind, "[]".into());
+    let in_memory = SourceFile::in_memory("entities.json".into(), kind, "[]".into());
     let digest = ContentDigest::of(b"[]");
-    let elsewhere = SourceFile::elsewhere("entities.json".into(), kind, digest, 2, Box::new(Gone));
-    assert_eq!(held, elsewhere);
+    let external = SourceFile::external(
+        "entities.json".into(),
+        kind,
+        digest,
+        2,
+        Box::new(ChangedText),
+    );
+    assert_eq!(in_memory, external);
     assert_ne!(
-        held,
-        SourceFile::held("entities.json".into(), kind, "[1]".into())
+        in_memory,
+        SourceFile::in_memory("entities.json".into(), kind, "[1]".into())
     );
 }
 
 #[test]
-fn policy_tests_are_not_in_the_revision() {
+fn policy_tests_do_not_affect_revision() {
     let without = sources(&[("a.cedar", "1")]);
     let with = sources(&[("a.cedar", "1"), ("a.test.json", "[]")]);
     assert_eq!(without.revision(), with.revision());

@@ -110,7 +110,7 @@ impl FileToRead {
                     fingerprint: self.fingerprint,
                     digest: (!self.is_conclusive).then_some(digest),
                 };
-                SourceFile::elsewhere(path, kind, digest, text.len() as u64, Box::new(on_disk))
+                SourceFile::external(path, kind, digest, text.len() as u64, Box::new(on_disk))
             }
             FileKind::Policies
             | FileKind::PoliciesJson
@@ -118,13 +118,13 @@ impl FileToRead {
             | FileKind::SchemaJson
             | FileKind::Links
             | FileKind::Tests => {
-                let known = previous.and_then(|scan| scan.file(&path)?.held_text());
+                let known = previous.and_then(|scan| scan.file(&path)?.text_in_memory());
                 // Two scans share one copy of an equal text.
                 let text = match known.filter(|known| ***known == *text) {
                     Some(known) => Arc::clone(known),
                     None => Arc::from(text),
                 };
-                SourceFile::held(path, kind, text)
+                SourceFile::in_memory(path, kind, text)
             }
         }
     }

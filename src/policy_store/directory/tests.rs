@@ -60,7 +60,7 @@ fn paths(scan: &DirectoryScan) -> Vec<&str> {
 }
 
 fn held(scan: &DirectoryScan, file: usize) -> &str {
-    scan.sources().files()[file].held_text().unwrap()
+    scan.sources().files()[file].text_in_memory().unwrap()
 }
 
 /// Checks that the scan has one problem, in `file`, whose text contains `says`.
@@ -440,10 +440,10 @@ fn entity_texts_stay_on_disk() {
     let directory = directory(&[("entities.json", "[]")]);
     let scan = scan_all(&directory);
     let file = &scan.sources().files()[0];
-    assert_eq!(file.held_text(), None);
+    assert_eq!(file.text_in_memory(), None);
     assert_eq!(file.text().as_deref(), Ok("[]"));
     assert_eq!((file.digest, file.bytes()), (ContentDigest::of(b"[]"), 2));
-    let held = SourceFile::held(file.path.clone(), file.kind, "[]".into());
+    let held = SourceFile::in_memory(file.path.clone(), file.kind, "[]".into());
     let held = Sources::new(vec![held], vec![], vec![]);
     assert_eq!(scan.revision(), held.revision());
 }

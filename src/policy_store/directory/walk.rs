@@ -154,7 +154,7 @@ impl Walk<'_> {
         } else {
             format!("{parent}/{text}")
         };
-        let kind = FileKind::of(&text);
+        let kind = FileKind::from_name(&text);
         let is_utf8 = entry.to_str().is_some();
         if kind.is_some() && !is_utf8 {
             return self.problem(&name, "the name is not UTF-8".into());

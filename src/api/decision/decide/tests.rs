@@ -46,7 +46,7 @@ fn decider(explain: bool) -> TestDecider {
 
 fn snapshot() -> Snapshot {
     let text = "permit(principal, action, resource);";
-    let file = SourceFile::held("some.cedar".to_owned(), FileKind::Policies, text.into());
+    let file = SourceFile::in_memory("some.cedar".to_owned(), FileKind::Policies, text.into());
     let sources = Sources::new(vec![file], Vec::new(), Vec::new());
     compile(&sources, &Settings::default()).unwrap()
 }

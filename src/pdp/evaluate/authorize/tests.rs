@@ -15,8 +15,8 @@ fn snapshot(files: &[(&str, &str)], settings: Settings) -> Snapshot {
     let files = files
         .iter()
         .map(|(path, text)| {
-            let kind = FileKind::of(path).expect("a name that matches");
-            SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
+            let kind = FileKind::from_name(path).expect("a name that matches");
+            SourceFile::in_memory((*path).to_owned(), kind, Arc::from(*text))
         })
         .collect();
     compile(&Sources::new(files, vec![], vec![]), &settings).expect("sources that compile")

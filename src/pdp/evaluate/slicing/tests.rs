@@ -9,8 +9,8 @@ use crate::pdp::{Settings, Snapshot, authorize, compile};
 
 fn snapshot(files: &[(&str, &str)]) -> Snapshot {
     let files = files.iter().map(|(path, text)| {
-        let kind = FileKind::of(path).expect("a name that matches");
-        SourceFile::held((*path).to_owned(), kind, Arc::from(*text))
+        let kind = FileKind::from_name(path).expect("a name that matches");
+        SourceFile::in_memory((*path).to_owned(), kind, Arc::from(*text))
     });
     let sources = Sources::new(files.collect(), vec![], vec![]);
     compile(&sources, &Settings::default()).unwrap()
