@@ -33,9 +33,9 @@ pub use keys::fetch_request::{KeyMiss, KeyWait};
 pub use metrics::{IssuerKeyMetrics, TokenMetrics};
 pub use numeric_date::NumericDate;
 pub use refresh::Refresh;
-pub use rejection::{RejectionReason, TokenRejection, VerifyError};
+pub use rejection::{RejectionReason, TokenRejection};
 pub use revocations::RevocationsError;
-pub use verify::{TokenIdentity, Tokens};
+pub use verify::{TokenIdentity, Tokens, VerifyError};
 
 pub use crate::config::TokenSettings;
 use crate::versioned::Versioned;

@@ -53,7 +53,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let authority = Authority::new();
+        let authority = Authority::generate();
         let client = authority.client(Vec::new(), &[(rcgen::DnType::CommonName, "soak")]);
         let mut world = Self {
             root: tempfile::tempdir().unwrap(),

@@ -10,6 +10,7 @@ mod connections;
 pub mod metrics;
 pub mod process;
 mod service;
+mod state;
 mod status;
 
 use std::io;
@@ -20,7 +21,7 @@ use crate::api::transport::listener::{BoundAddress, ListenError, Listener};
 use crate::config::listen::Listen;
 use connections::{Activity, OpenConnections};
 use service::AdminService;
-pub use service::AdminState;
+pub use state::AdminState;
 
 /// Pause after a failed accept, which fails while the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,5 +1,6 @@
 //! The gRPC services: each decodes a request, calls the decision path or the policy store, and encodes the answer.
 
+pub(crate) mod authorization;
 pub(crate) mod authorize;
 pub(crate) mod batch;
 pub(crate) mod call;

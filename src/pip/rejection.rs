@@ -4,8 +4,6 @@
 
 use std::borrow::Cow;
 
-use super::keys::fetch_request::KeyWait;
-
 /// The reason why a token was rejected, as in `google.rpc.ErrorInfo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RejectionReason {
@@ -152,21 +150,6 @@ impl TokenRejection {
             RejectionReason::NotConfigured,
             "`principal_token` was sent, and no token issuer is configured",
         )
-    }
-}
-
-/// The outcome for a token that could not be verified.
-#[derive(Debug)]
-pub enum VerifyError {
-    /// The token is rejected.
-    Rejected(TokenRejection),
-    /// The token's key is missing, and a fetch may bring it. Wait, then verify again.
-    WaitForKey(KeyWait),
-}
-
-impl From<TokenRejection> for VerifyError {
-    fn from(rejection: TokenRejection) -> Self {
-        Self::Rejected(rejection)
     }
 }
 

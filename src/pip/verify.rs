@@ -4,6 +4,7 @@
 //! The order is a rule. Before the signature is checked, `iss` is the only claim that is read, and
 //! it only selects the keys that the signature is checked with.
 
+mod error;
 mod issuer;
 mod validity;
 
@@ -15,13 +16,14 @@ use super::json::{Json, Object};
 use super::keys::fetch_request::KeyMiss;
 use super::metrics::{TokenCounters, TokenMetrics};
 use super::numeric_date::NumericDate;
-use super::rejection::{RejectionReason, TokenRejection, VerifyError};
+use super::rejection::{RejectionReason, TokenRejection};
 use super::revocations::{RevocableToken, Revocations};
 use super::token;
 use super::token_cache::TokenCache;
 use crate::counters::page::{Export, Page};
 use crate::pdp::query::{Claimed, Uid};
 use crate::versioned::{Version, Versioned};
+pub use error::VerifyError;
 pub(super) use issuer::Issuer;
 use validity::{Validity, date_claim};
 

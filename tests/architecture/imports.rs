@@ -34,8 +34,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "src/api",
         &[
-            "settings metrics transport auth",
+            "metrics auth",
             "decision",
+            "transport",
             "grpc envoy http admin",
             "server",
         ],
@@ -43,11 +44,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "src/pdp",
         &[
-            "query query_ref answer explanation diagnostic id settings values workers request_json",
-            "sources schema entities policies",
+            "query query_ref answer explanation diagnostic id settings workers",
+            "sources",
+            "values",
+            "schema entities policies",
             "snapshot",
             "compile evaluate",
-            "analysis",
+            "analysis request_json",
         ],
     ),
 ];

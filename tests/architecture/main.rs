@@ -28,7 +28,7 @@ type Floor = (
 );
 
 const FLOORS: &[Floor] = &[
-    // Takes values and gives values: no task, no wire, no disk, no clock, and nothing else of ours.
+    // Takes values and returns values: no task, wire, disk or clock, and no other part of ours.
     (
         "src/pdp",
         &[
@@ -57,9 +57,10 @@ const FLOORS: &[Floor] = &[
     (
         "src/policy_store",
         &["crate", "tonic", "hyper", "http", "prost", "moka", "notify"],
-        // Change reports come from `watch`, which stands beside both lanes.
+        // `watch` reports changes.
         &[
             "crate::policy_store",
+            "crate::config::store",
             "crate::counters",
             "crate::pdp",
             "crate::watch",
@@ -70,7 +71,7 @@ const FLOORS: &[Floor] = &[
         &[
             "crate", "tonic", "hyper", "http", "prost", "notify", "std::fs",
         ],
-        // Where the lanes meet: the store hands the engine its `Reader`.
+        // The policy store gives the engine its `Reader`.
         &[
             "crate::engine",
             "crate::config::CacheSettings",
@@ -78,7 +79,7 @@ const FLOORS: &[Floor] = &[
             "crate::pdp",
             "crate::policy_store::Reader",
             "crate::policy_store::snapshots",
-            // What is decided is told here.
+            // The engine logs every decision.
             "crate::decision_log",
         ],
     ),
@@ -92,12 +93,13 @@ const FLOORS: &[Floor] = &[
             "crate::config::decision_log",
         ],
     ),
-    // Who is asking. It hands on plain values, and knows no wire but the one to a server of keys.
+    // Verifies tokens. It returns plain values, and knows no wire but that of key servers.
     (
         "src/pip",
         &["crate", "tonic", "prost", "notify"],
         &[
             "crate::pip",
+            "crate::config::TokenSettings",
             "crate::counters",
             "crate::versioned",
             "crate::pdp::query",
@@ -114,21 +116,21 @@ const FLOORS: &[Floor] = &[
             "crate::pdp",
             "crate::pip",
             "crate::readiness",
-            // What a door knows of a call that the log tells, and the id that a caller is told.
+            // The origin of a logged decision, and its id in the response.
             "crate::decision_log",
-            // An address is a value that `config` has checked; a door is opened on it.
+            // Checked addresses and settings.
             "crate::config::listen",
             "crate::config::api",
-            // Certificates and lists of callers are the doors' own, and may change.
+            // Certificates and the list of callers are reloaded when they change.
             "crate::watch",
-            // `PolicyStoreService` is a door to the store: its status, and reloads on demand.
+            // `PolicyStoreService` reports the store's status, and reloads on demand.
             "crate::policy_store::StatusReader",
             "crate::policy_store::ReloadHandle",
             "crate::policy_store::ReloadOutcome",
             "crate::policy_store::ReloadCounts",
             "crate::policy_store::StoreStatus",
             "crate::policy_store::status",
-            // What it has done stands on the operators' page of it.
+            // The operators' status page.
             "crate::policy_store::LoadedSnapshot",
             "crate::policy_store::RejectedReload",
             // The list of all metrics.
@@ -136,13 +138,13 @@ const FLOORS: &[Floor] = &[
             "crate::policy_store::metrics",
             "crate::telemetry::traces::metrics",
             "crate::versioned",
-            // The operators' door is where the log's filter is changed.
+            // The admin server changes the log filter.
             "crate::telemetry::log::LogFilter",
-            // A call that is traced takes its span along.
+            // A traced call carries its span.
             "crate::telemetry::traces",
         ],
     ),
-    // Parsed settings hold the types that the core is set by.
+    // Settings hold the core's and the watcher's own types.
     (
         "src/config",
         &["crate"],
@@ -150,7 +152,7 @@ const FLOORS: &[Floor] = &[
             "crate::config",
             "crate::pdp",
             "crate::watch::Mode",
-            "crate::followed::FollowSettings",
+            "crate::watch::WatchSettings",
         ],
     ),
     (
@@ -173,7 +175,10 @@ const FLOORS: &[Floor] = &[
             "crate::telemetry",
             "crate::config",
             "crate::counters",
-            // Where its lines go, if they go to a collector.
+            // Attributes of spans.
+            "crate::engine::Source",
+            "crate::pdp::answer::Decision",
+            // The decision log's records are sent to a collector.
             "crate::decision_log::Collector",
             "crate::decision_log::Rejected",
             "crate::decision_log::SendError",
@@ -192,12 +197,12 @@ const FLOORS: &[Floor] = &[
             "crate::policy_store::cores",
             "crate::policy_store::directory",
             "crate::policy_store::SourceLimits",
-            // `serve` runs the house, and has it reread at SIGHUP.
+            // `serve` runs the service, and rereads the policies on SIGHUP.
             "crate::app",
             "crate::telemetry",
             "crate::policy_store::ReloadHandle",
-            // `authorize --connect` and `healthcheck` are callers.
-            "crate::api::client",
+            // `authorize --connect` and `healthcheck` call a running service.
+            "crate::api::grpc::client",
         ],
     ),
 ];
@@ -215,12 +220,12 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "prost",
             "prost_types",
             "tower",
-            "crate::api::pb",
+            "crate::api::grpc::pb",
         ],
-        // A collector is called, too.
+        // The client of collectors speaks gRPC too.
         &["src/api", "src/telemetry/collector"],
     ),
-    // The doors, and what is asked of others: the keys of issuers, and to take spans and records.
+    // The API, and the clients of key servers and collectors.
     (
         &["hyper", "hyper_util"],
         &["src/api", "src/pip/keys/fetch", "src/telemetry/collector"],
@@ -231,7 +236,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/api",
             "src/pip/keys/fetch",
             "src/telemetry/collector",
-            // Headers that a collector is sent.
+            // Headers sent to a collector.
             "src/config/otel",
         ],
     ),
@@ -269,16 +274,16 @@ const ONLY: &[(&[&str], &[&str])] = &[
             // Directories and links on the way to a file, and certificates and the like.
             "src/watch",
             // The configuration file.
-            "src/config/layers",
+            "src/config/sources",
             // The decision log's files.
             "src/decision_log/sink",
             // Files of sockets.
-            "src/api/listen",
-            // What the kernel tells of this process.
+            "src/api/transport/listener",
+            // Resources of this process, from `/proc`.
             "src/api/admin/process",
-            // Authorities that a collector is verified by.
+            // CA certificates that verify a collector.
             "src/telemetry/collector",
-            // What is part of one request or one test, a report, and whether the directory is there.
+            // Files that arguments and test cases name.
             "src/cli/authorize",
             "src/cli/target",
             "src/cli/test",

@@ -5,7 +5,9 @@
 
 use crate::api::transport::tls;
 use crate::counters::page::Metric;
-use crate::{api, decision_log, engine, pip, policy_store, readiness, telemetry};
+use crate::policy_store::metrics as policy_store;
+use crate::telemetry::traces::metrics as traces;
+use crate::{api, decision_log, engine, pip, readiness};
 
 /// Most series on a page, whatever callers send.
 pub const MAX_SERIES: usize = 600;
@@ -20,8 +22,8 @@ pub const METRICS: &[&[Metric]] = &[
     tls::metrics::METRICS,
     api::auth::callers::METRICS,
     pip::metrics::METRICS,
-    telemetry::traces::metrics::METRICS,
-    policy_store::metrics::METRICS,
+    traces::METRICS,
+    policy_store::METRICS,
     decision_log::metrics::METRICS,
 ];
 

@@ -1,7 +1,7 @@
 //! The pages of the admin server.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -12,16 +12,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::access::{self, Origin};
+use super::state::AdminState;
 use super::status;
-use crate::api::auth::callers::Callers;
-use crate::api::decision::admission::Admission;
-use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
-use crate::counters::page::{self, Exporters};
-use crate::engine::Engine;
-use crate::pip::Tokens;
-use crate::policy_store::StatusReader;
-use crate::readiness::ReadinessReader;
-use crate::telemetry::log::LogFilter;
+use crate::counters::page;
 
 /// Time limit for the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,30 +22,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BODY_BYTES: usize = 4 << 10;
 /// Time between two pages of all connections: at most 200 pages per second.
 const PAGE_INTERVAL: Duration = Duration::from_millis(5);
-
-/// The parts of the service that the pages show or change.
-pub struct AdminState {
-    /// The metrics page.
-    pub metrics: Exporters,
-    /// The filter of log lines.
-    pub log: LogFilter,
-    /// The status of the policy store.
-    pub status: StatusReader,
-    /// The engine, for the counts of its cache.
-    pub engine: Arc<Engine<EncodedAnswer>>,
-    /// The callers, which may have the right to change the log filter.
-    pub callers: Arc<Callers>,
-    /// The admission of calls, for its state.
-    pub admission: Arc<Admission>,
-    /// The token verifier; `None` without issuers.
-    pub tokens: Option<Arc<Tokens>>,
-    /// The readiness of the service.
-    pub readiness: ReadinessReader,
-    /// The start time of the process.
-    pub started_at: SystemTime,
-    /// All settings in force, as JSON. None is a secret.
-    pub settings: serde_json::Value,
-}
 
 type Page = Response<Full<Bytes>>;
 
@@ -231,11 +200,16 @@ mod tests {
 
     use super::*;
     use crate::api::admin::connections::serve_http;
+    use crate::api::auth::callers::Callers;
+    use crate::api::decision::admission::Admission;
     use crate::config::LogConfig;
     use crate::config::api::AdmissionLimits;
+    use crate::counters::page::Exporters;
+    use crate::engine::Engine;
     use crate::engine::cache::CacheSettings;
-    use crate::policy_store::{self, StoreStatus};
+    use crate::policy_store::{self, StatusReader, StoreStatus};
     use crate::readiness::Readiness;
+    use std::time::SystemTime;
 
     fn service(callers: Callers) -> Arc<AdminService> {
         let (_publisher, snapshots) = policy_store::snapshots();

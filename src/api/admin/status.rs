@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::service::AdminState;
+use super::state::AdminState;
 use crate::api::decision::admission::OverloadState;
 use crate::engine::cache::CacheMetrics;
 use crate::pdp::diagnostic::{Diagnostic, Position};

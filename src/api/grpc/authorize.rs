@@ -1,4 +1,4 @@
-//! `AuthorizationService`: parses a request, calls the decision path, and encodes the answer.
+//! `Authorize`: parses a request, calls the decision path, and encodes the answer.
 //!
 //! The generated service is not used, only tonic's parts: a message of plain shape is parsed in
 //! place, and the answer is the bytes that the engine caches. prost decodes all other messages.
@@ -10,35 +10,22 @@ use hyper::body::Incoming;
 use prost::bytes::Bytes;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::{Grpc, UnaryService};
+use tonic::server::UnaryService;
 use tonic::{Request, Response, Status};
 
+use super::authorization::{Authorization, GrpcAnswer, MethodResult};
+use super::decode;
 use super::wire::body::AnswerBody;
-use super::wire::encoded_answer::{EncodedAnswer, PREFIX_BYTES, insert_decision_id};
+use super::wire::borrowed_request;
+use super::wire::encoded_answer::{PREFIX_BYTES, insert_decision_id};
 use super::wire::metered_body::metered;
 use super::wire::unary_body::{self, UnreadBody, WholeBody};
-use super::wire::{borrowed_request, codec};
-use super::{batch, decode, stream};
 use crate::api::decision::call::Call;
-use crate::api::decision::decide::{Decider, Outcome};
+use crate::api::decision::decide::Outcome;
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::Method;
-use crate::engine::{EngineAnswer, LogPermit};
+use crate::engine::LogPermit;
 use crate::pip::KeyMiss;
-
-/// An engine's answer, encoded for gRPC.
-pub(super) type GrpcAnswer = EngineAnswer<EncodedAnswer>;
-
-/// The result of a method, as tonic expects it.
-pub(super) type MethodResult<T> = Result<Response<T>, Status>;
-
-/// The service `pdp.v1.AuthorizationService`.
-#[derive(Clone, Debug)]
-pub(crate) struct Authorization {
-    pub(super) decider: Decider<EncodedAnswer>,
-    /// Largest request message, in bytes.
-    pub(super) max_message_bytes: usize,
-}
 
 impl Authorization {
     /// Serves `Authorize`.
@@ -83,46 +70,6 @@ impl Authorization {
                 .await
                 .map(AnswerBody::tonic)
         }
-    }
-
-    /// Serves `BatchAuthorize`.
-    pub(crate) async fn batch_authorize(
-        &self,
-        request: http::Request<Incoming>,
-        call: &Call,
-    ) -> http::Response<AnswerBody> {
-        let request = call.insert_into(request.map(|body| self.metered(body)));
-        self.grpc()
-            .unary(batch::BatchMethod(self), request)
-            .await
-            .map(AnswerBody::tonic)
-    }
-
-    /// Serves `StreamAuthorize`.
-    pub(crate) async fn stream_authorize(
-        &self,
-        request: http::Request<Incoming>,
-        call: &Call,
-    ) -> http::Response<AnswerBody> {
-        let request = call.insert_into(request.map(|body| self.metered(body)));
-        self.grpc()
-            .streaming(stream::StreamMethod(self), request)
-            .await
-            .map(AnswerBody::tonic)
-    }
-
-    fn grpc(&self) -> Grpc<codec::Encoded> {
-        Grpc::new(codec::Encoded).max_decoding_message_size(self.max_message_bytes)
-    }
-
-    fn metered(&self, body: Incoming) -> Body {
-        Body::new(metered(body, &self.decider.memory))
-    }
-
-    /// Counts the rejection of a whole call, and returns its status.
-    pub(super) fn reject_call(&self, rejection: Rejection) -> Status {
-        self.decider.count(&rejection);
-        rejection.into()
     }
 
     fn rejection_response(&self, rejection: Rejection) -> http::Response<AnswerBody> {

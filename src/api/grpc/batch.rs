@@ -8,14 +8,16 @@ mod items;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use hyper::body::Incoming;
 use prost::bytes::{BufMut as _, Bytes};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::server::UnaryService;
 use tonic::{Request, Response, Status};
 
-use super::authorize::{Authorization, GrpcAnswer, MethodResult};
+use super::authorization::{Authorization, GrpcAnswer, MethodResult};
 use super::decode;
+use super::wire::body::AnswerBody;
 use super::wire::borrowed_request;
 use super::wire::fields::append_field_head;
 use crate::api::auth::caller::Right;
@@ -33,8 +35,23 @@ use crate::pdp::Snapshot;
 use crate::pip::{KeyMiss, KeyWait};
 use items::{RESULT_HEAD_BYTES, append_result, holds_more_than, next_item};
 
+impl Authorization {
+    /// Serves `BatchAuthorize`.
+    pub(crate) async fn batch_authorize(
+        &self,
+        request: http::Request<Incoming>,
+        call: &Call,
+    ) -> http::Response<AnswerBody> {
+        let request = call.insert_into(request.map(|body| self.metered(body)));
+        self.grpc()
+            .unary(BatchMethod(self), request)
+            .await
+            .map(AnswerBody::tonic)
+    }
+}
+
 /// `BatchAuthorize`, as tonic calls it.
-pub(super) struct BatchMethod<'a>(pub(super) &'a Authorization);
+struct BatchMethod<'a>(&'a Authorization);
 
 impl UnaryService<Bytes> for BatchMethod<'_> {
     type Response = Bytes;

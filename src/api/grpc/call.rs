@@ -12,8 +12,8 @@ use tonic::Code;
 
 use super::dispatch::Router;
 use super::status::{map_out_of_range_header, rejected, retry_later};
-use super::wire::body::AnswerBody;
-use super::wire::encoded_answer::FRAME_BYTES;
+use super::wire::body::{AnswerBody, FRAME_BYTES};
+
 use crate::api::auth::authenticator::{AuthenticatedCaller, ConnectionAuthenticator};
 use crate::api::auth::caller::Right;
 use crate::api::decision::admission::{Admission, CallSlot, MonotonicNanos};

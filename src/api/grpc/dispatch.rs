@@ -10,7 +10,7 @@ use tonic::codegen::Service as _;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
-use super::authorize::Authorization;
+use super::authorization::Authorization;
 use super::pb::policy_store_service_server::PolicyStoreServiceServer;
 use super::status::rejected;
 use super::wire::body::AnswerBody;

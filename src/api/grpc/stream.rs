@@ -3,15 +3,17 @@
 use std::pin::Pin;
 
 use futures_util::stream::{self, Stream};
+use hyper::body::Incoming;
 use prost::Message as _;
 use prost::bytes::Bytes;
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::authorize::{Authorization, GrpcAnswer, MethodResult};
+use super::authorization::{Authorization, GrpcAnswer, MethodResult};
 use super::decode;
 use super::pb;
 use super::status::{map_out_of_range, to_message};
+use super::wire::body::AnswerBody;
 use super::wire::fields::append_field_head;
 use super::wire::{borrowed_request, codec};
 use crate::api::auth::caller::Right;
@@ -21,8 +23,23 @@ use crate::api::decision::rejection::Rejection;
 use crate::api::decision::time_slice::TimeSlice;
 use crate::decision_log::Method;
 
+impl Authorization {
+    /// Serves `StreamAuthorize`.
+    pub(crate) async fn stream_authorize(
+        &self,
+        request: http::Request<Incoming>,
+        call: &Call,
+    ) -> http::Response<AnswerBody> {
+        let request = call.insert_into(request.map(|body| self.metered(body)));
+        self.grpc()
+            .streaming(StreamMethod(self), request)
+            .await
+            .map(AnswerBody::tonic)
+    }
+}
+
 /// `StreamAuthorize`, as tonic calls it.
-pub(super) struct StreamMethod<'a>(pub(super) &'a Authorization);
+struct StreamMethod<'a>(&'a Authorization);
 
 /// The stream of encoded responses.
 type Responses = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;

@@ -1,8 +1,8 @@
 //! Advice for policy authors: expensive policies, and context attributes in cache keys.
 
-use crate::pdp::policies::conjunction::operands;
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
+use crate::pdp::policies::conjunction::operands;
 use crate::pdp::policies::context_reads::ContextReads;
 use crate::pdp::policies::policy::Rule;
 use crate::pdp::snapshot::Snapshot;

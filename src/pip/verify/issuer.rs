@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use jsonwebtoken::Algorithm;
 
+use super::error::VerifyError;
 use crate::pip::issuers::IssuerRules;
 use crate::pip::json::{Json, Object};
 use crate::pip::keys::fetch_request::{FetchRequester, KeyMiss, MissingKey};
 use crate::pip::keys::{Key, KeySet, TooManyCandidates};
 use crate::pip::metrics::{IssuerKeyMetrics, KeyCounters};
-use crate::pip::rejection::{RejectionReason, TokenRejection, VerifyError};
+use crate::pip::rejection::{RejectionReason, TokenRejection};
 use crate::pip::token::{Header, ParsedToken};
 use crate::versioned::{Version, Versioned};
 

@@ -88,7 +88,7 @@ subject = ["CN=pipeline,O=Shop"]
 rights = ["administer"]
 "#,
     );
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let mut options = authority.serve_with(&authority.server()).to_vec();
     for (name, value) in [
         ("--tls-client-ca", shown(&authority.file())),
@@ -175,7 +175,7 @@ fn subject_by_openssl(certificate: &Path) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn subjects_match_the_output_of_openssl() {
     let of = |numbers: &[u64]| DnType::CustomDnType(numbers.to_vec());
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let own = authority.client(
         vec![],
         &[

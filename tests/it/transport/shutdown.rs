@@ -104,7 +104,7 @@ fn logged(logs: &Path) -> Vec<String> {
 async fn sigterm_under_load_loses_no_call() {
     // Every decision that was answered is logged.
     let policies = policy_directory(&[("slow.cedar", &slow_policies(400))]);
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let tls = authority.serve_with(&authority.server());
     for is_encrypted in [false, true] {
         let logs = tempfile::tempdir().unwrap();

@@ -62,7 +62,7 @@ fn body(pair: &Pair) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openssl_gets_http2_with_modern_tls_only() {
-    let (policies, authority) = (policy_directory(OPEN), Authority::new());
+    let (policies, authority) = (policy_directory(OPEN), Authority::generate());
     let options = authority.serve_with(&authority.server());
     let server = Server::start(policies.path(), &arguments(&options));
     for version in ["-tls1_2", "-tls1_3"] {
@@ -83,7 +83,11 @@ async fn openssl_gets_http2_with_modern_tls_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusting_callers_end_the_handshake() {
     // Callers that trust the authority are answered.
-    let (policies, authority, other) = (policy_directory(OPEN), Authority::new(), Authority::new());
+    let (policies, authority, other) = (
+        policy_directory(OPEN),
+        Authority::generate(),
+        Authority::generate(),
+    );
     let options = authority.serve_with(&authority.server());
     let server = Server::start(policies.path(), &arguments(&options));
     let channel = connect(server.address(), authority.caller(None)).await;
@@ -130,7 +134,11 @@ async fn untrusting_callers_end_the_handshake() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_certificate_request_follows_the_setting() {
-    let (policies, authority, other) = (policy_directory(OPEN), Authority::new(), Authority::new());
+    let (policies, authority, other) = (
+        policy_directory(OPEN),
+        Authority::generate(),
+        Authority::generate(),
+    );
     let own = authority.client(vec![], &[]);
     let foreign = other.client(vec![], &[]);
     // Signed by the right authority, for the wrong purpose.
@@ -198,7 +206,7 @@ fn refused_start(arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn invalid_key_pair_fails_the_start() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let (one, other) = (authority.server(), authority.server());
     let crossed = Pair {
         certificate: one.certificate.clone(),
@@ -233,7 +241,7 @@ async fn plaintext_on_public_addresses_needs_a_flag() {
         "{said}"
     );
 
-    let (policies, authority) = (policy_directory(OPEN), Authority::new());
+    let (policies, authority) = (policy_directory(OPEN), Authority::generate());
     let meant = Server::start_listening(policies.path(), &["0.0.0.0:0"], &["--insecure"]);
     meant.wait_for_log("unauthenticated callers are accepted on a non-loopback address");
     let address = meant.address().replace("0.0.0.0", "127.0.0.1");
@@ -273,7 +281,7 @@ async fn load(address: &str, authority: &Authority) -> Busy {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_changes_fail_no_call() {
     // An invalid pair is rejected, a valid one is used for new connections.
-    let (policies, authority) = (policy_directory(OPEN), Authority::new());
+    let (policies, authority) = (policy_directory(OPEN), Authority::generate());
     let (first, second) = (authority.server(), authority.server());
     let options = authority.serve_with(&first);
     let server = Server::start(policies.path(), &arguments(&options));
@@ -320,7 +328,11 @@ async fn certificate_changes_fail_no_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_authority_rejects_new_connections() {
-    let (policies, authority, old) = (policy_directory(OPEN), Authority::new(), Authority::new());
+    let (policies, authority, old) = (
+        policy_directory(OPEN),
+        Authority::generate(),
+        Authority::generate(),
+    );
     let clients = authority.path("clients.crt");
     std::fs::write(&clients, format!("{}{}", authority.pem(), old.pem())).unwrap();
     let own = authority.server();
@@ -371,7 +383,7 @@ async fn removed_authority_rejects_new_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_handshakes_are_closed() {
     // They cost little memory.
-    let (policies, authority) = (policy_directory(OPEN), Authority::new());
+    let (policies, authority) = (policy_directory(OPEN), Authority::generate());
     let mut options = authority.serve_with(&authority.server()).to_vec();
     options.extend(["--handshake-timeout".to_owned(), "500ms".to_owned()]);
     let server = Server::start(policies.path(), &arguments(&options));

@@ -13,6 +13,7 @@ use crate::client::Said;
 use crate::server::Server;
 
 /// Tasks that go on until they are told to stop, and count what they did.
+#[derive(Default)]
 pub struct Busy {
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<u64>>,
@@ -20,10 +21,7 @@ pub struct Busy {
 
 impl Busy {
     pub fn new() -> Self {
-        Self {
-            stop: Arc::new(AtomicBool::new(false)),
-            tasks: Vec::new(),
-        }
+        Self::default()
     }
 
     /// Another task, which makes `call` again and again.

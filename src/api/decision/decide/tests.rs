@@ -1,3 +1,5 @@
+//! Tests the order of rejections, and the release of permits and memory, without a wire.
+
 use std::sync::Arc;
 
 use super::*;

@@ -6,7 +6,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use tonic::Status;
 
 use crate::api::decision::rejection::Rejection;
-use crate::api::grpc::authorize::GrpcAnswer;
+use crate::api::grpc::authorization::GrpcAnswer;
 use crate::api::grpc::status::to_message;
 use crate::api::grpc::wire::codec;
 use crate::api::grpc::wire::fields::{FieldContent, Fields, append_field_head, tag};

@@ -8,7 +8,10 @@ use prost::bytes::Bytes;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::encoded_answer::FRAME_BYTES;
+/// hyper accepts a whole frame as soon as the window has room for a part of it, and buffers it for
+/// as long as the caller does not read. Frames that hyper has not accepted are charged to the
+/// memory budget.
+pub(crate) const FRAME_BYTES: usize = 16 << 10;
 
 /// A response body: one encoded answer with the status OK, or a body of tonic's.
 pub(crate) enum AnswerBody {

@@ -15,11 +15,6 @@ use crate::pdp::answer::{Answer, Decision};
 
 /// Most bytes of one frame of an answer.
 ///
-/// hyper accepts a whole frame as soon as the window has room for a part of it, and buffers it for
-/// as long as the caller does not read. Frames that hyper has not accepted are charged to the
-/// memory budget.
-pub(crate) const FRAME_BYTES: usize = 16 << 10;
-
 /// The length of gRPC's message prefix: a compression flag, and the message's length.
 pub(crate) const PREFIX_BYTES: usize = 5;
 
