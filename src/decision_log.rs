@@ -115,13 +115,13 @@ thread_local! {
 impl DecisionLog {
     /// Returns whether a decision may be made now, without waiting for the log.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.queue.has_room()
+    pub fn has_space(&self) -> bool {
+        self.queue.has_space()
     }
 
     /// Waits until a decision may be made.
-    pub async fn wait_for_room(&self) {
-        self.queue.wait_for_room().await;
+    pub async fn wait_for_space(&self) {
+        self.queue.wait_for_space().await;
     }
 
     /// Logs a decision. Returns its id, or `None` if it was sampled out or dropped.

@@ -136,15 +136,15 @@ impl<A: CachedAnswer> Engine<A> {
     /// Cancel-safe: dropping the future has no effect.
     pub async fn log_permit(&self) -> LogPermit {
         if let Some(log) = &self.log {
-            log.wait_for_room().await;
+            log.wait_for_space().await;
         }
         LogPermit(())
     }
 
     /// Returns a log permit, or `None` if the caller must wait for one.
     pub fn try_log_permit(&self) -> Option<LogPermit> {
-        let has_room = self.log.as_ref().is_none_or(DecisionLog::has_room);
-        has_room.then_some(LogPermit(()))
+        let has_space = self.log.as_ref().is_none_or(DecisionLog::has_space);
+        has_space.then_some(LogPermit(()))
     }
 
     /// Returns the current snapshot, or `None` before the first one is loaded.

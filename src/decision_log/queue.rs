@@ -30,7 +30,7 @@ pub(super) struct Queue {
     /// True while the capacity is used up. Not in `state`, so that reading it takes no lock.
     is_full: AtomicBool,
     /// Wakes the calls that wait for room.
-    room: Notify,
+    space: Notify,
     /// Set from the warning that the queue is full until it has room, so that each is logged once.
     has_warned: AtomicBool,
     written: AtomicU64,
@@ -70,7 +70,7 @@ impl Queue {
             state: Mutex::default(),
             has_lines: Condvar::new(),
             is_full: AtomicBool::new(false),
-            room: Notify::new(),
+            space: Notify::new(),
             has_warned: AtomicBool::new(false),
             written: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -80,7 +80,7 @@ impl Queue {
     }
 
     /// Returns whether a decision may be made now.
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn has_space(&self) -> bool {
         match self.when_full {
             WhenFull::Drop => true,
             WhenFull::Block => !self.is_full.load(Ordering::Acquire),
@@ -91,16 +91,16 @@ impl Queue {
     ///
     /// All waiting calls continue together. So the queue exceeds its capacity by at most one line
     /// for each thread.
-    pub(super) async fn wait_for_room(&self) {
-        while !self.has_room() {
+    pub(super) async fn wait_for_space(&self) {
+        while !self.has_space() {
             if !self.has_warned.swap(true, Ordering::Relaxed) {
                 tracing::warn!("decision log is full, calls wait for room");
             }
-            let notified = self.room.notified();
+            let notified = self.space.notified();
             tokio::pin!(notified);
             // Registers before the next check, so that no notification after it is missed.
             notified.as_mut().enable();
-            if self.has_room() {
+            if self.has_space() {
                 return;
             }
             notified.await;
@@ -196,13 +196,13 @@ impl Queue {
         self.written.fetch_add(count - refused, Ordering::Relaxed);
         self.refused.fetch_add(refused, Ordering::Relaxed);
         let bytes = state.held_bytes();
-        let has_room = bytes < self.capacity_bytes && !state.has_stopped;
-        if has_room {
+        let has_space = bytes < self.capacity_bytes && !state.has_stopped;
+        if has_space {
             self.is_full.store(false, Ordering::Release);
         }
         drop(state);
-        if has_room {
-            self.room.notify_waiters();
+        if has_space {
+            self.space.notify_waiters();
         }
         // Not before it is half empty: otherwise the same messages would be logged again at once.
         if bytes <= self.capacity_bytes / 2 && self.has_warned.swap(false, Ordering::Relaxed) {

@@ -110,7 +110,6 @@ pub(crate) fn summary() -> String {
 }
 
 #[test]
-#[ignore = "the prose is being rewritten"]
 fn doc_comments_begin_with_verb_or_noun() {
     let (count, found) = docs();
     let is_few = found.len() * 100 <= count * PERCENT;
@@ -118,14 +117,12 @@ fn doc_comments_begin_with_verb_or_noun() {
 }
 
 #[test]
-#[ignore = "the prose is being rewritten"]
 fn identifiers_are_no_metaphors() {
     let found = metaphors();
     assert!(found.is_empty(), "{}:\n{}", found.len(), found.join("\n"));
 }
 
 #[test]
-#[ignore = "the tests are being renamed"]
 fn test_names_have_few_words() {
     let (count, found) = test_names();
     assert!(

@@ -238,21 +238,18 @@ fn figures_of_the_source() {
 }
 
 #[test]
-#[ignore = "the source is being rearranged"]
 fn folders_hold_few_modules() {
     let found = large_folders();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]
-#[ignore = "the source is being rearranged"]
 fn files_are_short() {
     let found = FILE.exceeded(&files());
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]
-#[ignore = "the source is being rearranged"]
 fn functions_are_short() {
     let found = FUNCTION.exceeded(&functions());
     assert!(found.is_empty(), "{}", found.join("\n"));

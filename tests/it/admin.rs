@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{PATIENCE, Server, command, policy_directory, request};
+use crate::support::{PATIENCE, Server, command, eventually, policy_directory, request};
 use cedar_pdp::api::admin::metrics::{MAX_SERIES, METRICS};
 use cedar_pdp::api::grpc::pb;
 
@@ -482,7 +482,8 @@ async fn readiness_says_why_not() {
 
     std::fs::write(directory.path().join("a.cedar"), USERS_READ).unwrap();
     crate::support::wait_for_status(&server, "the policies", |status| status.policies == 1).await;
-    assert_eq!(get(&admin, "/readyz").body, "ready\n");
+    // The status is published before readiness follows.
+    eventually("ready", async || get(&admin, "/readyz").body == "ready\n").await;
 
     // A call whose message never ends holds the end back.
     let channel = server.channel().await;

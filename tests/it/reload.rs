@@ -852,7 +852,7 @@ const OBSTACLES: &[Obstacle] = &[
     Obstacle {
         name: "loop.cedar",
         put: |path| symlink("loop.cedar", path).unwrap(),
-        told: "loops",
+        told: "link loop",
     },
     Obstacle {
         name: "dangling.cedar",

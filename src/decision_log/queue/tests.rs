@@ -37,13 +37,13 @@ fn full_queue_drops_and_counts_lines() {
 #[tokio::test]
 async fn blocking_queue_drops_nothing() {
     let queue = Arc::new(Queue::new(WhenFull::Block, 80));
-    assert!(queue.has_room());
+    assert!(queue.has_space());
     assert_eq!(push(&queue, 10), 10);
-    assert!(!queue.has_room());
+    assert!(!queue.has_space());
     let waiting = tokio::spawn({
         let queue = Arc::clone(&queue);
         async move {
-            queue.wait_for_room().await;
+            queue.wait_for_space().await;
             push(&queue, 1)
         }
     });
@@ -64,7 +64,7 @@ async fn closed_queue_yields_its_lines_and_then_ends() {
     assert!(!queue.take_batch(&mut Vec::new()));
     assert_eq!(push(&queue, 1), 0);
     // A call that must be logged is not answered any more.
-    let left = tokio::time::timeout(Duration::from_millis(10), queue.wait_for_room());
+    let left = tokio::time::timeout(Duration::from_millis(10), queue.wait_for_space());
     left.await.unwrap_err();
 }
 
@@ -83,11 +83,11 @@ fn abandoned_lines_count_as_dropped() {
 fn rejected_lines_are_counted_and_free_room() {
     let queue = Queue::new(WhenFull::Block, 40);
     push(&queue, 5);
-    assert!(!queue.has_room());
+    assert!(!queue.has_space());
     let mut batch = Vec::new();
     queue.take_batch(&mut batch);
     queue.complete(&batch[..16], 1);
-    assert!(queue.has_room());
+    assert!(queue.has_space());
     // Never more than there are.
     queue.complete(&batch[16..], 100);
     let metrics = queue.metrics();

@@ -41,13 +41,13 @@ impl RotatingFile {
     /// Writes the first of `lines`. Returns the bytes of the lines that are now complete.
     pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let (partial, size) = self.reopen_if_moved()?;
-        let room = match self.max_bytes {
+        let space = match self.max_bytes {
             0 => u64::MAX,
             max => max.saturating_sub(size),
         };
         // A line that has begun in this file must end in it.
-        let room = partial + usize::try_from(room).unwrap_or(usize::MAX);
-        let mut max_bytes = whole_lines(lines, room);
+        let space = partial + usize::try_from(space).unwrap_or(usize::MAX);
+        let mut max_bytes = whole_lines(lines, space);
         if max_bytes == 0 && partial == 0 && size > 0 {
             match self.rotate() {
                 // A new file has room for a line of any length.

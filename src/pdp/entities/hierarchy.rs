@@ -193,7 +193,7 @@ impl Hierarchy {
         /// The offset of an entity that was not visited yet.
         const UNVISITED: u32 = u32::MAX - 1;
         let mut offsets: Vec<u32> = vec![UNVISITED; self.starts.len()];
-        let mut room = self.parents.len().saturating_mul(MAX_STORED_PER_PARENT);
+        let mut space = self.parents.len().saturating_mul(MAX_STORED_PER_PARENT);
         let mut lists = Vec::new();
         let mut found: Vec<UidId> = Vec::new();
         let mut path: Vec<UidId> = Vec::new();
@@ -215,13 +215,13 @@ impl Hierarchy {
                 }
                 path.pop();
                 let is_stored =
-                    collect_ancestors(parents, &lists, offset, &mut found) && found.len() < room;
+                    collect_ancestors(parents, &lists, offset, &mut found) && found.len() < space;
                 let list_offset = match u32::try_from(lists.len()) {
                     Ok(offset) if is_stored && offset < UNVISITED => offset,
                     Ok(_) | Err(_) => Parent::NO_LIST,
                 };
                 if list_offset != Parent::NO_LIST {
-                    room -= found.len() + 1;
+                    space -= found.len() + 1;
                     lists.push(UidId(u32::try_from(found.len()).unwrap_or(0)));
                     lists.extend(&found);
                 }

@@ -308,12 +308,12 @@ impl UidInterner {
     /// Appends a text to the last page, and returns its page and offset.
     fn write(&mut self, id: &str) -> Result<(u32, u32), TooManyUids> {
         // A page that another interner shares is never written.
-        let has_room = |page: &mut Arc<String>| {
+        let has_space = |page: &mut Arc<String>| {
             Arc::get_mut(page).is_some_and(|page| page.capacity() - page.len() >= id.len())
         };
-        if !self.pages.last_mut().is_some_and(has_room) {
-            let room = PAGE_BYTES.max(id.len());
-            self.pages.push(Arc::new(String::with_capacity(room)));
+        if !self.pages.last_mut().is_some_and(has_space) {
+            let space = PAGE_BYTES.max(id.len());
+            self.pages.push(Arc::new(String::with_capacity(space)));
         }
         let page = u32::try_from(self.pages.len() - 1).map_err(|_| TooManyUids)?;
         let Some(text) = self.pages.last_mut().and_then(Arc::get_mut) else {

@@ -41,12 +41,12 @@ impl SpanMetrics {
     pub(super) fn enter_queue(&self, max: usize) -> bool {
         // INVARIANT: a span leaves the queue of the SDK before `leave_queue` is called, so that
         // the SDK has room for each span that is admitted here.
-        let has_room = self.queued.fetch_add(1, Ordering::AcqRel) < max;
-        if !has_room {
+        let has_space = self.queued.fetch_add(1, Ordering::AcqRel) < max;
+        if !has_space {
             self.queued.fetch_sub(1, Ordering::AcqRel);
             self.count(SpanResult::Dropped, 1);
         }
-        has_room
+        has_space
     }
 
     /// Counts spans out of the queue.

@@ -86,11 +86,11 @@ async fn invalid_revocations_keep_the_last_valid_list() {
         "[[revoked]]\n",
         "\u{0}",
     ] {
-        let told = house.server.log().matches("is refused").count();
+        let told = house.server.log().matches("changed file rejected").count();
         replace(&house.path("revoked.toml"), bad);
         let house = &house;
         eventually("the bad list is told of", async || {
-            house.server.log().matches("is refused").count() > told
+            house.server.log().matches("changed file rejected").count() > told
         })
         .await;
         assert_eq!(house.refused(&revoked).await, "TOKEN_REVOKED", "{bad}");
