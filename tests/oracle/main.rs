@@ -2,6 +2,8 @@
 //!
 //! `CEDAR_PDP_ORACLE_CASES` sets how many cases are tried, `CEDAR_PDP_ORACLE_SEED` the first
 //! world. A failure prints its seed, the files and the request.
+//!
+//! The same worlds serve to compare the answers of two binaries: see `recorded`.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,6 +18,7 @@ mod conditions;
 mod plain;
 mod pointed;
 mod policies;
+mod recorded;
 mod requests;
 mod rng;
 mod shape;
