@@ -287,7 +287,7 @@ fn with_tokens(rng: &mut Rng, count: usize) -> Service {
 issuer = "https://{name}.example"
 audiences = ["pdp"]
 algorithms = ["{algorithm}"]
-max_age = "36500d"
+max_age = "3600d"
 {source}
 [issuer.principal]
 type = "User"
@@ -354,14 +354,14 @@ fn header() -> Json {
     json!({"alg": "HS256", "typ": "at+jwt"})
 }
 
-/// Claims that stay good for decades.
+/// Claims that stay good for years. The longest `max_age` ends ten years after `iat`.
 fn claims(rng: &mut Rng) -> Json {
     json!({
         "iss": rng.pick(&["https://id.example", "https://new.example", "https://id.example"]),
         "aud": "pdp",
         "sub": rng.pick(&["alice", "stored", "suspended", "bob"]),
         "jti": "one",
-        "iat": 1_700_000_000, "exp": 4_102_444_800_i64,
+        "iat": 1_750_000_000, "exp": 4_102_444_800_i64,
         "department": rng.pick(&["sales", "finance", "é\""]),
         "roles": rng.pick(&[&[] as &[&str], &["reader"], &["chief", "other"]]),
     })
@@ -389,7 +389,7 @@ fn bad_token(rng: &mut Rng) -> String {
     match rng.below(19) {
         0 => claims["iss"] = json!("https://evil.example"),
         1 => claims["aud"] = json!("other"),
-        2 => claims["exp"] = json!(1_700_000_100),
+        2 => claims["exp"] = json!(1_750_000_100),
         3 => claims["nbf"] = json!(4_102_444_000_i64),
         4 => claims["exp"] = json!("soon"),
         5 => claims["iat"] = json!(1),
