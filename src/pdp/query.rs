@@ -1,7 +1,7 @@
 //! A request for a decision: principal, action, resource, context, and the request's own entities.
 //!
 //! These are plain values without Cedar types. Each protocol builds a [`Query`] from its messages,
-//! and the cache uses it as key. Only [`authorize`](crate::pdp::evaluate::authorize()) converts it
+//! and the cache uses it as key. Only [`authorize`](crate::pdp::authorize()) converts it
 //! to Cedar's types, and only when it must.
 
 use std::fmt;

@@ -25,9 +25,9 @@ use std::io::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::raw::Caller;
-use crate::support::Server;
 use calls::Call;
+use cedar_pdp_test_support::Server;
+use cedar_pdp_test_support::http2::Caller;
 use services::Service;
 
 /// Differences that are printed in full.
@@ -182,8 +182,8 @@ fn differences(before: &[&str], after: &[String]) -> Vec<String> {
 fn one_changed_byte_is_a_difference() {
     let answer = |decision: u8, id: &[u8]| {
         let mut bytes = vec![0x08, decision];
-        bytes.extend(crate::wire::field(2, b"p.cedar#0"));
-        bytes.extend(crate::wire::field(6, id));
+        bytes.extend(cedar_pdp_test_support::protobuf::field(2, b"p.cedar#0"));
+        bytes.extend(cedar_pdp_test_support::protobuf::field(6, id));
         reply::answer(&bytes)
     };
     let recorded = answer(1, b"one");

@@ -2,7 +2,7 @@
 //!
 //! Calls run on the thread of their connection, so there is no common queue whose length could be
 //! measured. Time is measured instead: from when the call could have been read until it runs. If
-//! calls have exceeded the target delay for [`INTERVAL`] without a pause, there is more work than
+//! calls have exceeded the target delay for `INTERVAL` without a pause, there is more work than
 //! the threads can do. From then on, calls that exceed the target are shed, so that every call that
 //! starts has waited less. A short burst is not shed.
 //!

@@ -22,7 +22,7 @@
 //!
 //! The guarantees of a spawned task hold here too: a panic ends only its own call, a connection
 //! with much work yields to others, and slow calls of one connection run on several threads (see
-//! [`CallQueue`]).
+//! `CallQueue`).
 
 use std::fmt;
 use std::future::Future;

@@ -3,9 +3,9 @@
 use cedar_pdp::pdp::query::Query;
 
 use super::message::{Request, flag};
-use crate::raw::{AUTHORIZE, BATCH, STREAM};
 use crate::rng::Rng;
-use crate::wire::{field, framed, framed_as};
+use cedar_pdp_test_support::http2::{AUTHORIZE, BATCH, STREAM};
+use cedar_pdp_test_support::protobuf::{field, framed, framed_as};
 
 /// The method that lists the policies in force.
 const LIST: &str = "/pdp.v1.PolicyStoreService/ListPolicies";
@@ -62,7 +62,7 @@ impl Call {
     }
 
     pub(super) fn head(&self) -> http::Request<()> {
-        let mut head = crate::raw::post(self.method);
+        let mut head = cedar_pdp_test_support::http2::post(self.method);
         for (name, value) in &self.headers {
             head = head.header(*name, value);
         }

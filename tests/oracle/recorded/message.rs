@@ -4,7 +4,7 @@ use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 
 use crate::rng::Rng;
 use crate::values::CONTEXT;
-use crate::wire::{field, key, nested, varint};
+use cedar_pdp_test_support::protobuf::{field, key, nested, varint};
 
 /// The first bytes of the fields of a request, which are their keys.
 const PRINCIPAL: u8 = 0x0a;

@@ -4,7 +4,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::raw::{BATCH, Outcome, STREAM};
+use cedar_pdp_test_support::http2::{BATCH, Outcome, STREAM};
 
 /// The number of `decision_id` in an `AuthorizeResponse`. It is new with each decision.
 const DECISION_ID: u64 = 6;

@@ -5,15 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
-use cedar_pdp::pdp::snapshot::{OnPolicyError, Settings, Validation};
+use cedar_pdp::pdp::settings::{OnPolicyError, Settings, Validation};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use super::calls::{self, Call};
 use super::message::Request;
 use crate::rng::Rng;
-use crate::support;
 use crate::world::World;
+use cedar_pdp_test_support as support;
 
 /// Services with a generated world, and queries drawn for each.
 const WORLDS: usize = 24;
@@ -274,7 +274,7 @@ const OTHER_SECRET: &str = "another secret of tests that is long enough as well"
 
 /// A token that is signed with a secret.
 fn token(header: &Json, claims: &Json, secret: &str) -> String {
-    let signer = crate::signer::Signer::secret(secret.as_bytes());
+    let signer = cedar_pdp_test_support::signer::Signer::secret(secret.as_bytes());
     signer.sign(&header.to_string(), &claims.to_string())
 }
 
