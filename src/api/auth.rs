@@ -8,3 +8,6 @@ pub(crate) mod clock;
 mod distinguished_name;
 pub(crate) mod peer;
 pub(crate) mod registry;
+
+#[cfg(test)]
+mod tests;

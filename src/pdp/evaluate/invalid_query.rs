@@ -233,12 +233,13 @@ fn entity_mismatch(
         return InvalidQuery::field("type", problem).within("uid");
     };
     let attributes: HashMap<&SmolStr, &PartialValue> = entity.attrs().collect();
-    let mut required: Vec<SmolStr> = declared.required_attrs().collect();
-    required.sort();
-    if let Some(missing) = required.iter().find(|name| !attributes.contains_key(name)) {
+    let missing = declared
+        .required_attrs()
+        .filter(|name| !attributes.contains_key(name));
+    if let Some(missing) = missing.min() {
         let problem = mismatch("is missing; the schema requires it".to_owned());
         return InvalidQuery::here(problem)
-            .at_key(missing)
+            .at_key(&missing)
             .within("attributes");
     }
     let conforms = |value: &PartialValue, ty: Option<SchemaType>, open: bool| match ty {
@@ -248,15 +249,10 @@ fn entity_mismatch(
         }
         None => open && validate_euids_in_partial_value(schema, value).is_ok(),
     };
-    let mut mismatched: Vec<&SmolStr> = entity
-        .attrs()
-        .filter(|(name, value)| {
-            !conforms(value, declared.attr_type(name), declared.open_attributes())
-        })
-        .map(|(name, _)| name)
-        .collect();
-    mismatched.sort();
-    if let Some(name) = mismatched.first() {
+    let mismatched = entity.attrs().filter(|(name, value)| {
+        !conforms(value, declared.attr_type(name), declared.open_attributes())
+    });
+    if let Some(name) = mismatched.map(|(name, _)| name).min() {
         return InvalidQuery::here(mismatch(message.to_owned()))
             .at_key(name)
             .within("attributes");
@@ -274,13 +270,10 @@ fn entity_mismatch(
             .at_index(index)
             .within("parents");
     }
-    let mut mismatched: Vec<&SmolStr> = entity
+    let mismatched = entity
         .tags()
-        .filter(|(_, value)| !conforms(value, declared.tag_type(), false))
-        .map(|(name, _)| name)
-        .collect();
-    mismatched.sort();
-    if let Some(name) = mismatched.first() {
+        .filter(|(_, value)| !conforms(value, declared.tag_type(), false));
+    if let Some(name) = mismatched.map(|(name, _)| name).min() {
         return InvalidQuery::here(mismatch(message.to_owned()))
             .at_key(name)
             .within("tags");

@@ -8,35 +8,9 @@ use super::*;
 use crate::api::auth::callers::CallersMetrics;
 use crate::api::auth::certificate::CertificateNames;
 use crate::api::auth::clock::unix_seconds;
+use crate::api::auth::tests::{CALLERS, KEYS, directory};
 use crate::api::auth::registry;
 use crate::watch::files::FileReader;
-
-fn directory(files: &[(&str, &str)]) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        fs::write(dir.path().join(name), text).unwrap();
-    }
-    dir
-}
-
-const CALLERS: &str = r#"
-[[caller]]
-name = "orders"
-spiffe = ["spiffe://shop/orders"]
-dns = ["orders.shop"]
-rights = ["authorize"]
-identities = ["token"]
-[[caller]]
-name = "desk"
-subject = ["CN=desk,O=Shop"]
-uid = [1000]
-rights = ["authorize", "explain"]
-[[caller]]
-name = "operator"
-bearer = ["key"]
-rights = ["store", "administer"]
-"#;
-const KEYS: &str = "the-first-of-two-keys\nthe-second-of-two-keys\n";
 
 fn certificate(names: CertificateNames) -> Peer {
     Peer {

@@ -1,21 +1,10 @@
 //! Lists of callers that are accepted or rejected, and the rights that they give.
 
-use std::fs;
-
-use tempfile::TempDir;
-
 use super::*;
 use crate::api::auth::caller::{IdentityKind, Right};
 use crate::api::auth::certificate::CertificateNames;
+use crate::api::auth::tests::{CALLERS, KEYS, directory};
 use crate::watch::files::FileReader;
-
-fn directory(files: &[(&str, &str)]) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        fs::write(dir.path().join(name), text).unwrap();
-    }
-    dir
-}
 
 fn read_list(files: &[(&str, &str)]) -> Result<Registry, String> {
     let dir = directory(files);
@@ -123,25 +112,6 @@ fn invalid_credentials_are_rejected() {
         );
     }
 }
-
-const CALLERS: &str = r#"
-[[caller]]
-name = "orders"
-spiffe = ["spiffe://shop/orders"]
-dns = ["orders.shop"]
-rights = ["authorize"]
-identities = ["token"]
-[[caller]]
-name = "desk"
-subject = ["CN=desk,O=Shop"]
-uid = [1000]
-rights = ["authorize", "explain"]
-[[caller]]
-name = "operator"
-bearer = ["key"]
-rights = ["store", "administer"]
-"#;
-const KEYS: &str = "the-first-of-two-keys\nthe-second-of-two-keys\n";
 
 #[test]
 fn rights_and_identities_are_as_listed() {
