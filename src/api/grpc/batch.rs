@@ -90,13 +90,13 @@ struct Batch {
     message: Bytes,
     /// Offset of the first undecided byte of the message.
     offset: usize,
-    /// Whether the batch has already waited for the signing key of the next item.
+    /// Set once the batch has waited for the signing key of the next item.
     has_waited: bool,
     /// End of all waits for signing keys, set by the first wait.
     ///
     /// The tokens of a batch may have several issuers. The waits for them do not add up.
     wait_deadline: Option<Instant>,
-    /// Whether the last items were cached, so that the next ones are likely to be.
+    /// Set while the last items were cached, so that the next ones are likely to be.
     last_were_cached: bool,
     /// The encoded results so far, of a `BatchAuthorizeResponse`.
     response: Vec<u8>,
