@@ -8,8 +8,8 @@ use super::*;
 use crate::api::auth::callers::CallersMetrics;
 use crate::api::auth::certificate::CertificateNames;
 use crate::api::auth::clock::unix_seconds;
-use crate::api::auth::tests::{CALLERS, KEYS, directory};
 use crate::api::auth::registry;
+use crate::api::auth::tests::{CALLERS, KEYS, directory};
 use crate::watch::files::FileReader;
 
 fn certificate(names: CertificateNames) -> Peer {
