@@ -1,7 +1,7 @@
 //! Half of what the service can take, with everything on and everything it follows changing: no call
 //! fails, and memory stays where it was.
 //!
-//! `CEDAR_PDP_SOAK_MINUTES=30 cargo test --release --test production -- --nocapture` is the long run.
+//! `CEDAR_PDP_SOAK_MINUTES=30 cargo test --test production -- --nocapture` is the long run.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,6 +1,6 @@
 //! Thousands of reloads under constant calls: no call fails, no answer is unexplained, no memory leaks.
 //!
-//! `CEDAR_PDP_SOAK_RELOADS=10000 cargo test --release --test soak -- --nocapture` is the long run.
+//! `CEDAR_PDP_SOAK_RELOADS=10000 cargo test --test soak -- --nocapture` is the long run.
 
 #![allow(
     clippy::unwrap_used,

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*stage*cached_hit*' \
-//!   target/release/deps/scale-… stage cached_hit 1000
+//!   target/dist/deps/scale-… stage cached_hit 1000
 //! ```
 //!
 //! The instructions collected, divided by the count, are those of one request.
