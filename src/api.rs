@@ -1,18 +1,14 @@
 //! The APIs. Each protocol parses its requests, calls the decision path, and encodes the answers.
 
 pub mod admin;
-pub mod auth;
-pub mod decision;
+pub(crate) mod auth;
+pub(crate) mod decision;
 pub mod grpc;
-pub mod metrics;
+pub(crate) mod metrics;
 mod server;
 pub mod transport;
 
-pub use auth::caller::{Caller, IdentityKind, Right};
-pub use auth::callers::{Callers, CallersMetrics};
-pub use auth::registry::CallersError;
-pub use grpc::dispatch::Backend;
+pub(crate) use grpc::dispatch::Backend;
 pub use grpc::status::ERROR_DOMAIN;
-pub use grpc::wire::encoded_answer::EncodedAnswer;
-pub use server::{OpenError, Server};
-pub use transport::tls::{Tls, TlsError, TlsMetrics};
+pub(crate) use grpc::wire::encoded_answer::EncodedAnswer;
+pub(crate) use server::{OpenError, Server};

@@ -8,26 +8,52 @@
 mod access;
 mod connections;
 pub mod metrics;
-pub mod process;
+pub(crate) mod process;
 mod service;
-mod state;
 mod status;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use crate::api::auth::callers::Callers;
+use crate::api::decision::admission::Admission;
+use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
 use crate::api::transport::listener::{BoundAddress, ListenError, Listener};
 use crate::config::listen::Listen;
+use crate::counters::page::Exporters;
+use crate::engine::Engine;
+use crate::pip::Tokens;
+use crate::policy_store::StatusReader;
+use crate::readiness::ReadinessReader;
+use crate::telemetry::log::LogFilter;
 use connections::{Activity, OpenConnections};
 use service::AdminService;
-pub use state::AdminState;
 
 /// Pause after a failed accept, which fails while the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// The parts of the service that the pages show or change.
+pub(crate) struct AdminState {
+    /// The metrics page.
+    pub(crate) metrics: Exporters,
+    pub(crate) log: LogFilter,
+    pub(crate) status: StatusReader,
+    /// The engine, for the counts of its cache.
+    pub(crate) engine: Arc<Engine<EncodedAnswer>>,
+    /// The callers, which may have the right to change the log filter.
+    pub(crate) callers: Arc<Callers>,
+    pub(crate) admission: Arc<Admission>,
+    /// The token verifier; `None` without issuers.
+    pub(crate) tokens: Option<Arc<Tokens>>,
+    pub(crate) readiness: ReadinessReader,
+    pub(crate) started_at: SystemTime,
+    /// All settings in force, as JSON. None is a secret.
+    pub(crate) settings: serde_json::Value,
+}
+
 /// The admin server with an open listener. It serves once [`run`](Self::run) is polled.
-pub struct AdminServer {
+pub(crate) struct AdminServer {
     listener: Listener,
     address: BoundAddress,
     service: Arc<AdminService>,
@@ -46,11 +72,7 @@ pub enum AdminError {
 
 impl AdminServer {
     /// Listens on `address`. `socket_mode` is the mode of the file of a Unix socket.
-    ///
-    /// # Errors
-    ///
-    /// [`AdminError`]. The listener is closed then.
-    pub async fn open(
+    pub(crate) async fn open(
         address: &Listen,
         socket_mode: u32,
         state: AdminState,
@@ -64,14 +86,12 @@ impl AdminServer {
         })
     }
 
-    /// Returns the bound address.
-    #[must_use]
-    pub fn address(&self) -> &BoundAddress {
+    pub(crate) fn address(&self) -> &BoundAddress {
         &self.address
     }
 
     /// Serves until dropped. Draining does not end it: operators look at a draining service too.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut open = OpenConnections::default();
         let mut is_failing = false;
         loop {

@@ -1,10 +1,8 @@
 //! Authentication of callers: certificates, keys and user ids become a caller with its rights.
 
 pub(crate) mod authenticator;
-pub mod caller;
-pub mod callers;
-pub(crate) mod certificate;
-pub(crate) mod clock;
+pub(crate) mod caller;
+pub(crate) mod callers;
 mod distinguished_name;
 pub(crate) mod peer;
 pub(crate) mod registry;

@@ -3,7 +3,7 @@
 //! Nothing here knows a wire format: a protocol parses the request, calls this, and encodes the
 //! outcome.
 
-pub mod admission;
+pub(crate) mod admission;
 pub(crate) mod call;
 pub(crate) mod deadline;
 pub(crate) mod decide;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tonic::Code;
 
-pub use labels::{Closing, RejectionLabel, Transport};
-pub use method::Method;
+pub(crate) use labels::{Closing, RejectionLabel, Transport, label};
+pub(crate) use method::Method;
 
 use crate::counters::page::{Export, NANOSECONDS, Page, metrics};
 use crate::counters::{Counters, Histogram};
@@ -37,7 +37,7 @@ const METHODS: usize = Method::ALL.len();
 
 /// Counts of calls, rejected requests and connections since startup.
 #[derive(Debug)]
-pub struct CallMetrics {
+pub(crate) struct CallMetrics {
     /// One counter for each method and code.
     calls: Counters<{ METHODS * CODES }>,
     /// One histogram for each method, in nanoseconds.
@@ -78,7 +78,6 @@ impl CallMetrics {
         self.rejections.add_one(label as usize);
     }
 
-    /// Counts a connection that has opened.
     pub(crate) fn count_opened(&self, transport: Transport) {
         self.opened.add_one(transport as usize);
     }
@@ -108,52 +107,36 @@ impl CallMetrics {
         let all = Method::ALL.iter().copied().zip(&self.durations);
         all.filter(|(method, _)| method.is_unary())
     }
-
-    /// Returns the numbers of all connections and of open ones.
-    fn connections(&self, transport: Transport) -> (u64, u64) {
-        // Closed ones are read first: each of them was opened before.
-        let closed = self.closed.sum(transport as usize);
-        let opened = self.opened.sum(transport as usize);
-        (opened, opened.saturating_sub(closed))
-    }
 }
 
 impl Export for CallMetrics {
     fn export(&self, page: &mut Page<'_>) -> fmt::Result {
         let rejections = RejectionLabel::ALL.iter();
-        page.counter(
-            &REJECTIONS,
-            rejections.map(|label| ([label.label()], self.rejections.sum(*label as usize))),
-        )?;
-        page.counter(
-            &CALLS,
-            self.calls()
-                .map(|(method, code, count)| ([method.label(), code], count)),
-        )?;
-        page.histogram(
-            &CALL_SECONDS,
-            DURATION_BOUNDS,
-            NANOSECONDS,
-            self.unary_durations()
-                .map(|(method, durations)| ([method.label()], durations.distribution())),
-        )?;
+        let rejections =
+            rejections.map(|label| ([label.label()], self.rejections.sum(*label as usize)));
+        page.counter(&REJECTIONS, rejections)?;
+        let calls = self.calls();
+        let calls = calls.map(|(method, code, count)| ([method.label(), code], count));
+        page.counter(&CALLS, calls)?;
+        let durations = self.unary_durations();
+        let durations =
+            durations.map(|(method, durations)| ([method.label()], durations.distribution()));
+        page.histogram(&CALL_SECONDS, DURATION_BOUNDS, NANOSECONDS, durations)?;
         let connections = Transport::ALL.iter().map(|transport| {
-            let (all, open) = self.connections(*transport);
-            ([transport.label()], all, open)
+            // Closed ones are read first: each of them was opened before.
+            let closed = self.closed.sum(*transport as usize);
+            let opened = self.opened.sum(*transport as usize);
+            ([transport.label()], opened, opened.saturating_sub(closed))
         });
         let connections: Vec<_> = connections.collect();
         let all = connections.iter().map(|(label, all, _)| (*label, *all));
         page.counter(&CONNECTIONS, all)?;
-        let open = connections.iter();
-        page.gauge(
-            &OPEN_CONNECTIONS,
-            open.map(|(label, _, open)| (*label, *open as f64)),
-        )?;
+        let open = (connections.iter()).map(|(label, _, open)| (*label, *open as f64));
+        page.gauge(&OPEN_CONNECTIONS, open)?;
         let closings = Closing::ALL.iter();
-        page.counter(
-            &CLOSED_CONNECTIONS,
-            closings.map(|reason| ([reason.label()], self.closings.sum(*reason as usize))),
-        )
+        let closings =
+            closings.map(|reason| ([reason.label()], self.closings.sum(*reason as usize)));
+        page.counter(&CLOSED_CONNECTIONS, closings)
     }
 }
 
@@ -166,30 +149,19 @@ pub(crate) fn call_outcome(method: Method, code: Code) -> CallOutcome {
     CallOutcome {
         method: method.span_name(),
         code: code_label(code as usize),
-        is_server_error: match code {
+        // The caller causes all other errors.
+        is_server_error: matches!(
+            code,
             Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss => true,
-            // Caused by the caller.
-            Code::Ok
-            | Code::Cancelled
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::FailedPrecondition
-            | Code::Aborted
-            | Code::OutOfRange
-            | Code::Unauthenticated => false,
-        },
+                | Code::DeadlineExceeded
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
+        ),
     }
 }
 
-/// Returns the name of a status code.
 fn code_label(code: usize) -> &'static str {
     const LABELS: [&str; CODES] = [
         "OK",

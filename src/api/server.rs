@@ -17,8 +17,8 @@ use super::grpc::call::GrpcService;
 use super::grpc::dispatch::{Backend, Router};
 use super::grpc::wire::encoded_answer::EncodedAnswer;
 use super::transport::accept;
+use super::transport::http2::ServerState;
 use super::transport::listener::{BoundAddress, ListenError, Listener};
-use super::transport::server_state::ServerState;
 use super::transport::tls::{Tls, TlsError};
 use crate::config::api::{ApiSettings, ClientCertificates};
 use crate::config::listen::Listen;
@@ -26,26 +26,19 @@ use crate::config::listen::Listen;
 /// The reason why the server cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A listener cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The system does not report the address of a listener.
     #[error("cannot read the bound address: {0}")]
     Address(#[source] io::Error),
-    /// The TLS files cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The list of callers cannot be used.
     #[error(transparent)]
     Callers(#[from] CallersError),
     /// Plaintext is not allowed on an address that other machines can reach.
     #[error(
         "`{address}` can be reached from other machines and TLS is off: set `tls_cert` and `tls_key`, or `insecure` to allow plaintext"
     )]
-    Exposed {
-        /// The address.
-        address: BoundAddress,
-    },
+    Exposed { address: BoundAddress },
     /// The descriptors that are compiled into the binary are invalid.
     #[error("cannot serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -55,7 +48,7 @@ pub enum OpenError {
 type BackgroundTask = BoxFuture<'static, ()>;
 
 /// The server with open listeners. It serves once [`Server::run`] is polled.
-pub struct Server {
+pub(crate) struct Server {
     listeners: Vec<Listener>,
     addresses: Vec<BoundAddress>,
     state: Arc<ServerState<GrpcService>>,
@@ -63,12 +56,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on every address.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`]. All listeners are closed then.
-    pub async fn open(
+    /// Listens on every address. All listeners are closed on an error.
+    pub(crate) async fn open(
         listen: &[Listen],
         backend: &Backend,
         settings: &ApiSettings,
@@ -93,9 +82,8 @@ impl Server {
             && !settings.insecure
             && let Some(address) = addresses.iter().find(|address| !address.is_local())
         {
-            return Err(OpenError::Exposed {
-                address: address.clone(),
-            });
+            let address = address.clone();
+            return Err(OpenError::Exposed { address });
         }
         let state = ServerState {
             service: Arc::new(GrpcService {
@@ -119,46 +107,32 @@ impl Server {
         })
     }
 
-    /// Returns the bound addresses, in the order of the configuration.
-    #[must_use]
-    pub fn addresses(&self) -> &[BoundAddress] {
+    pub(crate) fn addresses(&self) -> &[BoundAddress] {
         &self.addresses
     }
 
-    /// Returns the TLS of TCP connections, for its metrics; `None` if they are plaintext.
-    #[must_use]
-    pub fn tls(&self) -> Option<Arc<Tls>> {
+    /// Returns the TLS of TCP connections; `None` if they are plaintext.
+    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
         self.state.tls.clone()
     }
 
-    /// Returns the list of callers, for its metrics.
-    #[must_use]
-    pub fn callers(&self) -> Arc<Callers> {
+    pub(crate) fn callers(&self) -> Arc<Callers> {
         Arc::clone(&self.state.callers)
     }
 
-    /// Returns the admission of calls, for its metrics and state.
-    #[must_use]
-    pub fn admission(&self) -> Arc<Admission> {
+    pub(crate) fn admission(&self) -> Arc<Admission> {
         Arc::clone(&self.state.admission)
     }
 
     /// Serves until draining begins and the last connection has ended.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut background_tasks: JoinSet<()> = self.background_tasks.into_iter().collect();
         let (token, mut all_dropped) = mpsc::channel(1);
-        let loops: Vec<_> = self
-            .listeners
-            .into_iter()
-            .map(|listener| {
-                tokio::spawn(accept::accept_loop(
-                    listener,
-                    Arc::clone(&self.state),
-                    token.clone(),
-                ))
-            })
-            .collect();
-        for accept_loop in loops {
+        let loops = self.listeners.into_iter().map(|listener| {
+            let state = Arc::clone(&self.state);
+            tokio::spawn(accept::accept_loop(listener, state, token.clone()))
+        });
+        for accept_loop in loops.collect::<Vec<_>>() {
             if let Err(error) = accept_loop.await {
                 tracing::error!(%error, "an accept loop panicked");
             }
@@ -194,9 +168,8 @@ fn open_callers(
     };
     let (callers, fingerprint) = Callers::open(file)?;
     let callers = Arc::new(callers);
-    tasks.push(Box::pin(
-        Arc::clone(&callers).reload_on_change(settings.follow, fingerprint),
-    ));
+    let reloading = Arc::clone(&callers).reload_on_change(settings.follow, fingerprint);
+    tasks.push(Box::pin(reloading));
     let clients = settings.tls.as_ref().map(|tls| &tls.clients);
     if callers.uses_certificates() && matches!(clients, None | Some(ClientCertificates::None)) {
         tracing::warn!(

@@ -57,6 +57,12 @@ impl<'a> Fields<'a> {
     }
 }
 
+impl<'a> From<BTreeMap<&'a str, ValueRef<'a>>> for Fields<'a> {
+    fn from(fields: BTreeMap<&'a str, ValueRef<'a>>) -> Self {
+        Self(fields.into_iter().collect())
+    }
+}
+
 impl<'a> Deref for Fields<'a> {
     type Target = [(&'a str, ValueRef<'a>)];
 

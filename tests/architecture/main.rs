@@ -131,9 +131,6 @@ const FLOORS: &[Floor] = &[
             "crate::policy_store::ReloadCounts",
             "crate::policy_store::StoreStatus",
             "crate::policy_store::status",
-            // The operators' status page.
-            "crate::policy_store::LoadedSnapshot",
-            "crate::policy_store::RejectedReload",
             // The list of all metrics.
             "crate::counters",
             "crate::policy_store::metrics",

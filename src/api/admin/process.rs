@@ -28,9 +28,8 @@ metrics! {
 }
 
 /// The version of this program, and the resources that the process uses.
-pub struct ProcessMetrics {
-    /// The start time of the process.
-    pub started_at: SystemTime,
+pub(crate) struct ProcessMetrics {
+    pub(crate) started_at: SystemTime,
 }
 
 /// The resources that the process uses now. A value that cannot be read is `None`.
@@ -65,21 +64,18 @@ impl Export for ProcessMetrics {
 impl Resources {
     /// Reads `/proc`. Takes about 50 us, and more with many descriptors.
     fn read() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let read = |file| fs::read_to_string(file).unwrap_or_default();
+        let status = read("/proc/self/status");
         Self {
-            cpu_seconds: fs::read_to_string("/proc/self/stat")
-                .ok()
-                .and_then(|stat| cpu_seconds(&stat)),
-            resident_bytes: status_number(&status, "VmRSS:").map(|kib| kib << 10),
-            virtual_bytes: status_number(&status, "VmSize:").map(|kib| kib << 10),
-            threads: status_number(&status, "Threads:"),
+            cpu_seconds: cpu_seconds(&read("/proc/self/stat")),
+            resident_bytes: number_after(&status, "VmRSS:").map(|kib| kib << 10),
+            virtual_bytes: number_after(&status, "VmSize:").map(|kib| kib << 10),
+            threads: number_after(&status, "Threads:"),
             // One of them is the descriptor that this directory is read through.
             open_fds: fs::read_dir("/proc/self/fd")
                 .ok()
                 .map(|entries| entries.count().saturating_sub(1) as u64),
-            max_fds: fs::read_to_string("/proc/self/limits")
-                .ok()
-                .and_then(|limits| max_fds(&limits)),
+            max_fds: number_after(&read("/proc/self/limits"), "Max open files"),
         }
     }
 }
@@ -99,17 +95,9 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     Some((user + system) as f64 / TICKS_PER_SECOND)
 }
 
-/// Returns a number from `/proc/self/status`.
-fn status_number(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// Returns the soft limit from `/proc/self/limits`; `None` if there is none.
-fn max_fds(limits: &str) -> Option<u64> {
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
+/// Returns the first number of the line that begins with `name`; `None` if it is no number.
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
@@ -127,13 +115,14 @@ mod tests {
     #[test]
     fn values_are_read_from_kernel_files() {
         let status = "Name:\tx\nVmSize:\t   2048 kB\nVmRSS:\t    512 kB\nThreads:\t5\n";
-        assert_eq!(status_number(status, "VmRSS:"), Some(512));
-        assert_eq!(status_number(status, "Threads:"), Some(5));
-        assert_eq!(status_number(status, "VmHWM:"), None);
+        assert_eq!(number_after(status, "VmRSS:"), Some(512));
+        assert_eq!(number_after(status, "Threads:"), Some(5));
+        assert_eq!(number_after(status, "VmHWM:"), None);
         let limits = "Max processes   unlimited  unlimited  processes\n\
                       Max open files            1024                 4096                 files\n";
-        assert_eq!(max_fds(limits), Some(1024));
-        assert_eq!(max_fds("Max open files  unlimited unlimited files"), None);
+        assert_eq!(number_after(limits, "Max open files"), Some(1024));
+        let unlimited = "Max open files  unlimited unlimited files";
+        assert_eq!(number_after(unlimited, "Max open files"), None);
     }
 
     #[cfg(target_os = "linux")]

@@ -12,8 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::access::{self, Origin};
-use super::state::AdminState;
-use super::status;
+use super::{AdminState, status};
 use crate::counters::page;
 
 /// Time limit for the body of a request.
@@ -56,8 +55,14 @@ impl AdminService {
         }
         self.wait_for_interval().await;
         match (request.uri().path(), request.method()) {
-            ("/metrics", _) if is_read => self.metrics().await,
-            ("/status", _) if is_read => self.status().await,
+            ("/metrics", _) if is_read => {
+                let create = |state: &AdminState| state.metrics.text();
+                self.create(page::CONTENT_TYPE, create).await
+            }
+            ("/status", _) if is_read => {
+                let create = |state: &AdminState| format!("{:#}\n", status::read(state));
+                self.create("application/json", create).await
+            }
             ("/log", _) if is_read => text(StatusCode::OK, format!("{}\n", self.state.log.text())),
             ("/log", &Method::PUT) => {
                 let changed = self.change_log(request, origin).await;
@@ -77,12 +82,22 @@ impl AdminService {
         *next_page = Instant::now() + PAGE_INTERVAL;
     }
 
-    async fn metrics(self: &Arc<Self>) -> Page {
+    /// Creates a page on a thread that serves no calls.
+    async fn create(
+        self: &Arc<Self>,
+        content_type: &'static str,
+        create: fn(&AdminState) -> String,
+    ) -> Page {
         let service = Arc::clone(self);
-        let created = tokio::task::spawn_blocking(move || service.state.metrics.text());
-        match created.await {
-            Ok(text) => content(page::CONTENT_TYPE, text),
-            Err(error) => internal_error(&error),
+        match tokio::task::spawn_blocking(move || create(&service.state)).await {
+            Ok(text) => content(content_type, text),
+            Err(error) => {
+                tracing::error!(%error, "cannot create a page of the admin server");
+                text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "cannot create the page\n",
+                )
+            }
         }
     }
 
@@ -95,18 +110,6 @@ impl AdminService {
             .iter()
             .map(|reason| format!("not ready: {reason}\n"));
         text(StatusCode::SERVICE_UNAVAILABLE, lines.collect::<String>())
-    }
-
-    async fn status(self: &Arc<Self>) -> Page {
-        let service = Arc::clone(self);
-        let created = tokio::task::spawn_blocking(move || {
-            serde_json::to_string_pretty(&status::read(&service.state))
-        });
-        match created.await {
-            Ok(Ok(json)) => content("application/json", json + "\n"),
-            Ok(Err(error)) => internal_error(&error),
-            Err(error) => internal_error(&error),
-        }
     }
 
     /// Replaces the log filter by the body of `request`. An error is the response to a rejected
@@ -122,13 +125,11 @@ impl AdminService {
                 .map_err(|reason| forbidden(reason.to_owned()))?,
         }
         let body = read_body(request.into_body()).await?;
-        let changed = std::str::from_utf8(&body)
-            .map_err(|error| error.to_string())
-            .and_then(|filter| {
-                let filter = filter.trim().to_owned();
-                let changed = self.state.log.change(filter);
-                changed.map_err(|error| error.to_string())
-            });
+        let filter = std::str::from_utf8(&body).map_err(|error| error.to_string());
+        let changed = filter.and_then(|filter| {
+            let changed = self.state.log.change(filter.trim().to_owned());
+            changed.map_err(|error| error.to_string())
+        });
         match changed {
             Ok(filter) => Ok(text(StatusCode::OK, format!("{filter}\n"))),
             Err(problem) => Err(text(StatusCode::BAD_REQUEST, format!("{problem}\n"))),
@@ -184,14 +185,6 @@ fn not_allowed(allowed: &'static str) -> Page {
     page.headers_mut()
         .insert(ALLOW, HeaderValue::from_static(allowed));
     page
-}
-
-fn internal_error(error: &dyn std::error::Error) -> Page {
-    tracing::error!(%error, "cannot create a page of the admin server");
-    text(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "cannot create the page\n",
-    )
 }
 
 #[cfg(test)]

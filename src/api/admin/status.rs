@@ -2,84 +2,15 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::state::AdminState;
-use crate::api::decision::admission::OverloadState;
-use crate::engine::cache::CacheMetrics;
-use crate::pdp::diagnostic::{Diagnostic, Position};
-use crate::pdp::snapshot::Counts;
-use crate::pip::{IssuerKeyMetrics, Tokens};
-use crate::policy_store::{LoadedSnapshot, RejectedReload, ReloadCounts, StoreStatus};
+use super::AdminState;
+use crate::pdp::diagnostic::Diagnostic;
+use crate::pip::Tokens;
+use crate::policy_store::StoreStatus;
 
-/// The page. Its field names are an interface for operators.
-#[derive(Debug, Serialize)]
-pub(super) struct StatusPage<'a> {
-    version: &'static str,
-    started_at: String,
-    uptime_seconds: u64,
-    ready: bool,
-    not_ready: Vec<String>,
-    /// `null` until something is loaded.
-    loaded: Option<LoadedPart>,
-    /// `null` if the content of the directory is loaded.
-    refused: Option<RejectedPart>,
-    warnings: Vec<Finding>,
-    reloads: ReloadCounts,
-    /// `null` if the cache is off.
-    cache: Option<CacheMetrics>,
-    overload: OverloadPart,
-    issuers: Vec<IssuerPart>,
-    log: String,
-    settings: &'a serde_json::Value,
-}
-
-#[derive(Debug, Serialize)]
-struct LoadedPart {
-    revision: String,
-    at: String,
-    #[serde(flatten)]
-    counts: Counts,
-}
-
-#[derive(Debug, Serialize)]
-struct RejectedPart {
-    at: String,
-    diagnostics: Vec<Finding>,
-    total: usize,
-}
-
-/// The position of a diagnostic. Its text is left out, because it may quote attributes of entities,
-/// and the page needs no authentication. The log and `GetStatus` have the text.
-#[derive(Debug, Serialize)]
-struct Finding {
-    file: String,
-    line: Option<u32>,
-    column: Option<u32>,
-}
-
-/// The keys of one issuer of tokens.
-#[derive(Debug, Serialize)]
-struct IssuerPart {
-    issuer: String,
-    keys: u64,
-    /// `null` before the first successful fetch.
-    keys_age_seconds: Option<u64>,
-    taken: u64,
-    failed: u64,
-}
-
-/// The state of load shedding.
-#[derive(Debug, Serialize)]
-struct OverloadPart {
-    /// `null` while no calls are shed.
-    shedding_since: Option<String>,
-    queue_delay_seconds: f64,
-    shed: u64,
-}
-
-/// Returns the page with the current values.
-pub(super) fn read(state: &AdminState) -> StatusPage<'_> {
+/// Returns the page with the current values. Its field names are an interface for operators.
+pub(super) fn read(state: &AdminState) -> Value {
     let status = state.status.load();
     let StoreStatus {
         loaded,
@@ -87,73 +18,76 @@ pub(super) fn read(state: &AdminState) -> StatusPage<'_> {
         warnings,
         reloads,
     } = &*status;
-    let not_ready = state.readiness.reasons();
-    let uptime = state.started_at.elapsed();
+    let loaded = loaded.as_ref().map(|loaded| {
+        json!({
+            "revision": loaded.revision.to_string(),
+            "at": time(loaded.at),
+            "policies": loaded.counts.policies,
+            "templates": loaded.counts.templates,
+            "links": loaded.counts.links,
+            "entities": loaded.counts.entities,
+        })
+    });
+    let refused = rejected.as_ref().map(|rejected| {
+        json!({
+            "at": time(rejected.at),
+            "diagnostics": findings(&rejected.diagnostics),
+            "total": rejected.total,
+        })
+    });
+    let overload = state.admission.state();
     let tokens = state.tokens.as_deref().map(Tokens::metrics);
-    StatusPage {
-        version: env!("CARGO_PKG_VERSION"),
-        started_at: time(state.started_at),
+    let keys = tokens.iter().flat_map(|tokens| &tokens.keys);
+    let issuers = keys.map(|keys| {
+        json!({
+            "issuer": keys.issuer.to_string(),
+            "keys": keys.keys,
+            // Null before the first successful fetch.
+            "keys_age_seconds": keys.age.map(|age| age.as_secs()),
+            "taken": keys.accepted,
+            "failed": keys.failed,
+        })
+    });
+    let not_ready = state.readiness.reasons();
+    let not_ready: Vec<_> = not_ready.iter().map(ToString::to_string).collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "started_at": time(state.started_at),
         // A clock that was set back yields 0.
-        uptime_seconds: uptime.unwrap_or_default().as_secs(),
-        ready: not_ready.is_empty(),
-        not_ready: not_ready.iter().map(ToString::to_string).collect(),
-        loaded: loaded.as_ref().map(loaded_part),
-        refused: rejected.as_ref().map(rejected_part),
-        warnings: warnings.iter().map(finding).collect(),
-        reloads: *reloads,
-        cache: state.engine.cache_metrics(),
-        overload: overload_part(state.admission.state()),
-        issuers: tokens
-            .iter()
-            .flat_map(|tokens| &tokens.keys)
-            .map(issuer_part)
-            .collect(),
-        log: state.log.text(),
-        settings: &state.settings,
-    }
+        "uptime_seconds": state.started_at.elapsed().unwrap_or_default().as_secs(),
+        "ready": not_ready.is_empty(),
+        "not_ready": not_ready,
+        // Null until something is loaded.
+        "loaded": loaded,
+        // Null if the content of the directory is loaded.
+        "refused": refused,
+        "warnings": findings(warnings),
+        "reloads": reloads,
+        // Null if the cache is off.
+        "cache": state.engine.cache_metrics(),
+        "overload": {
+            // Null while no calls are shed.
+            "shedding_since": overload.shedding_since.map(time),
+            "queue_delay_seconds": overload.queue_delay.as_secs_f64(),
+            "shed": overload.shed,
+        },
+        "issuers": issuers.collect::<Vec<_>>(),
+        "log": state.log.text(),
+        "settings": state.settings,
+    })
 }
 
-fn loaded_part(loaded: &LoadedSnapshot) -> LoadedPart {
-    LoadedPart {
-        revision: loaded.revision.to_string(),
-        at: time(loaded.at),
-        counts: loaded.counts,
-    }
-}
-
-fn rejected_part(rejected: &RejectedReload) -> RejectedPart {
-    RejectedPart {
-        at: time(rejected.at),
-        diagnostics: rejected.diagnostics.iter().map(finding).collect(),
-        total: rejected.total,
-    }
-}
-
-fn finding(diagnostic: &Diagnostic) -> Finding {
-    let position = diagnostic.position;
-    Finding {
-        file: diagnostic.file.clone(),
-        line: position.map(|Position { line, .. }| line),
-        column: position.map(|Position { column, .. }| column),
-    }
-}
-
-fn overload_part(state: OverloadState) -> OverloadPart {
-    OverloadPart {
-        shedding_since: state.shedding_since.map(time),
-        queue_delay_seconds: state.queue_delay.as_secs_f64(),
-        shed: state.shed,
-    }
-}
-
-fn issuer_part(metrics: &IssuerKeyMetrics) -> IssuerPart {
-    IssuerPart {
-        issuer: metrics.issuer.to_string(),
-        keys: metrics.keys,
-        keys_age_seconds: metrics.age.map(|age| age.as_secs()),
-        taken: metrics.accepted,
-        failed: metrics.failed,
-    }
+/// Returns the positions of diagnostics. Their texts are left out, because they may quote attributes
+/// of entities, and the page needs no authentication. The log and `GetStatus` have the texts.
+fn findings(diagnostics: &[Diagnostic]) -> Vec<Value> {
+    let positions = diagnostics.iter().map(|diagnostic| {
+        json!({
+            "file": diagnostic.file,
+            "line": diagnostic.position.map(|position| position.line),
+            "column": diagnostic.position.map(|position| position.column),
+        })
+    });
+    positions.collect()
 }
 
 fn time(at: SystemTime) -> String {
@@ -163,20 +97,21 @@ fn time(at: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pdp::diagnostic::Severity;
+    use crate::pdp::diagnostic::{Position, Severity};
 
     #[test]
     fn finding_holds_position_without_text() {
-        let finding = finding(&Diagnostic {
+        let finding = findings(&[Diagnostic {
             file: "users.json".to_owned(),
             position: Some(Position { line: 3, column: 7 }),
             message: r#"`User::"ann"` has the attribute `salary`: 12000"#.to_owned(),
             severity: Severity::Error,
             help: None,
             excerpt: None,
-        });
-        let json = serde_json::to_value(&finding).unwrap();
-        let wanted = serde_json::json!({"file": "users.json", "line": 3, "column": 7});
-        assert_eq!(json, wanted);
+        }]);
+        assert_eq!(
+            finding,
+            [json!({"file": "users.json", "line": 3, "column": 7})]
+        );
     }
 }

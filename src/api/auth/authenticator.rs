@@ -2,11 +2,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use subtle::ConstantTimeEq as _;
-
-use super::caller::{Caller, Denied, Right};
+use super::caller::{Caller, Denied, IdentityKind, Right};
 use super::callers::{Callers, ListedCallers};
 use super::peer::{Peer, bearer_key};
 use super::registry::KeyDigest;
@@ -25,7 +23,7 @@ pub(crate) struct ConnectionAuthenticator {
 
 /// The results of the last lookups in one version of the list.
 #[derive(Debug, Default)]
-pub(super) struct CachedLookups {
+struct CachedLookups {
     version: Version,
     /// The caller that the peer is; `Some(None)` if it is unknown, `None` before the first lookup.
     peer: Option<Option<Arc<Caller>>>,
@@ -34,24 +32,17 @@ pub(super) struct CachedLookups {
     /// The digest of the last valid key, with its caller. The key itself is not kept: it would be
     /// a secret in memory for the life of the connection. So each call hashes its key, one or two
     /// blocks of SHA-256; only the search among all keys is saved.
-    pub(super) key: Option<(KeyDigest, Arc<Caller>)>,
+    key: Option<(KeyDigest, Arc<Caller>)>,
 }
 
 /// A caller with the credentials that identified it, so that it can be looked up again later.
 #[derive(Clone)]
 pub(crate) struct AuthenticatedCaller {
     caller: Arc<Caller>,
-    /// `None` if there is no list.
-    credentials: Option<Credentials>,
+    /// The connection, and the key if one was sent; `None` if there is no list.
+    credentials: Option<(Arc<ConnectionAuthenticator>, Option<KeyDigest>)>,
     /// The version of the list that the caller was found in.
     version: Version,
-}
-
-/// The connection of a call, and the key that was sent with it.
-#[derive(Clone)]
-struct Credentials {
-    connection: Arc<ConnectionAuthenticator>,
-    key: Option<KeyDigest>,
 }
 
 impl fmt::Debug for AuthenticatedCaller {
@@ -66,7 +57,7 @@ impl Default for AuthenticatedCaller {
     /// Returns an unauthenticated caller, which has no rights.
     fn default() -> Self {
         Self {
-            caller: Arc::new(Caller::nobody()),
+            caller: Arc::new(Caller::new("nobody", &[], &[])),
             credentials: None,
             version: Version::default(),
         }
@@ -84,19 +75,11 @@ impl std::ops::Deref for AuthenticatedCaller {
 impl AuthenticatedCaller {
     /// Checks after a wait that the caller still has `right`. Compares the version of the list, and
     /// looks the caller up only if it has changed.
-    ///
-    /// # Errors
-    ///
-    /// As [`refresh`](Self::refresh).
     pub(crate) fn recheck(&self, right: Right) -> Result<(), Denied> {
         self.current(right).map(drop)
     }
 
     /// Returns the caller as in the current list, if it has `right` there.
-    ///
-    /// # Errors
-    ///
-    /// As [`refresh`](Self::refresh).
     pub(crate) fn current(&self, right: Right) -> Result<Cow<'_, Self>, Denied> {
         let current = self.find_again()?.map_or(Cow::Borrowed(self), Cow::Owned);
         current.check(right)?;
@@ -105,10 +88,6 @@ impl AuthenticatedCaller {
 
     /// Replaces this by the caller as in the current list, and checks `right`. For streams and
     /// watches, which outlive lists.
-    ///
-    /// # Errors
-    ///
-    /// [`Denied`] if the caller is no longer listed, or lacks `right`.
     pub(crate) fn refresh(&mut self, right: Right) -> Result<(), Denied> {
         if let Some(current) = self.find_again()? {
             *self = current;
@@ -118,7 +97,7 @@ impl AuthenticatedCaller {
 
     /// Looks the caller up in the current list. Returns `None` if the list has not changed.
     fn find_again(&self) -> Result<Option<Self>, Denied> {
-        let Some(Credentials { connection, key }) = &self.credentials else {
+        let Some((connection, key)) = &self.credentials else {
             return Ok(None);
         };
         let Callers::Listed(listed) = &*connection.callers else {
@@ -133,9 +112,7 @@ impl AuthenticatedCaller {
         let (version, registry) = listed.current.load_with_version();
         let caller = match key {
             Some(key) => registry.find_by_key(key).ok_or(Denied::UnknownKey)?,
-            None => registry
-                .find_by_peer(&connection.peer)
-                .ok_or(Denied::UnknownCaller)?,
+            None => (registry.find_by_peer(&connection.peer)).ok_or(Denied::UnknownCaller)?,
         };
         Ok(Some(Self {
             caller,
@@ -150,10 +127,6 @@ impl AuthenticatedCaller {
     }
 
     /// Checks that the caller has `right`.
-    ///
-    /// # Errors
-    ///
-    /// [`Denied::MissingRight`].
     pub(crate) fn check(&self, right: Right) -> Result<(), Denied> {
         match self.may(right) {
             true => Ok(()),
@@ -167,7 +140,7 @@ impl ConnectionAuthenticator {
         Arc::new(Self {
             callers,
             peer,
-            anyone: Arc::new(Caller::anyone()),
+            anyone: Arc::new(Caller::new("anyone", Right::ALL, IdentityKind::ALL)),
             cached: Mutex::default(),
         })
     }
@@ -175,10 +148,6 @@ impl ConnectionAuthenticator {
     /// Returns the caller of a call with these headers.
     ///
     /// A key takes precedence over the connection's peer, since the caller sent it on purpose.
-    ///
-    /// # Errors
-    ///
-    /// [`Denied`] if the caller is not in the list.
     pub(crate) fn authenticate(
         self: &Arc<Self>,
         headers: &http::HeaderMap,
@@ -190,7 +159,7 @@ impl ConnectionAuthenticator {
                 version: Version::default(),
             });
         };
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.cached();
         // Read before any lookup: a result of a newer list is then only looked up once more.
         let version = listed.current.version();
         if cached.version != version {
@@ -199,7 +168,8 @@ impl ConnectionAuthenticator {
                 ..CachedLookups::default()
             };
         }
-        let key = bearer_key(headers).filter(|_| cached.has_keys(listed));
+        let has_keys = || listed.current.load().has_keys();
+        let key = bearer_key(headers).filter(|_| *cached.has_keys.get_or_insert_with(has_keys));
         let key = key.map(KeyDigest::of);
         let caller = match &key {
             Some(key) => cached.find_by_key(listed, key)?,
@@ -207,27 +177,17 @@ impl ConnectionAuthenticator {
         };
         Ok(AuthenticatedCaller {
             caller,
-            credentials: Some(Credentials {
-                connection: Arc::clone(self),
-                key,
-            }),
+            credentials: Some((Arc::clone(self), key)),
             version,
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn cached(&self) -> std::sync::MutexGuard<'_, CachedLookups> {
+    fn cached(&self) -> MutexGuard<'_, CachedLookups> {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl CachedLookups {
-    fn has_keys(&mut self, listed: &ListedCallers) -> bool {
-        *self
-            .has_keys
-            .get_or_insert_with(|| listed.current.load().has_keys())
-    }
-
     fn find_by_key(
         &mut self,
         listed: &ListedCallers,

@@ -24,18 +24,17 @@ metrics! {
 
 /// The state of the list of callers, and counts since startup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CallersMetrics {
+pub(crate) struct CallersMetrics {
     /// Callers in the current list.
-    pub callers: usize,
+    pub(crate) callers: usize,
     /// Lists that were accepted, the first one included.
-    pub accepted: u64,
-    /// Lists that were rejected.
-    pub rejected: u64,
+    pub(crate) accepted: u64,
+    pub(crate) rejected: u64,
 }
 
 /// The callers that are accepted.
 #[derive(Debug)]
-pub enum Callers {
+pub(crate) enum Callers {
     /// All callers; there is no list.
     Anyone,
     /// The callers of a list.
@@ -44,7 +43,7 @@ pub enum Callers {
 
 /// The list of callers, which is replaced when its files change.
 #[derive(Debug)]
-pub struct ListedCallers {
+pub(crate) struct ListedCallers {
     pub(super) file: PathBuf,
     pub(super) current: Versioned<Registry>,
     accepted: AtomicU64,
@@ -54,10 +53,6 @@ pub struct ListedCallers {
 impl Callers {
     /// Reads the list in `file`. Returns the fingerprint of the files that were read, for
     /// [`reload_on_change`](Self::reload_on_change).
-    ///
-    /// # Errors
-    ///
-    /// [`CallersError`].
     pub(crate) fn open(file: &Path) -> Result<(Self, Fingerprint), CallersError> {
         let mut files = FileReader::default();
         let listed = ListedCallers {
@@ -84,8 +79,7 @@ impl Callers {
     }
 
     /// Returns the metrics of the list; `None` if there is no list.
-    #[must_use]
-    pub fn metrics(&self) -> Option<CallersMetrics> {
+    pub(crate) fn metrics(&self) -> Option<CallersMetrics> {
         match self {
             Self::Anyone => None,
             Self::Listed(listed) => Some(CallersMetrics {
@@ -98,10 +92,6 @@ impl Callers {
 
     /// Returns the name of the caller whose key is sent in `authorization`, if it has the right to
     /// `administer`. Returns `None` if no key is sent or the list has no keys.
-    ///
-    /// # Errors
-    ///
-    /// [`Denied`] if the key is unknown, or its caller lacks the right.
     pub(crate) fn administrator(
         &self,
         headers: &http::HeaderMap,

@@ -1,8 +1,5 @@
-//! The callers of a list, found by what they present.
-//!
-//! `file` reads the list, `error` says why a list is rejected.
+//! The callers of a list, found by what they present. `file` reads the list.
 
-mod error;
 mod file;
 
 use std::collections::HashMap;
@@ -11,12 +8,12 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
-use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::caller::Caller;
 use super::peer::Peer;
-pub use error::CallersError;
-pub(crate) use file::read;
+use file::{CallerProblem, ListedCaller};
+pub(crate) use file::{CallersError, read};
 
 /// Most callers in a list. Their names are labels of metrics, and each key is compared.
 const MAX_CALLERS: usize = 1_000;
@@ -32,10 +29,9 @@ impl KeyDigest {
     pub(crate) fn of(key: &[u8]) -> Self {
         Self(Sha256::digest(key).into())
     }
-}
 
-impl ConstantTimeEq for KeyDigest {
-    fn ct_eq(&self, other: &Self) -> Choice {
+    /// Compares in constant time.
+    pub(super) fn ct_eq(&self, other: &Self) -> Choice {
         self.0.ct_eq(&other.0)
     }
 }
@@ -56,24 +52,7 @@ pub(crate) struct Registry {
     uid: HashMap<u32, usize>,
     keys: HashMap<KeyDigest, usize>,
     /// The content of `keys`, to be compared one by one in constant time.
-    digests: Vec<(KeyDigest, u32)>,
-}
-
-/// The credentials that identify one caller of a list.
-struct Credentials {
-    spiffe: Vec<String>,
-    dns: Vec<String>,
-    subject: Vec<String>,
-    uid: Vec<u32>,
-    keys: Vec<KeyDigest>,
-}
-
-/// A credential that another caller of the list already has.
-struct Conflict {
-    /// The index of the other caller.
-    other: usize,
-    /// The credential for an error text; of a key only that it is one.
-    credential: String,
+    digests: Vec<(KeyDigest, u64)>,
 }
 
 impl Registry {
@@ -93,9 +72,9 @@ impl Registry {
     ///
     /// Compares all keys to the end, so that the time reveals nothing about them.
     pub(crate) fn find_by_key(&self, key: &KeyDigest) -> Option<Arc<Caller>> {
-        let mut found = u32::MAX;
+        let mut found = u64::MAX;
         for (digest, caller) in &self.digests {
-            found = u32::conditional_select(&found, caller, digest.ct_eq(key));
+            found = u64::conditional_select(&found, caller, digest.ct_eq(key));
         }
         self.callers.get(usize::try_from(found).ok()?).cloned()
     }
@@ -115,66 +94,53 @@ impl Registry {
         self.callers.get(*index).cloned()
     }
 
-    fn find_by_name(&self, name: &str) -> Option<&Arc<Caller>> {
-        self.callers.iter().find(|caller| caller.name() == name)
-    }
-
-    fn name(&self, index: usize) -> Option<&str> {
-        self.callers.get(index).map(|caller| caller.name())
-    }
-
-    /// Adds `caller`, and indexes its credentials.
-    fn add(&mut self, caller: Caller, credentials: Credentials) -> Result<(), Conflict> {
-        let Credentials {
-            spiffe,
-            dns,
-            subject,
-            uid,
-            keys,
-        } = credentials;
+    /// Adds `caller`, which was checked, and indexes its credentials.
+    fn add(&mut self, caller: ListedCaller) -> Result<(), CallerProblem> {
         let index = self.callers.len();
-        self.callers.push(Arc::new(caller));
-        let dns = dns.into_iter().map(|name| name.to_ascii_lowercase());
-        add_all(&mut self.spiffe, spiffe, index, |id| {
+        let all = &mut self.callers;
+        all.push(Arc::new(Caller::new(
+            &caller.name,
+            &caller.rights,
+            &caller.identities,
+        )));
+        self.digests
+            .extend(caller.keys.iter().map(|key| (*key, index as u64)));
+        let dns = caller.dns.iter().map(|name| name.to_ascii_lowercase());
+        add_all(&mut self.spiffe, caller.spiffe, all, |id| {
             format!("SPIFFE id `{id}`")
         })?;
-        add_all(&mut self.dns, dns, index, |dns| format!("DNS name `{dns}`"))?;
-        add_all(&mut self.subject, subject, index, |it| {
-            format!("subject `{it}`")
+        add_all(&mut self.dns, dns, all, |name| format!("DNS name `{name}`"))?;
+        add_all(&mut self.subject, caller.subject, all, |subject| {
+            format!("subject `{subject}`")
         })?;
-        add_all(&mut self.uid, uid, index, |uid| format!("user id {uid}"))?;
-        add_all(&mut self.keys, keys.iter().copied(), index, |_| {
-            "key".to_owned()
-        })
-    }
-
-    /// Prepares the search by key, once all callers are added.
-    fn finish(mut self) -> Self {
-        let keys = self.keys.iter();
-        self.digests = keys
-            .filter_map(|(digest, index)| Some((*digest, u32::try_from(*index).ok()?)))
-            .collect();
-        self
+        add_all(&mut self.uid, caller.uid, all, |uid| {
+            format!("user id {uid}")
+        })?;
+        // The error does not quote the key.
+        add_all(&mut self.keys, caller.keys, all, |_| "key".to_owned())
     }
 }
 
-/// Adds the credentials of the caller at `index`. Fails if another caller has one of them.
+/// Adds the credentials of the last of `callers`. Fails if another caller has one of them.
 fn add_all<K: Hash + Eq>(
     known: &mut HashMap<K, usize>,
     credentials: impl IntoIterator<Item = K>,
-    index: usize,
+    callers: &[Arc<Caller>],
     describe: impl Fn(&K) -> String,
-) -> Result<(), Conflict> {
+) -> Result<(), CallerProblem> {
+    let Some((caller, others)) = callers.split_last() else {
+        return Ok(());
+    };
     for credential in credentials {
         let text = describe(&credential);
-        match known.insert(credential, index) {
-            Some(other) if other != index => {
-                return Err(Conflict {
-                    other,
-                    credential: text,
-                });
-            }
-            Some(_) | None => {}
+        let index = known.insert(credential, others.len());
+        // A credential that the caller itself lists twice is no conflict.
+        if let Some(other) = index.and_then(|index| others.get(index)) {
+            return Err(CallerProblem::Ambiguous {
+                one: other.name().to_owned(),
+                other: caller.name().to_owned(),
+                credential: text,
+            });
         }
     }
     Ok(())

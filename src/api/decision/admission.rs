@@ -12,9 +12,9 @@
 //!
 //! Admission does not know what a call is, and is given the time.
 
-pub(crate) mod metrics;
 mod monotonic;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -22,8 +22,15 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::monotonic::{MonotonicNanos, SharedNanos};
+use super::rejection::Rejection;
 use crate::config::api::AdmissionLimits;
 use crate::counters::Counters;
+use crate::counters::page::{Export, Page, metrics};
+
+metrics! {
+    QUEUE_DELAY = Gauge "cedar_pdp_queue_delay_seconds" []
+        "Queueing delay of the last call that waited 1 ms; 0 if none did for 100 ms";
+}
 
 /// Time for which calls must exceed the target delay before any is shed, and for which shedding
 /// goes on after the last call that was shed.
@@ -47,7 +54,7 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// The admission of calls. All threads share it, and write to it only if calls wait.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     /// The target queueing delay; `None` never sheds.
     target_delay: Option<Duration>,
     /// Permits for calls that are not answered at once.
@@ -73,23 +80,14 @@ pub struct Admission {
 
 /// The state of load shedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OverloadState {
+pub(crate) struct OverloadState {
     /// The time since which calls have been shed; `None` if they are not being shed.
-    pub shedding_since: Option<SystemTime>,
+    pub(crate) shedding_since: Option<SystemTime>,
     /// The queueing delay of the last call that waited at least 1 ms; zero if there was none in
     /// the last 100 ms.
-    pub queue_delay: Duration,
+    pub(crate) queue_delay: Duration,
     /// Calls that were shed for their queueing delay since the start.
-    pub shed: u64,
-}
-
-/// The reason why a call is not admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Overload {
-    /// Calls wait too long, and this one did too.
-    QueueDelay,
-    /// There are too many calls.
-    TooManyCalls,
+    pub(crate) shed: u64,
 }
 
 /// A slot for a call that is not answered at once, free again when dropped.
@@ -118,15 +116,11 @@ impl Admission {
     }
 
     /// Admits or sheds a call that starts `now` and could have been read since `arrived`.
-    ///
-    /// # Errors
-    ///
-    /// [`Overload::QueueDelay`].
     pub(crate) fn admit(
         &self,
         arrived: MonotonicNanos,
         now: MonotonicNanos,
-    ) -> Result<(), Overload> {
+    ) -> Result<(), Rejection> {
         let waited = now.since(arrived);
         if waited >= MIN_MEASURED_DELAY && self.last_measured.refresh(REFRESH, now) {
             let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
@@ -148,17 +142,13 @@ impl Admission {
             if !is_shedding {
                 self.shedding_since.store(Some(now));
             }
-            self.record_shed(now);
-            return Err(Overload::QueueDelay);
+            self.shed.add_one(0);
+            if self.last_shed.refresh(REFRESH, now) {
+                self.has_shed.notify_one();
+            }
+            return Err(Rejection::Overloaded);
         }
         Ok(())
-    }
-
-    fn record_shed(&self, now: MonotonicNanos) {
-        self.shed.add_one(0);
-        if self.last_shed.refresh(REFRESH, now) {
-            self.has_shed.notify_one();
-        }
     }
 
     /// Returns whether calls are being shed, or were less than [`INTERVAL`] ago.
@@ -167,11 +157,7 @@ impl Admission {
     }
 
     /// Takes a slot for a call that is not answered at once.
-    ///
-    /// # Errors
-    ///
-    /// [`Overload::TooManyCalls`].
-    pub(crate) fn slot(&self) -> Result<CallSlot, Overload> {
+    pub(crate) fn slot(&self) -> Result<CallSlot, Rejection> {
         Ok(CallSlot {
             _call: acquire(&self.calls)?,
             _stream: None,
@@ -180,11 +166,7 @@ impl Admission {
 
     /// Takes a slot for a stream, which lasts as long as its caller likes. Streams may hold at most
     /// half of all slots, so that long streams leave some to short calls.
-    ///
-    /// # Errors
-    ///
-    /// [`Overload::TooManyCalls`].
-    pub(crate) fn stream_slot(&self) -> Result<CallSlot, Overload> {
+    pub(crate) fn stream_slot(&self) -> Result<CallSlot, Rejection> {
         Ok(CallSlot {
             _call: acquire(&self.calls)?,
             _stream: Some(acquire(&self.streams)?),
@@ -192,8 +174,7 @@ impl Admission {
     }
 
     /// Returns the current state, for metrics and status.
-    #[must_use]
-    pub fn state(&self) -> OverloadState {
+    pub(crate) fn state(&self) -> OverloadState {
         self.state_at(MonotonicNanos::now())
     }
 
@@ -248,10 +229,16 @@ impl Admission {
     }
 }
 
-fn acquire(permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Overload> {
+fn acquire(permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Rejection> {
     // INVARIANT: the semaphore is never closed, so the only error is that no permit is free.
     let acquired = Arc::clone(permits).try_acquire_owned();
-    acquired.map_err(|_no_permits| Overload::TooManyCalls)
+    acquired.map_err(|_no_permits| Rejection::TooManyCalls)
+}
+
+impl Export for Admission {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.value(&QUEUE_DELAY, self.state().queue_delay.as_secs_f64())
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::str;
 use std::sync::Arc;
 
 use crate::api::auth::authenticator::AuthenticatedCaller;
-use crate::api::auth::caller::{Denied, IdentityKind, Right};
+use crate::api::auth::caller::{IdentityKind, Right};
 use crate::api::decision::deadline::Deadline;
 use crate::api::decision::rejection::Rejection;
 use crate::decision_log::{Method, Origin};
@@ -95,24 +95,6 @@ impl Call {
     pub(crate) fn may_name_principals(&self) -> Result<bool, Rejection> {
         let caller = self.caller.current(Right::Authorize)?;
         Ok(caller.may_send(IdentityKind::Principal))
-    }
-
-    /// Checks that the caller may present this kind of identity, and may request an explanation if
-    /// `explain` is set.
-    pub(crate) fn check_rights(
-        &self,
-        identity: IdentityKind,
-        explain: bool,
-    ) -> Result<(), Rejection> {
-        // Long after the call was admitted, the caller list may have changed.
-        let caller = self.caller.current(Right::Authorize)?;
-        if !caller.may_send(identity) {
-            return Err(Denied::IdentityNotAllowed(identity).into());
-        }
-        match explain {
-            true => Ok(caller.check(Right::Explain)?),
-            false => Ok(()),
-        }
     }
 }
 

@@ -11,11 +11,12 @@ use super::large_requests::{self, LargeRequestLimiter, LargeRequestPermit};
 use super::memory::MemoryBudget;
 use super::question::{Operation, Parsed, Question};
 use super::rejection::Rejection;
-use crate::api::auth::caller::{IdentityKind, Right};
+use crate::api::auth::caller::{Denied, IdentityKind, Right};
 use crate::api::metrics::CallMetrics;
 use crate::config::api::AuthorizationRules;
 use crate::decision_log::Method;
 use crate::engine::{CachedAnswer, Engine, EngineAnswer, LogPermit};
+use crate::pdp::query::Uid;
 use crate::pdp::query_ref::QueryRef;
 use crate::pdp::{NoAnswer, Snapshot, reject_redefined_principal};
 use crate::pip::{KeyMiss, KeyWait, Tokens};
@@ -57,20 +58,8 @@ pub(crate) enum ParseFault<E> {
     Call(E),
 }
 
-/// A parsed request of an identified principal.
-#[derive(Debug)]
-pub(crate) struct IdentifiedRequest<'a> {
-    principal: Principal<'a>,
-    operation: Operation<'a>,
-    explain: bool,
-}
-
-impl<'a> IdentifiedRequest<'a> {
-    /// Separates the principal, which the query then borrows.
-    pub(crate) fn into_parts(self) -> (Principal<'a>, (Operation<'a>, bool)) {
-        (self.principal, (self.operation, self.explain))
-    }
-}
+/// The principal of a request, its operation, and whether it requests an explanation.
+pub(crate) type Identified<'a> = (Principal<'a>, (Operation<'a>, bool));
 
 impl<A: CachedAnswer> Decider<A> {
     /// Returns the current snapshot.
@@ -83,14 +72,14 @@ impl<A: CachedAnswer> Decider<A> {
 
     /// Counts a rejection of a whole call.
     pub(crate) fn count(&self, rejection: &Rejection) {
-        if let Some(metrics) = &self.metrics {
-            metrics.count_rejection(rejection.label());
-        }
+        rejection.count(self.metrics.as_deref());
     }
 
     /// Counts the rejection of a request of `call`.
     pub(crate) fn count_request(&self, rejection: &Rejection, call: &Call) {
-        if let (Rejection::UnknownPrincipal, Some(tokens)) = (rejection, &self.tokens) {
+        if let Rejection::NoAnswer(NoAnswer::UnknownPrincipal) = rejection
+            && let Some(tokens) = &self.tokens
+        {
             tokens.count_unknown_principal();
         }
         self.count(rejection);
@@ -170,17 +159,10 @@ impl<A: CachedAnswer> Decider<A> {
     ) -> Outcome<A> {
         let kind = question.credential.kind();
         // Checked first: a caller without the right learns nothing else.
-        let identified = self
-            .check_rights(call, kind, question.explain)
-            .and_then(|()| {
-                let anonymous = self.rules.request.anonymous_principal.as_ref();
-                identity::identify(
-                    question.credential,
-                    anonymous,
-                    self.tokens.as_deref(),
-                    on_key_miss,
-                )
-            });
+        let rights = self.check_rights(call, kind, question.explain);
+        let (anonymous, tokens) = (self.anonymous(), self.tokens.as_deref());
+        let identified = rights
+            .and_then(|()| identity::identify(question.credential, anonymous, tokens, on_key_miss));
         let principal = match identified {
             Ok(Identification::Known(principal)) => principal,
             Ok(Identification::Wait(wait)) => return Outcome::Wait(wait),
@@ -199,6 +181,10 @@ impl<A: CachedAnswer> Decider<A> {
         Outcome::Done(self.record(outcome, snapshot, &query, call))
     }
 
+    fn anonymous(&self) -> Option<&Uid> {
+        self.rules.request.anonymous_principal.as_ref()
+    }
+
     /// Identifies the principal of `question` without verifying a signature.
     ///
     /// `None` if that is not possible, or if the request must be rejected.
@@ -206,7 +192,7 @@ impl<A: CachedAnswer> Decider<A> {
         &'a self,
         question: Question<'a>,
         call: &Call,
-    ) -> Option<IdentifiedRequest<'a>> {
+    ) -> Option<Identified<'a>> {
         let kind = question.credential.kind();
         self.check_rights(call, kind, question.explain).ok()?;
         let operation = question.operation.ok()?;
@@ -217,24 +203,16 @@ impl<A: CachedAnswer> Decider<A> {
         {
             return None;
         }
-        let anonymous = self.rules.request.anonymous_principal.as_ref();
-        let principal =
-            identity::identify_cached(question.credential, anonymous, self.tokens.as_deref())?;
-        Some(IdentifiedRequest {
-            principal,
-            operation,
-            explain: question.explain,
-        })
+        let (anonymous, tokens) = (self.anonymous(), self.tokens.as_deref());
+        let principal = identity::identify_cached(question.credential, anonymous, tokens)?;
+        Some((principal, (operation, question.explain)))
     }
 
     /// Decides the message of `bytes` bytes that `parse` parses. Waits for a missing signing key.
     ///
     /// During the wait it holds no permit, so that other calls can use it, and only the unparsed
-    /// message, which is smaller than the parsed request.
-    ///
-    /// # Errors
-    ///
-    /// The error of `parse` for a malformed message.
+    /// message, which is smaller than the parsed request. The error is that of `parse` for a
+    /// malformed message.
     pub(crate) async fn decide_waiting<P: Parsed, E>(
         &self,
         snapshot: &Snapshot,
@@ -243,15 +221,10 @@ impl<A: CachedAnswer> Decider<A> {
         permits: Permits,
     ) -> Result<Result<EngineAnswer<A>, Rejection>, E> {
         let attempt = |permits: &Permits, on_key_miss| {
+            let (origin, log) = ((call, method), &permits.log);
             permits.large_request.run(|| match parse() {
                 Ok(parsed) => Ok(parsed.with_question(|question| {
-                    self.decide(
-                        snapshot,
-                        question,
-                        (call, method),
-                        &permits.log,
-                        on_key_miss,
-                    )
+                    self.decide(snapshot, question, origin, log, on_key_miss)
                 })),
                 Err(ParseFault::Request(rejection)) => {
                     Ok(Outcome::Done(Err(self.reject(rejection, call, method))))
@@ -312,18 +285,26 @@ impl<A: CachedAnswer> Decider<A> {
         rejection
     }
 
-    /// Checks that the caller may present this kind of identity, and may request an explanation.
+    /// Checks that the caller may present this kind of identity, and may request an explanation if
+    /// `explain` is set.
     fn check_rights(
         &self,
         call: &Call,
         identity: IdentityKind,
         explain: bool,
     ) -> Result<(), Rejection> {
-        call.check_rights(identity, explain)?;
-        match explain && !self.rules.explain {
-            true => Err(Rejection::ExplainDisabled),
-            false => Ok(()),
+        // Long after the call was admitted, the caller list may have changed.
+        let caller = call.caller.current(Right::Authorize)?;
+        if !caller.may_send(identity) {
+            return Err(Denied::IdentityNotAllowed(identity).into());
         }
+        if explain {
+            caller.check(Right::Explain)?;
+            if !self.rules.explain {
+                return Err(Rejection::ExplainDisabled);
+            }
+        }
+        Ok(())
     }
 }
 

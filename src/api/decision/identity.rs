@@ -114,7 +114,7 @@ mod tests {
     fn anonymous_request_needs_a_setting() {
         let identified = identify(Credential::Anonymous, None, None, KeyMiss::Wait);
         let missing = InvalidQuery::field("principal", Problem::NoIdentity);
-        assert_eq!(identified.unwrap_err(), Rejection::Invalid(missing));
+        assert_eq!(identified.unwrap_err(), missing.into());
     }
 
     #[test]

@@ -66,9 +66,7 @@ impl MemoryBudget {
 
     /// Counts the rejection of a call whose body exceeds the budget or the time limit.
     pub(crate) fn count(&self, rejection: &Rejection) {
-        if let Some(metrics) = &self.0.metrics {
-            metrics.count_rejection(rejection.label());
-        }
+        rejection.count(self.0.metrics.as_deref());
     }
 
     /// Replaces a charge of `before` bytes by `now`.

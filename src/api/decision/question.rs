@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::rejection::Rejection;
 use crate::api::auth::caller::IdentityKind;
-use crate::pdp::query::{Claimed, InvalidQuery, Record, RequestEntity, Uid};
+use crate::pdp::query::{Claimed, InvalidQuery};
 use crate::pdp::query_ref::{EntityRef, Fields, QueryRef, UidRef};
 
 /// A request as a protocol parsed it.
@@ -84,60 +84,6 @@ impl<'a> Operation<'a> {
             entities,
             claimed,
             explain,
-        }
-    }
-}
-
-/// A [`Question`] that owns its texts, for parsers that copy them.
-#[derive(Debug)]
-pub(crate) struct OwnedQuestion {
-    pub(crate) credential: OwnedCredential,
-    pub(crate) explain: bool,
-    pub(crate) operation: Result<OwnedOperation, Rejection>,
-}
-
-/// A [`Credential`] that owns its texts.
-#[derive(Debug)]
-pub(crate) enum OwnedCredential {
-    Principal(Result<Uid, InvalidQuery>),
-    Token(String),
-    Anonymous,
-}
-
-/// An [`Operation`] that owns its texts.
-#[derive(Debug)]
-pub(crate) struct OwnedOperation {
-    pub(crate) action: Uid,
-    pub(crate) resource: Uid,
-    pub(crate) context: Record,
-    pub(crate) entities: Vec<RequestEntity>,
-}
-
-impl Parsed for OwnedQuestion {
-    fn with_question<R>(self, decide: impl FnOnce(Question<'_>) -> R) -> R {
-        decide(Question {
-            credential: match &self.credential {
-                OwnedCredential::Principal(Ok(uid)) => Credential::Principal(Ok(uid.into())),
-                OwnedCredential::Principal(Err(fault)) => Credential::Principal(Err(fault.clone())),
-                OwnedCredential::Token(token) => Credential::Token(token),
-                OwnedCredential::Anonymous => Credential::Anonymous,
-            },
-            explain: self.explain,
-            operation: match &self.operation {
-                Ok(operation) => Ok(operation.borrow()),
-                Err(fault) => Err(fault.clone()),
-            },
-        })
-    }
-}
-
-impl OwnedOperation {
-    fn borrow(&self) -> Operation<'_> {
-        Operation {
-            action: (&self.action).into(),
-            resource: (&self.resource).into(),
-            context: (&self.context).into(),
-            entities: self.entities.iter().map(EntityRef::from).collect(),
         }
     }
 }

@@ -11,22 +11,18 @@ const SLICE: Duration = Duration::from_micros(500);
 pub(crate) struct TimeSlice(Instant);
 
 impl TimeSlice {
-    /// Begins a slice now.
     pub(crate) fn begin() -> Self {
         Self(Instant::now())
     }
 
-    /// Returns the time at which the slice began.
     pub(crate) fn began_at(self) -> Instant {
         self.0
     }
 
-    /// Returns whether the slice is used up.
     pub(crate) fn is_over(self) -> bool {
         self.0.elapsed() >= SLICE
     }
 
-    /// Returns whether half of the slice is used up.
     pub(crate) fn is_half_over(self) -> bool {
         self.0.elapsed() >= SLICE / 2
     }

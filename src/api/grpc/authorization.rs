@@ -1,9 +1,12 @@
 //! `AuthorizationService`: the parts that its methods share.
 
+use std::future::Future;
+
 use hyper::body::Incoming;
+use prost::bytes::Bytes;
 use tonic::body::Body;
-use tonic::server::Grpc;
-use tonic::{Response, Status};
+use tonic::server::{Grpc, UnaryService};
+use tonic::{Request, Response, Status};
 
 use super::wire::codec;
 use super::wire::encoded_answer::EncodedAnswer;
@@ -41,5 +44,21 @@ impl Authorization {
     pub(super) fn reject_call(&self, rejection: Rejection) -> Status {
         self.decider.count(&rejection);
         rejection.into()
+    }
+}
+
+/// A method with one request and one response, as tonic calls it.
+pub(super) struct Unary<F>(pub(super) F);
+
+impl<F, R> UnaryService<Bytes> for Unary<F>
+where
+    F: FnMut(Request<Bytes>) -> R,
+    R: Future<Output = MethodResult<Bytes>>,
+{
+    type Response = Bytes;
+    type Future = R;
+
+    fn call(&mut self, request: Request<Bytes>) -> R {
+        self.0(request)
     }
 }

@@ -5,21 +5,21 @@
 
 use std::future::Future;
 
-use futures_util::future::BoxFuture;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use prost::bytes::Bytes;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::UnaryService;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
-use super::authorization::{Authorization, GrpcAnswer, MethodResult};
+use super::authorization::{Authorization, GrpcAnswer, MethodResult, Unary};
 use super::decode;
+use super::status::rejected;
 use super::wire::body::AnswerBody;
 use super::wire::borrowed_request;
 use super::wire::encoded_answer::{PREFIX_BYTES, insert_decision_id};
 use super::wire::metered_body::metered;
-use super::wire::unary_body::{self, UnreadBody, WholeBody};
+use super::wire::unary_body::{self, UnreadBody};
 use crate::api::decision::call::Call;
 use crate::api::decision::decide::Outcome;
 use crate::api::decision::rejection::Rejection;
@@ -28,7 +28,6 @@ use crate::engine::LogPermit;
 use crate::pip::KeyMiss;
 
 impl Authorization {
-    /// Serves `Authorize`.
     #[expect(
         clippy::manual_async_fn,
         reason = "an async fn has room for its arguments twice"
@@ -54,8 +53,8 @@ impl Authorization {
                         };
                         match self.authorize_in_place(message, call, &permit) {
                             Some(Ok(answer)) => return answer.into_response(),
-                            Some(Err(rejection)) => return status_response(rejection.into()),
-                            None => Body::new(WholeBody(Some(bytes))),
+                            Some(Err(rejection)) => return rejected(rejection),
+                            None => Body::new(Full::new(bytes)),
                         }
                     }
                     Err(UnreadBody::Partial(body)) => Body::new(metered(body, memory)),
@@ -64,21 +63,22 @@ impl Authorization {
                     }
                 }
             };
-            let request = call.insert_into(http::Request::from_parts(head, body));
+            let request = http::Request::from_parts(head, body);
+            let method = Unary(|request: Request<Bytes>| self.authorize_decoded(request, call));
             // Boxed, because few calls need it, and unboxed it would enlarge the future of every call.
-            Box::pin(async move { self.grpc().unary(UnaryMethod(self), request).await })
-                .await
-                .map(AnswerBody::tonic)
+            let response = Box::pin(async move { self.grpc().unary(method, request).await });
+            response.await.map(AnswerBody::tonic)
         }
     }
 
     fn rejection_response(&self, rejection: Rejection) -> http::Response<AnswerBody> {
-        status_response(self.reject_call(rejection))
+        self.decider.count(&rejection);
+        rejected(rejection)
     }
 
     /// Decides a message of plain shape.
     ///
-    /// `None` leaves the call to `UnaryMethod`, which decodes, rejects or waits.
+    /// `None` leaves the call to `authorize_decoded`, which decodes, rejects or waits.
     fn authorize_in_place(
         &self,
         message: &[u8],
@@ -94,44 +94,28 @@ impl Authorization {
             Outcome::Wait(_) => None,
         }
     }
-}
 
-fn status_response(status: Status) -> http::Response<AnswerBody> {
-    status.into_http().map(AnswerBody::tonic)
-}
-
-/// `Authorize` for messages of any shape, as tonic calls it.
-struct UnaryMethod<'a>(&'a Authorization);
-
-impl UnaryService<Bytes> for UnaryMethod<'_> {
-    type Response = Bytes;
-    type Future = BoxFuture<'static, MethodResult<Bytes>>;
-
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let call = Call::from_request(&request);
-        let service = self.0.clone();
-        Box::pin(async move {
-            let message = request.get_ref();
-            let decider = &service.decider;
-            let ready = async {
-                let permits = decider.permits(&call, message.len()).await?;
-                Ok((permits, decider.snapshot()?))
-            };
-            let (permits, snapshot) = ready
-                .await
-                .map_err(|rejection| service.reject_call(rejection))?;
-            let parse = || decode::parse_request(message, &decider.rules.request);
-            let origin = (&call, Method::Authorize);
-            let answer = decider
-                .decide_waiting(&snapshot, (parse, message.len()), origin, permits)
-                .await??;
-            let mut bytes = Vec::with_capacity(answer.message_len());
-            answer.append_message(&mut bytes);
-            let mut response = Response::new(bytes.into());
-            let mut headers = std::mem::take(response.metadata_mut()).into_headers();
-            insert_decision_id(&mut headers, answer.decision_id);
-            *response.metadata_mut() = MetadataMap::from_headers(headers);
-            Ok(response)
-        })
+    /// Decides a message of any shape.
+    async fn authorize_decoded(&self, request: Request<Bytes>, call: &Call) -> MethodResult<Bytes> {
+        let message = request.get_ref();
+        let decider = &self.decider;
+        let ready = async {
+            let permits = decider.permits(call, message.len()).await?;
+            Ok((permits, decider.snapshot()?))
+        };
+        let ready = ready.await.map_err(|rejection| self.reject_call(rejection));
+        let (permits, snapshot) = ready?;
+        let parse = || decode::parse_request(message, &decider.rules.request);
+        let origin = (call, Method::Authorize);
+        let answer = decider
+            .decide_waiting(&snapshot, (parse, message.len()), origin, permits)
+            .await??;
+        let mut bytes = Vec::with_capacity(answer.message_len());
+        answer.append_message(&mut bytes);
+        let mut response = Response::new(bytes.into());
+        let mut headers = std::mem::take(response.metadata_mut()).into_headers();
+        insert_decision_id(&mut headers, answer.decision_id);
+        *response.metadata_mut() = MetadataMap::from_headers(headers);
+        Ok(response)
     }
 }

@@ -7,15 +7,13 @@ mod items;
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use prost::bytes::{BufMut as _, Bytes};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::server::UnaryService;
 use tonic::{Request, Response, Status};
 
-use super::authorization::{Authorization, GrpcAnswer, MethodResult};
+use super::authorization::{Authorization, GrpcAnswer, MethodResult, Unary};
 use super::decode;
 use super::wire::body::AnswerBody;
 use super::wire::borrowed_request;
@@ -36,49 +34,35 @@ use crate::pip::{KeyMiss, KeyWait};
 use items::{RESULT_HEAD_BYTES, append_result, holds_more_than, next_item};
 
 impl Authorization {
-    /// Serves `BatchAuthorize`.
     pub(crate) async fn batch_authorize(
         &self,
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.insert_into(request.map(|body| self.metered(body)));
-        self.grpc()
-            .unary(BatchMethod(self), request)
-            .await
-            .map(AnswerBody::tonic)
+        let request = request.map(|body| self.metered(body));
+        let method = Unary(|request: Request<Bytes>| self.decide_batch(request.into_inner(), call));
+        let response = self.grpc().unary(method, request).await;
+        response.map(AnswerBody::tonic)
     }
-}
 
-/// `BatchAuthorize`, as tonic calls it.
-struct BatchMethod<'a>(&'a Authorization);
-
-impl UnaryService<Bytes> for BatchMethod<'_> {
-    type Response = Bytes;
-    type Future = BoxFuture<'static, MethodResult<Bytes>>;
-
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let call = Call::from_request(&request);
-        let service = self.0.clone();
-        Box::pin(async move {
-            let mut batch = Batch::begin(service.clone(), request.into_inner(), call)?;
-            let first = batch.run(&LargeRequestPermit::NONE)?;
-            if !matches!(first, Progress::Done) {
-                // The batch takes longer than a time slice, or must wait. A separate task does not
-                // delay the other calls of this connection. Dropping the set ends the task with
-                // the call.
-                let mut task = JoinSet::new();
-                task.spawn(batch.run_to_end(first));
-                batch = match task.join_next().await {
-                    Some(Ok(done)) => done?,
-                    Some(Err(error)) if error.is_panic() => {
-                        std::panic::resume_unwind(error.into_panic())
-                    }
-                    Some(Err(_)) | None => return Err(service.reject_call(Rejection::ShuttingDown)),
-                };
-            }
-            batch.finish()
-        })
+    async fn decide_batch(&self, message: Bytes, call: &Call) -> MethodResult<Bytes> {
+        let mut batch = Batch::begin(self.clone(), message, call.clone())?;
+        let first = batch.run(&LargeRequestPermit::NONE)?;
+        if !matches!(first, Progress::Done) {
+            // The batch takes longer than a time slice, or must wait. A separate task does not
+            // delay the other calls of this connection. Dropping the set ends the task with the
+            // call.
+            let mut task = JoinSet::new();
+            task.spawn(batch.run_to_end(first));
+            batch = match task.join_next().await {
+                Some(Ok(done)) => done?,
+                Some(Err(error)) if error.is_panic() => {
+                    std::panic::resume_unwind(error.into_panic())
+                }
+                Some(Err(_)) | None => return Err(self.reject_call(Rejection::ShuttingDown)),
+            };
+        }
+        batch.finish()
     }
 }
 
@@ -261,7 +245,7 @@ impl Batch {
             && let Some(question) = borrowed_request::request(item, &decider.rules.request)
             && let Some(request) = decider.identify_cached(question, &self.call)
         {
-            requests.push(request.into_parts());
+            requests.push(request);
             ends.push(end);
         }
         let (principals, operations): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
@@ -290,10 +274,9 @@ impl Batch {
             append_result(&mut response, outcome);
             offset = end;
             let is_found = item.answer().is_some();
-            since_check += if is_found {
-                1
-            } else {
-                CACHED_ITEMS_PER_CHECK / ITEMS_PER_CHECK
+            since_check += match is_found {
+                true => 1,
+                false => CACHED_ITEMS_PER_CHECK / ITEMS_PER_CHECK,
             };
             all_found &= is_found;
         }
@@ -303,7 +286,6 @@ impl Batch {
         Ok(())
     }
 
-    /// Decides the next item.
     fn next(&mut self, permit: &LogPermit, large: &LargeRequestPermit) -> Result<NextItem, Status> {
         let decider = &self.service.decider;
         let rules = &decider.rules.request;
@@ -354,7 +336,6 @@ impl Batch {
         wait.with_max_timeout(end.saturating_duration_since(now))
     }
 
-    /// Completes the response.
     fn finish(self) -> MethodResult<Bytes> {
         const REVISION: u8 = 2;
         let Self {

@@ -6,9 +6,10 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::{Frame, Incoming};
 use prost::bytes::Bytes;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::dispatch::Router;
 use super::status::{map_out_of_range_header, rejected, retry_later};
@@ -45,14 +46,10 @@ impl Service for GrpcService {
         arrival: Arrival,
         request: http::Request<Incoming>,
     ) -> impl Future<Output = http::Response<CountedBody>> + Send + 'static {
-        let Arrival {
-            caller,
-            in_flight,
-            at,
-        } = arrival;
-        let mut call = CallInFlight::begin(self, in_flight, &request);
+        let mut call = CallInFlight::begin(self, arrival.in_flight, &request);
         async move {
-            let mut response = respond(&mut call, &caller, at, request).await;
+            let (caller, arrived) = (&arrival.caller, arrival.at);
+            let mut response = respond(&mut call, caller, arrived, request).await;
             call.record_response(&mut response);
             response.map(|body| CountedBody { body, call })
         }
@@ -101,10 +98,13 @@ impl CallInFlight {
         if let AnswerBody::Encoded(bytes) = response.body()
             && bytes.len() > FRAME_BYTES
         {
-            let router = &self.service.router;
-            match router.memory().reserve(bytes.len()) {
+            let decider = self.service.router.decider();
+            match decider.memory.reserve(bytes.len()) {
                 Ok(reserved) => self.reserve_response(Arc::new(reserved)),
-                Err(rejection) => *response = router.reject(rejection),
+                Err(rejection) => {
+                    decider.count(&rejection);
+                    *response = rejected(rejection);
+                }
             }
         }
         match response.body() {
@@ -137,7 +137,7 @@ impl CallInFlight {
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        if let Some(metrics) = self.service.router.metrics() {
+        if let Some(metrics) = &self.service.router.decider().metrics {
             metrics.count_call(self.method, self.code, self.begun.elapsed());
         }
         if let Some(span) = &self.span {
@@ -153,8 +153,8 @@ pub(crate) struct CountedBody {
 }
 
 impl hyper::body::Body for CountedBody {
-    type Data = <AnswerBody as hyper::body::Body>::Data;
-    type Error = <AnswerBody as hyper::body::Body>::Error;
+    type Data = Bytes;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -176,10 +176,6 @@ impl hyper::body::Body for CountedBody {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -212,8 +208,7 @@ fn respond<'a>(
         // Streams and watches have no time limit.
         let max_time = service.max_call_time.filter(|_| method.is_unary());
         let deadline = Deadline::new(request.headers(), *begun, max_time);
-        let admitted = service.admit(method, caller, arrived, request.headers());
-        let caller = match admitted {
+        let caller = match service.admit(method, caller, arrived, request.headers()) {
             Ok(caller) => caller,
             Err(rejection) => {
                 drain(method, request.into_body(), deadline).await;
@@ -223,7 +218,7 @@ fn respond<'a>(
         let call = Call {
             caller,
             deadline,
-            trace_id: match service.router.is_logged() {
+            trace_id: match service.router.decider().engine.is_logged() {
                 true => TraceId::from_headers(span.as_deref(), request.headers()),
                 false => None,
             },
@@ -232,7 +227,7 @@ fn respond<'a>(
         if !method.is_unary() {
             match service.admission.stream_slot() {
                 Ok(acquired) => *slot = Some(acquired),
-                Err(overload) => return service.reject(overload.into()),
+                Err(rejection) => return service.reject(rejection),
             }
         }
         let mut answering = pin!(service.router.call(method, request, &call));
@@ -246,7 +241,7 @@ fn respond<'a>(
             if slot.is_none() && method != Method::HealthCheck {
                 match service.admission.slot() {
                     Ok(acquired) => *slot = Some(acquired),
-                    Err(overload) => return Poll::Ready(service.reject(overload.into())),
+                    Err(rejection) => return Poll::Ready(service.reject(rejection)),
                 }
             }
             let Some(at) = call.deadline.at() else {
@@ -294,10 +289,10 @@ impl GrpcService {
             LazyLock::new(|| retry_later(Rejection::Overloaded));
         static TOO_MANY_CALLS: LazyLock<http::HeaderMap> =
             LazyLock::new(|| retry_later(Rejection::TooManyCalls));
-        self.router.count(&rejection);
-        let headers = if matches!(rejection, Rejection::Overloaded) {
+        self.router.decider().count(&rejection);
+        let headers = if rejection == Rejection::Overloaded {
             &*QUEUE_DELAY
-        } else if matches!(rejection, Rejection::TooManyCalls) {
+        } else if rejection == Rejection::TooManyCalls {
             &*TOO_MANY_CALLS
         } else {
             return rejected(rejection);
@@ -315,8 +310,7 @@ impl GrpcService {
 async fn drain(method: Method, mut body: Incoming, deadline: Deadline) {
     let reading = async {
         let mut left = MAX_DRAINED_BYTES;
-        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
-        {
+        while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, Bytes::len);
             match left.checked_sub(length) {
                 Some(less) => left = less,
@@ -337,12 +331,8 @@ async fn drain(method: Method, mut body: Incoming, deadline: Deadline) {
 /// Returns whether the request is gRPC. The protocol requires 415 otherwise.
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 fn is_grpc(request: &http::Request<Incoming>) -> bool {
-    let kind = request
-        .headers()
-        .get(http::header::CONTENT_TYPE)
-        .map(http::HeaderValue::as_bytes);
+    let kind = request.headers().get(http::header::CONTENT_TYPE);
+    let rest = kind.and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"));
     request.method() == http::Method::POST
-        && kind
-            .and_then(|kind| kind.strip_prefix(b"application/grpc"))
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }

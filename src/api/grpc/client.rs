@@ -17,27 +17,15 @@ use crate::pdp::query::Query;
 
 /// A failed call to a running service.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// There is no runtime or no connection.
     #[error("cannot connect to `{address}`: {message}")]
-    Connect {
-        /// The service's address.
-        address: String,
-        /// The problem.
-        message: String,
-    },
-    /// The bearer key is not a valid header value.
+    Connect { address: String, message: String },
     #[error("the bearer key has characters that a header cannot hold")]
     Bearer,
     /// The service answered with an error.
     #[error("{code:?}: {message}")]
-    Refused {
-        /// The gRPC status.
-        code: tonic::Code,
-        /// The text of the status.
-        message: String,
-    },
-    /// The response is invalid.
+    Refused { code: tonic::Code, message: String },
     #[error("invalid response: {0}")]
     Answer(&'static str),
 }
@@ -56,32 +44,27 @@ const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The address of a running service, and the credentials for it.
 #[derive(Clone, Debug)]
-pub struct Target {
-    /// The address.
-    pub address: Listen,
+pub(crate) struct Target {
+    pub(crate) address: Listen,
     /// The TLS settings for TCP; `None` is plaintext.
-    pub tls: Option<TargetTls>,
+    pub(crate) tls: Option<TargetTls>,
     /// The bearer key sent with each call.
-    pub bearer: Option<String>,
+    pub(crate) bearer: Option<String>,
 }
 
 /// The TLS settings of a client.
 #[derive(Clone, Debug, Default)]
-pub struct TargetTls {
+pub(crate) struct TargetTls {
     /// The trusted root certificates, PEM; `None` is those of this machine.
-    pub authorities: Option<Vec<u8>>,
+    pub(crate) authorities: Option<Vec<u8>>,
     /// The client's certificate and key, PEM.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
     /// The name in the service's certificate, if it differs from the address.
-    pub server_name: Option<String>,
+    pub(crate) server_name: Option<String>,
 }
 
 /// Requests a decision of `query` from `target`. A `token` replaces the query's principal.
-///
-/// # Errors
-///
-/// [`ClientError`].
-pub fn authorize(
+pub(crate) fn authorize(
     target: &Target,
     query: &Query,
     token: Option<String>,
@@ -92,29 +75,19 @@ pub fn authorize(
     }
     let request = target.request(message)?;
     target.call(|channel| async move {
-        let response = AuthorizationServiceClient::new(channel)
-            .authorize(request)
-            .await?
-            .into_inner();
-        from_response::answer(response).map_err(ClientError::Answer)
+        let response = (AuthorizationServiceClient::new(channel).authorize(request)).await?;
+        from_response::answer(response.into_inner()).map_err(ClientError::Answer)
     })
 }
 
 /// Requests the health of `service` from `target`. The empty name is the whole process.
-///
-/// # Errors
-///
-/// [`ClientError`].
-pub fn is_serving(target: &Target, service: &str) -> Result<bool, ClientError> {
+pub(crate) fn is_serving(target: &Target, service: &str) -> Result<bool, ClientError> {
     let request = target.request(HealthCheckRequest {
         service: service.to_owned(),
     })?;
     target.call(|channel| async move {
-        let response = HealthClient::new(channel)
-            .check(request)
-            .await?
-            .into_inner();
-        Ok(response.status() == ServingStatus::Serving)
+        let response = HealthClient::new(channel).check(request).await?;
+        Ok(response.get_ref().status() == ServingStatus::Serving)
     })
 }
 
@@ -142,8 +115,8 @@ impl Target {
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .build()
-            .map_err(|error| failed(error.to_string()))?;
+            .build();
+        let runtime = runtime.map_err(|error| failed(error.to_string()))?;
         runtime.block_on(async {
             let channel = match self.endpoint() {
                 Ok(endpoint) => endpoint.connect().await,

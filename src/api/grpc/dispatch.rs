@@ -5,22 +5,17 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, Either};
 use hyper::body::Incoming;
-use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
 use super::authorization::Authorization;
 use super::pb::policy_store_service_server::PolicyStoreServiceServer;
-use super::status::rejected;
 use super::wire::body::AnswerBody;
 use super::wire::encoded_answer::EncodedAnswer;
-use super::wire::metered_body::metered;
 use super::{health, pb, policy_store};
 use crate::api::decision::call::Call;
 use crate::api::decision::decide::Decider;
-use crate::api::decision::memory::MemoryBudget;
-use crate::api::decision::rejection::Rejection;
 use crate::api::metrics::{CallMetrics, Method};
 use crate::config::api::ApiSettings;
 use crate::engine::Engine;
@@ -34,21 +29,17 @@ const MAX_HEALTH_BYTES: usize = 4 << 10;
 
 /// The parts of the process that the services use.
 #[derive(Debug)]
-pub struct Backend {
-    /// The engine that decides.
-    pub engine: Arc<Engine<EncodedAnswer>>,
+pub(crate) struct Backend {
+    pub(crate) engine: Arc<Engine<EncodedAnswer>>,
     /// The token verifier; `None` rejects all tokens.
-    pub tokens: Option<Arc<Tokens>>,
-    /// The status of the policy store.
-    pub status: StatusReader,
-    /// The handle that requests reloads.
-    pub reloads: ReloadHandle,
-    /// The readiness of the process, and whether it is draining.
-    pub readiness: ReadinessReader,
+    pub(crate) tokens: Option<Arc<Tokens>>,
+    pub(crate) status: StatusReader,
+    pub(crate) reloads: ReloadHandle,
+    pub(crate) readiness: ReadinessReader,
     /// The counters of calls, if calls are counted.
-    pub metrics: Option<Arc<CallMetrics>>,
+    pub(crate) metrics: Option<Arc<CallMetrics>>,
     /// The traces of calls, if calls are traced.
-    pub traces: Option<Traces>,
+    pub(crate) traces: Option<Traces>,
 }
 
 /// The gRPC services, dispatched by method without a router of tonic's on the hot path.
@@ -60,36 +51,27 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// Builds the services that `settings` turn on.
-    ///
-    /// # Errors
-    ///
-    /// The embedded descriptors of the API are invalid.
+    /// Builds the services that `settings` turn on. Fails if the embedded descriptors of the API are
+    /// invalid.
     pub(crate) fn new(
         decider: Decider<EncodedAnswer>,
         backend: &Backend,
         settings: &ApiSettings,
     ) -> Result<Self, tonic_reflection::server::Error> {
-        let Backend {
-            engine,
-            status,
-            reloads,
-            readiness,
-            metrics,
-            traces,
-            ..
-        } = backend;
-        let health = health::HealthService::new(readiness.clone(), settings.services.policy_store);
+        let authorization = Authorization {
+            decider,
+            max_message_bytes: settings.max_message_bytes,
+        };
+        let has_store = settings.services.policy_store;
+        let health = health::HealthService::new(backend.readiness.clone(), has_store);
         let health = HealthServer::new(health).max_decoding_message_size(MAX_HEALTH_BYTES);
         let mut others = Routes::new(health);
-        if settings.services.policy_store {
-            let store = policy_store::PolicyStore::new(
-                Arc::clone(engine),
-                status.clone(),
-                reloads.clone(),
-                readiness.clone(),
-                metrics.clone(),
-            );
+        if has_store {
+            let store = policy_store::PolicyStore {
+                authorization: authorization.clone(),
+                status: backend.status.clone(),
+                reloads: backend.reloads.clone(),
+            };
             others = others.add_service(PolicyStoreServiceServer::new(store));
         }
         if settings.services.reflection {
@@ -103,12 +85,9 @@ impl Router {
                 .add_service(reflection().build_v1alpha()?);
         }
         Ok(Self {
-            authorization: Authorization {
-                decider,
-                max_message_bytes: settings.max_message_bytes,
-            },
+            authorization,
             others: others.prepare(),
-            traces: traces.clone(),
+            traces: backend.traces.clone(),
         })
     }
 
@@ -145,30 +124,9 @@ impl Router {
         Either::Right(other)
     }
 
-    /// Counts a rejected call, and returns its whole response.
-    pub(super) fn reject(&self, rejection: Rejection) -> http::Response<AnswerBody> {
-        self.count(&rejection);
-        rejected(rejection)
-    }
-
-    /// Counts a rejected call.
-    pub(super) fn count(&self, rejection: &Rejection) {
-        self.authorization.decider.count(rejection);
-    }
-
-    /// Returns the memory budget of requests and responses.
-    pub(super) fn memory(&self) -> &MemoryBudget {
-        &self.authorization.decider.memory
-    }
-
-    /// Returns the counters of calls, if calls are counted.
-    pub(super) fn metrics(&self) -> Option<&CallMetrics> {
-        self.authorization.decider.metrics.as_deref()
-    }
-
-    /// Returns whether decisions are logged.
-    pub(super) fn is_logged(&self) -> bool {
-        self.authorization.decider.engine.is_logged()
+    /// Returns the decision path of the services.
+    pub(super) fn decider(&self) -> &Decider<EncodedAnswer> {
+        &self.authorization.decider
     }
 
     async fn others(
@@ -176,7 +134,7 @@ impl Router {
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.insert_into(request.map(|body| Body::new(metered(body, self.memory()))));
+        let request = call.insert_into(request.map(|body| self.authorization.metered(body)));
         // INVARIANT: the routes' error type is `Infallible`.
         match self.others.clone().call(request).await {
             Ok(response) => response.map(AnswerBody::tonic),

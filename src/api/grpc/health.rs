@@ -2,9 +2,8 @@
 //!
 //! A rejected reload does not change the health: the last good policies stay in use.
 
-use std::pin::Pin;
-
-use futures_util::stream::{self, Stream};
+use futures_util::stream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
@@ -31,8 +30,6 @@ pub(crate) struct HealthService {
 }
 
 impl HealthService {
-    /// Creates the service. Its watches end when the process drains.
-    #[must_use]
     pub(crate) fn new(readiness: ReadinessReader, has_policy_store: bool) -> Self {
         Self {
             readiness,
@@ -44,19 +41,17 @@ impl HealthService {
     }
 }
 
-fn response(serving: bool) -> HealthCheckResponse {
-    let status = if serving {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
+/// Returns the health; that of an unknown service is unknown.
+fn response(readiness: &ReadinessReader, is_known: bool) -> HealthCheckResponse {
+    let status = match is_known {
+        true if readiness.health() == Readiness::Serving => ServingStatus::Serving,
+        true => ServingStatus::NotServing,
+        false => ServingStatus::ServiceUnknown,
     };
     HealthCheckResponse {
         status: status.into(),
     }
 }
-
-/// The stream of statuses of one watch.
-type Statuses = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Health for HealthService {
@@ -67,28 +62,24 @@ impl Health for HealthService {
         if !self.services.contains(&request.get_ref().service.as_str()) {
             return Err(Status::not_found("unknown service"));
         }
-        Ok(Response::new(response(
-            self.readiness.health() == Readiness::Serving,
-        )))
+        Ok(Response::new(response(&self.readiness, true)))
     }
 
-    type WatchStream = Statuses;
+    type WatchStream = BoxStream<HealthCheckResponse>;
 
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
-    ) -> Result<Response<Statuses>, Status> {
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let watch = HealthWatch {
-            known: self.services.contains(&request.get_ref().service.as_str()),
+            is_known: self.services.contains(&request.get_ref().service.as_str()),
             readiness: self.readiness.clone(),
             drain: self.readiness.clone(),
             deadline: Call::from_request(&request).deadline,
             sent: None,
         };
-        Ok(Response::new(Box::pin(stream::try_unfold(
-            watch,
-            HealthWatch::next,
-        ))))
+        let statuses = Box::pin(stream::try_unfold(watch, HealthWatch::next));
+        Ok(Response::new(statuses))
     }
 }
 
@@ -96,7 +87,7 @@ impl Health for HealthService {
 /// the process drains.
 struct HealthWatch {
     /// False for an unknown service, which the protocol reports and watches all the same.
-    known: bool,
+    is_known: bool,
     readiness: ReadinessReader,
     drain: ReadinessReader,
     deadline: Deadline,
@@ -104,20 +95,10 @@ struct HealthWatch {
 }
 
 impl HealthWatch {
-    fn current_status(&self) -> HealthCheckResponse {
-        if self.known {
-            response(self.readiness.health() == Readiness::Serving)
-        } else {
-            HealthCheckResponse {
-                status: ServingStatus::ServiceUnknown.into(),
-            }
-        }
-    }
-
     /// Waits for the next status to send.
     async fn next(mut self) -> Result<Option<(HealthCheckResponse, Self)>, Status> {
         loop {
-            let now = self.current_status();
+            let now = response(&self.readiness, self.is_known);
             if self.sent != Some(now) {
                 self.sent = Some(now);
                 return Ok(Some((now, self)));
@@ -125,9 +106,11 @@ impl HealthWatch {
             tokio::select! {
                 biased;
                 _ = self.readiness.changed() => {}
-                () = self.drain.draining() => if self.sent == Some(self.current_status()) {
-                    return Err(Rejection::ShuttingDown.into());
-                },
+                () = self.drain.draining() => {
+                    if self.sent == Some(response(&self.readiness, self.is_known)) {
+                        return Err(Rejection::ShuttingDown.into());
+                    }
+                }
                 () = self.deadline.passed() => return Err(Rejection::DeadlineExceeded.into()),
             }
         }

@@ -1,23 +1,18 @@
 //! `PolicyStoreService`: status and list of the loaded policies, and reloads on demand.
 
-use std::pin::Pin;
-use std::sync::Arc;
-
-use futures_util::stream::{self, Stream};
+use futures_util::stream;
+use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::authorization::Authorization;
+use super::pb;
+use super::pb::policy_store_service_server::PolicyStoreService;
+use super::wire::to_proto;
 use crate::api::auth::caller::Right;
 use crate::api::decision::call::Call;
 use crate::api::decision::rejection::Rejection;
-use crate::api::grpc::pb;
-use crate::api::grpc::pb::policy_store_service_server::PolicyStoreService;
-use crate::api::grpc::wire::encoded_answer::EncodedAnswer;
-use crate::api::grpc::wire::to_proto;
-use crate::api::metrics::CallMetrics;
-use crate::engine::Engine;
 use crate::policy_store::{ReloadHandle, ReloadOutcome, StatusReader, StoreStatus};
-use crate::readiness::ReadinessReader;
 
 /// Policies on a page, if the request sets no size.
 const DEFAULT_PAGE_SIZE: usize = 100;
@@ -27,53 +22,26 @@ const MAX_PAGE_SIZE: usize = 1_000;
 /// The service `pdp.v1.PolicyStoreService`.
 #[derive(Clone, Debug)]
 pub(crate) struct PolicyStore {
-    engine: Arc<Engine<EncodedAnswer>>,
-    status: StatusReader,
-    reloads: ReloadHandle,
-    readiness: ReadinessReader,
-    metrics: Option<Arc<CallMetrics>>,
+    /// The holder of the engine, the readiness and the counters.
+    pub(super) authorization: Authorization,
+    pub(super) status: StatusReader,
+    pub(super) reloads: ReloadHandle,
 }
 
 impl PolicyStore {
-    /// Creates the service. Its watches end when the process drains, and `metrics` count its
-    /// rejections.
-    #[must_use]
-    pub(crate) fn new(
-        engine: Arc<Engine<EncodedAnswer>>,
-        status: StatusReader,
-        reloads: ReloadHandle,
-        readiness: ReadinessReader,
-        metrics: Option<Arc<CallMetrics>>,
-    ) -> Self {
-        Self {
-            engine,
-            status,
-            reloads,
-            readiness,
-            metrics,
-        }
-    }
-
     /// Checks that the caller still has the right: the request may have taken long to arrive.
     fn check<T>(&self, request: &Request<T>, right: Right) -> Result<Call, Status> {
         let call = Call::from_request(request);
         match call.caller.recheck(right) {
             Ok(()) => Ok(call),
-            Err(denied) => Err(reject_call(self.metrics.as_deref(), denied.into())),
+            Err(denied) => Err(self.reject(denied)),
         }
     }
-}
 
-/// Counts the rejection of a call, and returns its status.
-fn reject_call(metrics: Option<&CallMetrics>, rejection: Rejection) -> Status {
-    if let Some(metrics) = metrics {
-        metrics.count_rejection(rejection.label());
+    fn reject(&self, rejection: impl Into<Rejection>) -> Status {
+        self.authorization.reject_call(rejection.into())
     }
-    rejection.into()
 }
-
-/// The stream of statuses of one watch.
-type Statuses = Pin<Box<dyn Stream<Item = Result<pb::WatchStatusResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl PolicyStoreService for PolicyStore {
@@ -86,27 +54,25 @@ impl PolicyStoreService for PolicyStore {
         Ok(Response::new(pb::GetStatusResponse {
             status: Some(to_proto::store_status(&status)),
             reloads: Some(to_proto::reload_counts(status.reloads)),
-            cache: Some(to_proto::cache_metrics(self.engine.cache_metrics())),
+            cache: Some(to_proto::cache_metrics(
+                self.authorization.decider.engine.cache_metrics(),
+            )),
         }))
     }
 
-    type WatchStatusStream = Statuses;
+    type WatchStatusStream = BoxStream<pb::WatchStatusResponse>;
 
     async fn watch_status(
         &self,
         request: Request<pb::WatchStatusRequest>,
-    ) -> Result<Response<Statuses>, Status> {
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let watch = StatusWatch {
-            status: self.status.clone(),
-            readiness: self.readiness.clone(),
-            metrics: self.metrics.clone(),
+            store: self.clone(),
             call: Call::from_request(&request),
             sent: None,
         };
-        Ok(Response::new(Box::pin(stream::try_unfold(
-            watch,
-            StatusWatch::next,
-        ))))
+        let statuses = Box::pin(stream::try_unfold(watch, StatusWatch::next));
+        Ok(Response::new(statuses))
     }
 
     async fn list_policies(
@@ -118,14 +84,13 @@ impl PolicyStoreService for PolicyStore {
             page_size,
             page_token,
         } = request.into_inner();
-        let Some(snapshot) = self.engine.snapshot() else {
+        let Some(snapshot) = self.authorization.decider.engine.snapshot() else {
             return Ok(Response::new(pb::ListPoliciesResponse::default()));
         };
         let revision = snapshot.revision().to_string();
-        let first = if page_token.is_empty() {
-            0
-        } else {
-            page_start(&page_token, &revision)?
+        let first = match page_token.is_empty() {
+            true => 0,
+            false => page_start(&page_token, &revision)?,
         };
         let size = match page_size as usize {
             0 => DEFAULT_PAGE_SIZE,
@@ -138,10 +103,9 @@ impl PolicyStoreService for PolicyStore {
             .map(to_proto::policy_summary)
             .collect();
         let next = first + policies.len();
-        let next_page_token = if next < snapshot.policies().len() {
-            format!("{revision}.{next}")
-        } else {
-            String::new()
+        let next_page_token = match next < snapshot.policies().len() {
+            true => format!("{revision}.{next}"),
+            false => String::new(),
         };
         Ok(Response::new(pb::ListPoliciesResponse {
             policies,
@@ -155,14 +119,11 @@ impl PolicyStoreService for PolicyStore {
         request: Request<pb::ReloadRequest>,
     ) -> Result<Response<pb::ReloadResponse>, Status> {
         let mut call = self.check(&request, Right::Administer)?;
-        let report = self
-            .reloads
-            .reload()
-            .await
-            .map_err(|_closed| reject_call(self.metrics.as_deref(), Rejection::ShuttingDown))?;
+        let reloaded = self.reloads.reload().await;
+        let report = reloaded.map_err(|_closed| self.reject(Rejection::ShuttingDown))?;
         // The caller list may have changed during the reload.
         let renewed = call.caller.refresh(Right::Administer);
-        renewed.map_err(|denied| reject_call(self.metrics.as_deref(), denied.into()))?;
+        renewed.map_err(|denied| self.reject(denied))?;
         Ok(Response::new(pb::ReloadResponse {
             outcome: match report.outcome {
                 ReloadOutcome::Reloaded => pb::ReloadOutcome::Reloaded,
@@ -219,40 +180,33 @@ fn page_start(token: &str, revision: &str) -> Result<usize, Status> {
 
 /// One caller's watch: sends the current status, then each change.
 struct StatusWatch {
-    status: StatusReader,
-    readiness: ReadinessReader,
-    metrics: Option<Arc<CallMetrics>>,
+    store: PolicyStore,
     call: Call,
     sent: Option<pb::StoreStatus>,
 }
 
 impl StatusWatch {
     /// Waits for the next status to send.
-    async fn next(self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
-        let metrics = self.metrics.clone();
-        let next = self.changed_status().await;
-        next.map(Some)
-            .map_err(|rejection| reject_call(metrics.as_deref(), rejection))
+    async fn next(mut self) -> Result<Option<(pb::WatchStatusResponse, Self)>, Status> {
+        let changed = self.changed_status().await;
+        let status = Some(changed.map_err(|rejection| self.store.reject(rejection))?);
+        Ok(Some((pb::WatchStatusResponse { status }, self)))
     }
 
-    async fn changed_status(mut self) -> Result<(pb::WatchStatusResponse, Self), Rejection> {
+    async fn changed_status(&mut self) -> Result<pb::StoreStatus, Rejection> {
+        let readiness = &mut self.store.authorization.decider.readiness;
         loop {
             self.call.caller.refresh(Right::Store)?;
-            let status = to_proto::store_status(&self.status.load());
+            let status = to_proto::store_status(&self.store.status.load());
             if self.sent.as_ref() != Some(&status) {
                 self.sent = Some(status.clone());
-                return Ok((
-                    pb::WatchStatusResponse {
-                        status: Some(status),
-                    },
-                    self,
-                ));
+                return Ok(status);
             }
             tokio::select! {
                 biased;
-                () = self.readiness.draining() => return Err(Rejection::ShuttingDown),
+                () = readiness.draining() => return Err(Rejection::ShuttingDown),
                 () = self.call.deadline.passed() => return Err(Rejection::DeadlineExceeded),
-                changed = self.status.changed() => if changed.is_err() {
+                changed = self.store.status.changed() => if changed.is_err() {
                     return Err(Rejection::ShuttingDown);
                 },
             }
@@ -262,6 +216,7 @@ impl StatusWatch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::SystemTime;
 
     use super::*;

@@ -9,6 +9,7 @@ use super::wire::body::AnswerBody;
 use crate::api::auth::caller::Denied;
 use crate::api::decision::admission::RETRY_AFTER;
 use crate::api::decision::rejection::{Rejection, RejectionCode};
+use crate::pdp::NoAnswer;
 use crate::pdp::query::InvalidQuery;
 
 /// The `domain` of every `google.rpc.ErrorInfo` that the service sends.
@@ -37,32 +38,29 @@ fn truncated(text: &str, max: usize) -> String {
 impl From<Rejection> for Status {
     fn from(rejection: Rejection) -> Self {
         let message = truncated(&rejection.to_string(), MAX_MESSAGE_BYTES);
-        let with_reason = |code| {
-            let metadata = missing_permission(&rejection);
-            let details = ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, metadata);
-            Self::with_error_details(code, message.clone(), details)
-        };
-        if let Rejection::Invalid(InvalidQuery { field, problem }) = &rejection {
+        if let Rejection::NoAnswer(NoAnswer::Invalid(InvalidQuery { field, problem })) = &rejection
+        {
             let details = ErrorDetails::with_bad_request_violation(
                 truncated(field.as_str(), MAX_FIELD_BYTES),
                 truncated(&problem.to_string(), MAX_MESSAGE_BYTES),
             );
             return Self::with_error_details(Code::InvalidArgument, message, details);
         }
-        match rejection.code() {
-            RejectionCode::InvalidArgument => Self::invalid_argument(message),
-            RejectionCode::Unauthenticated => with_reason(Code::Unauthenticated),
-            RejectionCode::PermissionDenied => with_reason(Code::PermissionDenied),
+        let metadata = missing_permission(&rejection);
+        let mut details = ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, metadata);
+        let code = match rejection.code() {
+            RejectionCode::InvalidArgument => return Self::invalid_argument(message),
+            RejectionCode::LimitExceeded => return Self::resource_exhausted(message),
+            RejectionCode::Unavailable => return Self::unavailable(message),
+            RejectionCode::DeadlineExceeded => return Self::deadline_exceeded(message),
+            RejectionCode::Unauthenticated => Code::Unauthenticated,
+            RejectionCode::PermissionDenied => Code::PermissionDenied,
             RejectionCode::Overloaded => {
-                let mut details =
-                    ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, []);
                 details.set_retry_info(Some(RETRY_AFTER));
-                Self::with_error_details(Code::ResourceExhausted, message, details)
+                Code::ResourceExhausted
             }
-            RejectionCode::LimitExceeded => Self::resource_exhausted(message),
-            RejectionCode::Unavailable => Self::unavailable(message),
-            RejectionCode::DeadlineExceeded => Self::deadline_exceeded(message),
-        }
+        };
+        Self::with_error_details(code, message, details)
     }
 }
 
@@ -72,11 +70,11 @@ fn missing_permission(rejection: &Rejection) -> HashMap<String, String> {
         return HashMap::new();
     };
     let (name, value) = match denied {
-        Denied::MissingRight(right) => ("right", right.to_string()),
-        Denied::IdentityNotAllowed(kind) => ("identity", kind.to_string()),
+        Denied::MissingRight(right) => ("right", right.label()),
+        Denied::IdentityNotAllowed(kind) => ("identity", kind.label()),
         Denied::UnknownCaller | Denied::UnknownKey => return HashMap::new(),
     };
-    HashMap::from([(name.to_owned(), value)])
+    HashMap::from([(name.to_owned(), value.to_owned())])
 }
 
 /// Returns the whole response of a call that is rejected.
@@ -114,24 +112,9 @@ pub(crate) fn to_message(status: &Status) -> tonic_types::Status {
 /// tonic rejects a message beyond the size limit as OUT_OF_RANGE; the contract says
 /// RESOURCE_EXHAUSTED. No method of the services has a use for OUT_OF_RANGE.
 pub(crate) fn map_out_of_range(status: Status) -> Status {
-    match status.code() {
-        Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
-        Code::Ok
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::InvalidArgument
-        | Code::DeadlineExceeded
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::ResourceExhausted
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::Unimplemented
-        | Code::Internal
-        | Code::Unavailable
-        | Code::DataLoss
-        | Code::Unauthenticated => status,
+    match status.code() == Code::OutOfRange {
+        true => Status::resource_exhausted(status.message()),
+        false => status,
     }
 }
 

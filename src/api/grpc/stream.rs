@@ -1,17 +1,15 @@
 //! `StreamAuthorize`: each item is read, decided and answered before the next one is read.
 
-use std::pin::Pin;
-
-use futures_util::stream::{self, Stream};
+use futures_util::stream;
 use hyper::body::Incoming;
 use prost::Message as _;
 use prost::bytes::Bytes;
+use tonic::codegen::BoxStream;
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::authorization::{Authorization, GrpcAnswer, MethodResult};
 use super::decode;
-use super::pb;
 use super::status::{map_out_of_range, to_message};
 use super::wire::body::AnswerBody;
 use super::wire::fields::append_field_head;
@@ -24,47 +22,43 @@ use crate::api::decision::time_slice::TimeSlice;
 use crate::decision_log::Method;
 
 impl Authorization {
-    /// Serves `StreamAuthorize`.
     pub(crate) async fn stream_authorize(
         &self,
         request: http::Request<Incoming>,
         call: &Call,
     ) -> http::Response<AnswerBody> {
-        let request = call.insert_into(request.map(|body| self.metered(body)));
+        let request = request.map(|body| self.metered(body));
         self.grpc()
-            .streaming(StreamMethod(self), request)
+            .streaming(StreamMethod(self, call), request)
             .await
             .map(AnswerBody::tonic)
     }
 }
 
 /// `StreamAuthorize`, as tonic calls it.
-struct StreamMethod<'a>(&'a Authorization);
-
-/// The stream of encoded responses.
-type Responses = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+struct StreamMethod<'a>(&'a Authorization, &'a Call);
 
 impl StreamingService<Bytes> for StreamMethod<'_> {
     type Response = Bytes;
-    type ResponseStream = Responses;
-    type Future = std::future::Ready<MethodResult<Responses>>;
+    type ResponseStream = BoxStream<Bytes>;
+    type Future = std::future::Ready<MethodResult<Self::ResponseStream>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let call = Call::from_request(&request);
+        let Self(service, call) = *self;
         let begin = || {
             let ready = call.deadline.check();
             // Without a snapshot the call is rejected before the stream begins. Later there always
             // is one.
-            let ready = ready.and_then(|()| self.0.decider.snapshot());
-            ready.map_err(|rejection| self.0.reject_call(rejection))?;
+            let ready = ready.and_then(|()| service.decider.snapshot());
+            ready.map_err(|rejection| service.reject_call(rejection))?;
             let state = ResponseStream {
-                service: self.0.clone(),
+                service: service.clone(),
                 items: request.into_inner(),
-                call,
+                call: call.clone(),
                 slice: TimeSlice::begin(),
             };
-            let responses: Responses = Box::pin(stream::try_unfold(state, ResponseStream::next));
-            Ok(Response::new(responses))
+            let responses = Box::pin(stream::try_unfold(state, ResponseStream::next));
+            Ok(Response::new(responses as BoxStream<Bytes>))
         };
         std::future::ready(begin())
     }
@@ -98,7 +92,9 @@ impl ResponseStream {
         let Some(message) = item else {
             return Ok(None);
         };
-        let permits = (self.service.decider)
+        let permits = self
+            .service
+            .decider
             .permits(&self.call, message.len())
             .await;
         let permits = permits.map_err(|rejection| self.service.reject_call(rejection))?;
@@ -133,7 +129,7 @@ impl ResponseStream {
     }
 }
 
-/// A `StreamAuthorizeRequest` of which only the first field is decoded.
+/// The first field of a `StreamAuthorizeRequest` and of a `StreamAuthorizeResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct CorrelationId {
     #[prost(uint64, tag = "1")]
@@ -143,24 +139,19 @@ struct CorrelationId {
 /// Encodes a `StreamAuthorizeResponse`.
 fn encode_response(correlation_id: u64, outcome: Result<GrpcAnswer, Rejection>) -> Bytes {
     const RESPONSE: u8 = 2;
-    let error = match outcome {
-        Err(rejection) => to_message(&rejection.into()),
+    const ERROR: u8 = 3;
+    // prost omits a correlation id of 0, as proto3 does.
+    let mut response = CorrelationId { correlation_id }.encode_to_vec();
+    match outcome {
         Ok(answer) => {
-            // prost omits a correlation id of 0, as proto3 does.
-            let mut response = pb::StreamAuthorizeResponse {
-                correlation_id,
-                result: None,
-            }
-            .encode_to_vec();
             append_field_head(&mut response, RESPONSE, answer.message_len());
             answer.append_message(&mut response);
-            return response.into();
         }
-    };
-    pb::StreamAuthorizeResponse {
-        correlation_id,
-        result: Some(pb::stream_authorize_response::Result::Error(error)),
+        Err(rejection) => {
+            let error = to_message(&rejection.into()).encode_to_vec();
+            append_field_head(&mut response, ERROR, error.len());
+            response.extend(error);
+        }
     }
-    .encode_to_vec()
-    .into()
+    response.into()
 }

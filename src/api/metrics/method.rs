@@ -6,27 +6,17 @@ use crate::api::auth::caller::Right;
 label! {
     /// A gRPC method of the service.
     Method {
-        /// Decides one request.
         Authorize = "pdp.v1.AuthorizationService/Authorize",
-        /// Decides a batch of requests.
         BatchAuthorize = "pdp.v1.AuthorizationService/BatchAuthorize",
-        /// Decides the requests of a stream as they arrive.
         StreamAuthorize = "pdp.v1.AuthorizationService/StreamAuthorize",
-        /// Returns the status of the policy store.
         GetStatus = "pdp.v1.PolicyStoreService/GetStatus",
-        /// Streams the status of the policy store at each change.
         WatchStatus = "pdp.v1.PolicyStoreService/WatchStatus",
-        /// Lists the current policies.
         ListPolicies = "pdp.v1.PolicyStoreService/ListPolicies",
-        /// Rereads the policy directory.
         Reload = "pdp.v1.PolicyStoreService/Reload",
-        /// Returns the health of the service.
         HealthCheck = "grpc.health.v1.Health/Check",
-        /// Streams the health of the service at each change.
         HealthWatch = "grpc.health.v1.Health/Watch",
-        /// Describes the services.
         Reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        /// Describes the services to older clients.
+        /// Reflection for older clients.
         OldReflection = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         /// Any other method; it is not implemented.
         Other = "other",
@@ -69,39 +59,20 @@ impl Method {
     /// Returns whether calls are traced. Health checks are not: they come every few seconds, and
     /// no request causes them.
     pub(crate) const fn is_traced(self) -> bool {
-        match self {
-            Self::HealthCheck | Self::HealthWatch => false,
-            Self::Authorize
-            | Self::BatchAuthorize
-            | Self::StreamAuthorize
-            | Self::GetStatus
-            | Self::WatchStatus
-            | Self::ListPolicies
-            | Self::Reload
-            | Self::Reflection
-            | Self::OldReflection
-            | Self::Other => true,
-        }
+        !matches!(self, Self::HealthCheck | Self::HealthWatch)
     }
 
     /// Returns whether a call has one request and one response. Other calls last as long as the
     /// caller likes.
-    #[must_use]
-    pub const fn is_unary(self) -> bool {
-        match self {
-            Self::Authorize
-            | Self::BatchAuthorize
-            | Self::GetStatus
-            | Self::ListPolicies
-            | Self::Reload
-            | Self::HealthCheck
-            | Self::Other => true,
+    pub(crate) const fn is_unary(self) -> bool {
+        !matches!(
+            self,
             Self::StreamAuthorize
-            | Self::WatchStatus
-            | Self::HealthWatch
-            | Self::Reflection
-            | Self::OldReflection => false,
-        }
+                | Self::WatchStatus
+                | Self::HealthWatch
+                | Self::Reflection
+                | Self::OldReflection
+        )
     }
 
     /// Returns the name of the method in spans, by OpenTelemetry's conventions.

@@ -6,19 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_rustls::server::TlsStream;
 
-use super::http2::{self, Service};
+use super::http2::{self, ServerState, Service};
 use super::listener::{Connection, Listener};
-use super::preface::read_preface;
-use super::server_state::ServerState;
 use super::stream::ConnectionStream;
 use super::tls::Tls;
 use crate::api::auth::authenticator::ConnectionAuthenticator;
-use crate::api::auth::certificate::CertificateNames;
-use crate::api::auth::peer::Peer;
+use crate::api::auth::peer::{CertificateNames, Peer};
 use crate::api::metrics::{CallMetrics, Closing, Transport};
 
 /// Pause of the accept loop when the system is out of file descriptors: long enough not to spin,
@@ -54,9 +51,8 @@ pub(crate) async fn accept_loop<S: Service>(
         match accepted {
             Ok(connection) => {
                 is_failing = false;
-                let permit = Arc::clone(&state.connection_permits)
-                    .try_acquire_owned()
-                    .ok();
+                let permit = Arc::clone(&state.connection_permits).try_acquire_owned();
+                let permit = permit.ok();
                 let was_full = std::mem::replace(&mut is_full, permit.is_none());
                 match permit {
                     Some(permit) => {
@@ -109,7 +105,8 @@ async fn serve<S: Service>(
             Connection::Tcp(_) => Transport::Tcp,
             Connection::Unix(_) => Transport::Unix,
         };
-        OpenConnection::new(metrics, transport)
+        metrics.count_opened(transport);
+        OpenConnection(metrics, transport)
     });
     let handshake = handshake(connection, state.tls.as_deref());
     let accepted = tokio::select! {
@@ -135,22 +132,17 @@ async fn serve<S: Service>(
 async fn serve_http2<S: Service>(accepted: Accepted, peer: Peer, state: Arc<ServerState<S>>) {
     let caller = ConnectionAuthenticator::new(Arc::clone(&state.callers), peer);
     match accepted {
-        Accepted::Plain(Connection::Tcp(stream), read) => {
-            http2::serve(ConnectionStream::new(stream, read), caller, state).await;
-        }
-        Accepted::Plain(Connection::Unix(stream), read) => {
-            http2::serve(ConnectionStream::new(stream, read), caller, state).await;
-        }
-        Accepted::Tls(stream, read) => {
-            http2::serve(ConnectionStream::new(*stream, read), caller, state).await;
-        }
+        Accepted::Tcp(stream) => http2::serve(stream, caller, state).await,
+        Accepted::Unix(stream) => http2::serve(stream, caller, state).await,
+        Accepted::Tls(stream) => http2::serve(*stream, caller, state).await,
     }
 }
 
-/// A connection after its handshake, with the bytes that were read from it.
+/// A connection after its handshake.
 enum Accepted {
-    Plain(Connection, Vec<u8>),
-    Tls(Box<TlsStream<TcpStream>>, Vec<u8>),
+    Tcp(ConnectionStream<TcpStream>),
+    Unix(ConnectionStream<UnixStream>),
+    Tls(Box<ConnectionStream<TlsStream<TcpStream>>>),
 }
 
 /// Performs the TLS handshake, if TLS is on, and reads the preface.
@@ -160,22 +152,17 @@ async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Acc
     let mut peer = Peer::default();
     let accepted = match (connection, tls) {
         (Connection::Tcp(stream), Some(tls)) => {
-            let mut stream = tls.accept(stream).await?;
+            let stream = tls.accept(stream).await?;
             // The handshake has verified the certificate, if there is one.
             peer.certificate = (stream.get_ref().1.peer_certificates())
                 .and_then(<[_]>::first)
                 .and_then(|certificate| CertificateNames::of(certificate));
-            let read = read_preface(&mut stream).await?;
-            Accepted::Tls(Box::new(stream), read)
+            Accepted::Tls(Box::new(ConnectionStream::begin(stream).await?))
         }
-        (Connection::Tcp(mut stream), None) => {
-            let read = read_preface(&mut stream).await?;
-            Accepted::Plain(Connection::Tcp(stream), read)
-        }
-        (Connection::Unix(mut stream), _) => {
-            let read = read_preface(&mut stream).await?;
+        (Connection::Tcp(stream), None) => Accepted::Tcp(ConnectionStream::begin(stream).await?),
+        (Connection::Unix(stream), _) => {
             peer.uid = Some(stream.peer_cred()?.uid());
-            Accepted::Plain(Connection::Unix(stream), read)
+            Accepted::Unix(ConnectionStream::begin(stream).await?)
         }
     };
     Ok((accepted, peer))
@@ -183,13 +170,6 @@ async fn handshake(connection: Connection, tls: Option<&Tls>) -> io::Result<(Acc
 
 /// A guard that counts a connection as open until it is dropped.
 struct OpenConnection(Arc<CallMetrics>, Transport);
-
-impl OpenConnection {
-    fn new(metrics: Arc<CallMetrics>, transport: Transport) -> Self {
-        metrics.count_opened(transport);
-        Self(metrics, transport)
-    }
-}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {

@@ -24,7 +24,6 @@
 //! with much work yields to others, and slow calls of one connection run on several threads (see
 //! `CallQueue`).
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -89,12 +88,6 @@ impl ConnectionExecutor {
     /// the arrival time of calls, from which their queueing delay is measured.
     pub(crate) fn readable_since(&self) -> Arc<SharedNanos> {
         Arc::clone(&self.readable_since)
-    }
-}
-
-impl fmt::Debug for ConnectionExecutor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionExecutor").finish_non_exhaustive()
     }
 }
 
@@ -265,12 +258,6 @@ impl<C> Drop for ConnectionTask<C> {
     fn drop(&mut self) {
         // Breaks a reference cycle: a queued call owns the executor, which owns the queue.
         self.executor.queue.clear();
-    }
-}
-
-impl<C> fmt::Debug for ConnectionTask<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionTask").finish_non_exhaustive()
     }
 }
 

@@ -15,13 +15,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prost::bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 
 use super::connection_task::ConnectionExecutor;
 use super::lifetime::{CallTracker, Expiry, InFlight};
-use super::server_state::ServerState;
+use super::tls::Tls;
 use crate::api::auth::authenticator::ConnectionAuthenticator;
-use crate::api::decision::admission::MonotonicNanos;
-use crate::api::metrics::Closing;
+use crate::api::auth::callers::Callers;
+use crate::api::decision::admission::{Admission, MonotonicNanos};
+use crate::api::metrics::{CallMetrics, Closing};
+use crate::config::api::ConnectionLimits;
+use crate::readiness::ReadinessReader;
 
 /// Most streams of a connection that are reset for protocol errors of its caller.
 const MAX_ERROR_RESETS: usize = 1_024;
@@ -32,12 +36,10 @@ const SEND_BUFFER_BYTES: usize = 16 << 10;
 
 /// A service that connections run.
 pub(crate) trait Service: Send + Sync + 'static {
-    /// The body of a response.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
         + Send
         + 'static;
 
-    /// Answers one call.
     fn call(
         self: Arc<Self>,
         arrival: Arrival,
@@ -47,12 +49,35 @@ pub(crate) trait Service: Send + Sync + 'static {
 
 /// The caller, the connection and the arrival time of a call.
 pub(crate) struct Arrival {
-    /// The identification of the caller.
     pub(crate) caller: Arc<ConnectionAuthenticator>,
     /// The guard that counts the call as in flight on its connection.
     pub(crate) in_flight: InFlight,
     /// The time since which the call could have been read.
     pub(crate) at: MonotonicNanos,
+}
+
+/// State that all connections share.
+pub(crate) struct ServerState<S> {
+    pub(crate) service: Arc<S>,
+    /// TLS on TCP; `None` is plaintext.
+    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) callers: Arc<Callers>,
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) admission: Arc<Admission>,
+    /// One permit for each open connection.
+    pub(crate) connection_permits: Arc<Semaphore>,
+    pub(crate) readiness: ReadinessReader,
+    /// `None` if metrics are off.
+    pub(crate) metrics: Option<Arc<CallMetrics>>,
+}
+
+impl<S> ServerState<S> {
+    /// Counts a connection that the service closes.
+    pub(crate) fn count_closed(&self, reason: Closing) {
+        if let Some(metrics) = &self.metrics {
+            metrics.count_closing(reason);
+        }
+    }
 }
 
 /// Serves HTTP/2 on `stream`. Once draining begins, no call is accepted, and the connection ends

@@ -55,7 +55,6 @@ impl Tracked {
 }
 
 impl CallTracker {
-    /// Counts a new call.
     pub(crate) fn begin(&self) -> InFlight {
         (self.0.calls).fetch_add(ONE_CALL + ONE_IN_FLIGHT, Ordering::Relaxed);
         InFlight(self.clone())
@@ -104,7 +103,6 @@ impl CallTracker {
 }
 
 impl InFlight {
-    /// Returns the tracker of the call's connection.
     pub(crate) fn calls(&self) -> &CallTracker {
         &self.0
     }

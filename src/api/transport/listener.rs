@@ -16,26 +16,12 @@ use crate::config::listen::Listen;
 /// The reason why a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The system reported an error.
     #[error("cannot listen on `{address}`: {source}")]
-    Bind {
-        /// The address as configured.
-        address: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Another process listens on the socket.
+    Bind { address: String, source: io::Error },
     #[error("cannot listen on `unix:{}`: another process listens on it", path.display())]
-    SocketInUse {
-        /// The socket's path.
-        path: PathBuf,
-    },
-    /// The path is in use by a file that is not a socket.
+    SocketInUse { path: PathBuf },
     #[error("cannot listen on `unix:{}`: the file exists and is not a socket", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
+    NotASocket { path: PathBuf },
 }
 
 /// An address that a listener is bound to.
@@ -43,14 +29,12 @@ pub enum ListenError {
 pub enum BoundAddress {
     /// A TCP address with the port that the system assigned if 0 was configured.
     Tcp(SocketAddr),
-    /// A Unix socket.
     Unix(PathBuf),
 }
 
 impl BoundAddress {
     /// Returns whether only callers on this machine can connect to it.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),
             Self::Unix(_) => true,
@@ -67,14 +51,12 @@ impl fmt::Display for BoundAddress {
     }
 }
 
-/// An open listener.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
-/// An accepted connection.
 #[derive(Debug)]
 pub(crate) enum Connection {
     Tcp(TcpStream),
@@ -89,20 +71,20 @@ impl Listener {
             source,
         };
         match address {
-            Listen::Tcp(host, port) => listen_on_port(host, *port)
-                .await
-                .map(Self::Tcp)
-                .map_err(failed),
+            Listen::Tcp(host, port) => {
+                let listener = listen_on_port(host, *port).await;
+                listener.map(Self::Tcp).map_err(failed)
+            }
             Listen::Unix(path) => {
                 remove_stale(path)?;
                 let listener = listen_on_file(path, socket_mode).map_err(failed)?;
-                let file = SocketFile::new(path).map_err(failed)?;
-                Ok(Self::Unix(listener, file))
+                let id = file_id(path).map_err(failed)?;
+                let path = path.clone();
+                Ok(Self::Unix(listener, SocketFile { path, id }))
             }
         }
     }
 
-    /// Returns the bound address.
     pub(crate) fn address(&self) -> io::Result<BoundAddress> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(BoundAddress::Tcp),
@@ -122,10 +104,7 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok(Connection::Tcp(stream))
             }
-            Self::Unix(listener, _) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| Connection::Unix(stream)),
+            Self::Unix(listener, _) => Ok(Connection::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -175,16 +154,8 @@ const BACKLOG: u32 = 4096;
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
+    /// The device and inode.
     id: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            id: file_id(path)?,
-        })
-    }
 }
 
 impl Drop for SocketFile {
@@ -196,7 +167,6 @@ impl Drop for SocketFile {
     }
 }
 
-/// Returns the device and inode of a file.
 fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
@@ -207,26 +177,18 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let Ok(meta) = std::fs::symlink_metadata(path) else {
         return Ok(());
     };
+    let path = path.to_owned();
     if !meta.file_type().is_socket() {
-        return Err(ListenError::NotASocket {
-            path: path.to_owned(),
-        });
+        return Err(ListenError::NotASocket { path });
     }
-    match StdUnixStream::connect(path) {
-        Ok(_) => Err(ListenError::SocketInUse {
-            path: path.to_owned(),
-        }),
+    let address = format!("unix:{}", path.display());
+    match StdUnixStream::connect(&path) {
+        Ok(_) => Err(ListenError::SocketInUse { path }),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|source| ListenError::Bind {
-                address: format!("unix:{}", path.display()),
-                source,
-            })
+            std::fs::remove_file(path).map_err(|source| ListenError::Bind { address, source })
         }
         // For example a full backlog or no permission: a process may listen on it.
-        Err(source) => Err(ListenError::Bind {
-            address: format!("unix:{}", path.display()),
-            source,
-        }),
+        Err(source) => Err(ListenError::Bind { address, source }),
     }
 }
 

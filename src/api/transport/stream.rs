@@ -1,4 +1,5 @@
-//! A connection's stream: replays the preface that was read, and closes without losing answers.
+//! A connection's stream: its HTTP/2 preface is read first, before any resources are spent on the
+//! connection, and replayed later. It closes without losing answers.
 //!
 //! Closing a connection while bytes of its caller are unread resets it, and a reset discards the
 //! answers that are still on their way. A caller may go on sending for a moment after GOAWAY. So
@@ -10,8 +11,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+/// The preface of RFC 9113, section 3.4.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Limits of a lingering close. A caller that exceeds them does not merely send late.
 const LINGER_TIME: Duration = Duration::from_secs(1);
@@ -26,15 +30,23 @@ pub(crate) struct ConnectionStream<S> {
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
-impl<S> ConnectionStream<S> {
-    /// Wraps `stream`, from which the bytes `replay` were read before.
-    pub(crate) fn new(stream: S, mut replay: Vec<u8>) -> Self {
-        replay.reverse();
-        Self {
-            stream,
-            replay,
-            lingering: None,
+impl<S: AsyncRead + Unpin> ConnectionStream<S> {
+    /// Reads the preface, or the first bytes of another protocol, which hyper then rejects.
+    pub(crate) async fn begin(mut stream: S) -> io::Result<Self> {
+        let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
+        while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
+            let missing = HTTP2_PREFACE.len() - read.len();
+            let mut rest = (&mut stream).take(missing as u64);
+            if rest.read_buf(&mut read).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
+        read.reverse();
+        Ok(Self {
+            stream,
+            replay: read,
+            lingering: None,
+        })
     }
 }
 
@@ -109,7 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnectionStream<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
@@ -124,10 +136,18 @@ mod tests {
         (caller.unwrap(), accepted.unwrap().0)
     }
 
+    fn closing(stream: TcpStream) -> ConnectionStream<TcpStream> {
+        ConnectionStream {
+            stream,
+            replay: Vec::new(),
+            lingering: None,
+        }
+    }
+
     #[tokio::test]
     async fn late_sender_still_gets_its_answer() {
         let (mut caller, stream) = pair().await;
-        let mut stream = ConnectionStream::new(stream, Vec::new());
+        let mut stream = closing(stream);
         caller.write_all(b"one more request").await.unwrap();
         let ending = async {
             stream.write_all(&[b'a'; 100_000]).await.unwrap();
@@ -147,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn lingering_close_is_limited_in_bytes_and_time() {
         let (mut caller, stream) = pair().await;
-        let mut stream = ConnectionStream::new(stream, Vec::new());
+        let mut stream = closing(stream);
         let flooding = async { while caller.write_all(&[0; 65_536]).await.is_ok() {} };
         let ending = async {
             stream.shutdown().await.unwrap();
@@ -158,9 +178,47 @@ mod tests {
         assert!(ended.is_ok());
 
         let (caller, stream) = pair().await;
-        let mut stream = ConnectionStream::new(stream, Vec::new());
+        let mut stream = closing(stream);
         let ended = tokio::time::timeout(Duration::from_secs(20), stream.shutdown());
         assert!(ended.await.is_ok());
         drop(caller);
+    }
+
+    /// Returns the bytes that are read from a connection on which these pieces are sent.
+    async fn read_pieces(pieces: &[&[u8]]) -> io::Result<Vec<u8>> {
+        let (mut caller, stream) = tokio::io::duplex(4);
+        let sending = async move {
+            for piece in pieces {
+                caller.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let reading = async {
+            let mut all = Vec::new();
+            ConnectionStream::begin(stream)
+                .await?
+                .read_to_end(&mut all)
+                .await?;
+            Ok(all)
+        };
+        tokio::join!(sending, reading).1
+    }
+
+    #[tokio::test]
+    async fn bytes_of_the_preface_are_replayed() {
+        for pieces in [
+            &[&HTTP2_PREFACE[..], b"more"][..],
+            &[b"PRI * HT", b"TP/2.0\r\n\r\nSM\r\n\r\nmore"],
+            &[b"GET / HTTP/1.1"],
+            &[b"PRI * HTTP/1.0"],
+        ] {
+            assert_eq!(read_pieces(pieces).await.unwrap(), pieces.concat());
+        }
+    }
+
+    #[tokio::test]
+    async fn truncated_preface_is_an_error() {
+        let ended = read_pieces(&[b"PRI * HT"]).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

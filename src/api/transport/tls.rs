@@ -7,10 +7,10 @@
 //! Identifying a caller by its certificate is not done here.
 
 mod credentials;
-mod error;
-pub(crate) mod metrics;
 
+use std::fmt;
 use std::future::ready;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,30 +20,67 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::credentials::{Authorities, BaseConfig, FileTexts, KeyPair};
-pub use self::error::TlsError;
-use crate::api::auth::clock::unix_seconds;
+use crate::api::auth::peer::unix_seconds;
 use crate::config::api::TlsSettings;
+use crate::counters::page::{Export, Page, metrics};
 use crate::versioned::Versioned;
 use crate::watch::WatchSettings;
-use crate::watch::files::{FileReader, Fingerprint, reload_on_change};
+use crate::watch::files::{FileReader, Fingerprint, ReadError, reload_on_change};
+
+metrics! {
+    CERTIFICATE_EXPIRY = Gauge "cedar_pdp_tls_certificate_expiry_timestamp_seconds" []
+        "Expiry of the certificate chain, in seconds since 1970; absent without TLS";
+    CERTIFICATES = Counter "cedar_pdp_tls_certificates_total" ["result"]
+        "Certificate pairs and CA files read, by result (taken, refused)";
+}
+
+/// The reason why TLS files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A file contains no PEM section of the expected kind, or a truncated one.
+    #[error("`{}` does not contain {expected} in PEM: {reason}", file.display())]
+    Pem {
+        file: PathBuf,
+        expected: &'static str,
+        reason: String,
+    },
+    /// A PEM section is not a valid X.509 certificate.
+    #[error("`{}` contains an invalid certificate: {reason}", file.display())]
+    Certificate { file: PathBuf, reason: String },
+    /// The key does not match the certificate, or its kind is not supported.
+    #[error("`{}` and `{}` are not a usable certificate and key: {reason}", certificate.display(), key.display())]
+    Pair {
+        certificate: PathBuf,
+        key: PathBuf,
+        reason: String,
+    },
+    /// No client certificate can be verified with these CA certificates.
+    #[error("`{}` contains unusable client CA certificates: {reason}", file.display())]
+    Authorities { file: PathBuf, reason: String },
+    /// The new certificate is not valid now, and the current one is.
+    #[error("the certificate in `{}` {}", file.display(), match has_expired { true => "has expired", false => "is not valid yet" })]
+    NotValidNow { file: PathBuf, has_expired: bool },
+}
 
 /// Interval at which a pair that was rejected for its validity period is checked again.
 const VALIDITY_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The expiry of the current certificate, and the counts of reloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TlsMetrics {
-    /// Expiry of the current certificate, in Unix seconds; of a chain, the earliest.
-    pub not_after_unix_seconds: i64,
+pub(crate) struct TlsMetrics {
+    /// Of a chain, the earliest expiry.
+    pub(crate) not_after_unix_seconds: i64,
     /// Pairs and sets of client CA certificates that were accepted, the first ones included.
-    pub accepted: u64,
+    pub(crate) accepted: u64,
     /// Pairs and sets of client CA certificates that were rejected.
-    pub rejected: u64,
+    pub(crate) rejected: u64,
 }
 
 /// The server side of TLS.
 #[derive(Debug)]
-pub struct Tls {
+pub(crate) struct Tls {
     settings: TlsSettings,
     base: BaseConfig,
     /// The configuration of new handshakes.
@@ -65,10 +102,6 @@ struct Loaded {
 
 impl Tls {
     /// Loads the files. Also returns their fingerprint, for [`reload_on_change`](Self::reload_on_change).
-    ///
-    /// # Errors
-    ///
-    /// [`TlsError`].
     pub(crate) fn open(settings: TlsSettings) -> Result<(Arc<Self>, Fingerprint), TlsError> {
         let mut reader = FileReader::default();
         let texts = credentials::read(&settings, &mut reader);
@@ -122,9 +155,7 @@ impl Tls {
         tokio::join!(reloading, checking);
     }
 
-    /// Returns the current metrics.
-    #[must_use]
-    pub fn metrics(&self) -> TlsMetrics {
+    pub(crate) fn metrics(&self) -> TlsMetrics {
         self.loaded().metrics
     }
 
@@ -214,6 +245,20 @@ impl Tls {
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         // A panic elsewhere leaves the fields whole: each is replaced by one assignment.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Export for TlsMetrics {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.value(&CERTIFICATE_EXPIRY, self.not_after_unix_seconds as f64)?;
+        let results = [(["taken"], self.accepted), (["refused"], self.rejected)];
+        page.counter(&CERTIFICATES, results)
+    }
+}
+
+impl Export for Tls {
+    fn export(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.metrics().export(page)
     }
 }
 

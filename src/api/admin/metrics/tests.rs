@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::api::admin::process::ProcessMetrics;
+use crate::api::auth::callers::CallersMetrics;
 use crate::api::decision::admission::Admission;
 use crate::api::metrics::{CallMetrics, Method};
-use crate::api::{CallersMetrics, TlsMetrics};
+use crate::api::transport::tls::TlsMetrics;
 use crate::config::Config;
 use crate::config::api::AdmissionLimits;
 use crate::counters::page::{Export, Exporters, Kind};

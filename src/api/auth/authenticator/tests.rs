@@ -6,8 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::api::auth::callers::CallersMetrics;
-use crate::api::auth::certificate::CertificateNames;
-use crate::api::auth::clock::unix_seconds;
+use crate::api::auth::peer::{CertificateNames, unix_seconds};
 use crate::api::auth::registry;
 use crate::api::auth::tests::{CALLERS, KEYS, directory};
 use crate::watch::files::FileReader;

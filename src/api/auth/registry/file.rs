@@ -11,43 +11,106 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{CallersError, Conflict, Credentials, KeyDigest, MAX_CALLERS, MIN_KEY_BYTES, Registry};
-use crate::api::auth::caller::{Caller, IdentityKind, Right};
+use super::{KeyDigest, MAX_CALLERS, MIN_KEY_BYTES, Registry};
+use crate::api::auth::caller::{IdentityKind, Right};
 use crate::api::auth::distinguished_name;
-use crate::watch::files::{FileReader, ReadError};
+use crate::watch::files::{FileReader, ReadError, ReadProblem};
+
+/// The reason why a list of callers is rejected.
+#[derive(Debug, thiserror::Error)]
+pub enum CallersError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The list is not valid TOML, or has an unknown field or a wrong type.
+    #[error("`{}`, line {line}: {reason}", file.display())]
+    Syntax {
+        file: PathBuf,
+        line: usize,
+        reason: String,
+    },
+    /// The list is empty, so that every caller would be rejected.
+    #[error("`{}` lists no callers", file.display())]
+    Empty { file: PathBuf },
+    /// The list has too many callers to compare keys and to use names as labels.
+    #[error("`{}` lists more than {MAX_CALLERS} callers", file.display())]
+    TooMany { file: PathBuf },
+    #[error("`{}`: {problem}", file.display())]
+    Caller {
+        file: PathBuf,
+        problem: CallerProblem,
+    },
+    /// A key is too short or has other characters than visible ASCII.
+    #[error(
+        "`{}`, line {line}: invalid key: it needs {MIN_KEY_BYTES} or more visible ASCII characters", file.display()
+    )]
+    Key { file: PathBuf, line: usize },
+    #[error("`{}` holds no key", file.display())]
+    NoKey { file: PathBuf },
+}
+
+/// The reason why one caller of a list is rejected.
+#[derive(Debug, thiserror::Error)]
+pub enum CallerProblem {
+    /// A name cannot be used as a label.
+    #[error("invalid caller name `{0}`; allowed: 1 to 64 of a-z, A-Z, 0-9, `.`, `-` and `_`")]
+    Name(String),
+    #[error("`{0}` is listed twice")]
+    Twice(String),
+    #[error("`{0}` has none of `spiffe`, `dns`, `subject`, `uid` and `bearer`")]
+    NoCredentials(String),
+    /// A credential is empty or malformed, so that it would identify nobody.
+    #[error("`{name}` has an invalid `{kind}`")]
+    Credential { name: String, kind: &'static str },
+    /// A key file cannot be read. The error gives its position in the list, counted from 1, instead
+    /// of its path: if somebody wrote a key there by mistake, the key must not appear in a log.
+    #[error("cannot read file {number} of the `bearer` of `{name}`: {problem}")]
+    KeyFile {
+        name: String,
+        number: usize,
+        problem: ReadProblem,
+    },
+    /// Two callers have the same credential.
+    #[error("`{one}` and `{other}` have the same {credential}")]
+    Ambiguous {
+        one: String,
+        other: String,
+        /// The kind and the value; of a key only that it is one.
+        credential: String,
+    },
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawList {
     #[serde(default)]
-    caller: Vec<RawCaller>,
+    caller: Vec<ListedCaller>,
 }
 
+/// A caller as listed.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawCaller {
-    name: String,
+pub(super) struct ListedCaller {
+    pub(super) name: String,
     #[serde(default)]
-    spiffe: Vec<String>,
+    pub(super) spiffe: Vec<String>,
     #[serde(default)]
-    dns: Vec<String>,
+    pub(super) dns: Vec<String>,
     #[serde(default)]
-    subject: Vec<String>,
+    pub(super) subject: Vec<String>,
     #[serde(default)]
-    uid: Vec<u32>,
+    pub(super) uid: Vec<u32>,
     #[serde(default)]
     bearer: Vec<PathBuf>,
-    rights: Vec<Right>,
+    /// The keys in the files of `bearer`.
+    #[serde(skip)]
+    pub(super) keys: Vec<KeyDigest>,
+    pub(super) rights: Vec<Right>,
     #[serde(default = "all_identity_kinds")]
-    identities: Vec<IdentityKind>,
+    pub(super) identities: Vec<IdentityKind>,
 }
 
 fn all_identity_kinds() -> Vec<IdentityKind> {
-    vec![
-        IdentityKind::Principal,
-        IdentityKind::Token,
-        IdentityKind::Anonymous,
-    ]
+    IdentityKind::ALL.to_vec()
 }
 
 /// Reads the list in `file` and its key files.
@@ -60,36 +123,35 @@ pub(crate) fn read(file: &Path, files: &mut FileReader) -> Result<Registry, Call
         .map(|caller| read_keys(file, caller, files))
         .collect();
     let mut registry = Registry::default();
-    for (caller, keys) in callers.into_iter().zip(keys) {
-        let (caller, credentials) = check(file, &registry, caller, keys?)?;
-        let name = caller.name().to_owned();
-        if let Err(Conflict { other, credential }) = registry.add(caller, credentials) {
-            return Err(CallersError::Ambiguous {
-                file: file.to_owned(),
-                one: registry.name(other).unwrap_or(&name).to_owned(),
-                other: name,
-                credential,
-            });
-        }
+    for (mut caller, keys) in callers.into_iter().zip(keys) {
+        caller.keys = keys?;
+        let checked = caller.check(&registry);
+        let added = checked.and_then(|()| registry.add(caller));
+        added.map_err(|problem| in_list(file, problem))?;
     }
-    Ok(registry.finish())
+    Ok(registry)
 }
 
-fn parse(file: &Path, text: &str) -> Result<Vec<RawCaller>, CallersError> {
+fn in_list(file: &Path, problem: CallerProblem) -> CallersError {
+    let file = file.to_owned();
+    CallersError::Caller { file, problem }
+}
+
+fn parse(file: &Path, text: &str) -> Result<Vec<ListedCaller>, CallersError> {
     let list: Result<RawList, _> = toml::from_str(text);
-    let RawList { caller: callers } = list.map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start));
-        CallersError::Syntax {
-            file: file.to_owned(),
-            line: 1 + before.map_or(0, |before| before.matches('\n').count()),
-            reason: without_values(error.message()),
+    let file = file.to_owned();
+    match list {
+        Err(error) => {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            Err(CallersError::Syntax {
+                file,
+                line: 1 + before.map_or(0, |before| before.matches('\n').count()),
+                reason: without_values(error.message()),
+            })
         }
-    })?;
-    let file = || file.to_owned();
-    match callers.len() {
-        0 => Err(CallersError::Empty { file: file() }),
-        1..=MAX_CALLERS => Ok(callers),
-        _ => Err(CallersError::TooMany { file: file() }),
+        Ok(list) if list.caller.is_empty() => Err(CallersError::Empty { file }),
+        Ok(list) if list.caller.len() > MAX_CALLERS => Err(CallersError::TooMany { file }),
+        Ok(list) => Ok(list.caller),
     }
 }
 
@@ -107,50 +169,50 @@ fn without_values(message: &str) -> String {
     }
 }
 
-/// Checks the name and the credentials of a caller. `registry` holds the callers before it.
-fn check(
-    file: &Path,
-    registry: &Registry,
-    caller: RawCaller,
-    keys: Vec<KeyDigest>,
-) -> Result<(Caller, Credentials), CallersError> {
-    let file = || file.to_owned();
-    let RawCaller {
-        name,
-        spiffe,
-        dns,
-        subject,
-        uid,
-        bearer: _,
-        rights,
-        identities,
-    } = caller;
-    if !is_label(&name) {
-        return Err(CallersError::Name { file: file(), name });
+impl ListedCaller {
+    /// Checks the name and the credentials. `registry` holds the callers before this one.
+    fn check(&self, registry: &Registry) -> Result<(), CallerProblem> {
+        let Self {
+            spiffe,
+            dns,
+            subject,
+            uid,
+            keys,
+            ..
+        } = self;
+        let name = || self.name.clone();
+        if !is_label(&self.name) {
+            return Err(CallerProblem::Name(name()));
+        }
+        if (registry.callers.iter()).any(|other| other.name() == self.name) {
+            return Err(CallerProblem::Twice(name()));
+        }
+        if spiffe.is_empty()
+            && dns.is_empty()
+            && subject.is_empty()
+            && uid.is_empty()
+            && keys.is_empty()
+        {
+            return Err(CallerProblem::NoCredentials(name()));
+        }
+        let is_spiffe_id =
+            |id: &String| id.len() > "spiffe://".len() && id.starts_with("spiffe://");
+        let is_blank = |text: &String| text.trim().is_empty();
+        // Workload certificates have an empty subject: an empty one would match all of them.
+        let is_subject =
+            |text: &String| !is_blank(text) && distinguished_name::is_printable_ascii(text);
+        for (kind, is_valid) in [
+            ("spiffe", spiffe.iter().all(is_spiffe_id)),
+            ("dns", !dns.iter().any(is_blank)),
+            ("subject", subject.iter().all(is_subject)),
+        ] {
+            if !is_valid {
+                let name = name();
+                return Err(CallerProblem::Credential { name, kind });
+            }
+        }
+        Ok(())
     }
-    if registry.find_by_name(&name).is_some() {
-        return Err(CallersError::Twice { file: file(), name });
-    }
-    let credentials = Credentials {
-        spiffe,
-        dns,
-        subject,
-        uid,
-        keys,
-    };
-    if credentials.is_empty() {
-        return Err(CallersError::NoCredentials { file: file(), name });
-    }
-    if let Some(kind) = credentials.invalid_kind() {
-        let file = file();
-        return Err(CallersError::Credential { file, name, kind });
-    }
-    let caller = Caller {
-        name: name.into(),
-        rights: rights.into_iter().collect(),
-        identities: identities.into_iter().collect(),
-    };
-    Ok((caller, credentials))
 }
 
 /// Returns whether `name` can be used as a label.
@@ -161,66 +223,28 @@ fn is_label(name: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
 
-impl Credentials {
-    fn is_empty(&self) -> bool {
-        let Self {
-            spiffe,
-            dns,
-            subject,
-            uid,
-            keys,
-        } = self;
-        spiffe.is_empty()
-            && dns.is_empty()
-            && subject.is_empty()
-            && uid.is_empty()
-            && keys.is_empty()
-    }
-
-    /// Returns the kind of a credential that cannot identify anybody.
-    fn invalid_kind(&self) -> Option<&'static str> {
-        let is_spiffe_id =
-            |id: &String| id.len() > "spiffe://".len() && id.starts_with("spiffe://");
-        let is_blank = |text: &String| text.trim().is_empty();
-        // Workload certificates have an empty subject: an empty one would match all of them.
-        let is_subject =
-            |text: &String| !is_blank(text) && distinguished_name::is_printable_ascii(text);
-        let checks = [
-            ("spiffe", self.spiffe.iter().all(is_spiffe_id)),
-            ("dns", !self.dns.iter().any(is_blank)),
-            ("subject", self.subject.iter().all(is_subject)),
-        ];
-        checks
-            .into_iter()
-            .find(|check| !check.1)
-            .map(|check| check.0)
-    }
-}
-
 /// Reads the key files of `caller`. Each holds one key per line.
 fn read_keys(
     list: &Path,
-    caller: &RawCaller,
+    caller: &ListedCaller,
     files: &mut FileReader,
 ) -> Result<Vec<KeyDigest>, CallersError> {
     // Relative to the list, because a list and its keys are mounted together.
     let directory = list.parent().unwrap_or(Path::new(""));
-    let texts: Vec<_> = caller
-        .bearer
-        .iter()
-        .map(|path| {
-            let file = directory.join(path);
-            let text = files.read(&file);
-            (file, text)
-        })
-        .collect();
+    let paths = caller.bearer.iter().map(|path| directory.join(path));
+    let texts: Vec<_> = paths.map(|file| (files.read(&file), file)).collect();
     let mut keys = Vec::new();
-    for (number, (file, text)) in (1..).zip(texts) {
-        let text = text.map_err(|ReadError { problem, .. }| CallersError::KeyFile {
-            file: list.to_owned(),
-            name: caller.name.clone(),
-            number,
-            problem,
+    for (number, (text, file)) in (1..).zip(texts) {
+        let text = text.map_err(|ReadError { problem, .. }| {
+            let name = caller.name.clone();
+            in_list(
+                list,
+                CallerProblem::KeyFile {
+                    name,
+                    number,
+                    problem,
+                },
+            )
         })?;
         keys.extend(parse_keys(&file, &text)?);
     }
@@ -229,21 +253,19 @@ fn read_keys(
 
 fn parse_keys(file: &Path, text: &[u8]) -> Result<Vec<KeyDigest>, CallersError> {
     let mut keys = Vec::new();
+    let file = || file.to_owned();
     for (line, key) in (1..).zip(text.split(|byte| *byte == b'\n')) {
         let key = key.trim_ascii();
         if key.is_empty() {
             continue;
         }
         if key.len() < MIN_KEY_BYTES || !key.iter().all(u8::is_ascii_graphic) {
-            let file = file.to_owned();
-            return Err(CallersError::Key { file, line });
+            return Err(CallersError::Key { file: file(), line });
         }
         keys.push(KeyDigest::of(key));
     }
     match keys.is_empty() {
-        true => Err(CallersError::NoKey {
-            file: file.to_owned(),
-        }),
+        true => Err(CallersError::NoKey { file: file() }),
         false => Ok(keys),
     }
 }

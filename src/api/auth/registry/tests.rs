@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::auth::caller::{IdentityKind, Right};
-use crate::api::auth::certificate::CertificateNames;
+use crate::api::auth::peer::CertificateNames;
 use crate::api::auth::tests::{CALLERS, KEYS, directory};
 use crate::watch::files::FileReader;
 

@@ -11,7 +11,6 @@ pub(crate) struct MonotonicNanos(u64);
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl MonotonicNanos {
-    /// Returns the current time.
     pub(crate) fn now() -> Self {
         Self::from(Instant::now())
     }

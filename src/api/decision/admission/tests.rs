@@ -182,11 +182,14 @@ async fn start_and_stop_of_shedding_are_logged() {
 fn streams_leave_slots_to_other_calls() {
     let admission = with_limits(None, 3);
     let streams = [(); 2].map(|()| admission.stream_slot().unwrap());
-    assert_eq!(admission.stream_slot().unwrap_err(), Overload::TooManyCalls);
+    assert_eq!(
+        admission.stream_slot().unwrap_err(),
+        Rejection::TooManyCalls
+    );
     let other = admission.slot().unwrap();
     drop(streams);
     let _streams = [(); 2].map(|()| admission.stream_slot().unwrap());
-    assert_eq!(admission.slot().unwrap_err(), Overload::TooManyCalls);
+    assert_eq!(admission.slot().unwrap_err(), Rejection::TooManyCalls);
     drop(other);
     assert!(admission.slot().is_ok());
 }
@@ -195,7 +198,7 @@ fn streams_leave_slots_to_other_calls() {
 fn slots_are_returned_on_drop() {
     let admission = admission();
     let slots = [admission.slot().unwrap(), admission.slot().unwrap()];
-    assert_eq!(admission.slot().unwrap_err(), Overload::TooManyCalls);
+    assert_eq!(admission.slot().unwrap_err(), Rejection::TooManyCalls);
     drop(slots);
     assert!(admission.slot().is_ok());
 }

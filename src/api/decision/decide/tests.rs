@@ -174,7 +174,7 @@ fn cached_path_rejects_nothing_itself() {
 async fn malformed_message_fails_the_whole_call() {
     let (decider, call, snapshot) = (decider(false), permitted_call(), snapshot());
     let permits = decider.permits(&call, 10).await.unwrap();
-    let parse = || Err::<crate::api::decision::question::OwnedQuestion, _>(ParseFault::Call("bad"));
+    let parse = || Err::<crate::api::grpc::decode::Request<'_>, _>(ParseFault::Call("bad"));
     let origin = (&call, Method::Authorize);
     let outcome = decider
         .decide_waiting(&snapshot, (parse, 10), origin, permits)

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::{Body as HttpBody, Frame};
 use prost::bytes::Bytes;
 use tonic::Status;
 use tonic::body::Body;
@@ -52,7 +52,6 @@ impl ChunkedBody {
 }
 
 impl AnswerBody {
-    /// Wraps a body of tonic's.
     pub(crate) fn tonic(body: Body) -> Self {
         Self::Tonic(ChunkedBody {
             body,
@@ -61,6 +60,7 @@ impl AnswerBody {
     }
 }
 
+// It has no size hint: gRPC does not use the length of a body.
 impl HttpBody for AnswerBody {
     type Data = Bytes;
     type Error = Status;
@@ -94,13 +94,6 @@ impl HttpBody for AnswerBody {
             Self::Encoded(_) | Self::StatusOk => false,
             Self::Ended => true,
             Self::Tonic(tonic) => tonic.rest.is_empty() && tonic.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            // gRPC does not use the length of a body.
-            Self::Encoded(_) | Self::StatusOk | Self::Ended | Self::Tonic(_) => SizeHint::default(),
         }
     }
 }

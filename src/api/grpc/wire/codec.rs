@@ -54,7 +54,11 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        check_fields(buf.chunk())?;
+        // Rejected before two bytes of the message become an item of two hundred.
+        if has_more_fields(buf.chunk(), MAX_FIELDS) {
+            let problem = format!("the message has more than {MAX_FIELDS} fields");
+            return Err(Status::resource_exhausted(problem));
+        }
         // Mapped here, because every error of prost is a malformed message. Further up, INTERNAL
         // may also be a fault of the service.
         self.0
@@ -72,16 +76,6 @@ impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
 /// The caller has counted the values of the message before.
 pub(crate) fn decode<T: Message + Default>(bytes: &[u8]) -> Result<T, Status> {
     T::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
-}
-
-/// Rejects a message of too many fields, before two bytes of it become an item of two hundred.
-fn check_fields(bytes: &[u8]) -> Result<(), Status> {
-    if has_more_fields(bytes, MAX_FIELDS) {
-        return Err(Status::resource_exhausted(format!(
-            "the message has more than {MAX_FIELDS} fields"
-        )));
-    }
-    Ok(())
 }
 
 /// A codec that sends and receives encoded messages.

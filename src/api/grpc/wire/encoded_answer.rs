@@ -13,8 +13,6 @@ use crate::decision_log::{DecisionId, LoggableAnswer};
 use crate::engine::{CacheEntry, CachedAnswer, EngineAnswer};
 use crate::pdp::answer::{Answer, Decision};
 
-/// Most bytes of one frame of an answer.
-///
 /// The length of gRPC's message prefix: a compression flag, and the message's length.
 pub(crate) const PREFIX_BYTES: usize = 5;
 
@@ -23,18 +21,14 @@ pub(crate) const PREFIX_BYTES: usize = 5;
 /// In the cache, its key follows the message. `Bytes` is not used, because its reference count lies
 /// in a separate allocation, which costs another cache miss when there are many answers.
 #[derive(Clone, Debug)]
-pub struct EncodedAnswer(Arc<[u8]>);
+pub(crate) struct EncodedAnswer(Arc<[u8]>);
 
 impl CachedAnswer for EncodedAnswer {
     type Entry = Self;
 
     fn from_answer(answer: Answer) -> Self {
         let response = to_proto::answer(&answer);
-        let length = response.encoded_len();
-        let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
-        bytes.put_u8(0);
-        // No response has 4 GiB, and no caller would accept one.
-        bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+        let mut bytes = with_prefix(response.encoded_len());
         response.encode_raw(&mut bytes);
         Self(bytes.into())
     }
@@ -106,6 +100,15 @@ impl LoggableAnswer for EncodedAnswer {
     }
 }
 
+/// Returns a buffer for a message of `length` bytes, with the prefix.
+fn with_prefix(length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
+    bytes.put_u8(0);
+    // No response has 4 GiB, and no caller would accept one.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    bytes
+}
+
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
@@ -132,10 +135,8 @@ const ID_FIELD_HEAD: [u8; 2] = [tag(6), DecisionId::LENGTH as u8];
 impl EngineAnswer<EncodedAnswer> {
     /// Returns the length of the message in bytes.
     pub(crate) fn message_len(&self) -> usize {
-        let id = self
-            .decision_id
-            .map_or(0, |_| ID_FIELD_HEAD.len() + DecisionId::LENGTH);
-        self.answer.message().len() + id
+        let id_bytes = (self.decision_id).map_or(0, |_| ID_FIELD_HEAD.len() + DecisionId::LENGTH);
+        self.answer.message().len() + id_bytes
     }
 
     /// Appends the message to `out`.
@@ -153,20 +154,16 @@ impl EngineAnswer<EncodedAnswer> {
         let bytes = match id {
             None => Bytes::from_owner(self.answer),
             Some(_) => {
-                let length = self.message_len();
-                let mut bytes = Vec::with_capacity(PREFIX_BYTES + length);
-                bytes.put_u8(0);
-                bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+                let mut bytes = with_prefix(self.message_len());
                 self.append_message(&mut bytes);
                 bytes.into()
             }
         };
         let mut response = http::Response::new(AnswerBody::Encoded(bytes));
-        response.headers_mut().insert(
-            http::header::CONTENT_TYPE,
-            http::HeaderValue::from_static("application/grpc"),
-        );
-        insert_decision_id(response.headers_mut(), id);
+        let headers = response.headers_mut();
+        let content_type = http::HeaderValue::from_static("application/grpc");
+        headers.insert(http::header::CONTENT_TYPE, content_type);
+        insert_decision_id(headers, id);
         response
     }
 }

@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::decision::question::{OwnedCredential, OwnedOperation, OwnedQuestion};
+use crate::api::decision::question::{Credential, Operation, Question};
 use crate::api::decision::rejection::Rejection;
 use crate::api::grpc::pb;
 use crate::config::api::RequestRules;
-use crate::pdp::query::{InvalidQuery, Problem, Record, RequestEntity, Uid, Value};
+use crate::pdp::query::{InvalidQuery, Problem};
+use crate::pdp::query_ref::{EntityRef, Fields, UidRef, ValueRef};
 
 /// A converted field, or its fault.
 type FieldResult<T> = Result<T, InvalidQuery>;
 
 /// Converts a decoded request. Its faults are part of the question, because the caller's rights are
 /// checked first.
-pub(crate) fn question(request: pb::AuthorizeRequest, rules: &RequestRules) -> OwnedQuestion {
+pub(crate) fn question<'a>(
+    request: &'a pb::AuthorizeRequest,
+    rules: &RequestRules,
+) -> Question<'a> {
     use pb::authorize_request::Identity;
     let pb::AuthorizeRequest {
         identity,
@@ -23,159 +27,135 @@ pub(crate) fn question(request: pb::AuthorizeRequest, rules: &RequestRules) -> O
         entities,
         explain,
     } = request;
-    OwnedQuestion {
+    let operation = || {
+        let action = required_uid(action.as_ref(), "action", Some("Action"))?;
+        let resource = required_uid(resource.as_ref(), "resource", None)?;
+        let context = fields(context, rules, 1).map_err(|error| error.within("context"))?;
+        if entities.len() > rules.max_request_entities {
+            return Err(Rejection::TooManyItems {
+                items: "entities",
+                limit: rules.max_request_entities,
+            });
+        }
+        Ok(Operation {
+            action,
+            resource,
+            context,
+            entities: each(entities, "entities", |sent| entity(sent, rules))?,
+        })
+    };
+    Question {
         credential: match identity {
-            Some(Identity::Principal(principal)) => OwnedCredential::Principal(
+            Some(Identity::Principal(principal)) => Credential::Principal(
                 uid(principal, None).map_err(|error| error.within("principal")),
             ),
-            Some(Identity::PrincipalToken(token)) => OwnedCredential::Token(token),
-            None => OwnedCredential::Anonymous,
+            Some(Identity::PrincipalToken(token)) => Credential::Token(token),
+            None => Credential::Anonymous,
         },
-        explain,
-        operation: operation((action, resource), context, entities, rules),
+        explain: *explain,
+        operation: operation(),
     }
 }
 
-fn operation(
-    (action, resource): (Option<pb::EntityUid>, Option<pb::EntityUid>),
-    context: BTreeMap<String, pb::Value>,
-    entities: Vec<pb::Entity>,
-    rules: &RequestRules,
-) -> Result<OwnedOperation, Rejection> {
-    let action = required_uid(action, "action", Some("Action"))?;
-    let resource = required_uid(resource, "resource", None)?;
-    let context = fields(context, rules).map_err(|error| error.within("context"))?;
-    if entities.len() > rules.max_request_entities {
-        return Err(Rejection::TooManyItems {
-            items: "entities",
-            limit: rules.max_request_entities,
-        });
-    }
-    let entities = entities
-        .into_iter()
-        .enumerate()
-        .map(|(index, sent)| {
-            entity(sent, rules).map_err(|error| error.at_index(index).within("entities"))
-        })
-        .collect::<FieldResult<Vec<_>>>()?;
-    Ok(OwnedOperation {
-        action,
-        resource,
-        context,
-        entities,
-    })
-}
-
-fn required_uid(
-    sent: Option<pb::EntityUid>,
+/// Converts the items of the field `name`.
+fn each<'a, S, T>(
+    sent: &'a [S],
     name: &str,
-    default_type: Option<&str>,
-) -> FieldResult<Uid> {
+    convert: impl Fn(&'a S) -> FieldResult<T>,
+) -> FieldResult<Vec<T>> {
+    let items = sent.iter().enumerate();
+    let items = items
+        .map(|(index, item)| convert(item).map_err(|error| error.at_index(index).within(name)));
+    items.collect()
+}
+
+fn required_uid<'a>(
+    sent: Option<&'a pb::EntityUid>,
+    name: &str,
+    default_type: Option<&'a str>,
+) -> FieldResult<UidRef<'a>> {
     let sent = sent.ok_or_else(|| InvalidQuery::field(name, Problem::Missing))?;
     uid(sent, default_type).map_err(|error| error.within(name))
 }
 
-pub(crate) fn uid(sent: pb::EntityUid, default_type: Option<&str>) -> FieldResult<Uid> {
-    let pb::EntityUid {
-        r#type: mut type_name,
-        id,
-    } = sent;
-    if type_name.is_empty() {
-        match default_type {
-            Some(default) => default.clone_into(&mut type_name),
-            None => return Err(InvalidQuery::field("type", Problem::EmptyType)),
-        }
-    }
-    let id = id.ok_or_else(|| InvalidQuery::field("id", Problem::UnsetId))?;
-    Ok(Uid { type_name, id })
+fn uid<'a>(sent: &'a pb::EntityUid, default_type: Option<&'a str>) -> FieldResult<UidRef<'a>> {
+    let pb::EntityUid { r#type, id } = sent;
+    let type_name = match (r#type.as_str(), default_type) {
+        ("", Some(default)) => default,
+        ("", None) => return Err(InvalidQuery::field("type", Problem::EmptyType)),
+        (sent, _) => sent,
+    };
+    let id = (id.as_deref()).ok_or_else(|| InvalidQuery::field("id", Problem::UnsetId))?;
+    Ok(UidRef { type_name, id })
 }
 
-fn fields(sent: BTreeMap<String, pb::Value>, rules: &RequestRules) -> FieldResult<Record> {
-    let fields = sent
-        .into_iter()
-        .map(|(name, sent)| match value(sent, rules, 1) {
-            Ok(value) => Ok((name, value)),
-            Err(error) => Err(error.at_key(&name)),
-        })
-        .collect::<FieldResult<BTreeMap<_, _>>>()?;
-    Ok(fields.into())
+/// Converts fields whose values are nested `depth` levels deep.
+fn fields<'a>(
+    sent: &'a BTreeMap<String, pb::Value>,
+    rules: &RequestRules,
+    depth: usize,
+) -> FieldResult<Fields<'a>> {
+    let fields = sent.iter();
+    let fields = fields.map(|(name, sent)| match value(sent, rules, depth) {
+        Ok(value) => Ok((name.as_str(), value)),
+        Err(error) => Err(error.at_key(name)),
+    });
+    Ok(fields.collect::<FieldResult<BTreeMap<_, _>>>()?.into())
 }
 
 /// Converts a value nested `depth` levels deep; the value of a context field, attribute or tag is at 1.
 ///
 /// The rules bound the recursion, as does prost, which rejects a hundred nested messages.
-fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> FieldResult<Value> {
+fn value<'a>(sent: &'a pb::Value, rules: &RequestRules, depth: usize) -> FieldResult<ValueRef<'a>> {
     use pb::value::Kind;
     if depth > rules.max_value_depth {
         return Err(InvalidQuery::here(Problem::TooDeep {
             limit: rules.max_value_depth,
         }));
     }
-    Ok(
-        match sent
-            .kind
-            .ok_or_else(|| InvalidQuery::here(Problem::UnsetKind))?
-        {
-            Kind::Bool(value) => Value::Bool(value),
-            Kind::Long(value) => Value::Long(value),
-            Kind::String(text) => Value::String(text),
-            Kind::Entity(sent) => {
-                Value::Entity(uid(sent, None).map_err(|error| error.within("entity"))?)
-            }
-            Kind::Set(pb::ValueList { values }) => Value::Set(
-                values
-                    .into_iter()
-                    .enumerate()
-                    .map(|(index, member)| {
-                        value(member, rules, depth + 1)
-                            .map_err(|error| error.at_index(index).within("set"))
-                    })
-                    .collect::<FieldResult<Vec<_>>>()?,
-            ),
-            Kind::Record(pb::ValueRecord { fields }) => {
-                let fields = fields
-                    .into_iter()
-                    .map(|(name, field)| match value(field, rules, depth + 1) {
-                        Ok(value) => Ok((name, value)),
-                        Err(error) => Err(error.at_key(&name).within("record")),
-                    })
-                    .collect::<FieldResult<BTreeMap<_, _>>>()?;
-                Value::Record(fields.into())
-            }
-            Kind::Decimal(text) => Value::Decimal(text),
-            Kind::Ip(text) => Value::Ip(text),
-            Kind::Datetime(text) => Value::Datetime(text),
-            Kind::Duration(text) => Value::Duration(text),
-        },
-    )
+    let kind = (sent.kind.as_ref()).ok_or_else(|| InvalidQuery::here(Problem::UnsetKind))?;
+    Ok(match kind {
+        Kind::Bool(value) => ValueRef::Bool(*value),
+        Kind::Long(value) => ValueRef::Long(*value),
+        Kind::String(text) => ValueRef::String(text),
+        Kind::Entity(sent) => {
+            ValueRef::Entity(uid(sent, None).map_err(|error| error.within("entity"))?)
+        }
+        Kind::Set(pb::ValueList { values }) => {
+            ValueRef::Set(each(values, "set", |it| value(it, rules, depth + 1))?)
+        }
+        Kind::Record(record) => {
+            let fields = fields(&record.fields, rules, depth + 1);
+            ValueRef::Record(fields.map_err(|error| error.within("record"))?)
+        }
+        Kind::Decimal(text) => ValueRef::Decimal(text),
+        Kind::Ip(text) => ValueRef::Ip(text),
+        Kind::Datetime(text) => ValueRef::Datetime(text),
+        Kind::Duration(text) => ValueRef::Duration(text),
+    })
 }
 
-fn entity(sent: pb::Entity, rules: &RequestRules) -> FieldResult<RequestEntity> {
+fn entity<'a>(sent: &'a pb::Entity, rules: &RequestRules) -> FieldResult<EntityRef<'a>> {
     let pb::Entity {
         uid: own,
         attributes,
         parents,
         tags,
     } = sent;
-    Ok(RequestEntity {
-        uid: required_uid(own, "uid", None)?,
-        attributes: fields(attributes, rules).map_err(|error| error.within("attributes"))?,
-        parents: parents
-            .into_iter()
-            .enumerate()
-            .map(|(index, parent)| {
-                uid(parent, None).map_err(|error| error.at_index(index).within("parents"))
-            })
-            .collect::<FieldResult<Vec<_>>>()?,
-        tags: fields(tags, rules).map_err(|error| error.within("tags"))?,
+    Ok(EntityRef {
+        uid: required_uid(own.as_ref(), "uid", None)?,
+        attributes: fields(attributes, rules, 1).map_err(|error| error.within("attributes"))?,
+        parents: each(parents, "parents", |parent| uid(parent, None))?,
+        tags: fields(tags, rules, 1).map_err(|error| error.within("tags"))?,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pdp::NoAnswer;
 
-    fn operation(request: pb::AuthorizeRequest) -> Result<OwnedOperation, Rejection> {
+    fn operation(request: &pb::AuthorizeRequest) -> Result<Operation<'_>, Rejection> {
         question(request, &rules()).operation
     }
 
@@ -212,28 +192,28 @@ mod tests {
 
     /// Returns the field and the problem of a faulty `request`.
     fn fault(request: pb::AuthorizeRequest) -> (String, Problem) {
-        match operation(request) {
-            Err(Rejection::Invalid(error)) => (error.field.as_str().to_owned(), error.problem),
+        match operation(&request) {
+            Err(Rejection::NoAnswer(NoAnswer::Invalid(error))) => {
+                (error.field.as_str().to_owned(), error.problem)
+            }
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn action_type_defaults_to_action() {
-        assert_eq!(
-            operation(request()).unwrap().action,
-            Uid::new("Action", "read")
-        );
+        let action = UidRef {
+            type_name: "Action",
+            id: "read",
+        };
+        assert_eq!(operation(&request()).unwrap().action, action);
     }
 
     #[test]
     fn empty_id_is_valid_and_unset_is_not() {
         let mut sent = request();
         sent.resource = Some(pb_uid("Doc", ""));
-        assert_eq!(
-            operation(sent.clone()).unwrap().resource,
-            Uid::new("Doc", "")
-        );
+        assert_eq!(operation(&sent).unwrap().resource.id, "");
         sent.resource = Some(pb::EntityUid {
             r#type: "Doc".to_owned(),
             id: None,
@@ -294,12 +274,12 @@ mod tests {
     #[test]
     fn more_entities_than_the_limit_are_fault() {
         let entities = vec![pb::Entity::default(); 3];
-        let rejected = operation(pb::AuthorizeRequest {
+        let request = pb::AuthorizeRequest {
             entities,
             ..request()
-        });
+        };
         assert!(matches!(
-            rejected,
+            operation(&request),
             Err(Rejection::TooManyItems {
                 items: "entities",
                 limit: 2

@@ -16,38 +16,27 @@ pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static
         pb::Decision::Deny => Decision::Deny,
         pb::Decision::Unspecified => return Err("it has no decision"),
     };
+    let determining = response.determining_policies.iter();
+    let errors = response.errors.into_iter().map(|error| PolicyError {
+        policy: PolicyId::new(&error.policy_id),
+        message: error.message,
+    });
     Ok(Answer {
         decision,
         diagnostics: Diagnostics {
-            determining: response
-                .determining_policies
-                .iter()
-                .map(|id| PolicyId::new(id))
-                .collect(),
-            errors: response
-                .errors
-                .into_iter()
-                .map(|error| PolicyError {
-                    policy: PolicyId::new(&error.policy_id),
-                    message: error.message,
-                })
-                .collect(),
+            determining: determining.map(|id| PolicyId::new(id)).collect(),
+            errors: errors.collect(),
         },
         revision: Revision::from_text(&response.revision).ok_or("its revision is not a digest")?,
-        explanation: response
-            .explanation
-            .map(|explanation| Box::new(self::explanation(explanation))),
+        explanation: (response.explanation).map(|sent| Box::new(explanation(sent))),
     })
 }
 
 fn explanation(sent: pb::Explanation) -> Explanation {
+    let unsatisfied = sent.unsatisfied.into_iter();
     Explanation {
         determining: sent.determining.into_iter().map(explained_policy).collect(),
-        unsatisfied: sent
-            .unsatisfied
-            .into_iter()
-            .map(unsatisfied_permit)
-            .collect(),
+        unsatisfied: unsatisfied.map(unsatisfied_permit).collect(),
         unsatisfied_total: usize::try_from(sent.unsatisfied_total).unwrap_or(usize::MAX),
     }
 }

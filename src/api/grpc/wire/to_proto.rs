@@ -1,15 +1,13 @@
 //! Converts answers, statuses, diagnostics and the command line's queries to messages.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use crate::api::grpc::pb;
 use crate::engine::cache::CacheMetrics;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::explanation::{
-    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
-    UnsatisfiedPermit,
+    ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
 };
 use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use crate::pdp::snapshot::PolicySummary;
@@ -49,67 +47,44 @@ pub(crate) fn answer(answer: &Answer) -> pb::AuthorizeResponse {
 }
 
 fn explanation(explanation: &Explanation) -> pb::Explanation {
-    let Explanation {
-        determining,
-        unsatisfied,
-        unsatisfied_total,
-    } = explanation;
+    let unsatisfied = explanation.unsatisfied.iter();
     pb::Explanation {
-        determining: determining.iter().map(explained_policy).collect(),
-        unsatisfied: unsatisfied.iter().map(unsatisfied_permit).collect(),
-        unsatisfied_total: *unsatisfied_total as u64,
+        determining: (explanation.determining.iter().map(explained_policy)).collect(),
+        unsatisfied: unsatisfied.map(unsatisfied_permit).collect(),
+        unsatisfied_total: explanation.unsatisfied_total as u64,
     }
 }
 
 fn explained_policy(policy: &ExplainedPolicy) -> pb::ExplainedPolicy {
-    let ExplainedPolicy {
-        policy,
-        template,
-        effect,
-        annotations,
-        place,
-    } = policy;
+    let template_id = policy.template.as_ref().map(ToString::to_string);
     pb::ExplainedPolicy {
-        policy_id: policy.to_string(),
-        effect: match effect {
+        policy_id: policy.policy.to_string(),
+        effect: match policy.effect {
             Effect::Permit => pb::Effect::Permit,
             Effect::Forbid => pb::Effect::Forbid,
         }
         .into(),
-        annotations: annotations.iter().cloned().collect(),
-        position: Some(source_position(place)),
-        template_id: template
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        annotations: policy.annotations.iter().cloned().collect(),
+        position: Some(source_position(&policy.place)),
+        template_id: template_id.unwrap_or_default(),
     }
 }
 
 fn unsatisfied_permit(permit: &UnsatisfiedPermit) -> pb::UnsatisfiedPermit {
-    let UnsatisfiedPermit {
-        policy,
-        clause,
-        outcome,
-    } = permit;
-    let Clause {
-        kind,
-        text,
-        operand,
-        place,
-    } = clause;
+    let clause = &permit.clause;
     pb::UnsatisfiedPermit {
-        policy: Some(explained_policy(policy)),
+        policy: Some(explained_policy(&permit.policy)),
         clause: Some(pb::ConditionClause {
-            kind: match kind {
+            kind: match clause.kind {
                 ClauseKind::When => pb::condition_clause::Kind::When,
                 ClauseKind::Unless => pb::condition_clause::Kind::Unless,
             }
             .into(),
-            text: text.clone(),
-            operand: operand.clone(),
-            position: Some(source_position(place)),
+            text: clause.text.clone(),
+            operand: clause.operand.clone(),
+            position: Some(source_position(&clause.place)),
         }),
-        error: match outcome {
+        error: match &permit.outcome {
             ClauseOutcome::NotSatisfied => String::new(),
             ClauseOutcome::Failed(message) => message.clone(),
         },
@@ -145,16 +120,12 @@ pub(crate) fn diagnostic(diagnostic: &Diagnostic) -> pb::Diagnostic {
 }
 
 pub(crate) fn policy_summary(summary: PolicySummary<'_>) -> pb::PolicySummary {
-    let PolicySummary {
-        id,
-        place,
-        template,
-    } = summary;
+    let template_id = summary.template.map(ToString::to_string);
     pb::PolicySummary {
-        id: id.to_string(),
-        file: place.file.clone(),
-        line: line_and_column(place.position).0,
-        template_id: template.map(ToString::to_string).unwrap_or_default(),
+        id: summary.id.to_string(),
+        file: summary.place.file.clone(),
+        line: line_and_column(summary.place.position).0,
+        template_id: template_id.unwrap_or_default(),
     }
 }
 
@@ -165,22 +136,18 @@ pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
         warnings,
         reloads: _,
     } = status;
-    let counts = loaded
-        .as_ref()
-        .map(|loaded| loaded.counts)
-        .unwrap_or_default();
+    let loaded = loaded.as_ref();
+    let counts = loaded.map(|loaded| loaded.counts).unwrap_or_default();
+    let revision = loaded.map(|loaded| loaded.revision.to_string());
     pb::StoreStatus {
-        revision: loaded
-            .as_ref()
-            .map(|loaded| loaded.revision.to_string())
-            .unwrap_or_default(),
-        loaded_at: loaded.as_ref().map(|loaded| timestamp(loaded.at)),
+        revision: revision.unwrap_or_default(),
+        loaded_at: loaded.map(|loaded| loaded.at.into()),
         policies: counts.policies as u64,
         templates: counts.templates as u64,
         links: counts.links as u64,
         entities: counts.entities as u64,
         refused: rejected.as_ref().map(|rejected| pb::RefusedReload {
-            at: Some(timestamp(rejected.at)),
+            at: Some(rejected.at.into()),
             diagnostics: rejected.diagnostics.iter().map(diagnostic).collect(),
             total: rejected.total as u64,
         }),
@@ -189,42 +156,25 @@ pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
 }
 
 pub(crate) fn reload_counts(counts: ReloadCounts) -> pb::ReloadCounts {
-    let ReloadCounts {
-        reloaded,
-        unchanged,
-        rejected,
-        held_back,
-    } = counts;
     pb::ReloadCounts {
-        reloaded,
-        unchanged,
-        refused: rejected,
-        held_back,
+        reloaded: counts.reloaded,
+        unchanged: counts.unchanged,
+        refused: counts.rejected,
+        held_back: counts.held_back,
     }
 }
 
 /// Converts the cache's metrics; all are zero if the cache is off.
 pub(crate) fn cache_metrics(metrics: Option<CacheMetrics>) -> pb::CacheFigures {
-    let CacheMetrics {
-        hits,
-        misses,
-        evictions,
-        entries,
-        bytes,
-        capacity_bytes,
-    } = metrics.unwrap_or_default();
+    let metrics = metrics.unwrap_or_default();
     pb::CacheFigures {
-        hits,
-        misses,
-        evictions,
-        entries,
-        bytes,
-        capacity_bytes,
+        hits: metrics.hits,
+        misses: metrics.misses,
+        evictions: metrics.evictions,
+        entries: metrics.entries,
+        bytes: metrics.bytes,
+        capacity_bytes: metrics.capacity_bytes,
     }
-}
-
-fn timestamp(at: SystemTime) -> prost_types::Timestamp {
-    at.into()
 }
 
 /// Converts `query` to a request.
@@ -244,23 +194,17 @@ pub(crate) fn request(query: &Query) -> pb::AuthorizeRequest {
         action: Some(uid(action)),
         resource: Some(uid(resource)),
         context: fields(context),
-        entities: entities
-            .iter()
-            .map(
-                |RequestEntity {
-                     uid: own,
-                     attributes,
-                     parents,
-                     tags,
-                 }| pb::Entity {
-                    uid: Some(uid(own)),
-                    attributes: fields(attributes),
-                    parents: parents.iter().map(uid).collect(),
-                    tags: fields(tags),
-                },
-            )
-            .collect(),
+        entities: entities.iter().map(entity).collect(),
         explain: *explain,
+    }
+}
+
+fn entity(entity: &RequestEntity) -> pb::Entity {
+    pb::Entity {
+        uid: Some(uid(&entity.uid)),
+        attributes: fields(&entity.attributes),
+        parents: entity.parents.iter().map(uid).collect(),
+        tags: fields(&entity.tags),
     }
 }
 

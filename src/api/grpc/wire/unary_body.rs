@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 use prost::bytes::Bytes;
 
@@ -36,7 +37,7 @@ pub(crate) async fn read(
     memory: &MemoryBudget,
 ) -> Result<Bytes, UnreadBody> {
     let mut read = VecDeque::new();
-    if let Some(first) = next(&mut body).await {
+    if let Some(first) = body.frame().await {
         match first.map(Frame::into_data) {
             Ok(Ok(bytes)) if is_message(&bytes, max_bytes) => {
                 // Some callers send the end of the stream in a separate frame.
@@ -82,29 +83,6 @@ fn is_message(bytes: &[u8], max_bytes: usize) -> bool {
     *compressed == 0
         && message.len() <= max_bytes
         && u32::try_from(message.len()).is_ok_and(|len| len.to_be_bytes() == *length)
-}
-
-async fn next(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {
-    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
-}
-
-/// The body that holds one message with its prefix; `None` once it was read.
-pub(crate) struct WholeBody(pub(crate) Option<Bytes>);
-
-impl HttpBody for WholeBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
 }
 
 impl HttpBody for PartialBody {

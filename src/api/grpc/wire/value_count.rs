@@ -9,59 +9,37 @@ use crate::api::decision::rejection::Rejection;
 /// A message type that can contain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MessageKind {
-    /// `AuthorizeRequest`.
     Request,
-    /// `StreamAuthorizeRequest`.
     StreamItem,
     /// An entry of a map of values.
     Entry,
-    /// `Value`.
     Value,
-    /// `ValueList`.
     Set,
-    /// `ValueRecord`.
     Record,
-    /// `Entity`.
     Entity,
-}
-
-/// The meaning of a field for the count.
-enum FieldKind {
-    /// A message that is not counted itself.
-    Container(MessageKind),
-    /// A counted value, and the message that it is.
-    Value(Option<MessageKind>),
-    /// A field that is not counted: if it is repeated, prost keeps only one.
-    Other,
 }
 
 /// Most nested messages. prost rejects more than 100.
 const MAX_DEPTH: usize = 200;
 
 impl MessageKind {
-    fn field(self, number: u64) -> FieldKind {
+    /// Returns whether the field is a counted value, and which message it is if that can contain
+    /// values.
+    fn field(self, number: u64) -> (bool, Option<Self>) {
         match (self, number) {
-            (Self::StreamItem, 2) => FieldKind::Container(Self::Request),
+            (Self::StreamItem, 2) => (false, Some(Self::Request)),
             (Self::Request, 5) | (Self::Entity, 2 | 4) | (Self::Record, 1) => {
-                FieldKind::Value(Some(Self::Entry))
+                (true, Some(Self::Entry))
             }
-            (Self::Request, 6) => FieldKind::Value(Some(Self::Entity)),
+            (Self::Request, 6) => (true, Some(Self::Entity)),
             // A parent, which is counted but contains no values.
-            (Self::Entity, 3) => FieldKind::Value(None),
-            (Self::Set, 1) => FieldKind::Value(Some(Self::Value)),
-            (Self::Entry, 2) => FieldKind::Container(Self::Value),
-            (Self::Value, 5) => FieldKind::Container(Self::Set),
-            (Self::Value, 6) => FieldKind::Container(Self::Record),
-            (
-                Self::Request
-                | Self::StreamItem
-                | Self::Entry
-                | Self::Value
-                | Self::Set
-                | Self::Record
-                | Self::Entity,
-                _,
-            ) => FieldKind::Other,
+            (Self::Entity, 3) => (true, None),
+            (Self::Set, 1) => (true, Some(Self::Value)),
+            (Self::Entry, 2) => (false, Some(Self::Value)),
+            (Self::Value, 5) => (false, Some(Self::Set)),
+            (Self::Value, 6) => (false, Some(Self::Record)),
+            // If another field is repeated, prost keeps only one.
+            _ => (false, None),
         }
     }
 }
@@ -82,14 +60,8 @@ pub(crate) fn check(message: &[u8], kind: MessageKind, limit: usize) -> Result<(
             open.pop();
             continue;
         };
-        let nested = match kind.field(number) {
-            FieldKind::Container(nested) => Some(nested),
-            FieldKind::Value(nested) => {
-                count += 1;
-                nested
-            }
-            FieldKind::Other => None,
-        };
+        let (is_value, nested) = kind.field(number);
+        count += usize::from(is_value);
         if count > limit {
             return Err(Rejection::TooManyItems {
                 items: "attributes, members, entities and parents in one request",

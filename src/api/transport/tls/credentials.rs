@@ -12,7 +12,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 
-use super::error::TlsError;
+use super::TlsError;
 use crate::config::api::{ClientCertificates, TlsSettings};
 use crate::watch::files::FileReader;
 
@@ -21,21 +21,11 @@ pub(super) type BaseConfig = ConfigBuilder<ServerConfig, WantsVerifier>;
 
 /// The content of all files. An unreadable file does not affect the others.
 pub(super) struct FileTexts {
-    pub(super) pair: Result<PairText, TlsError>,
-    /// `None` if client certificates are not requested.
-    pub(super) authorities: Option<Result<AuthoritiesText, TlsError>>,
-}
-
-/// The content of the certificate and key files.
-pub(super) struct PairText {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-}
-
-/// The content of the file of client CA certificates.
-pub(super) struct AuthoritiesText {
-    file: PathBuf,
-    text: Vec<u8>,
+    /// The certificate and its key.
+    pub(super) pair: Result<(Vec<u8>, Vec<u8>), TlsError>,
+    /// The client CA certificates, with their file; `None` if client certificates are not
+    /// requested.
+    pub(super) authorities: Option<Result<(PathBuf, Vec<u8>), TlsError>>,
 }
 
 /// The server's certificate chain with its private key.
@@ -71,15 +61,14 @@ impl KeyPair {
         self.key.cert == other.key.cert
     }
 
-    /// Parses the certificate and its key.
     pub(super) fn parse(
         settings: &TlsSettings,
         base: &BaseConfig,
-        text: &PairText,
+        (certificate, key): &(Vec<u8>, Vec<u8>),
     ) -> Result<Self, TlsError> {
-        let chain = parse_certificates(&settings.certificate, &text.certificate)?;
+        let chain = parse_certificates(&settings.certificate, certificate)?;
         let validity = chain_validity(&settings.certificate, &chain)?;
-        let key = PrivateKeyDer::from_pem_slice(&text.key).map_err(|error| TlsError::Pem {
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::Pem {
             file: settings.key.clone(),
             expected: "a private key",
             reason: error.to_string(),
@@ -98,9 +87,8 @@ impl Authorities {
     pub(super) fn parse(
         settings: &TlsSettings,
         base: &BaseConfig,
-        text: &AuthoritiesText,
+        (file, text): &(PathBuf, Vec<u8>),
     ) -> Result<Self, TlsError> {
-        let AuthoritiesText { file, text } = text;
         let unusable = |reason: String| TlsError::Authorities {
             file: file.clone(),
             reason,
@@ -125,7 +113,6 @@ impl Authorities {
     }
 }
 
-/// Reads all files that `settings` name.
 pub(super) fn read(settings: &TlsSettings, reader: &mut FileReader) -> FileTexts {
     // Every file is read even if another one fails: only files that were read are watched.
     let certificate = reader.read(&settings.certificate);
@@ -134,21 +121,11 @@ pub(super) fn read(settings: &TlsSettings, reader: &mut FileReader) -> FileTexts
         ClientCertificates::None => None,
         ClientCertificates::Optional(file) | ClientCertificates::Required(file) => Some(file),
     };
-    let authorities = authorities.map(|file| {
-        Ok(AuthoritiesText {
-            file: file.clone(),
-            text: reader.read(file)?,
-        })
-    });
-    let pair = || {
-        Ok(PairText {
-            certificate: certificate?,
-            key: key?,
-        })
-    };
     FileTexts {
-        pair: pair(),
-        authorities,
+        pair: certificate
+            .and_then(|certificate| Ok((certificate, key?)))
+            .map_err(TlsError::from),
+        authorities: authorities.map(|file| Ok((file.clone(), reader.read(file)?))),
     }
 }
 
@@ -168,7 +145,6 @@ fn unusable_pair(settings: &TlsSettings, error: &rustls::Error) -> TlsError {
     }
 }
 
-/// Builds the configuration of handshakes.
 pub(super) fn server_config(
     base: &BaseConfig,
     pair: &KeyPair,

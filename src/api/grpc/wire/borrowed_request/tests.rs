@@ -6,7 +6,6 @@ use std::sync::Arc;
 use prost::Message as _;
 
 use super::*;
-use crate::api::decision::question::{OwnedCredential, OwnedQuestion, Parsed as _};
 use crate::api::grpc::pb;
 use crate::api::grpc::wire::codec;
 use crate::api::grpc::wire::from_proto;
@@ -143,11 +142,11 @@ impl Random {
 }
 
 /// Parses `message` by prost; `None` if it is faulty.
-fn decoded(message: &[u8], rules: &RequestRules) -> Option<OwnedQuestion> {
+fn decoded(message: &[u8], rules: &RequestRules) -> Option<pb::AuthorizeRequest> {
     let request: pb::AuthorizeRequest = codec::decode(message).ok()?;
-    let question = from_proto::question(request, rules);
-    let faulty = matches!(&question.credential, OwnedCredential::Principal(Err(_)));
-    (!faulty && question.operation.is_ok()).then_some(question)
+    let question = from_proto::question(&request, rules);
+    let faulty = matches!(&question.credential, Credential::Principal(Err(_)));
+    (!faulty && question.operation.is_ok()).then_some(request)
 }
 
 /// Returns whether `message` was read in place, and checks that prost reads the same.
@@ -168,10 +167,9 @@ fn check(message: &[u8], rules: &RequestRules) -> bool {
         let query = operation.query((&principal).into(), Some(&claimed), question.explain);
         query.to_query()
     };
-    decoded.with_question(|decoded| {
-        assert_eq!(read.credential, decoded.credential, "{message:02x?}");
-        assert_eq!(query(read), query(decoded), "{message:02x?}");
-    });
+    let decoded = from_proto::question(&decoded, rules);
+    assert_eq!(read.credential, decoded.credential, "{message:02x?}");
+    assert_eq!(query(read), query(decoded), "{message:02x?}");
     true
 }
 
