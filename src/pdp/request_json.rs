@@ -228,10 +228,10 @@ mod tests {
             "tags": ["x", 1, {"y": true}]
         }"#;
         let context = context(json, &Uid::new("Action", "read"), None).unwrap();
-        let fields: BTreeMap<&str, &Value> = context.iter().collect();
-        assert_eq!(fields["amount"], &Value::Decimal("12.50".to_owned()));
-        assert_eq!(fields["team"], &Value::Entity(Uid::new("Team", "a")));
-        assert!(matches!(fields["tags"], Value::Set(members) if members.len() == 3));
+        let fields: BTreeMap<String, Value> = context.iter().cloned().collect();
+        assert_eq!(fields["amount"], Value::Decimal("12.50".to_owned()));
+        assert_eq!(fields["team"], Value::Entity(Uid::new("Team", "a")));
+        assert!(matches!(&fields["tags"], Value::Set(members) if members.len() == 3));
     }
 
     #[test]

@@ -107,9 +107,7 @@ fn fields(sent: BTreeMap<String, pb::Value>, rules: &RequestRules) -> FieldResul
 fn value(sent: pb::Value, rules: &RequestRules, depth: usize) -> FieldResult<Value> {
     use pb::value::Kind;
     if depth > rules.max_value_depth {
-        return Err(InvalidQuery::here(Problem::TooDeep {
-            limit: rules.max_value_depth,
-        }));
+        return Err(InvalidQuery::here(Problem::TooDeep(rules.max_value_depth)));
     }
     Ok(
         match sent
