@@ -8,7 +8,7 @@ use cedar_policy_core::extensions::Extensions;
 use super::bind::{BoundQuery, Candidate, bind};
 use super::explain::explain;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
-use crate::pdp::compile::stored_entities::StoredEntities;
+use crate::pdp::compile::entities::StoredEntities;
 use crate::pdp::entities::store::EntityStore;
 use crate::pdp::id::PolicyId;
 use crate::pdp::policies::policy::{Condition, Rule};
@@ -65,7 +65,7 @@ pub fn authorize_with_entities(
     entities: &StoredEntities,
     query: &Query,
 ) -> Result<Answer, NoAnswer> {
-    authorize_on(snapshot, entities.store(), query).map(|decided| decided.answer)
+    authorize_on(snapshot, &entities.0, query).map(|decided| decided.answer)
 }
 
 /// Returns the number of policies whose scope matches `query`, and so are evaluated for it.

@@ -13,8 +13,7 @@ use crate::pdp::explanation::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MAX_UNSATISFIED,
     Place, UnsatisfiedPermit,
 };
-use crate::pdp::policies::conjunction::operands;
-use crate::pdp::policies::policy::Rule;
+use crate::pdp::policies::policy::{Rule, operands};
 use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::scanner;
 use crate::pdp::values::bounded_text;
