@@ -32,8 +32,8 @@ mod workers;
 
 pub use analysis::advice::advice;
 pub use answer::NoAnswer;
+pub use compile::entities::StoredEntities;
 pub use compile::findings::CompileError;
-pub use compile::stored_entities::StoredEntities;
 pub use compile::{Compiled, compile, compile_from};
 pub use entities::hierarchy::MAX_ANCESTORS;
 pub use entities::overlay::MAX_REQUEST_HIERARCHY_STEPS;

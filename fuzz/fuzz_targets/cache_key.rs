@@ -171,11 +171,12 @@ fn equal_fields(
     other: &Record,
     equal: impl Fn(&str, &Value, &Value) -> bool,
 ) -> bool {
-    let other: BTreeMap<&str, &Value> = other.iter().collect();
+    let other = other.iter().map(|(name, value)| (name.as_str(), value));
+    let other: BTreeMap<&str, &Value> = other.collect();
     one.len() == other.len()
         && one.iter().all(|(name, value)| {
             other
-                .get(name)
+                .get(name.as_str())
                 .is_some_and(|other| equal(name, value, other))
         })
 }

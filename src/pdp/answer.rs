@@ -58,31 +58,23 @@ pub struct Answer {
 
 /// An error that leaves a query without an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the variants are")]
 pub enum NoAnswer {
-    /// The query is malformed or does not conform to the schema.
     #[error(transparent)]
     Invalid(#[from] InvalidQuery),
     /// The token's principal is not stored, and the issuer's mapping requires that it is.
     #[error("the token's principal is not among the stored entities")]
     UnknownPrincipal,
-    /// More policies match the query's scope than one request may evaluate.
     #[error(
         "more than {limit} policies match this principal, action and resource; `max_candidates` \
          allows no more"
     )]
-    TooManyPolicies {
-        /// Most policies that may match.
-        limit: usize,
-    },
-    /// The matching policies look up too many entities, or take too many steps to reach them.
+    TooManyPolicies { limit: usize },
     #[error(
         "the policies that match look up more than {limit} entities, or take more than \
          {MAX_LOOKUP_STEPS} steps to reach them"
     )]
-    TooManyEntities {
-        /// Most entities that may be looked up.
-        limit: usize,
-    },
+    TooManyEntities { limit: usize },
 }
 
 impl NoAnswer {

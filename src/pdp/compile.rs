@@ -5,21 +5,20 @@
 //! Results by file are kept beside the snapshot, for the next compilation to reuse.
 
 pub(in crate::pdp) mod combine;
-mod entities;
+pub(in crate::pdp) mod entities;
 mod entity_json;
 pub(in crate::pdp) mod findings;
-mod json_text;
 mod policies;
 mod reuse;
 mod rule_set;
 mod rule_table;
 mod schema;
 pub(in crate::pdp) mod stack;
-pub(in crate::pdp) mod stored_entities;
 mod validator;
 
 use std::sync::Arc;
 
+use cedar_policy::Schema;
 use cedar_policy_core::validator::ValidatorSchema;
 
 use super::diagnostic::Diagnostic;
@@ -37,7 +36,7 @@ use entities::EntityReader;
 use findings::{CompileError, DiagnosticSink};
 use reuse::{ByFile, Reusable};
 use rule_table::{PAUSE_INTERVAL, RuleTable, RuleTableBuilder};
-use schema::SchemaFiles;
+use schema::InvalidSchema;
 use stack::COMPILE_STACK_BYTES;
 use validator::PolicyValidator;
 
@@ -112,14 +111,10 @@ struct Compilation<'a> {
 
 impl<'a> Compilation<'a> {
     fn run(mut self) -> Result<(Snapshot, Reusable), CompileError> {
-        for diagnostic in self
-            .sources
-            .problems()
-            .iter()
-            .chain(self.sources.warnings())
-        {
-            self.diagnostics.add(diagnostic.clone());
-        }
+        let found = self.sources.problems().iter();
+        self.diagnostics
+            .0
+            .extend(found.chain(self.sources.warnings()).cloned());
         let schema_files = self.schema_files();
         // Results under another schema cannot be reused.
         let reusable = self
@@ -127,16 +122,16 @@ impl<'a> Compilation<'a> {
             .map(|previous| &previous.reusable)
             .filter(|reusable| reusable.schema_files == schema_files);
         let schema = match reusable {
-            Some(reusable) => SchemaFiles::from(reusable.schema.clone()),
+            Some(reusable) => Ok(reusable.schema.clone()),
             None => schema::read(self.sources, &mut self.diagnostics),
         };
         let previous_interner = self.reusable_interner(reusable);
         let keeps_ids = previous_interner.is_some();
         let interner = previous_interner.unwrap_or_default();
         let (mut entities, segments) = self
-            .read_entities(&schema, reusable, interner)
+            .read_entities(schema.as_ref(), reusable, interner)
             .unwrap_or_default();
-        let schema = schema.valid();
+        let schema = schema.ok().flatten();
         let (rule_table, policies) = RuleTableBuilder {
             validator: PolicyValidator {
                 schema: schema.as_deref(),
@@ -155,14 +150,13 @@ impl<'a> Compilation<'a> {
             schema,
             schema_files,
             policies,
-            links: Arc::clone(&rule_table.links),
+            links: Arc::clone(&rule_table.combined.links),
             entities: segments,
         };
         let snapshot = self.finish(rule_table, entities, &reusable)?;
         Ok((snapshot, reusable))
     }
 
-    /// Returns path and digest of each schema file.
     fn schema_files(&self) -> Vec<(String, ContentDigest)> {
         let files = self.sources.files().iter();
         files
@@ -183,21 +177,18 @@ impl<'a> Compilation<'a> {
     /// Reads the stored entities; returns `None` when there are errors.
     fn read_entities(
         &mut self,
-        schema: &SchemaFiles,
+        schema: Result<&Option<Arc<Schema>>, &InvalidSchema>,
         reusable: Option<&Reusable>,
         interner: Arc<UidInterner>,
     ) -> Option<(EntityStore, ByFile<Segment>)> {
-        let schema: Option<&ValidatorSchema> = match schema {
-            SchemaFiles::None => None,
-            SchemaFiles::Valid(schema) => Some(schema.as_ref().as_ref()),
+        let Ok(schema) = schema else {
             // Without a valid schema, entities can be neither accepted nor rejected.
-            SchemaFiles::Invalid => {
-                for file in self.sources.of_kind(FileKind::Entities) {
-                    entities::check_syntax(file, &mut self.diagnostics);
-                }
-                return None;
+            for file in self.sources.of_kind(FileKind::Entities) {
+                entities::check_syntax(file, &mut self.diagnostics);
             }
+            return None;
         };
+        let schema = schema.as_ref().map(|schema| schema.as_ref().as_ref());
         let previous = self.previous.map(|previous| &previous.snapshot.entities);
         EntityReader::new(schema).read_all(
             self.sources,
@@ -214,19 +205,14 @@ impl<'a> Compilation<'a> {
             return;
         }
         if rule_table.rules.is_empty() {
-            self.diagnostics.add(Diagnostic::warning(
-                "",
-                "there is no policy: every request is denied",
-            ));
+            let message = "there is no policy: every request is denied";
+            self.diagnostics.add(Diagnostic::warning("", message));
         }
         if !has_schema && self.settings.validation != Validation::Off {
-            self.diagnostics.add(
-                Diagnostic::warning(
-                    "",
-                    "there is no schema: neither policies nor requests are validated",
-                )
-                .with_help("add a `*.cedarschema` file, or set `--validation off`"),
-            );
+            let message = "there is no schema: neither policies nor requests are validated";
+            let help = "add a `*.cedarschema` file, or set `--validation off`";
+            self.diagnostics
+                .add(Diagnostic::warning("", message).with_help(help));
         }
     }
 
@@ -235,36 +221,29 @@ impl<'a> Compilation<'a> {
         let bytes = rule_table.total_bytes() + entities.bytes();
         let limit = self.settings.max_store_bytes;
         if bytes as u64 > limit {
-            self.diagnostics.add(
-                Diagnostic::error(
-                    "",
-                    format!("policies and entities take {bytes} bytes, and {limit} are allowed"),
-                )
-                .with_help("raise `--max-store-bytes`, if the machine has the memory"),
-            );
+            let message =
+                format!("policies and entities take {bytes} bytes, and {limit} are allowed");
+            let help = "raise `--max-store-bytes`, if the machine has the memory";
+            self.diagnostics
+                .add(Diagnostic::error("", message).with_help(help));
         }
         // One request can match the largest bucket and all policies without constraints.
-        let (largest, unconstrained) = (
-            rule_table.index.longest_list(),
-            rule_table.index.unconstrained(),
-        );
+        let index = &rule_table.index;
+        let (largest, unconstrained) = (&index.longest, &index.unconstrained);
         let count = largest.len() + unconstrained.len();
         let limit = self.settings.max_candidates;
         if count > limit
             && let Some(first) = largest.iter().chain(unconstrained).next()
             && let Some(first) = rule_table.rules.get(*first as usize)
         {
-            self.diagnostics.add(
-                Diagnostic::warning(
-                    first.file.as_ref(),
-                    format!(
-                        "{count} policies, `{}` among them, may match one and the same request, \
-                         which is rejected when more than {limit} do",
-                        first.id,
-                    ),
-                )
-                .with_help("narrow their scopes, or raise `--max-candidates`"),
+            let message = format!(
+                "{count} policies, `{}` among them, may match one and the same request, which is \
+                 rejected when more than {limit} do",
+                first.id,
             );
+            let diagnostic = Diagnostic::warning(first.file.as_ref(), message);
+            let help = "narrow their scopes, or raise `--max-candidates`";
+            self.diagnostics.add(diagnostic.with_help(help));
         }
     }
 
@@ -275,13 +254,9 @@ impl<'a> Compilation<'a> {
         entities: EntityStore,
         reusable: &Reusable,
     ) -> Result<Snapshot, CompileError> {
-        let revision = self.sources.revision();
-        if let Err(error) = &revision {
-            self.diagnostics
-                .add(Diagnostic::error("", error.to_string()));
-        }
+        let revision = self.diagnostics.ok("", self.sources.revision());
         let (errors, warnings) = self.diagnostics.sorted();
-        let (Ok(revision), true) = (revision, errors.is_empty()) else {
+        let (Some(revision), true) = (revision, errors.is_empty()) else {
             return Err(CompileError { errors, warnings });
         };
         let schema = reusable.schema.as_deref();
@@ -301,7 +276,7 @@ impl<'a> Compilation<'a> {
                 &rule_table.index,
                 &entities,
             ),
-            policies_per_file: rule_table.policies_per_file,
+            policies_per_file: rule_table.combined.per_file,
             index: rule_table.index,
             rules: rule_table.rules,
             schema,
@@ -310,13 +285,12 @@ impl<'a> Compilation<'a> {
     }
 }
 
-/// Counts policies, templates, links and entities.
 fn counts(
     rule_table: &RuleTable,
     entities: &EntityStore,
     schema: Option<&ValidatorSchema>,
 ) -> Counts {
-    let links = rule_table.links.rule_set.rules.len();
+    let links = rule_table.combined.links.rule_set.rules.len();
     let schema_actions = schema.into_iter().flat_map(ValidatorSchema::action_ids);
     let stored_schema_actions = schema_actions.filter(|action| {
         let uid = entities.interner.find_uid(action.name());
@@ -324,7 +298,7 @@ fn counts(
     });
     Counts {
         policies: rule_table.rules.len() - links,
-        templates: rule_table.templates,
+        templates: rule_table.combined.templates,
         links,
         entities: entities.len() - stored_schema_actions.count(),
     }

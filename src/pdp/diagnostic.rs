@@ -39,19 +39,11 @@ impl Position {
     /// Costs a scan of the text before the offset.
     #[must_use]
     pub fn of(text: &str, offset: usize) -> Self {
-        let mut end = offset.min(text.len());
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
+        let end = text.floor_char_boundary(offset);
         let before = text.get(..end).unwrap_or(text);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        let column = before
-            .rsplit('\n')
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .count()
-            + 1;
+        let last_line = before.rsplit('\n').next().unwrap_or_default();
+        let column = last_line.chars().count() + 1;
         Self {
             line: u32::try_from(line).unwrap_or(u32::MAX),
             column: u32::try_from(column).unwrap_or(u32::MAX),
@@ -73,18 +65,12 @@ impl LineStarts {
     /// Returns the position of byte `offset` in `text`, the scanned text.
     pub(super) fn position(&self, text: &str, offset: usize) -> Position {
         let line = self.0.partition_point(|start| *start <= offset);
-        let start = line
-            .checked_sub(1)
-            .and_then(|line| self.0.get(line))
-            .copied()
-            .unwrap_or(0);
-        let within = Position::of(
-            text.get(start..).unwrap_or_default(),
-            offset.saturating_sub(start),
-        );
+        let start = line.checked_sub(1).and_then(|line| self.0.get(line));
+        let start = start.copied().unwrap_or(0);
+        let rest = text.get(start..).unwrap_or_default();
         Position {
             line: u32::try_from(line).unwrap_or(u32::MAX),
-            column: within.column,
+            column: Position::of(rest, offset.saturating_sub(start)).column,
         }
     }
 
@@ -209,14 +195,8 @@ impl Diagnostic {
 /// The renderer scans its whole source for each diagnostic; one line keeps that short, however
 /// large the file.
 fn first_line(text: &str, span: &Range<usize>) -> (String, Range<usize>, usize) {
-    let clamp = |mut offset: usize| {
-        offset = offset.min(text.len());
-        while !text.is_char_boundary(offset) {
-            offset -= 1;
-        }
-        offset
-    };
-    let (start, end) = (clamp(span.start), clamp(span.end.max(span.start)));
+    let start = text.floor_char_boundary(span.start);
+    let end = text.floor_char_boundary(span.end.max(span.start));
     let (before, after) = text.split_at_checked(start).unwrap_or((text, ""));
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     let line_end = after

@@ -1,7 +1,6 @@
 //! Policies in a snapshot: a scope index, with conditions as bytecode and as read sets.
 
 pub(in crate::pdp) mod bytecode;
-pub(in crate::pdp) mod conjunction;
 pub(in crate::pdp) mod context_reads;
 pub(in crate::pdp) mod cursor;
 pub(in crate::pdp) mod index;

@@ -11,14 +11,12 @@ use cedar_policy_core::entities::{EntityJsonParser, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::CoreSchema;
 use serde_json::value::RawValue;
+use smol_str::SmolStr;
 
-use super::compile;
-use super::compile::stored_entities::StoredEntities;
-use super::diagnostic::Diagnostic;
+pub use super::compile::entities::stored_entities;
 use super::query::{Record, RequestEntity, Uid, Value};
 use super::settings::Validation;
 use super::snapshot::Snapshot;
-use super::sources::SourceFile;
 use super::sources::scanner::{self, Language};
 use super::values::{TypeNames, plain_uid, with_causes};
 
@@ -63,12 +61,11 @@ pub fn context(json: &str, action: &Uid, snapshot: Option<&Snapshot>) -> Result<
         .map_err(|error| JsonError::Malformed(format!("action: {error}")))?;
     let parsed = Context::from_json_str(json, schema.as_ref().map(|schema| (schema, &action)))
         .map_err(|error| JsonError::Malformed(with_causes(&error)))?;
-    let fields = parsed
-        .into_iter()
-        .map(|(name, expr)| Ok((name, expr_value(expr.as_ref().as_ref())?)));
-    Ok(fields
-        .collect::<Result<BTreeMap<_, _>, JsonError>>()?
-        .into())
+    match parsed.as_ref() {
+        ast::Context::Value(fields) => plain_record(fields.iter()),
+        // It contains an unknown.
+        ast::Context::RestrictedResidual(_) => Err(JsonError::NotSendable(parsed.to_string())),
+    }
 }
 
 /// Parses the entities of a request: an array in Cedar's JSON entity format.
@@ -108,27 +105,23 @@ pub fn request_entities(
         .collect()
 }
 
-/// Reads entities that replace a snapshot's stored ones, in Cedar's JSON entity format.
-///
-/// # Errors
-///
-/// All diagnostics about `file`.
-pub fn stored_entities(
-    file: &SourceFile,
-    snapshot: &Snapshot,
-) -> Result<StoredEntities, Vec<Diagnostic>> {
-    compile::stored_entities::stored_entities(file, snapshot)
-}
-
 /// Converts attributes or tags to plain values.
 fn plain_fields<'a>(
-    fields: impl Iterator<Item = (&'a smol_str::SmolStr, &'a PartialValue)>,
+    fields: impl Iterator<Item = (&'a SmolStr, &'a PartialValue)>,
+) -> Result<Record, JsonError> {
+    let fields = fields.map(|(name, value)| match value {
+        PartialValue::Value(value) => Ok((name, value)),
+        PartialValue::Residual(residual) => Err(JsonError::NotSendable(residual.to_string())),
+    });
+    plain_record(fields.collect::<Result<Vec<_>, _>>()?.into_iter())
+}
+
+/// Converts the fields of a record to plain values.
+fn plain_record<'a>(
+    fields: impl Iterator<Item = (&'a SmolStr, &'a ast::Value)>,
 ) -> Result<Record, JsonError> {
     fields
-        .map(|(name, value)| match value {
-            PartialValue::Value(value) => Ok((name.to_string(), plain_value(value)?)),
-            PartialValue::Residual(residual) => Err(JsonError::NotSendable(residual.to_string())),
-        })
+        .map(|(name, value)| Ok((name.to_string(), plain_value(value)?)))
         .collect::<Result<BTreeMap<_, _>, _>>()
         .map(Record::from)
 }
@@ -136,83 +129,40 @@ fn plain_fields<'a>(
 /// Converts a Cedar value to a plain value.
 fn plain_value(value: &ast::Value) -> Result<Value, JsonError> {
     Ok(match &value.value {
-        ValueKind::Lit(literal) => plain_literal(literal),
+        ValueKind::Lit(Literal::Bool(value)) => Value::Bool(*value),
+        ValueKind::Lit(Literal::Long(value)) => Value::Long(*value),
+        ValueKind::Lit(Literal::String(text)) => Value::String(text.to_string()),
+        ValueKind::Lit(Literal::EntityUID(uid)) => Value::Entity(plain_uid(uid)),
         ValueKind::Set(members) => {
             Value::Set(members.iter().map(plain_value).collect::<Result<_, _>>()?)
         }
-        ValueKind::Record(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(name, field)| Ok((name.to_string(), plain_value(field)?)));
-            Value::Record(
-                fields
-                    .collect::<Result<BTreeMap<_, _>, JsonError>>()?
-                    .into(),
-            )
-        }
+        ValueKind::Record(fields) => Value::Record(plain_record(fields.iter())?),
         ValueKind::ExtensionValue(extension) => {
-            expr_value(RestrictedExpr::from(extension.as_ref().clone()).as_ref())?
+            let call = RestrictedExpr::from(extension.as_ref().clone());
+            let value = extension_value(call.as_ref());
+            value.ok_or_else(|| JsonError::NotSendable(call.to_string()))?
         }
     })
 }
 
-/// Converts a Cedar literal to a plain value.
-fn plain_literal(literal: &Literal) -> Value {
-    match literal {
-        Literal::Bool(value) => Value::Bool(*value),
-        Literal::Long(value) => Value::Long(*value),
-        Literal::String(text) => Value::String(text.to_string()),
-        Literal::EntityUID(uid) => Value::Entity(plain_uid(uid)),
-    }
-}
-
-/// Converts a restricted expression to a plain value.
-fn expr_value(expr: &ast::Expr) -> Result<Value, JsonError> {
-    let not_sendable = || Err(JsonError::NotSendable(expr.to_string()));
-    match expr.expr_kind() {
-        ExprKind::Lit(literal) => Ok(plain_literal(literal)),
-        ExprKind::Set(members) => Ok(Value::Set(
-            members.iter().map(expr_value).collect::<Result<_, _>>()?,
-        )),
-        ExprKind::Record(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(name, field)| Ok((name.to_string(), expr_value(field)?)));
-            Ok(Value::Record(
-                fields
-                    .collect::<Result<BTreeMap<_, _>, JsonError>>()?
-                    .into(),
-            ))
-        }
-        ExprKind::ExtensionFunctionApp { fn_name, args } => {
-            let [arg] = args.as_slice() else {
-                return not_sendable();
-            };
-            let ExprKind::Lit(Literal::String(text)) = arg.expr_kind() else {
-                return not_sendable();
-            };
-            let text = text.to_string();
-            match fn_name.to_string().as_str() {
-                "decimal" => Ok(Value::Decimal(text)),
-                "ip" => Ok(Value::Ip(text)),
-                "datetime" => Ok(Value::Datetime(text)),
-                "duration" => Ok(Value::Duration(text)),
-                _ => not_sendable(),
-            }
-        }
-        ExprKind::Var(_)
-        | ExprKind::Slot(_)
-        | ExprKind::Unknown(_)
-        | ExprKind::If { .. }
-        | ExprKind::And { .. }
-        | ExprKind::Or { .. }
-        | ExprKind::UnaryApp { .. }
-        | ExprKind::BinaryApp { .. }
-        | ExprKind::GetAttr { .. }
-        | ExprKind::HasAttr { .. }
-        | ExprKind::ExtHasAttr { .. }
-        | ExprKind::Like { .. }
-        | ExprKind::Is { .. } => not_sendable(),
+/// Returns the value of an extension type that `call` constructs from a text.
+fn extension_value(call: &ast::Expr) -> Option<Value> {
+    let ExprKind::ExtensionFunctionApp { fn_name, args } = call.expr_kind() else {
+        return None;
+    };
+    let [arg] = args.as_slice() else {
+        return None;
+    };
+    let ExprKind::Lit(Literal::String(text)) = arg.expr_kind() else {
+        return None;
+    };
+    let text = text.to_string();
+    match fn_name.to_string().as_str() {
+        "decimal" => Some(Value::Decimal(text)),
+        "ip" => Some(Value::Ip(text)),
+        "datetime" => Some(Value::Datetime(text)),
+        "duration" => Some(Value::Duration(text)),
+        _ => None,
     }
 }
 
@@ -228,10 +178,10 @@ mod tests {
             "tags": ["x", 1, {"y": true}]
         }"#;
         let context = context(json, &Uid::new("Action", "read"), None).unwrap();
-        let fields: BTreeMap<&str, &Value> = context.iter().collect();
-        assert_eq!(fields["amount"], &Value::Decimal("12.50".to_owned()));
-        assert_eq!(fields["team"], &Value::Entity(Uid::new("Team", "a")));
-        assert!(matches!(fields["tags"], Value::Set(members) if members.len() == 3));
+        let fields: BTreeMap<String, Value> = context.iter().cloned().collect();
+        assert_eq!(fields["amount"], Value::Decimal("12.50".to_owned()));
+        assert_eq!(fields["team"], Value::Entity(Uid::new("Team", "a")));
+        assert!(matches!(&fields["tags"], Value::Set(members) if members.len() == 3));
     }
 
     #[test]

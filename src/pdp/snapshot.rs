@@ -46,7 +46,6 @@ pub struct Snapshot {
     pub(super) type_names: TypeNames,
     pub(super) conformance: Conformance,
     pub(super) context_reads: ContextReadIndex,
-    /// Memory that policies and entities hold, in bytes.
     pub(super) bytes: usize,
     /// Stack that evaluating the deepest condition can need, in bytes.
     pub(super) stack_bytes: usize,

@@ -15,7 +15,6 @@ use super::sources::scanner::{self, Language};
 /// The maximum nesting of sets and records in a value, the value itself included.
 pub const MAX_VALUE_DEPTH: usize = 32;
 
-/// The maximum length of an entity type name, in bytes.
 const MAX_TYPE_NAME_BYTES: usize = 4_096;
 
 /// The entity types of a snapshot by name.
@@ -26,7 +25,6 @@ const MAX_TYPE_NAME_BYTES: usize = 4_096;
 pub(super) struct TypeNames(HashMap<String, EntityType>);
 
 impl TypeNames {
-    /// Creates a table of these types.
     pub(super) fn new(types: impl IntoIterator<Item = EntityType>) -> Self {
         Self(types.into_iter().map(|ty| (ty.to_string(), ty)).collect())
     }
@@ -39,12 +37,8 @@ impl TypeNames {
             return Err(InvalidQuery::field("type", Problem::EmptyType));
         }
         parse_type_name(text).ok_or_else(|| {
-            InvalidQuery::field(
-                "type",
-                Problem::TypeName {
-                    text: text.chars().take(64).collect(),
-                },
-            )
+            let text = text.chars().take(64).collect();
+            InvalidQuery::field("type", Problem::TypeName(text))
         })
     }
 
@@ -57,16 +51,16 @@ impl TypeNames {
         ))
     }
 
-    /// Converts `value` to a Cedar value.
-    pub(super) fn value(&self, value: &Value) -> Result<ast::Value, InvalidQuery> {
-        self.value_at_depth(value, 1)
+    /// Converts all `uids` to Cedar uids.
+    pub(super) fn uids(&self, uids: &[Uid]) -> Result<Vec<EntityUID>, InvalidQuery> {
+        let uid = |(index, uid)| self.uid(uid).map_err(|error| error.at_index(index));
+        uids.iter().enumerate().map(uid).collect()
     }
 
+    /// Converts `value`, which is nested in `depth - 1` others, to a Cedar value.
     fn value_at_depth(&self, value: &Value, depth: usize) -> Result<ast::Value, InvalidQuery> {
         if depth > MAX_VALUE_DEPTH {
-            return Err(InvalidQuery::here(Problem::TooDeep {
-                limit: MAX_VALUE_DEPTH,
-            }));
+            return Err(InvalidQuery::here(Problem::TooDeep(MAX_VALUE_DEPTH)));
         }
         match value {
             Value::Bool(value) => Ok(ast::Value::from(*value)),
@@ -75,33 +69,26 @@ impl TypeNames {
             Value::Entity(uid) => Ok(ast::Value::from(
                 self.uid(uid).map_err(|error| error.within("entity"))?,
             )),
-            Value::Set(values) => {
-                let members = values
-                    .iter()
-                    .enumerate()
-                    .map(|(index, member)| {
-                        self.value_at_depth(member, depth + 1)
-                            .map_err(|error| error.at_index(index).within("set"))
-                    })
-                    .collect::<Result<Vec<_>, _>>()?;
-                Ok(ast::Value::set(members, None))
+            Value::Set(members) => {
+                let member = |(index, member)| {
+                    self.value_at_depth(member, depth + 1)
+                        .map_err(|error| error.at_index(index).within("set"))
+                };
+                let members = members.iter().enumerate().map(member);
+                Ok(ast::Value::set(
+                    members.collect::<Result<Vec<_>, _>>()?,
+                    None,
+                ))
             }
             Value::Record(record) => {
-                let fields = record
-                    .iter()
-                    .map(|(name, field)| {
-                        let field = self
-                            .value_at_depth(field, depth + 1)
-                            .map_err(|error| error.at_key(name).within("record"))?;
-                        Ok((SmolStr::from(name), field))
-                    })
-                    .collect::<Result<BTreeMap<_, _>, InvalidQuery>>()?;
+                let fields = self.fields_at_depth(record, depth + 1);
+                let fields = fields.map_err(|error| error.within("record"))?;
                 Ok(ast::Value::record_arc(Arc::new(fields), None))
             }
-            Value::Decimal(text) => EXTENSIONS.decimal.call(text),
-            Value::Ip(text) => EXTENSIONS.ip.call(text),
-            Value::Datetime(text) => EXTENSIONS.datetime.call(text),
-            Value::Duration(text) => EXTENSIONS.duration.call(text),
+            Value::Decimal(text) => DECIMAL.call(text),
+            Value::Ip(text) => IP.call(text),
+            Value::Datetime(text) => DATETIME.call(text),
+            Value::Duration(text) => DURATION.call(text),
         }
     }
 
@@ -110,15 +97,19 @@ impl TypeNames {
         &self,
         record: &Record,
     ) -> Result<BTreeMap<SmolStr, ast::Value>, InvalidQuery> {
-        record
-            .iter()
-            .map(|(name, value)| {
-                Ok((
-                    SmolStr::from(name),
-                    self.value(value).map_err(|error| error.at_key(name))?,
-                ))
-            })
-            .collect()
+        self.fields_at_depth(record, 1)
+    }
+
+    fn fields_at_depth(
+        &self,
+        record: &Record,
+        depth: usize,
+    ) -> Result<BTreeMap<SmolStr, ast::Value>, InvalidQuery> {
+        let fields = record.iter().map(|(name, value)| {
+            let value = self.value_at_depth(value, depth);
+            Ok((name.into(), value.map_err(|error| error.at_key(name))?))
+        });
+        fields.collect()
     }
 }
 
@@ -168,15 +159,15 @@ pub(super) fn parse_type_name(text: &str) -> Option<EntityType> {
             && bytes.all(|b| b == b'_' || b.is_ascii_alphanumeric())
     };
     let is_name = text.len() <= MAX_TYPE_NAME_BYTES && text.split("::").all(is_identifier);
+    if !is_name {
+        return None;
+    }
     // Cedar rejects keywords, such as `if::in`. Its parser would take 10 us for each type of a
     // request that no policy names.
-    is_name
-        .then(|| ast::Name::from_normalized_str(text).ok())
-        .flatten()
-        .map(EntityType::from)
+    let name = ast::Name::from_normalized_str(text).ok();
+    name.map(EntityType::from)
 }
 
-/// The constructor of an extension type.
 struct Constructor {
     type_name: &'static str,
     function: Option<&'static ast::ExtensionFunction>,
@@ -211,20 +202,10 @@ impl Constructor {
     }
 }
 
-/// The constructors of all extension types.
-struct Constructors {
-    decimal: Constructor,
-    ip: Constructor,
-    datetime: Constructor,
-    duration: Constructor,
-}
-
-static EXTENSIONS: LazyLock<Constructors> = LazyLock::new(|| Constructors {
-    decimal: Constructor::new("decimal"),
-    ip: Constructor::new("ip"),
-    datetime: Constructor::new("datetime"),
-    duration: Constructor::new("duration"),
-});
+static DECIMAL: LazyLock<Constructor> = LazyLock::new(|| Constructor::new("decimal"));
+static IP: LazyLock<Constructor> = LazyLock::new(|| Constructor::new("ip"));
+static DATETIME: LazyLock<Constructor> = LazyLock::new(|| Constructor::new("datetime"));
+static DURATION: LazyLock<Constructor> = LazyLock::new(|| Constructor::new("duration"));
 
 /// The maximum length of an error text in an answer, in bytes.
 ///
@@ -240,15 +221,13 @@ pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
 
     impl std::fmt::Write for Truncated {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            let mut remaining = MAX_ERROR_BYTES.saturating_sub(self.0.len());
+            let remaining = MAX_ERROR_BYTES.saturating_sub(self.0.len());
             if text.len() <= remaining {
                 self.0.push_str(text);
                 return Ok(());
             }
-            while !text.is_char_boundary(remaining) {
-                remaining -= 1;
-            }
-            self.0.push_str(text.get(..remaining).unwrap_or_default());
+            let end = text.floor_char_boundary(remaining);
+            self.0.push_str(text.get(..end).unwrap_or_default());
             self.0.push('…');
             // The error ends the formatting, because all further text would be discarded.
             Err(std::fmt::Error)
@@ -264,15 +243,13 @@ pub(super) fn bounded_text(error: &impl std::fmt::Display) -> String {
 /// Returns the text of `error` and all its causes on one line.
 pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let cause_text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()) {
+        let cause = cause.to_string();
         // Transparent errors repeat the text of their cause.
-        if !text.ends_with(&cause_text) {
+        if !text.ends_with(&cause) {
             text.push_str(": ");
-            text.push_str(&cause_text);
+            text.push_str(&cause);
         }
-        cause = error.source();
     }
     text
 }
@@ -282,8 +259,8 @@ mod tests {
     use super::*;
 
     fn problem_at(value: Value) -> (String, Problem) {
-        let error = TypeNames::default().value(&value).unwrap_err();
-        (error.field.as_str().to_owned(), error.problem)
+        let error = TypeNames::default().value_at_depth(&value, 1).unwrap_err();
+        (error.field, error.problem)
     }
 
     #[test]
@@ -366,14 +343,10 @@ mod tests {
     fn value_nesting_is_bounded() {
         let nested =
             |levels: usize| (1..levels).fold(Value::Bool(true), |inner, _| Value::Set(vec![inner]));
-        assert!(TypeNames::default().value(&nested(MAX_VALUE_DEPTH)).is_ok());
+        let names = TypeNames::default();
+        assert!(names.value_at_depth(&nested(MAX_VALUE_DEPTH), 1).is_ok());
         let (_, problem) = problem_at(nested(MAX_VALUE_DEPTH + 1));
-        assert_eq!(
-            problem,
-            Problem::TooDeep {
-                limit: MAX_VALUE_DEPTH
-            }
-        );
+        assert_eq!(problem, Problem::TooDeep(MAX_VALUE_DEPTH));
     }
 
     #[test]
@@ -396,8 +369,14 @@ mod tests {
                 Value::Decimal("12".to_owned()),
             ),
         ] {
-            assert!(TypeNames::default().value(&good).is_ok(), "{good:?}");
-            assert!(TypeNames::default().value(&bad).is_err(), "{bad:?}");
+            assert!(
+                TypeNames::default().value_at_depth(&good, 1).is_ok(),
+                "{good:?}"
+            );
+            assert!(
+                TypeNames::default().value_at_depth(&bad, 1).is_err(),
+                "{bad:?}"
+            );
         }
     }
 }

@@ -293,7 +293,7 @@ mod tests {
         match value {
             Some(value) => {
                 let (_, claimed) = applied.unwrap();
-                assert_eq!(claimed.attributes.iter().next(), Some(("a", &value)));
+                assert_eq!(claimed.attributes.first(), Some(&("a".to_owned(), value)));
             }
             None => assert_eq!(
                 applied.unwrap_err().reason,

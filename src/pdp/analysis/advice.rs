@@ -2,9 +2,8 @@
 
 use crate::pdp::explanation::Place;
 use crate::pdp::id::PolicyId;
-use crate::pdp::policies::conjunction::operands;
 use crate::pdp::policies::context_reads::ContextReads;
-use crate::pdp::policies::policy::Rule;
+use crate::pdp::policies::policy::{Rule, operands};
 use crate::pdp::snapshot::Snapshot;
 
 /// Facts that a policy author should know about the cost of decisions.
@@ -55,7 +54,7 @@ const MAX_OPERAND_CHARS: usize = 100;
 /// Returns the advice for the author of `snapshot`'s policies.
 #[must_use]
 pub fn advice(snapshot: &Snapshot) -> Advice {
-    let unconstrained = snapshot.index.unconstrained().iter();
+    let unconstrained = snapshot.index.unconstrained.iter();
     let broad_policies = unconstrained
         .filter_map(|number| snapshot.rules.get(*number as usize))
         .map(|rule| BroadPolicy {
@@ -88,7 +87,6 @@ pub fn advice(snapshot: &Snapshot) -> Advice {
     }
 }
 
-/// Returns id and location of a rule.
 fn policy_ref(rule: &Rule) -> PolicyRef {
     PolicyRef {
         policy: rule.id.clone(),

@@ -10,7 +10,7 @@ use super::findings::{DiagnosticSink, duplicate_id_message};
 use super::policies::PolicyFile;
 use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
-use crate::pdp::diagnostic::{Diagnostic, LineStarts, Position, Severity};
+use crate::pdp::diagnostic::{Diagnostic, LineStarts, Position};
 use crate::pdp::id::PolicyId;
 use crate::pdp::sources::FileKind;
 use crate::pdp::values::with_causes;
@@ -28,7 +28,6 @@ pub(in crate::pdp) struct Links {
 /// The combined result of all policy files.
 pub(super) struct CombinedFiles {
     pub(super) links: Arc<Links>,
-    /// Number of templates.
     pub(super) templates: usize,
     /// Number of policies and templates by path.
     pub(super) per_file: BTreeMap<String, usize>,
@@ -44,9 +43,8 @@ pub(super) fn combine(
     previous: Option<&Arc<Links>>,
     diagnostics: &mut DiagnosticSink,
 ) -> CombinedFiles {
-    for warning in files.iter().flat_map(|file| &file.warnings) {
-        diagnostics.add(warning.clone());
-    }
+    let warnings = files.iter().flat_map(|file| &file.warnings);
+    diagnostics.0.extend(warnings.cloned());
     let duplicate_links = check_ids(files, text_of, workers, diagnostics);
     let linking_files: Vec<Arc<PolicyFile>> = files
         .iter()
@@ -70,9 +68,7 @@ pub(super) fn combine(
             diagnostics,
         )),
     };
-    for warning in &links.warnings {
-        diagnostics.add(warning.clone());
-    }
+    diagnostics.0.extend(links.warnings.iter().cloned());
     let count = |file: &Arc<PolicyFile>| file.rule_set.rules.len() + file.templates.len();
     CombinedFiles {
         links,
@@ -188,11 +184,8 @@ struct Linker<'a> {
 impl<'a> Linker<'a> {
     fn add_template(&mut self, template: &'a Template) {
         // Duplicate ids have been reported already.
-        if self
-            .policies
-            .add_template(template.template.clone())
-            .is_ok()
-        {
+        let added = self.policies.add_template(template.template.clone());
+        if added.is_ok() {
             self.templates.insert(template.id.as_str(), template);
         }
     }
@@ -232,10 +225,7 @@ impl<'a> Linker<'a> {
             Some(link.origin.cedar_error(template, error))
         };
         validator.validate(&self.policies, locate, &mut found);
-        let (errors, mut warnings): (Vec<_>, Vec<_>) = found
-            .0
-            .into_iter()
-            .partition(|diagnostic| diagnostic.severity == Severity::Error);
+        let (errors, mut warnings) = found.by_severity();
         diagnostics.0.extend(errors);
         let mut seen = HashSet::new();
         warnings.retain(|warning| seen.insert(warning.to_string()));

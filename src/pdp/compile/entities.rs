@@ -4,8 +4,6 @@
 //! file need not be read again. Checks that concern all files follow: the hierarchy, and uids that
 //! are defined twice.
 
-mod diagnostics;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,31 +15,23 @@ use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use serde_json::value::RawValue;
 
 use super::entity_json::{ParsedTypeNames, PlainEntityParser};
-use super::findings::{DiagnosticSink, read_files};
-use super::json_text::{offset_in, parse_json};
+use super::findings::{DiagnosticSink, offset_in, parse_json, read_files};
 use super::reuse::{ByFile, Reusable};
-use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::entities::hierarchy::HierarchyError;
+use super::stack::COMPILE_STACK_BYTES;
+use crate::pdp::diagnostic::{Diagnostic, Position};
+use crate::pdp::entities::hierarchy::{HierarchyError, MAX_ANCESTORS};
 use crate::pdp::entities::interner::UidInterner;
 use crate::pdp::entities::segment::{Draft, Segment, TooLarge};
 use crate::pdp::entities::store::{DuplicateUid, EntityStore, Location};
+use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::values::with_causes;
 use crate::pdp::workers::Workers;
-use diagnostics::{StoreFiles, hierarchy_message};
 
 /// Reads entities under a schema, or without one.
 pub(super) struct EntityReader<'a> {
     schema: Option<CoreSchema<'a>>,
     plain: PlainEntityParser,
-}
-
-/// An entity file that was read.
-pub(super) enum EntityFile {
-    /// Entities that were read now, with uids that are not interned yet.
-    Draft(Box<Draft>),
-    /// The segment of an unchanged file.
-    Reused(Arc<Segment>),
 }
 
 impl<'a> EntityReader<'a> {
@@ -74,50 +64,32 @@ impl<'a> EntityReader<'a> {
             self.read(file, diagnostics)
         })
         .into_iter();
-        let mut entity_files = Vec::with_capacity(files.len());
+        let mut segments = Vec::with_capacity(files.len());
         for file in &files {
-            let entity_file = match unchanged(file) {
-                Some(segment) => match reinterned(segment, previous, &mut interner) {
-                    Ok(segment) => Some(EntityFile::Reused(segment)),
-                    Err(error) => {
-                        diagnostics.add(Diagnostic::error(&file.path, error.to_string()));
-                        None
-                    }
+            let segment = match unchanged(file) {
+                Some(segment) => reinterned(segment, previous, &mut interner),
+                None => match drafts.next().flatten() {
+                    Some(draft) => draft.finish(&mut interner).map(Arc::new),
+                    None => continue,
                 },
-                None => drafts
-                    .next()
-                    .flatten()
-                    .map(|draft| EntityFile::Draft(Box::new(draft))),
             };
-            entity_files.extend(entity_file);
+            segments.extend(diagnostics.ok(&file.path, segment));
         }
-        if entity_files.len() < files.len() {
+        if segments.len() < files.len() {
             return None;
         }
-        let previous = (previous, workers);
-        let (store, segments) =
-            self.assemble(&files, entity_files, interner, previous, diagnostics)?;
-        let by_file = files
-            .iter()
-            .zip(segments)
-            .map(|(file, segment)| (file.path.clone(), (file.digest, segment)))
+        let by_file = files.iter().zip(&segments);
+        let by_file = by_file
+            .map(|(file, segment)| (file.path.clone(), (file.digest, Arc::clone(segment))))
             .collect();
+        let previous = (previous, workers);
+        let store = self.assemble(&files, segments, interner, previous, diagnostics)?;
         Some((store, by_file))
     }
 
     /// Reads one file; returns `None` when there are errors, which are in `diagnostics`.
-    pub(super) fn read(
-        &self,
-        file: &SourceFile,
-        diagnostics: &mut DiagnosticSink,
-    ) -> Option<Draft> {
-        let text = match file.text() {
-            Ok(text) => text,
-            Err(error) => {
-                diagnostics.add(Diagnostic::error(&file.path, error.to_string()));
-                return None;
-            }
-        };
+    fn read(&self, file: &SourceFile, diagnostics: &mut DiagnosticSink) -> Option<Draft> {
+        let text = diagnostics.text(file)?;
         let entities = parse_json::<Vec<&RawValue>>(&file.path, &text, diagnostics)?;
         // Entities are parsed one at a time, so the parser has no hierarchy to close.
         let parser = EntityJsonParser::new(
@@ -186,31 +158,21 @@ impl<'a> EntityReader<'a> {
         ))
     }
 
-    /// Combines the files' segments to one store, with uids interned in `interner`.
+    /// Combines the files' segments to one store, with the uid ids of `interner`.
     ///
     /// Returns `None` when there are errors, which are in `diagnostics`.
-    pub(super) fn assemble(
+    fn assemble(
         &self,
         files: &[&SourceFile],
-        entity_files: Vec<EntityFile>,
+        segments: Vec<Arc<Segment>>,
         mut interner: Arc<UidInterner>,
         (previous, workers): (Option<&EntityStore>, Workers),
         diagnostics: &mut DiagnosticSink,
-    ) -> Option<(EntityStore, Vec<Arc<Segment>>)> {
-        let mut segments = Vec::with_capacity(entity_files.len());
-        for (file, entity_file) in files.iter().zip(entity_files) {
-            segments.push(match entity_file {
-                EntityFile::Reused(segment) => segment,
-                EntityFile::Draft(draft) => {
-                    let segment = draft.finish(&mut interner);
-                    Arc::new(ok_or_report(segment, &file.path, diagnostics)?)
-                }
-            });
-        }
+    ) -> Option<EntityStore> {
         let schema_actions = self.schema_actions(&mut interner);
-        let schema_actions = ok_or_report(schema_actions, "", diagnostics)?;
+        let schema_actions = diagnostics.ok("", schema_actions)?;
         let (mut store, duplicates) =
-            EntityStore::new(interner, segments.clone(), schema_actions, workers.pause);
+            EntityStore::new(interner, segments, schema_actions, workers.pause);
         if !duplicates.is_empty() {
             let store = &store;
             for duplicate in duplicates {
@@ -235,10 +197,9 @@ impl<'a> EntityReader<'a> {
             store: &store,
         };
         self.check_actions(store_files, diagnostics)
-            .then_some((store, segments))
+            .then_some(store)
     }
 
-    /// Returns the actions that the schema declares.
     fn schema_actions(&self, interner: &mut Arc<UidInterner>) -> Result<Option<Segment>, TooLarge> {
         let Some(schema) = &self.schema else {
             return Ok(None);
@@ -266,7 +227,7 @@ impl<'a> EntityReader<'a> {
             }
         }
         let action_store = action_store(actions.iter().map(|(_, action)| action));
-        let Some(action_store) = ok_or_report(action_store, "", diagnostics) else {
+        let Some(action_store) = diagnostics.ok("", action_store) else {
             return false;
         };
         if let Err(error) = action_store.check_hierarchy() {
@@ -288,6 +249,72 @@ impl<'a> EntityReader<'a> {
     }
 }
 
+/// The files of a store: segment number `n` is the `n`th file.
+#[derive(Clone, Copy)]
+struct StoreFiles<'a> {
+    files: &'a [&'a SourceFile],
+    store: &'a EntityStore,
+}
+
+impl StoreFiles<'_> {
+    /// Returns an error about the entity at `location`.
+    fn error_at(self, location: Option<Location>, message: String) -> Diagnostic {
+        let Some(location) = location else {
+            return Diagnostic::error("", message);
+        };
+        let Some(file) = self.files.get(location.segment as usize) else {
+            return Diagnostic::error("", message);
+        };
+        let diagnostic = Diagnostic::error(&file.path, message);
+        match file.text() {
+            Ok(text) => {
+                let origin = self.store.origin(location);
+                diagnostic.at(&text, origin..origin)
+            }
+            Err(_) => diagnostic,
+        }
+    }
+
+    /// Returns the error for a uid that is defined twice.
+    fn duplicate(self, DuplicateUid { first, second }: DuplicateUid) -> Diagnostic {
+        let uid = self.store.uid_at(second);
+        let uid = uid.map_or_else(String::new, |uid| self.store.interner.uid(uid).to_string());
+        let first_place = self.file_and_position(first);
+        let message = format!("entity `{uid}` is defined twice, here and at {first_place}");
+        self.error_at(Some(second), message)
+    }
+
+    /// Returns file, line and column of `location` as text.
+    fn file_and_position(self, location: Location) -> String {
+        let Some(file) = self.files.get(location.segment as usize) else {
+            return String::new();
+        };
+        let Ok(text) = file.text() else {
+            return file.path.clone();
+        };
+        let Position { line, column } = Position::of(&text, self.store.origin(location));
+        format!("{}:{line}:{column}", file.path)
+    }
+
+    /// Returns the error for an invalid hierarchy, at the entity that it names.
+    fn invalid_hierarchy(self, error: &HierarchyError) -> Diagnostic {
+        let (HierarchyError::Cycle(uid) | HierarchyError::TooManyAncestors(uid)) = error;
+        let uid = self.store.interner.find_uid(uid);
+        let location = uid.and_then(|uid| self.store.location(uid));
+        self.error_at(location, hierarchy_message(error))
+    }
+}
+
+/// Returns the message for an invalid hierarchy.
+fn hierarchy_message(error: &HierarchyError) -> String {
+    match error {
+        HierarchyError::Cycle(uid) => format!("entity `{uid}` is its own ancestor"),
+        HierarchyError::TooManyAncestors(uid) => {
+            format!("entity `{uid}` has more than {MAX_ANCESTORS} ancestors")
+        }
+    }
+}
+
 /// Returns `segment` with the uid ids of `interner`, if the previous store had other ids.
 fn reinterned(
     segment: &Arc<Segment>,
@@ -300,17 +327,6 @@ fn reinterned(
         }
         Some(_) | None => Ok(Arc::clone(segment)),
     }
-}
-
-/// Returns the value of `result`, or reports its error for the file at `path`.
-fn ok_or_report<T, E: ToString>(
-    result: Result<T, E>,
-    path: &str,
-    diagnostics: &mut DiagnosticSink,
-) -> Option<T> {
-    result
-        .map_err(|error| diagnostics.add(Diagnostic::error(path, error.to_string())))
-        .ok()
 }
 
 /// Stores `actions` apart from those of the schema, with which they are compared.
@@ -337,10 +353,34 @@ fn with_ancestors(store: &EntityStore, uid: &EntityUID) -> Option<Entity> {
 
 /// Reports the errors of `file` that do not depend on a schema.
 pub(super) fn check_syntax(file: &SourceFile, diagnostics: &mut DiagnosticSink) {
-    match file.text() {
-        Ok(text) => {
-            let _: Option<Vec<&RawValue>> = parse_json(&file.path, &text, diagnostics);
-        }
-        Err(error) => diagnostics.add(Diagnostic::error(&file.path, error.to_string())),
+    if let Some(text) = diagnostics.text(file) {
+        let _: Option<Vec<&RawValue>> = parse_json(&file.path, &text, diagnostics);
     }
+}
+
+/// Entities that replace a snapshot's stored ones, as in a policy test with its own entities.
+#[derive(Debug)]
+pub struct StoredEntities(pub(in crate::pdp) EntityStore);
+
+/// Reads entities that replace a snapshot's stored ones, in Cedar's JSON entity format.
+///
+/// # Errors
+///
+/// All diagnostics about `file`.
+pub fn stored_entities(
+    file: &SourceFile,
+    snapshot: &Snapshot,
+) -> Result<StoredEntities, Vec<Diagnostic>> {
+    let mut diagnostics = DiagnosticSink::default();
+    let reader = EntityReader::new(snapshot.schema.as_ref());
+    let store = stacker::grow(COMPILE_STACK_BYTES, || {
+        let draft = reader.read(file, &mut diagnostics)?;
+        // The snapshot's ids are kept, so that its index refers to the same uids.
+        let mut interner = Arc::clone(&snapshot.entities.interner);
+        let segment = diagnostics.ok(&file.path, draft.finish(&mut interner))?;
+        let segments = vec![Arc::new(segment)];
+        let previous = (None, Workers::default());
+        reader.assemble(&[file], segments, interner, previous, &mut diagnostics)
+    });
+    store.map(StoredEntities).ok_or(diagnostics.0)
 }

@@ -6,13 +6,14 @@
 //! Cedar, which also reports its errors.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 
 use cedar_policy_core::ast::EntityType;
 use cedar_policy_core::validator::ValidatorSchema;
 use serde::Deserialize;
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use smallvec::SmallVec;
 
 use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::segment::Draft;
@@ -23,7 +24,6 @@ use crate::pdp::values::parse_type_name;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotPlain;
 
-/// An entity in plain JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlainEntity<'a> {
@@ -97,8 +97,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
                 Ok(Json::Array(members))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                read_fields(map).map(Json::Object)
+            /// Reads the fields of a JSON object, duplicates included.
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                /// A field name, borrowed if its text has no escapes.
+                #[derive(Deserialize)]
+                #[serde(transparent)]
+                struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+                let mut fields = Vec::new();
+                while let Some((Name(name), value)) = map.next_entry()? {
+                    fields.push((name, value));
+                }
+                Ok(Json::Object(Fields(fields)))
             }
         }
         deserializer.deserialize_any(JsonVisitor)
@@ -107,33 +116,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor;
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                read_fields(map)
-            }
-        }
-        deserializer.deserialize_map(FieldsVisitor)
+        let Json::Object(fields) = Json::deserialize(deserializer)? else {
+            return Err(D::Error::custom("not an object"));
+        };
+        Ok(fields)
     }
-}
-
-/// Reads the fields of a JSON object, duplicates included.
-fn read_fields<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fields<'de>, A::Error> {
-    /// A field name, borrowed if its text has no escapes.
-    #[derive(Deserialize)]
-    #[serde(transparent)]
-    struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-    let mut fields = Vec::new();
-    while let Some((Name(name), value)) = map.next_entry()? {
-        fields.push((name, value));
-    }
-    Ok(Fields(fields))
 }
 
 /// A parser of plain entities, under a schema or without one.
@@ -143,7 +130,6 @@ pub(super) struct PlainEntityParser {
 }
 
 impl PlainEntityParser {
-    /// Reads the entity types of `schema`.
     pub(super) fn new(schema: Option<&ValidatorSchema>) -> Self {
         Self {
             specs: schema.map(|schema| {
@@ -168,100 +154,101 @@ impl PlainEntityParser {
             None => None,
             Some(specs) => Some(specs.get(entity.uid.r#type.as_ref()).ok_or(NotPlain)?),
         };
-        let uid = self.uid(&entity.uid, draft, types)?;
-        draft.begin(uid, origin).map_err(|_| NotPlain)?;
-        let written = self.write(&entity, spec, draft, types);
+        let specs = self.specs.as_ref();
+        let mut writer = EntityWriter {
+            specs,
+            draft,
+            types,
+        };
+        let uid = writer.uid(&entity.uid)?;
+        writer.draft.begin(uid, origin).map_err(|_| NotPlain)?;
+        let written = writer.entity(&entity, spec);
         if written.is_err() {
             draft.discard_last();
         }
         written
     }
+}
 
-    /// Writes parents, attributes and tags.
-    fn write(
-        &self,
+/// A writer of one file's plain entities.
+struct EntityWriter<'a> {
+    specs: Option<&'a HashMap<String, EntitySpec>>,
+    draft: &'a mut Draft,
+    types: &'a mut ParsedTypeNames,
+}
+
+impl EntityWriter<'_> {
+    fn entity(
+        &mut self,
         entity: &PlainEntity<'_>,
         spec: Option<&EntitySpec>,
-        draft: &mut Draft,
-        types: &mut ParsedTypeNames,
     ) -> Result<(), NotPlain> {
         for parent in &entity.parents {
             if let Some(spec) = spec
-                && !spec.parents.contains(types.parse(&parent.r#type)?)
+                && !spec.parents.contains(self.types.parse(&parent.r#type)?)
             {
                 return Err(NotPlain);
             }
-            let parent = self.uid(parent, draft, types)?;
-            draft.parent(parent);
+            let parent = self.uid(parent)?;
+            self.draft.parent(parent);
         }
-        let attributes = spec.map(|spec| &spec.attributes);
-        self.fields(&entity.attrs, attributes, draft, types)?;
-        let Fields(tags) = &entity.tags;
-        check_distinct(tags)?;
-        draft.count(tags.len());
-        for (name, value) in tags {
-            let expected = match spec {
-                None => None,
-                Some(spec) => Some(spec.tags.as_ref().ok_or(NotPlain)?),
-            };
-            draft.name(name);
-            self.value(value, expected, draft, types)?;
-        }
-        Ok(())
+        self.record(&entity.attrs, spec.map(|spec| &spec.attributes))?;
+        self.fields(&entity.tags, |_| match spec {
+            None => Ok(None),
+            Some(spec) => spec.tags.as_ref().ok_or(NotPlain).map(Some),
+        })
     }
 
-    /// Writes `fields`, which must be the declared ones.
-    fn fields(
-        &self,
-        Fields(fields): &Fields<'_>,
-        spec: Option<&RecordSpec>,
-        draft: &mut Draft,
-        types: &mut ParsedTypeNames,
-    ) -> Result<(), NotPlain> {
-        check_distinct(fields)?;
-        draft.count(fields.len());
+    /// Writes attributes or the fields of a record, which must be the declared ones.
+    fn record(&mut self, fields: &Fields<'_>, spec: Option<&RecordSpec>) -> Result<(), NotPlain> {
         let mut required = 0;
-        for (name, value) in fields {
-            let expected = match spec {
-                None => None,
-                Some(spec) => {
-                    let (expected, is_required) = spec.fields.get(name.as_ref()).ok_or(NotPlain)?;
-                    required += usize::from(*is_required);
-                    Some(expected)
-                }
+        self.fields(fields, |name| {
+            let Some(spec) = spec else {
+                return Ok(None);
             };
-            draft.name(name);
-            self.value(value, expected, draft, types)?;
-        }
+            let (expected, is_required) = spec.fields.get(name).ok_or(NotPlain)?;
+            required += usize::from(*is_required);
+            Ok(Some(expected))
+        })?;
         match spec {
             Some(spec) if spec.required != required => Err(NotPlain),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Writes `value`, which must have the `expected` type if there is one.
-    fn value(
-        &self,
-        value: &Json<'_>,
-        expected: Option<&TypeTag>,
-        draft: &mut Draft,
-        types: &mut ParsedTypeNames,
+    /// Writes `fields`, which must have distinct names and the `expected` types.
+    fn fields<'t>(
+        &mut self,
+        Fields(fields): &Fields<'_>,
+        mut expected: impl FnMut(&str) -> Result<Option<&'t TypeTag>, NotPlain>,
     ) -> Result<(), NotPlain> {
+        check_distinct(fields)?;
+        self.draft.count(fields.len());
+        for (name, value) in fields {
+            let expected = expected(name)?;
+            self.draft.name(name);
+            self.value(value, expected)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `value`, which must have the `expected` type if there is one.
+    fn value(&mut self, value: &Json<'_>, expected: Option<&TypeTag>) -> Result<(), NotPlain> {
         match (value, expected) {
-            (Json::Bool(value), None | Some(TypeTag::Bool)) => draft.bool(*value),
-            (Json::Long(value), None | Some(TypeTag::Long)) => draft.long(*value),
-            (Json::String(text), None | Some(TypeTag::String)) => draft.string(text),
-            (Json::Array(members), None) => self.set(members, None, draft, types)?,
+            (Json::Bool(value), None | Some(TypeTag::Bool)) => self.draft.bool(*value),
+            (Json::Long(value), None | Some(TypeTag::Long)) => self.draft.long(*value),
+            (Json::String(text), None | Some(TypeTag::String)) => self.draft.string(text),
+            (Json::Array(members), None) => self.set(members, None)?,
             (Json::Array(members), Some(TypeTag::Set(element))) => {
-                self.set(members, Some(element), draft, types)?;
+                self.set(members, Some(element))?;
             }
             (Json::Object(Fields(fields)), Some(TypeTag::Entity(ty))) => {
                 let uid = plain_uid(fields)?;
-                if types.parse(&uid.r#type)? != ty {
+                if self.types.parse(&uid.r#type)? != ty {
                     return Err(NotPlain);
                 }
-                let uid = self.uid(&uid, draft, types)?;
-                draft.entity(uid);
+                let uid = self.uid(&uid)?;
+                self.draft.entity(uid);
             }
             // `__entity`, `__extn` and `__expr` have a special meaning.
             (Json::Object(Fields(fields)), _)
@@ -270,12 +257,12 @@ impl PlainEntityParser {
                 return Err(NotPlain);
             }
             (Json::Object(fields), None) => {
-                draft.begin_record();
-                self.fields(fields, None, draft, types)?;
+                self.draft.begin_record();
+                self.record(fields, None)?;
             }
             (Json::Object(fields), Some(TypeTag::Record(spec))) => {
-                draft.begin_record();
-                self.fields(fields, Some(spec), draft, types)?;
+                self.draft.begin_record();
+                self.record(fields, Some(spec))?;
             }
             (
                 Json::Bool(_) | Json::Long(_) | Json::String(_) | Json::Array(_) | Json::Object(_),
@@ -285,41 +272,30 @@ impl PlainEntityParser {
         Ok(())
     }
 
-    fn set(
-        &self,
-        members: &[Json<'_>],
-        element: Option<&TypeTag>,
-        draft: &mut Draft,
-        types: &mut ParsedTypeNames,
-    ) -> Result<(), NotPlain> {
-        draft.set(members.len());
+    fn set(&mut self, members: &[Json<'_>], element: Option<&TypeTag>) -> Result<(), NotPlain> {
+        self.draft.set(members.len());
         members
             .iter()
-            .try_for_each(|member| self.value(member, element, draft, types))
+            .try_for_each(|member| self.value(member, element))
     }
 
-    fn uid(
-        &self,
-        uid: &PlainUid<'_>,
-        draft: &mut Draft,
-        types: &mut ParsedTypeNames,
-    ) -> Result<UidId, NotPlain> {
-        let PlainUid { r#type, id } = uid;
-        if let Some(specs) = &self.specs
+    fn uid(&mut self, PlainUid { r#type, id }: &PlainUid<'_>) -> Result<UidId, NotPlain> {
+        if let Some(specs) = self.specs
             && !specs.contains_key(r#type.as_ref())
         {
             // The type is enumerated, an action type, external or unknown.
             return Err(NotPlain);
         }
-        let ty = types.parse(r#type)?;
+        let ty = self.types.parse(r#type)?;
         if ty.is_action() {
             return Err(NotPlain);
         }
-        let ty = match draft.uids().find_type_named(r#type) {
+        let uids = self.draft.uids();
+        let ty = match uids.find_type_named(r#type) {
             Some(ty) => ty,
-            None => draft.uids().add_type(ty),
+            None => uids.add_type(ty),
         };
-        draft.uids().add(ty, id).map_err(|_| NotPlain)
+        uids.add(ty, id).map_err(|_| NotPlain)
     }
 }
 
@@ -340,9 +316,11 @@ impl ParsedTypeNames {
 
 /// Returns the uid in the fields of a JSON object.
 fn plain_uid<'a>(fields: &'a [(Cow<'_, str>, Json<'_>)]) -> Result<PlainUid<'a>, NotPlain> {
-    let text = |value: &'a Json<'_>| match value {
-        Json::String(text) => Ok(Cow::Borrowed(text.as_ref())),
-        Json::Bool(_) | Json::Long(_) | Json::Array(_) | Json::Object(_) => Err(NotPlain),
+    let text = |value: &'a Json<'_>| {
+        let Json::String(text) = value else {
+            return Err(NotPlain);
+        };
+        Ok(Cow::Borrowed(text.as_ref()))
     };
     let (ty, id) = match fields {
         [(first, ty), (second, id)] if first == "type" && second == "id" => (ty, id),
@@ -360,16 +338,11 @@ fn plain_uid<'a>(fields: &'a [(Cow<'_, str>, Json<'_>)]) -> Result<PlainUid<'a>,
 
 /// Rejects duplicate names, as Cedar does.
 fn check_distinct(fields: &[(Cow<'_, str>, Json<'_>)]) -> Result<(), NotPlain> {
-    /// Up to this number of names, comparing all pairs is faster than hashing.
-    const MAX_COMPARED: usize = 16;
-    let is_distinct = if fields.len() <= MAX_COMPARED {
-        fields.iter().enumerate().all(|(index, (name, _))| {
-            let earlier = fields.get(..index).unwrap_or_default();
-            earlier.iter().all(|(other, _)| other != name)
-        })
-    } else {
-        let names: HashSet<&str> = fields.iter().map(|(name, _)| name.as_ref()).collect();
-        names.len() == fields.len()
-    };
-    if is_distinct { Ok(()) } else { Err(NotPlain) }
+    let names = fields.iter().map(|(name, _)| name.as_ref());
+    let mut names: SmallVec<[&str; 16]> = names.collect();
+    names.sort_unstable();
+    match names.is_sorted_by(|one, next| one < next) {
+        true => Ok(()),
+        false => Err(NotPlain),
+    }
 }

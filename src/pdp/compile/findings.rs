@@ -1,11 +1,14 @@
-//! Diagnostics collected during compilation.
+//! Diagnostics collected during compilation, and their positions in texts.
 
 use std::sync::Arc;
+
+use serde::Deserialize;
 
 use super::stack::COMPILE_STACK_BYTES;
 use crate::pdp::diagnostic::{Diagnostic, Position, Severity};
 use crate::pdp::sources::SourceFile;
 use crate::pdp::sources::scanner::{self, Language};
+use crate::pdp::values::with_causes;
 use crate::pdp::workers::Workers;
 
 /// Every diagnostic of sources that do not compile, sorted by file and position.
@@ -52,13 +55,43 @@ impl DiagnosticSink {
             .any(|diagnostic| diagnostic.severity == Severity::Error)
     }
 
+    /// Returns the value of `result`, or adds its error about the file at `path`.
+    pub(super) fn ok<T, E: ToString>(&mut self, path: &str, result: Result<T, E>) -> Option<T> {
+        result
+            .map_err(|error| self.add(Diagnostic::error(path, error.to_string())))
+            .ok()
+    }
+
+    /// Returns the text of `file`, or adds an error if it has changed.
+    pub(super) fn text(&mut self, file: &SourceFile) -> Option<Arc<str>> {
+        self.ok(&file.path, file.text())
+    }
+
+    /// Adds `error` about the JSON file at `path`, placed at the byte that the JSON parser names.
+    pub(super) fn add_json_error(
+        &mut self,
+        path: &str,
+        text: &Arc<str>,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        let diagnostic = Diagnostic::error(path, with_causes(error));
+        self.add(match json_position(error, text) {
+            Some(offset) => diagnostic.at(text, offset..offset),
+            None => diagnostic,
+        });
+    }
+
+    pub(super) fn by_severity(self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+        self.0
+            .into_iter()
+            .partition(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+
     /// Returns errors and warnings, each sorted by file and position.
     pub(super) fn sorted(mut self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
         self.0
             .sort_by(|a, b| (&a.file, a.position).cmp(&(&b.file, b.position)));
-        self.0
-            .into_iter()
-            .partition(|diagnostic| diagnostic.severity == Severity::Error)
+        self.by_severity()
     }
 }
 
@@ -111,4 +144,36 @@ pub(in crate::pdp) fn with_help(
         Some(help) => diagnostic.with_help(help.to_string()),
         None => diagnostic,
     }
+}
+
+/// Parses the JSON `text` of the file at `path`, with bounded nesting.
+///
+/// Returns `None` and adds an error at the offending byte when the text is not valid.
+pub(super) fn parse_json<'a, T: Deserialize<'a>>(
+    path: &str,
+    text: &'a Arc<str>,
+    diagnostics: &mut DiagnosticSink,
+) -> Option<T> {
+    if !diagnostics.check_nesting(path, text, Language::Json) {
+        return None;
+    }
+    serde_json::from_str(text)
+        .map_err(|error| diagnostics.add_json_error(path, text, &error))
+        .ok()
+}
+
+/// Returns the byte offset of `part` in `text`, of which it is a slice.
+pub(super) fn offset_in(text: &str, part: &str) -> usize {
+    (part.as_ptr() as usize)
+        .saturating_sub(text.as_ptr() as usize)
+        .min(text.len())
+}
+
+/// Returns the byte offset of the first serde_json error among `error` and its causes.
+fn json_position(error: &(dyn std::error::Error + 'static), text: &str) -> Option<usize> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let error = causes.find_map(|error| error.downcast_ref::<serde_json::Error>())?;
+    let line = error.line().checked_sub(1)?;
+    let start: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+    Some((start + error.column().saturating_sub(1)).min(text.len()))
 }

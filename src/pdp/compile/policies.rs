@@ -9,15 +9,15 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use cedar_policy::{EntityUid, PolicySet, SlotId};
+use cedar_policy_core::parser::Loc;
 use cedar_policy_core::{ast, est};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::findings::{DiagnosticSink, duplicate_id_message, located};
-use super::json_text::{offset_in, parse_json};
+use super::findings::{DiagnosticSink, duplicate_id_message, located, offset_in, parse_json};
 use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
-use crate::pdp::diagnostic::{Diagnostic, LineStarts, Severity};
+use crate::pdp::diagnostic::{Diagnostic, LineStarts};
 use crate::pdp::id::PolicyId;
 use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, scanner};
@@ -51,9 +51,10 @@ pub(super) fn read(
         policies: PolicySet::new(),
         origins: HashMap::new(),
         read_sets: ReadSetCache::default(),
-        templates: Vec::new(),
-        rule_set: RuleSet::default(),
-        links: Vec::new(),
+        file: PolicyFile {
+            path: file.path.clone(),
+            ..PolicyFile::default()
+        },
         diagnostics: DiagnosticSink::default(),
     };
     match file.kind {
@@ -65,29 +66,19 @@ pub(super) fn read(
     let PolicyFileReader {
         policies,
         origins,
-        templates,
-        rule_set,
-        links,
-        diagnostics: mut own,
+        file: mut policy_file,
+        diagnostics: mut found,
         ..
     } = reader;
     let locate = |id: &cedar_policy::PolicyId, error: &dyn miette::Diagnostic| {
         let origin = origins.get(AsRef::<str>::as_ref(id))?;
         Some(origin.cedar_error(origin, error))
     };
-    validator.validate(&policies, locate, &mut own);
-    let (errors, warnings): (Vec<_>, Vec<_>) = own
-        .0
-        .into_iter()
-        .partition(|diagnostic| diagnostic.severity == Severity::Error);
+    validator.validate(&policies, locate, &mut found);
+    let (errors, warnings) = found.by_severity();
     diagnostics.0.extend(errors);
-    PolicyFile {
-        path: file.path.clone(),
-        rule_set,
-        templates,
-        links,
-        warnings,
-    }
+    policy_file.warnings = warnings;
+    policy_file
 }
 
 /// A file that is being read.
@@ -99,14 +90,11 @@ struct PolicyFileReader<'a> {
     policies: PolicySet,
     origins: HashMap<PolicyId, SourceLocation>,
     read_sets: ReadSetCache,
-    rule_set: RuleSet,
-    templates: Vec<Template>,
-    links: Vec<Link>,
+    file: PolicyFile,
     diagnostics: DiagnosticSink,
 }
 
 impl PolicyFileReader<'_> {
-    /// Returns the location of byte `start`.
     fn location(&self, start: usize) -> SourceLocation {
         SourceLocation {
             file: Arc::clone(&self.path),
@@ -118,10 +106,8 @@ impl PolicyFileReader<'_> {
 
     fn read_cedar(&mut self) {
         let text = self.text;
-        if !self
-            .diagnostics
-            .check_nesting(&self.path, text, Language::Policies)
-        {
+        let diagnostics = &mut self.diagnostics;
+        if !diagnostics.check_nesting(&self.path, text, Language::Policies) {
             return;
         }
         let parsed = match PolicySet::from_str(text) {
@@ -129,14 +115,14 @@ impl PolicyFileReader<'_> {
             Err(errors) => {
                 for error in errors.iter() {
                     let diagnostic = Diagnostic::error(self.path.as_ref(), error.to_string());
-                    self.diagnostics.add(located(diagnostic, error, text));
+                    diagnostics.add(located(diagnostic, error, text));
                 }
                 return;
             }
         };
         for policy in parsed.policies() {
             let ast: &ast::Policy = policy.as_ref();
-            let start = ast.loc().map_or(0, cedar_policy_core::parser::Loc::start);
+            let start = ast.loc().map_or(0, Loc::start);
             let id = self.cedar_id(policy.id(), policy.annotation("id"), start);
             if let Some(origin) = self.register(&id, start) {
                 self.add(policy.new_id(cedar_policy::PolicyId::new(&id)), origin);
@@ -144,7 +130,7 @@ impl PolicyFileReader<'_> {
         }
         for template in parsed.templates() {
             let ast: &ast::Template = template.as_ref();
-            let start = ast.loc().map_or(0, cedar_policy_core::parser::Loc::start);
+            let start = ast.loc().map_or(0, Loc::start);
             let id = self.cedar_id(template.id(), template.annotation("id"), start);
             if let Some(origin) = self.register(&id, start) {
                 self.add_template(template.new_id(cedar_policy::PolicyId::new(&id)), origin);
@@ -187,12 +173,13 @@ impl PolicyFileReader<'_> {
         let id = Some(ast::PolicyID::from_string(id));
         if is_template {
             let template = policy.try_into_ast_template(id);
-            let template = template.map_err(|error| with_causes(&error))?;
-            self.add_template(template.into(), origin);
+            self.add_template(
+                template.map_err(|error| with_causes(&error))?.into(),
+                origin,
+            );
         } else {
             let policy = policy.try_into_ast_policy(id);
-            let policy = policy.map_err(|error| with_causes(&error))?;
-            self.add(policy.into(), origin);
+            self.add(policy.map_err(|error| with_causes(&error))?.into(), origin);
         }
         Ok(())
     }
@@ -213,7 +200,7 @@ impl PolicyFileReader<'_> {
     ) {
         let origin = self.location(offset_in(self.text, raw.get()));
         match parse(raw, origin.clone()) {
-            Ok(link) => self.links.push(link),
+            Ok(link) => self.file.links.push(link),
             Err(message) => self
                 .diagnostics
                 .add(origin.error(format!("template link: {message}"))),
@@ -240,7 +227,10 @@ impl PolicyFileReader<'_> {
         if let Err(error) = self.policies.add(policy) {
             return self.diagnostics.add(origin.error(with_causes(&error)));
         }
-        let added = self.rule_set.add(&ast, None, &origin, &mut self.read_sets);
+        let added = self
+            .file
+            .rule_set
+            .add(&ast, None, &origin, &mut self.read_sets);
         if let Err(message) = added {
             self.diagnostics.add(origin.error(message));
         }
@@ -251,7 +241,7 @@ impl PolicyFileReader<'_> {
             return self.diagnostics.add(origin.error(with_causes(&error)));
         }
         let ast: &ast::Template = template.as_ref();
-        self.templates.push(Template {
+        self.file.templates.push(Template {
             id: PolicyId::new(ast.id().as_ref()),
             origin,
             template,
@@ -324,7 +314,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
-/// Parses a link of a Cedar JSON policy set.
 fn cedar_json_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
     let link: est::TemplateLink =
         serde_json::from_str(raw.get()).map_err(|error| with_causes(&error))?;
@@ -337,7 +326,6 @@ fn cedar_json_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, Strin
     })
 }
 
-/// One link of a `*.links.json` file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LinkJson {
@@ -347,7 +335,6 @@ struct LinkJson {
     args: BTreeMap<String, String>,
 }
 
-/// Parses a link of a `*.links.json` file.
 fn links_file_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
     let json: LinkJson = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
     let args = json.args.iter().map(|(slot, uid)| link_arg(slot, uid));
@@ -365,9 +352,8 @@ fn link_arg(slot: &str, uid: &str) -> Result<(SlotId, EntityUid), String> {
         "?principal" => SlotId::principal(),
         "?resource" => SlotId::resource(),
         other => {
-            return Err(format!(
-                "`{other}` is not a slot; slots are `?principal` and `?resource`"
-            ));
+            let slots = "slots are `?principal` and `?resource`";
+            return Err(format!("`{other}` is not a slot; {slots}"));
         }
     };
     scanner::check(uid, Language::Policies).map_err(|error| error.to_string())?;

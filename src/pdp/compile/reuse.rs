@@ -39,10 +39,9 @@ impl Reusable {
     /// Returns the number of uids in policies and links; a uid counts once for each file.
     pub(super) fn policy_uid_count(&self) -> usize {
         let files = self.policies.values();
-        let in_files: usize = files
-            .map(|(_, policies)| policies.file.rule_set.uid_count())
-            .sum();
-        in_files + self.links.rule_set.uid_count()
+        let rule_sets = files.map(|(_, policies)| &policies.file.rule_set);
+        let rule_sets = rule_sets.chain([&self.links.rule_set]);
+        rule_sets.map(|rules| rules.interner.len()).sum()
     }
 }
 

@@ -13,10 +13,9 @@ use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::entities::interner::{TooManyUids, UidInterner};
 use crate::pdp::id::PolicyId;
 use crate::pdp::policies::bytecode::BytecodeTable;
-use crate::pdp::policies::policy::{Condition, Rule};
-use crate::pdp::policies::read_set::ReadSet;
+use crate::pdp::policies::policy::{Condition, Rule, without_first};
+use crate::pdp::policies::read_set::{self, ReadSet};
 use crate::pdp::policies::scope::Scope;
-use crate::pdp::policies::{conjunction, read_set};
 
 /// Rules of one file, with the fields by which they are indexed.
 #[derive(Debug, Default)]
@@ -25,8 +24,8 @@ pub(in crate::pdp) struct RuleSet {
     /// The scopes of the rules, in their order, with the uid ids of `interner`.
     scopes: Vec<Scope>,
     /// The bytecode of the rules' remaining conditions, in the same order.
-    conditions: BytecodeTable,
-    interner: Arc<UidInterner>,
+    pub(super) conditions: BytecodeTable,
+    pub(super) interner: Arc<UidInterner>,
     /// Nesting depth of the deepest condition.
     pub(super) depth: usize,
     /// Memory that the rules hold, in bytes; estimated, since Cedar does not report it.
@@ -34,33 +33,18 @@ pub(in crate::pdp) struct RuleSet {
 }
 
 impl RuleSet {
-    /// Returns the rules' scopes, with uids interned in `interner`.
-    pub(super) fn scopes(
+    /// Returns the rules' scopes, and the conditions that remain once they match, with uids interned
+    /// in `interner`.
+    pub(super) fn interned(
         &self,
         interner: &mut Arc<UidInterner>,
-    ) -> Result<Vec<Scope>, TooManyUids> {
+    ) -> Result<(Vec<Scope>, BytecodeTable), TooManyUids> {
         let scopes = self.scopes.iter();
-        scopes
+        let scopes = scopes
             .map(|scope| scope.reinterned(&self.interner, interner))
-            .collect()
-    }
-
-    /// Returns the conditions that remain once the scopes match, with uids interned in `interner`.
-    pub(super) fn conditions(
-        &self,
-        interner: &mut Arc<UidInterner>,
-    ) -> Result<BytecodeTable, TooManyUids> {
-        self.conditions.reinterned(&self.interner, interner)
-    }
-
-    /// Returns the number of distinct uids in the rules.
-    pub(super) fn uid_count(&self) -> usize {
-        self.interner.len()
-    }
-
-    /// Returns the memory that the conditions' bytecode holds, in bytes.
-    pub(super) fn bytecode_bytes(&self) -> usize {
-        self.conditions.bytes()
+            .collect::<Result<_, _>>()?;
+        let conditions = self.conditions.reinterned(&self.interner, interner)?;
+        Ok((scopes, conditions))
     }
 
     /// Adds the rule of `policy`, which is defined at `origin`.
@@ -74,8 +58,8 @@ impl RuleSet {
         let scope =
             Scope::from_policy(policy, &mut self.interner).map_err(|error| error.to_string())?;
         let condition = policy.non_scope_constraints_arc();
-        let remainder = condition
-            .and_then(|condition| conjunction::without_first(condition, scope.absorbed_operands()));
+        let absorbed = scope.absorbed_operands();
+        let remainder = condition.and_then(|condition| without_first(condition, absorbed));
         self.conditions
             .add(remainder.as_deref(), &mut self.interner)
             .map_err(|error| error.to_string())?;
@@ -86,6 +70,10 @@ impl RuleSet {
         let own_condition = condition.filter(|_| template.is_none());
         let expressions = own_condition.map_or(0, |expr| expr.subexpressions().count());
         self.bytes += BYTES_PER_RULE + BYTES_PER_EXPRESSION * expressions;
+        // Cedar's annotations are sorted by name.
+        let annotations = policy.annotations();
+        let annotations =
+            annotations.map(|(name, value)| (SmolStr::from(name.to_string()), value.val.clone()));
         self.rules.push(Arc::new(Rule {
             id: PolicyId::new(policy.id().as_ref()),
             template: template.map(|template| template.id.clone()),
@@ -94,7 +82,7 @@ impl RuleSet {
             template_file: Arc::clone(&template.map_or(origin, |template| &template.origin).file),
             loc: policy.template().loc().cloned(),
             effect: policy.effect(),
-            annotations: sorted_annotations(policy).into(),
+            annotations: annotations.collect(),
             slots: (!policy.env().is_empty()).then(|| Box::new(policy.env().clone())),
             condition: read_sets.condition(condition)?,
             remainder: read_sets.condition(remainder.as_ref())?,
@@ -102,16 +90,6 @@ impl RuleSet {
         self.scopes.push(scope);
         Ok(())
     }
-}
-
-/// Returns names and values of the annotations, sorted by name.
-fn sorted_annotations(policy: &ast::Policy) -> Vec<(SmolStr, SmolStr)> {
-    let annotations = policy.annotations();
-    let mut annotations: Vec<_> = annotations
-        .map(|(name, value)| (SmolStr::from(name.to_string()), value.val.clone()))
-        .collect();
-    annotations.sort();
-    annotations
 }
 
 /// Memory that a rule holds without its condition, measured over generated policies, rounded up.
@@ -183,13 +161,10 @@ impl SourceLocation {
         error: &dyn miette::Diagnostic,
     ) -> Diagnostic {
         let message = error.to_string();
-        let has_label = error
-            .labels()
-            .is_some_and(|mut labels| labels.next().is_some());
-        let diagnostic = if has_label {
-            Diagnostic::error(definition.file.as_ref(), message)
-        } else {
-            self.error(message)
+        let mut labels = error.labels().into_iter().flatten();
+        let diagnostic = match labels.next() {
+            Some(_) => Diagnostic::error(definition.file.as_ref(), message),
+            None => self.error(message),
         };
         located(diagnostic, error, &definition.text)
     }

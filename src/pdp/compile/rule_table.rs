@@ -1,15 +1,13 @@
 //! Builds the rules of all policy files, sorted by id and indexed by scope.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::combine::{CombinedFiles, Links, combine};
+use super::combine::{CombinedFiles, combine};
 use super::findings::{DiagnosticSink, read_files};
 use super::policies::{self, PolicyFile};
 use super::reuse::{ByFile, InternedPolicies, Reusable};
 use super::rule_set::RuleSet;
 use super::validator::PolicyValidator;
-use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::entities::interner::UidInterner;
 use crate::pdp::policies::bytecode::BytecodeTable;
 use crate::pdp::policies::index::Index;
@@ -27,10 +25,7 @@ pub(super) struct RuleTable {
     pub(super) rules: Vec<Arc<Rule>>,
     /// The rules by scope; each is numbered by its position in `rules`.
     pub(super) index: Index,
-    pub(super) links: Arc<Links>,
-    /// Number of templates.
-    pub(super) templates: usize,
-    pub(super) policies_per_file: BTreeMap<String, usize>,
+    pub(super) combined: CombinedFiles,
     /// Nesting depth of the deepest condition.
     pub(super) depth: usize,
     /// Memory that the rules hold, in bytes; estimated.
@@ -74,10 +69,8 @@ impl RuleTableBuilder<'_, '_> {
     ) -> (RuleTable, ByFile<InternedPolicies>) {
         let files = policy_files(sources);
         let interned = self.read_all(&files, interner);
-        let policy_files: Vec<Arc<PolicyFile>> = interned
-            .iter()
-            .map(|policies| Arc::clone(&policies.file))
-            .collect();
+        let policy_files = interned.iter().map(|policies| Arc::clone(&policies.file));
+        let policy_files: Vec<Arc<PolicyFile>> = policy_files.collect();
         let text_of = |path: &str| {
             let file = files.iter().find(|file| file.path == path)?;
             file.text().ok()
@@ -112,12 +105,10 @@ impl RuleTableBuilder<'_, '_> {
             .filter(|file| unchanged(file).is_none())
             .collect();
         let validator = self.validator;
-        let read = |file: &SourceFile, diagnostics: &mut DiagnosticSink| match file.text() {
-            Ok(text) => policies::read(file, &text, validator, diagnostics),
-            Err(error) => {
-                diagnostics.add(Diagnostic::error(&file.path, error.to_string()));
-                PolicyFile::default()
-            }
+        let read = |file: &SourceFile, diagnostics: &mut DiagnosticSink| {
+            let text = diagnostics.text(file);
+            let read = text.map(|text| policies::read(file, &text, validator, diagnostics));
+            read.unwrap_or_default()
         };
         let mut read = read_files(&changed, self.workers, self.diagnostics, read).into_iter();
         let policies = files.iter().filter_map(|file| match unchanged(file) {
@@ -149,13 +140,8 @@ impl RuleTableBuilder<'_, '_> {
         rule_set: &RuleSet,
         interner: &mut Arc<UidInterner>,
     ) -> (Vec<Scope>, BytecodeTable) {
-        let scopes = rule_set.scopes(interner);
-        let interned = scopes.and_then(|scopes| Ok((scopes, rule_set.conditions(interner)?)));
-        interned.unwrap_or_else(|error| {
-            self.diagnostics
-                .add(Diagnostic::error("", error.to_string()));
-            Default::default()
-        })
+        let interned = self.diagnostics.ok("", rule_set.interned(interner));
+        interned.unwrap_or_default()
     }
 
     /// Sorts and indexes the rules of all files and links.
@@ -168,20 +154,15 @@ impl RuleTableBuilder<'_, '_> {
         let links = &combined.links.rule_set;
         let (link_scopes, link_conditions) = self.intern_rules(links, interner);
         let rule_sets = || {
-            all.iter()
-                .map(|policies| &policies.file.rule_set)
-                .chain([links])
+            let rule_sets = all.iter().map(|policies| &policies.file.rule_set);
+            rule_sets.chain([links])
         };
         let rules = rule_sets().flat_map(|rule_set| &rule_set.rules);
-        let scopes = all
-            .iter()
-            .flat_map(|policies| &policies.scopes)
-            .chain(&link_scopes);
-        let conditions = all
-            .iter()
-            .map(|policies| &policies.conditions)
-            .chain([&link_conditions])
-            .flat_map(BytecodeTable::iter);
+        let scopes = all.iter().flat_map(|policies| &policies.scopes);
+        let scopes = scopes.chain(&link_scopes);
+        let conditions = all.iter().map(|policies| &policies.conditions);
+        let conditions = conditions.chain([&link_conditions]);
+        let conditions = conditions.flat_map(BytecodeTable::iter);
         let mut entries: Vec<IndexEntry<'_>> = self
             .workers
             .pausing(rules, PAUSE_INTERVAL)
@@ -204,30 +185,23 @@ impl RuleTableBuilder<'_, '_> {
             depth: rule_sets().map(|rules| rules.depth).max().unwrap_or(0),
             // Files and index each hold the bytecode.
             rule_bytes: rule_sets()
-                .map(|rules| rules.bytes + 2 * rules.bytecode_bytes())
+                .map(|rules| rules.bytes + 2 * rules.conditions.bytes())
                 .sum(),
-            templates: combined.templates,
-            policies_per_file: combined.per_file,
-            links: combined.links,
+            combined,
         }
     }
 
     fn scope_index(&mut self, entries: &[IndexEntry<'_>]) -> Index {
         let scopes = entries.iter().map(|entry| entry.scope.clone()).collect();
         let conditions: Vec<&[u8]> = entries.iter().map(|entry| entry.condition).collect();
-        Index::new(scopes, &conditions, self.workers).unwrap_or_else(|error| {
-            self.diagnostics
-                .add(Diagnostic::error("", error.to_string()));
-            Index::default()
-        })
+        let index = Index::new(scopes, &conditions, self.workers);
+        self.diagnostics.ok("", index).unwrap_or_default()
     }
 }
 
 /// Returns the files that hold policies, templates or links.
 fn policy_files(sources: &Sources) -> Vec<&SourceFile> {
-    let is_policy_file = |file: &&SourceFile| match file.kind {
-        FileKind::Policies | FileKind::PoliciesJson | FileKind::Links => true,
-        FileKind::Schema | FileKind::SchemaJson | FileKind::Entities | FileKind::Tests => false,
-    };
-    sources.files().iter().filter(is_policy_file).collect()
+    let kinds = [FileKind::Policies, FileKind::PoliciesJson, FileKind::Links];
+    let files = sources.files().iter();
+    files.filter(|file| kinds.contains(&file.kind)).collect()
 }

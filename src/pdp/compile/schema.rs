@@ -9,63 +9,43 @@ use cedar_policy_core::validator::types::Type;
 use miette::Diagnostic as _;
 
 use super::findings::{DiagnosticSink, located, with_help};
-use super::json_text::json_position;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
 use crate::pdp::values::with_causes;
 
-/// The combined result of all schema files.
-pub(super) enum SchemaFiles {
-    /// There is no schema file.
-    None,
-    /// A valid schema.
-    Valid(Arc<Schema>),
-    /// There are errors, which are in the diagnostics.
-    Invalid,
-}
+/// The error that there is no valid schema; the diagnostics tell why.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InvalidSchema;
 
-impl SchemaFiles {
-    /// Returns the schema, if there is a valid one.
-    pub(super) fn valid(self) -> Option<Arc<Schema>> {
-        match self {
-            Self::Valid(schema) => Some(schema),
-            Self::None | Self::Invalid => None,
-        }
-    }
-}
-
-impl From<Option<Arc<Schema>>> for SchemaFiles {
-    fn from(schema: Option<Arc<Schema>>) -> Self {
-        schema.map_or(Self::None, Self::Valid)
-    }
-}
-
-/// Reads all schema files.
-pub(super) fn read(sources: &Sources, diagnostics: &mut DiagnosticSink) -> SchemaFiles {
+/// Reads all schema files; returns `None` if there are none.
+pub(super) fn read(
+    sources: &Sources,
+    diagnostics: &mut DiagnosticSink,
+) -> Result<Option<Arc<Schema>>, InvalidSchema> {
     let files: Vec<&SourceFile> = sources
         .of_kind(FileKind::Schema)
         .chain(sources.of_kind(FileKind::SchemaJson))
         .collect();
     let Some(first) = files.first() else {
-        return SchemaFiles::None;
+        return Ok(None);
     };
     let fragments: Vec<SchemaFragment> = files
         .iter()
         .filter_map(|file| fragment(file, diagnostics))
         .collect();
     if fragments.len() < files.len() {
-        return SchemaFiles::Invalid;
+        return Err(InvalidSchema);
     }
     let error = match Schema::from_schema_fragments(fragments) {
         Ok(schema) => match check_size(schema.as_ref()) {
-            Ok(()) => return SchemaFiles::Valid(Arc::new(schema)),
+            Ok(()) => return Ok(Some(Arc::new(schema))),
             Err(message) => Diagnostic::error(&first.path, message),
         },
         Err(error) => combination_error(&files, &error),
     };
     diagnostics.add(error);
-    SchemaFiles::Invalid
+    Err(InvalidSchema)
 }
 
 /// The maximum nesting of records and sets in the type of an attribute, tag or context.
@@ -135,46 +115,22 @@ fn check_type_size(ty: &Type, owner: &impl std::fmt::Display) -> Result<(), Stri
 
 /// Parses one schema file; returns `None` when there are errors, which are in `diagnostics`.
 fn fragment(file: &SourceFile, diagnostics: &mut DiagnosticSink) -> Option<SchemaFragment> {
-    let is_json = file.kind == FileKind::SchemaJson;
+    let (is_json, path) = (file.kind == FileKind::SchemaJson, &file.path);
     let language = if is_json {
         Language::Json
     } else {
         Language::Schema
     };
     let text = file.text_in_memory()?;
-    if !diagnostics.check_nesting(&file.path, text, language) {
+    if !diagnostics.check_nesting(path, text, language) {
         return None;
     }
     if is_json {
-        json_fragment(&file.path, text, diagnostics)
-    } else {
-        cedar_fragment(&file.path, text, diagnostics)
+        let parsed = SchemaFragment::from_json_str(text);
+        return parsed
+            .map_err(|error| diagnostics.add_json_error(path, text, &error))
+            .ok();
     }
-}
-
-/// Parses a schema file in JSON syntax.
-fn json_fragment(
-    path: &str,
-    text: &Arc<str>,
-    diagnostics: &mut DiagnosticSink,
-) -> Option<SchemaFragment> {
-    let parsed = SchemaFragment::from_json_str(text);
-    let report = |error| {
-        let diagnostic = Diagnostic::error(path, with_causes(&error));
-        diagnostics.add(match json_position(&error, text) {
-            Some(offset) => diagnostic.at(text, offset..offset),
-            None => diagnostic,
-        });
-    };
-    parsed.map_err(report).ok()
-}
-
-/// Parses a schema file in Cedar syntax.
-fn cedar_fragment(
-    path: &str,
-    text: &Arc<str>,
-    diagnostics: &mut DiagnosticSink,
-) -> Option<SchemaFragment> {
     match SchemaFragment::from_cedarschema_str(text) {
         Ok((fragment, warnings)) => {
             for warning in warnings {

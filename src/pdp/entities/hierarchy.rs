@@ -30,9 +30,9 @@ pub(in crate::pdp) const EXPECTED_ANCESTORS: usize = 64;
 /// An insertion-ordered set of uid ids.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct UidSet {
-    pub(super) order: Vec<UidId>,
+    order: Vec<UidId>,
     /// Filled only once `order` is too long for a linear search.
-    pub(super) set: hashbrown::HashSet<UidId>,
+    set: hashbrown::HashSet<UidId>,
 }
 
 impl UidSet {
@@ -63,11 +63,6 @@ impl UidSet {
 
     pub(super) fn len(&self) -> usize {
         self.order.len()
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.order.clear();
-        self.set.clear();
     }
 }
 
@@ -230,11 +225,8 @@ impl Hierarchy {
                 }
             }
         }
-        for offset in &mut offsets {
-            if *offset == UNVISITED {
-                *offset = Parent::NO_LIST;
-            }
-        }
+        let unvisited = offsets.iter_mut().filter(|offset| **offset == UNVISITED);
+        unvisited.for_each(|offset| *offset = Parent::NO_LIST);
         for Parent { uid, list_offset } in &mut self.parents {
             let offset = offsets.get(uid.index()).copied();
             *list_offset = offset.unwrap_or(Parent::NO_LIST);

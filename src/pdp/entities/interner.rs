@@ -59,11 +59,21 @@ struct Entry {
     length: u32,
 }
 
+impl Entry {
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "entries are created by their interner alone, for text that it has written"
+    )]
+    fn text(self, pages: &[Arc<String>]) -> &str {
+        let start = self.start as usize;
+        &pages[self.page as usize][start..start + self.length as usize]
+    }
+}
+
 /// Bytes of a page of text; a longer id gets its own page.
 const PAGE_BYTES: usize = 64 << 10;
 
 impl UidInterner {
-    /// Returns the number of uids.
     pub(in crate::pdp) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -78,12 +88,10 @@ impl UidInterner {
         self.ids_by_type_name.get(name).copied()
     }
 
-    /// Returns the id of the type `ty`.
     pub(in crate::pdp) fn find_type(&self, ty: &EntityType) -> Option<TypeId> {
         self.ids_of_types.get(ty).copied()
     }
 
-    /// Returns the type with this id.
     #[expect(
         clippy::indexing_slicing,
         reason = "ids are created by this interner alone, and never removed"
@@ -108,7 +116,7 @@ impl UidInterner {
     /// Returns the id of the uid with this type and text, if it is interned.
     pub(in crate::pdp) fn find(&self, ty: TypeId, id: &str) -> Option<UidId> {
         self.table
-            .find(self.hash(ty, id), |uid| self.is_equal(*uid, ty, id))
+            .find(self.hash(ty, id), |uid| self.parts(UidId(*uid)) == (ty, id))
             .map(|uid| UidId(*uid))
     }
 
@@ -148,7 +156,8 @@ impl UidInterner {
             .map(|lookup| {
                 let (ty, id) = lookup.uid?;
                 let candidate = lookup.candidate.zip(lookup.entry);
-                match candidate.filter(|(_, entry)| entry.ty == ty && self.id(*entry) == id) {
+                match candidate.filter(|(_, entry)| entry.ty == ty && entry.text(&self.pages) == id)
+                {
                     Some((uid, _)) => Some(UidId(uid)),
                     None => self.find(ty, id),
                 }
@@ -193,16 +202,7 @@ impl UidInterner {
     )]
     pub(in crate::pdp) fn parts(&self, uid: UidId) -> (TypeId, &str) {
         let entry = self.entries[uid.index()];
-        (entry.ty, self.id(entry))
-    }
-
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "entries are created by this interner alone, for text that it has written"
-    )]
-    fn id(&self, entry: Entry) -> &str {
-        let start = entry.start as usize;
-        &self.pages[entry.page as usize][start..start + entry.length as usize]
+        (entry.ty, entry.text(&self.pages))
     }
 
     /// Returns the uid with this id as Cedar's type.
@@ -247,12 +247,7 @@ impl UidInterner {
         let (entries, pages, hasher) = (&self.entries, &self.pages, &self.hasher);
         self.table.insert_unique(hash, uid, |other| {
             let entry = entries.get(*other as usize);
-            entry.map_or(0, |entry| {
-                let page = pages.get(entry.page as usize);
-                let start = entry.start as usize;
-                let id = page.and_then(|page| page.get(start..start + entry.length as usize));
-                hash_of(hasher, entry.ty, id.unwrap_or_default())
-            })
+            entry.map_or(0, |entry| hash_of(hasher, entry.ty, entry.text(pages)))
         });
         Ok(UidId(uid))
     }
@@ -264,10 +259,6 @@ impl UidInterner {
     }
 
     /// Returns the id of `uid` in `uids`, and interns it if needed.
-    ///
-    /// # Errors
-    ///
-    /// [`TooManyUids`] if there is no id left.
     pub(in crate::pdp) fn intern(
         uids: &mut Arc<Self>,
         uid: &EntityUID,
@@ -322,10 +313,6 @@ impl UidInterner {
         let start = u32::try_from(text.len()).map_err(|_| TooManyUids)?;
         text.push_str(id);
         Ok((page, start))
-    }
-
-    fn is_equal(&self, uid: u32, ty: TypeId, id: &str) -> bool {
-        self.parts(UidId(uid)) == (ty, id)
     }
 
     fn hash(&self, ty: TypeId, id: &str) -> u64 {

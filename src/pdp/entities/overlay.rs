@@ -43,15 +43,6 @@ pub(in crate::pdp) struct Overlay<'a> {
     steps_left: usize,
 }
 
-/// The ids of a uid and of its type.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::pdp) struct UidIds {
-    /// The uid's id; `None` if neither an entity nor a policy names the uid.
-    pub(in crate::pdp) uid: Option<UidId>,
-    /// The type's id; `None` if neither a stored entity nor a policy names the type.
-    pub(in crate::pdp) ty: Option<TypeId>,
-}
-
 /// The attributes of an entity, in the form of their source.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) enum Attributes<'a> {
@@ -60,15 +51,12 @@ pub(in crate::pdp) enum Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Returns the attribute `name`.
-    pub(in crate::pdp) fn get(self, name: &str) -> Attribute<'a> {
+    pub(in crate::pdp) fn get(self, name: &str) -> Option<Attribute<'a>> {
         match self {
-            Self::Stored(record) => record
-                .get(name)
-                .map_or(Attribute::Missing, Attribute::Stored),
-            Self::Request(entity) => match entity.get(name) {
-                Some(PartialValue::Value(value)) => Attribute::Request(value),
-                Some(PartialValue::Residual(_)) | None => Attribute::Missing,
+            Self::Stored(record) => record.get(name).map(Attribute::Stored),
+            Self::Request(entity) => match entity.get(name)? {
+                PartialValue::Value(value) => Some(Attribute::Request(value)),
+                PartialValue::Residual(_) => None,
             },
         }
     }
@@ -77,12 +65,8 @@ impl<'a> Attributes<'a> {
 /// The value of an attribute, in the form of its source.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pdp) enum Attribute<'a> {
-    /// A value of a stored entity.
     Stored(Stored<'a>),
-    /// A value of a request entity.
     Request(&'a Value),
-    /// The entity has no such attribute.
-    Missing,
 }
 
 /// An entity of a request, converted to Cedar's type.
@@ -104,18 +88,6 @@ struct OverlayEntity<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// Creates an overlay without request entities.
-    pub(in crate::pdp) fn new(store: &'a EntityStore) -> Self {
-        Self {
-            store,
-            request_entities: Vec::new(),
-            index_by_uid: hashbrown::HashMap::new(),
-            local_uids: Vec::new(),
-            local_ids: HashMap::new(),
-            steps_left: MAX_REQUEST_HIERARCHY_STEPS,
-        }
-    }
-
     /// Creates an overlay with these entities of a request, whose uids must be distinct.
     ///
     /// # Errors
@@ -126,7 +98,14 @@ impl<'a> Overlay<'a> {
         store: &'a EntityStore,
         mut entities: Vec<BoundEntity>,
     ) -> Result<Self, OverlayError> {
-        let mut overlay = Self::new(store);
+        let mut overlay = Self {
+            store,
+            request_entities: Vec::new(),
+            index_by_uid: hashbrown::HashMap::new(),
+            local_uids: Vec::new(),
+            local_ids: HashMap::new(),
+            steps_left: MAX_REQUEST_HIERARCHY_STEPS,
+        };
         for entity in &mut entities {
             // Sorted, so that of several errors the same one is reported each time.
             entity.parents.sort_unstable();
@@ -134,12 +113,8 @@ impl<'a> Overlay<'a> {
         }
         let named = entities.iter().flat_map(|BoundEntity { entity, parents }| {
             let uids = std::iter::once(entity.uid()).chain(parents);
-            uids.map(|uid| {
-                (
-                    store.interner.find_type(uid.entity_type()),
-                    uid.eid().as_ref(),
-                )
-            })
+            let find_type = |uid: &EntityUID| store.interner.find_type(uid.entity_type());
+            uids.map(move |uid| (find_type(uid), uid.eid().as_ref()))
         });
         // INVARIANT: `intern` is called in the order of `named`: an entity, then its parents.
         let mut store_ids = store.interner.find_all(named).into_iter();
@@ -168,11 +143,6 @@ impl<'a> Overlay<'a> {
         Ok(overlay)
     }
 
-    /// Returns whether the request has entities.
-    pub(in crate::pdp) fn has_entities(&self) -> bool {
-        !self.request_entities.is_empty()
-    }
-
     /// Resets the step budget to that of a new request.
     pub(in crate::pdp) fn reset_steps(&mut self) {
         self.steps_left = MAX_REQUEST_HIERARCHY_STEPS;
@@ -184,22 +154,25 @@ impl<'a> Overlay<'a> {
         store_id.or_else(|| self.local_ids.get(uid).copied())
     }
 
-    /// Returns the ids of uids as a request names them.
+    /// Returns the ids of uids as a request names them, and of their types.
     ///
-    /// All request entities and their parents have one.
-    pub(in crate::pdp) fn find_named<const N: usize>(&self, uids: [&Uid; N]) -> [UidIds; N] {
+    /// All request entities and their parents have an id. A uid has none if neither an entity nor a
+    /// policy names it, and a type if neither a stored entity nor a policy does.
+    pub(in crate::pdp) fn find_named<const N: usize>(
+        &self,
+        uids: [&Uid; N],
+    ) -> [(Option<UidId>, Option<TypeId>); N] {
+        let interner = &self.store.interner;
         // All are looked up together, as `UidInterner::find_all` explains.
-        let types = uids.map(|uid| self.store.interner.find_type_named(&uid.type_name));
-        let ids = uids.map(|uid| uid.id.as_str());
-        let mut store_ids = self
-            .store
-            .interner
-            .find_all(types.into_iter().zip(ids))
+        let mut types = uids
+            .map(|uid| interner.find_type_named(&uid.type_name))
             .into_iter();
-        let mut types = types.into_iter();
-        uids.map(|uid| UidIds {
-            uid: store_ids.next().flatten().or_else(|| self.find_local(uid)),
-            ty: types.next().flatten(),
+        let ids = uids.map(|uid| uid.id.as_str());
+        let mut store_ids = interner.find_all(types.clone().zip(ids)).into_iter();
+        uids.map(|uid| {
+            let store_id = store_ids.next().flatten();
+            let id = store_id.or_else(|| self.find_local(uid));
+            (id, types.next().flatten())
         })
     }
 
@@ -212,7 +185,6 @@ impl<'a> Overlay<'a> {
         Some(UidId(MAX_UIDS + u32::try_from(index).ok()?))
     }
 
-    /// Returns the request entity with this uid.
     fn request_entity(&self, uid: UidId) -> Option<&OverlayEntity<'a>> {
         let index = self.index_by_uid.get(&uid)?;
         self.request_entities.get(*index)
@@ -231,13 +203,9 @@ impl<'a> Overlay<'a> {
 
     /// Returns the type of the uid with this id, if the store has interned the type.
     pub(in crate::pdp) fn type_of(&self, uid: UidId) -> Option<TypeId> {
-        let index = uid.0.checked_sub(MAX_UIDS);
-        match index.and_then(|index| self.local_uids.get(index as usize)) {
-            Some(uid) => self.find_type(uid.entity_type()),
-            None => {
-                let (ty, _) = self.store.interner.parts(uid);
-                Some(ty)
-            }
+        match uid.0.checked_sub(MAX_UIDS) {
+            None => Some(self.store.interner.parts(uid).0),
+            Some(index) => self.find_type(self.local_uids.get(index as usize)?.entity_type()),
         }
     }
 
@@ -246,7 +214,6 @@ impl<'a> Overlay<'a> {
         self.store.interner.find_type(ty)
     }
 
-    /// Returns the uid with this id.
     pub(in crate::pdp) fn uid(&self, uid: UidId) -> Option<EntityUID> {
         match uid.0.checked_sub(MAX_UIDS) {
             None => Some(self.store.interner.uid(uid)),
@@ -311,23 +278,16 @@ impl<'a> Overlay<'a> {
 
     /// Looks up the precomputed ancestors of the request entities' parents.
     fn resolve_ancestors(&mut self) {
-        let links = || {
-            self.request_entities
-                .iter()
-                .flat_map(|entity| &entity.parents)
-        };
-        let ancestors = self
-            .store
-            .hierarchy
-            .precomputed_ancestors(links().map(|link| link.parent));
+        let entities = &self.request_entities;
+        let links = || entities.iter().flat_map(|entity| &entity.parents);
+        let parents = links().map(|link| link.parent);
+        let ancestors = self.store.hierarchy.precomputed_ancestors(parents);
         let ancestors: SmallVec<[_; 16]> = links()
             .zip(ancestors)
             .map(|(link, ancestors)| self.if_unchanged(link.parent, ancestors))
             .collect();
-        let links = self
-            .request_entities
-            .iter_mut()
-            .flat_map(|entity| &mut entity.parents);
+        let entities = &mut self.request_entities;
+        let links = entities.iter_mut().flat_map(|entity| &mut entity.parents);
         for (link, ancestors) in links.zip(ancestors) {
             link.ancestors = ancestors;
         }
@@ -340,7 +300,7 @@ impl<'a> Overlay<'a> {
     /// [`OverlayError`] if the request entities give it more than [`MAX_ANCESTORS`], or if walking
     /// the hierarchy takes too many steps.
     pub(in crate::pdp) fn ancestors(&mut self, uid: UidId) -> Result<Vec<UidId>, OverlayError> {
-        if !self.has_entities() {
+        if self.request_entities.is_empty() {
             return Ok(self.store.ancestors(uid));
         }
         let mut steps = self.steps_left;
@@ -388,21 +348,11 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Returns the entity with this uid as Cedar's type, with `ancestors`.
-    pub(in crate::pdp) fn entity(
-        &self,
-        uid: UidId,
-        ancestors: HashSet<EntityUID>,
-    ) -> Option<Entity> {
+    /// Returns the entity with this uid as Cedar's type, without ancestors.
+    pub(in crate::pdp) fn entity(&self, uid: UidId) -> Option<Entity> {
         match self.request_entity(uid) {
-            None => self.store.entity(uid, ancestors),
-            Some(request) => {
-                let mut entity = request.entity.clone();
-                for ancestor in ancestors {
-                    entity.add_indirect_ancestor(ancestor);
-                }
-                Some(entity)
-            }
+            Some(request) => Some(request.entity.clone()),
+            None => self.store.entity(uid, HashSet::new()),
         }
     }
 
@@ -440,15 +390,11 @@ impl<'a> Overlay<'a> {
                     Some(false) => {
                         // The error names the first request entity on the cycle.
                         let path = path.iter().map(|(uid, _)| *uid);
-                        let first = path
-                            .skip_while(|uid| *uid != parent)
-                            .filter_map(|uid| self.index_by_uid.get(&uid))
-                            .min();
-                        let cycle = match self.uid(parent) {
-                            Some(uid) => HierarchyError::Cycle(uid),
-                            None => return Err(OverlayError::TooLarge),
-                        };
-                        return Err(OverlayError::Entity(*first.unwrap_or(&index), cycle));
+                        let cycle = path.skip_while(|uid| *uid != parent);
+                        let first = cycle.filter_map(|uid| self.index_by_uid.get(&uid)).min();
+                        let uid = self.uid(parent).ok_or(OverlayError::TooLarge)?;
+                        let error = HierarchyError::Cycle(uid);
+                        return Err(OverlayError::Entity(*first.unwrap_or(&index), error));
                     }
                 }
             }

@@ -76,7 +76,6 @@ impl From<TooManyUids> for TooLarge {
 }
 
 impl Draft {
-    /// Returns the segment's own interner.
     pub(in crate::pdp) fn uids(&mut self) -> &mut UidInterner {
         &mut self.uids
     }
@@ -105,7 +104,6 @@ impl Draft {
         }
     }
 
-    /// Writes a direct parent.
     pub(in crate::pdp) fn parent(&mut self, uid: UidId) {
         self.body.parents.push(uid.0);
     }
@@ -275,12 +273,10 @@ fn reinterned_all(
 }
 
 impl Segment {
-    /// Returns the number of entities.
     pub(in crate::pdp) fn len(&self) -> usize {
         self.body.entities.len()
     }
 
-    /// Returns whether some of its entities are actions.
     pub(in crate::pdp) fn has_actions(&self) -> bool {
         self.body.has_actions
     }
@@ -321,30 +317,26 @@ impl Segment {
         })
     }
 
-    /// Returns the uid of the entity in `slot`.
     pub(in crate::pdp) fn uid(&self, slot: usize) -> Option<UidId> {
         self.store_uid(self.body.entities.get(slot)?.uid)
     }
 
     /// Returns the byte offset, in its file, of the entity in `slot`.
     pub(in crate::pdp) fn origin(&self, slot: usize) -> usize {
-        self.body
-            .entities
-            .get(slot)
-            .map_or(0, |stored| stored.origin as usize)
+        let stored = self.body.entities.get(slot);
+        stored.map_or(0, |stored| stored.origin as usize)
     }
 
     /// Returns the direct parents of the entity in `slot`.
     pub(in crate::pdp) fn parents(&self, slot: usize) -> impl Iterator<Item = UidId> + '_ {
-        let entities = &self.body.entities;
-        let start = entities
-            .get(slot)
-            .map_or(0, |stored| stored.parents as usize);
-        let end = entities
-            .get(slot + 1)
-            .map_or(self.body.parents.len(), |next| next.parents as usize);
-        let parents = self.body.parents.get(start..end).unwrap_or_default();
-        parents.iter().filter_map(|parent| self.store_uid(*parent))
+        let begin = |slot: usize| {
+            let stored = self.body.entities.get(slot);
+            stored.map(|stored| stored.parents as usize)
+        };
+        let end = begin(slot + 1).unwrap_or(self.body.parents.len());
+        let parents = self.body.parents.get(begin(slot).unwrap_or(end)..end);
+        let parents = parents.unwrap_or_default().iter();
+        parents.filter_map(|parent| self.store_uid(*parent))
     }
 
     /// Returns the entity in `slot` as Cedar's type, with `ancestors`.
@@ -354,15 +346,11 @@ impl Segment {
         uids: &UidInterner,
         ancestors: HashSet<EntityUID>,
     ) -> Option<Entity> {
-        let stored = self.body.entities.get(slot)?;
-        let mut reader = ValueReader {
-            segment: self,
-            bytes: self.body.values.get(stored.values as usize..)?,
-        };
+        let mut reader = self.values(slot)?;
         let attributes = reader.fields(uids);
         let tags = reader.fields(uids);
         Some(Entity::new_with_attr_partial_value(
-            uids.uid(self.store_uid(stored.uid)?),
+            uids.uid(self.uid(slot)?),
             attributes,
             ancestors,
             HashSet::new(),
@@ -372,15 +360,19 @@ impl Segment {
 
     /// Returns the encoded attributes of the entity in `slot`.
     pub(in crate::pdp) fn attributes(&self, slot: usize) -> Option<StoredRecord<'_>> {
+        let mut reader = self.values(slot)?;
+        Some(StoredRecord {
+            count: reader.varint(),
+            fields: reader,
+        })
+    }
+
+    /// Returns a reader of the attributes and then the tags of the entity in `slot`.
+    fn values(&self, slot: usize) -> Option<ValueReader<'_>> {
         let stored = self.body.entities.get(slot)?;
-        let mut reader = ValueReader {
+        Some(ValueReader {
             segment: self,
             bytes: self.body.values.get(stored.values as usize..)?,
-        };
-        let count = reader.varint();
-        Some(StoredRecord {
-            count,
-            fields: reader,
         })
     }
 

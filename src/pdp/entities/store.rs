@@ -41,6 +41,12 @@ impl Location {
         segment: u32::MAX,
         slot: u32::MAX,
     };
+
+    fn new(segment: u32, slot: usize) -> Self {
+        // INVARIANT: a draft rejects files that need larger offsets.
+        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+        Self { segment, slot }
+    }
 }
 
 /// Two locations that define the same uid.
@@ -76,12 +82,8 @@ impl EntityStore {
         let mut duplicates = Vec::new();
         for (index, segment) in (0..).zip(segments) {
             pause();
-            let found = store.locate(&segment, index);
-            duplicates.extend(
-                found
-                    .into_iter()
-                    .filter(|duplicate| duplicate.first.segment != last),
-            );
+            let found = store.locate(&segment, index).into_iter();
+            duplicates.extend(found.filter(|duplicate| duplicate.first.segment != last));
             store.segments.push(segment);
         }
         store.segments.extend(schema_actions.map(Arc::new));
@@ -101,19 +103,13 @@ impl EntityStore {
     fn locate(&mut self, segment: &Segment, segment_index: u32) -> Vec<DuplicateUid> {
         let mut duplicates = Vec::new();
         for slot in 0..segment.len() {
-            let here = Location {
-                segment: segment_index,
-                // INVARIANT: a draft rejects files that need larger offsets.
-                slot: u32::try_from(slot).unwrap_or(u32::MAX),
-            };
-            let location = segment
-                .uid(slot)
-                .and_then(|uid| self.locations.get_mut(uid.index()));
-            match location {
-                Some(location) if *location == Location::NOWHERE => *location = here,
+            let second = Location::new(segment_index, slot);
+            let uid = segment.uid(slot);
+            match uid.and_then(|uid| self.locations.get_mut(uid.index())) {
+                Some(location) if *location == Location::NOWHERE => *location = second,
                 Some(first) => duplicates.push(DuplicateUid {
                     first: *first,
-                    second: here,
+                    second,
                 }),
                 // INVARIANT: the segment's ids are those of the interner.
                 None => {}
@@ -122,7 +118,6 @@ impl EntityStore {
         duplicates
     }
 
-    /// Returns the uid of the entity at `location`.
     pub(in crate::pdp) fn uid_at(&self, location: Location) -> Option<UidId> {
         self.segments
             .get(location.segment as usize)?
@@ -158,30 +153,20 @@ impl EntityStore {
 
     /// Returns the actions of all segments in order, with their direct parents.
     pub(in crate::pdp) fn stored_actions(&self) -> Vec<(Location, Entity)> {
-        let mut found = Vec::new();
         let segments = (0..).zip(&self.segments);
-        for (index, segment) in segments.filter(|(_, segment)| segment.has_actions()) {
-            for slot in 0..segment.len() {
-                let parents = segment
-                    .parents(slot)
-                    .map(|parent| self.interner.uid(parent));
-                let here = Location {
-                    segment: index,
-                    // INVARIANT: a draft rejects files that need larger offsets.
-                    slot: u32::try_from(slot).unwrap_or(u32::MAX),
-                };
-                let entity = segment.entity(slot, &self.interner, parents.collect());
-                found.extend(
-                    entity
-                        .filter(|entity| entity.uid().is_action())
-                        .map(|entity| (here, entity)),
-                );
-            }
-        }
-        found
+        let with_actions = segments.filter(|(_, segment)| segment.has_actions());
+        let slots = with_actions.flat_map(|(index, segment)| {
+            (0..segment.len()).map(move |slot| (Location::new(index, slot), segment, slot))
+        });
+        let actions = slots.filter_map(|(location, segment, slot)| {
+            let parents = segment.parents(slot);
+            let parents = parents.map(|parent| self.interner.uid(parent));
+            let entity = segment.entity(slot, &self.interner, parents.collect())?;
+            entity.uid().is_action().then_some((location, entity))
+        });
+        actions.collect()
     }
 
-    /// Returns the number of entities.
     pub(in crate::pdp) fn len(&self) -> usize {
         let locations = self.locations.iter();
         locations
@@ -247,22 +232,6 @@ impl EntityStore {
         all
     }
 
-    /// Adds all ancestors to `found`, and stops when there are more than `limit`.
-    fn collect_ancestors(&self, uid: UidId, found: &mut UidSet, limit: usize) {
-        let mut next = Some(uid);
-        let mut expanded = 0;
-        while let Some(uid) = next {
-            for parent in self.parents(uid) {
-                found.insert(parent);
-                if found.len() > limit {
-                    return;
-                }
-            }
-            next = found.get(expanded);
-            expanded += 1;
-        }
-    }
-
     /// Shares the checked hierarchy of `other` if both are equal, and returns whether they are.
     ///
     /// The interner of `other` must be an ancestor of this store's.
@@ -284,11 +253,10 @@ impl EntityStore {
     /// Takes one pass over all parents, and one walk up from each entity that may have too many.
     pub(in crate::pdp) fn check_hierarchy(&self) -> Result<(), HierarchyError> {
         let mut bounds = AncestorBounds(vec![AncestorBounds::UNVISITED; self.interner.len()]);
-        let mut found = UidSet::default();
         for segment in &self.segments {
             for root in (0..segment.len()).filter_map(|slot| segment.uid(slot)) {
                 if bounds.get(root) == AncestorBounds::UNVISITED {
-                    self.check_above(root, &mut bounds, &mut found)?;
+                    self.check_above(root, &mut bounds)?;
                 }
             }
         }
@@ -296,12 +264,7 @@ impl EntityStore {
     }
 
     /// Checks `root` and all its ancestors that were not visited yet.
-    fn check_above(
-        &self,
-        root: UidId,
-        bounds: &mut AncestorBounds,
-        found: &mut UidSet,
-    ) -> Result<(), HierarchyError> {
+    fn check_above(&self, root: UidId, bounds: &mut AncestorBounds) -> Result<(), HierarchyError> {
         bounds.set(root, AncestorBounds::ON_PATH);
         let mut path = vec![(root, self.parents(root))];
         while let Some((uid, unvisited)) = path.last_mut() {
@@ -320,18 +283,13 @@ impl EntityStore {
                 continue;
             }
             path.pop();
-            bounds.set(uid, self.ancestor_bound(uid, bounds, found)?);
+            bounds.set(uid, self.ancestor_bound(uid, bounds)?);
         }
         Ok(())
     }
 
     /// Returns an upper bound of an entity's number of ancestors, given the bounds of its parents.
-    fn ancestor_bound(
-        &self,
-        uid: UidId,
-        bounds: &AncestorBounds,
-        found: &mut UidSet,
-    ) -> Result<u32, HierarchyError> {
+    fn ancestor_bound(&self, uid: UidId, bounds: &AncestorBounds) -> Result<u32, HierarchyError> {
         let limit = u32::try_from(MAX_ANCESTORS).unwrap_or(AncestorBounds::ON_PATH - 1);
         // The sum counts an ancestor once for each way to it, so it may be too high. Only if it is
         // over the limit are the ancestors counted one by one.
@@ -341,12 +299,10 @@ impl EntityStore {
         if sum <= limit {
             return Ok(sum);
         }
-        found.clear();
-        self.collect_ancestors(uid, found, MAX_ANCESTORS);
-        if found.len() > MAX_ANCESTORS {
-            return Err(HierarchyError::TooManyAncestors(self.interner.uid(uid)));
+        match u32::try_from(self.ancestors(uid).len()) {
+            Ok(count) if count <= limit => Ok(count),
+            Ok(_) | Err(_) => Err(HierarchyError::TooManyAncestors(self.interner.uid(uid))),
         }
-        Ok(u32::try_from(found.len()).unwrap_or(limit))
     }
 }
 

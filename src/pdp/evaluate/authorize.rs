@@ -8,7 +8,7 @@ use cedar_policy_core::extensions::Extensions;
 use super::bind::{BoundQuery, Candidate, bind};
 use super::explain::explain;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, NoAnswer, PolicyError};
-use crate::pdp::compile::stored_entities::StoredEntities;
+use crate::pdp::compile::entities::StoredEntities;
 use crate::pdp::entities::store::EntityStore;
 use crate::pdp::id::PolicyId;
 use crate::pdp::policies::policy::{Condition, Rule};
@@ -34,7 +34,7 @@ use crate::pdp::values::bounded_text;
 /// [`NoAnswer`] if the query is malformed or does not conform to the snapshot's schema, or if it
 /// exceeds a limit.
 pub fn authorize(snapshot: &Snapshot, query: &Query) -> Result<Answer, NoAnswer> {
-    authorize_on(snapshot, &snapshot.entities, query).map(|decided| decided.answer)
+    authorize_with_stats(snapshot, query).map(|decided| decided.answer)
 }
 
 /// An answer, with the number of policies evaluated for it.
@@ -65,7 +65,7 @@ pub fn authorize_with_entities(
     entities: &StoredEntities,
     query: &Query,
 ) -> Result<Answer, NoAnswer> {
-    authorize_on(snapshot, entities.store(), query).map(|decided| decided.answer)
+    authorize_on(snapshot, &entities.0, query).map(|decided| decided.answer)
 }
 
 /// Returns the number of policies whose scope matches `query`, and so are evaluated for it.
@@ -136,17 +136,12 @@ fn evaluate_all<'a>(
     evaluator: &Evaluator<'_>,
     candidates: Vec<Candidate>,
 ) -> Outcome<'a> {
-    let candidates = candidates
-        .into_iter()
-        // An unsatisfied policy contributes nothing to the answer.
-        .filter(|candidate| candidate.satisfied != Some(false))
-        .filter_map(|Candidate { rule, satisfied }| {
-            let rule: &Rule = snapshot.rules.get(rule as usize)?;
-            Some((rule, satisfied))
-        });
     let mut outcome = Outcome::default();
     // Rules are sorted by id, so the outcome's lists are too.
-    for (rule, satisfied) in candidates {
+    for Candidate { rule, satisfied } in candidates {
+        let Some(rule) = snapshot.rules.get(rule as usize) else {
+            continue;
+        };
         let satisfied = match satisfied {
             Some(satisfied) => Ok(satisfied),
             None => evaluate(evaluator, rule, &rule.remainder),
@@ -157,9 +152,9 @@ fn evaluate_all<'a>(
             (Ok(false), ast::Effect::Permit | ast::Effect::Forbid) => {}
             (Err(error), effect) => {
                 outcome.errors.push(policy_error(rule, error));
-                match (snapshot.settings.on_policy_error, effect) {
-                    (OnPolicyError::Deny, ast::Effect::Forbid) => outcome.forbids.push(rule),
-                    (OnPolicyError::Deny, ast::Effect::Permit) | (OnPolicyError::Skip, _) => {}
+                let on_error = snapshot.settings.on_policy_error;
+                if on_error == OnPolicyError::Deny && effect == ast::Effect::Forbid {
+                    outcome.forbids.push(rule);
                 }
             }
         }

@@ -16,7 +16,8 @@ use super::invalid_query::{check_entity, hierarchy_error, request_mismatch};
 use super::slicing::{Bindings, SliceError, slice_entities};
 use super::token_entity;
 use crate::pdp::answer::NoAnswer;
-use crate::pdp::entities::overlay::{BoundEntity, Overlay, OverlayError, UidIds};
+use crate::pdp::entities::interner::{TypeId, UidId};
+use crate::pdp::entities::overlay::{BoundEntity, Overlay, OverlayError};
 use crate::pdp::entities::store::EntityStore;
 use crate::pdp::policies::index::TooManyCandidates;
 use crate::pdp::policies::policy::{Rule, RuleIndex};
@@ -33,50 +34,22 @@ pub(in crate::pdp) struct BoundQuery<'a> {
     pub(in crate::pdp) candidates: Vec<Candidate>,
     /// The entities that Cedar needs to evaluate the undecided candidates.
     pub(in crate::pdp) entities: Entities,
-    /// The request's variables, kept for the explanation.
     pub(in crate::pdp) bound_request: BoundRequest<'a>,
 }
 
 /// The variables of a request, and the overlay to look up more entities for an explanation.
 pub(in crate::pdp) struct BoundRequest<'a> {
     overlay: Overlay<'a>,
-    principal: EntityUID,
-    action: EntityUID,
-    resource: EntityUID,
-    context: Arc<BTreeMap<SmolStr, ast::Value>>,
-    variables: RequestVariables,
+    pub(in crate::pdp) bindings: Bindings,
 }
 
 impl BoundRequest<'_> {
-    /// Returns the variables as the scope index uses them.
-    pub(in crate::pdp) fn variables(&self) -> &RequestVariables {
-        &self.variables
-    }
-
-    /// Returns the entities that Cedar needs to evaluate `rules` in full.
-    ///
-    /// # Errors
-    ///
-    /// [`SliceError`], with the same limits as for a decision.
+    /// Returns the entities that Cedar needs to evaluate `rules` in full, within the limits of a
+    /// decision.
     pub(in crate::pdp) fn slice_for(&mut self, rules: &[&Rule]) -> Result<Entities, SliceError> {
-        let Self {
-            overlay,
-            principal,
-            action,
-            resource,
-            context,
-            variables,
-        } = self;
-        overlay.reset_steps();
-        let bindings = Bindings {
-            principal,
-            action,
-            resource,
-            context,
-            variables,
-        };
+        self.overlay.reset_steps();
         let conditions = rules.iter().map(|rule| (&rule.condition, *rule));
-        slice_entities(overlay, &bindings, conditions)
+        slice_entities(&mut self.overlay, &self.bindings, conditions)
     }
 }
 
@@ -89,10 +62,6 @@ pub(in crate::pdp) struct Candidate {
 }
 
 /// Converts a query to Cedar's types, and finds the policies and entities to decide it.
-///
-/// # Errors
-///
-/// [`NoAnswer`] if the query is invalid or exceeds a limit.
 pub(in crate::pdp) fn bind<'a>(
     snapshot: &Snapshot,
     stored: &'a EntityStore,
@@ -103,9 +72,8 @@ pub(in crate::pdp) fn bind<'a>(
     let principal = uid(&query.principal, "principal")?;
     let action = uid(&query.action, "action")?;
     let resource = uid(&query.resource, "resource")?;
-    let context = names
-        .fields(&query.context)
-        .map_err(|error| error.within("context"))?;
+    let context = names.fields(&query.context);
+    let context = Arc::new(context.map_err(|error| error.within("context"))?);
 
     let request_entities = query.entities.len();
     let mut entities = bind_entities(snapshot, &query.entities)?;
@@ -116,13 +84,8 @@ pub(in crate::pdp) fn bind<'a>(
         entities.push(entity);
     }
     let mut overlay = Overlay::with_entities(stored, entities).map_err(hierarchy_error)?;
-    let context = Arc::new(context);
-    let request = request(
-        snapshot,
-        query,
-        (principal.clone(), action.clone(), resource.clone()),
-        &context,
-    )?;
+    let uids = (principal.clone(), action.clone(), resource.clone());
+    let request = request(snapshot, query, uids, &context)?;
 
     let [principal_ids, action_ids, resource_ids] =
         overlay.find_named([&query.principal, &query.action, &query.resource]);
@@ -132,14 +95,14 @@ pub(in crate::pdp) fn bind<'a>(
         resource: bind_variable(&mut overlay, resource_ids).map_err(hierarchy_error)?,
     };
     let bindings = Bindings {
-        principal: &principal,
-        action: &action,
-        resource: &resource,
-        context: &context,
-        variables: &variables,
+        principal,
+        action,
+        resource,
+        context,
+        variables,
     };
     let limit = snapshot.settings.max_candidates;
-    let postings = snapshot.index.candidates(&variables, limit);
+    let postings = snapshot.index.candidates(&bindings.variables, limit);
     let postings = postings.map_err(|TooManyCandidates| NoAnswer::TooManyPolicies { limit })?;
     // The stack must suffice for the deepest condition on any thread.
     let candidates = stacker::maybe_grow(snapshot.stack_bytes, snapshot.stack_bytes * 2, || {
@@ -160,14 +123,7 @@ pub(in crate::pdp) fn bind<'a>(
         request,
         candidates,
         entities,
-        bound_request: BoundRequest {
-            overlay,
-            principal,
-            action,
-            resource,
-            context,
-            variables,
-        },
+        bound_request: BoundRequest { overlay, bindings },
     })
 }
 
@@ -191,7 +147,7 @@ fn evaluate_fast<'a>(postings: Vec<Posting<'a>>, interpreter: &Interpreter<'a>) 
 /// Returns one variable of the request as the scope index uses it.
 fn bind_variable(
     overlay: &mut Overlay<'_>,
-    UidIds { uid, ty }: UidIds,
+    (uid, ty): (Option<UidId>, Option<TypeId>),
 ) -> Result<RequestVariable, OverlayError> {
     let ancestors = match uid {
         Some(uid) => overlay.ancestors(uid)?,
@@ -207,15 +163,11 @@ fn request(
     (principal, action, resource): (EntityUID, EntityUID, EntityUID),
     context: &Arc<BTreeMap<SmolStr, ast::Value>>,
 ) -> Result<ast::Request, InvalidQuery> {
-    let schema = match snapshot.settings.validation {
-        Validation::Strict | Validation::Warn => snapshot.schema.as_ref(),
-        Validation::Off => None,
-    };
-    let schema = schema.filter(|_| {
+    let conformance = &snapshot.conformance;
+    let schema = snapshot.schema.as_ref().filter(|_| {
         let (principal, resource) = (principal.entity_type(), resource.entity_type());
-        !snapshot
-            .conformance
-            .request_definitely_conforms(principal, &action, resource, context)
+        snapshot.settings.validation != Validation::Off
+            && !conformance.request_definitely_conforms(principal, &action, resource, context)
     });
     ast::Request::new(
         (principal, None),
@@ -227,9 +179,7 @@ fn request(
     )
     .map_err(|error| match schema {
         Some(schema) => request_mismatch(&error, schema, query, &action, context),
-        None => InvalidQuery::here(Problem::NotApplicable {
-            message: error.to_string(),
-        }),
+        None => InvalidQuery::here(Problem::NotApplicable(error.to_string())),
     })
 }
 
@@ -245,9 +195,7 @@ fn bind_entities(
         let bound = bind_entity(snapshot, entity).map_err(within)?;
         let uid = bound.entity.uid();
         if !seen.insert(uid.clone()) {
-            let problem = Problem::DuplicateEntity {
-                uid: uid.to_string(),
-            };
+            let problem = Problem::DuplicateEntity(uid.to_string());
             return Err(within(InvalidQuery::field("uid", problem)));
         }
         entities.push(bound);
@@ -258,39 +206,24 @@ fn bind_entities(
 /// Converts one entity of a request, with its direct parents, and checks it against the schema.
 fn bind_entity(snapshot: &Snapshot, request: &RequestEntity) -> Result<BoundEntity, InvalidQuery> {
     let names = &snapshot.type_names;
-    let uid = names
-        .uid(&request.uid)
-        .map_err(|error| error.within("uid"))?;
-    let in_type = |problem: Problem| Err(InvalidQuery::field("type", problem).within("uid"));
-    let type_name = || request.uid.type_name.clone();
+    let within = |field| move |error: InvalidQuery| error.within(field);
+    let uid = names.uid(&request.uid).map_err(within("uid"))?;
+    let rejected_type = |problem: fn(String) -> Problem| {
+        let ty = request.uid.type_name.clone();
+        Err(InvalidQuery::field("uid.type", problem(ty)))
+    };
     if uid.is_action() {
-        return in_type(Problem::ActionEntity {
-            type_name: type_name(),
-        });
+        return rejected_type(Problem::ActionEntity);
     }
     if let Some(accepted) = &snapshot.settings.request_entity_types
         && !accepted.contains(&request.uid.type_name)
     {
-        return in_type(Problem::TypeNotAccepted {
-            type_name: type_name(),
-        });
+        return rejected_type(Problem::TypeNotAccepted);
     }
-    let attributes = names
-        .fields(&request.attributes)
-        .map_err(|error| error.within("attributes"))?;
-    let tags = names
-        .fields(&request.tags)
-        .map_err(|error| error.within("tags"))?;
-    let parents = request
-        .parents
-        .iter()
-        .enumerate()
-        .map(|(index, parent)| {
-            names
-                .uid(parent)
-                .map_err(|error| error.at_index(index).within("parents"))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let attributes = names.fields(&request.attributes);
+    let attributes = attributes.map_err(within("attributes"))?;
+    let tags = names.fields(&request.tags).map_err(within("tags"))?;
+    let parents = names.uids(&request.parents).map_err(within("parents"))?;
     let partial = |(name, value)| (name, PartialValue::from(value));
     let entity = Entity::new_with_attr_partial_value(
         uid,

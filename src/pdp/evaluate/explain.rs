@@ -13,8 +13,7 @@ use crate::pdp::explanation::{
     Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MAX_UNSATISFIED,
     Place, UnsatisfiedPermit,
 };
-use crate::pdp::policies::conjunction::operands;
-use crate::pdp::policies::policy::Rule;
+use crate::pdp::policies::policy::{Rule, operands};
 use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::scanner;
 use crate::pdp::values::bounded_text;
@@ -36,7 +35,10 @@ pub(in crate::pdp) fn explain(
         return explanation;
     }
     let mut first: Vec<&Rule> = Vec::new();
-    for index in snapshot.index.matching_scope(bound_request.variables()) {
+    for index in snapshot
+        .index
+        .matching_scope(&bound_request.bindings.variables)
+    {
         let rule = snapshot.rules.get(index as usize);
         let Some(rule) = rule.filter(|rule| rule.effect == ast::Effect::Permit) else {
             continue;
@@ -79,17 +81,13 @@ fn explained(rule: &Rule) -> ExplainedPolicy {
     }
 }
 
-fn is_true(value: &ast::Value) -> bool {
-    matches!(value.value, ast::ValueKind::Lit(ast::Literal::Bool(true)))
-}
-
 /// Returns the first operand of the condition's `&&`, in source order, that is not true.
 fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, ClauseOutcome)> {
     for operand in operands(rule.condition.expr.as_ref()?) {
         // A value that is not a boolean fails as an operand of `&&`, with Cedar's message.
         let operand_and_true = ast::Expr::and(operand.as_ref().clone(), ast::Expr::val(true));
         let outcome = match evaluator.interpret(&operand_and_true, rule.slots()) {
-            Ok(value) if is_true(&value) => continue,
+            Ok(value) if value == ast::Value::from(true) => continue,
             Ok(_) => ClauseOutcome::NotSatisfied,
             Err(error) => ClauseOutcome::Failed(bounded_text(&error)),
         };
@@ -105,19 +103,16 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
     let clause_in_text = || {
         let policy = rule.loc.as_ref()?;
         let text = policy.snippet()?;
+        let (mut operand, mut loc) = (operand, operand.source_loc()?);
         // Cedar turns `unless { x }` into the operand `!x`, with the location of the clause.
-        let (operand, loc) = match (operand.source_loc()?, operand.expr_kind()) {
-            (
-                loc,
-                ast::ExprKind::UnaryApp {
-                    op: ast::UnaryOp::Not,
-                    arg,
-                },
-            ) if loc.snippet().is_some_and(|text| text.starts_with("unless")) => {
-                (arg.as_ref(), arg.source_loc()?)
-            }
-            (loc, _) => (operand, loc),
-        };
+        if let ast::ExprKind::UnaryApp {
+            op: ast::UnaryOp::Not,
+            arg,
+        } = operand.expr_kind()
+            && loc.snippet().is_some_and(|text| text.starts_with("unless"))
+        {
+            (operand, loc) = (arg.as_ref(), arg.source_loc()?);
+        }
         let start = loc.start().checked_sub(policy.start())?;
         let (kind, clause) = scanner::clauses(text)
             .into_iter()

@@ -22,7 +22,7 @@ use crate::pdp::policies::scope::{RequestVariable, RequestVariables};
 /// An evaluator of bytecode for one request.
 pub(in crate::pdp) struct Interpreter<'a> {
     overlay: &'a Overlay<'a>,
-    bindings: &'a Bindings<'a>,
+    bindings: &'a Bindings,
     /// The attributes of the principal and the resource, which most conditions read; `None` if
     /// there is no such entity.
     prefetched: [(Option<UidId>, Option<Attributes<'a>>); 2],
@@ -30,7 +30,7 @@ pub(in crate::pdp) struct Interpreter<'a> {
     cache: RefCell<SmallVec<[CachedAttribute<'a>; MAX_CACHED_ATTRIBUTES]>>,
 }
 
-/// An entity, the name of an attribute, and its value; `None` if there is no such entity.
+/// An entity, the name of an attribute, and its value, if there are such an entity and attribute.
 type CachedAttribute<'a> = (UidId, &'a str, Option<Attribute<'a>>);
 
 /// Most cached attributes; a linear search through more would take longer than a new lookup.
@@ -96,19 +96,15 @@ impl<'a> Operand<'a> {
 }
 
 impl<'a> Interpreter<'a> {
-    pub(in crate::pdp) fn new(overlay: &'a Overlay<'a>, bindings: &'a Bindings<'a>) -> Self {
+    pub(in crate::pdp) fn new(overlay: &'a Overlay<'a>, bindings: &'a Bindings) -> Self {
         let RequestVariables {
             principal,
             action: _,
             resource,
-        } = bindings.variables;
+        } = &bindings.variables;
         // Both lookups start before either is used, so that their memory accesses overlap.
-        let prefetched = [principal, resource].map(|variable| {
-            (
-                variable.uid,
-                variable.uid.and_then(|uid| overlay.attributes(uid)),
-            )
-        });
+        let prefetched = [principal.uid, resource.uid]
+            .map(|uid| (uid, uid.and_then(|uid| overlay.attributes(uid))));
         Self {
             overlay,
             bindings,
@@ -123,14 +119,12 @@ impl<'a> Interpreter<'a> {
     pub(in crate::pdp) fn eval(&self, condition: Bytecode<'a>) -> Option<bool> {
         match condition.node() {
             Node::Bool(value) => Some(value),
-            Node::Attribute(name, of) => match self.attribute(name, of)? {
-                Operand::Bool(value) => Some(value),
-                Operand::Long(_)
-                | Operand::Text(_)
-                | Operand::Uid(_)
-                | Operand::Set(_)
-                | Operand::Record(_) => None,
-            },
+            Node::Attribute(name, of) => {
+                let Operand::Bool(value) = self.attribute(name, of)? else {
+                    return None;
+                };
+                Some(value)
+            }
             Node::Not(operand) => self.eval(operand).map(|eval| !eval),
             Node::Binary(BinaryOperator::And, left, right) => match self.eval(left)? {
                 true => self.eval(right),
@@ -151,32 +145,21 @@ impl<'a> Interpreter<'a> {
                 let (left, right) = self.long_operands(left, right)?;
                 Some(left <= right)
             }
-            Node::Binary(BinaryOperator::Contains, left, right) => match self.value(left)? {
-                Operand::Set(set) => self.contains(set, self.value(right)?),
-                Operand::Bool(_)
-                | Operand::Long(_)
-                | Operand::Text(_)
-                | Operand::Uid(_)
-                | Operand::Record(_) => None,
-            },
+            Node::Binary(BinaryOperator::Contains, left, right) => {
+                let Operand::Set(set) = self.value(left)? else {
+                    return None;
+                };
+                self.contains(set, self.value(right)?)
+            }
             Node::In(left, members) => self.is_in(left, members),
             Node::Has(name, of) => self.has(name, of),
-            Node::Is(ty, of) => match self.value(of)? {
-                Operand::Uid(uid) => Some(self.type_of(uid) == Some(ty)),
-                Operand::Bool(_)
-                | Operand::Long(_)
-                | Operand::Text(_)
-                | Operand::Set(_)
-                | Operand::Record(_) => None,
-            },
-            Node::Like(pattern, of) => match self.value(of)? {
-                Operand::Text(text) => Some(pattern.matches(text)),
-                Operand::Bool(_)
-                | Operand::Long(_)
-                | Operand::Uid(_)
-                | Operand::Set(_)
-                | Operand::Record(_) => None,
-            },
+            Node::Is(ty, of) => Some(self.type_of(self.uid(of)?) == Some(ty)),
+            Node::Like(pattern, of) => {
+                let Operand::Text(text) = self.value(of)? else {
+                    return None;
+                };
+                Some(pattern.matches(text))
+            }
             Node::Fallback | Node::Long(_) | Node::Text(_) | Node::Uid(_) | Node::Variable(_) => {
                 None
             }
@@ -185,18 +168,19 @@ impl<'a> Interpreter<'a> {
 
     /// Returns both values, if they are integers.
     fn long_operands(&self, left: Bytecode<'a>, right: Bytecode<'a>) -> Option<(i64, i64)> {
-        match (self.value(left)?, self.value(right)?) {
-            (Operand::Long(left), Operand::Long(right)) => Some((left, right)),
-            (
-                Operand::Bool(_)
-                | Operand::Long(_)
-                | Operand::Text(_)
-                | Operand::Uid(_)
-                | Operand::Set(_)
-                | Operand::Record(_),
-                _,
-            ) => None,
-        }
+        let (Operand::Long(left), Operand::Long(right)) = (self.value(left)?, self.value(right)?)
+        else {
+            return None;
+        };
+        Some((left, right))
+    }
+
+    /// Returns the value of `node`, if it is a uid.
+    fn uid(&self, node: Bytecode<'a>) -> Option<Uid<'a>> {
+        let Operand::Uid(uid) = self.value(node)? else {
+            return None;
+        };
+        Some(uid)
     }
 
     /// Returns the value of `node`, if it exists and needs no computation.
@@ -207,20 +191,17 @@ impl<'a> Interpreter<'a> {
             Node::Text(text) => Some(Operand::Text(text)),
             Node::Uid(uid) => Some(Operand::Uid(Uid::Interned(uid))),
             Node::Variable(var) => {
-                let RequestVariables {
-                    principal,
-                    action,
-                    resource,
-                } = self.bindings.variables;
+                let bindings = self.bindings;
+                let variables = &bindings.variables;
                 let uid = |variable: &RequestVariable, uid: &'a EntityUID| {
                     let uid = variable.uid.map_or(Uid::Cedar(uid), Uid::Interned);
                     Some(Operand::Uid(uid))
                 };
                 match var {
-                    Var::Principal => uid(principal, self.bindings.principal),
-                    Var::Action => uid(action, self.bindings.action),
-                    Var::Resource => uid(resource, self.bindings.resource),
-                    Var::Context => Some(Operand::Record(Record::Cedar(self.bindings.context))),
+                    Var::Principal => uid(&variables.principal, &bindings.principal),
+                    Var::Action => uid(&variables.action, &bindings.action),
+                    Var::Resource => uid(&variables.resource, &bindings.resource),
+                    Var::Context => Some(Operand::Record(Record::Cedar(&bindings.context))),
                 }
             }
             Node::Attribute(name, of) => self.attribute(name, of),
@@ -240,7 +221,6 @@ impl<'a> Interpreter<'a> {
             Operand::Uid(uid) => match self.entity_attribute(self.id_of(uid)?, name)? {
                 Attribute::Stored(value) => Operand::from_stored(value),
                 Attribute::Request(value) => Operand::from_cedar(value),
-                Attribute::Missing => None,
             },
             Operand::Record(Record::Stored(record)) => Operand::from_stored(record.get(name)?),
             Operand::Record(Record::Cedar(record)) => Operand::from_cedar(record.get(name)?),
@@ -253,13 +233,9 @@ impl<'a> Interpreter<'a> {
         match self.value(holder)? {
             // A uid without an entity has no attributes.
             Operand::Uid(uid) => {
-                let attribute = self
-                    .id_of(uid)
-                    .and_then(|uid| self.entity_attribute(uid, name));
-                Some(match attribute {
-                    Some(Attribute::Stored(_) | Attribute::Request(_)) => true,
-                    Some(Attribute::Missing) | None => false,
-                })
+                let uid = self.id_of(uid);
+                let attribute = uid.and_then(|uid| self.entity_attribute(uid, name));
+                Some(attribute.is_some())
             }
             Operand::Record(Record::Stored(record)) => Some(record.get(name).is_some()),
             Operand::Record(Record::Cedar(record)) => Some(record.contains_key(name)),
@@ -267,7 +243,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// Returns the attribute `name` of an entity; `None` if there is no such entity.
+    /// Returns the attribute `name` of an entity, if there are both.
     fn entity_attribute(&self, uid: UidId, name: &'a str) -> Option<Attribute<'a>> {
         let mut cache = self.cache.borrow_mut();
         let cached = cache
@@ -284,7 +260,7 @@ impl<'a> Interpreter<'a> {
             Some((_, attributes)) => *attributes,
             None => self.overlay.attributes(uid),
         };
-        let attribute = attributes.map(|attributes| attributes.get(name));
+        let attribute = attributes.and_then(|attributes| attributes.get(name));
         if cache.len() < MAX_CACHED_ATTRIBUTES {
             cache.push((uid, name, attribute));
         }
@@ -345,34 +321,18 @@ impl<'a> Interpreter<'a> {
 
     /// Evaluates `in`, if the left side is a variable of the request.
     fn is_in(&self, left: Bytecode<'a>, members: Members<'a>) -> Option<bool> {
-        let Operand::Uid(left) = self.value(left)? else {
-            return None;
-        };
-        let variable = self.variable(left)?;
+        let left = self.uid(left)?;
+        // No other entity's ancestors are known.
+        let variable = self.bindings.variables.find(self.id_of(left)?)?;
         let mut found = false;
         for uid in members {
             // Every member is checked: one that is not a uid makes the operation an error.
-            let Operand::Uid(uid) = self.value(uid)? else {
-                return None;
-            };
+            let uid = self.uid(uid)?;
             let id = self.id_of(uid);
             found |= self.equal_uids(left, uid)
                 || id.is_some_and(|id| variable.ancestors.binary_search(&id).is_ok());
         }
         Some(found)
-    }
-
-    /// Returns the variable of the request with this uid; no other entity's ancestors are known.
-    fn variable(&self, uid: Uid<'a>) -> Option<&'a RequestVariable> {
-        let RequestVariables {
-            principal,
-            action,
-            resource,
-        } = self.bindings.variables;
-        let id = self.id_of(uid)?;
-        [principal, action, resource]
-            .into_iter()
-            .find(|variable| variable.uid == Some(id))
     }
 
     fn id_of(&self, uid: Uid<'a>) -> Option<UidId> {

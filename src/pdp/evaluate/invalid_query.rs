@@ -3,7 +3,7 @@
 //! Runs only after Cedar has rejected a request, an entity or a hierarchy; only `check_entity` runs
 //! for each entity.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use cedar_policy_core::ast;
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
@@ -31,58 +31,49 @@ pub(in crate::pdp) fn request_mismatch(
     context: &BTreeMap<SmolStr, ast::Value>,
 ) -> InvalidQuery {
     let message = error.to_string();
-    let unknown = |field: &str, type_name: &str| {
-        InvalidQuery::field(
-            "type",
-            Problem::UnknownType {
-                type_name: type_name.to_owned(),
-            },
-        )
-        .within(field)
-    };
     match error {
         RequestValidationError::UndeclaredPrincipalType(_) => {
-            unknown("principal", &query.principal.type_name)
+            let ty = query.principal.type_name.clone();
+            InvalidQuery::field("principal.type", Problem::UnknownType(ty))
         }
         RequestValidationError::UndeclaredResourceType(_) => {
-            unknown("resource", &query.resource.type_name)
+            let ty = query.resource.type_name.clone();
+            InvalidQuery::field("resource.type", Problem::UnknownType(ty))
         }
         RequestValidationError::InvalidPrincipalType(_) => {
-            InvalidQuery::field("type", Problem::NotApplicable { message }).within("principal")
+            InvalidQuery::field("principal.type", Problem::NotApplicable(message))
         }
         RequestValidationError::InvalidResourceType(_) => {
-            InvalidQuery::field("type", Problem::NotApplicable { message }).within("resource")
+            InvalidQuery::field("resource.type", Problem::NotApplicable(message))
         }
         RequestValidationError::ExternalAction(_) => {
-            InvalidQuery::field("action", Problem::NotApplicable { message })
+            InvalidQuery::field("action", Problem::NotApplicable(message))
         }
         RequestValidationError::UndeclaredAction(_) if schema.get_action_id(action).is_none() => {
-            InvalidQuery::field(
-                "action",
-                Problem::UnknownAction {
-                    action: action.to_string(),
-                },
-            )
+            InvalidQuery::field("action", Problem::UnknownAction(action.to_string()))
         }
-        RequestValidationError::InvalidEnumEntity(error) => {
-            let names = |uid: &Uid| {
-                uid.id == AsRef::<str>::as_ref(error.uid.eid())
-                    && uid.type_name == error.uid.entity_type().to_string()
-            };
-            if names(&query.principal) {
-                InvalidQuery::field("id", Problem::SchemaMismatch { message }).within("principal")
-            } else if names(&query.resource) {
-                InvalidQuery::field("id", Problem::SchemaMismatch { message }).within("resource")
-            } else {
-                context_mismatch(schema, action, context, message)
-            }
+        RequestValidationError::InvalidEnumEntity(error)
+            if is_same_uid(&error.uid, &query.principal) =>
+        {
+            InvalidQuery::field("principal.id", Problem::SchemaMismatch(message))
         }
-        RequestValidationError::UndeclaredAction(_)
+        RequestValidationError::InvalidEnumEntity(error)
+            if is_same_uid(&error.uid, &query.resource) =>
+        {
+            InvalidQuery::field("resource.id", Problem::SchemaMismatch(message))
+        }
+        RequestValidationError::InvalidEnumEntity(_)
+        | RequestValidationError::UndeclaredAction(_)
         | RequestValidationError::InvalidContext(_)
         | RequestValidationError::TypeOfContext(_) => {
             context_mismatch(schema, action, context, message)
         }
     }
+}
+
+/// Returns whether both uids name the same entity.
+pub(super) fn is_same_uid(uid: &EntityUID, other: &Uid) -> bool {
+    AsRef::<str>::as_ref(uid.eid()) == other.id && uid.entity_type().to_string() == other.type_name
 }
 
 /// Names the attribute of the context that does not conform, or the whole context if no single
@@ -94,49 +85,31 @@ fn context_mismatch(
     message: String,
 ) -> InvalidQuery {
     let at = |name: &str, message: String| {
-        InvalidQuery::here(Problem::SchemaMismatch { message })
+        InvalidQuery::here(Problem::SchemaMismatch(message))
             .at_key(name)
             .within("context")
     };
-    let declared = match schema
-        .get_action_id(action)
-        .and_then(|action| action.context_type())
-    {
-        Some(Type::Record {
-            attrs,
-            open_attributes: _,
-        }) => attrs,
-        Some(
-            Type::Never
-            | Type::Bool(_)
-            | Type::Long
-            | Type::String
-            | Type::Entity(_)
-            | Type::Set { .. }
-            | Type::ExtensionType { .. },
-        )
-        | None => return InvalidQuery::field("context", Problem::SchemaMismatch { message }),
+    let action_id = schema.get_action_id(action);
+    let Some(Type::Record {
+        attrs: declared,
+        open_attributes: _,
+    }) = action_id.and_then(|action| action.context_type())
+    else {
+        return InvalidQuery::field("context", Problem::SchemaMismatch(message));
     };
     let schema = CoreSchema::new(schema);
     for (name, value) in context {
         let value = PartialValue::from(value.clone());
-        match declared.get_attr(name) {
-            None => {
-                return at(
-                    name,
-                    format!("action `{action}` has no such context attribute"),
-                );
-            }
-            Some(attribute) => {
-                let conforms =
-                    SchemaType::try_from((*attribute.attr_type).clone()).is_ok_and(|ty| {
-                        typecheck_value_against_schematype(&value, &ty, Extensions::all_available())
-                            .is_ok()
-                    });
-                if !conforms {
-                    return at(name, format!("must be of type {}", attribute.attr_type));
-                }
-            }
+        let Some(attribute) = declared.get_attr(name) else {
+            let message = format!("action `{action}` has no such context attribute");
+            return at(name, message);
+        };
+        let ty = SchemaType::try_from((*attribute.attr_type).clone());
+        let conforms = ty.is_ok_and(|ty| {
+            typecheck_value_against_schematype(&value, &ty, Extensions::all_available()).is_ok()
+        });
+        if !conforms {
+            return at(name, format!("must be of type {}", attribute.attr_type));
         }
         if let Err(error) = validate_euids_in_partial_value(&schema, &value) {
             return at(name, error.to_string());
@@ -147,7 +120,7 @@ fn context_mismatch(
             return at(name, format!("is missing; action `{action}` requires it"));
         }
     }
-    InvalidQuery::field("context", Problem::SchemaMismatch { message })
+    InvalidQuery::field("context", Problem::SchemaMismatch(message))
 }
 
 /// Names the entity whose parents make the hierarchy invalid.
@@ -157,39 +130,30 @@ pub(in crate::pdp) fn hierarchy_error(
     error: OverlayError,
     request_entities: usize,
 ) -> InvalidQuery {
-    match error {
+    let (index, error) = match error {
         OverlayError::TooLarge => {
-            let problem = Problem::HierarchyTooLarge {
-                limit: MAX_REQUEST_HIERARCHY_STEPS,
-            };
-            InvalidQuery::field("entities", problem)
+            let problem = Problem::HierarchyTooLarge(MAX_REQUEST_HIERARCHY_STEPS);
+            return InvalidQuery::field("entities", problem);
         }
-        OverlayError::Entity(index, error) => {
-            let problem = match error {
-                HierarchyError::Cycle(uid) => Problem::Cycle {
-                    uid: uid.to_string(),
-                },
-                HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
-                    uid: uid.to_string(),
-                    limit: MAX_ANCESTORS,
-                },
-            };
-            let fault = InvalidQuery::field("parents", problem);
-            match index < request_entities {
-                true => fault.at_index(index).within("entities"),
-                false => fault.within(TOKEN_FIELD),
-            }
-        }
+        OverlayError::Entity(index, error) => (index, error),
+    };
+    let problem = match error {
+        HierarchyError::Cycle(uid) => Problem::Cycle(uid.to_string()),
+        HierarchyError::TooManyAncestors(uid) => Problem::TooManyAncestors {
+            uid: uid.to_string(),
+            limit: MAX_ANCESTORS,
+        },
+    };
+    let fault = InvalidQuery::field("parents", problem);
+    match index < request_entities {
+        true => fault.at_index(index).within("entities"),
+        false => fault.within(TOKEN_FIELD),
     }
 }
 
 /// Checks one entity against the schema, as Cedar does when it loads entities.
 ///
 /// Entities must conform in every validation mode, if there is a schema.
-///
-/// # Errors
-///
-/// [`InvalidQuery`], which names the field of the entity.
 pub(in crate::pdp) fn check_entity(
     snapshot: &Snapshot,
     bound: &BoundEntity,
@@ -211,10 +175,9 @@ pub(in crate::pdp) fn check_entity(
     let ancestors = parents.iter().cloned().collect();
     let with_parents =
         Entity::new_with_attr_partial_value(uid, attributes, HashSet::new(), ancestors, tags);
-    match checker.validate_entity(&with_parents) {
-        Ok(()) => Ok(()),
-        Err(error) => Err(entity_mismatch(schema, &checker, bound, &error.to_string())),
-    }
+    checker
+        .validate_entity(&with_parents)
+        .map_err(|error| entity_mismatch(schema, &checker, bound, &error.to_string()))
 }
 
 /// Names the field of an entity that does not conform.
@@ -225,60 +188,44 @@ fn entity_mismatch(
     message: &str,
 ) -> InvalidQuery {
     let extensions = Extensions::all_available();
-    let mismatch = |message: String| Problem::SchemaMismatch { message };
+    let mismatch = |message: &str| InvalidQuery::here(Problem::SchemaMismatch(message.to_owned()));
     let Some(declared) = schema.entity_type(entity.uid().entity_type()) else {
-        let problem = Problem::UnknownType {
-            type_name: entity.uid().entity_type().to_string(),
-        };
-        return InvalidQuery::field("type", problem).within("uid");
+        let ty = entity.uid().entity_type().to_string();
+        return InvalidQuery::field("uid.type", Problem::UnknownType(ty));
     };
-    let attributes: HashMap<&SmolStr, &PartialValue> = entity.attrs().collect();
     let missing = declared
         .required_attrs()
-        .filter(|name| !attributes.contains_key(name));
+        .filter(|name| entity.get(name).is_none());
     if let Some(missing) = missing.min() {
-        let problem = mismatch("is missing; the schema requires it".to_owned());
-        return InvalidQuery::here(problem)
-            .at_key(&missing)
-            .within("attributes");
+        let fault = mismatch("is missing; the schema requires it");
+        return fault.at_key(&missing).within("attributes");
     }
-    let conforms = |value: &PartialValue, ty: Option<SchemaType>, open: bool| match ty {
-        Some(ty) => {
+    let conforms = |value: &PartialValue, ty: Option<SchemaType>, open: bool| {
+        ty.map_or(open, |ty| {
             typecheck_value_against_schematype(value, &ty, extensions).is_ok()
-                && validate_euids_in_partial_value(schema, value).is_ok()
-        }
-        None => open && validate_euids_in_partial_value(schema, value).is_ok(),
+        }) && validate_euids_in_partial_value(schema, value).is_ok()
     };
     let mismatched = entity.attrs().filter(|(name, value)| {
         !conforms(value, declared.attr_type(name), declared.open_attributes())
     });
     if let Some(name) = mismatched.map(|(name, _)| name).min() {
-        return InvalidQuery::here(mismatch(message.to_owned()))
-            .at_key(name)
-            .within("attributes");
+        return mismatch(message).at_key(name).within("attributes");
     }
-    let check_parent = |parent: &EntityUID| {
-        checker.validate_entity_ancestors(entity.uid(), std::iter::once(parent), &declared)
-    };
-    if let Some((index, Err(error))) = parents
-        .iter()
-        .map(check_parent)
-        .enumerate()
-        .find(|(_, result)| result.is_err())
-    {
-        return InvalidQuery::here(mismatch(error.to_string()))
-            .at_index(index)
-            .within("parents");
+    for (index, parent) in parents.iter().enumerate() {
+        let parent = std::iter::once(parent);
+        let checked = checker.validate_entity_ancestors(entity.uid(), parent, &declared);
+        if let Err(error) = checked {
+            let fault = mismatch(&error.to_string());
+            return fault.at_index(index).within("parents");
+        }
     }
     let mismatched = entity
         .tags()
         .filter(|(_, value)| !conforms(value, declared.tag_type(), false));
     if let Some(name) = mismatched.map(|(name, _)| name).min() {
-        return InvalidQuery::here(mismatch(message.to_owned()))
-            .at_key(name)
-            .within("tags");
+        return mismatch(message).at_key(name).within("tags");
     }
-    InvalidQuery::field("uid", mismatch(message.to_owned()))
+    mismatch(message).within("uid")
 }
 
 /// The field to which errors in a token's claims are attributed.

@@ -1,6 +1,6 @@
 //! Entity slicing: collects only the entities that evaluating some policies can look up.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use smol_str::SmolStr;
 use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::overlay::{Overlay, OverlayError};
 use crate::pdp::policies::policy::{Condition, Rule};
-use crate::pdp::policies::read_set::{AccessTree, NamedUid, ReadSet, Root};
+use crate::pdp::policies::read_set::{AccessTree, ReadSet, Root};
 use crate::pdp::policies::scope::RequestVariables;
 use crate::pdp::settings::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
 
@@ -34,38 +34,31 @@ impl From<OverlayError> for SliceError {
 
 /// The values of a request's variables.
 #[derive(Debug)]
-pub(in crate::pdp) struct Bindings<'a> {
-    pub(in crate::pdp) principal: &'a EntityUID,
-    pub(in crate::pdp) action: &'a EntityUID,
-    pub(in crate::pdp) resource: &'a EntityUID,
-    pub(in crate::pdp) context: &'a BTreeMap<SmolStr, Value>,
+pub(in crate::pdp) struct Bindings {
+    pub(in crate::pdp) principal: EntityUID,
+    pub(in crate::pdp) action: EntityUID,
+    pub(in crate::pdp) resource: EntityUID,
+    pub(in crate::pdp) context: Arc<BTreeMap<SmolStr, Value>>,
     /// The same variables as the scope index uses them.
-    pub(in crate::pdp) variables: &'a RequestVariables,
-}
-
-impl Bindings<'_> {
-    /// Returns the entity's ancestors, sorted, if it is one of the variables.
-    fn ancestors_of(&self, uid: UidId) -> Option<&[UidId]> {
-        let RequestVariables {
-            principal,
-            action,
-            resource,
-        } = self.variables;
-        [principal, action, resource]
-            .into_iter()
-            .find(|variable| variable.uid == Some(uid))
-            .map(|variable| variable.ancestors.as_slice())
-    }
+    pub(in crate::pdp) variables: RequestVariables,
 }
 
 /// A slice under construction.
-struct Slicer<'v, 'a> {
+struct Slicer<'v, 'a, 'r> {
     overlay: &'v mut Overlay<'a>,
     found: hashbrown::HashMap<UidId, SlicedEntity>,
+    /// The entities to visit, each with a node of an access tree.
+    ///
+    /// A queue, not recursion, as a policy's path may be long and the thread's stack small.
+    queue: Vec<(UidId, &'r AccessTree)>,
     /// The visited entities, each with a node of an access tree and the slots of a link.
     ///
     /// Nodes and slots are identified by their address, which is stable while slicing.
     visited: hashbrown::HashSet<(UidId, *const AccessTree, *const SlotEnv)>,
+    /// The address of the current slots, if the reads depend on them; else null.
+    ///
+    /// With null, all links of a template read the same, so an entity is visited only once.
+    slots_identity: *const SlotEnv,
     steps_left: usize,
 }
 
@@ -78,30 +71,13 @@ struct SlicedEntity {
     ancestors: Vec<UidId>,
 }
 
-/// The entities to visit, each with a node of an access tree.
-type Queue<'r> = Vec<(UidId, &'r AccessTree)>;
-
-/// The parts of a visit that are the same for all paths of a condition.
-#[derive(Clone, Copy)]
-struct PathContext<'r> {
-    slots: &'r SlotEnv,
-    /// The address of the slots, if the reads depend on them; else null.
-    ///
-    /// With null, all links of a template read the same, so an entity is visited only once.
-    slots_identity: *const SlotEnv,
-}
-
 /// Returns the entities that Cedar needs to evaluate these conditions.
 ///
 /// These are the entities that the conditions can look up, each with those of its ancestors that a
 /// condition can test.
-///
-/// # Errors
-///
-/// [`SliceError`].
 pub(in crate::pdp) fn slice_entities<'r>(
     overlay: &mut Overlay<'_>,
-    bindings: &Bindings<'_>,
+    bindings: &Bindings,
     conditions: impl Iterator<Item = (&'r Condition, &'r Rule)>,
 ) -> Result<Entities, SliceError> {
     let mut slicer = Slicer::new(overlay);
@@ -117,12 +93,14 @@ pub(in crate::pdp) fn slice_entities<'r>(
     slicer.finish(bindings)
 }
 
-impl<'v, 'a> Slicer<'v, 'a> {
+impl<'v, 'a, 'r> Slicer<'v, 'a, 'r> {
     fn new(overlay: &'v mut Overlay<'a>) -> Self {
         Self {
             overlay,
             found: hashbrown::HashMap::new(),
+            queue: Vec::new(),
             visited: hashbrown::HashSet::new(),
+            slots_identity: ptr::null(),
             steps_left: MAX_LOOKUP_STEPS,
         }
     }
@@ -137,64 +115,47 @@ impl<'v, 'a> Slicer<'v, 'a> {
     /// Adds the entities that a read set reaches.
     fn add(
         &mut self,
-        read_set: &ReadSet,
+        read_set: &'r ReadSet,
         slots: &SlotEnv,
-        bindings: &Bindings<'_>,
+        bindings: &Bindings,
     ) -> Result<(), SliceError> {
-        let context = PathContext {
-            slots,
-            slots_identity: match read_set.depends_on_slots {
-                true => ptr::from_ref(slots),
-                false => ptr::null(),
-            },
+        self.slots_identity = match read_set.depends_on_slots {
+            true => ptr::from_ref(slots),
+            false => ptr::null(),
         };
-        // Iterative, as a policy's path may be long and the thread's stack small.
-        let mut queue = Queue::new();
         for (root, tree) in &read_set.roots {
             match root {
-                Root::Principal => {
-                    self.enqueue_uid(bindings.principal, tree, context, &mut queue)?
-                }
-                Root::Action => self.enqueue_uid(bindings.action, tree, context, &mut queue)?,
-                Root::Resource => self.enqueue_uid(bindings.resource, tree, context, &mut queue)?,
+                Root::Principal => self.enqueue_uid(&bindings.principal, tree)?,
+                Root::Action => self.enqueue_uid(&bindings.action, tree)?,
+                Root::Resource => self.enqueue_uid(&bindings.resource, tree)?,
                 Root::Context => {
                     for (name, below) in &tree.fields {
                         if let Some(value) = bindings.context.get(name) {
-                            self.enqueue_value(value, below, context, &mut queue)?;
+                            self.enqueue_value(value, below)?;
                         }
                     }
                 }
                 Root::Slot(slot) => {
                     if let Some(uid) = slots.get(slot) {
-                        self.enqueue_uid(uid, tree, context, &mut queue)?;
+                        self.enqueue_uid(uid, tree)?;
                     }
                 }
+                Root::Literal(uid) => self.enqueue_uid(uid, tree)?,
             }
         }
-        for (uid, tree) in &read_set.literals {
-            self.enqueue_uid(uid, tree, context, &mut queue)?;
-        }
-        while let Some((uid, tree)) = queue.pop() {
-            self.visit(uid, tree, context, &mut queue)?;
+        while let Some((uid, tree)) = self.queue.pop() {
+            self.visit(uid, tree, slots)?;
         }
         Ok(())
     }
 
     /// Enqueues the uids in `value` that are on a path of `tree`.
-    fn enqueue_value<'r>(
-        &mut self,
-        value: &Value,
-        tree: &'r AccessTree,
-        context: PathContext<'r>,
-        queue: &mut Queue<'r>,
-    ) -> Result<(), SliceError> {
+    fn enqueue_value(&mut self, value: &Value, tree: &'r AccessTree) -> Result<(), SliceError> {
         let mut values: SmallVec<[(&Value, &'r AccessTree); 4]> = smallvec![(value, tree)];
         while let Some((value, tree)) = values.pop() {
             self.spend(1)?;
             match &value.value {
-                ValueKind::Lit(Literal::EntityUID(uid)) => {
-                    self.enqueue_uid(uid, tree, context, queue)?
-                }
+                ValueKind::Lit(Literal::EntityUID(uid)) => self.enqueue_uid(uid, tree)?,
                 ValueKind::Record(fields) => {
                     self.spend(tree.fields.len())?;
                     for (name, below) in &tree.fields {
@@ -210,34 +171,26 @@ impl<'v, 'a> Slicer<'v, 'a> {
     }
 
     /// Enqueues `uid`, unless it is not looked up or was visited here before.
-    fn enqueue_uid<'r>(
-        &mut self,
-        uid: &EntityUID,
-        tree: &'r AccessTree,
-        context: PathContext<'r>,
-        queue: &mut Queue<'r>,
-    ) -> Result<(), SliceError> {
+    fn enqueue_uid(&mut self, uid: &EntityUID, tree: &'r AccessTree) -> Result<(), SliceError> {
         self.spend(1)?;
         if !tree.is_looked_up && tree.fields.is_empty() && tree.tags.is_none() {
             return Ok(());
         }
-        let Some(uid) = self.overlay.find_uid(uid) else {
-            return Ok(());
-        };
-        let visit = (uid, ptr::from_ref(tree), context.slots_identity);
-        if self.visited.insert(visit) {
-            queue.push((uid, tree));
+        if let Some(uid) = self.overlay.find_uid(uid) {
+            let visit = (uid, ptr::from_ref(tree), self.slots_identity);
+            if self.visited.insert(visit) {
+                self.queue.push((uid, tree));
+            }
         }
         Ok(())
     }
 
     /// Adds an entity to the slice, and enqueues the entities that its values refer to.
-    fn visit<'r>(
+    fn visit(
         &mut self,
         uid: UidId,
         tree: &'r AccessTree,
-        context: PathContext<'r>,
-        queue: &mut Queue<'r>,
+        slots: &SlotEnv,
     ) -> Result<(), SliceError> {
         if self.found.len() >= MAX_LOOKUPS && !self.found.contains_key(&uid) {
             return Err(SliceError::TooMany);
@@ -245,20 +198,15 @@ impl<'v, 'a> Slicer<'v, 'a> {
         self.spend(tree.ancestors.named.len() + tree.fields.len())?;
         let overlay = &self.overlay;
         let sliced = self.found.entry(uid).or_insert_with(|| SlicedEntity {
-            entity: overlay.entity(uid, HashSet::new()).map(Arc::new),
+            entity: overlay.entity(uid).map(Arc::new),
             all_ancestors: false,
             ancestors: Vec::new(),
         });
         sliced.all_ancestors |= tree.ancestors.any;
         for named in &tree.ancestors.named {
-            let uid = match named {
-                NamedUid::Literal(uid) => Some(uid),
-                NamedUid::Slot(slot) => context.slots.get(slot),
-            };
             // A uid that is not interned is no entity's ancestor.
-            sliced
-                .ancestors
-                .extend(uid.and_then(|uid| overlay.find_uid(uid)));
+            let uid = named.uid(slots).and_then(|uid| overlay.find_uid(uid));
+            sliced.ancestors.extend(uid);
         }
         if tree.fields.is_empty() && tree.tags.is_none() {
             return Ok(());
@@ -266,23 +214,20 @@ impl<'v, 'a> Slicer<'v, 'a> {
         let Some(entity) = sliced.entity.clone() else {
             return Ok(());
         };
-        for (name, below) in &tree.fields {
-            if let Some(PartialValue::Value(value)) = entity.get(name) {
-                self.enqueue_value(value, below, context, queue)?;
-            }
-        }
-        if let Some(below) = &tree.tags {
-            for (_, value) in entity.tags() {
-                if let PartialValue::Value(value) = value {
-                    self.enqueue_value(value, below, context, queue)?;
-                }
+        let fields = tree.fields.iter();
+        let fields = fields.filter_map(|(name, below)| Some((entity.get(name)?, below)));
+        let tags = tree.tags.iter();
+        let tags = tags.flat_map(|below| entity.tags().map(|(_, value)| (value, below.as_ref())));
+        for (value, below) in fields.chain(tags) {
+            if let PartialValue::Value(value) = value {
+                self.enqueue_value(value, below)?;
             }
         }
         Ok(())
     }
 
     /// Adds the needed ancestors to the entities.
-    fn finish(mut self, bindings: &Bindings<'_>) -> Result<Entities, SliceError> {
+    fn finish(mut self, bindings: &Bindings) -> Result<Entities, SliceError> {
         let mut computed;
         let found = std::mem::take(&mut self.found);
         let mut entities: Vec<Arc<Entity>> = Vec::with_capacity(found.len());
@@ -291,8 +236,8 @@ impl<'v, 'a> Slicer<'v, 'a> {
                 continue;
             };
             if sliced.all_ancestors || !sliced.ancestors.is_empty() {
-                let ancestors = match bindings.ancestors_of(uid) {
-                    Some(ancestors) => ancestors,
+                let ancestors = match bindings.variables.find(uid) {
+                    Some(variable) => variable.ancestors.as_slice(),
                     None => {
                         computed = self.overlay.ancestors(uid)?;
                         &computed

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use cedar_policy_core::ast::{Entity, EntityUID, PartialValue};
 use smol_str::SmolStr;
 
-use super::invalid_query::{TOKEN_FIELD, check_entity};
+use super::invalid_query::{TOKEN_FIELD, check_entity, is_same_uid};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::overlay::BoundEntity;
@@ -33,45 +33,18 @@ pub(super) fn bind(
     claimed: &Claimed,
     request_entities: &[BoundEntity],
 ) -> Result<BoundEntity, NoAnswer> {
-    let parents = claimed_parents(snapshot, claimed)
-        .map_err(|error| error.within("parents").within(TOKEN_FIELD))?;
+    let parents = snapshot.type_names.uids(&claimed.parents);
+    let parents = parents.map_err(|error| error.within("parents").within(TOKEN_FIELD))?;
     reject_redefined_claims(stored, uid, claimed, request_entities)?;
-    let stored_entity = stored
-        .interner
-        .find_named(&uid.type_name, &uid.id)
-        .and_then(|uid| {
-            let parents = stored.parents(uid);
-            Some(StoredPrincipalEntity {
-                entity: stored.entity(uid, HashSet::new())?,
-                parents: parents.map(|parent| stored.interner.uid(parent)).collect(),
-            })
-        });
-    if stored_entity.is_none() && claimed.stored == StoredPrincipal::Require {
-        return Err(NoAnswer::UnknownPrincipal);
-    }
-    let stored_entity = match claimed.stored {
-        StoredPrincipal::Join | StoredPrincipal::Require => stored_entity,
-        StoredPrincipal::Replace => None,
+    let stored_principal = stored.interner.find_named(&uid.type_name, &uid.id);
+    let stored_principal = stored_principal.filter(|uid| stored.location(*uid).is_some());
+    let joined = match (claimed.stored, stored_principal) {
+        (StoredPrincipal::Require, None) => return Err(NoAnswer::UnknownPrincipal),
+        (StoredPrincipal::Join | StoredPrincipal::Require, joined) => joined,
+        (StoredPrincipal::Replace, _) => None,
     };
-    let merged = merge(snapshot, principal, claimed, parents, stored_entity);
+    let merged = merge(snapshot, principal, claimed, parents, (stored, joined));
     Ok(merged.map_err(|error| error.within(TOKEN_FIELD))?)
-}
-
-/// The stored entity of the principal's uid, with its direct parents.
-struct StoredPrincipalEntity {
-    entity: Entity,
-    parents: Vec<EntityUID>,
-}
-
-/// Returns the direct parents that the claims name.
-fn claimed_parents(snapshot: &Snapshot, claimed: &Claimed) -> Result<Vec<EntityUID>, InvalidQuery> {
-    let parents = claimed.parents.iter().enumerate();
-    parents
-        .map(|(index, parent)| {
-            let uid = snapshot.type_names.uid(parent);
-            uid.map_err(|error| error.at_index(index))
-        })
-        .collect()
 }
 
 /// Rejects request entities that redefine what the issuer describes.
@@ -107,7 +80,7 @@ fn reject_redefined_claims(
         Some(_) | None => claimed_uids.iter().any(|claimed| is_same_uid(uid, claimed)),
     };
     let uids = request_entities.iter().map(|bound| bound.entity.uid());
-    reject_first(uids, is_redefined, |uid| Problem::ClaimedEntity { uid })
+    reject_first(uids, is_redefined, Problem::ClaimedEntity)
 }
 
 /// Rejects `entities` that redefine the principal or one of its stored ancestors.
@@ -129,7 +102,7 @@ pub fn reject_redefined_principal(
         uid == principal || find(uid).is_some_and(|uid| ancestors.binary_search(&uid).is_ok())
     };
     let uids = entities.iter().map(|entity| &entity.uid);
-    reject_first(uids, is_redefined, |uid| Problem::AnonymousEntity { uid })
+    reject_first(uids, is_redefined, Problem::AnonymousEntity)
 }
 
 /// Rejects a request for the first of its entities, given by their uids, that `is_redefined`.
@@ -165,29 +138,26 @@ fn collect_uids<'a>(value: &'a Value, uids: &mut Vec<&'a Uid>) {
     }
 }
 
-fn is_same_uid(uid: &EntityUID, other: &Uid) -> bool {
-    AsRef::<str>::as_ref(uid.eid()) == other.id && uid.entity_type().to_string() == other.type_name
-}
-
-/// Merges the claims into the stored entity; a claim replaces a stored attribute.
+/// Merges the claims into the `joined` stored entity; a claim replaces a stored attribute.
 fn merge(
     snapshot: &Snapshot,
     principal: &EntityUID,
     claimed: &Claimed,
     mut parents: Vec<EntityUID>,
-    stored_entity: Option<StoredPrincipalEntity>,
+    (stored, joined): (&EntityStore, Option<UidId>),
 ) -> Result<BoundEntity, InvalidQuery> {
-    let claims = snapshot
-        .type_names
-        .fields(&claimed.attributes)
-        .map_err(|error| error.within("attributes"))?;
+    let claims = snapshot.type_names.fields(&claimed.attributes);
+    let claims = claims.map_err(|error| error.within("attributes"))?;
     let mut attributes: BTreeMap<SmolStr, PartialValue> = BTreeMap::new();
     let mut tags = BTreeMap::new();
-    if let Some(stored) = stored_entity {
-        let (_, stored_attributes, _, _, stored_tags) = stored.entity.into_inner();
+    if let Some(uid) = joined
+        && let Some(entity) = stored.entity(uid, HashSet::new())
+    {
+        let (_, stored_attributes, _, _, stored_tags) = entity.into_inner();
         attributes.extend(stored_attributes);
         tags.extend(stored_tags);
-        parents.extend(stored.parents);
+        let stored_parents = stored.parents(uid);
+        parents.extend(stored_parents.map(|parent| stored.interner.uid(parent)));
     }
     let claims = claims.into_iter();
     attributes.extend(claims.map(|(name, value)| (name, PartialValue::from(value))));

@@ -13,7 +13,7 @@ use cedar_policy_core::ast::{
     BinaryOp, EntityType, EntityUID, Expr, ExprKind, Literal, PatternElem, UnaryOp, Var,
 };
 
-use super::cursor::{ByteCursor, write_piece};
+use super::cursor::{ByteCursor, begin_piece, end_piece, write_piece};
 use crate::pdp::entities::interner::{TooManyUids, TypeId, UidId, UidInterner};
 
 /// Longest encoded condition; longer ones are left to Cedar, as each link has its own copy.
@@ -193,10 +193,6 @@ impl BytecodeTable {
     /// Encodes and appends the condition of the next rule.
     ///
     /// Recurses as deep as the condition is nested.
-    ///
-    /// # Errors
-    ///
-    /// [`TooManyUids`] if there is no id left for a uid in the condition.
     pub(in crate::pdp) fn add(
         &mut self,
         condition: Option<&Expr>,
@@ -232,10 +228,6 @@ impl BytecodeTable {
     }
 
     /// Returns the same conditions with the ids of another interner.
-    ///
-    /// # Errors
-    ///
-    /// [`TooManyUids`] if there is no id left.
     pub(in crate::pdp) fn reinterned(
         &self,
         from: &UidInterner,
@@ -309,7 +301,20 @@ impl Writer<'_> {
                 self.kind(kind::NOT);
                 self.node(arg);
             }
-            ExprKind::BinaryApp { op, arg1, arg2 } => self.operator(*op, arg1, arg2),
+            ExprKind::BinaryApp { op, arg1, arg2 } => match op {
+                BinaryOp::Eq => self.binary(kind::EQUAL, arg1, arg2),
+                BinaryOp::Less => self.binary(kind::LESS, arg1, arg2),
+                BinaryOp::LessEq => self.binary(kind::LESS_OR_EQUAL, arg1, arg2),
+                BinaryOp::Contains => self.binary(kind::CONTAINS, arg1, arg2),
+                BinaryOp::In => self.is_in(arg1, arg2),
+                BinaryOp::Add
+                | BinaryOp::Sub
+                | BinaryOp::Mul
+                | BinaryOp::ContainsAll
+                | BinaryOp::ContainsAny
+                | BinaryOp::GetTag
+                | BinaryOp::HasTag => self.kind(kind::FALLBACK),
+            },
             ExprKind::GetAttr { expr, attr } => {
                 self.kind(kind::ATTRIBUTE);
                 self.text(attr);
@@ -352,33 +357,19 @@ impl Writer<'_> {
         }
     }
 
-    fn operator(&mut self, op: BinaryOp, left: &Expr, right: &Expr) {
-        match op {
-            BinaryOp::Eq => self.binary(kind::EQUAL, left, right),
-            BinaryOp::Less => self.binary(kind::LESS, left, right),
-            BinaryOp::LessEq => self.binary(kind::LESS_OR_EQUAL, left, right),
-            BinaryOp::Contains => self.binary(kind::CONTAINS, left, right),
-            BinaryOp::In => {
-                let members: &[Expr] = if let ExprKind::Set(members) = right.expr_kind() {
-                    members
-                } else if let ExprKind::Lit(_) = right.expr_kind() {
-                    std::slice::from_ref(right)
-                } else {
-                    return self.kind(kind::FALLBACK);
-                };
-                self.kind(kind::IN);
-                self.piece(left);
-                for member in members {
-                    self.piece(member);
-                }
-            }
-            BinaryOp::Add
-            | BinaryOp::Sub
-            | BinaryOp::Mul
-            | BinaryOp::ContainsAll
-            | BinaryOp::ContainsAny
-            | BinaryOp::GetTag
-            | BinaryOp::HasTag => self.kind(kind::FALLBACK),
+    /// Writes `in`, if the right side is a uid or a set.
+    fn is_in(&mut self, left: &Expr, right: &Expr) {
+        let members: &[Expr] = if let ExprKind::Set(members) = right.expr_kind() {
+            members
+        } else if let ExprKind::Lit(_) = right.expr_kind() {
+            std::slice::from_ref(right)
+        } else {
+            return self.kind(kind::FALLBACK);
+        };
+        self.kind(kind::IN);
+        self.piece(left);
+        for member in members {
+            self.piece(member);
         }
     }
 
@@ -391,16 +382,9 @@ impl Writer<'_> {
 
     /// Writes an expression with its length.
     fn piece(&mut self, expr: &Expr) {
-        let begin = self.table.bytes.len();
-        self.table.bytes.extend([0; size_of::<u32>()]);
+        let begin = begin_piece(&mut self.table.bytes);
         self.node(expr);
-        // INVARIANT: a condition longer than `MAX_BYTES` is discarded, so the length fits.
-        let length = self.table.bytes.len() - begin - size_of::<u32>();
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        let prefix = self.table.bytes.get_mut(begin..);
-        if let Some(prefix) = prefix.and_then(|prefix| prefix.first_chunk_mut()) {
-            *prefix = length.to_le_bytes();
-        }
+        end_piece(&mut self.table.bytes, begin);
     }
 
     fn kind(&mut self, kind: u8) {

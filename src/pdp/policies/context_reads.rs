@@ -50,15 +50,16 @@ impl ContextReadIndex {
         index: &Index,
         entities: &EntityStore,
     ) -> Self {
-        let mut any = NameSet::default();
+        let mut any = Some(BTreeSet::new());
         let mut named: HashMap<UidId, NameSet> = HashMap::new();
         for (rule_index, rule) in (0..).zip(rules) {
             let reads = &rule.condition.read_set.context;
             match index.scope(rule_index).and_then(|scope| scope.actions()) {
-                None => any.add(reads.as_ref()),
+                None => add(&mut any, reads),
                 Some(actions) => {
                     for action in actions {
-                        named.entry(action).or_default().add(reads.as_ref());
+                        let names = named.entry(action);
+                        add(names.or_insert_with(|| Some(BTreeSet::new())), reads);
                     }
                 }
             }
@@ -71,7 +72,7 @@ impl ContextReadIndex {
                 let ancestors = entities.ancestors(action);
                 for uid in std::iter::once(&action).chain(&ancestors) {
                     if let Some(names) = named.get(uid) {
-                        reads.join(names);
+                        add(&mut reads, names);
                     }
                 }
                 (action, reads.into())
@@ -98,37 +99,19 @@ impl ContextReadIndex {
 }
 
 /// A set of attribute names; `None` is the set of all names.
-#[derive(Clone, Debug)]
-struct NameSet(Option<BTreeSet<SmolStr>>);
+type NameSet = Option<BTreeSet<SmolStr>>;
 
-impl Default for NameSet {
-    fn default() -> Self {
-        Self(Some(BTreeSet::new()))
-    }
-}
-
-impl NameSet {
-    fn add(&mut self, more: Option<&BTreeSet<SmolStr>>) {
-        match (&mut self.0, more) {
-            (Some(names), Some(more)) => {
-                for name in more {
-                    if !names.contains(name) {
-                        names.insert(name.clone());
-                    }
-                }
-            }
-            (_, None) => self.0 = None,
-            (None, Some(_)) => {}
-        }
-    }
-
-    fn join(&mut self, other: &Self) {
-        self.add(other.0.as_ref());
+/// Adds the names in `more` to `names`.
+fn add(names: &mut NameSet, more: &NameSet) {
+    match (names.as_mut(), more) {
+        (Some(names), Some(more)) => names.extend(more.iter().cloned()),
+        (_, None) => *names = None,
+        (None, Some(_)) => {}
     }
 }
 
 impl From<NameSet> for ContextReads {
-    fn from(NameSet(names): NameSet) -> Self {
+    fn from(names: NameSet) -> Self {
         match names {
             None => Self::All,
             Some(names) => Self::Named(names.into_iter().map(String::from).collect()),

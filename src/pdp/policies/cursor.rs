@@ -51,14 +51,22 @@ impl<'a> ByteCursor<'a> {
 
 /// Appends a length-prefixed piece, whose content `write` appends.
 pub(in crate::pdp) fn write_piece(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    let begin = to.len();
-    to.extend([0; size_of::<u32>()]);
+    let begin = begin_piece(to);
     write(to);
+    end_piece(to, begin);
+}
+
+/// Begins a length-prefixed piece, which [`end_piece`] ends, and returns its offset.
+pub(in crate::pdp) fn begin_piece(to: &mut Vec<u8>) -> usize {
+    to.extend([0; size_of::<u32>()]);
+    to.len()
+}
+
+/// Writes the length of the piece that begins at the offset `begin`, and ends with the bytes.
+pub(in crate::pdp) fn end_piece(to: &mut [u8], begin: usize) {
     // INVARIANT: pieces are parts of a policy, and far shorter than 4 GiB.
-    let length = u32::try_from(to.len() - begin - size_of::<u32>()).unwrap_or(u32::MAX);
-    let prefix = to
-        .get_mut(begin..)
-        .and_then(|piece| piece.first_chunk_mut());
+    let length = u32::try_from(to.len() - begin).unwrap_or(u32::MAX);
+    let prefix = to.get_mut(..begin).and_then(|to| to.last_chunk_mut());
     if let Some(prefix) = prefix {
         *prefix = length.to_le_bytes();
     }

@@ -24,10 +24,10 @@ use crate::pdp::workers::Workers;
 pub(in crate::pdp) struct Index {
     scopes: Vec<Scope>,
     postings: Postings,
-    /// The policies without constraints.
-    unconstrained: Vec<RuleIndex>,
+    /// The policies without constraints, which every request must evaluate.
+    pub(in crate::pdp) unconstrained: Vec<RuleIndex>,
     /// The policies of the longest posting list, except the list of those without constraints.
-    longest: Vec<RuleIndex>,
+    pub(in crate::pdp) longest: Vec<RuleIndex>,
 }
 
 /// Most candidates for which memory is reserved in advance.
@@ -41,10 +41,6 @@ impl Index {
     /// Indexes policies by these scopes, with the bytecode of their remaining conditions.
     ///
     /// A policy's index is its position in `scopes`. Pauses as `workers` says.
-    ///
-    /// # Errors
-    ///
-    /// [`PostingsTooLarge`].
     pub(in crate::pdp) fn new(
         scopes: Vec<Scope>,
         conditions: &[&[u8]],
@@ -89,11 +85,8 @@ impl Index {
 
     /// Returns the postings of the policies whose scope matches a request, in no particular order.
     ///
-    /// A policy that is posted under several keys may be returned several times.
-    ///
-    /// # Errors
-    ///
-    /// [`TooManyCandidates`] if more than `limit` policies match.
+    /// A policy that is posted under several keys may be returned several times. Fails if more than
+    /// `limit` policies match.
     pub(in crate::pdp) fn candidates(
         &self,
         variables: &RequestVariables,
@@ -108,13 +101,9 @@ impl Index {
         // The lists of all keys are looked up first, so that their memory accesses overlap.
         let lists: Vec<PostingList<'_>> = keys.filter_map(|key| self.postings.list(key)).collect();
         let count: usize = lists.iter().map(|list| list.len()).sum();
-        let capacity = count.min(EXPECTED_CANDIDATES);
-        let postings = lists.into_iter().flatten();
-        collect(
-            postings.filter(|posting| posting.is_match(variables)),
-            capacity,
-            limit,
-        )
+        let matching = lists.into_iter().flatten();
+        let matching = matching.filter(|posting| posting.is_match(variables));
+        collect(matching, count.min(EXPECTED_CANDIDATES), limit)
     }
 
     /// Returns the policies whose written scope matches a request, in order.
@@ -135,19 +124,8 @@ impl Index {
             .map(|(rule, _)| rule)
     }
 
-    /// Returns the scope of a policy.
     pub(in crate::pdp) fn scope(&self, rule: RuleIndex) -> Option<&Scope> {
         self.scopes.get(rule as usize)
-    }
-
-    /// Returns the policies without constraints, which every request must evaluate.
-    pub(in crate::pdp) fn unconstrained(&self) -> &[RuleIndex] {
-        &self.unconstrained
-    }
-
-    /// Returns the policies of the longest posting list, except those without constraints.
-    pub(in crate::pdp) fn longest_list(&self) -> &[RuleIndex] {
-        &self.longest
     }
 
     /// Returns the heap memory in bytes.

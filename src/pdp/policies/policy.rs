@@ -45,7 +45,6 @@ pub(in crate::pdp) struct Condition {
 }
 
 impl Rule {
-    /// Returns the values of the slots.
     pub(in crate::pdp) fn slots(&self) -> &SlotEnv {
         static NONE: LazyLock<SlotEnv> = LazyLock::new(SlotEnv::new);
         self.slots.as_deref().unwrap_or(&NONE)
@@ -62,3 +61,38 @@ impl Rule {
 
 /// The index of a policy among a snapshot's rules.
 pub(in crate::pdp) type RuleIndex = u32;
+
+/// Returns the operands of the condition's outermost `&&`s from left to right.
+///
+/// Iterative, as a chain of `&&` nests as deep as it is long.
+pub(in crate::pdp) fn operands(condition: &Arc<ast::Expr>) -> Vec<&Arc<ast::Expr>> {
+    let mut operands = Vec::new();
+    let mut stack = vec![condition];
+    while let Some(expr) = stack.pop() {
+        if let ast::ExprKind::And { left, right } = expr.expr_kind() {
+            stack.extend([right, left]);
+        } else {
+            operands.push(expr);
+        }
+    }
+    operands
+}
+
+/// Returns `condition` without the first `count` operands; `None` if no operand is left.
+pub(in crate::pdp) fn without_first(
+    condition: &Arc<ast::Expr>,
+    count: usize,
+) -> Option<Arc<ast::Expr>> {
+    if count == 0 {
+        return Some(Arc::clone(condition));
+    }
+    let mut rest = operands(condition).into_iter().skip(count);
+    let first = Arc::clone(rest.next()?);
+    // Built from the left, as the parser does, so that it is no deeper than before.
+    Some(rest.fold(first, |conjunction, operand| {
+        Arc::new(ast::Expr::and(
+            conjunction.as_ref().clone(),
+            operand.as_ref().clone(),
+        ))
+    }))
+}

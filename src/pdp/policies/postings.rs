@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::bytecode::Bytecode;
 use super::cursor::{ByteCursor, write_piece};
 use super::policy::RuleIndex;
-use super::scope::{Key, RequestVariables, Scope, ScopeConstraint, Variable};
+use super::scope::{Key, PerVariable, RequestVariables, Scope, ScopeConstraint, Variable};
 use crate::pdp::entities::interner::{TypeId, UidId};
 use crate::pdp::workers::Workers;
 
@@ -22,7 +22,6 @@ pub(super) const PAUSE_EACH: usize = 500;
 /// Alignment, in bytes, of posting lists and of records that an indirect record refers to.
 const ALIGNMENT: usize = 8;
 
-/// The posting lists by key.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
     entities: PerVariable<hashbrown::HashMap<UidId, Offset>>,
@@ -36,32 +35,6 @@ pub(super) struct Postings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the policies' conditions are too long to index")]
 pub(in crate::pdp) struct PostingsTooLarge;
-
-/// A value for each variable of a request.
-#[derive(Debug, Default)]
-struct PerVariable<T> {
-    principal: T,
-    action: T,
-    resource: T,
-}
-
-impl<T> PerVariable<T> {
-    fn get(&self, variable: Variable) -> &T {
-        match variable {
-            Variable::Principal => &self.principal,
-            Variable::Action => &self.action,
-            Variable::Resource => &self.resource,
-        }
-    }
-
-    fn get_mut(&mut self, variable: Variable) -> &mut T {
-        match variable {
-            Variable::Principal => &mut self.principal,
-            Variable::Action => &mut self.action,
-            Variable::Resource => &mut self.resource,
-        }
-    }
-}
 
 /// A policy in a posting list, with its encoded scope and condition.
 #[derive(Clone, Copy, Debug)]
@@ -90,10 +63,6 @@ mod constraint {
 
 impl Postings {
     /// Encodes the posting lists of `pairs`, which must be sorted and distinct.
-    ///
-    /// # Errors
-    ///
-    /// [`PostingsTooLarge`] if the records exceed 32-bit offsets.
     pub(super) fn new(
         pairs: &[(Key, RuleIndex)],
         scopes: &[Scope],
@@ -114,15 +83,9 @@ impl Postings {
         // A policy with several keys shares one record. A copy under each key, with all keys in
         // it, would take quadratic memory.
         let mut shared: BTreeMap<RuleIndex, Offset> = BTreeMap::new();
-        for rule in 0..=RuleIndex::MAX {
-            match key_counts.get(rule as usize) {
-                None => break,
-                Some(0 | 1) => {}
-                Some(_) => {
-                    shared.insert(rule, table.begin()?);
-                    write(rule, &mut table.records);
-                }
-            }
+        for (rule, _) in (0..).zip(&key_counts).filter(|(_, count)| **count > 1) {
+            shared.insert(rule, table.begin()?);
+            write(rule, &mut table.records);
         }
         let lists = pairs.chunk_by(|(one, _), (other, _)| one == other);
         for list in workers.pausing(lists, PAUSE_EACH) {
@@ -162,7 +125,6 @@ impl Postings {
         Offset::try_from(begin / ALIGNMENT).map_err(|_| PostingsTooLarge)
     }
 
-    /// Returns the posting list of `key`, if it has one.
     pub(super) fn list(&self, key: Key) -> Option<PostingList<'_>> {
         let offset = match key {
             Key::Entity(variable, uid) => self.entities.get(variable).get(&uid).copied(),
@@ -193,7 +155,6 @@ impl Postings {
     }
 }
 
-/// Appends an inline record.
 fn write_record(rule: RuleIndex, scope: Option<&Scope>, condition: &[u8], records: &mut Vec<u8>) {
     write_piece(records, |record| {
         record.push(record::INLINE);
@@ -245,7 +206,6 @@ pub(super) struct PostingList<'a> {
 }
 
 impl PostingList<'_> {
-    /// Returns the number of remaining postings.
     pub(super) fn len(self) -> usize {
         self.remaining as usize
     }
@@ -277,7 +237,6 @@ impl<'a> Posting<'a> {
         Bytecode::new(self.condition)
     }
 
-    /// Returns whether the scope matches a request.
     pub(super) fn is_match(&self, variables: &RequestVariables) -> bool {
         let mut constraints = self.constraints;
         while !constraints.is_empty() {

@@ -7,16 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cedar_policy_core::ast::{BinaryOp, EntityUID, Expr, ExprKind, Literal, SlotId, Var};
+use cedar_policy_core::ast::{BinaryOp, EntityUID, Expr, ExprKind, Literal, SlotEnv, SlotId, Var};
 use smol_str::SmolStr;
 
 /// The entities and context attributes that a condition can read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::pdp) struct ReadSet {
-    /// The lookups that start at the request's variables and at a template's slots.
+    /// The lookups by their start.
     pub(in crate::pdp) roots: BTreeMap<Root, AccessTree>,
-    /// The lookups that start at uid literals.
-    pub(in crate::pdp) literals: Vec<(EntityUID, AccessTree)>,
     /// The attributes of the context that are read; `None` if it is used as a whole.
     pub(in crate::pdp) context: Option<BTreeSet<SmolStr>>,
     /// True if an entity is tested with `in` against a slot.
@@ -41,44 +39,49 @@ pub(in crate::pdp) enum NamedUid {
     Slot(SlotId),
 }
 
-impl Ancestors {
-    /// No ancestors.
-    const NONE: Self = Self {
-        any: false,
-        named: Vec::new(),
-    };
+impl NamedUid {
+    /// Returns the uid that `expr` is, if it is a literal or a slot.
+    pub(super) fn from_expr(expr: &Expr) -> Option<Self> {
+        if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
+            Some(Self::Literal(uid.as_ref().clone()))
+        } else if let ExprKind::Slot(slot) = expr.expr_kind() {
+            Some(Self::Slot(*slot))
+        } else {
+            None
+        }
+    }
 
+    /// Returns the uids on the right side of an `in`; `None` if one is known only at evaluation.
+    pub(super) fn all_in(right: &Expr) -> Option<Vec<Self>> {
+        if let ExprKind::Set(members) = right.expr_kind() {
+            members.iter().map(Self::from_expr).collect()
+        } else {
+            Self::from_expr(right).map(|uid| vec![uid])
+        }
+    }
+
+    /// Returns the uid under these values of the slots.
+    pub(in crate::pdp) fn uid<'u>(&'u self, slots: &'u SlotEnv) -> Option<&'u EntityUID> {
+        match self {
+            Self::Literal(uid) => Some(uid),
+            Self::Slot(slot) => slots.get(slot),
+        }
+    }
+}
+
+impl Ancestors {
     /// Returns the ancestors that an `in` with this right side tests.
     fn from_operand(right: &Expr) -> Self {
-        let named = |expr: &Expr| {
-            if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
-                Some(NamedUid::Literal(uid.as_ref().clone()))
-            } else if let ExprKind::Slot(slot) = expr.expr_kind() {
-                Some(NamedUid::Slot(*slot))
-            } else {
-                None
-            }
-        };
-        let all: Option<Vec<NamedUid>> = if let ExprKind::Set(members) = right.expr_kind() {
-            members.iter().map(named).collect()
-        } else {
-            named(right).map(|one| vec![one])
-        };
-        match all {
-            Some(named) => Self { any: false, named },
-            None => Self {
-                any: true,
-                named: Vec::new(),
-            },
+        let named = NamedUid::all_in(right);
+        Self {
+            any: named.is_none(),
+            named: named.unwrap_or_default(),
         }
     }
 
     fn has_slot(&self) -> bool {
         let mut named = self.named.iter();
-        named.any(|named| match named {
-            NamedUid::Literal(_) => false,
-            NamedUid::Slot(_) => true,
-        })
+        named.any(|named| matches!(named, NamedUid::Slot(_)))
     }
 
     fn join(&mut self, other: &Self) {
@@ -96,14 +99,15 @@ impl Ancestors {
 #[error("the condition reads attributes along more than {MAX_PATHS} paths")]
 pub(in crate::pdp) struct TooManyPaths;
 
-/// The start of a lookup in the request or in a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The start of a lookup: a variable of the request, a template's slot or a uid literal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::pdp) enum Root {
     Principal,
     Action,
     Resource,
     Context,
     Slot(SlotId),
+    Literal(EntityUID),
 }
 
 /// The lookups of a value, and of the values that it contains or refers to.
@@ -141,32 +145,23 @@ const MAX_PATHS: usize = 20_000;
 /// Returns the read set of `condition`.
 ///
 /// Recurses as deep as the condition is nested.
-///
-/// # Errors
-///
-/// [`TooManyPaths`].
 pub(in crate::pdp) fn analyze(condition: &Expr) -> Result<ReadSet, TooManyPaths> {
-    let mut read_set = ReadSet::nothing();
-    let mut paths = 0;
-    read_set.analyze_expr(condition, &mut paths);
-    if paths > MAX_PATHS {
+    let mut analysis = Analysis {
+        read_set: ReadSet::nothing(),
+        paths: 0,
+    };
+    analysis.expr(condition);
+    if analysis.paths > MAX_PATHS {
         return Err(TooManyPaths);
     }
-    Ok(read_set)
+    Ok(analysis.read_set)
 }
 
 /// A path to a value: its start, and the steps from there.
 #[derive(Clone, Debug)]
 struct AccessPath {
-    start: PathStart,
+    start: Root,
     steps: Vec<Step>,
-}
-
-/// The start of a path.
-#[derive(Clone, Debug)]
-enum PathStart {
-    Root(Root),
-    Literal(EntityUID),
 }
 
 /// A step of a path: an attribute or field, or any tag.
@@ -192,7 +187,7 @@ impl AbstractValue {
         Self::At(Vec::new())
     }
 
-    fn at(start: PathStart) -> Self {
+    fn at(start: Root) -> Self {
         Self::At(vec![AccessPath {
             start,
             steps: Vec::new(),
@@ -227,119 +222,102 @@ impl ReadSet {
             ..Self::default()
         }
     }
+}
 
+struct Analysis {
+    read_set: ReadSet,
+    paths: usize,
+}
+
+impl Analysis {
     /// Records the lookups of `expr`, and returns its abstract value.
-    ///
-    /// `paths` counts the recorded paths.
-    fn analyze_expr(&mut self, expr: &Expr, paths: &mut usize) -> AbstractValue {
-        if *paths > MAX_PATHS {
+    fn expr(&mut self, expr: &Expr) -> AbstractValue {
+        if self.paths > MAX_PATHS {
             return AbstractValue::nothing();
         }
         match expr.expr_kind() {
             ExprKind::Lit(Literal::EntityUID(uid)) => {
-                AbstractValue::at(PathStart::Literal(uid.as_ref().clone()))
+                return AbstractValue::at(Root::Literal(uid.as_ref().clone()));
             }
-            ExprKind::Lit(Literal::Bool(_) | Literal::Long(_) | Literal::String(_)) => {
-                AbstractValue::nothing()
-            }
-            ExprKind::Var(var) => AbstractValue::at(PathStart::Root(match var {
-                Var::Principal => Root::Principal,
-                Var::Action => Root::Action,
-                Var::Resource => Root::Resource,
-                Var::Context => {
-                    // `analyze_holder` handles reads of a single attribute.
-                    self.context = None;
-                    Root::Context
-                }
-            })),
-            ExprKind::Slot(slot) => AbstractValue::at(PathStart::Root(Root::Slot(*slot))),
             // Loaded policies contain no unknowns.
-            ExprKind::Unknown(_) => AbstractValue::nothing(),
+            ExprKind::Lit(Literal::Bool(_) | Literal::Long(_) | Literal::String(_))
+            | ExprKind::Unknown(_) => {}
+            ExprKind::Var(var) => {
+                return AbstractValue::at(match var {
+                    Var::Principal => Root::Principal,
+                    Var::Action => Root::Action,
+                    Var::Resource => Root::Resource,
+                    Var::Context => {
+                        // `holder` handles reads of a single attribute.
+                        self.read_set.context = None;
+                        Root::Context
+                    }
+                });
+            }
+            ExprKind::Slot(slot) => return AbstractValue::at(Root::Slot(*slot)),
             ExprKind::If {
                 test_expr,
                 then_expr,
                 else_expr,
             } => {
-                self.analyze_expr(test_expr, paths);
-                AbstractValue::Either(vec![
-                    self.analyze_expr(then_expr, paths),
-                    self.analyze_expr(else_expr, paths),
-                ])
+                self.expr(test_expr);
+                let branches = vec![self.expr(then_expr), self.expr(else_expr)];
+                return AbstractValue::Either(branches);
             }
             ExprKind::And { left, right } | ExprKind::Or { left, right } => {
-                self.analyze_expr(left, paths);
-                self.analyze_expr(right, paths);
-                AbstractValue::nothing()
+                self.expr(left);
+                self.expr(right);
             }
-            ExprKind::UnaryApp { op: _, arg } => {
-                self.analyze_expr(arg, paths);
-                AbstractValue::nothing()
-            }
-            ExprKind::BinaryApp { op, arg1, arg2 } => self.analyze_binary(*op, arg1, arg2, paths),
-            ExprKind::GetAttr { expr, attr } => {
-                let holder = self.analyze_holder(expr, attr, paths);
-                self.record(&holder, &Ancestors::NONE, paths);
-                holder.step(&Step::Field(attr.clone()))
-            }
-            ExprKind::HasAttr { expr, attr } => {
-                let holder = self.analyze_holder(expr, attr, paths);
-                self.record(&holder, &Ancestors::NONE, paths);
-                AbstractValue::nothing()
-            }
-            ExprKind::ExtHasAttr { expr, attrs } => {
-                let mut holder = self.analyze_holder(expr, attrs.first(), paths);
-                for attr in attrs {
-                    self.record(&holder, &Ancestors::NONE, paths);
-                    holder = holder.step(&Step::Field(attr.clone()));
-                }
-                AbstractValue::nothing()
-            }
-            ExprKind::Like { expr, pattern: _ }
+            ExprKind::UnaryApp { op: _, arg: expr }
+            | ExprKind::Like { expr, pattern: _ }
             | ExprKind::Is {
                 expr,
                 entity_type: _,
             } => {
-                self.analyze_expr(expr, paths);
-                AbstractValue::nothing()
+                self.expr(expr);
+            }
+            ExprKind::BinaryApp { op, arg1, arg2 } => return self.binary(*op, arg1, arg2),
+            ExprKind::GetAttr { expr, attr } => {
+                let holder = self.holder(expr, attr);
+                self.record(&holder, &Ancestors::default());
+                return holder.step(&Step::Field(attr.clone()));
+            }
+            ExprKind::HasAttr { expr, attr } => {
+                let holder = self.holder(expr, attr);
+                self.record(&holder, &Ancestors::default());
+            }
+            ExprKind::ExtHasAttr { expr, attrs } => {
+                let mut holder = self.holder(expr, attrs.first());
+                for attr in attrs {
+                    self.record(&holder, &Ancestors::default());
+                    holder = holder.step(&Step::Field(attr.clone()));
+                }
             }
             // A member of a set cannot be read.
             ExprKind::ExtensionFunctionApp { fn_name: _, args } | ExprKind::Set(args) => {
                 for arg in args.iter() {
-                    self.analyze_expr(arg, paths);
+                    self.expr(arg);
                 }
-                AbstractValue::nothing()
             }
-            ExprKind::Record(fields) => AbstractValue::Record(
-                fields
-                    .iter()
-                    .map(|(name, field)| (name.clone(), self.analyze_expr(field, paths)))
-                    .collect(),
-            ),
+            ExprKind::Record(fields) => {
+                let fields = fields.iter();
+                let fields = fields.map(|(name, field)| (name.clone(), self.expr(field)));
+                return AbstractValue::Record(fields.collect());
+            }
         }
+        AbstractValue::nothing()
     }
 
-    fn analyze_binary(
-        &mut self,
-        op: BinaryOp,
-        arg1: &Expr,
-        arg2: &Expr,
-        paths: &mut usize,
-    ) -> AbstractValue {
-        let left = self.analyze_expr(arg1, paths);
-        self.analyze_expr(arg2, paths);
+    fn binary(&mut self, op: BinaryOp, arg1: &Expr, arg2: &Expr) -> AbstractValue {
+        let left = self.expr(arg1);
+        self.expr(arg2);
         match op {
-            BinaryOp::In => {
-                self.record(&left, &Ancestors::from_operand(arg2), paths);
-                AbstractValue::nothing()
-            }
+            BinaryOp::In => self.record(&left, &Ancestors::from_operand(arg2)),
             BinaryOp::GetTag => {
-                self.record(&left, &Ancestors::NONE, paths);
-                left.step(&Step::AnyTag)
+                self.record(&left, &Ancestors::default());
+                return left.step(&Step::AnyTag);
             }
-            BinaryOp::HasTag => {
-                self.record(&left, &Ancestors::NONE, paths);
-                AbstractValue::nothing()
-            }
+            BinaryOp::HasTag => self.record(&left, &Ancestors::default()),
             BinaryOp::Eq
             | BinaryOp::Less
             | BinaryOp::LessEq
@@ -348,27 +326,28 @@ impl ReadSet {
             | BinaryOp::Mul
             | BinaryOp::Contains
             | BinaryOp::ContainsAll
-            | BinaryOp::ContainsAny => AbstractValue::nothing(),
+            | BinaryOp::ContainsAny => {}
         }
+        AbstractValue::nothing()
     }
 
     /// Analyzes `expr`, of which only the attribute `attr` is read.
-    fn analyze_holder(&mut self, expr: &Expr, attr: &SmolStr, paths: &mut usize) -> AbstractValue {
+    fn holder(&mut self, expr: &Expr, attr: &SmolStr) -> AbstractValue {
         if let ExprKind::Var(Var::Context) = expr.expr_kind() {
-            if let Some(names) = &mut self.context {
+            if let Some(names) = &mut self.read_set.context {
                 names.insert(attr.clone());
             }
-            return AbstractValue::at(PathStart::Root(Root::Context));
+            return AbstractValue::at(Root::Context);
         }
-        self.analyze_expr(expr, paths)
+        self.expr(expr)
     }
 
     /// Records that `value`, if it is a uid, is looked up with these ancestors.
-    fn record(&mut self, value: &AbstractValue, ancestors: &Ancestors, paths: &mut usize) {
+    fn record(&mut self, value: &AbstractValue, ancestors: &Ancestors) {
         match value {
             AbstractValue::At(found) => {
-                *paths += found.len();
-                self.depends_on_slots |= ancestors.has_slot();
+                self.paths += found.len();
+                self.read_set.depends_on_slots |= ancestors.has_slot();
                 for path in found {
                     self.record_path(path, ancestors);
                 }
@@ -377,27 +356,14 @@ impl ReadSet {
             AbstractValue::Record(_) => {}
             AbstractValue::Either(branches) => {
                 for branch in branches {
-                    self.record(branch, ancestors, paths);
+                    self.record(branch, ancestors);
                 }
             }
         }
     }
 
     fn record_path(&mut self, AccessPath { start, steps }: &AccessPath, ancestors: &Ancestors) {
-        let mut tree = match start {
-            PathStart::Root(root) => self.roots.entry(*root).or_default(),
-            PathStart::Literal(uid) => {
-                let known = self.literals.iter().position(|(known, _)| known == uid);
-                let index = known.unwrap_or_else(|| {
-                    self.literals.push((uid.clone(), AccessTree::default()));
-                    self.literals.len() - 1
-                });
-                match self.literals.get_mut(index) {
-                    Some((_, tree)) => tree,
-                    None => return,
-                }
-            }
-        };
+        let mut tree = self.read_set.roots.entry(start.clone()).or_default();
         for step in steps {
             tree = match step {
                 Step::Field(name) => tree.fields.entry(name.clone()).or_default(),
@@ -447,10 +413,11 @@ mod tests {
         let reads = reads(condition);
         let mut found = Vec::new();
         for (root, below) in &reads.roots {
-            list(&format!("{root:?}"), below, &mut found);
-        }
-        for (uid, below) in &reads.literals {
-            list(&uid.to_string(), below, &mut found);
+            let root = match root {
+                Root::Literal(uid) => uid.to_string(),
+                variable => format!("{variable:?}"),
+            };
+            list(&root, below, &mut found);
         }
         found
     }

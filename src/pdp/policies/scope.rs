@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use cedar_policy_core::ast::{
-    ActionConstraint, BinaryOp, EntityReference, EntityUID, Expr, ExprKind, Literal, Policy,
-    PrincipalOrResourceConstraint, SlotId, Var,
-};
-use smallvec::{SmallVec, smallvec};
+use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, Literal, Policy, SlotEnv, Var};
+use smallvec::SmallVec;
 
+use super::read_set::NamedUid;
 use crate::pdp::entities::interner::{TooManyUids, TypeId, UidId, UidInterner};
 
-/// A constraint on one variable of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::pdp) enum ScopeConstraint {
     /// The variable is this entity.
@@ -48,15 +45,17 @@ pub(in crate::pdp) struct RequestVariable {
     pub(in crate::pdp) ancestors: Vec<UidId>,
 }
 
-/// The variables of a request, as scopes see them.
+/// A value for each variable of a request.
 #[derive(Clone, Debug, Default)]
-pub(in crate::pdp) struct RequestVariables {
-    pub(in crate::pdp) principal: RequestVariable,
-    pub(in crate::pdp) action: RequestVariable,
-    pub(in crate::pdp) resource: RequestVariable,
+pub(in crate::pdp) struct PerVariable<T> {
+    pub(in crate::pdp) principal: T,
+    pub(in crate::pdp) action: T,
+    pub(in crate::pdp) resource: T,
 }
 
-/// A key of the scope index.
+/// The variables of a request, as scopes see them.
+pub(in crate::pdp) type RequestVariables = PerVariable<RequestVariable>;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pdp) enum Key {
     /// The variable is this entity, or in it.
@@ -73,7 +72,6 @@ impl RequestVariable {
         self.uid == Some(uid) || self.ancestors.binary_search(&uid).is_ok()
     }
 
-    /// Returns whether the variable satisfies `constraint`.
     fn satisfies(&self, constraint: &ScopeConstraint) -> bool {
         match constraint {
             ScopeConstraint::Is(uid) => self.uid == Some(*uid),
@@ -91,8 +89,8 @@ impl RequestVariable {
     }
 }
 
-impl RequestVariables {
-    fn get(&self, variable: Variable) -> &RequestVariable {
+impl<T> PerVariable<T> {
+    pub(super) fn get(&self, variable: Variable) -> &T {
         match variable {
             Variable::Principal => &self.principal,
             Variable::Action => &self.action,
@@ -100,7 +98,23 @@ impl RequestVariables {
         }
     }
 
-    /// Returns whether the request satisfies all `constraints`.
+    pub(super) fn get_mut(&mut self, variable: Variable) -> &mut T {
+        match variable {
+            Variable::Principal => &mut self.principal,
+            Variable::Action => &mut self.action,
+            Variable::Resource => &mut self.resource,
+        }
+    }
+}
+
+impl RequestVariables {
+    /// Returns the variable with this uid.
+    pub(in crate::pdp) fn find(&self, uid: UidId) -> Option<&RequestVariable> {
+        [&self.principal, &self.action, &self.resource]
+            .into_iter()
+            .find(|variable| variable.uid == Some(uid))
+    }
+
     pub(super) fn satisfy(&self, constraints: &[(Variable, ScopeConstraint)]) -> bool {
         constraints
             .iter()
@@ -112,140 +126,76 @@ impl Scope {
     /// Returns the scope of `policy`, with its slots filled.
     ///
     /// Absorbs the leading operands of the condition that have the form of a scope constraint.
-    ///
-    /// # Errors
-    ///
-    /// [`TooManyUids`] if there is no id left for a uid in the scope.
     pub(in crate::pdp) fn from_policy(
         policy: &Policy,
         interner: &mut Arc<UidInterner>,
     ) -> Result<Self, TooManyUids> {
         let mut scope = Self::default();
-        scope.add_constraint(
-            Variable::Principal,
-            policy.principal_constraint().as_inner(),
-            interner,
-        )?;
-        match policy.action_constraint() {
-            ActionConstraint::Any => {}
-            ActionConstraint::Eq(uid) => {
-                let uid = UidInterner::intern(interner, uid)?;
-                scope
-                    .constraints
-                    .push((Variable::Action, ScopeConstraint::Is(uid)));
-            }
-            ActionConstraint::In(uids) => {
-                let uids = intern_all(interner, uids.iter().map(AsRef::as_ref))?;
-                scope
-                    .constraints
-                    .push((Variable::Action, ScopeConstraint::In(uids)));
+        for written in [
+            policy.principal_constraint().as_expr(),
+            policy.action_constraint().as_expr(),
+            policy.resource_constraint().as_expr(),
+        ] {
+            let is_any = matches!(written.expr_kind(), ExprKind::Lit(Literal::Bool(true)));
+            // Never reached, as all of them have the form of a constraint, and slots are filled. An
+            // error here is safe: it rejects the policy.
+            if !is_any && !scope.absorb_leading(&written, policy.env(), interner)? {
+                return Err(TooManyUids);
             }
         }
-        scope.add_constraint(
-            Variable::Resource,
-            policy.resource_constraint().as_inner(),
-            interner,
-        )?;
         scope.scope_len = scope.constraints.len();
         if let Some(condition) = policy.non_scope_constraints() {
-            let slot = |slot: SlotId| policy.env().get(&slot);
-            scope.absorb_leading(condition, &slot, interner)?;
+            scope.absorb_leading(condition, policy.env(), interner)?;
         }
         Ok(scope)
     }
 
-    fn add_constraint(
-        &mut self,
-        variable: Variable,
-        constraint: &PrincipalOrResourceConstraint,
-        interner: &mut Arc<UidInterner>,
-    ) -> Result<(), TooManyUids> {
-        let mut add = |constraint| self.constraints.push((variable, constraint));
-        let intern = |reference: &EntityReference, interner: &mut Arc<UidInterner>| match reference
-        {
-            EntityReference::EUID(uid) => UidInterner::intern(interner, uid),
-            // Never reached, as the slots are filled. An error here is safe: it rejects the policy.
-            EntityReference::Slot(_) => Err(TooManyUids),
-        };
-        match constraint {
-            PrincipalOrResourceConstraint::Any => {}
-            PrincipalOrResourceConstraint::Eq(reference) => {
-                add(ScopeConstraint::Is(intern(reference, interner)?));
-            }
-            PrincipalOrResourceConstraint::In(reference) => {
-                add(ScopeConstraint::In(smallvec![intern(reference, interner)?]));
-            }
-            PrincipalOrResourceConstraint::Is(ty) => {
-                let ty = UidInterner::intern_type(interner, ty);
-                add(ScopeConstraint::OfType(ty));
-            }
-            PrincipalOrResourceConstraint::IsIn(ty, reference) => {
-                let uids = smallvec![intern(reference, interner)?];
-                let ty = UidInterner::intern_type(interner, ty);
-                add(ScopeConstraint::OfType(ty));
-                add(ScopeConstraint::In(uids));
-            }
-        }
-        Ok(())
-    }
-
     /// Absorbs the operands of `condition`'s `&&` up to the first that is no scope constraint.
     ///
-    /// Sound because a scope constraint never fails. If all operands before one are constraints,
-    /// a false one makes the condition false, and nothing before it can fail.
-    fn absorb_leading<'a>(
+    /// Returns whether these are all. Sound because a scope constraint never fails. If all operands
+    /// before one are constraints, a false one makes the condition false, and nothing before it can
+    /// fail.
+    fn absorb_leading(
         &mut self,
         condition: &Expr,
-        slot: &impl Fn(SlotId) -> Option<&'a EntityUID>,
+        slots: &SlotEnv,
         interner: &mut Arc<UidInterner>,
-    ) -> Result<(), TooManyUids> {
-        let mut stack = vec![condition];
-        while let Some(expr) = stack.pop() {
+    ) -> Result<bool, TooManyUids> {
+        let mut rest = vec![condition];
+        while let Some(expr) = rest.last().copied() {
             if let ExprKind::And { left, right } = expr.expr_kind() {
-                stack.extend([right.as_ref(), left.as_ref()]);
+                rest.pop();
+                rest.extend([right.as_ref(), left.as_ref()]);
                 continue;
             }
-            match scope_constraint(expr, slot, interner)? {
+            match scope_constraint(expr, slots, interner)? {
                 Some(found) => self.constraints.push(found),
                 None => break,
             }
+            rest.pop();
         }
-        Ok(())
+        Ok(rest.is_empty())
     }
 
     /// Returns the same scope with the ids of another interner.
-    ///
-    /// # Errors
-    ///
-    /// [`TooManyUids`] if there is no id left.
     pub(in crate::pdp) fn reinterned(
         &self,
         from: &UidInterner,
         to: &mut Arc<UidInterner>,
     ) -> Result<Self, TooManyUids> {
-        let uid = |uid: &UidId, to: &mut Arc<UidInterner>| from.reinterned(*uid, to);
-        let constraints = self
-            .constraints
-            .iter()
-            .map(|(variable, constraint)| {
-                let constraint = match constraint {
-                    ScopeConstraint::Is(one) => ScopeConstraint::Is(uid(one, to)?),
-                    ScopeConstraint::In(uids) => ScopeConstraint::In(
-                        uids.iter()
-                            .map(|one| uid(one, to))
-                            .collect::<Result<_, _>>()?,
-                    ),
-                    ScopeConstraint::OfType(ty) => {
-                        ScopeConstraint::OfType(from.reinterned_type(*ty, to))
+        let mut reinterned = self.clone();
+        for (_, constraint) in &mut reinterned.constraints {
+            match constraint {
+                ScopeConstraint::Is(uid) => *uid = from.reinterned(*uid, to)?,
+                ScopeConstraint::In(uids) => {
+                    for uid in uids {
+                        *uid = from.reinterned(*uid, to)?;
                     }
-                };
-                Ok((*variable, constraint))
-            })
-            .collect::<Result<_, TooManyUids>>()?;
-        Ok(Self {
-            constraints,
-            scope_len: self.scope_len,
-        })
+                }
+                ScopeConstraint::OfType(ty) => *ty = from.reinterned_type(*ty, to),
+            }
+        }
+        Ok(reinterned)
     }
 
     /// Returns the number of absorbed operands, which are true if the scope matches.
@@ -269,34 +219,22 @@ impl Scope {
 
     /// Returns the actions that match, with all actions in them; `None` if every action matches.
     pub(in crate::pdp) fn actions(&self) -> Option<Vec<UidId>> {
-        self.constraints
-            .iter()
-            .find_map(|(variable, constraint)| match variable {
-                Variable::Action => match constraint {
-                    ScopeConstraint::Is(uid) => Some(vec![*uid]),
-                    ScopeConstraint::In(uids) => Some(uids.to_vec()),
-                    ScopeConstraint::OfType(_) => None,
-                },
-                Variable::Principal | Variable::Resource => None,
-            })
+        let mut constraints = self.constraints.iter();
+        constraints.find_map(|constraint| match constraint {
+            (Variable::Action, ScopeConstraint::Is(uid)) => Some(vec![*uid]),
+            (Variable::Action, ScopeConstraint::In(uids)) => Some(uids.to_vec()),
+            (Variable::Action, ScopeConstraint::OfType(_))
+            | (Variable::Principal | Variable::Resource, _) => None,
+        })
     }
 }
 
 /// Returns the scope constraint that `expr` expresses, if it has that form.
-fn scope_constraint<'a>(
+fn scope_constraint(
     expr: &Expr,
-    slot: &impl Fn(SlotId) -> Option<&'a EntityUID>,
+    slots: &SlotEnv,
     interner: &mut Arc<UidInterner>,
 ) -> Result<Option<(Variable, ScopeConstraint)>, TooManyUids> {
-    let uid = |expr: &Expr| {
-        if let ExprKind::Lit(Literal::EntityUID(uid)) = expr.expr_kind() {
-            Some(uid.as_ref().clone())
-        } else if let ExprKind::Slot(id) = expr.expr_kind() {
-            slot(*id).cloned()
-        } else {
-            None
-        }
-    };
     if let ExprKind::Is { expr, entity_type } = expr.expr_kind() {
         return Ok(variable(expr).map(|variable| {
             let ty = UidInterner::intern_type(interner, entity_type);
@@ -306,6 +244,7 @@ fn scope_constraint<'a>(
     let ExprKind::BinaryApp { op, arg1, arg2 } = expr.expr_kind() else {
         return Ok(None);
     };
+    let uid = |expr: &Expr| NamedUid::from_expr(expr)?.uid(slots).cloned();
     if *op == BinaryOp::Eq {
         let sides = variable(arg1)
             .zip(uid(arg2))
@@ -315,16 +254,19 @@ fn scope_constraint<'a>(
             return Ok(Some((variable, ScopeConstraint::Is(uid))));
         }
     }
-    if *op == BinaryOp::In {
-        let uids: Option<Vec<EntityUID>> = if let ExprKind::Set(members) = arg2.expr_kind() {
-            members.iter().map(uid).collect()
-        } else {
-            uid(arg2).map(|uid| vec![uid])
-        };
-        if let Some((variable, uids)) = variable(arg1).zip(uids) {
-            let uids = intern_all(interner, uids.iter())?;
-            return Ok(Some((variable, ScopeConstraint::In(uids))));
-        }
+    if *op == BinaryOp::In
+        && let Some((variable, named)) = variable(arg1).zip(NamedUid::all_in(arg2))
+        && let Some(uids) = named
+            .iter()
+            .map(|named| named.uid(slots))
+            .collect::<Option<Vec<_>>>()
+    {
+        let uids = uids.into_iter();
+        let uids = uids.map(|uid| UidInterner::intern(interner, uid));
+        return Ok(Some((
+            variable,
+            ScopeConstraint::In(uids.collect::<Result<_, _>>()?),
+        )));
     }
     Ok(None)
 }
@@ -340,11 +282,4 @@ fn variable(expr: &Expr) -> Option<Variable> {
         Var::Resource => Some(Variable::Resource),
         Var::Context => None,
     }
-}
-
-fn intern_all<'a>(
-    interner: &mut Arc<UidInterner>,
-    uids: impl Iterator<Item = &'a EntityUID>,
-) -> Result<SmallVec<[UidId; 2]>, TooManyUids> {
-    uids.map(|uid| UidInterner::intern(interner, uid)).collect()
 }

@@ -43,7 +43,6 @@ struct ActionSpec {
 pub(in crate::pdp) struct RecordSpec {
     /// The type of each field, and whether the field is required.
     pub(in crate::pdp) fields: hashbrown::HashMap<SmolStr, (TypeTag, bool)>,
-    /// Number of required fields.
     pub(in crate::pdp) required: usize,
 }
 
@@ -231,32 +230,23 @@ impl Conformance {
 
     /// Returns whether `value` has this type; recurses at most [`MAX_LEVELS`] deep.
     fn value_conforms(&self, value: &Value, tag: &TypeTag) -> bool {
-        match (&value.value, tag) {
-            (ValueKind::Lit(Literal::Bool(_)), TypeTag::Bool)
-            | (ValueKind::Lit(Literal::Long(_)), TypeTag::Long)
-            | (ValueKind::Lit(Literal::String(_)), TypeTag::String) => true,
-            (ValueKind::Lit(Literal::EntityUID(uid)), TypeTag::Entity(ty)) => {
-                uid.entity_type() == ty && self.entities.contains_key(ty)
+        let value = &value.value;
+        match tag {
+            TypeTag::Bool => matches!(value, ValueKind::Lit(Literal::Bool(_))),
+            TypeTag::Long => matches!(value, ValueKind::Lit(Literal::Long(_))),
+            TypeTag::String => matches!(value, ValueKind::Lit(Literal::String(_))),
+            TypeTag::Entity(ty) => {
+                matches!(value, ValueKind::Lit(Literal::EntityUID(uid)) if uid.entity_type() == ty)
+                    && self.entities.contains_key(ty)
             }
-            (ValueKind::Set(members), TypeTag::Set(element)) => members
-                .iter()
-                .all(|member| self.value_conforms(member, element)),
-            (ValueKind::Record(fields), TypeTag::Record(spec)) => {
-                self.record_conforms(fields, spec)
+            TypeTag::Set(element) => {
+                let conforms = |member: &Value| self.value_conforms(member, element);
+                matches!(value, ValueKind::Set(members) if members.iter().all(conforms))
             }
-            (
-                ValueKind::Lit(_)
-                | ValueKind::Set(_)
-                | ValueKind::Record(_)
-                | ValueKind::ExtensionValue(_),
-                TypeTag::Bool
-                | TypeTag::Long
-                | TypeTag::String
-                | TypeTag::Entity(_)
-                | TypeTag::Set(_)
-                | TypeTag::Record(_)
-                | TypeTag::Other,
-            ) => false,
+            TypeTag::Record(spec) => {
+                matches!(value, ValueKind::Record(fields) if self.record_conforms(fields, spec))
+            }
+            TypeTag::Other => false,
         }
     }
 

@@ -98,15 +98,7 @@ impl FileKind {
     /// Returns whether files of this kind affect decisions, and so the revision.
     #[must_use]
     pub fn is_served(self) -> bool {
-        match self {
-            Self::Policies
-            | Self::PoliciesJson
-            | Self::Schema
-            | Self::SchemaJson
-            | Self::Entities
-            | Self::Links => true,
-            Self::Tests => false,
-        }
+        self != Self::Tests
     }
 }
 

@@ -81,7 +81,7 @@ pub(in crate::pdp) fn check(text: &str, language: Language) -> Result<(), TooDee
         match token.kind {
             TokenKind::Open => {
                 nesting.open();
-                if nesting.brackets() > limit {
+                if nesting.outer.len() > limit {
                     return too_deep(limit);
                 }
                 continue;
@@ -130,11 +130,6 @@ struct BracketStack {
 }
 
 impl BracketStack {
-    /// Returns the number of open brackets.
-    fn brackets(&self) -> usize {
-        self.outer.len()
-    }
-
     fn open(&mut self) {
         self.outer.push(std::mem::take(&mut self.innermost));
     }
@@ -201,7 +196,6 @@ struct Token {
 /// The tokens of a text, without strings, comments, numbers and white space.
 struct Tokens<'a> {
     bytes: &'a [u8],
-    /// The offset of the next byte.
     position: usize,
     language: Language,
 }

@@ -154,8 +154,8 @@ fn valid_token_names_its_principal() {
         assert_eq!(identity.claimed.parents, [Uid::new("Role", "approver")]);
         let department = CedarValue::String("finance".to_owned());
         assert_eq!(
-            identity.claimed.attributes.iter().collect::<Vec<_>>(),
-            [("department", &department)]
+            identity.claimed.attributes[..],
+            [("department".to_owned(), department)]
         );
     }
 }

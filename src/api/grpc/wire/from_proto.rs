@@ -109,9 +109,7 @@ fn fields<'a>(
 fn value<'a>(sent: &'a pb::Value, rules: &RequestRules, depth: usize) -> FieldResult<ValueRef<'a>> {
     use pb::value::Kind;
     if depth > rules.max_value_depth {
-        return Err(InvalidQuery::here(Problem::TooDeep {
-            limit: rules.max_value_depth,
-        }));
+        return Err(InvalidQuery::here(Problem::TooDeep(rules.max_value_depth)));
     }
     let kind = (sent.kind.as_ref()).ok_or_else(|| InvalidQuery::here(Problem::UnsetKind))?;
     Ok(match kind {

@@ -1,5 +1,7 @@
 //! The entities of a slice, and the cost of finding them, counted in steps.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::pdp::answer::{Decision, NoAnswer};
 use crate::pdp::entities::overlay::BoundEntity;
@@ -71,11 +73,11 @@ fn cost(snapshot: &Snapshot, query: &Query) -> (usize, usize) {
     });
     let mut overlay = Overlay::with_entities(&snapshot.entities, request.collect()).unwrap();
     let bindings = Bindings {
-        principal: &uid(&query.principal),
-        action: &uid(&query.action),
-        resource: &uid(&query.resource),
-        context: &BTreeMap::new(),
-        variables: &RequestVariables::default(),
+        principal: uid(&query.principal),
+        action: uid(&query.action),
+        resource: uid(&query.resource),
+        context: Arc::default(),
+        variables: RequestVariables::default(),
     };
     let mut slicer = Slicer::new(&mut overlay);
     for rule in &snapshot.rules {

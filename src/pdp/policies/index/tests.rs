@@ -178,7 +178,7 @@ fn policies_are_posted_under_their_rarest_constraint() {
     policies.push("permit(principal, action, resource == Doc::\"d\");".to_owned());
     let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
     let (_, index) = index(&policies);
-    assert_eq!(index.longest_list().len(), 1);
+    assert_eq!(index.longest.len(), 1);
     assert_eq!(found(&policies, &[]), [50]);
 }
 
@@ -192,7 +192,7 @@ fn candidates_are_counted_once() {
     ];
     assert_eq!(found(&policies, &[]), [0, 1, 2, 3]);
     let (uids, index) = index(&policies);
-    assert_eq!(index.unconstrained(), [0, 3]);
+    assert_eq!(index.unconstrained, [0, 3]);
     let variables = variables(&uids, r#"User::"a""#, r#"Doc::"d""#, &[]);
     let result = index.candidates(&variables, 3).map(|found| found.len());
     assert_eq!(result, Err(TooManyCandidates));
