@@ -86,7 +86,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn open(files: &Path, cache_bytes: Option<NonZeroU64>) -> anyhow::Result<std::sync::Arc<Tokens>> {
-    let opened = pip::open(&TokenSettings {
+    let (tokens, _refresh) = pip::open(&TokenSettings {
         issuers: files.join("issuers.toml"),
         revocations: None,
         cache_bytes,
@@ -95,7 +95,7 @@ fn open(files: &Path, cache_bytes: Option<NonZeroU64>) -> anyhow::Result<std::sy
             poll: Duration::from_secs(3_600),
         },
     })?;
-    Ok(opened.tokens)
+    Ok(tokens)
 }
 
 fn token(signer: &Signer) -> anyhow::Result<String> {

@@ -22,7 +22,7 @@ use crate::decision_log::{self, DecisionLog, Sink};
 use crate::engine::Engine;
 use crate::engine::metrics::DecisionMetrics;
 use crate::pip;
-use crate::policy_store::{self, Reader, Reloader, StatusReader, StoreOpenError};
+use crate::policy_store::{self, Reader, Reloader, StoreOpenError};
 use crate::readiness::{Readiness, Reason, UnreadyGuard};
 use crate::telemetry::collector::{self, CollectorError};
 use crate::telemetry::log::LogFilter;
@@ -67,7 +67,6 @@ pub struct App {
     reloader: Reloader,
     reloads: policy_store::ReloadHandle,
     snapshots: Reader,
-    status: StatusReader,
     engine: Arc<Engine<EncodedAnswer>>,
     decision_log: Option<decision_log::Writer>,
     token_refresh: Option<pip::Refresh>,
@@ -95,16 +94,18 @@ pub async fn bind(
     // Otherwise the first snapshot would count as a change and clear the cache.
     store.reader.mark_seen();
     let first_snapshot = store.reader.load().is_none().then_some(first_snapshot);
-    let metrics = PartMetrics::new(&config);
+    let has_admin = config.admin_listen.is_some();
+    let metrics = PartMetrics {
+        decisions: has_admin.then(Arc::default),
+        calls: has_admin.then(Arc::default),
+        spans: Arc::default(),
+    };
     let (decision_log, log_writer) = open_decision_log(&config, collectors.decisions)?.unzip();
-    let engine = open_engine(
-        &config,
-        store.reader.clone(),
-        &metrics,
-        decision_log.clone(),
-    );
+    let engine = Engine::new(store.reader.clone(), config.cache)
+        .observed_by(metrics.decisions.clone(), decision_log.clone());
+    let engine = Arc::new(engine);
     let opened = config.tokens.as_ref().map(pip::open).transpose()?;
-    let (tokens, token_refresh) = opened.map(|it| (it.tokens, it.refresh)).unzip();
+    let (tokens, token_refresh) = opened.unzip();
     let traces = collectors
         .traces
         .and_then(|config| open_traces(&config, Arc::clone(&metrics.spans)));
@@ -118,8 +119,10 @@ pub async fn bind(
         traces: traces.clone(),
     };
     let server = Server::open(&config.listen, &backend, &config.api).await?;
-    if config.api.accepts_unknown_callers() {
-        warn_of_unknown_callers(server.addresses());
+    if config.api.accepts_unknown_callers()
+        && let Some(address) = server.addresses().iter().find(|it| !it.is_local())
+    {
+        tracing::warn!(%address, "unauthenticated callers are accepted on a non-loopback address");
     }
     let admin = match &config.admin_listen {
         Some(address) => {
@@ -133,7 +136,9 @@ pub async fn bind(
                 tokens,
                 readiness: readiness.reader(),
                 started_at,
-                settings: settings_in_force(&config),
+                // Text, lists of text, switches and whole numbers are valid JSON. None is a secret:
+                // settings name files of secrets.
+                settings: serde_json::to_value(&config.in_force).unwrap_or_default(),
             };
             Some(AdminServer::open(address, config.api.unix_socket_mode, state).await?)
         }
@@ -146,7 +151,6 @@ pub async fn bind(
         reloader: store.reloader,
         reloads: store.reloads,
         snapshots: store.reader,
-        status: store.status,
         engine,
         decision_log: log_writer,
         token_refresh,
@@ -162,33 +166,6 @@ struct PartMetrics {
     decisions: Option<Arc<DecisionMetrics>>,
     calls: Option<Arc<CallMetrics>>,
     spans: Arc<SpanMetrics>,
-}
-
-impl PartMetrics {
-    fn new(config: &Config) -> Self {
-        let is_on = config.admin_listen.is_some();
-        Self {
-            decisions: is_on.then(Arc::default),
-            calls: is_on.then(Arc::default),
-            spans: Arc::default(),
-        }
-    }
-}
-
-fn open_engine(
-    config: &Config,
-    snapshots: Reader,
-    metrics: &PartMetrics,
-    log: Option<DecisionLog>,
-) -> Arc<Engine<EncodedAnswer>> {
-    let mut engine = Engine::new(snapshots, config.cache);
-    if let Some(metrics) = &metrics.decisions {
-        engine = engine.with_metrics(Arc::clone(metrics));
-    }
-    if let Some(log) = log {
-        engine = engine.with_log(log);
-    }
-    Arc::new(engine)
 }
 
 /// Returns the metrics page, with the parts in the order of [`METRICS`](crate::api::admin::metrics::METRICS).
@@ -228,12 +205,6 @@ impl App {
         self.admin.as_ref().map(AdminServer::address)
     }
 
-    /// Returns the read side of the policy store's status.
-    #[must_use]
-    pub fn status(&self) -> StatusReader {
-        self.status.clone()
-    }
-
     /// Returns the handle that forces a reread of the policy directory.
     #[must_use]
     pub fn reloads(&self) -> policy_store::ReloadHandle {
@@ -246,42 +217,32 @@ impl App {
     /// calls in flight finish, streams and watches are ended. Returns at the latest when the drain
     /// timeout has passed.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let Self {
-            server,
-            admin,
-            traces,
-            reloader,
-            snapshots,
-            engine,
-            decision_log,
-            token_refresh,
-            readiness,
-            first_snapshot,
-            shutdown_settings,
-            ..
-        } = self;
         let mut tasks = JoinSet::new();
-        let mut stopping = readiness.reader();
-        tasks.spawn(async move { reloader.run(async move { stopping.draining().await }).await });
-        tasks.spawn(follow_snapshots(snapshots, engine, first_snapshot));
+        let mut stopping = self.readiness.reader();
+        let stopping = async move { stopping.draining().await };
+        tasks.spawn(self.reloader.run(stopping));
+        tasks.spawn(follow_snapshots(
+            self.snapshots,
+            self.engine,
+            self.first_snapshot,
+        ));
         // Until the end: operators look at a draining service, too.
-        if let Some(admin) = admin {
+        if let Some(admin) = self.admin {
             tasks.spawn(admin.run());
         }
-        let drain_ends = OnceLock::new();
-        if let Some(refresh) = token_refresh {
+        if let Some(refresh) = self.token_refresh {
             tasks.spawn(refresh.run());
         }
-
+        let drain_ends = OnceLock::new();
         let drained = async {
             shutdown.await;
-            drain(&readiness, shutdown_settings, &drain_ends).await;
+            drain(&self.readiness, self.shutdown_settings, &drain_ends).await;
         };
         tokio::select! {
-            () = server.run() => tracing::info!("stopped"),
+            () = self.server.run() => tracing::info!("stopped"),
             () = drained => tracing::warn!("drain timeout passed with calls in flight, closing their connections"),
         }
-        if let Some(writer) = decision_log {
+        if let Some(writer) = self.decision_log {
             // The rest of the drain timeout, or the minimum: every decision that was answered
             // should be in the log.
             let left = drain_ends.get().map_or(Duration::ZERO, |end: &Instant| {
@@ -289,7 +250,7 @@ impl App {
             });
             writer.finish(left.max(MIN_DECISION_LOG_DRAIN)).await;
         }
-        if let Some(traces) = traces {
+        if let Some(traces) = self.traces {
             traces.shutdown().await;
         }
         tasks.shutdown().await;
@@ -299,10 +260,7 @@ impl App {
 /// Drains: sets health to NOT_SERVING, waits for the delay, starts the drain and sets `drain_ends`.
 /// Returns when the drain timeout has passed.
 async fn drain(readiness: &Readiness, settings: ShutdownSettings, drain_ends: &OnceLock<Instant>) {
-    let ShutdownSettings {
-        delay,
-        drain_timeout,
-    } = settings;
+    let (delay, drain_timeout) = (settings.delay, settings.drain_timeout);
     // Load balancers stop sending; calls that still arrive are served.
     readiness.stop_serving();
     if !delay.is_zero() {
@@ -313,12 +271,6 @@ async fn drain(readiness: &Readiness, settings: ShutdownSettings, drain_ends: &O
     readiness.drain();
     let _ = drain_ends.set(Instant::now() + drain_timeout);
     tokio::time::sleep(drain_timeout).await;
-}
-
-fn warn_of_unknown_callers(addresses: &[BoundAddress]) {
-    if let Some(address) = addresses.iter().find(|it| !it.is_local()) {
-        tracing::warn!(%address, "unauthenticated callers are accepted on a non-loopback address");
-    }
 }
 
 /// Opens the decision log, unless it is off; `collector` receives the records of `otlp`.
@@ -355,12 +307,6 @@ fn open_traces(config: &TracesConfig, metrics: Arc<SpanMetrics>) -> Option<Trace
             None
         }
     }
-}
-
-/// Returns every setting in force, for `/status`. None is a secret: settings name files of secrets.
-fn settings_in_force(config: &Config) -> serde_json::Value {
-    // Text, lists of text, switches and whole numbers are valid JSON.
-    serde_json::to_value(&config.in_force).unwrap_or_default()
 }
 
 /// Ends `first_snapshot` at the first snapshot, and clears the cache at each later one.

@@ -4,7 +4,6 @@
 //! [`config`](crate::config).
 
 mod authorize;
-mod config;
 mod directory;
 mod healthcheck;
 mod serve;
@@ -12,9 +11,11 @@ mod target;
 mod test;
 mod validate;
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
@@ -101,7 +102,7 @@ impl Cli {
     /// When the command cannot run. A negative answer is an [`Outcome`], not an error.
     pub fn run(self) -> anyhow::Result<Outcome> {
         match self.command {
-            Command::Config(args) => config::run(args),
+            Command::Config(args) => print_config(args),
             Command::Serve(args) => serve::run(args),
             Command::Validate(args) => validate::run(args),
             Command::Authorize(args) => authorize::run(*args),
@@ -109,6 +110,14 @@ impl Cli {
             Command::Healthcheck(args) => healthcheck::run(args),
         }
     }
+}
+
+/// Prints every setting in force, with its source.
+fn print_config(args: ConfigArgs) -> anyhow::Result<Outcome> {
+    let text = sources::merge(args)?.to_toml()?;
+    let written = io::stdout().write_all(text.as_bytes());
+    written.context("cannot write to stdout")?;
+    Ok(Outcome::Good)
 }
 
 /// Returns the settings for a command that has the policy directory as an argument of its own.
@@ -121,26 +130,21 @@ fn config_of_directory(args: ConfigArgs, directory: PathBuf) -> anyhow::Result<C
 /// Returns the arguments, with the environment variable and default of each setting in its help.
 fn command() -> clap::Command {
     let options = sources::options();
-    let documented = |arg: clap::Arg| match options
-        .iter()
-        .find(|option| arg.get_id() == option.key.as_str())
-    {
-        Some(option) => arg.help(help(option)),
-        None => arg,
+    let documented = |arg: clap::Arg| {
+        let option = options.iter().find(|option| arg.get_id() == &option.key);
+        match option.map(help) {
+            Some(help) => arg.help(help),
+            None => arg,
+        }
     };
     Cli::command().mut_subcommands(|command| command.mut_args(documented))
 }
 
 fn help(option: &ConfigOption) -> String {
-    let ConfigOption {
-        meaning,
-        variable,
-        default,
-        ..
-    } = option;
-    match default {
-        Some(default) => format!("{meaning} [env: {variable}] [default: {default}]"),
-        None => format!("{meaning} [env: {variable}]"),
+    let text = format!("{} [env: {}]", option.meaning, option.variable);
+    match &option.default {
+        Some(default) => format!("{text} [default: {default}]"),
+        None => text,
     }
 }
 
@@ -148,7 +152,6 @@ fn help(option: &ConfigOption) -> String {
 mod tests {
     use clap::error::ErrorKind;
 
-    use super::authorize::JsonSource;
     use super::*;
     use crate::config::listen::Listen;
     use crate::pdp::query::Uid;
@@ -202,10 +205,7 @@ mod tests {
         let args = parsed(&["--policies", "dir", "--context", r#" {"a": 1}"#]);
         assert_eq!(args.principal, Some(Uid::new("User", "a")));
         assert_eq!(args.config.flags.policies.as_deref(), Some("dir"));
-        assert_eq!(
-            args.context,
-            Some(JsonSource::Inline(r#" {"a": 1}"#.to_owned()))
-        );
+        assert_eq!(args.context.as_deref(), Some(r#" {"a": 1}"#));
         let args = parsed(&[
             "--connect",
             "unix:/run/pdp.sock",
@@ -213,7 +213,7 @@ mod tests {
             "context.json",
         ]);
         assert_eq!(args.connect, Some(Listen::Unix("/run/pdp.sock".into())));
-        assert_eq!(args.context, Some(JsonSource::File("context.json".into())));
+        assert_eq!(args.context.as_deref(), Some("context.json"));
         let both = try_parse(&["--policies", "dir", "--connect", "a:1"]).unwrap_err();
         assert_eq!(both.kind(), ErrorKind::ArgumentConflict);
     }

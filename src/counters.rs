@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// Number of shards. If there are more threads, some share a shard, which only costs time.
 const SHARDS: usize = 16;
 
-/// Returns the index of the calling thread's shard.
 fn own_shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -117,12 +116,6 @@ impl Histogram {
                 .collect(),
             sum: self.cells.sum(SUM),
         }
-    }
-
-    /// Returns the bounds.
-    #[must_use]
-    pub fn bounds(&self) -> &'static [u64] {
-        self.bounds
     }
 }
 

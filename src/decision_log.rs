@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::UNIX_EPOCH;
 
 pub use id::DecisionId;
 pub use metrics::DecisionLogMetrics;
@@ -169,7 +169,8 @@ impl DecisionLog {
         write: impl FnOnce(&RecordFormat, &mut Vec<u8>, &RecordId),
     ) -> Option<DecisionId> {
         let LineBuffer { line, sampler } = buffer;
-        let time = since_unix_epoch();
+        // A clock set before 1970 reads as 1970: it is not worth an error.
+        let time = UNIX_EPOCH.elapsed().unwrap_or_default();
         let id = DecisionId::new(time, sampler.next_random());
         line.clear();
         line.shrink_to(MAX_IDLE_LINE_BYTES);
@@ -184,11 +185,4 @@ impl Export for Option<DecisionLog> {
         let metrics = self.as_ref().map(DecisionLog::metrics);
         metrics.unwrap_or_default().export(page)
     }
-}
-
-/// Returns the time since 1970. A clock set before 1970 reads as 1970: it is not worth an error.
-fn since_unix_epoch() -> Duration {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
 }

@@ -107,20 +107,16 @@ impl<A: CachedAnswer> Engine<A> {
         }
     }
 
-    /// Adds metrics to count decisions in.
+    /// Counts decisions in `metrics` and records them in `log`, where given.
     #[must_use]
-    pub fn with_metrics(self, metrics: Arc<DecisionMetrics>) -> Self {
+    pub fn observed_by(
+        self,
+        metrics: Option<Arc<DecisionMetrics>>,
+        log: Option<DecisionLog>,
+    ) -> Self {
         Self {
-            metrics: Some(metrics),
-            ..self
-        }
-    }
-
-    /// Adds a log to record decisions in.
-    #[must_use]
-    pub fn with_log(self, log: DecisionLog) -> Self {
-        Self {
-            log: Some(log),
+            metrics,
+            log,
             ..self
         }
     }
@@ -218,28 +214,19 @@ impl<A: CachedAnswer> Engine<A> {
     }
 
     /// Answers as [`authorize`](Self::authorize) does, on the snapshot of the lookup.
-    ///
-    /// # Errors
-    ///
-    /// As [`authorize`](Self::authorize).
     pub fn authorize_looked_up(
         &self,
         lookup: &CacheLookup<'_, A>,
         origin: &Origin<'_>,
         permit: &LogPermit,
     ) -> Result<EngineAnswer<A>, NoAnswer> {
-        let CacheLookup {
-            snapshot,
-            query,
-            answer,
-            took,
-        } = lookup;
-        let (Some(answer), Some(cache)) = (answer, &self.cache) else {
+        let (snapshot, query) = (lookup.snapshot, &lookup.query);
+        let (Some(answer), Some(cache)) = (&lookup.answer, &self.cache) else {
             return self.authorize(snapshot, query, origin, permit);
         };
         cache.count_hit();
         let answer = EngineAnswer::new(answer.clone(), Source::Cache);
-        Ok(self.record(snapshot, query, origin, answer, *took))
+        Ok(self.record(snapshot, query, origin, answer, lookup.took))
     }
 
     /// Evaluates the policies, on a copy of the query.

@@ -7,7 +7,6 @@
 //!
 //! Nothing here decides a request, reads the clock, or passes on a claim that was not verified.
 
-mod heap_size;
 mod issuers;
 mod json;
 mod keys;
@@ -29,7 +28,7 @@ use jsonwebtoken::Algorithm;
 
 pub use issuers::{Issuers, IssuersError};
 pub use keys::KeySetError;
-pub use keys::fetch_request::{KeyMiss, KeyWait};
+pub use keys::refresh::{KeyMiss, KeyWait};
 pub use metrics::{IssuerKeyMetrics, TokenMetrics};
 pub use numeric_date::NumericDate;
 pub use refresh::Refresh;
@@ -42,12 +41,11 @@ use crate::versioned::Versioned;
 use crate::watch::files::{FileReader, ReadError};
 use issuers::{IssuerRules, KeySource, UrlSource};
 use keys::KeySet;
-use keys::fetch_request::FetchRequester;
-use keys::refresh::KeyRefresher;
+use keys::refresh::{FetchRequester, KeyRefresher};
 use metrics::TokenCounters;
 use revocations::Revocations;
 use token_cache::TokenCache;
-use verify::Issuer;
+use verify::{Issuer, VerifiedToken};
 
 /// An error in the files that tokens are verified with.
 #[derive(Debug, thiserror::Error)]
@@ -56,56 +54,22 @@ pub enum OpenError {
     #[error(transparent)]
     File(#[from] ReadError),
     /// The issuers file is invalid.
-    #[error("`{}`: {source}", path.display())]
-    Issuers {
-        /// The file.
-        path: PathBuf,
-        /// The problem with it.
-        source: IssuersError,
-    },
-    /// A key file is invalid.
-    #[error("issuer `{issuer}`: `{}`: {source}", path.display())]
-    Keys {
-        /// The issuer of the keys.
-        issuer: String,
-        /// The file.
-        path: PathBuf,
-        /// The problem with it.
-        source: KeySetError,
-    },
-    /// The root certificates for a key server are missing or invalid.
-    #[error("issuer `{issuer}`: {reason}")]
-    Roots {
-        /// The issuer of the keys.
-        issuer: String,
-        /// The problem.
-        reason: String,
-    },
+    #[error("`{file}`: {1}", file = .0.display())]
+    Issuers(PathBuf, #[source] IssuersError),
+    /// The key file of an issuer is invalid.
+    #[error("issuer `{0}`: `{file}`: {2}", file = .1.display())]
+    Keys(String, PathBuf, #[source] KeySetError),
+    /// The root certificates for an issuer's key server are missing or invalid.
+    #[error("issuer `{0}`: {1}")]
+    Roots(String, String),
     /// The revocation list is invalid.
-    #[error("`{}`: {source}", path.display())]
-    Revocations {
-        /// The file.
-        path: PathBuf,
-        /// The problem with it.
-        source: RevocationsError,
-    },
-}
-
-/// A token verifier, and the background work that keeps it current.
-pub struct Opened {
-    /// The verifier.
-    pub tokens: Arc<Tokens>,
-    /// The background work. Run it for as long as tokens are verified.
-    pub refresh: Refresh,
+    #[error("`{file}`: {1}", file = .0.display())]
+    Revocations(PathBuf, #[source] RevocationsError),
 }
 
 /// Reads everything that tokens are verified with, except keys behind URLs, which are fetched once
-/// the refresh runs.
-///
-/// # Errors
-///
-/// [`OpenError`] for the first file that is missing or invalid.
-pub fn open(settings: &TokenSettings) -> Result<Opened, OpenError> {
+/// the refresh runs. Run it for as long as tokens are verified.
+pub fn open(settings: &TokenSettings) -> Result<(Arc<Tokens>, Refresh), OpenError> {
     let issuers = read_issuers(&settings.issuers)?.0;
     let names: BTreeSet<String> = issuers.iter().map(|rules| rules.name.clone()).collect();
     let max_bytes = issuers.iter().map(|rules| rules.max_bytes).max();
@@ -122,24 +86,20 @@ pub fn open(settings: &TokenSettings) -> Result<Opened, OpenError> {
     let tokens = Tokens {
         issuers,
         revocations,
-        cache: settings.cache_bytes.map(TokenCache::new),
+        cache: settings
+            .cache_bytes
+            .map(|bytes| TokenCache::new(bytes, VerifiedToken::heap_size)),
         counters,
         max_bytes: max_bytes.unwrap_or(0),
     };
-    Ok(Opened {
-        tokens: Arc::new(tokens),
-        refresh,
-    })
+    Ok((Arc::new(tokens), refresh))
 }
 
 fn read_issuers(path: &Path) -> Result<Issuers, OpenError> {
     let text = FileReader::default().read(path)?;
     let directory = path.parent().unwrap_or(Path::new(""));
-    let issuers = Issuers::parse(&String::from_utf8_lossy(&text), directory);
-    let issuers = issuers.map_err(|source| OpenError::Issuers {
-        path: path.to_owned(),
-        source,
-    })?;
+    let issuers = Issuers::parse(&String::from_utf8_lossy(&text), directory)
+        .map_err(|error| OpenError::Issuers(path.to_owned(), error))?;
     for (one, other) in issuers.pairs_sharing_principals() {
         tracing::warn!(
             one,
@@ -204,12 +164,8 @@ fn open_key_file(
     };
     let counters = Arc::clone(&issuer.counters);
     let text = refresh.read_and_watch(path, apply.clone(), move || counters.failed.add_one())?;
-    apply(&text).map_err(|source| OpenError::Keys {
-        issuer: issuer.rules.name.clone(),
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(())
+    let invalid = |error| OpenError::Keys(issuer.rules.name.clone(), path.to_owned(), error);
+    apply(&text).map(drop).map_err(invalid)
 }
 
 /// Schedules the fetches of the issuer's keys.
@@ -219,10 +175,8 @@ fn open_key_url(
     refresh: &mut Refresh,
 ) -> Result<FetchRequester, OpenError> {
     // Problems that would fail each fetch are reported at startup.
-    keys::fetch::client_config(source.ca_file.clone()).map_err(|error| OpenError::Roots {
-        issuer: issuer.rules.name.clone(),
-        reason: error.to_string(),
-    })?;
+    keys::fetch::client_config(source.ca_file.clone())
+        .map_err(|error| OpenError::Roots(issuer.rules.name.clone(), error.to_string()))?;
     let (refresher, requester) = KeyRefresher::new(
         Arc::clone(&issuer.name),
         source,
@@ -230,7 +184,7 @@ fn open_key_url(
         Arc::clone(&issuer.keys),
         Arc::clone(&issuer.counters),
     );
-    refresh.add_key_refresher(refresher);
+    refresh.add(refresher.run());
     Ok(requester)
 }
 
@@ -246,11 +200,7 @@ fn open_revocations(
         let (current, counters) = (Arc::clone(current), Arc::clone(counters));
         move |text: &[u8]| {
             let list = Revocations::parse(text)?;
-            for issuer in list
-                .issuers()
-                .iter()
-                .filter(|name| !issuers.contains(**name))
-            {
+            for issuer in list.issuers().difference(&issuers) {
                 tracing::warn!(issuer, "revocation list names an unknown issuer");
             }
             let previous = current.load();
@@ -267,11 +217,8 @@ fn open_revocations(
     let counters = Arc::clone(counters);
     let on_rejected = move || counters.revocations_rejected.add_one();
     let text = refresh.read_and_watch(path, apply.clone(), on_rejected)?;
-    apply(&text).map_err(|source| OpenError::Revocations {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(())
+    let invalid = |error| OpenError::Revocations(path.to_owned(), error);
+    apply(&text).map(drop).map_err(invalid)
 }
 
 #[cfg(test)]

@@ -7,11 +7,10 @@ mod background;
 pub mod directory;
 pub(crate) mod metrics;
 pub mod reload;
-mod shrink_guard;
 mod snapshots;
 pub mod status;
 
-pub use crate::config::store::StoreSettings;
+pub use crate::config::StoreSettings;
 pub use background::cores;
 pub use directory::SourceLimits;
 pub use reload::{OpenedStore, ReloadHandle, ReloadReport, Reloader, StoreOpenError, open};

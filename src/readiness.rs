@@ -16,7 +16,7 @@ metrics! {
 }
 
 /// The write side of the readiness: blocks it, or ends it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<watch::Sender<State>>);
 
 /// The read side of the readiness.
@@ -75,7 +75,7 @@ impl Readiness {
     /// Creates the write side. It is ready: block it before others can read it.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(State::default())))
+        Self::default()
     }
 
     /// Blocks readiness until the guard is dropped. Several guards add up.
@@ -110,12 +110,6 @@ impl Readiness {
             edit(state);
             before != (state.health(), state.is_draining)
         });
-    }
-}
-
-impl Default for Readiness {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -89,6 +89,6 @@ fn load(directory: &Path) -> anyhow::Result<Arc<Snapshot>> {
         ..Workers::default()
     };
     let reading = directory::scan(directory, &SourceLimits::default(), None, &workers);
-    let compiled = compile_from(None, reading.sources(), &Settings::default(), &workers)?;
+    let compiled = compile_from(None, &reading.sources, &Settings::default(), &workers)?;
     Ok(compiled.snapshot)
 }

@@ -17,7 +17,6 @@ use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::sources::{FileKind, SourceFile};
 use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
 
-/// A case as it is written.
 #[derive(Debug, Deserialize)]
 struct CaseJson<'a> {
     #[serde(default)]
@@ -26,7 +25,8 @@ struct CaseJson<'a> {
     /// An array, or the name of a file that contains one.
     #[serde(borrow, default)]
     entities: Option<&'a RawValue>,
-    decision: DecisionJson,
+    #[serde(with = "DecisionJson")]
+    decision: Decision,
     #[serde(default)]
     reason: Option<Vec<String>>,
     #[serde(default)]
@@ -42,8 +42,8 @@ struct RequestJson<'a> {
     context: Option<&'a RawValue>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Deserialize)]
+#[serde(remote = "Decision", rename_all = "lowercase")]
 enum DecisionJson {
     Allow,
     Deny,
@@ -122,13 +122,8 @@ impl CaseRun<'_> {
         let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
         let (name, failure) = match serde_json::from_str::<CaseJson<'_>>(raw.get()) {
             Err(error) => ("(unreadable)".to_owned(), Some(error.to_string())),
+            Ok(case) if self.filter.is_some_and(|it| !case.name.contains(it)) => return None,
             Ok(case) => {
-                if self
-                    .filter
-                    .is_some_and(|filter| !case.name.contains(filter))
-                {
-                    return None;
-                }
                 let failure = self.check(&case, file).err();
                 (case.name, failure)
             }
@@ -149,10 +144,10 @@ impl CaseRun<'_> {
             None => authorize(self.snapshot, &query),
             Some(raw) => {
                 let entities = self.entities(raw, file)?;
-                let entities =
-                    request_json::stored_entities(&entities, self.snapshot).map_err(|found| {
-                        format!("entities:\n{}", report::diagnostics_text(&found, false))
-                    })?;
+                let entities = request_json::stored_entities(&entities, self.snapshot);
+                let entities = entities.map_err(|found| {
+                    format!("entities:\n{}", report::diagnostics_text(&found, false))
+                })?;
                 authorize_with_entities(self.snapshot, &entities, &query)
             }
         }
@@ -201,10 +196,6 @@ impl CaseRun<'_> {
 
     /// Compares an answer with the expected one; the error shows the request, both, and reasons.
     fn compare(&self, case: &CaseJson<'_>, answer: &Answer) -> Result<(), String> {
-        let decision = match answer.decision {
-            Decision::Allow => DecisionJson::Allow,
-            Decision::Deny => DecisionJson::Deny,
-        };
         let determining = &answer.diagnostics.determining;
         let determining: BTreeSet<&str> = determining.iter().map(|id| id.as_str()).collect();
         let has_reasons = case.reason.as_ref().is_none_or(|reasons| {
@@ -216,7 +207,7 @@ impl CaseRun<'_> {
         });
         let errors = answer.diagnostics.errors.len();
         let has_errors = case.num_errors.is_none_or(|expected| expected == errors);
-        if decision == case.decision && has_reasons && has_errors {
+        if answer.decision == case.decision && has_reasons && has_errors {
             return Ok(());
         }
         let expected_reasons = case.reason.as_ref();
@@ -230,7 +221,7 @@ impl CaseRun<'_> {
             case.request.context.map_or("{}", RawValue::get),
             outcome(case.decision, expected_reasons, case.num_errors),
             outcome(
-                decision,
+                answer.decision,
                 Some(determining.into_iter().collect()),
                 Some(errors)
             ),
@@ -240,11 +231,7 @@ impl CaseRun<'_> {
 }
 
 /// Returns one line for a decision, its reasons and its errors; `None` is any.
-fn outcome(decision: DecisionJson, reasons: Option<Vec<&str>>, errors: Option<usize>) -> String {
-    let decision = match decision {
-        DecisionJson::Allow => "ALLOW",
-        DecisionJson::Deny => "DENY",
-    };
+fn outcome(decision: Decision, reasons: Option<Vec<&str>>, errors: Option<usize>) -> String {
     let reasons = reasons.map_or("any reason".to_owned(), |ids| {
         format!("[{}]", ids.join(", "))
     });

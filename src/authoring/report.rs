@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::pdp::answer::Answer;
+use crate::pdp::answer::{Answer, Diagnostics};
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::explanation::{
     ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
@@ -42,11 +42,7 @@ fn write_text(out: &mut String, answer: &Answer) -> fmt::Result {
 }
 
 fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result {
-    let Explanation {
-        determining,
-        unsatisfied,
-        unsatisfied_total,
-    } = explanation;
+    let (determining, unsatisfied) = (&explanation.determining, &explanation.unsatisfied);
     for policy in determining {
         write!(out, "because {} ", effect(policy.effect))?;
         write_policy(out, policy)?;
@@ -54,7 +50,7 @@ fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result
     if !determining.is_empty() {
         return Ok(());
     }
-    match unsatisfied_total {
+    match explanation.unsatisfied_total {
         0 => writeln!(
             out,
             "because no permit has a scope that matches the request"
@@ -71,33 +67,27 @@ fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result
     for permit in unsatisfied {
         write_unsatisfied(out, permit)?;
     }
-    if *unsatisfied_total > unsatisfied.len() {
-        writeln!(out, "  and {} more", unsatisfied_total - unsatisfied.len())?;
+    match explanation.unsatisfied_total.checked_sub(unsatisfied.len()) {
+        Some(more @ 1..) => writeln!(out, "  and {more} more"),
+        Some(0) | None => Ok(()),
     }
-    Ok(())
 }
 
 fn write_unsatisfied(out: &mut String, permit: &UnsatisfiedPermit) -> fmt::Result {
-    let UnsatisfiedPermit {
-        policy,
-        clause,
-        outcome,
-    } = permit;
+    let clause = &permit.clause;
     write!(out, "  ")?;
-    write_policy(out, policy)?;
+    write_policy(out, &permit.policy)?;
     let (kind, place) = (clause_kind(clause.kind), at(&clause.place));
     let operand = &clause.operand;
-    match outcome {
+    match &permit.outcome {
         ClauseOutcome::NotSatisfied => writeln!(
             out,
             "    its `{kind}` is not satisfied at {place}: {operand}"
         ),
-        ClauseOutcome::Failed(message) => {
-            writeln!(
-                out,
-                "    its `{kind}` fails at {place}: {operand}: {message}"
-            )
-        }
+        ClauseOutcome::Failed(message) => writeln!(
+            out,
+            "    its `{kind}` fails at {place}: {operand}: {message}"
+        ),
     }
 }
 
@@ -113,7 +103,8 @@ fn write_policy(out: &mut String, policy: &ExplainedPolicy) -> fmt::Result {
     Ok(())
 }
 
-fn at(place: &Place) -> String {
+/// Returns a place as `file:line:column`, or the file alone.
+pub(crate) fn at(place: &Place) -> String {
     match place.position {
         Some(position) => format!("{}:{}:{}", place.file, position.line, position.column),
         None => place.file.clone(),
@@ -137,22 +128,19 @@ fn clause_kind(kind: ClauseKind) -> &'static str {
 /// Returns an answer as JSON, with the field names of the wire.
 #[must_use]
 pub fn json(answer: &Answer) -> serde_json::Value {
-    let errors: Vec<_> = answer
-        .diagnostics
-        .errors
-        .iter()
-        .map(|error| serde_json::json!({ "policy_id": error.policy.as_str(), "message": error.message }))
-        .collect();
-    let determining: Vec<&str> = answer
-        .diagnostics
-        .determining
-        .iter()
-        .map(|id| id.as_str())
-        .collect();
+    let Diagnostics {
+        determining,
+        errors,
+    } = &answer.diagnostics;
+    let determining: Vec<&str> = determining.iter().map(|id| id.as_str()).collect();
+    let errors = errors.iter().map(|error| {
+        let (policy, message) = (error.policy.as_str(), &error.message);
+        serde_json::json!({ "policy_id": policy, "message": message })
+    });
     let mut report = serde_json::json!({
         "decision": answer.decision.to_string(),
         "determining_policies": determining,
-        "errors": errors,
+        "errors": errors.collect::<Vec<_>>(),
         "revision": answer.revision.as_str(),
     });
     if let (Some(explanation), Some(report)) = (&answer.explanation, report.as_object_mut()) {
@@ -162,14 +150,9 @@ pub fn json(answer: &Answer) -> serde_json::Value {
 }
 
 fn explanation_json(explanation: &Explanation) -> serde_json::Value {
-    let unsatisfied: Vec<_> = explanation
-        .unsatisfied
-        .iter()
-        .map(unsatisfied_json)
-        .collect();
     serde_json::json!({
         "determining": explanation.determining.iter().map(policy_json).collect::<Vec<_>>(),
-        "unsatisfied": unsatisfied,
+        "unsatisfied": explanation.unsatisfied.iter().map(unsatisfied_json).collect::<Vec<_>>(),
         "unsatisfied_total": explanation.unsatisfied_total,
     })
 }
@@ -192,10 +175,9 @@ fn unsatisfied_json(permit: &UnsatisfiedPermit) -> serde_json::Value {
 }
 
 fn policy_json(policy: &ExplainedPolicy) -> serde_json::Value {
-    let annotations: serde_json::Map<String, serde_json::Value> = policy
-        .annotations
-        .iter()
-        .map(|(name, value)| (name.clone(), serde_json::Value::from(value.as_str())))
+    let annotations = policy.annotations.iter();
+    let annotations: serde_json::Value = annotations
+        .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect();
     serde_json::json!({
         "policy_id": policy.policy.as_str(),
@@ -217,11 +199,8 @@ fn position_json(place: &Place) -> serde_json::Value {
 /// Returns diagnostics as text, with a blank line between them.
 #[must_use]
 pub fn diagnostics_text(diagnostics: &[Diagnostic], color: bool) -> String {
-    let rendered: Vec<String> = diagnostics
-        .iter()
-        .map(|diagnostic| diagnostic.render(color))
-        .collect();
-    rendered.join("\n\n")
+    let rendered = diagnostics.iter().map(|found| found.render(color));
+    rendered.collect::<Vec<_>>().join("\n\n")
 }
 
 /// Returns a diagnostic as JSON; line and column are null if unknown.

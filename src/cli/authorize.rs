@@ -1,10 +1,8 @@
 //! `authorize`: requests one decision from a directory or from a running service.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -48,7 +46,7 @@ pub(super) struct AuthorizeArgs {
     pub(super) resource: Uid,
     /// Context: a JSON object, or a file with one
     #[arg(long, value_name = "FILE|JSON")]
-    pub(super) context: Option<JsonSource>,
+    pub(super) context: Option<String>,
     /// File of entities for this request only, in Cedar's JSON format
     #[arg(long, value_name = "FILE")]
     pub(super) entities: Option<PathBuf>,
@@ -61,26 +59,6 @@ pub(super) struct AuthorizeArgs {
     /// Settings that change how a directory decides.
     #[command(flatten)]
     pub(super) config: ConfigArgs,
-}
-
-/// A JSON object on the command line, or the file that contains it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum JsonSource {
-    /// The text of an object.
-    Inline(String),
-    /// The path of the file.
-    File(PathBuf),
-}
-
-impl FromStr for JsonSource {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text.trim_start().starts_with('{') {
-            true => Self::Inline(text.to_owned()),
-            false => Self::File(text.into()),
-        })
-    }
 }
 
 /// Requests the decision and prints the answer; the outcome is the decision.
@@ -144,9 +122,9 @@ fn query(
     let context = match &args.context {
         None => Record::default(),
         Some(source) => {
-            let text = match source {
-                JsonSource::Inline(text) => text.clone(),
-                JsonSource::File(path) => read(path, max_bytes)?,
+            let text = match source.trim_start().starts_with('{') {
+                true => source.clone(),
+                false => read(Path::new(source), max_bytes)?,
             };
             request_json::context(&text, &args.action, snapshot).context("--context")?
         }

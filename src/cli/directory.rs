@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-use crate::config::store::StoreSettings;
+use crate::config::StoreSettings;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Snapshot, Workers, compile_from};
 use crate::policy_store::{cores, directory};
@@ -12,11 +12,8 @@ use crate::policy_store::{cores, directory};
 /// Most attempts to read a directory that changes while it is read.
 const MAX_ATTEMPTS: usize = 5;
 
-/// A policy directory, read and compiled.
 pub(super) struct Directory {
-    /// The files.
     pub(super) sources: Sources,
-    /// The snapshot, or the errors.
     pub(super) compiled: Result<Arc<Snapshot>, CompileError>,
 }
 
@@ -25,12 +22,7 @@ pub(super) struct Directory {
 /// Does not wait for the quiet period: a user who runs a command has finished writing. A directory
 /// that changes during the read is read again.
 pub(super) fn load(settings: &StoreSettings) -> anyhow::Result<Directory> {
-    let StoreSettings {
-        directory: path,
-        limits,
-        pdp,
-        ..
-    } = settings;
+    let path = &settings.directory;
     std::fs::metadata(path)
         .with_context(|| format!("cannot read the policy directory `{}`", path.display()))?;
     let workers = Workers {
@@ -38,11 +30,11 @@ pub(super) fn load(settings: &StoreSettings) -> anyhow::Result<Directory> {
         ..Workers::default()
     };
     for _ in 0..MAX_ATTEMPTS {
-        let reading = directory::scan(path, limits, None, &workers);
-        let compiled =
-            compile_from(None, reading.sources(), pdp, &workers).map(|compiled| compiled.snapshot);
+        let reading = directory::scan(path, &settings.limits, None, &workers);
+        let compiled = compile_from(None, &reading.sources, &settings.pdp, &workers);
         if !reading.is_inconsistent() {
-            let sources = reading.into_sources();
+            let sources = reading.sources;
+            let compiled = compiled.map(|compiled| compiled.snapshot);
             return Ok(Directory { sources, compiled });
         }
     }

@@ -12,8 +12,8 @@ use super::directory::{self, Directory};
 use super::{Format, Outcome, config_of_directory};
 use crate::authoring::cases::{CaseResult, CaseRun, Reasons};
 use crate::authoring::report;
+use crate::config::StoreSettings;
 use crate::config::sources::ConfigArgs;
-use crate::config::store::StoreSettings;
 use crate::pdp::sources::FileKind;
 
 /// Arguments of `test`.
@@ -104,13 +104,11 @@ fn read_entities(store: &StoreSettings, test_file: &str, name: &str) -> anyhow::
 
 fn write_text(out: &mut impl io::Write, results: &[CaseResult], failed: usize) -> io::Result<()> {
     for case in results {
-        let CaseResult {
-            file, line, name, ..
-        } = case;
         match &case.failure {
-            None => writeln!(out, "ok    {name}")?,
+            None => writeln!(out, "ok    {}", case.name)?,
             Some(failure) => {
-                writeln!(out, "FAIL  {name}\n      {file}:{line}")?;
+                writeln!(out, "FAIL  {}", case.name)?;
+                writeln!(out, "      {}:{}", case.file, case.line)?;
                 for line in failure.lines() {
                     writeln!(out, "      {line}")?;
                 }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::directory;
-use super::{Format, Outcome, config_of_directory};
+use super::{Format, Outcome, config_of_directory, directory};
 use crate::authoring::report;
 use crate::config::sources::ConfigArgs;
 use crate::pdp::advice;
-use crate::pdp::analysis::advice::{Advice, BroadPolicy, CacheKeyReads, PolicyRef};
+use crate::pdp::analysis::advice::{Advice, CacheKeyReads, PolicyRef};
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::{CompileError, Snapshot};
 
@@ -38,7 +37,8 @@ pub(super) fn run(args: ValidateArgs) -> anyhow::Result<Outcome> {
     match args.format {
         Format::Text => {
             let color = stdout.is_terminal();
-            for diagnostic in diagnostics(&compiled) {
+            let (errors, warnings) = diagnostics(&compiled);
+            for diagnostic in errors.iter().chain(warnings) {
                 writeln!(stdout, "{}\n", diagnostic.render(color))?;
             }
             write!(stdout, "{}: ", store.directory.display())?;
@@ -51,29 +51,18 @@ pub(super) fn run(args: ValidateArgs) -> anyhow::Result<Outcome> {
 
 type Compiled = Result<Arc<Snapshot>, CompileError>;
 
-fn errors(compiled: &Compiled) -> &[Diagnostic] {
+/// Returns the errors, and the warnings.
+fn diagnostics(compiled: &Compiled) -> (&[Diagnostic], &[Diagnostic]) {
     match compiled {
-        Ok(_) => &[],
-        Err(error) => &error.errors,
+        Ok(snapshot) => (&[], snapshot.warnings()),
+        Err(error) => (&error.errors, &error.warnings),
     }
-}
-
-fn warnings(compiled: &Compiled) -> &[Diagnostic] {
-    match compiled {
-        Ok(snapshot) => snapshot.warnings(),
-        Err(error) => &error.warnings,
-    }
-}
-
-/// Returns the errors, then the warnings.
-fn diagnostics(compiled: &Compiled) -> impl Iterator<Item = &Diagnostic> {
-    errors(compiled).iter().chain(warnings(compiled))
 }
 
 fn write_summary(out: &mut impl io::Write, compiled: &Compiled) -> io::Result<()> {
-    let warnings = warnings(compiled).len();
+    let (errors, warnings) = diagnostics(compiled);
+    let (errors, warnings) = (errors.len(), warnings.len());
     let Ok(snapshot) = compiled else {
-        let errors = errors(compiled).len();
         return writeln!(out, "bad: {errors} errors, {warnings} warnings");
     };
     let counts = snapshot.counts();
@@ -100,12 +89,13 @@ fn json(compiled: &Compiled) -> serde_json::Value {
             "entities": counts.entities,
         })
     });
-    let diagnostics: Vec<_> = diagnostics(compiled).map(report::diagnostic_json).collect();
+    let (errors, warnings) = diagnostics(compiled);
+    let all = errors.iter().chain(warnings).map(report::diagnostic_json);
     serde_json::json!({
         "valid": compiled.is_ok(),
-        "errors": errors(compiled).len(),
-        "warnings": warnings(compiled).len(),
-        "diagnostics": diagnostics,
+        "errors": errors.len(),
+        "warnings": warnings.len(),
+        "diagnostics": all.collect::<Vec<_>>(),
         "revision": snapshot.map(|snapshot| snapshot.revision().as_str()),
         "counts": counts,
         "advice": snapshot.map(|snapshot| advice_json(&advice(snapshot))),
@@ -121,15 +111,11 @@ fn write_advice(out: &mut impl io::Write, advice: &Advice) -> io::Result<()> {
     if count > 0 {
         writeln!(out, "\npolicies that every request must evaluate: {count}")?;
         for found in advice.broad_policies.iter().take(MAX_LISTED) {
-            let BroadPolicy {
-                policy,
-                begins_with,
-            } = found;
-            let why = match begins_with {
+            let why = match &found.begins_with {
                 None => "no condition".to_owned(),
                 Some(operand) => format!("open scope, and the condition begins with `{operand}`"),
             };
-            writeln!(out, "  {}: {why}", name_and_place(policy))?;
+            writeln!(out, "  {}: {why}", name_and_place(&found.policy))?;
         }
         and_more(out, count)?;
     }
@@ -180,13 +166,7 @@ fn and_more(out: &mut impl io::Write, count: usize) -> io::Result<()> {
 }
 
 fn name_and_place(PolicyRef { policy, place }: &PolicyRef) -> String {
-    match place.position {
-        Some(position) => format!(
-            "`{policy}` ({}:{}:{})",
-            place.file, position.line, position.column
-        ),
-        None => format!("`{policy}` ({})", place.file),
-    }
+    format!("`{policy}` ({})", report::at(place))
 }
 
 fn advice_json(advice: &Advice) -> serde_json::Value {

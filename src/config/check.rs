@@ -3,6 +3,7 @@
 //! Reading one value is the work of [`value`]; here stand the bounds of each key, and the rules
 //! between keys.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::api::{
@@ -11,12 +12,13 @@ use super::api::{
 };
 use super::decision_log::{DecisionLogConfig, WhenFull};
 use super::raw::RawConfig;
-use super::store::{SourceLimits, StoreSettings};
 use super::value::{self, InvalidValue, Problem};
-use super::{CacheSettings, Config, LogConfig, LogFormat, ShutdownSettings, TokenSettings};
+use super::{
+    CacheSettings, Config, LogConfig, LogFormat, ShutdownSettings, SourceLimits, StoreSettings,
+    TokenSettings,
+};
 use crate::pdp::settings::{OnPolicyError, Settings, Validation};
-use crate::watch::Mode;
-use crate::watch::WatchSettings;
+use crate::watch::{Mode, WatchSettings};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -32,23 +34,15 @@ const VALIDATION: &[(&str, Validation)] = &[
 ];
 const ON_POLICY_ERROR: &[(&str, OnPolicyError)] =
     &[("skip", OnPolicyError::Skip), ("deny", OnPolicyError::Deny)];
-const CLIENT_AUTH: &[(&str, ClientAuth)] = &[
-    ("none", ClientAuth::None),
-    ("optional", ClientAuth::Optional),
-    ("required", ClientAuth::Required),
+const CLIENT_AUTH: &[(&str, Option<ClientRule>)] = &[
+    ("none", None),
+    ("optional", Some(ClientCertificates::Optional)),
+    ("required", Some(ClientCertificates::Required)),
 ];
 const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 const WATCH: &[(&str, Mode)] = &[("events", Mode::Events), ("poll", Mode::Poll)];
 const WHEN_FULL: &[(&str, WhenFull)] = &[("drop", WhenFull::Drop), ("block", WhenFull::Block)];
 const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
-
-/// The words of `tls_client_auth`.
-#[derive(Clone, Copy)]
-enum ClientAuth {
-    None,
-    Optional,
-    Required,
-}
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -75,12 +69,11 @@ macro_rules! read {
 
 type Checked<T> = Result<T, InvalidValue>;
 
+/// A constructor of the rule for client certificates, from the file of their CA certificates.
+type ClientRule = fn(PathBuf) -> ClientCertificates;
+
 impl RawConfig {
     /// Returns the configuration that this text means, with defaults for keys that are not set.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidValue`] for the first key with an invalid value.
     pub fn check(&self) -> Result<Config, InvalidValue> {
         let mut raw = self.with_defaults();
         if self.max_reload_delay.is_none() {
@@ -119,12 +112,10 @@ impl RawConfig {
 fn default_reload_delay(raw: &RawConfig) -> Checked<Option<String>> {
     let quiet = read!(raw.quiet_period: duration, ms(1)..=ms(60_000));
     let delay = read!(raw.max_reload_delay: duration, ms(1)..=HOUR);
-    let longest = if quiet > delay {
-        &raw.quiet_period
-    } else {
-        &raw.max_reload_delay
-    };
-    Ok(longest.clone())
+    Ok(match quiet > delay {
+        true => raw.quiet_period.clone(),
+        false => raw.max_reload_delay.clone(),
+    })
 }
 
 fn api(raw: &RawConfig, follow: WatchSettings) -> Checked<ApiSettings> {
@@ -162,18 +153,15 @@ fn api(raw: &RawConfig, follow: WatchSettings) -> Checked<ApiSettings> {
 /// Reads the keys of TLS. Half of them would be less protection than the operator expects.
 fn tls(raw: &RawConfig) -> Checked<Option<TlsSettings>> {
     let needs = |key, other| {
-        let problem = Problem::Needs { other };
+        let problem = Problem::Needs(other);
         Err(InvalidValue { key, problem })
     };
     let client_auth = read!(raw.tls_client_auth: word, CLIENT_AUTH);
     let clients = match (client_auth, read_optional!(raw.tls_client_ca: path)) {
-        (ClientAuth::None, None) => ClientCertificates::None,
-        (ClientAuth::Optional, Some(file)) => ClientCertificates::Optional(file),
-        (ClientAuth::Required, Some(file)) => ClientCertificates::Required(file),
-        (ClientAuth::None, Some(_)) => return needs("tls_client_ca", "tls_client_auth"),
-        (ClientAuth::Optional | ClientAuth::Required, None) => {
-            return needs("tls_client_auth", "tls_client_ca");
-        }
+        (None, None) => ClientCertificates::None,
+        (Some(rule), Some(file)) => rule(file),
+        (None, Some(_)) => return needs("tls_client_ca", "tls_client_auth"),
+        (Some(_), None) => return needs("tls_client_auth", "tls_client_ca"),
     };
     match (
         read_optional!(raw.tls_cert: path),
@@ -249,7 +237,7 @@ fn tokens(raw: &RawConfig, following: WatchSettings) -> Checked<Option<TokenSett
         })),
         (None, Some(_)) => Err(InvalidValue {
             key: "revocations",
-            problem: Problem::Needs { other: "tokens" },
+            problem: Problem::Needs("tokens"),
         }),
         (None, None) => Ok(None),
     }

@@ -1,7 +1,6 @@
 //! Settings of the decision log.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use crate::pdp::is_type_name;
 
@@ -37,20 +36,18 @@ pub enum Destination {
     Otlp,
 }
 
-/// The error of a text that is not a destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidDestination;
-
-impl FromStr for Destination {
-    type Err = InvalidDestination;
-
-    fn from_str(text: &str) -> Result<Self, InvalidDestination> {
-        match (text, text.strip_prefix("file:")) {
-            ("off", _) => Ok(Self::Off),
-            ("stdout", _) => Ok(Self::Stdout),
-            ("otlp", _) => Ok(Self::Otlp),
-            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            (_, Some(_) | None) => Err(InvalidDestination),
+impl Destination {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "off" => Some(Self::Off),
+            "stdout" => Some(Self::Stdout),
+            "otlp" => Some(Self::Otlp),
+            other => {
+                let path = other
+                    .strip_prefix("file:")
+                    .filter(|path| !path.is_empty())?;
+                Some(Self::File(path.into()))
+            }
         }
     }
 }
@@ -66,34 +63,22 @@ pub enum WhenFull {
 
 /// A share from 0 to 1, in millionths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    millionths: u32,
-}
-
-/// The error of a text that is not a share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidShare;
+pub struct Share(u32);
 
 impl Share {
     const WHOLE: u32 = 1_000_000;
 
     /// The whole.
-    pub const ALL: Self = Self {
-        millionths: Self::WHOLE,
-    };
+    pub const ALL: Self = Self(Self::WHOLE);
 
     /// Returns the share in millionths; at most a million.
     #[must_use]
     pub fn millionths(self) -> u32 {
-        self.millionths
+        self.0
     }
-}
 
-/// Parses a number from 0 to 1 with at most six decimals, or the same in percent: `0.1`, `10%`.
-impl FromStr for Share {
-    type Err = InvalidShare;
-
-    fn from_str(text: &str) -> Result<Self, InvalidShare> {
+    /// Parses a number from 0 to 1 with at most six decimals, or the same in percent: `0.1`, `10%`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (number, decimals) = match text.strip_suffix('%') {
             Some(percent) => (percent, 4),
             None => (text, 6),
@@ -106,14 +91,11 @@ impl FromStr for Share {
             || !are_digits(whole)
             || !are_digits(part)
         {
-            return Err(InvalidShare);
+            return None;
         }
         let digits = format!("{whole}{part:0<decimals$}");
-        let millionths: u32 = digits.parse().map_err(|_| InvalidShare)?;
-        match millionths <= Self::WHOLE {
-            true => Ok(Self { millionths }),
-            false => Err(InvalidShare),
-        }
+        let millionths = digits.parse().ok()?;
+        (millionths <= Self::WHOLE).then_some(Self(millionths))
     }
 }
 
@@ -127,12 +109,7 @@ pub enum AttributePath {
     /// `context.amount`, `context.*`: attributes of the context.
     Context(Name),
     /// `Shop::Order.owner`, `User.*`: attributes and tags of request entities of one type.
-    Entity {
-        /// The entity type.
-        type_name: String,
-        /// The attributes or tags.
-        name: Name,
-    },
+    Entity(String, Name),
 }
 
 /// One name, or all names.
@@ -153,27 +130,19 @@ impl Name {
     }
 }
 
-/// The error of a text that is not an attribute path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidPath;
-
-impl FromStr for AttributePath {
-    type Err = InvalidPath;
-
-    fn from_str(text: &str) -> Result<Self, InvalidPath> {
+impl AttributePath {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         if text == "*" {
-            return Ok(Self::All);
+            return Some(Self::All);
         }
         // Attribute names may have a dot, type names do not.
-        match text.split_once('.') {
-            Some(("errors", "message")) => Ok(Self::ErrorMessages),
-            Some((_, "")) | None => Err(InvalidPath),
-            Some(("context", name)) => Ok(Self::Context(Name::new(name))),
-            Some((type_name, name)) if is_type_name(type_name) => Ok(Self::Entity {
-                type_name: type_name.to_owned(),
-                name: Name::new(name),
-            }),
-            Some(_) => Err(InvalidPath),
+        match text.split_once('.')? {
+            ("errors", "message") => Some(Self::ErrorMessages),
+            (_, "") => None,
+            ("context", name) => Some(Self::Context(Name::new(name))),
+            (type_name, name) => {
+                is_type_name(type_name).then(|| Self::Entity(type_name.to_owned(), Name::new(name)))
+            }
         }
     }
 }
@@ -194,7 +163,7 @@ mod tests {
             ("100%", 1_000_000),
             ("1.000", 1_000_000),
         ] {
-            let share: Share = text.parse().unwrap();
+            let share = Share::parse(text).unwrap();
             assert_eq!(share.millionths(), millionths, "{text}");
         }
         for text in [
@@ -209,7 +178,7 @@ mod tests {
             "1e-1",
             "9999999999",
         ] {
-            assert_eq!(text.parse::<Share>(), Err(InvalidShare), "{text}");
+            assert_eq!(Share::parse(text), None, "{text}");
         }
     }
 
@@ -222,24 +191,17 @@ mod tests {
             ("otlp", Destination::Otlp),
             (file, Destination::File("/var/log/decisions.jsonl".into())),
         ] {
-            assert_eq!(text.parse(), Ok(destination));
+            assert_eq!(Destination::parse(text), Some(destination));
         }
         for text in ["", "file", "file:", "Stdout", "/var/log/x"] {
-            assert_eq!(
-                text.parse::<Destination>(),
-                Err(InvalidDestination),
-                "{text}"
-            );
+            assert_eq!(Destination::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn path_names_attribute_of_context_or_type() {
         let name = |name: &str| Name::One(name.to_owned());
-        let entity = |type_name: &str, name| AttributePath::Entity {
-            type_name: type_name.to_owned(),
-            name,
-        };
+        let entity = |type_name: &str, name| AttributePath::Entity(type_name.to_owned(), name);
         for (text, path) in [
             ("*", AttributePath::All),
             ("errors.message", AttributePath::ErrorMessages),
@@ -248,10 +210,10 @@ mod tests {
             ("User.name", entity("User", name("name"))),
             ("Shop::Order.*", entity("Shop::Order", Name::Any)),
         ] {
-            assert_eq!(text.parse(), Ok(path));
+            assert_eq!(AttributePath::parse(text), Some(path));
         }
         for text in ["", "context", "context.", ".x", "a b.x", "User"] {
-            assert_eq!(text.parse::<AttributePath>(), Err(InvalidPath), "{text}");
+            assert_eq!(AttributePath::parse(text), None, "{text}");
         }
     }
 }

@@ -57,8 +57,10 @@ impl Default for CollectorConfig {
 pub struct TracesConfig {
     /// The collector of spans.
     pub collector: CollectorConfig,
-    /// The rule that selects the calls to trace.
-    pub sampler: SamplerConfig,
+    /// True if a caller's sampling decision takes precedence.
+    pub is_parent_based: bool,
+    /// The share of the other calls that are traced, from 0 to 1.
+    pub ratio: f64,
     /// True if a call joins the trace that its `traceparent` header names.
     pub joins_caller_trace: bool,
     /// The most spans in the queue; further ones are dropped.
@@ -76,15 +78,6 @@ pub enum Protocol {
     Grpc,
     /// HTTP/1.1 with protobuf bodies.
     HttpProtobuf,
-}
-
-/// A rule that selects the calls to trace.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SamplerConfig {
-    /// True if a caller's sampling decision takes precedence.
-    pub is_parent_based: bool,
-    /// The share of the other calls, from 0 to 1.
-    pub ratio: f64,
 }
 
 /// Reads the variables of this process. Returns the settings, and a warning for each invalid value.
@@ -172,9 +165,11 @@ impl Variables {
         let queue = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 1..=100_000, 2_048);
         let batch = self.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1..=100_000, 512);
         let joins_caller_trace = self.lists("OTEL_PROPAGATORS", "tracecontext");
+        let (is_parent_based, ratio) = self.sampler();
         Some(TracesConfig {
             collector: self.collector(TRACES),
-            sampler: self.sampler(),
+            is_parent_based,
+            ratio,
             joins_caller_trace: joins_caller_trace.unwrap_or(true),
             max_queued_spans: queue,
             max_batch_spans: batch.min(queue),
@@ -275,9 +270,10 @@ impl Variables {
         Duration::from_millis(self.number(name, 1..=max, default))
     }
 
-    fn sampler(&mut self) -> SamplerConfig {
+    /// Returns whether a caller's sampling decision takes precedence, and the share of other calls.
+    fn sampler(&mut self) -> (bool, f64) {
         let name = "OTEL_TRACES_SAMPLER";
-        let (is_parent_based, ratio) = match self.get(name) {
+        match self.get(name) {
             Some("always_on") => (false, 1.0),
             Some("always_off") => (false, 0.0),
             Some("traceidratio") => (false, self.ratio()),
@@ -290,10 +286,6 @@ impl Variables {
                 self.warn(name, names);
                 (true, 1.0)
             }
-        };
-        SamplerConfig {
-            is_parent_based,
-            ratio,
         }
     }
 

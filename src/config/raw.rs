@@ -6,194 +6,148 @@
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-/// The settings as an operator wrote them, unchecked; `None` is a key that is not set.
-///
-/// A key is a line of the configuration file, a flag (`--poll-interval`) and an environment
-/// variable (`CEDAR_PDP_POLL_INTERVAL`). Durations are text such as `5s` or `50ms`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
-#[serde(deny_unknown_fields)]
-#[command(next_help_heading = "Configuration")]
-pub struct RawConfig {
+/// Declares the keys: the help text, the name, the type, and the name of the value in the help.
+macro_rules! keys {
+    ($($(#[$attribute:meta])+ $key:ident: $type:ty, $value_name:literal;)+) => {
+        /// The settings as an operator wrote them, unchecked; `None` is a key that is not set.
+        ///
+        /// A key is a line of the configuration file, a flag (`--poll-interval`) and an environment
+        /// variable (`CEDAR_PDP_POLL_INTERVAL`). Durations are text such as `5s` or `50ms`.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
+        #[serde(deny_unknown_fields)]
+        #[command(next_help_heading = "Configuration")]
+        pub struct RawConfig {
+            $($(#[$attribute])+ #[arg(long, value_name = $value_name)] pub $key: Option<$type>,)+
+        }
+    };
+}
+
+keys! {
     /// Directory of policies, schemas and entities
-    #[arg(long, value_name = "DIR")]
-    pub policies: Option<String>,
+    policies: String, "DIR";
     /// Address to listen on, HOST:PORT or unix:PATH; may be repeated
-    #[arg(long, value_name = "ADDR")]
-    pub listen: Option<Vec<String>>,
+    listen: Vec<String>, "ADDR";
     /// TLS certificate chain, PEM, watched; the client's in `authorize --connect`
-    #[arg(long, value_name = "FILE")]
-    pub tls_cert: Option<String>,
+    tls_cert: String, "FILE";
     /// Private key of the TLS certificate, PEM, watched
-    #[arg(long, value_name = "FILE")]
-    pub tls_key: Option<String>,
+    tls_key: String, "FILE";
     /// CA certificates that verify client certificates, PEM, watched
-    #[arg(long, value_name = "FILE")]
-    pub tls_client_ca: Option<String>,
+    tls_client_ca: String, "FILE";
     /// Client certificates: none, optional (verified if sent) or required
-    #[arg(long, value_name = "none|optional|required")]
-    pub tls_client_auth: Option<String>,
+    tls_client_auth: String, "none|optional|required";
     /// File mode of Unix sockets, octal
-    #[arg(long, value_name = "MODE")]
-    pub unix_socket_mode: Option<String>,
+    unix_socket_mode: String, "MODE";
     /// Callers and their rights, TOML, watched; unset: every caller has every right
-    #[arg(long, value_name = "FILE")]
-    pub callers: Option<String>,
+    callers: String, "FILE";
     /// Serve gRPC server reflection
-    #[arg(long, value_name = "on|off")]
-    pub reflection: Option<String>,
+    reflection: String, "on|off";
     /// Explain decisions to callers that request it
-    #[arg(long, value_name = "on|off")]
-    pub explanations: Option<String>,
+    explanations: String, "on|off";
     /// Serve PolicyStoreService
-    #[arg(long, value_name = "on|off")]
-    pub policy_store_service: Option<String>,
+    policy_store_service: String, "on|off";
     /// Allow plaintext on non-loopback addresses
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub insecure: Option<bool>,
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    insecure: bool, "BOOL";
     /// Address of metrics, readiness and status over HTTP; reads need no authentication
-    #[arg(long, value_name = "ADDR|off")]
-    pub admin_listen: Option<String>,
+    admin_listen: String, "ADDR|off";
     /// Schema validation: strict rejects, warn reports, off checks no requests either
-    #[arg(long, value_name = "strict|warn|off")]
-    pub validation: Option<String>,
+    validation: String, "strict|warn|off";
     /// Effect of a forbid whose evaluation fails: skip (Cedar's rule) or deny
-    #[arg(long, value_name = "skip|deny")]
-    pub on_policy_error: Option<String>,
+    on_policy_error: String, "skip|deny";
     /// Entity types that callers may send, comma-separated; empty: none, unset: any
-    #[arg(long, value_name = "T,…", value_delimiter = ',')]
-    pub request_entity_types: Option<Vec<String>>,
+    #[arg(value_delimiter = ',')]
+    request_entity_types: Vec<String>, "T,…";
     /// Principal of requests that name none; unset: such requests are rejected
-    #[arg(long, value_name = "UID")]
-    pub anonymous_principal: Option<String>,
+    anonymous_principal: String, "UID";
     /// Issuers of accepted principal tokens, TOML; unset: no token is accepted
-    #[arg(long, value_name = "FILE")]
-    pub tokens: Option<String>,
+    tokens: String, "FILE";
     /// Revoked tokens, subjects and keys, TOML or JSON, watched
-    #[arg(long, value_name = "FILE")]
-    pub revocations: Option<String>,
+    revocations: String, "FILE";
     /// Memory for verified tokens, in bytes; 0 verifies every token anew
-    #[arg(long, value_name = "BYTES")]
-    pub token_cache_bytes: Option<i64>,
+    token_cache_bytes: i64, "BYTES";
     /// Start unready, instead of failing, while the policy directory is invalid
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub start_unready: Option<bool>,
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    start_unready: bool, "BOOL";
     /// Load a directory, schema or policy file that has become empty
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub allow_empty: Option<bool>,
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_empty: bool, "BOOL";
     /// Detection of changed files: by events, backed by polling, or by poll alone
-    #[arg(long, value_name = "events|poll")]
-    pub watch: Option<String>,
+    watch: String, "events|poll";
     /// Interval between rereads of the directory without an event
-    #[arg(long, value_name = "DURATION")]
-    pub poll_interval: Option<String>,
+    poll_interval: String, "DURATION";
     /// Time without writes after which a change is loaded
-    #[arg(long, value_name = "DURATION")]
-    pub quiet_period: Option<String>,
+    quiet_period: String, "DURATION";
     /// Time after which constant writes are reported; at least the quiet period
-    #[arg(long, value_name = "DURATION")]
-    pub max_reload_delay: Option<String>,
+    max_reload_delay: String, "DURATION";
     /// Largest file read from the directory, in bytes
-    #[arg(long, value_name = "BYTES")]
-    pub max_file_bytes: Option<i64>,
+    max_file_bytes: i64, "BYTES";
     /// Most bytes read from the directory, all files together
-    #[arg(long, value_name = "BYTES")]
-    pub max_total_bytes: Option<i64>,
+    max_total_bytes: i64, "BYTES";
     /// Memory for policies and stored entities, in bytes; larger loads are rejected
-    #[arg(long, value_name = "BYTES")]
-    pub max_store_bytes: Option<i64>,
+    max_store_bytes: i64, "BYTES";
     /// Most policies whose scope may match one request
-    #[arg(long, value_name = "COUNT")]
-    pub max_candidates: Option<i64>,
+    max_candidates: i64, "COUNT";
     /// Memory for cached decisions, in bytes; 0 disables the cache
-    #[arg(long, value_name = "BYTES")]
-    pub cache_bytes: Option<i64>,
+    cache_bytes: i64, "BYTES";
     /// Largest request message, in bytes
-    #[arg(long, value_name = "BYTES")]
-    pub max_message_bytes: Option<i64>,
+    max_message_bytes: i64, "BYTES";
     /// Memory for partial and waiting requests and large unread responses, in bytes
-    #[arg(long, value_name = "BYTES")]
-    pub max_pending_bytes: Option<i64>,
+    max_pending_bytes: i64, "BYTES";
     /// Most requests in one batch
-    #[arg(long, value_name = "COUNT")]
-    pub max_batch_items: Option<i64>,
+    max_batch_items: i64, "COUNT";
     /// Most entities in one request
-    #[arg(long, value_name = "COUNT")]
-    pub max_request_entities: Option<i64>,
+    max_request_entities: i64, "COUNT";
     /// Most attributes, set members, entities and parents of one request, in total
-    #[arg(long, value_name = "COUNT")]
-    pub max_request_values: Option<i64>,
+    max_request_values: i64, "COUNT";
     /// Deepest nesting of values in a request
-    #[arg(long, value_name = "LEVELS")]
-    pub max_value_depth: Option<i64>,
+    max_value_depth: i64, "LEVELS";
     /// Most concurrent calls on one connection
-    #[arg(long, value_name = "COUNT")]
-    pub max_concurrent_streams: Option<i64>,
+    max_concurrent_streams: i64, "COUNT";
     /// Most concurrent calls not answered at once, streams and watches included
-    #[arg(long, value_name = "COUNT")]
-    pub max_concurrent_calls: Option<i64>,
+    max_concurrent_calls: i64, "COUNT";
     /// Time limit of a unary call, also if its deadline is later; 0s: no limit
-    #[arg(long, value_name = "DURATION")]
-    pub max_call_time: Option<String>,
+    max_call_time: String, "DURATION";
     /// Target queueing delay. Calls that waited longer are shed once this lasts 100 ms; 0s disables
-    #[arg(long, value_name = "DURATION")]
-    pub overload_delay: Option<String>,
+    overload_delay: String, "DURATION";
     /// Largest header list of a call, in bytes; each header counts 32 bytes more
-    #[arg(long, value_name = "BYTES")]
-    pub max_header_bytes: Option<i64>,
+    max_header_bytes: i64, "BYTES";
     /// Most connections; further ones are closed at once
-    #[arg(long, value_name = "COUNT")]
-    pub max_connections: Option<i64>,
+    max_connections: i64, "COUNT";
     /// Age (± 10 %) at which clients are sent to a new connection; 0s: no limit
-    #[arg(long, value_name = "DURATION")]
-    pub max_connection_age: Option<String>,
+    max_connection_age: String, "DURATION";
     /// Time for calls to finish on a connection that reached its maximum age
-    #[arg(long, value_name = "DURATION")]
-    pub max_connection_age_grace: Option<String>,
+    max_connection_age_grace: String, "DURATION";
     /// Time without a call after which a connection is closed; 0s: no limit
-    #[arg(long, value_name = "DURATION")]
-    pub max_connection_idle: Option<String>,
+    max_connection_idle: String, "DURATION";
     /// Time limit for the TLS handshake and HTTP/2 preface
-    #[arg(long, value_name = "DURATION")]
-    pub handshake_timeout: Option<String>,
+    handshake_timeout: String, "DURATION";
     /// Interval between HTTP/2 pings on a silent connection
-    #[arg(long, value_name = "DURATION")]
-    pub keepalive_interval: Option<String>,
+    keepalive_interval: String, "DURATION";
     /// Time limit for the reply to a ping before the connection is closed
-    #[arg(long, value_name = "DURATION")]
-    pub keepalive_timeout: Option<String>,
+    keepalive_timeout: String, "DURATION";
     /// Time between NOT_SERVING and draining at shutdown, for load balancers to notice
-    #[arg(long, value_name = "DURATION")]
-    pub shutdown_delay: Option<String>,
+    shutdown_delay: String, "DURATION";
     /// Time limit for calls in flight at shutdown, after the shutdown delay
-    #[arg(long, value_name = "DURATION")]
-    pub drain_timeout: Option<String>,
+    drain_timeout: String, "DURATION";
     /// Destination of the decision log: off, stdout, file:PATH or otlp
-    #[arg(long, value_name = "off|stdout|file:PATH|otlp")]
-    pub decision_log: Option<String>,
+    decision_log: String, "off|stdout|file:PATH|otlp";
     /// Share of ALLOWs that are logged, such as 0.1 or 10%; every DENY is logged
-    #[arg(long, value_name = "SHARE")]
-    pub decision_log_allow_sample: Option<String>,
+    decision_log_allow_sample: String, "SHARE";
     /// Values logged unmasked: context.NAME, TYPE.NAME, errors.message; NAME or all: *
-    #[arg(long, value_name = "PATH,…", value_delimiter = ',')]
-    pub decision_log_attributes: Option<Vec<String>>,
+    #[arg(value_delimiter = ',')]
+    decision_log_attributes: Vec<String>, "PATH,…";
     /// Effect of a full decision log queue: drop (and count) records, or block calls
-    #[arg(long, value_name = "drop|block")]
-    pub decision_log_when_full: Option<String>,
+    decision_log_when_full: String, "drop|block";
     /// Memory for decision log records that wait to be written, in bytes
-    #[arg(long, value_name = "BYTES")]
-    pub decision_log_queue_bytes: Option<i64>,
+    decision_log_queue_bytes: i64, "BYTES";
     /// Size at which the decision log file is rotated, in bytes; 0 disables rotation
-    #[arg(long, value_name = "BYTES")]
-    pub decision_log_max_file_bytes: Option<i64>,
+    decision_log_max_file_bytes: i64, "BYTES";
     /// Most decision log files kept, the current one included
-    #[arg(long, value_name = "COUNT")]
-    pub decision_log_max_files: Option<i64>,
+    decision_log_max_files: i64, "COUNT";
     /// Log filter in the syntax of tracing's EnvFilter, such as info or cedar_pdp=debug
-    #[arg(long, value_name = "FILTER")]
-    pub log: Option<String>,
+    log: String, "FILTER";
     /// Format of log lines: text or json
-    #[arg(long, value_name = "text|json")]
-    pub log_format: Option<String>,
+    log_format: String, "text|json";
 }
 
 /// The defaults, as a configuration file. Keys without a default are unset.

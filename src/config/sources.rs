@@ -69,73 +69,34 @@ impl fmt::Display for Origin {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file `{}`: {source}", file.display())]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The file is not TOML.
-    #[error("`{}`, line {line}: {reason}", file.display())]
-    Syntax {
-        /// The file.
-        file: PathBuf,
-        /// Line number, from 1.
-        line: usize,
-        /// The parser's message.
-        reason: String,
-    },
-    /// The file has an unknown key.
-    #[error("`{}`, line {line}: unknown key `{key}`; the nearest known one is `{nearest}`", file.display())]
-    UnknownKey {
-        /// The file.
-        file: PathBuf,
-        /// Line number, from 1.
-        line: usize,
-        /// The unknown key.
-        key: String,
-        /// The known key with the most similar name.
-        nearest: String,
-    },
-    /// The file has a value of the wrong type, such as text for a number.
-    #[error("`{}`, line {line}: `{key}`: {reason}", file.display())]
-    WrongType {
-        /// The file.
-        file: PathBuf,
-        /// Line number, from 1.
-        line: usize,
-        /// The key.
-        key: String,
-        /// The parser's message: the type found and the type expected.
-        reason: String,
-    },
-    /// A variable has the service's prefix and an unknown name.
-    #[error("unknown environment variable `{variable}`; the nearest known one is `{nearest}`")]
-    UnknownVariable {
-        /// The unknown variable.
-        variable: String,
-        /// The known variable with the most similar name.
-        nearest: String,
-    },
+    #[error("cannot read the configuration file `{file}`: {1}", file = .0.display())]
+    Unreadable(PathBuf, #[source] io::Error),
+    /// A line of the file, counted from 1, is invalid.
+    #[error("`{file}`, line {1}: {2}", file = .0.display())]
+    Line(PathBuf, usize, InvalidLine),
+    /// A variable has the service's prefix and an unknown name; the second name is a similar one.
+    #[error("unknown environment variable `{0}`; the nearest known one is `{1}`")]
+    UnknownVariable(String, String),
     /// A variable's text cannot be parsed as the key's type.
-    #[error("environment variable `{variable}`: `{text}` is not {expected}")]
-    Variable {
-        /// The variable.
-        variable: String,
-        /// Its text.
-        text: String,
-        /// The expected type.
-        expected: &'static str,
-    },
+    #[error("environment variable `{0}`: `{1}` is not {2}")]
+    Variable(String, String, &'static str),
     /// A value is invalid.
-    #[error("{source} (from: {origin})")]
-    Value {
-        /// The source of the value.
-        origin: Origin,
-        /// The key and the problem.
-        source: InvalidValue,
-    },
+    #[error("{1} (from: {0})")]
+    Value(Origin, #[source] InvalidValue),
+}
+
+/// The problem with a line of the configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidLine {
+    /// The text is not TOML; the parser's message.
+    #[error("{0}")]
+    Syntax(String),
+    /// The key is unknown; the second one is a known key with a similar name.
+    #[error("unknown key `{0}`; the nearest known one is `{1}`")]
+    UnknownKey(String, String),
+    /// The key has a value of the wrong type, such as text for a number; the parser's message.
+    #[error("`{0}`: {1}")]
+    WrongType(String, String),
 }
 
 /// The names, default and description of one setting.
@@ -228,23 +189,13 @@ fn merge_with(
 
 impl MergedConfig {
     /// Returns the checked configuration.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Value`] for the first invalid value.
     pub fn check(&self) -> Result<Config, ConfigError> {
-        self.raw.check().map_err(|source| ConfigError::Value {
-            origin: self.origin(source.key),
-            source,
-        })
+        let invalid = |error: InvalidValue| ConfigError::Value(self.origin(error.key), error);
+        self.raw.check().map_err(invalid)
     }
 
     /// Returns every setting in force as a configuration file, with the origin of each as a comment.
     /// This file, given as `--config`, results in the same configuration.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Value`] for the first invalid value.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         let values = self.check()?.in_force.to_table();
         let mut text = String::new();
@@ -279,22 +230,17 @@ fn from_environment(
         if name == "CONFIG" {
             file = Some(PathBuf::from(text));
         } else if let Some(option) = options.iter().find(|option| option.variable == variable) {
-            let value = text
-                .to_str()
-                .ok_or("UTF-8")
-                .and_then(|text| parse(option.value_type, text));
-            let value = value.map_err(|expected| ConfigError::Variable {
-                variable: option.variable.clone(),
-                text: text.to_string_lossy().into_owned(),
-                expected,
-            })?;
-            values.insert(option.key.clone(), value);
+            let utf8 = text.to_str().ok_or("UTF-8");
+            let value = utf8.and_then(|text| parse(option.value_type, text));
+            let value = value.map_err(|expected| {
+                let text = text.to_string_lossy().into_owned();
+                ConfigError::Variable(option.variable.clone(), text, expected)
+            });
+            values.insert(option.key.clone(), value?);
         } else if !is_from_kubernetes(name, &text) {
             let known = options.iter().map(|option| option.variable.as_str());
-            return Err(ConfigError::UnknownVariable {
-                nearest: nearest(&variable, known.chain(["CEDAR_PDP_CONFIG"])),
-                variable: variable.into_owned(),
-            });
+            let nearest = nearest(&variable, known.chain(["CEDAR_PDP_CONFIG"]));
+            return Err(ConfigError::UnknownVariable(variable.into_owned(), nearest));
         }
     }
     Ok((values, file))
@@ -302,47 +248,38 @@ fn from_environment(
 
 /// Returns the keys that are set in the configuration file.
 fn from_file(file: &Path, options: &[ConfigOption]) -> Result<Table, ConfigError> {
-    let text = fs::read_to_string(file).map_err(|source| ConfigError::Unreadable {
-        file: file.to_owned(),
-        source,
-    })?;
-    let line = |offset: usize| {
-        1 + text
-            .bytes()
-            .take(offset)
-            .filter(|byte| *byte == b'\n')
-            .count()
+    let unreadable = |error| ConfigError::Unreadable(file.to_owned(), error);
+    let text = fs::read_to_string(file).map_err(unreadable)?;
+    let invalid = |start: usize, problem| {
+        let line_ends = text.bytes().take(start).filter(|byte| *byte == b'\n');
+        ConfigError::Line(file.to_owned(), 1 + line_ends.count(), problem)
     };
     let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
-    let keys = DeTable::parse(&text).map_err(|error| ConfigError::Syntax {
-        file: file.to_owned(),
-        line: line(start(&error)),
-        reason: error.message().to_owned(),
+    let keys = DeTable::parse(&text).map_err(|error| {
+        let message = error.message().to_owned();
+        invalid(start(&error), InvalidLine::Syntax(message))
     })?;
+    let known = || options.iter().map(|option| option.key.as_str());
     for key in keys.get_ref().keys() {
-        if !options.iter().any(|option| option.key == *key.get_ref()) {
-            return Err(ConfigError::UnknownKey {
-                file: file.to_owned(),
-                line: line(key.span().start),
-                nearest: nearest(
-                    key.get_ref(),
-                    options.iter().map(|option| option.key.as_str()),
-                ),
-                key: key.get_ref().to_string(),
-            });
+        let name = key.get_ref();
+        if !known().any(|known| known == name) {
+            let problem = InvalidLine::UnknownKey(name.to_string(), nearest(name, known()));
+            return Err(invalid(key.span().start, problem));
         }
     }
-    let raw: RawConfig = toml::from_str(&text).map_err(|error| ConfigError::WrongType {
-        file: file.to_owned(),
-        line: line(start(&error)),
-        // The key is the last one that begins before the error.
-        key: keys
+    let raw: RawConfig = toml::from_str(&text).map_err(|error| {
+        let start = start(&error);
+        let before = keys
             .get_ref()
             .keys()
-            .filter(|key| key.span().start <= start(&error))
-            .max_by_key(|key| key.span().start)
-            .map_or_else(String::new, |key| key.get_ref().to_string()),
-        reason: error.message().to_owned(),
+            .filter(|key| key.span().start <= start);
+        // The key is the last one that begins before the error.
+        let key = before.max_by_key(|key| key.span().start);
+        let key = key.map_or_else(String::new, |key| key.get_ref().to_string());
+        invalid(
+            start,
+            InvalidLine::WrongType(key, error.message().to_owned()),
+        )
     })?;
     Ok(raw.to_table())
 }
@@ -350,7 +287,7 @@ fn from_file(file: &Path, options: &[ConfigOption]) -> Result<Table, ConfigError
 /// Parses the text of a variable; the error is the expected type.
 fn parse(value_type: ValueType, text: &str) -> Result<Value, &'static str> {
     match value_type {
-        ValueType::Text => Ok(Value::String(text.to_owned())),
+        ValueType::Text => Ok(Value::from(text)),
         ValueType::Texts => Ok(Value::from(
             text.split(',').map(str::trim).collect::<Vec<_>>(),
         )),
@@ -388,14 +325,10 @@ fn is_from_kubernetes(name: &str, text: &OsStr) -> bool {
 
 /// Returns a value as it is written after its flag.
 fn as_argument(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(as_argument).collect::<Vec<_>>().join(","),
-        Value::Integer(_)
-        | Value::Float(_)
-        | Value::Boolean(_)
-        | Value::Datetime(_)
-        | Value::Table(_) => value.to_string(),
+    match (value.as_str(), value.as_array()) {
+        (Some(text), _) => text.to_owned(),
+        (_, Some(values)) => values.iter().map(as_argument).collect::<Vec<_>>().join(","),
+        (None, None) => value.to_string(),
     }
 }
 

@@ -4,11 +4,10 @@ use super::api::{
     AdmissionLimits, AuthorizationRules, ClientCertificates, ConnectionLimits, LifetimeLimits,
     RequestRules, Services, TlsSettings,
 };
-use super::decision_log::{Destination, WhenFull};
-use super::store::SourceLimits;
+use super::decision_log::{AttributePath, Destination, Share, WhenFull};
 use super::*;
 use crate::pdp::query::Uid;
-use crate::pdp::settings::{OnPolicyError, Settings, Validation};
+use crate::pdp::settings::{OnPolicyError, Validation};
 use crate::watch::Mode;
 
 fn raw(toml: &str) -> RawConfig {
@@ -186,13 +185,13 @@ log_format = "json"
         },
         decision_log: DecisionLogConfig {
             destination: Destination::File("/var/log/decisions.jsonl".into()),
-            allow_sample: "0.25".parse().unwrap(),
+            allow_sample: Share::parse("0.25").unwrap(),
             when_full: WhenFull::Block,
             queue_bytes: 1_048_577,
             max_file_bytes: 15,
             max_files: 16,
             attributes: ["context.amount", "User.*"]
-                .map(|path| path.parse().unwrap())
+                .map(|path| AttributePath::parse(path).unwrap())
                 .into(),
         },
         shutdown: ShutdownSettings {

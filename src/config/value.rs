@@ -32,93 +32,36 @@ pub enum Problem {
     /// The value is empty.
     #[error("must not be empty")]
     Empty,
-    /// The key has no meaning without another.
-    #[error("needs `{other}`")]
-    Needs {
-        /// The other key, which is not set or contradicts this one.
-        other: &'static str,
-    },
-    /// The text is not a file mode.
-    #[error("is `{text}`; expected an octal file mode such as `0660`")]
-    FileMode {
-        /// The value.
-        text: String,
-    },
+    /// The key has no meaning without this other one, which is not set or contradicts it.
+    #[error("needs `{0}`")]
+    Needs(&'static str),
     /// The text is not one of the key's words.
-    #[error("is `{text}`; allowed: {allowed}")]
-    Word {
-        /// The value.
-        text: String,
-        /// The key's words.
-        allowed: String,
-    },
-    /// The value is too small or too large.
-    #[error("is {value}; allowed: {lowest} to {highest}")]
-    OutOfRange {
-        /// The value.
-        value: String,
-        /// The lowest allowed value.
-        lowest: String,
-        /// The highest allowed value.
-        highest: String,
-    },
-    /// The text is not a duration.
-    #[error("is `{text}`; expected a duration such as `5s` or `50ms`: {reason}")]
-    Duration {
-        /// The value.
-        text: String,
-        /// The parser's message.
-        reason: String,
-    },
+    #[error("is `{0}`; allowed: {1}")]
+    Word(String, String),
+    /// The value is below the lowest or above the highest allowed one.
+    #[error("is {0}; allowed: {1} to {2}")]
+    OutOfRange(String, String, String),
+    /// The text does not have the expected form.
+    #[error("is `{0}`; expected {1}")]
+    Form(String, &'static str),
+    /// The text does not have the expected form, with the parser's message.
+    #[error("is `{0}`; expected {1}: {2}")]
+    Syntax(String, &'static str, String),
+    /// An item of the list does not have the expected form.
+    #[error("contains `{0}`; expected {1}")]
+    Item(String, &'static str),
     /// The text is not an address.
     #[error("is not an address: {0}")]
     Address(InvalidAddress),
     /// The text is not an entity uid.
     #[error("is not an entity uid: {0}")]
     Uid(InvalidUid),
-    /// The text is not the name of an entity type.
-    #[error("contains `{text}`; expected entity types such as `Shop::Order`")]
-    EntityType {
-        /// The value.
-        text: String,
-    },
-    /// The text is not a destination of decision log records.
-    #[error("is `{text}`; allowed: off, stdout, file:PATH, otlp")]
-    Destination {
-        /// The value.
-        text: String,
-    },
-    /// The text is not a share.
-    #[error("is `{text}`; expected a share from 0 to 1 such as `0.1` or `10%`")]
-    Share {
-        /// The value.
-        text: String,
-    },
-    /// The text is not the path of an attribute.
-    #[error(
-        "contains `{text}`; expected attributes such as `context.amount`, `Shop::Order.owner`, `User.*` or `errors.message`"
-    )]
-    AttributePath {
-        /// The value.
-        text: String,
-    },
-    /// The text is not a log filter.
-    #[error("is `{text}`; expected a filter such as `info` or `cedar_pdp=debug,warn`: {reason}")]
-    LogFilter {
-        /// The value.
-        text: String,
-        /// The parser's message.
-        reason: String,
-    },
 }
 
 impl Problem {
     fn out_of_range<T: Display>(value: T, range: &RangeInclusive<T>) -> Self {
-        Self::OutOfRange {
-            value: value.to_string(),
-            lowest: range.start().to_string(),
-            highest: range.end().to_string(),
-        }
+        let [value, lowest, highest] = [&value, range.start(), range.end()].map(T::to_string);
+        Self::OutOfRange(value, lowest, highest)
     }
 }
 
@@ -134,7 +77,7 @@ pub(super) fn file_mode(text: String) -> Result<u32, Problem> {
     let is_octal = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     match u32::from_str_radix(&text, 8) {
         Ok(mode) if is_octal && text.len() >= 3 && mode <= 0o777 => Ok(mode),
-        Ok(_) | Err(_) => Err(Problem::FileMode { text }),
+        Ok(_) | Err(_) => Err(Problem::Form(text, "an octal file mode such as `0660`")),
     }
 }
 
@@ -162,14 +105,11 @@ pub(super) fn entity_types(names: Vec<String>) -> Result<BTreeSet<String>, Probl
     // An empty variable is a list of one empty text. It must allow no type: emptying a restriction
     // must not remove it.
     let names = names.into_iter().filter(|text| !text.is_empty());
-    names.map(entity_type).collect()
-}
-
-fn entity_type(text: String) -> Result<String, Problem> {
-    match is_type_name(&text) {
+    let checked = names.map(|text| match is_type_name(&text) {
         true => Ok(text),
-        false => Err(Problem::EntityType { text }),
-    }
+        false => Err(Problem::Item(text, "entity types such as `Shop::Order`")),
+    });
+    checked.collect()
 }
 
 pub(super) fn switch(on: bool) -> Result<bool, Problem> {
@@ -180,8 +120,7 @@ pub(super) fn word<T: Copy>(text: String, words: &[(&str, T)]) -> Result<T, Prob
     let meaning = words.iter().find(|(word, _)| *word == text);
     meaning.map(|(_, meaning)| *meaning).ok_or_else(|| {
         let allowed: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        let allowed = allowed.join(", ");
-        Problem::Word { text, allowed }
+        Problem::Word(text, allowed.join(", "))
     })
 }
 
@@ -216,8 +155,7 @@ pub(super) fn duration_or_none(
 
 pub(super) fn duration(text: String, range: RangeInclusive<Duration>) -> Result<Duration, Problem> {
     let duration = humantime::parse_duration(&text).map_err(|error| {
-        let reason = error.to_string();
-        Problem::Duration { text, reason }
+        Problem::Syntax(text, "a duration such as `5s` or `50ms`", error.to_string())
     })?;
     if range.contains(&duration) {
         return Ok(duration);
@@ -228,17 +166,21 @@ pub(super) fn duration(text: String, range: RangeInclusive<Duration>) -> Result<
 }
 
 pub(super) fn destination(text: String) -> Result<Destination, Problem> {
-    text.parse().map_err(|_| Problem::Destination { text })
+    Destination::parse(&text)
+        .ok_or_else(|| Problem::Word(text, "off, stdout, file:PATH, otlp".to_owned()))
 }
 
 pub(super) fn share(text: String) -> Result<Share, Problem> {
-    text.parse().map_err(|_| Problem::Share { text })
+    let expected = "a share from 0 to 1 such as `0.1` or `10%`";
+    Share::parse(&text).ok_or(Problem::Form(text, expected))
 }
 
 pub(super) fn attribute_paths(paths: Vec<String>) -> Result<Vec<AttributePath>, Problem> {
     // An empty variable is a list of one empty text. It means the same as an empty list.
     let paths = paths.into_iter().filter(|text| !text.is_empty());
-    let path = |text: String| text.parse().map_err(|_| Problem::AttributePath { text });
+    let expected =
+        "attributes such as `context.amount`, `Shop::Order.owner`, `User.*` or `errors.message`";
+    let path = |text: String| AttributePath::parse(&text).ok_or(Problem::Item(text, expected));
     paths.map(path).collect()
 }
 
@@ -255,8 +197,8 @@ pub(crate) fn log_filter(text: String) -> Result<String, Problem> {
     match log_filters().parse(&text) {
         Ok(_) => Ok(text),
         Err(error) => {
-            let reason = error.to_string();
-            Err(Problem::LogFilter { text, reason })
+            let expected = "a filter such as `info` or `cedar_pdp=debug,warn`";
+            Err(Problem::Syntax(text, expected, error.to_string()))
         }
     }
 }

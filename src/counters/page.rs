@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
@@ -73,10 +73,6 @@ pub(crate) use metrics;
 /// A part of the service that exports metrics.
 pub trait Export: Send + Sync {
     /// Writes the current values to `page`.
-    ///
-    /// # Errors
-    ///
-    /// An error of the formatter that the page is written to.
     fn export(&self, page: &mut Page<'_>) -> fmt::Result;
 }
 
@@ -159,12 +155,8 @@ impl Page<'_> {
 
     /// Writes a gauge of a time, in seconds since 1970; `None` leaves it out.
     pub(crate) fn timestamp(&mut self, metric: &Metric, at: Option<SystemTime>) -> fmt::Result {
-        let seconds = at.map(|at| {
-            at.duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or(Duration::ZERO)
-                .as_secs_f64()
-        });
-        self.value(metric, seconds)
+        let since = at.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
+        self.value(metric, since.map(|since| since.as_secs_f64()))
     }
 
     /// Writes a histogram. `bounds` and sums are divided by `unit`.
@@ -175,11 +167,8 @@ impl Page<'_> {
         unit: f64,
         series: impl IntoIterator<Item = ([&'static str; N], Distribution)>,
     ) -> fmt::Result {
-        let bounds: Vec<f64> = bounds
-            .iter()
-            .map(|bound| *bound as f64 / unit)
-            .chain([f64::INFINITY])
-            .collect();
+        let bounds = bounds.iter().map(|bound| *bound as f64 / unit);
+        let bounds: Vec<f64> = bounds.chain([f64::INFINITY]).collect();
         self.write(metric, series, |encoder, values: Distribution| {
             let buckets = bounds.iter().copied().zip(values.buckets.iter().copied());
             let buckets: Vec<(f64, u64)> = buckets.collect();

@@ -67,7 +67,6 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// Returns the next random number.
     pub(super) fn next_random(&self) -> u64 {
         let n = self.counter.get();
         self.counter.set(n.wrapping_add(1));
@@ -117,7 +116,7 @@ mod tests {
     fn share_of_calls_is_sampled() {
         let sampler = Sampler::default();
         let sampled = |share: &str| {
-            let share = share.parse().unwrap();
+            let share = Share::parse(share).unwrap();
             (0..100_000).filter(|_| sampler.is_sampled(share)).count()
         };
         assert_eq!(sampled("0"), 0);

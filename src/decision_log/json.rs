@@ -104,7 +104,6 @@ pub(super) fn hex_digit(bits: u32) -> u8 {
     }
 }
 
-/// Writes a signed number.
 pub(super) fn number(line: &mut Vec<u8>, number: i64) {
     if number < 0 {
         line.push(b'-');

@@ -19,13 +19,11 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Most memory that an empty buffer keeps between two batches, in bytes.
 const MAX_IDLE_BUFFER_BYTES: usize = 1 << 20;
 
-/// A bounded queue of log lines.
 #[derive(Debug)]
 pub(super) struct Queue {
     when_full: WhenFull,
     capacity_bytes: usize,
     state: Mutex<State>,
-    /// Wakes the writer.
     has_lines: Condvar,
     /// True while the capacity is used up. Not in `state`, so that reading it takes no lock.
     is_full: AtomicBool,
@@ -211,7 +209,6 @@ impl Queue {
         }
     }
 
-    /// Counts a failed attempt to write.
     pub(super) fn count_failure(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }

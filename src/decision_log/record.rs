@@ -21,7 +21,6 @@ const MAX_LINE_BYTES: usize = 256 << 10;
 /// Longest text in a line that had to be cut, in bytes.
 const MAX_CUT_TEXT_BYTES: usize = 1 << 10;
 
-/// A record's time and id.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecordId {
     /// The time since 1970.
@@ -67,7 +66,6 @@ pub trait LoggableAnswer {
     fn errors(&self) -> impl Iterator<Item = (&str, &str)>;
 }
 
-/// The settings that log lines are formatted with.
 #[derive(Clone, Debug)]
 pub(super) struct RecordFormat {
     pub(super) redaction: Redaction,

@@ -32,9 +32,8 @@ impl VisibleNames {
         }
     }
 
-    /// Returns whether the attribute `name` is logged unmasked.
     pub(super) fn is_visible(&self, name: &str) -> bool {
-        self.all || (!self.listed.is_empty() && self.listed.contains(name))
+        self.all || self.listed.contains(name)
     }
 }
 
@@ -50,7 +49,7 @@ impl Redaction {
                 }
                 AttributePath::ErrorMessages => redaction.shows_error_messages = true,
                 AttributePath::Context(name) => redaction.context.add(name),
-                AttributePath::Entity { type_name, name } => redaction
+                AttributePath::Entity(type_name, name) => redaction
                     .entities
                     .entry(type_name.clone())
                     .or_default()
@@ -65,7 +64,6 @@ impl Redaction {
         self.shows_error_messages
     }
 
-    /// Returns the visible attributes of the context.
     pub(super) fn context(&self) -> &VisibleNames {
         &self.context
     }
@@ -76,10 +74,7 @@ impl Redaction {
             // All are visible, as in the context.
             return Some(&self.context);
         }
-        match self.entities.is_empty() {
-            true => None,
-            false => self.entities.get(type_name),
-        }
+        self.entities.get(type_name)
     }
 }
 
@@ -88,7 +83,10 @@ mod tests {
     use super::*;
 
     fn redaction(paths: &[&str]) -> Redaction {
-        let paths: Vec<_> = paths.iter().map(|path| path.parse().unwrap()).collect();
+        let paths: Vec<_> = paths
+            .iter()
+            .map(|path| AttributePath::parse(path).unwrap())
+            .collect();
         Redaction::new(&paths)
     }
 

@@ -75,13 +75,8 @@ impl From<io::Error> for SendError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be opened for writing.
-    #[error("cannot open the decision log `{}`: {source}", file.display())]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error("cannot open the decision log `{file}`: {1}", file = .0.display())]
+    File(PathBuf, #[source] io::Error),
     /// The standard output cannot be written to.
     #[error("cannot write the decision log to standard output: {0}")]
     Stdout(#[source] io::Error),
@@ -89,10 +84,6 @@ pub enum OpenError {
 
 impl Sink {
     /// Opens the standard output.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`].
     pub fn to_stdout() -> Result<Self, OpenError> {
         // `Stdout` would search for line ends, but only whole lines are written here.
         let owned = io::stdout().as_fd().try_clone_to_owned();
@@ -106,13 +97,9 @@ impl Sink {
     ///
     /// [`OpenError`] if the file cannot be written to: that must fail at startup, not later.
     pub fn to_file(path: &Path, max_bytes: u64, max_files: u32) -> Result<Self, OpenError> {
-        match RotatingFile::open(path, max_bytes, max_files) {
-            Ok(file) => Ok(Self(Destination::File(file))),
-            Err(source) => Err(OpenError::File {
-                file: path.to_owned(),
-                source,
-            }),
-        }
+        let file = RotatingFile::open(path, max_bytes, max_files)
+            .map_err(|error| OpenError::File(path.to_owned(), error))?;
+        Ok(Self(Destination::File(file)))
     }
 
     /// Creates a sink that sends lines to `collector`.
@@ -121,7 +108,6 @@ impl Sink {
         Self(Destination::Collector(collector))
     }
 
-    /// Writes the first of `lines`.
     pub(super) fn write(&mut self, lines: &[u8]) -> Result<WriteResult, SendError> {
         let bytes = match &mut self.0 {
             Destination::Stdout(file) => file.write(lines, lines.len())?,
@@ -134,7 +120,6 @@ impl Sink {
         })
     }
 
-    /// Syncs what was written to disk.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Destination::Stdout(_) | Destination::Collector(_) => Ok(()),

@@ -66,7 +66,6 @@ fn warn_lost(decisions: u64) {
     }
 }
 
-/// Writes lines until the queue ends.
 fn write_all(queue: &Queue, mut sink: Sink) {
     let mut batch = Vec::new();
     let mut failures = FailureReport::default();

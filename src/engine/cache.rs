@@ -156,11 +156,8 @@ impl<A: CachedAnswer> Cache<A> {
         self.batch_hits.add_one(0);
     }
 
-    /// Returns the answer to `query` on `snapshot`, from the cache or else from `decide`.
-    ///
-    /// # Errors
-    ///
-    /// Those of `decide`; nothing is cached then.
+    /// Returns the answer to `query` on `snapshot`, from the cache or else from `decide`. An error
+    /// of `decide` is not cached.
     pub fn get_or_decide(
         &self,
         snapshot: &Snapshot,

@@ -79,64 +79,38 @@ impl CachedAnswer for Arc<Answer> {
     }
 
     fn weight(&self) -> usize {
-        let Answer {
-            decision: _,
-            diagnostics,
-            revision: _,
-            explanation,
-        } = &**self;
         // The snapshot shares ids and revision: the pointers count, the text does not.
-        let determining = diagnostics.determining.capacity() * size_of::<PolicyId>();
-        let errors = diagnostics.errors.iter();
+        let determining = self.diagnostics.determining.capacity() * size_of::<PolicyId>();
+        let errors = self.diagnostics.errors.iter();
         let errors: usize = errors
             .map(|error| size_of::<PolicyError>() + error.message.capacity())
             .sum();
-        let explanation = explanation.as_deref().map_or(0, explanation_weight);
+        let explanation = self.explanation.as_deref().map_or(0, explanation_weight);
         size_of::<Answer>() + determining + errors + explanation
     }
 }
 
 fn explanation_weight(explanation: &Explanation) -> usize {
-    let Explanation {
-        determining,
-        unsatisfied,
-        unsatisfied_total: _,
-    } = explanation;
-    let policies: usize = determining.iter().map(policy_weight).sum();
-    let permits: usize = unsatisfied.iter().map(permit_weight).sum();
+    let policies: usize = explanation.determining.iter().map(policy_weight).sum();
+    let permits: usize = explanation.unsatisfied.iter().map(permit_weight).sum();
     size_of::<Explanation>() + policies + permits
 }
 
 fn permit_weight(permit: &UnsatisfiedPermit) -> usize {
-    let UnsatisfiedPermit {
-        policy,
-        clause,
-        outcome: _,
-    } = permit;
     let Clause {
         kind: _,
         text,
         operand,
         place,
-    } = clause;
-    size_of::<UnsatisfiedPermit>()
-        + policy_weight(policy)
-        + text.capacity()
-        + operand.capacity()
-        + place.file.capacity()
+    } = &permit.clause;
+    let texts = text.capacity() + operand.capacity() + place.file.capacity();
+    size_of::<UnsatisfiedPermit>() + policy_weight(&permit.policy) + texts
 }
 
 fn policy_weight(policy: &ExplainedPolicy) -> usize {
-    let ExplainedPolicy {
-        policy: _,
-        template: _,
-        effect: _,
-        annotations,
-        place,
-    } = policy;
+    let annotations = policy.annotations.iter();
     let annotations: usize = annotations
-        .iter()
         .map(|(name, value)| size_of::<(String, String)>() + name.capacity() + value.capacity())
         .sum();
-    size_of::<ExplainedPolicy>() + annotations + place.file.capacity()
+    size_of::<ExplainedPolicy>() + annotations + policy.place.file.capacity()
 }

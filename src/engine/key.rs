@@ -126,7 +126,6 @@ fn unread_value(out: &mut Vec<u8>, field: &ValueRef<'_>) {
     }
 }
 
-/// Returns the byte that stands for the value's type.
 fn type_byte(value: &ValueRef<'_>) -> u8 {
     match value {
         ValueRef::Bool(_) => 0,

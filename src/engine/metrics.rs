@@ -118,7 +118,7 @@ impl Export for DecisionMetrics {
             sources.map(|(source, label)| ([label], self.durations_of(source).distribution()));
         page.histogram(&DECISION_SECONDS, DURATION_BOUNDS, NANOSECONDS, durations)?;
         let candidates = [([], self.candidates.distribution())];
-        page.histogram(&CANDIDATES, self.candidates.bounds(), 1.0, candidates)?;
+        page.histogram(&CANDIDATES, CANDIDATE_BOUNDS, 1.0, candidates)?;
         page.counter(&POLICY_ERRORS, [([], self.policy_errors.sum(0))])
     }
 }

@@ -4,63 +4,92 @@
 
 mod raw;
 mod raw_mapping;
-mod rules;
-mod value;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::mapping::ParentMapping;
+use jsonwebtoken::Algorithm;
+
+use super::mapping::{Mapping, ParentMapping};
 use raw::RawIssuers;
-pub(super) use rules::{IssuerRules, KeySource, UrlSource};
+use raw_mapping::InvalidValue;
 
 /// The issuers whose tokens are accepted; at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuers(pub(super) Vec<IssuerRules>);
 
+/// An issuer and the rules that its tokens must meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct IssuerRules {
+    /// The issuer, as in `iss`.
+    pub(super) name: String,
+    pub(super) audiences: BTreeSet<String>,
+    pub(super) algorithms: Vec<Algorithm>,
+    pub(super) keys: KeySource,
+    /// Accepted `typ` values in lower case; `None` accepts access tokens and tokens without `typ`.
+    pub(super) types: Option<BTreeSet<String>>,
+    /// Tolerance for clock differences.
+    pub(super) leeway: Duration,
+    pub(super) max_age: Option<Duration>,
+    pub(super) max_bytes: usize,
+    pub(super) mapping: Mapping,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum KeySource {
+    /// A JWKS in a file.
+    File(PathBuf),
+    /// A shared secret in a file.
+    Secret(PathBuf),
+    /// A JWKS that is fetched from a URL.
+    Url(UrlSource),
+}
+
+/// A URL that serves a JWKS, and the limits for fetching it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UrlSource {
+    pub(super) url: String,
+    /// Root certificates for the server, in PEM; `None` uses the system's roots.
+    pub(super) ca_file: Option<PathBuf>,
+    /// Minimum time between scheduled fetches, whatever the server's cache headers say.
+    pub(super) refresh_min: Duration,
+    /// Maximum time between scheduled fetches.
+    pub(super) refresh_max: Duration,
+    /// Minimum time between fetches for tokens that name unknown keys.
+    pub(super) refetch_interval: Duration,
+    /// Time limit for a whole fetch.
+    pub(super) fetch_timeout: Duration,
+    /// Time limit for a request that waits for a fetch.
+    pub(super) key_wait: Duration,
+    /// Time after which a set that cannot be fetched again is dropped; `None` keeps it forever.
+    pub(super) max_stale: Option<Duration>,
+}
+
 /// An error in an issuers file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IssuersError {
     /// The text is not TOML, or a key is unknown or missing.
-    #[error("line {line}: {reason}")]
-    Syntax {
-        /// The line, counted from 1.
-        line: usize,
-        /// The parser's message.
-        reason: String,
-    },
+    #[error("line {0}: {1}")]
+    Syntax(usize, String),
     /// The file has no issuer.
     #[error("it names no issuer; each is a table `[[issuer]]`")]
     Empty,
     /// Two tables name the same issuer.
     #[error("issuer `{0}` is defined twice")]
     Duplicate(String),
-    /// A value is not allowed.
-    #[error("issuer `{issuer}`: `{key}` {problem}")]
-    Value {
-        /// The issuer, as it is written.
-        issuer: String,
-        /// The key.
-        key: String,
-        /// The problem with its value.
-        problem: String,
-    },
+    /// The value of a key is not allowed: the issuer, the key, and the problem.
+    #[error("issuer `{0}`: `{1}` {2}")]
+    Value(String, String, String),
 }
 
 impl Issuers {
     /// Parses and checks the issuers file. Relative file names in it start at `directory`.
-    ///
-    /// # Errors
-    ///
-    /// [`IssuersError`] for the first problem found.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, IssuersError> {
         let raw: RawIssuers = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            let before = text.bytes().take(start);
-            IssuersError::Syntax {
-                line: 1 + before.filter(|byte| *byte == b'\n').count(),
-                reason: error.message().to_owned(),
-            }
+            let line_ends = text.bytes().take(start).filter(|byte| *byte == b'\n');
+            IssuersError::Syntax(1 + line_ends.count(), error.message().to_owned())
         })?;
         let mut names = BTreeSet::new();
         let mut issuers = Vec::with_capacity(raw.issuer.len());
@@ -69,12 +98,8 @@ impl Issuers {
             if !names.insert(name.clone()) {
                 return Err(IssuersError::Duplicate(name));
             }
-            let rules = raw.check(directory);
-            issuers.push(rules.map_err(|invalid| IssuersError::Value {
-                issuer: name,
-                key: invalid.key,
-                problem: invalid.problem,
-            })?);
+            let invalid = |error: InvalidValue| IssuersError::Value(name, error.key, error.problem);
+            issuers.push(raw.check(directory).map_err(invalid)?);
         }
         match issuers.is_empty() {
             true => Err(IssuersError::Empty),

@@ -3,60 +3,30 @@
 //! `serde_json::Value` keeps the last of two members with one name. Other readers keep the first,
 //! and a token that two readers read differently is an attack.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+pub(super) use serde_json::Value as Json;
 
 /// Most nested objects and arrays, the outermost counting as one.
 pub(super) const MAX_DEPTH: usize = 16;
 
-/// A JSON value.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Json {
-    Null,
-    Bool(bool),
-    Integer(i64),
-    /// A number that does not fit a signed 64-bit integer.
-    Float(f64),
-    String(String),
-    Array(Vec<Json>),
-    Object(Object),
-}
+pub(super) type Object = serde_json::Map<String, Json>;
 
-impl Json {
-    /// Returns the text of a string.
-    pub(super) fn as_str(&self) -> Option<&str> {
-        let Self::String(text) = self else {
-            return None;
-        };
-        Some(text)
-    }
-}
+/// The problems with a text that is not a JSON object in the strict sense.
+const INVALID: &str = "is not valid JSON, repeats a member, or is nested too deep";
+const NOT_OBJECT: &str = "is not a JSON object";
 
-/// The members of a JSON object.
-pub(super) type Object = BTreeMap<String, Json>;
-
-/// An error from parsing a JSON object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum JsonError {
-    /// The text is not JSON, repeats a member, or is nested too deep.
-    Invalid,
-    /// The text is JSON, but not an object.
-    NotObject,
-}
-
-/// Parses a JSON object, which must be the whole text.
-pub(super) fn parse_object(text: &[u8]) -> Result<Object, JsonError> {
+/// Parses a JSON object, which must be the whole text. The error is the problem with the text.
+pub(super) fn parse_object(text: &[u8]) -> Result<Object, &'static str> {
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = DepthLimited {
+    let limited = DepthLimited {
         remaining: MAX_DEPTH,
-    }
-    .deserialize(&mut reader)
-    .map_err(|_| JsonError::Invalid)?;
-    reader.end().map_err(|_| JsonError::Invalid)?;
+    };
+    let value = limited.deserialize(&mut reader).map_err(|_| INVALID)?;
+    reader.end().map_err(|_| INVALID)?;
     let Json::Object(members) = value else {
-        return Err(JsonError::NotObject);
+        return Err(NOT_OBJECT);
     };
     Ok(members)
 }
@@ -101,27 +71,19 @@ impl<'de> Visitor<'de> for DepthLimited {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
-        Ok(Json::Integer(value))
+        Ok(Json::from(value))
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "numbers beyond a signed 64-bit integer are only compared as floats"
-    )]
     fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
-        Ok(i64::try_from(value).map_or(Json::Float(value as f64), Json::Integer))
+        Ok(Json::from(value))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
-        Ok(Json::Float(value))
+        Ok(Json::from(value))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Json, E> {
-        Ok(Json::String(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Json, E> {
-        Ok(Json::String(text))
+        Ok(Json::from(text))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
@@ -157,11 +119,7 @@ mod tests {
             r#"{"a": 1, "\u0061": 2}"#,
             r#"{"x": [{"a": 1, "a": 2}]}"#,
         ] {
-            assert_eq!(
-                parse_object(text.as_bytes()),
-                Err(JsonError::Invalid),
-                "{text}"
-            );
+            assert_eq!(parse_object(text.as_bytes()), Err(INVALID), "{text}");
         }
         assert!(parse_object(br#"{"a": {"a": 1}}"#).is_ok());
     }
@@ -171,34 +129,20 @@ mod tests {
         let nested =
             |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
         assert!(parse_object(nested(MAX_DEPTH - 1).as_bytes()).is_ok());
-        assert_eq!(
-            parse_object(nested(MAX_DEPTH).as_bytes()),
-            Err(JsonError::Invalid)
-        );
-        assert_eq!(
-            parse_object(nested(1_000_000).as_bytes()),
-            Err(JsonError::Invalid)
-        );
+        assert_eq!(parse_object(nested(MAX_DEPTH).as_bytes()), Err(INVALID));
+        assert_eq!(parse_object(nested(1_000_000).as_bytes()), Err(INVALID));
         let open = r#"{"a":"#.repeat(1_000_000);
-        assert_eq!(parse_object(open.as_bytes()), Err(JsonError::Invalid));
+        assert_eq!(parse_object(open.as_bytes()), Err(INVALID));
     }
 
     #[test]
     fn only_one_object_is_accepted() {
         for text in ["[]", "1", "null", "\"\""] {
-            assert_eq!(
-                parse_object(text.as_bytes()),
-                Err(JsonError::NotObject),
-                "{text}"
-            );
+            assert_eq!(parse_object(text.as_bytes()), Err(NOT_OBJECT), "{text}");
         }
         for text in ["", "{} {}", "{}x", "{\"a\":}", "\u{feff}{}", "{'a':1}"] {
-            assert_eq!(
-                parse_object(text.as_bytes()),
-                Err(JsonError::Invalid),
-                "{text}"
-            );
+            assert_eq!(parse_object(text.as_bytes()), Err(INVALID), "{text}");
         }
-        assert_eq!(parse_object(b"{\"a\":\"\xff\"}"), Err(JsonError::Invalid));
+        assert_eq!(parse_object(b"{\"a\":\"\xff\"}"), Err(INVALID));
     }
 }

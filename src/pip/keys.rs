@@ -3,7 +3,6 @@
 //! Nothing here does I/O: `fetch` and `refresh` get the text.
 
 pub(super) mod fetch;
-pub(super) mod fetch_request;
 pub(super) mod refresh;
 
 use base64::Engine as _;
@@ -12,7 +11,6 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-/// Most keys in one set.
 const MAX_KEYS: usize = 256;
 
 /// Most keys that are tried for one token.
@@ -33,11 +31,8 @@ pub enum KeySetError {
     #[error("it holds more than {MAX_KEYS} keys")]
     TooMany,
     /// The shared secret is short enough to be guessed.
-    #[error("a secret for these algorithms must have at least {min_bytes} bytes")]
-    ShortSecret {
-        /// The minimum length.
-        min_bytes: usize,
-    },
+    #[error("a secret for these algorithms must have at least {0} bytes")]
+    ShortSecret(usize),
 }
 
 /// The usable keys of one issuer.
@@ -98,13 +93,10 @@ impl KeySet {
         let secret = text.strip_suffix(b"\n").unwrap_or(text);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         // RFC 7518, 3.2: a secret must be at least as long as the hash.
-        let min_bytes = allowed
-            .iter()
-            .map(|algorithm| hash_bytes(*algorithm))
-            .max()
-            .unwrap_or(32);
+        let hash_sizes = allowed.iter().map(|algorithm| hash_bytes(*algorithm));
+        let min_bytes = hash_sizes.max().unwrap_or(32);
         if secret.len() < min_bytes {
-            return Err(KeySetError::ShortSecret { min_bytes });
+            return Err(KeySetError::ShortSecret(min_bytes));
         }
         let algorithms = allowed
             .iter()
@@ -121,12 +113,10 @@ impl KeySet {
         })
     }
 
-    /// Returns the number of usable keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Returns whether both sets were parsed from the same text.
     pub(super) fn has_same_text(&self, other: &Self) -> bool {
         self.digest == other.digest
     }
@@ -171,7 +161,6 @@ impl Key {
     }
 }
 
-/// Returns the hash length of an HMAC algorithm.
 fn hash_bytes(algorithm: Algorithm) -> usize {
     if algorithm == Algorithm::HS512 {
         64

@@ -20,15 +20,10 @@ pub(super) struct ClaimPath(pub(super) Vec<String>);
 impl ClaimPath {
     fn find<'a>(&self, claims: &'a Object) -> Option<&'a Json> {
         let (last, outer) = self.0.split_last()?;
-        let mut members = claims;
-        for name in outer {
-            let Json::Object(inner) = members.get(name)? else {
-                return None;
-            };
-            members = inner;
-        }
+        let mut outer = outer.iter();
+        let members = outer.try_fold(claims, |members, name| members.get(name)?.as_object())?;
         // A null claim counts as missing.
-        members.get(last).filter(|claim| **claim != Json::Null)
+        members.get(last).filter(|claim| !claim.is_null())
     }
 
     fn rejection(&self, problem: impl fmt::Display) -> TokenRejection {
@@ -42,7 +37,6 @@ impl fmt::Display for ClaimPath {
     }
 }
 
-/// A claim that a mapping reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ClaimRef {
     pub(super) path: ClaimPath,
@@ -174,43 +168,37 @@ impl Mapping {
 impl ClaimKind {
     /// Converts a claim. Returns `None` if it is not of this kind.
     fn to_value(&self, claim: &Json) -> Option<Value> {
-        let uid = |type_name: &str, id: &str| Value::Entity(Uid::new(type_name, id));
+        let text = |text: &str| Value::String(text.to_owned());
+        let uid = |type_name: &str, id: &str| {
+            (!id.is_empty()).then(|| Value::Entity(Uid::new(type_name, id)))
+        };
         match (self, claim) {
             (Self::Bool, Json::Bool(value)) => Some(Value::Bool(*value)),
-            (Self::Long, Json::Integer(value)) => Some(Value::Long(*value)),
+            (Self::Long, Json::Number(number)) => number.as_i64().map(Value::Long),
             (Self::String, Json::String(text)) => Some(Value::String(text.clone())),
             (Self::Strings, claim) => {
                 let strings = strings(claim)?.into_iter();
-                Some(Value::Set(
-                    strings.map(|text| Value::String(text.to_owned())).collect(),
-                ))
+                Some(Value::Set(strings.map(text).collect()))
             }
-            (Self::Words, Json::String(text)) => {
-                let words = text.split(' ').filter(|word| !word.is_empty());
-                Some(Value::Set(
-                    words.map(|word| Value::String(word.to_owned())).collect(),
-                ))
+            (Self::Words, Json::String(words)) => {
+                let words = words.split(' ').filter(|word| !word.is_empty());
+                Some(Value::Set(words.map(text).collect()))
             }
-            (Self::Entity(type_name), Json::String(id)) if !id.is_empty() => {
-                Some(uid(type_name, id))
-            }
+            (Self::Entity(type_name), Json::String(id)) => uid(type_name, id),
             (Self::Entities(type_name), claim) => {
-                let ids = strings(claim)?;
-                if ids.iter().any(|id| id.is_empty()) {
-                    return None;
-                }
-                Some(Value::Set(
-                    ids.into_iter().map(|id| uid(type_name, id)).collect(),
-                ))
+                let ids = strings(claim)?.into_iter().map(|id| uid(type_name, id));
+                ids.collect::<Option<_>>().map(Value::Set)
             }
             (Self::Decimal, Json::String(text)) => Some(Value::Decimal(text.clone())),
             (Self::Ip, Json::String(text)) => Some(Value::Ip(text.clone())),
             (Self::Datetime, Json::String(text)) => Some(Value::Datetime(text.clone())),
-            (Self::Datetime, Json::Integer(_) | Json::Float(_)) => Some(Value::Datetime(
-                NumericDate::from_claim(claim)?.to_rfc3339(),
-            )),
+            (Self::Datetime, Json::Number(_)) => {
+                let date = NumericDate::from_claim(claim)?;
+                Some(Value::Datetime(date.to_rfc3339()))
+            }
             (Self::Duration, Json::String(text)) => Some(Value::Duration(text.clone())),
-            (Self::Duration, Json::Integer(seconds)) => {
+            (Self::Duration, Json::Number(number)) => {
+                let seconds = number.as_i64()?;
                 Some(Value::Duration(format!("{seconds}s")))
             }
             (

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::rejection::RejectionReason;
+use crate::counters::Counters;
 use crate::counters::page::{Export, Page, metrics};
 
 metrics! {
@@ -32,14 +33,13 @@ metrics! {
 /// Counts of tokens and revocation lists since the start of the process.
 #[derive(Debug, Default)]
 pub(super) struct TokenCounters {
-    rejected: [Counter; RejectionReason::ALL.len()],
+    rejected: Counters<{ RejectionReason::ALL.len() }>,
     pub(super) verified: Counter,
     pub(super) cached: Counter,
     pub(super) revocations_rejected: Counter,
     pub(super) revocations_shrunk: Counter,
 }
 
-/// A counter that only goes up.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
@@ -54,19 +54,13 @@ impl Counter {
 }
 
 impl TokenCounters {
-    /// Counts a rejected token.
     pub(super) fn count_rejected(&self, reason: RejectionReason) {
-        if let Some(counter) = self.rejected.get(reason.index()) {
-            counter.add_one();
-        }
+        self.rejected.add_one(reason as usize);
     }
 
-    /// Returns the rejected tokens by reason.
     pub(super) fn rejected(&self) -> Vec<(RejectionReason, u64)> {
-        RejectionReason::ALL
-            .into_iter()
-            .zip(self.rejected.iter().map(Counter::value))
-            .collect()
+        let count = |reason| (reason, self.rejected.sum(reason as usize));
+        RejectionReason::ALL.map(count).to_vec()
     }
 }
 

@@ -19,13 +19,11 @@ impl NumericDate {
 
     /// Reads a claim. Returns `None` if it is not a number, or not from 1970 to 9999.
     pub(super) fn from_claim(claim: &Json) -> Option<Self> {
-        if let Json::Integer(seconds) = claim {
-            return Self::from_seconds(*seconds);
+        if let Some(seconds) = claim.as_i64() {
+            return Self::from_seconds(seconds);
         }
-        let Json::Float(seconds) = claim else {
-            return None;
-        };
-        if !(0.0..=MAX_SECONDS as f64).contains(seconds) {
+        let seconds = claim.as_f64()?;
+        if !(0.0..=MAX_SECONDS as f64).contains(&seconds) {
             return None;
         }
         #[expect(
@@ -42,12 +40,10 @@ impl NumericDate {
             .then(|| Self(seconds * 1_000))
     }
 
-    /// Adds `duration`.
     pub(super) fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(millis(duration)))
     }
 
-    /// Subtracts `duration`.
     pub(super) fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(millis(duration)))
     }
@@ -82,19 +78,18 @@ mod tests {
     fn date_is_seconds_with_optional_fraction() {
         let read = |claim: Json| NumericDate::from_claim(&claim);
         assert_eq!(
-            read(Json::Integer(1_700_000_000)),
+            read(Json::from(1_700_000_000)),
             Some(NumericDate(1_700_000_000_000))
         );
         assert_eq!(
-            read(Json::Float(1_700_000_000.25)),
+            read(Json::from(1_700_000_000.25)),
             Some(NumericDate(1_700_000_000_250))
         );
         for claim in [
-            Json::Integer(-1),
-            Json::Integer(i64::MAX),
-            Json::Float(1e300),
-            Json::Float(-0.5),
-            Json::Float(f64::NAN),
+            Json::from(-1),
+            Json::from(i64::MAX),
+            Json::from(1e300),
+            Json::from(-0.5),
             Json::String("1700000000".to_owned()),
             Json::Null,
         ] {

@@ -6,10 +6,8 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
-use super::keys::refresh::KeyRefresher;
 use crate::watch::WatchSettings;
 use crate::watch::files::{FileReader, ReadError, reload_on_change};
 
@@ -19,30 +17,26 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The background work that keeps keys and revocations current.
 #[must_use = "keys are fetched and files are reloaded only while this runs"]
 pub struct Refresh {
-    key_refreshers: Vec<KeyRefresher>,
-    watched_files: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
     settings: WatchSettings,
 }
 
 impl Refresh {
-    /// Creates a refresh of nothing.
     pub(super) fn new(settings: WatchSettings) -> Self {
-        Self {
-            key_refreshers: Vec::new(),
-            watched_files: Vec::new(),
-            settings,
-        }
+        let tasks = Vec::new();
+        Self { tasks, settings }
     }
 
-    /// Adds the fetches of one URL.
-    pub(super) fn add_key_refresher(&mut self, refresher: KeyRefresher) {
-        self.key_refreshers.push(refresher);
+    /// Adds a task that never ends.
+    pub(super) fn add(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.push(Box::pin(task));
     }
 
     /// Reads `path`, and watches it for changes.
     ///
     /// `apply` gets each changed text. It returns a summary for the log, or an error if the text is
-    /// rejected. `on_rejected` is called for each rejected change.
+    /// rejected. `on_rejected` is called for each rejected change. Both run on a thread that may
+    /// block: a long list takes long to parse, and the other threads answer calls meanwhile.
     pub(super) fn read_and_watch<E: Display>(
         &mut self,
         path: &Path,
@@ -56,14 +50,10 @@ impl Refresh {
             let file = file.clone();
             move |reading: &mut FileReader| reading.read_up_to(&file, MAX_FILE_BYTES)
         };
-        let (changed, changes) = watch::channel(None);
-        let watching = reload_on_change(self.settings, reading.fingerprint(), load, move |read| {
-            changed.send_replace(Some(Arc::new(read)));
-        });
-        let applying = apply_changes(changes, move |read: &Result<Vec<u8>, ReadError>| {
+        let apply = Arc::new(move |read: Result<Vec<u8>, ReadError>| {
             let applied = match read {
                 Ok(text) => {
-                    apply(text).map_err(|problem| format!("`{}`: {problem}", file.display()))
+                    apply(&text).map_err(|problem| format!("`{}`: {problem}", file.display()))
                 }
                 Err(error) => Err(error.to_string()),
             };
@@ -75,67 +65,27 @@ impl Refresh {
                 }
             }
         });
-        self.watched_files.push(Box::pin(async move {
-            tokio::join!(watching, applying);
-        }));
+        let on_change = move |read| {
+            let apply = Arc::clone(&apply);
+            let applying = spawn_blocking(move || apply(read));
+            async move {
+                if let Err(error) = applying.await {
+                    tracing::error!(%error, "cannot apply a changed file");
+                }
+            }
+        };
+        let loaded = reading.fingerprint();
+        self.add(reload_on_change(self.settings, loaded, load, on_change));
         Ok(text)
     }
 
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let mut tasks = JoinSet::new();
-        for refresher in self.key_refreshers {
-            tasks.spawn(refresher.run());
-        }
-        for file in self.watched_files {
-            tasks.spawn(file);
-        }
+        let mut tasks: JoinSet<()> = self.tasks.into_iter().collect();
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "keys or revocations are no longer refreshed");
             }
         }
-    }
-}
-
-/// Passes each change to `apply`, or only the last of several, on a thread that may block.
-///
-/// A long list takes long to parse, and the other threads answer calls meanwhile.
-async fn apply_changes<T: Send + Sync + 'static>(
-    mut changes: watch::Receiver<Option<Arc<T>>>,
-    apply: impl Fn(&T) + Send + Sync + 'static,
-) {
-    let apply = Arc::new(apply);
-    while changes.changed().await.is_ok() {
-        let Some(change) = changes.borrow_and_update().clone() else {
-            continue;
-        };
-        let apply = Arc::clone(&apply);
-        if let Err(error) = tokio::task::spawn_blocking(move || apply(&change)).await {
-            tracing::error!(%error, "cannot apply a changed file");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn change_is_applied_on_blocking_thread() {
-        let (changed, changes) = watch::channel(None);
-        let (sender, receiver) = mpsc::channel();
-        let applying = tokio::spawn(apply_changes(changes, move |change: &u8| {
-            sender.send((*change, std::thread::current().id())).unwrap();
-        }));
-        changed.send_replace(Some(Arc::new(7)));
-        drop(changed);
-        applying.await.unwrap();
-        let (change, thread) = receiver.recv().unwrap();
-        assert_eq!(change, 7);
-        // All tasks of this test run on its own thread.
-        assert_ne!(thread, std::thread::current().id());
     }
 }

@@ -9,7 +9,6 @@ use serde::Deserialize;
 
 use super::numeric_date::NumericDate;
 
-/// The list as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRevocations {
@@ -56,12 +55,9 @@ pub enum RevocationsError {
     NotBefore(usize),
     /// The key `revoked` is missing, and the current list is not empty.
     #[error(
-        "it has no `revoked` and would remove {current} revocations; `revoked = []` empties the list"
+        "it has no `revoked` and would remove {0} revocations; `revoked = []` empties the list"
     )]
-    MissingList {
-        /// The entries of the current list.
-        current: usize,
-    },
+    MissingList(usize),
 }
 
 /// The properties of a token that revocations are matched against.
@@ -97,15 +93,15 @@ struct RevokedIds {
 impl Revocations {
     /// Parses a list: JSON if the text begins with `{`, TOML otherwise.
     pub(super) fn parse(text: &[u8]) -> Result<Self, RevocationsError> {
-        let text = std::str::from_utf8(text)
-            .map_err(|error| RevocationsError::Syntax(error.to_string()))?;
-        let raw: RawRevocations = if text.trim_start().starts_with('{') {
-            serde_json::from_str(text)
-                .map_err(|error| RevocationsError::Syntax(error.to_string()))?
-        } else {
-            toml::from_str(text)
-                .map_err(|error| RevocationsError::Syntax(error.message().to_owned()))?
+        let text = std::str::from_utf8(text);
+        let raw: Result<RawRevocations, _> = match text.map_err(|error| error.to_string()) {
+            Ok(json) if json.trim_start().starts_with('{') => {
+                serde_json::from_str(json).map_err(|error| error.to_string())
+            }
+            Ok(toml) => toml::from_str(toml).map_err(|error| error.message().to_owned()),
+            Err(error) => Err(error),
         };
+        let raw = raw.map_err(RevocationsError::Syntax)?;
         let is_explicit = raw.revoked.is_some();
         let entries = raw.revoked.unwrap_or_default();
         let mut list = Self {
@@ -165,55 +161,37 @@ impl Revocations {
     /// A file without `revoked` may be half written, and must not undo revocations.
     pub(super) fn check_replaces(&self, current: &Self) -> Result<(), RevocationsError> {
         if current.entries > 0 && !self.is_explicit {
-            return Err(RevocationsError::MissingList {
-                current: current.entries,
-            });
+            return Err(RevocationsError::MissingList(current.entries));
         }
         Ok(())
     }
 
-    /// Returns the number of entries.
     pub(super) fn len(&self) -> usize {
         self.entries
     }
 
-    /// Returns the issuers that entries name.
-    pub(super) fn issuers(&self) -> BTreeSet<&str> {
-        self.by_issuer.keys().map(String::as_str).collect()
+    pub(super) fn issuers(&self) -> BTreeSet<String> {
+        self.by_issuer.keys().cloned().collect()
     }
 
-    /// Returns whether an entry revokes `token`.
     pub(super) fn contains(&self, token: RevocableToken<'_>) -> bool {
-        self.any_issuer.contains(token)
-            || self
-                .by_issuer
-                .get(token.issuer)
-                .is_some_and(|ids| ids.contains(token))
+        let of_issuer = self.by_issuer.get(token.issuer);
+        self.any_issuer.contains(token) || of_issuer.is_some_and(|ids| ids.contains(token))
     }
 }
 
 impl RevokedIds {
     fn contains(&self, token: RevocableToken<'_>) -> bool {
-        let RevocableToken {
-            issuer: _,
-            jti,
-            sub,
-            id,
-            kid,
-            issued,
-        } = token;
-        let subjects = [sub, id.filter(|id| sub != Some(id))];
-        jti.is_some_and(|jti| self.jti.contains(jti))
-            || kid.is_some_and(|kid| self.kid.contains(kid))
-            || subjects
-                .into_iter()
-                .flatten()
-                .filter_map(|subject| self.sub.get(subject))
-                .any(|before| match (before, issued) {
-                    (Some(before), Some(issued)) => issued < *before,
-                    // A token without `iat` may have been issued before the date.
-                    (None, _) | (_, None) => true,
-                })
+        let is_revoked_subject = |subject: &str| match (self.sub.get(subject), token.issued) {
+            (None, _) => false,
+            (Some(Some(before)), Some(issued)) => issued < *before,
+            // A token without `iat` may have been issued before the date.
+            (Some(None), _) | (_, None) => true,
+        };
+        token.jti.is_some_and(|jti| self.jti.contains(jti))
+            || token.kid.is_some_and(|kid| self.kid.contains(kid))
+            || token.sub.is_some_and(is_revoked_subject)
+            || token.id.is_some_and(is_revoked_subject)
     }
 }
 
@@ -339,7 +317,7 @@ mod tests {
         for text in ["", "\n", "# being written", "{}"] {
             assert_eq!(
                 parse(text).check_replaces(&current),
-                Err(RevocationsError::MissingList { current: 1 }),
+                Err(RevocationsError::MissingList(1)),
                 "{text}"
             );
             assert_eq!(parse(text).check_replaces(&Revocations::default()), Ok(()));

@@ -23,7 +23,7 @@ async fn revocation_list_is_emptied_only_explicitly() {
     std::fs::write(at("jwks.json"), r#"{"keys": []}"#).unwrap();
     // An empty file is accepted at startup.
     std::fs::write(at("revoked.toml"), "").unwrap();
-    let Opened { tokens, refresh } = open(&TokenSettings {
+    let (tokens, refresh) = open(&TokenSettings {
         issuers: at("issuers.toml"),
         revocations: Some(at("revoked.toml")),
         cache_bytes: None,

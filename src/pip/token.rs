@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
 
-use super::json::{Json, JsonError, Object, parse_object};
+use super::json::{Json, Object, parse_object};
 use super::rejection::{RejectionReason, TokenRejection};
 
 /// A token in valid form, not verified.
@@ -23,7 +23,6 @@ pub(super) struct ParsedToken<'a> {
     pub(super) claims: Object,
 }
 
-/// The members of a header that are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// `None` for an unsupported algorithm, `none` among them.
@@ -33,7 +32,6 @@ pub(super) struct Header {
     pub(super) typ: Option<String>,
 }
 
-/// Parses a token.
 pub(super) fn parse(text: &str) -> Result<ParsedToken<'_>, TokenRejection> {
     let not_three_parts = || malformed("the token is not three parts separated by dots");
     let (signed, signature) = text.rsplit_once('.').ok_or_else(not_three_parts)?;
@@ -64,12 +62,7 @@ fn decode(text: &str, part: &str) -> Result<Vec<u8>, TokenRejection> {
 }
 
 fn parse_part(text: &[u8], part: &str) -> Result<Object, TokenRejection> {
-    parse_object(text).map_err(|error| match error {
-        JsonError::Invalid => malformed(format!(
-            "the token's {part} is not valid JSON, repeats a member, or is nested too deep"
-        )),
-        JsonError::NotObject => malformed(format!("the token's {part} is not a JSON object")),
-    })
+    parse_object(text).map_err(|problem| malformed(format!("the token's {part} {problem}")))
 }
 
 fn parse_header(mut members: Object) -> Result<Header, TokenRejection> {

@@ -12,7 +12,7 @@ use foldhash::quality::RandomState;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-use super::heap_size::HeapSize;
+use crate::pdp::query::{Claimed, Record, Uid, Value};
 
 /// Bytes that moka and the allocator need for an entry besides token and value, rounded up.
 const ENTRY_BYTES: usize = 256;
@@ -21,13 +21,14 @@ const ENTRY_BYTES: usize = 256;
 #[derive(Debug)]
 pub(super) struct TokenCache<V: Clone + Send + Sync + 'static>(Cache<Box<str>, V, RandomState>);
 
-impl<V: HeapSize + Clone + Send + Sync + 'static> TokenCache<V> {
-    /// Creates a cache that holds up to `capacity` bytes.
-    pub(super) fn new(capacity: NonZeroU64) -> Self {
+impl<V: Clone + Send + Sync + 'static> TokenCache<V> {
+    /// Creates a cache that holds up to `capacity` bytes. `heap_size` returns the bytes that a value
+    /// owns on the heap.
+    pub(super) fn new(capacity: NonZeroU64, heap_size: fn(&V) -> usize) -> Self {
         let cache = Cache::<Box<str>, V>::builder()
             .max_capacity(capacity.get())
-            .weigher(|token, value| {
-                let bytes = ENTRY_BYTES + token.len() + size_of::<V>() + value.heap_size();
+            .weigher(move |token, value| {
+                let bytes = ENTRY_BYTES + token.len() + size_of::<V>() + heap_size(value);
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             })
             // By frequency, tokens that were used often before they expired would keep out new ones.
@@ -49,26 +50,62 @@ impl<V: HeapSize + Clone + Send + Sync + 'static> TokenCache<V> {
         self.0.run_pending_tasks();
     }
 
-    /// Returns the number of cached tokens.
     pub(super) fn len(&self) -> u64 {
         self.0.entry_count()
     }
 }
 
+/// Returns the bytes that a uid owns on the heap.
+pub(super) fn heap_size_of_uid(uid: &Uid) -> usize {
+    uid.type_name.capacity() + uid.id.capacity()
+}
+
+/// Returns the bytes that attributes and parents own on the heap.
+pub(super) fn heap_size_of_claimed(claimed: &Claimed) -> usize {
+    let Claimed {
+        attributes,
+        parents,
+        stored: _,
+    } = claimed;
+    let of_parents: usize = parents.iter().map(heap_size_of_uid).sum();
+    heap_size_of_record(attributes) + parents.capacity() * size_of::<Uid>() + of_parents
+}
+
+fn heap_size_of_record(fields: &Record) -> usize {
+    let of_field = |(name, value): (&str, &Value)| {
+        size_of::<(String, Value)>() + name.len() + heap_size_of_value(value)
+    };
+    fields.iter().map(of_field).sum()
+}
+
+fn heap_size_of_value(value: &Value) -> usize {
+    match value {
+        Value::Bool(_) | Value::Long(_) => 0,
+        Value::String(text)
+        | Value::Decimal(text)
+        | Value::Ip(text)
+        | Value::Datetime(text)
+        | Value::Duration(text) => text.capacity(),
+        Value::Entity(uid) => heap_size_of_uid(uid),
+        Value::Set(members) => {
+            let of_members: usize = members.iter().map(heap_size_of_value).sum();
+            members.capacity() * size_of::<Value>() + of_members
+        }
+        Value::Record(fields) => heap_size_of_record(fields),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
-
-    impl HeapSize for Vec<u8> {
-        fn heap_size(&self) -> usize {
-            self.capacity()
-        }
-    }
+    use crate::pdp::query::StoredPrincipal;
 
     fn cache(capacity: u64) -> TokenCache<Arc<Vec<u8>>> {
-        TokenCache::new(NonZeroU64::new(capacity).unwrap())
+        let capacity = NonZeroU64::new(capacity).unwrap();
+        TokenCache::new(capacity, |value| size_of::<Vec<u8>>() + value.capacity())
     }
 
     fn value(number: u8, bytes: usize) -> Arc<Vec<u8>> {
@@ -126,5 +163,27 @@ mod tests {
         let cache = cache(1_000);
         cache.insert(&"x".repeat(1_000), value(1, 1));
         assert_eq!(cache.len(), 0);
+    }
+
+    #[test]
+    fn claims_count_parents_and_attribute_values() {
+        let claimed = |parents: usize, words: usize| {
+            let words = (0..words)
+                .map(|n| Value::String(format!("{n:04}")))
+                .collect();
+            let attributes = BTreeMap::from([("words".to_owned(), Value::Set(words))]);
+            Claimed {
+                attributes: attributes.into(),
+                parents: (0..parents)
+                    .map(|n| Uid::new("Company::Directory::Role", format!("{n:04}")))
+                    .collect(),
+                stored: StoredPrincipal::Join,
+            }
+        };
+        let empty = heap_size_of_claimed(&claimed(0, 0));
+        let with_parents = heap_size_of_claimed(&claimed(100, 0));
+        assert!(with_parents >= empty + 100 * (size_of::<Uid>() + 24 + 4));
+        let with_words = heap_size_of_claimed(&claimed(0, 100));
+        assert!(with_words >= empty + 100 * (size_of::<Value>() + 4));
     }
 }

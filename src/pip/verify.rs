@@ -4,26 +4,23 @@
 //! The order is a rule. Before the signature is checked, `iss` is the only claim that is read, and
 //! it only selects the keys that the signature is checked with.
 
-mod error;
 mod issuer;
 mod validity;
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::heap_size::HeapSize;
 use super::json::{Json, Object};
-use super::keys::fetch_request::KeyMiss;
+use super::keys::refresh::{KeyMiss, KeyWait};
 use super::metrics::{TokenCounters, TokenMetrics};
 use super::numeric_date::NumericDate;
 use super::rejection::{RejectionReason, TokenRejection};
 use super::revocations::{RevocableToken, Revocations};
 use super::token;
-use super::token_cache::TokenCache;
+use super::token_cache::{TokenCache, heap_size_of_claimed, heap_size_of_uid};
 use crate::counters::page::{Export, Page};
 use crate::pdp::query::{Claimed, Uid};
 use crate::versioned::{Version, Versioned};
-pub use error::VerifyError;
 pub(super) use issuer::Issuer;
 use validity::{Validity, date_claim};
 
@@ -59,6 +56,34 @@ pub(super) struct VerifiedToken {
     issuer: usize,
     keys: Version,
     revocations: Version,
+}
+
+impl VerifiedToken {
+    /// Returns the bytes that the value owns on the heap, for the cache.
+    pub(super) fn heap_size(token: &Arc<Self>) -> usize {
+        let TokenIdentity {
+            principal,
+            claimed,
+            issuer: _,
+        } = &*token.identity;
+        let owned = heap_size_of_uid(principal) + heap_size_of_claimed(claimed);
+        size_of::<Self>() + size_of::<TokenIdentity>() + size_of::<Claimed>() + owned
+    }
+}
+
+/// A token that could not be verified.
+#[derive(Debug)]
+pub enum VerifyError {
+    /// The token is rejected.
+    Rejected(TokenRejection),
+    /// The token's key is missing, and a fetch may bring it. Wait, then verify again.
+    WaitForKey(KeyWait),
+}
+
+impl From<TokenRejection> for VerifyError {
+    fn from(rejection: TokenRejection) -> Self {
+        Self::Rejected(rejection)
+    }
 }
 
 impl Tokens {
@@ -103,20 +128,14 @@ impl Tokens {
     /// Returns the counters, and the current state of keys, revocations and cache.
     #[must_use]
     pub fn metrics(&self) -> TokenMetrics {
-        let Self {
-            issuers,
-            revocations,
-            cache,
-            counters,
-            max_bytes: _,
-        } = self;
+        let counters = &self.counters;
         TokenMetrics {
             verified: counters.verified.value(),
             cached: counters.cached.value(),
-            cache_entries: cache.as_ref().map_or(0, TokenCache::len),
+            cache_entries: self.cache.as_ref().map_or(0, TokenCache::len),
             rejected: counters.rejected(),
-            keys: issuers.iter().map(Issuer::key_metrics).collect(),
-            revocations: revocations.load().len() as u64,
+            keys: self.issuers.iter().map(Issuer::key_metrics).collect(),
+            revocations: self.revocations.load().len() as u64,
             revocations_rejected: counters.revocations_rejected.value(),
             revocations_shrunk: counters.revocations_shrunk.value(),
         }
@@ -169,11 +188,11 @@ impl Tokens {
             return Err(too_large().into());
         }
         issuer.check_type(&token.header)?;
-        let key = issuer.check_signature(&token, on_key_miss)?;
+        let (keys, kid) = issuer.check_signature(&token, on_key_miss)?;
         issuer.check_audience(claims)?;
         let validity = Validity::from_claims(&issuer.rules, claims)?;
         validity.check(now)?;
-        let revocations = self.check_revocations(issuer, claims, key.kid.as_deref())?;
+        let revocations = self.check_revocations(issuer, claims, kid.as_deref())?;
         let (principal, claimed) = issuer.rules.mapping.apply(claims)?;
         Ok(VerifiedToken {
             identity: Arc::new(TokenIdentity {
@@ -183,7 +202,7 @@ impl Tokens {
             }),
             validity,
             issuer: position,
-            keys: key.version,
+            keys,
             revocations,
         })
     }
@@ -246,18 +265,6 @@ fn text_claim<'a>(claims: &'a Object, name: &str) -> Result<Option<&'a str>, Tok
             RejectionReason::Claims,
             format!("claim `{name}` is not text"),
         )),
-    }
-}
-
-impl HeapSize for VerifiedToken {
-    fn heap_size(&self) -> usize {
-        self.identity.heap_size()
-    }
-}
-
-impl HeapSize for TokenIdentity {
-    fn heap_size(&self) -> usize {
-        self.principal.heap_size() + self.claimed.heap_size()
     }
 }
 

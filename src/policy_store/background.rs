@@ -117,10 +117,6 @@ impl<T: Send + 'static> BackgroundJob<T> {
     }
 
     /// Waits for the result.
-    ///
-    /// # Errors
-    ///
-    /// [`JobFailed`] when the job panicked, or no thread could be started.
     pub(super) async fn result(mut self) -> Result<T, JobFailed> {
         let ended = || JobFailed("the thread ended early".to_owned());
         match &mut self.result {

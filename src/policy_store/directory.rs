@@ -3,14 +3,12 @@
 //! Only this module reads policy files. It does not know what they mean:
 //! [`compile`](crate::pdp::compile()) does, and also reports the problems found here.
 
-mod error_text;
 mod file;
 mod fingerprint;
-mod limits;
 mod scan;
 mod walk;
 
-pub use crate::config::store::SourceLimits;
+pub use crate::config::SourceLimits;
 pub use scan::DirectoryScan;
 pub use walk::scan;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::status::{ReloadCounts, StatusReader, StoreStatus};
+use super::status::StatusReader;
 use crate::counters::page::{Export, Page, metrics};
 
 metrics! {
@@ -29,15 +29,16 @@ metrics! {
 impl Export for StatusReader {
     fn export(&self, page: &mut Page<'_>) -> fmt::Result {
         let status = self.load();
-        let StoreStatus {
-            loaded,
-            rejected,
-            warnings,
-            reloads,
-        } = &*status;
-        export_reloads(*reloads, page)?;
-        page.value(&REJECTED, f64::from(rejected.is_some()))?;
-        page.value(&WARNINGS, warnings.len() as f64)?;
+        let (reloads, loaded) = (status.reloads, &status.loaded);
+        let results = [
+            (["reloaded"], reloads.reloaded),
+            (["unchanged"], reloads.unchanged),
+            (["refused"], reloads.rejected),
+            (["held_back"], reloads.held_back),
+        ];
+        page.counter(&RELOADS, results)?;
+        page.value(&REJECTED, f64::from(status.rejected.is_some()))?;
+        page.value(&WARNINGS, status.warnings.len() as f64)?;
         // Both times are left out until a revision is loaded.
         let at = loaded.as_ref().map(|loaded| loaded.at);
         page.timestamp(&LOADED_AT, at)?;
@@ -51,14 +52,4 @@ impl Export for StatusReader {
         page.value(&LINKS, counts.links as f64)?;
         page.value(&ENTITIES, counts.entities as f64)
     }
-}
-
-fn export_reloads(counts: ReloadCounts, page: &mut Page<'_>) -> fmt::Result {
-    let results = [
-        (["reloaded"], counts.reloaded),
-        (["unchanged"], counts.unchanged),
-        (["refused"], counts.rejected),
-        (["held_back"], counts.held_back),
-    ];
-    page.counter(&RELOADS, results)
 }

@@ -6,31 +6,26 @@
 //! serve callers.
 
 mod compile_job;
-mod handle;
 mod scanner;
-mod state;
 mod status_writer;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::background::{BackgroundJob, Priority, drop_in_background};
 use super::directory::DirectoryScan;
 use super::snapshots::{Publisher, Reader, snapshots};
-use super::status::{ReloadOutcome, StatusReader};
-use crate::config::store::StoreSettings;
+use super::status::{RejectedReload, ReloadOutcome, StatusReader, StoreClosed, StoreStatus};
+use crate::config::StoreSettings;
 use crate::pdp::Compiled;
 use crate::pdp::compile::compile_from;
 use crate::pdp::diagnostic::Diagnostic;
 use compile_job::{Compile, CompileJob, CompileResult};
-use handle::Reply;
-pub use handle::{ReloadHandle, ReloadReport};
 use scanner::{MAX_PAUSE, Scanner};
-use state::{Compiling, CurrentContent, RejectedContent, Settling, State};
 use status_writer::StatusWriter;
 
 /// Most reload requests queued before the next scan starts.
@@ -47,6 +42,35 @@ pub struct OpenedStore {
     pub reloads: ReloadHandle,
     /// The task to run; nothing is reloaded before it runs.
     pub reloader: Reloader,
+}
+
+/// A handle that requests reloads and waits for their results.
+#[derive(Clone, Debug)]
+pub struct ReloadHandle(mpsc::Sender<Reply>);
+
+/// The channel for the answer to one request.
+type Reply = oneshot::Sender<ReloadReport>;
+
+/// The result of a reload, and the status after it.
+#[derive(Clone, Debug)]
+pub struct ReloadReport {
+    /// The result.
+    pub outcome: ReloadOutcome,
+    /// The status after the reload.
+    pub status: Arc<StoreStatus>,
+}
+
+impl ReloadHandle {
+    /// Requests a scan that begins after this call. Waits until its content is published,
+    /// rejected, or known to be unchanged.
+    ///
+    /// A directory that is being written is waited for as in any reload. If it is held back, the
+    /// outcome is [`ReloadOutcome::Rejected`]. Dropping the call does not cancel the reload.
+    pub async fn reload(&self) -> Result<ReloadReport, StoreClosed> {
+        let (reply, report) = oneshot::channel();
+        self.0.send(reply).await.map_err(|_| StoreClosed)?;
+        report.await.map_err(|_| StoreClosed)
+    }
 }
 
 /// The error that the policy directory cannot be loaded at startup.
@@ -116,6 +140,56 @@ pub struct Reloader {
     rejected: Option<RejectedContent>,
     /// Alive while the latest compile thread runs, whether or not its result is awaited.
     compile_thread: Weak<()>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// No new content is known: waits for a change report or a reload request.
+    #[default]
+    Idle,
+    /// New content was found: waits, and scans again.
+    Settling(Settling),
+    /// Two scans in a row were equal: waits for the compiler.
+    Compiling(Compiling),
+}
+
+/// New content that the next scan must confirm.
+#[derive(Debug)]
+struct Settling {
+    scan: Arc<DirectoryScan>,
+    /// A compilation that did not wait for the next scan, which confirms most content.
+    early_compile: Option<BackgroundJob<CompileResult>>,
+    since: Instant,
+    /// Time to wait before the next scan.
+    pause: Duration,
+    is_held_back: bool,
+}
+
+/// Settled content that is being compiled.
+#[derive(Debug)]
+struct Compiling {
+    job: BackgroundJob<CompileResult>,
+    /// The state before `scan` confirmed it.
+    settling: Settling,
+    scan: Arc<DirectoryScan>,
+}
+
+/// The current snapshot and its sources.
+#[derive(Debug)]
+struct CurrentContent {
+    /// The latest scan of this content.
+    scan: Arc<DirectoryScan>,
+    compiled: Arc<Compiled>,
+    /// The snapshot's warnings without those about file names, which may come and go while the
+    /// content stays the same.
+    content_warnings: Vec<Diagnostic>,
+}
+
+/// Content that was rejected, and would be again.
+#[derive(Debug)]
+struct RejectedContent {
+    scan: Arc<DirectoryScan>,
+    report: RejectedReload,
 }
 
 /// The result of a step: all reasons, if it rejected or held back new content.
@@ -249,10 +323,9 @@ impl Reloader {
             early_compile: compiles_early.then(|| self.start_compiling(&scan)),
             scan,
             since: Instant::now(),
-            pause: if is_settled {
-                Duration::ZERO
-            } else {
-                self.settings.quiet_period
+            pause: match is_settled {
+                true => Duration::ZERO,
+                false => self.settings.quiet_period,
             },
             is_held_back: false,
         });
@@ -262,20 +335,15 @@ impl Reloader {
     /// back if that takes longer than `max_reload_delay`.
     fn keep_settling(&mut self, settling: &Settling, scan: Arc<DirectoryScan>) -> StepResult {
         let is_late = settling.since.elapsed() >= self.settings.max_reload_delay;
-        let pause = if is_late {
-            settling.pause.saturating_mul(2)
-        } else {
-            self.settings.quiet_period
-        };
-        let result = if is_late && !settling.is_held_back {
-            let names = scan.changes_since(&settling.scan);
-            Err(self
-                .status
-                .held_back(&names, self.settings.max_reload_delay))
-        } else {
-            Ok(())
-        };
+        let mut pause = self.settings.quiet_period;
+        let mut result = Ok(());
         if is_late {
+            pause = settling.pause.saturating_mul(2);
+            if !settling.is_held_back {
+                let names = scan.changes_since(&settling.scan);
+                let delay = self.settings.max_reload_delay;
+                result = Err(self.status.held_back(&names, delay));
+            }
             self.reply(ReloadOutcome::Rejected);
         }
         let longest = MAX_PAUSE.max(self.settings.quiet_period);
@@ -293,15 +361,13 @@ impl Reloader {
     /// Starts to compile `scan`, to replace the current snapshot.
     fn start_compiling(&mut self, scan: &Arc<DirectoryScan>) -> BackgroundJob<CompileResult> {
         let priority = self.priority();
+        let current = self.current.as_ref();
         let job = CompileJob {
             settings: Arc::clone(&self.settings),
             compile: self.compile,
             priority,
             scan: Arc::clone(scan),
-            current: self
-                .current
-                .as_ref()
-                .map(|current| (Arc::clone(&current.scan), Arc::clone(&current.compiled))),
+            current: current.map(|it| (Arc::clone(&it.scan), Arc::clone(&it.compiled))),
         };
         let running = Arc::new(());
         self.compile_thread = Arc::downgrade(&running);
@@ -346,7 +412,7 @@ impl Reloader {
 
     fn publish(&mut self, scan: Arc<DirectoryScan>, compiled: Arc<Compiled>, duration: Duration) {
         let snapshot = &compiled.snapshot;
-        let name_warnings = scan.sources().warnings();
+        let name_warnings = scan.sources.warnings();
         let warnings = snapshot.warnings().iter();
         let content_warnings: Vec<_> = warnings
             .filter(|warning| !name_warnings.contains(warning))
@@ -391,7 +457,7 @@ impl Reloader {
 /// Copies the hash state of `known`, which has the same files, so that the next revision is
 /// computed from there.
 fn reuse_revision(scan: &DirectoryScan, known: &DirectoryScan) {
-    let _ = scan.sources().revision_after(Some(known.sources()));
+    let _ = scan.sources.revision_after(Some(&known.sources));
 }
 
 #[cfg(test)]

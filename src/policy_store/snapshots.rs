@@ -42,10 +42,6 @@ impl Reader {
     }
 
     /// Waits for a snapshot that this reader has not seen yet. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreClosed`] when there will be no other.
     pub async fn changed(&mut self) -> Result<(), StoreClosed> {
         self.0.changed().await.map_err(|_| StoreClosed)
     }

@@ -107,10 +107,6 @@ impl StatusReader {
     }
 
     /// Waits for a status that this reader has not waited for yet. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreClosed`] when there will be no other.
     pub async fn changed(&mut self) -> Result<(), StoreClosed> {
         self.0.changed().await.map_err(|_| StoreClosed)
     }

@@ -4,35 +4,32 @@
 //! they report a failure as text only, and the decision log must know whether to send a record
 //! again.
 
-mod backoff;
 mod client;
 mod error;
-mod http_client;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use tonic::transport::{Certificate, ClientTlsConfig};
 
-use crate::config::otel::{CollectorConfig, Protocol};
-pub(super) use backoff::Backoff;
+use crate::config::otel::CollectorConfig;
 pub(super) use client::OtlpClient;
 pub(super) use error::{ExportError, shorten};
-use http_client::HttpsClient;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_secs(4);
+
+/// The longest pause that a collector may request.
+const MAX_REQUESTED_PAUSE: Duration = Duration::from_secs(30);
 
 /// An error that prevents the use of a collector.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
     /// The file of CA certificates cannot be read.
-    #[error("cannot read `{}`: {source}", file.display())]
-    CertificateFile {
-        /// The path.
-        file: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
+    #[error("cannot read `{file}`: {1}", file = .0.display())]
+    CertificateFile(PathBuf, #[source] std::io::Error),
     /// The endpoint is not a URL.
     #[error("`{0}` is not the URL of a collector")]
     Endpoint(String),
@@ -51,10 +48,9 @@ pub fn redacted_endpoint(config: &CollectorConfig) -> &str {
 /// Returns the description of this service that goes with each message.
 pub(super) fn resource(config: &CollectorConfig) -> Resource {
     let attributes = config.resource.iter();
+    let attributes = attributes.map(|(name, value)| attribute(name, value));
     Resource {
-        attributes: attributes
-            .map(|(name, value)| attribute(name, value))
-            .collect(),
+        attributes: attributes.collect(),
         ..Resource::default()
     }
 }
@@ -68,7 +64,6 @@ pub(super) fn scope() -> InstrumentationScope {
     }
 }
 
-/// Makes an attribute with a text value.
 pub(super) fn attribute(name: &str, value: &str) -> KeyValue {
     KeyValue {
         key: name.to_owned(),
@@ -77,31 +72,30 @@ pub(super) fn attribute(name: &str, value: &str) -> KeyValue {
     }
 }
 
-/// Makes a text value.
 pub(super) fn text(text: &str) -> AnyValue {
     AnyValue {
         value: Some(Value::StringValue(text.to_owned())),
     }
 }
 
-/// Returns the TLS settings of gRPC; `None` if the endpoint uses no TLS.
-fn grpc_tls(config: &CollectorConfig) -> Result<Option<ClientTlsConfig>, CollectorError> {
-    if !config.endpoint.starts_with("https:") {
-        return Ok(None);
-    }
-    Ok(Some(match ca_certificates(config)? {
-        None => ClientTlsConfig::new().with_enabled_roots(),
-        Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
-    }))
+/// A pause that doubles with each failed attempt.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    next: Duration,
 }
 
-/// Reads the CA certificates as PEM; `None` if those of the system apply.
-fn ca_certificates(config: &CollectorConfig) -> Result<Option<Vec<u8>>, CollectorError> {
-    let Some(file) = config.certificate.clone() else {
-        return Ok(None);
-    };
-    match std::fs::read(&file) {
-        Ok(pem) => Ok(Some(pem)),
-        Err(source) => Err(CollectorError::CertificateFile { file, source }),
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+}
+
+impl Backoff {
+    /// Returns the pause before the next attempt: at least the one that the collector requested.
+    pub(super) fn next_pause(&mut self, requested: Option<Duration>) -> Duration {
+        let requested = requested.unwrap_or_default().min(MAX_REQUESTED_PAUSE);
+        let pause = self.next.max(requested);
+        self.next = (self.next * 2).min(MAX_PAUSE);
+        pause
     }
 }

@@ -68,10 +68,8 @@ impl LogFilter {
     /// Returns the text of the filter.
     #[must_use]
     pub fn text(&self) -> String {
-        self.text
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.clone()
     }
 
     /// Replaces the filter until the process ends, and returns its text.
@@ -101,13 +99,14 @@ impl LogFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn first_initialization_owns_the_filter() {
-        let first = init(&LogConfig::default());
+        let first = init(&Config::default().log);
         let second = init(&LogConfig {
             format: LogFormat::Json,
-            ..LogConfig::default()
+            ..Config::default().log
         });
         tracing::info!("logged once");
         assert!(second.filter.is_none());

@@ -39,10 +39,6 @@ pub struct OtlpLogs {
 
 /// Prepares the connection to the collector of `config`, which is opened with the first message.
 /// Must be called within a tokio runtime.
-///
-/// # Errors
-///
-/// [`CollectorError`].
 pub fn open(config: &CollectorConfig) -> Result<OtlpLogs, CollectorError> {
     Ok(OtlpLogs {
         client: OtlpClient::new(config, GRPC_METHOD)?,
@@ -61,11 +57,9 @@ impl Collector for OtlpLogs {
         let rejected = match self.runtime.block_on(sending) {
             Ok(response) => partial_failure(response, records),
             Err(error) if error.is_retryable => {
-                let retry_after = Some(self.backoff.next_pause(error.pause));
-                let reason = error.reason;
                 return Err(SendError {
-                    reason,
-                    retry_after,
+                    reason: error.reason,
+                    retry_after: Some(self.backoff.next_pause(error.pause)),
                 });
             }
             Err(error) => Some(Rejected {

@@ -49,7 +49,6 @@ struct Inner {
     max_queued_spans: usize,
 }
 
-/// Selects the calls to trace.
 #[derive(Debug)]
 struct CallSampler {
     /// True if a caller's sampling decision takes precedence.
@@ -75,10 +74,6 @@ impl CallSampler {
 impl Traces {
     /// Starts the thread that sends spans. Connects to the collector when there are spans to send.
     /// Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`CollectorError`].
     pub fn open(config: &TracesConfig, metrics: Arc<SpanMetrics>) -> Result<Self, CollectorError> {
         let exporter = CountingExporter::new(&config.collector, Arc::clone(&metrics))?;
         let batches = BatchConfigBuilder::default()
@@ -91,8 +86,8 @@ impl Traces {
             .build();
         Ok(Self(Arc::new(Inner {
             sampler: CallSampler {
-                is_parent_based: config.sampler.is_parent_based,
-                root: Sampler::TraceIdRatioBased(config.sampler.ratio),
+                is_parent_based: config.is_parent_based,
+                root: Sampler::TraceIdRatioBased(config.ratio),
                 ids: RandomIdGenerator::default(),
             },
             joins_caller_trace: config.joins_caller_trace,

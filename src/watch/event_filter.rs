@@ -14,7 +14,6 @@ use super::paths::WatchedPaths;
 #[derive(Debug, Default)]
 pub(super) struct EventFilter {
     state: Mutex<FilterState>,
-    /// Notified when a watched path may have changed.
     pub(super) changed: Notify,
 }
 

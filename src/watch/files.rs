@@ -69,10 +69,6 @@ impl FileReader {
     }
 
     /// Reads `file`, at most `max_bytes` of it.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
     pub fn read_up_to(&mut self, file: &Path, max_bytes: u64) -> Result<Vec<u8>, ReadError> {
         let read = read(file, max_bytes);
         let digest = read.as_ref().ok().map(|bytes| Sha256::digest(bytes).into());
@@ -108,17 +104,18 @@ fn read(file: &Path, max_bytes: u64) -> Result<Vec<u8>, ReadProblem> {
 }
 
 /// Runs `load` again when its files may have changed. Passes the result to `on_change` if their
-/// content did change. Never returns.
+/// content did change, and waits for it. Never returns.
 ///
 /// `loaded` is the fingerprint of the first load. `load` runs on a thread that may block.
-pub async fn reload_on_change<T, L>(
+pub async fn reload_on_change<T, L, F>(
     settings: WatchSettings,
     mut loaded: Fingerprint,
     load: L,
-    mut on_change: impl FnMut(T),
+    mut on_change: impl FnMut(T) -> F,
 ) where
     L: Fn(&mut FileReader) -> T + Clone + Send + 'static,
     T: Send + 'static,
+    F: Future<Output = ()>,
 {
     let (watcher, mut changes) = watch(settings);
     // Lost only if its thread panics; then the poll alone reports changes.
@@ -138,7 +135,7 @@ pub async fn reload_on_change<T, L>(
         // A change that was reverted meanwhile is no change.
         if fingerprint != loaded {
             loaded = fingerprint;
-            on_change(result);
+            on_change(result).await;
         }
     }
 }
@@ -248,6 +245,7 @@ mod tests {
         let (sender, receiver) = mpsc::unbounded_channel();
         let reloading = reload_on_change(settings, reader.fingerprint(), load, move |contents| {
             sender.send(contents).unwrap();
+            std::future::ready(())
         });
         (receiver, reloading)
     }

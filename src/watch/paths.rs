@@ -36,17 +36,14 @@ impl WatchedPaths {
         }
     }
 
-    /// Returns the directories to watch.
     pub(super) fn directories(&self) -> impl Iterator<Item = &PathBuf> {
         self.0.keys()
     }
 
-    /// Returns whether `directory` itself is to be watched.
     pub(super) fn has_directory(&self, directory: &Path) -> bool {
         self.0.contains_key(directory)
     }
 
-    /// Returns whether a change of `path` matters.
     pub(super) fn contains(&self, path: &Path) -> bool {
         if self.has_directory(path) {
             return true;

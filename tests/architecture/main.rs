@@ -60,7 +60,8 @@ const FLOORS: &[Floor] = &[
         // `watch` reports changes.
         &[
             "crate::policy_store",
-            "crate::config::store",
+            "crate::config::StoreSettings",
+            "crate::config::SourceLimits",
             "crate::counters",
             "crate::pdp",
             "crate::watch",
@@ -242,7 +243,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
     (
         &["hyper_rustls"],
-        &["src/pip/keys/fetch", "src/telemetry/collector/http_client"],
+        &["src/pip/keys/fetch", "src/telemetry/collector/client"],
     ),
     (&["jsonwebtoken"], &["src/pip"]),
     (
@@ -250,7 +251,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
         &[
             "src/api",
             "src/pip/keys/fetch",
-            "src/telemetry/collector/http_client",
+            "src/telemetry/collector/client",
         ],
     ),
     (&["tokio_rustls", "x509_parser"], &["src/api"]),

@@ -32,7 +32,7 @@ fn load(settings: &Settings, files: &[(&str, &str)]) -> Result<Snapshot, String>
         ..SourceLimits::default()
     };
     let reading = scan(directory.path(), &limits, None, &Workers::default());
-    compile(reading.sources(), settings).map_err(|error| {
+    compile(&reading.sources, settings).map_err(|error| {
         let lines: Vec<String> = error.errors.iter().map(ToString::to_string).collect();
         lines.join("\n")
     })

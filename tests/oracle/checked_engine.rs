@@ -61,7 +61,7 @@ impl House {
         // Made from what was in force before, as a reload does it.
         let compiled = compile_from(
             self.compiled.as_ref(),
-            reading.sources(),
+            &reading.sources,
             &self.settings,
             &Workers::default(),
         );

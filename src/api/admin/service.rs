@@ -202,7 +202,7 @@ mod tests {
     use crate::api::admin::connections::serve_http;
     use crate::api::auth::callers::Callers;
     use crate::api::decision::admission::Admission;
-    use crate::config::LogConfig;
+    use crate::config::Config;
     use crate::config::api::AdmissionLimits;
     use crate::counters::page::Exporters;
     use crate::engine::Engine;
@@ -218,7 +218,7 @@ mod tests {
         };
         Arc::new(AdminService::new(AdminState {
             metrics: Exporters::new(Vec::new()),
-            log: crate::telemetry::log::init(&LogConfig::default()),
+            log: crate::telemetry::log::init(&Config::default().log),
             status: StatusReader::of(StoreStatus::default()),
             engine: Arc::new(Engine::new(snapshots, settings)),
             callers: Arc::new(callers),

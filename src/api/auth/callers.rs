@@ -4,6 +4,7 @@
 //! kinds of identity that a caller may send.
 
 use std::fmt;
+use std::future::ready;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,7 +80,11 @@ impl Callers {
         };
         let file = listed.file.clone();
         let load = move |files: &mut FileReader| registry::read(&file, files);
-        reload_on_change(settings, first, load, |list| listed.replace(list)).await;
+        let replace = |list| {
+            listed.replace(list);
+            ready(())
+        };
+        reload_on_change(settings, first, load, replace).await;
     }
 
     /// Returns the metrics of the list; `None` if there is no list.

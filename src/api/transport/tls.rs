@@ -10,6 +10,7 @@ mod credentials;
 mod error;
 pub(crate) mod metrics;
 
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -111,7 +112,11 @@ impl Tls {
     ) {
         let settings = self.settings.clone();
         let load = move |reader: &mut FileReader| credentials::read(&settings, reader);
-        let reloading = reload_on_change(watch, first, load, |texts| self.reload(texts));
+        let reload = |texts| {
+            self.reload(texts);
+            ready(())
+        };
+        let reloading = reload_on_change(watch, first, load, reload);
         let checking = async {
             loop {
                 tokio::time::sleep(VALIDITY_CHECK_INTERVAL).await;

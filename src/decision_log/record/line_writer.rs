@@ -24,7 +24,6 @@ const MASKED: &str = r#"{"__masked":true}"#;
 /// written as a plain record.
 pub(super) const RESERVED: [&str; 4] = ["__entity", "__extn", "__expr", "__masked"];
 
-/// A writer that appends JSON to a line.
 pub(super) struct LineWriter<'a> {
     line: &'a mut Vec<u8>,
     /// Longest text, in bytes; longer ones are cut. `usize::MAX` cuts nothing.
@@ -51,7 +50,6 @@ impl<'a> LineWriter<'a> {
         self.max_text < usize::MAX
     }
 
-    /// Returns whether a value was masked.
     pub(super) fn has_masked(&self) -> bool {
         self.has_masked
     }
@@ -62,7 +60,6 @@ impl<'a> LineWriter<'a> {
         self.line.extend_from_slice(text.as_bytes());
     }
 
-    /// Writes a JSON string.
     pub(super) fn text(&mut self, text: &str) {
         if text.len() <= self.max_text {
             return string(self.line, text);
@@ -148,7 +145,6 @@ impl<'a> LineWriter<'a> {
         self.raw("}");
     }
 
-    /// Writes an entity in Cedar's JSON format.
     pub(super) fn entity(&mut self, entity: &EntityRef<'_>, redaction: &Redaction) {
         let EntityRef {
             uid,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::line_writer::RESERVED;
 use super::*;
+use crate::config::decision_log::AttributePath;
 use crate::decision_log::Method;
 use crate::pdp::query::{Claimed, StoredPrincipal, Uid, Value};
 use crate::pdp::query_ref::{EntityRef, Fields, UidRef, ValueRef};
@@ -68,7 +69,10 @@ fn allow() -> TestAnswer {
 }
 
 fn text(visible: &[&str], query: &QueryRef<'_>, answer: &TestAnswer) -> String {
-    let paths: Vec<_> = visible.iter().map(|path| path.parse().unwrap()).collect();
+    let paths: Vec<_> = visible
+        .iter()
+        .map(|path| AttributePath::parse(path).unwrap())
+        .collect();
     let format = RecordFormat {
         redaction: Redaction::new(&paths),
         on_policy_error: OnPolicyError::Skip,

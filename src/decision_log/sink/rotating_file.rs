@@ -22,10 +22,6 @@ pub(super) struct RotatingFile {
 
 impl RotatingFile {
     /// Opens the file at `path`, which may already have lines.
-    ///
-    /// # Errors
-    ///
-    /// The system's error if the file cannot be written to.
     pub(super) fn open(path: &Path, max_bytes: u64, max_files: u32) -> io::Result<Self> {
         let mut file = Self {
             path: path.to_owned(),
@@ -178,7 +174,6 @@ fn size(metadata: &Metadata) -> u64 {
     }
 }
 
-/// Returns the length of the first line.
 fn first_line(lines: &[u8]) -> usize {
     let end = lines.iter().position(|byte| *byte == b'\n');
     end.map_or(lines.len(), |end| end + 1)

@@ -15,6 +15,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::super::{CacheEntry as _, CachedAnswer};
+use super::CacheMetrics;
 use crate::pdp::id::Revision;
 
 /// Bytes of an entry besides key and answer, rounded up: its slot, the table's spare room, and the
@@ -34,16 +35,6 @@ pub(super) struct ShardedTable<A: CachedAnswer> {
     hasher: RandomState,
     /// The shards; their number is a power of two.
     shards: Box<[Mutex<Shard<A>>]>,
-}
-
-/// Counts of a table since startup.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TableMetrics {
-    pub(super) hits: u64,
-    pub(super) misses: u64,
-    pub(super) evictions: u64,
-    pub(super) entries: u64,
-    pub(super) bytes: u64,
 }
 
 /// The choice of what happens to a new entry for which a shard has no room.
@@ -78,7 +69,6 @@ struct Slot<A: CachedAnswer> {
 }
 
 impl<A: CachedAnswer> ShardedTable<A> {
-    /// Creates a table that holds at most `capacity` bytes.
     pub(super) fn new(capacity: u64) -> Self {
         let wanted = (capacity / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
         // The largest power of two that is not above it.
@@ -183,7 +173,6 @@ impl<A: CachedAnswer> ShardedTable<A> {
         inserted
     }
 
-    /// Drops all entries.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
             let outdated = lock(shard).clear();
@@ -191,8 +180,9 @@ impl<A: CachedAnswer> ShardedTable<A> {
         }
     }
 
-    pub(super) fn metrics(&self) -> TableMetrics {
-        let mut sum = TableMetrics::default();
+    /// Returns the counts since startup, without the capacity.
+    pub(super) fn metrics(&self) -> CacheMetrics {
+        let mut sum = CacheMetrics::default();
         for shard in &self.shards {
             let shard = lock(shard);
             sum.hits += shard.hits;

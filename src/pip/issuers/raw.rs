@@ -1,17 +1,31 @@
 //! The issuers file as it is written, and the checks that turn it into [`IssuerRules`].
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use serde::Deserialize;
 
-use super::raw_mapping::RawPrincipal;
-use super::rules::{IssuerRules, KeySource, UrlSource};
-use super::value::{DAY, InvalidValue, duration, seconds};
+use super::raw_mapping::{InvalidValue, RawPrincipal};
+use super::{IssuerRules, KeySource, UrlSource};
 use crate::pip::token::normalize_media_type;
 
-/// The issuers file as it is written.
+const HOUR: Duration = seconds(3_600);
+const DAY: Duration = seconds(86_400);
+const WEEK: Duration = seconds(7 * 86_400);
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// Reads the duration of a key: the default if it is not set, an error if it is out of range.
+macro_rules! read {
+    ($raw:ident.$key:ident, $default:expr, $range:expr) => {
+        duration(stringify!($key), $raw.$key.as_deref(), $default, $range)?
+    };
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawIssuers {
@@ -62,9 +76,9 @@ impl RawIssuer {
             }
             types => types.map(|types| types.iter().map(|typ| normalize_media_type(typ)).collect()),
         };
-        let max_age = optional_duration("max_age", self.max_age.as_ref(), seconds(1), 3_650 * DAY)?;
-        let leeway = self.leeway.as_ref();
-        let leeway = duration("leeway", leeway, seconds(30), seconds(0)..=seconds(600))?;
+        let max_age = self.max_age.as_deref();
+        let max_age = optional_duration("max_age", max_age, seconds(1), 3_650 * DAY)?;
+        let leeway = read!(self.leeway, seconds(30), seconds(0)..=seconds(600));
         let max_bytes = usize::try_from(self.max_bytes.unwrap_or(8_192))
             .ok()
             .filter(|bytes| (64..=1 << 20).contains(bytes))
@@ -116,48 +130,49 @@ impl RawIssuer {
 
     fn url_source(&self, url: &str, directory: &Path) -> Result<UrlSource, InvalidValue> {
         check_url(url, self.insecure_http.unwrap_or(false))?;
-        let refresh_min = self.refresh_min.as_ref();
-        let refresh_min = duration("refresh_min", refresh_min, seconds(60), seconds(1)..=DAY)?;
-        let refresh_max = duration(
-            "refresh_max",
-            self.refresh_max.as_ref(),
-            seconds(3_600).max(refresh_min),
-            refresh_min..=7 * DAY,
-        )?;
-        let refetch_interval = duration(
-            "refetch_interval",
-            self.refetch_interval.as_ref(),
-            seconds(10),
-            seconds(1)..=seconds(3_600),
-        )?;
-        let fetch_timeout = duration(
-            "fetch_timeout",
-            self.fetch_timeout.as_ref(),
-            seconds(5),
-            Duration::from_millis(100)..=seconds(60),
-        )?;
-        let key_wait = self.key_wait.as_ref();
-        let key_wait = duration("key_wait", key_wait, seconds(2), seconds(0)..=seconds(30))?;
-        // With less than `refresh_max`, a set would be dropped before the next fetch is due.
-        let max_stale = self.max_stale.as_ref();
-        let max_stale = optional_duration("max_stale", max_stale, refresh_max, 365 * DAY)?;
+        let refresh_min = read!(self.refresh_min, seconds(60), seconds(1)..=DAY);
+        let refresh_max = read!(self.refresh_max, HOUR.max(refresh_min), refresh_min..=WEEK);
+        let min_timeout = Duration::from_millis(100);
+        let max_stale = self.max_stale.as_deref();
         Ok(UrlSource {
             url: url.to_owned(),
             ca_file: self.ca_file.as_ref().map(|file| directory.join(file)),
             refresh_min,
             refresh_max,
-            refetch_interval,
-            fetch_timeout,
-            key_wait,
-            max_stale,
+            refetch_interval: read!(self.refetch_interval, seconds(10), seconds(1)..=HOUR),
+            fetch_timeout: read!(self.fetch_timeout, seconds(5), min_timeout..=seconds(60)),
+            key_wait: read!(self.key_wait, seconds(2), seconds(0)..=seconds(30)),
+            // With less than `refresh_max`, a set would be dropped before the next fetch is due.
+            max_stale: optional_duration("max_stale", max_stale, refresh_max, 365 * DAY)?,
         })
     }
+}
+
+/// Parses a duration such as `30s` and checks its range. Returns `default` if it is not set.
+fn duration(
+    key: &str,
+    text: Option<&str>,
+    default: Duration,
+    range: RangeInclusive<Duration>,
+) -> Result<Duration, InvalidValue> {
+    let Some(text) = text else {
+        return Ok(default);
+    };
+    let problem = match humantime::parse_duration(text) {
+        Ok(duration) if range.contains(&duration) => return Ok(duration),
+        Ok(_) => {
+            let [min, max] = [range.start(), range.end()].map(|it| humantime::format_duration(*it));
+            format!("is `{text}`; allowed: {min} to {max}")
+        }
+        Err(error) => format!("is `{text}`, which is not a duration such as `30s`: {error}"),
+    };
+    Err(InvalidValue::new(key, problem))
 }
 
 /// Parses a duration from `min` to `max`. Returns `None` if it is not set.
 fn optional_duration(
     key: &str,
-    text: Option<&String>,
+    text: Option<&str>,
     min: Duration,
     max: Duration,
 ) -> Result<Option<Duration>, InvalidValue> {

@@ -4,12 +4,26 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::value::InvalidValue;
 use crate::pdp::is_type_name;
 use crate::pdp::query::StoredPrincipal;
 use crate::pip::mapping::{
     AttributeMapping, ClaimKind, ClaimPath, ClaimRef, Mapping, ParentMapping,
 };
+
+#[derive(Debug)]
+pub(super) struct InvalidValue {
+    pub(super) key: String,
+    pub(super) problem: String,
+}
+
+impl InvalidValue {
+    pub(super) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
 
 /// The table `[issuer.principal]`.
 #[derive(Debug, Deserialize)]
@@ -45,7 +59,7 @@ enum RawAttribute {
     Table(RawAttributeTable),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawAttributeTable {
     kind: String,
@@ -64,26 +78,18 @@ struct RawParent {
 }
 
 impl RawPrincipal {
-    /// Checks all values.
     pub(super) fn check(self) -> Result<Mapping, InvalidValue> {
         let invalid = |key: &'static str| move |problem| InvalidValue::new(key, problem);
-        let attributes = self
-            .attributes
-            .into_iter()
-            .map(|(name, raw)| match raw.check(&name) {
-                Ok(attribute) => Ok((name, attribute)),
-                Err(problem) => {
-                    let key = format!("principal.attributes.{name}");
-                    Err(InvalidValue::new(key, problem))
-                }
-            })
-            .collect::<Result<BTreeMap<_, _>, _>>()?;
-        let parents = self
-            .parents
-            .into_iter()
-            .map(RawParent::check)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(invalid("principal.parents"))?;
+        let mut attributes = BTreeMap::new();
+        for (name, raw) in self.attributes {
+            let key = format!("principal.attributes.{name}");
+            let attribute = raw.check(&name);
+            let attribute = attribute.map_err(|problem| InvalidValue::new(key, problem))?;
+            attributes.insert(name, attribute);
+        }
+        let parents = self.parents.into_iter().map(RawParent::check);
+        let parents: Result<_, _> = parents.collect();
+        let parents = parents.map_err(invalid("principal.parents"))?;
         let id = match self.id {
             None => ClaimPath(vec!["sub".to_owned()]),
             Some(raw) => raw.check().map_err(invalid("principal.id"))?,
@@ -148,9 +154,7 @@ impl RawAttribute {
             Self::Table(table) => table,
             Self::Kind(kind) => RawAttributeTable {
                 kind,
-                claim: None,
-                entity_type: None,
-                optional: None,
+                ..RawAttributeTable::default()
             },
         };
         let path = match claim {

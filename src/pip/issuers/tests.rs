@@ -29,7 +29,7 @@ fn parse_with(from: &str, to: &str) -> Result<Issuers, IssuersError> {
 #[track_caller]
 fn check_invalid(from: &str, to: &str, key: &str) {
     match parse_with(from, to) {
-        Err(IssuersError::Value { key: found, .. }) => assert_eq!(found, key, "{to}"),
+        Err(IssuersError::Value(_, found, _)) => assert_eq!(found, key, "{to}"),
         other => panic!("{to}: {other:?}"),
     }
 }
@@ -162,7 +162,7 @@ type = "Role"
     ] {
         assert!(matches!(
             parse_with("type = \"User\"", bad),
-            Err(IssuersError::Syntax { .. })
+            Err(IssuersError::Syntax(..))
         ));
     }
     check_invalid(

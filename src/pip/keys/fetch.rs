@@ -25,7 +25,6 @@ use crate::watch::files::{FileReader, ReadError};
 /// Size of the largest accepted JWKS, in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// A JWKS as its server sent it.
 #[derive(Debug)]
 pub(super) struct FetchedJwks {
     pub(super) text: Bytes,
@@ -33,7 +32,6 @@ pub(super) struct FetchedJwks {
     pub(super) fresh_for: Option<Duration>,
 }
 
-/// An error that ended a fetch.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::pip) enum FetchError {
     #[error(transparent)]
@@ -109,23 +107,21 @@ async fn request(source: &UrlSource) -> Result<FetchedJwks, FetchError> {
 
 /// Returns the TLS settings for a key server, which trust the CA of `ca_file` or the system's roots.
 pub(in crate::pip) fn client_config(ca_file: Option<PathBuf>) -> Result<ClientConfig, FetchError> {
-    let mut roots = RootCertStore::empty();
-    match ca_file {
+    let (certificates, no_certificate) = match ca_file {
         Some(path) => {
             let text = FileReader::default().read(&path)?;
             let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-            let (added, _) = roots.add_parsable_certificates(certificates.unwrap_or_default());
-            if added == 0 {
-                return Err(FetchError::NoCertificate { path });
-            }
+            let no_certificate = FetchError::NoCertificate { path };
+            (certificates.unwrap_or_default(), no_certificate)
         }
         None => {
-            let found = rustls_native_certs::load_native_certs();
-            let (added, _) = roots.add_parsable_certificates(found.certs);
-            if added == 0 {
-                return Err(FetchError::NoRoots);
-            }
+            let system = rustls_native_certs::load_native_certs();
+            (system.certs, FetchError::NoRoots)
         }
+    };
+    let mut roots = RootCertStore::empty();
+    if roots.add_parsable_certificates(certificates).0 == 0 {
+        return Err(no_certificate);
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)

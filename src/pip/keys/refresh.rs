@@ -2,18 +2,19 @@
 //! request for a token whose key is missing.
 //!
 //! One task per URL does all fetches, so only one runs at a time. A failed fetch never replaces the
-//! last good set; only `max_stale` drops it.
+//! last good set; only `max_stale` drops it. Many requests share one fetch, and fetches have a
+//! minimum interval, so that tokens with made-up keys cannot cause a flood of them.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::fetch::{FetchError, fetch};
-use super::fetch_request::{FetchProgress, FetchRequester};
 use super::{KeySet, KeySetError};
 use crate::pip::issuers::UrlSource;
 use crate::pip::metrics::KeyCounters;
@@ -22,11 +23,152 @@ use crate::versioned::Versioned;
 /// The pause after the first failed fetch, doubled after each further failure.
 const MIN_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause after a failed fetch.
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
 
 /// Assumed freshness of a set whose server sends no cache headers.
 const DEFAULT_FRESHNESS: Duration = Duration::from_secs(300);
+
+/// Most requests that wait for one URL at a time.
+///
+/// Without this bound, tokens with made-up keys could take all call slots while the server is slow.
+const MAX_WAITERS: usize = 1_024;
+
+/// The progress of the fetches of one URL, which are numbered from 1.
+#[derive(Clone, Copy, Debug, Default)]
+struct FetchProgress {
+    started: u64,
+    finished: u64,
+    last_started: Option<Instant>,
+    /// True if the last finished fetch failed.
+    has_failed: bool,
+    last_success: Option<Instant>,
+}
+
+/// A handle to request fetches of one URL.
+#[derive(Clone, Debug)]
+pub(in crate::pip) struct FetchRequester {
+    progress: watch::Receiver<FetchProgress>,
+    wake: Arc<Notify>,
+    /// The number of the last requested fetch.
+    requested: Arc<AtomicU64>,
+    min_interval: Duration,
+    max_wait: Duration,
+    waiters: Arc<Semaphore>,
+}
+
+/// The action to take when a token's key is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyMiss {
+    /// Request a fetch of the issuer's keys and wait for it.
+    Wait,
+    /// Reject the token, such as after a wait.
+    Fail,
+}
+
+/// The state of the fetches when a token's key is missing.
+#[derive(Debug)]
+pub(in crate::pip) enum MissingKey {
+    /// A fetch is under way and may bring the key.
+    Wait(KeyWait),
+    /// The last fetch succeeded, and another is not allowed yet: the key does not exist.
+    Unknown,
+    /// The last fetch failed or is not over, or too many requests wait for it: the key may exist.
+    Unavailable,
+}
+
+/// A wait for a fetch that may bring a missing key.
+#[derive(Debug)]
+pub struct KeyWait {
+    progress: watch::Receiver<FetchProgress>,
+    fetch: u64,
+    timeout: Duration,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl KeyWait {
+    /// Returns the time limit of the wait.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Reduces the time limit to at most `max`.
+    #[must_use]
+    pub fn with_max_timeout(mut self, max: Duration) -> Self {
+        self.timeout = self.timeout.min(max);
+        self
+    }
+
+    /// Waits until the fetch has finished or the time limit is reached.
+    ///
+    /// Cancel-safe; the fetch goes on when the wait ends.
+    pub async fn wait(mut self) {
+        let fetch = self.fetch;
+        let finished = self
+            .progress
+            .wait_for(|progress| progress.finished >= fetch);
+        // The caller looks the key up again, so the reason why the wait ended does not matter.
+        let _ = tokio::time::timeout(self.timeout, finished).await;
+    }
+}
+
+impl FetchRequester {
+    /// Requests a fetch, and returns its number, or that of the fetch under way. Returns `None` if
+    /// the last fetch is too recent.
+    pub(in crate::pip) fn request(&self) -> Option<u64> {
+        let progress = *self.progress.borrow();
+        if progress.started > progress.finished {
+            return Some(progress.started);
+        }
+        match progress.last_started {
+            Some(started) if started.elapsed() < self.min_interval => None,
+            Some(_) | None => {
+                let number = progress.started + 1;
+                self.requested.fetch_max(number, Ordering::Relaxed);
+                self.wake.notify_one();
+                Some(number)
+            }
+        }
+    }
+
+    /// Requests a fetch for a missing key, and returns a wait for it if a fetch is allowed.
+    pub(in crate::pip) fn request_and_wait(&self) -> MissingKey {
+        let Some(fetch) = self.request() else {
+            return self.without_request();
+        };
+        match Arc::clone(&self.waiters).try_acquire_owned() {
+            Ok(permit) => MissingKey::Wait(KeyWait {
+                progress: self.progress.clone(),
+                fetch,
+                timeout: self.max_wait,
+                _permit: permit,
+            }),
+            Err(_) => MissingKey::Unavailable,
+        }
+    }
+
+    /// Returns the state for a missing key without requesting a fetch.
+    pub(in crate::pip) fn without_request(&self) -> MissingKey {
+        let progress = *self.progress.borrow();
+        let started = progress.started.max(self.requested.load(Ordering::Relaxed));
+        let is_pending = started > progress.finished;
+        match progress.has_failed || progress.finished == 0 || is_pending {
+            true => MissingKey::Unavailable,
+            false => MissingKey::Unknown,
+        }
+    }
+
+    #[cfg(test)]
+    pub(in crate::pip) fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed) > self.progress.borrow().started
+    }
+
+    /// Returns the time since the last successful fetch.
+    pub(in crate::pip) fn age(&self) -> Option<Duration> {
+        let last_success = self.progress.borrow().last_success;
+        last_success.map(|success| success.elapsed())
+    }
+}
 
 /// The task that fetches the keys of one URL.
 pub(in crate::pip) struct KeyRefresher {
@@ -37,7 +179,6 @@ pub(in crate::pip) struct KeyRefresher {
     keys: Arc<Versioned<Option<KeySet>>>,
     counters: Arc<KeyCounters>,
     progress: watch::Sender<FetchProgress>,
-    /// Wakes this task for a requested fetch.
     wake: Arc<Notify>,
 }
 
@@ -61,7 +202,14 @@ impl KeyRefresher {
     ) -> (Self, FetchRequester) {
         let (progress, progress_reader) = watch::channel(FetchProgress::default());
         let wake = Arc::new(Notify::new());
-        let requester = FetchRequester::new(&source, progress_reader, Arc::clone(&wake));
+        let requester = FetchRequester {
+            progress: progress_reader,
+            wake: Arc::clone(&wake),
+            requested: Arc::default(),
+            min_interval: source.refetch_interval,
+            max_wait: source.key_wait,
+            waiters: Arc::new(Semaphore::new(MAX_WAITERS)),
+        };
         let refresher = Self {
             issuer,
             source,
@@ -74,7 +222,6 @@ impl KeyRefresher {
         (refresher, requester)
     }
 
-    /// Fetches forever.
     pub(in crate::pip) async fn run(self) {
         let mut failures = 0;
         loop {
@@ -121,11 +268,9 @@ impl KeyRefresher {
         let fetched = fetch(&self.source).await?;
         let keys = KeySet::from_jwks(&fetched.text, &self.allowed)?;
         let current = self.keys.load();
-        let is_same = (*current)
-            .as_ref()
-            .is_some_and(|set| set.has_same_text(&keys));
+        let is_same = |set: &KeySet| set.has_same_text(&keys);
         // An equal set keeps its version, so that cached tokens stay valid.
-        if !is_same {
+        if !(*current).as_ref().is_some_and(is_same) {
             match keys.len() {
                 0 => tracing::warn!(
                     issuer = %self.issuer, url = %self.source.url,
@@ -191,9 +336,8 @@ fn pause_after_success(source: &UrlSource, fresh_for: Option<Duration>) -> Durat
 
 fn pause_after_failure(failures: u32) -> Duration {
     let pause = MIN_RETRY_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
-    pause
-        .min(MAX_RETRY_PAUSE)
-        .mul_f64(0.8 + 0.2 * random_fraction())
+    let spread = 0.8 + 0.2 * random_fraction();
+    pause.min(MAX_RETRY_PAUSE).mul_f64(spread)
 }
 
 /// Returns a number from 0 to 1 that is random enough to spread fetches.
@@ -205,7 +349,6 @@ fn random_fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pip::keys::fetch_request::{MAX_WAITERS, MissingKey};
 
     fn source() -> UrlSource {
         UrlSource {

@@ -133,11 +133,11 @@ fn short_secret_is_rejected() {
     assert_eq!(secret(32, Algorithm::HS256), Ok(1));
     assert_eq!(
         secret(31, Algorithm::HS256),
-        Err(KeySetError::ShortSecret { min_bytes: 32 })
+        Err(KeySetError::ShortSecret(32))
     );
     assert_eq!(
         secret(63, Algorithm::HS512),
-        Err(KeySetError::ShortSecret { min_bytes: 64 })
+        Err(KeySetError::ShortSecret(64))
     );
     let with_line_break = [&[b'x'; 31][..], b"\n"].concat();
     assert!(KeySet::from_secret(&with_line_break, &[Algorithm::HS256]).is_err());

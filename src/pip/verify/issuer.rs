@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use jsonwebtoken::Algorithm;
 
-use super::error::VerifyError;
+use super::VerifyError;
 use crate::pip::issuers::IssuerRules;
 use crate::pip::json::{Json, Object};
-use crate::pip::keys::fetch_request::{FetchRequester, KeyMiss, MissingKey};
+use crate::pip::keys::refresh::{FetchRequester, KeyMiss, MissingKey};
 use crate::pip::keys::{Key, KeySet, TooManyCandidates};
 use crate::pip::metrics::{IssuerKeyMetrics, KeyCounters};
 use crate::pip::rejection::{RejectionReason, TokenRejection};
@@ -31,16 +31,7 @@ pub(in crate::pip) struct Issuer {
     pub(in crate::pip) counters: Arc<KeyCounters>,
 }
 
-/// The key that verified a signature.
-pub(super) struct VerifyingKey {
-    /// The version of the key set.
-    pub(super) version: Version,
-    /// The key's own id, or the `kid` of the token if the key has none.
-    pub(super) kid: Option<String>,
-}
-
 impl Issuer {
-    /// Returns the current state of the keys.
     pub(super) fn key_metrics(&self) -> IssuerKeyMetrics {
         IssuerKeyMetrics {
             issuer: Arc::clone(&self.name),
@@ -88,12 +79,13 @@ impl Issuer {
         }
     }
 
-    /// Checks the signature, and returns the key that verifies it.
+    /// Checks the signature. Returns the version of the key set, and the id of the key that verifies
+    /// it, or the `kid` of the token if the key has none.
     pub(super) fn check_signature(
         &self,
         token: &ParsedToken<'_>,
         on_key_miss: KeyMiss,
-    ) -> Result<VerifyingKey, VerifyError> {
+    ) -> Result<(Version, Option<String>), VerifyError> {
         let algorithm = self.check_algorithm(&token.header)?;
         let kid = token.header.kid.as_deref();
         let (version, keys) = self.keys.load_with_version();
@@ -122,10 +114,7 @@ impl Issuer {
             let detail = "the token's signature does not verify";
             return Err(TokenRejection::new(RejectionReason::Signature, detail).into());
         };
-        Ok(VerifyingKey {
-            version,
-            kid: key.kid().or(kid).map(ToOwned::to_owned),
-        })
+        Ok((version, key.kid().or(kid).map(ToOwned::to_owned)))
     }
 
     /// Returns the token's algorithm, if its issuer may use it.

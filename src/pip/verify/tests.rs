@@ -73,7 +73,9 @@ fn fixture_with(issuers: &str, cache_bytes: Option<u64>) -> Fixture {
             counters: Arc::default(),
         }],
         revocations: Arc::clone(&revocations),
-        cache: cache_bytes.and_then(NonZeroU64::new).map(TokenCache::new),
+        cache: cache_bytes
+            .and_then(NonZeroU64::new)
+            .map(|bytes| TokenCache::new(bytes, VerifiedToken::heap_size)),
         counters: Arc::default(),
     };
     Fixture {

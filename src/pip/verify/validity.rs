@@ -63,14 +63,11 @@ pub(super) fn date_claim(
     claims: &Object,
     name: &str,
 ) -> Result<Option<NumericDate>, TokenRejection> {
-    let Some(claim) = claims.get(name) else {
-        return Ok(None);
+    let read = |claim| {
+        NumericDate::from_claim(claim).ok_or_else(|| {
+            let detail = format!("claim `{name}` is not a date");
+            TokenRejection::new(RejectionReason::Claims, detail)
+        })
     };
-    match NumericDate::from_claim(claim) {
-        Some(date) => Ok(Some(date)),
-        None => Err(TokenRejection::new(
-            RejectionReason::Claims,
-            format!("claim `{name}` is not a date"),
-        )),
-    }
+    claims.get(name).map(read).transpose()
 }

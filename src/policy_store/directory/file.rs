@@ -41,7 +41,6 @@ pub(super) struct FileToRead {
     pub(super) is_conclusive: bool,
 }
 
-/// The result of reading one file.
 pub(super) enum ReadOutcome {
     /// The file, and its size in bytes.
     Read(SourceFile, u64),

@@ -12,9 +12,11 @@ use crate::watch::WatchedPaths;
 /// The content of a policy directory, as one scan read it.
 #[derive(Debug)]
 pub struct DirectoryScan {
-    pub(super) sources: Sources,
+    /// The files and their problems.
+    pub sources: Sources,
     pub(super) fingerprints: Fingerprints,
-    pub(super) watched_paths: WatchedPaths,
+    /// The paths whose change may alter the next scan.
+    pub watched_paths: WatchedPaths,
     /// Names that changed during the scan. If there are any, the scan may mix old and new content.
     pub(super) changed_names: BTreeSet<String>,
     pub(super) started_at: SystemTime,
@@ -23,11 +25,10 @@ pub struct DirectoryScan {
 }
 
 impl DirectoryScan {
-    /// Creates a scan that found nothing but `problem`.
-    #[must_use]
-    pub fn failed(problem: Diagnostic) -> Self {
+    /// Begins a scan, which has found nothing yet.
+    pub(super) fn begin() -> Self {
         Self {
-            sources: Sources::new(Vec::new(), vec![problem], Vec::new()),
+            sources: Sources::new(Vec::new(), Vec::new(), Vec::new()),
             fingerprints: Fingerprints::default(),
             watched_paths: WatchedPaths::default(),
             changed_names: BTreeSet::new(),
@@ -36,31 +37,18 @@ impl DirectoryScan {
         }
     }
 
-    /// Returns the files and their problems.
+    /// Creates a scan that found nothing but `problem`.
     #[must_use]
-    pub fn sources(&self) -> &Sources {
-        &self.sources
-    }
-
-    /// Returns the files and their problems.
-    #[must_use]
-    pub fn into_sources(self) -> Sources {
-        self.sources
+    pub fn failed(problem: Diagnostic) -> Self {
+        Self {
+            sources: Sources::new(Vec::new(), vec![problem], Vec::new()),
+            ..Self::begin()
+        }
     }
 
     /// Returns the content digest. Hashes all files.
-    ///
-    /// # Errors
-    ///
-    /// [`TextChanged`] when a file no longer holds what was read.
     pub fn revision(&self) -> Result<Revision, TextChanged> {
         self.sources.revision()
-    }
-
-    /// Returns the paths whose change may alter the next scan.
-    #[must_use]
-    pub fn watched_paths(&self) -> &WatchedPaths {
-        &self.watched_paths
     }
 
     /// Returns whether the scan may mix old and new content: a file changed during the scan, or
@@ -76,10 +64,8 @@ impl DirectoryScan {
     #[must_use]
     pub fn is_settled(&self, quiet: Duration) -> bool {
         let quiet = quiet.max(TIMESTAMP_RESOLUTION);
-        !self.is_inconsistent()
-            && self
-                .last_change
-                .is_some_and(|last_change| last_change.is_before(self.started_at, quiet))
+        let is_before = |last: Timestamp| last.is_before(self.started_at, quiet);
+        !self.is_inconsistent() && self.last_change.is_some_and(is_before)
     }
 
     /// Returns whether this and an `earlier` scan found the same, with no write between the two.
@@ -104,11 +90,7 @@ impl DirectoryScan {
     /// relative paths, but absolute ones for links outside of the directory.
     #[must_use]
     pub fn changes_since(&self, earlier: &Self) -> BTreeSet<String> {
-        let mut names: BTreeSet<String> = self
-            .changed_names
-            .union(&earlier.changed_names)
-            .cloned()
-            .collect();
+        let mut names = &self.changed_names | &earlier.changed_names;
         for (one, other) in [(self, earlier), (earlier, self)] {
             let changed = one.sources.files().iter().filter(|file| file.has_changed());
             names.extend(changed.map(|file| file.path.clone()));
@@ -128,7 +110,6 @@ impl DirectoryScan {
         names
     }
 
-    /// Returns the file with this relative path.
     pub(super) fn file(&self, path: &str) -> Option<&SourceFile> {
         let files = self.sources.files();
         let found = files.binary_search_by(|file| file.path.as_bytes().cmp(path.as_bytes()));

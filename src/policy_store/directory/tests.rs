@@ -55,19 +55,19 @@ fn scan_within(directory: &TempDir, limits: SourceLimits) -> DirectoryScan {
 }
 
 fn paths(scan: &DirectoryScan) -> Vec<&str> {
-    let files = scan.sources().files().iter();
+    let files = scan.sources.files().iter();
     files.map(|file| file.path.as_str()).collect()
 }
 
 fn held(scan: &DirectoryScan, file: usize) -> &str {
-    scan.sources().files()[file].text_in_memory().unwrap()
+    scan.sources.files()[file].text_in_memory().unwrap()
 }
 
 /// Checks that the scan has one problem, in `file`, whose text contains `says`.
 #[track_caller]
 fn check_problem(scan: &DirectoryScan, file: &str, says: &str) {
-    let [problem] = scan.sources().problems() else {
-        panic!("one problem, not {:#?}", scan.sources().problems());
+    let [problem] = scan.sources.problems() else {
+        panic!("one problem, not {:#?}", scan.sources.problems());
     };
     assert_eq!(problem.file, file);
     assert!(problem.message.contains(says), "{problem}");
@@ -88,8 +88,8 @@ fn only_matching_names_are_read() {
         ["a.cedarschema", "b.cedar", "deep/down/entities.json"]
     );
     assert_eq!(held(&scan, 1), "b");
-    assert!(scan.sources().problems().is_empty());
-    assert!(scan.sources().warnings().is_empty());
+    assert!(scan.sources.problems().is_empty());
+    assert!(scan.sources.warnings().is_empty());
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn dot_names_are_ignored() {
     symlink("nowhere", directory.path().join(".#e.cedar")).unwrap();
     let scan = scan_all(&directory);
     assert_eq!(paths(&scan), ["c.cedar"]);
-    assert!(scan.sources().problems().is_empty());
+    assert!(scan.sources.problems().is_empty());
 }
 
 #[test]
@@ -183,8 +183,8 @@ fn other_dangling_links_are_warnings() {
     let directory = directory(&[]);
     symlink("nowhere", directory.path().join("team")).unwrap();
     let scan = scan_all(&directory);
-    assert!(scan.sources().problems().is_empty());
-    assert_eq!(scan.sources().warnings()[0].file, "team");
+    assert!(scan.sources.problems().is_empty());
+    assert_eq!(scan.sources.warnings()[0].file, "team");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn invalid_utf8_is_a_problem_with_its_position() {
     .unwrap();
     let scan = scan_all(&directory);
     check_problem(&scan, "a.cedar", "is not UTF-8");
-    let position = scan.sources().problems()[0].position.unwrap();
+    let position = scan.sources.problems()[0].position.unwrap();
     assert_eq!((position.line, position.column), (2, 4));
 }
 
@@ -248,7 +248,7 @@ fn matching_names_must_be_utf8() {
 fn similar_names_are_warnings() {
     let directory = directory(&[("schema.json", "{}"), ("notes.txt", "")]);
     let scan = scan_all(&directory);
-    let [warning] = scan.sources().warnings() else {
+    let [warning] = scan.sources.warnings() else {
         panic!("one warning");
     };
     assert_eq!(warning.file, "schema.json");
@@ -294,11 +294,7 @@ fn directories_beyond_a_limit_are_rejected() {
     ] {
         let scan = scan_within(&directory, limits);
         if says.is_empty() {
-            assert_eq!(
-                scan.sources().problems().len(),
-                2,
-                "both files are too large"
-            );
+            assert_eq!(scan.sources.problems().len(), 2, "both files are too large");
         } else {
             check_problem(&scan, file, says);
         }
@@ -311,7 +307,7 @@ fn directories_beyond_a_limit_are_rejected() {
     };
     assert!(
         scan_within(&directory, enough)
-            .sources()
+            .sources
             .problems()
             .is_empty()
     );
@@ -439,7 +435,7 @@ fn only_old_unchanged_files_are_reused() {
 fn entity_texts_stay_on_disk() {
     let directory = directory(&[("entities.json", "[]")]);
     let scan = scan_all(&directory);
-    let file = &scan.sources().files()[0];
+    let file = &scan.sources.files()[0];
     assert_eq!(file.text_in_memory(), None);
     assert_eq!(file.text().as_deref(), Ok("[]"));
     assert_eq!((file.digest, file.bytes()), (ContentDigest::of(b"[]"), 2));
@@ -462,7 +458,7 @@ fn changed_entity_texts_are_errors() {
         let scan = scan_all(&directory);
         change(&directory.path().join("entities.json"));
         assert!(!scan.is_inconsistent(), "the text was not read yet");
-        assert_eq!(scan.sources().files()[0].text(), Err(TextChanged));
+        assert_eq!(scan.sources.files()[0].text(), Err(TextChanged));
         assert!(scan.is_inconsistent());
         assert_eq!(Vec::from_iter(scan.changes_since(&scan)), ["entities.json"]);
     }
@@ -491,7 +487,7 @@ fn files_with_a_changed_text_are_read_again() {
     one.started_at += Duration::from_secs(3600);
     // Unreadable for a moment, as when the process has no file descriptor left.
     fs::rename(&path, directory.path().join("away")).unwrap();
-    assert!(one.sources().files()[0].text().is_err());
+    assert!(one.sources.files()[0].text().is_err());
     fs::rename(directory.path().join("away"), &path).unwrap();
     let fingerprint = Fingerprint::of(&fs::metadata(&path).unwrap());
     one.fingerprints
@@ -502,7 +498,7 @@ fn files_with_a_changed_text_are_read_again() {
 
     let two = scan_after(&directory, Some(&one));
     assert!(!two.is_inconsistent());
-    assert_eq!(two.sources().files()[0].text().as_deref(), Ok("[]"));
+    assert_eq!(two.sources.files()[0].text().as_deref(), Ok("[]"));
 }
 
 #[test]
@@ -513,7 +509,7 @@ fn several_threads_read_many_files() {
         fs::write(directory.path().join(format!("{n:02}.cedar")), text).unwrap();
     }
     let scan = scan_all(&directory);
-    for (n, file) in scan.sources().files().iter().enumerate() {
+    for (n, file) in scan.sources.files().iter().enumerate() {
         assert_eq!(file.path, format!("{n:02}.cedar"));
         assert_eq!(held(&scan, n), format!("{n}").repeat(100_000));
         assert_eq!(file.digest, ContentDigest::of(held(&scan, n).as_bytes()));
@@ -557,7 +553,7 @@ fn consistent_scans_never_mix_versions() {
                 continue;
             }
             consistent += 1;
-            let files = scan.sources().files();
+            let files = scan.sources.files();
             let is_mixed = files.iter().any(|file| file.digest != files[0].digest);
             if is_mixed {
                 stop.store(true, Ordering::Relaxed);

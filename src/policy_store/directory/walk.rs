@@ -3,25 +3,20 @@
 //! Links are resolved here and not by the system, because each link on the way is part of the
 //! scan and must be watched.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, FileType, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use super::error_text::{error_text, file_type_name};
 use super::file::{self, FileToRead, ReadOutcome};
-use super::fingerprint::{Fingerprint, Fingerprints, ResolvedFile, Timestamp};
-use super::limits::Usage;
+use super::fingerprint::{Fingerprint, ResolvedFile};
 use super::scan::DirectoryScan;
-use crate::config::store::SourceLimits;
+use crate::config::SourceLimits;
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
-use crate::watch::WatchedPaths;
 use crate::watch::links::{ResolveError, resolve};
 
 /// Reads all of `directory`.
@@ -38,7 +33,6 @@ pub fn scan(
     workers: &Workers,
 ) -> DirectoryScan {
     let mut walk = Walk {
-        started_at: SystemTime::now(),
         limits,
         previous,
         root: directory.to_owned(),
@@ -47,28 +41,22 @@ pub fn scan(
         to_read: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
-        fingerprints: Fingerprints::default(),
-        watched_paths: WatchedPaths::default(),
-        changed_names: BTreeSet::new(),
-        usage: Usage::new(limits),
-        last_change: None,
+        file_count: 0,
+        byte_count: 0,
+        is_limit_exceeded: false,
+        scan: DirectoryScan::begin(),
     };
     walk.visit_root(directory);
     let has_read = walk.read_files(workers);
     walk.verify(has_read);
+    let sources = Sources::new(walk.files, walk.problems, walk.warnings);
     DirectoryScan {
-        sources: Sources::new(walk.files, walk.problems, walk.warnings),
-        fingerprints: walk.fingerprints,
-        watched_paths: walk.watched_paths,
-        changed_names: walk.changed_names,
-        started_at: walk.started_at,
-        last_change: walk.last_change,
+        sources,
+        ..walk.scan
     }
 }
 
-/// The state of one walk.
 struct Walk<'a> {
-    started_at: SystemTime,
     limits: &'a SourceLimits,
     previous: Option<&'a DirectoryScan>,
     /// The policy directory, without links once it is resolved.
@@ -80,11 +68,14 @@ struct Walk<'a> {
     to_read: Vec<FileToRead>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
-    fingerprints: Fingerprints,
-    watched_paths: WatchedPaths,
-    changed_names: BTreeSet<String>,
-    usage: Usage<'a>,
-    last_change: Option<Timestamp>,
+    /// Files and directories so far, counted against the limit of the whole directory.
+    file_count: usize,
+    /// Bytes of files so far, likewise.
+    byte_count: u64,
+    /// Set once a limit is exceeded; the rest of the directory is left out.
+    is_limit_exceeded: bool,
+    /// The result so far, without sources.
+    scan: DirectoryScan,
 }
 
 impl Walk<'_> {
@@ -129,15 +120,18 @@ impl Walk<'_> {
         if !self.count_file() {
             return;
         }
-        self.watched_paths.add_directory(path);
-        self.fingerprints.directories.insert(path.to_owned(), id);
+        self.scan.watched_paths.add_directory(path);
+        self.scan
+            .fingerprints
+            .directories
+            .insert(path.to_owned(), id);
         let entries = match list(path) {
             Ok(entries) => entries,
             Err(error) => return self.unreadable(name, &error),
         };
         self.ancestors.push(id);
         for (entry, kind) in entries {
-            if self.usage.is_exceeded() {
+            if self.is_limit_exceeded {
                 break;
             }
             if !entry.as_bytes().starts_with(b".") {
@@ -207,10 +201,10 @@ impl Walk<'_> {
                 kind,
                 resolved: file.path.clone(),
                 fingerprint,
-                is_conclusive: fingerprint.is_conclusive_at(self.started_at),
+                is_conclusive: fingerprint.is_conclusive_at(self.scan.started_at),
             }),
         }
-        self.fingerprints.files.insert(name, file);
+        self.scan.fingerprints.files.insert(name, file);
     }
 
     /// Reads the files that cannot be reused. Returns whether there were any.
@@ -228,7 +222,7 @@ impl Walk<'_> {
                 ReadOutcome::TooLarge(bytes) => self.too_large(&file.path, bytes),
                 ReadOutcome::Invalid(problem) => self.problems.push(problem),
                 ReadOutcome::Changed => {
-                    self.changed_names.insert(file.path.clone());
+                    self.scan.changed_names.insert(file.path.clone());
                 }
                 ReadOutcome::Failed(error) => self.unreadable(&file.path, &error),
             }
@@ -239,25 +233,25 @@ impl Walk<'_> {
     /// Looks again at everything that was seen. What differs may have been read half old, half new.
     fn verify(&mut self, has_read: bool) {
         let is_as_before = |previous: &DirectoryScan| {
-            !has_read && !previous.is_inconsistent() && previous.fingerprints == self.fingerprints
+            !has_read
+                && !previous.is_inconsistent()
+                && previous.fingerprints == self.scan.fingerprints
         };
         if self.previous.is_some_and(is_as_before) {
             return;
         }
         let now = |path: &Path| fs::symlink_metadata(path).ok();
-        let seen = self
-            .fingerprints
-            .files
-            .iter()
-            .chain(&self.fingerprints.links);
-        for (name, seen) in seen {
+        let seen = &self.scan.fingerprints;
+        for (name, seen) in seen.files.iter().chain(&seen.links) {
             if now(&seen.path).map(|found| Fingerprint::of(&found)) != Some(seen.fingerprint) {
-                self.changed_names.insert(name.clone());
+                self.scan.changed_names.insert(name.clone());
             }
         }
-        for (path, id) in &self.fingerprints.directories {
+        for (path, id) in &self.scan.fingerprints.directories {
             if now(path).map(|found| (found.dev(), found.ino())) != Some(*id) {
-                self.changed_names.insert(relative_name(&self.root, path));
+                self.scan
+                    .changed_names
+                    .insert(relative_name(&self.root, path));
             }
         }
     }
@@ -265,7 +259,7 @@ impl Walk<'_> {
     /// Resolves `path`, and records the links on the way.
     fn resolve(&mut self, from: &Path, path: &Path) -> Result<PathBuf, ResolveError> {
         let mut links = Vec::new();
-        let resolved = resolve(from, path, &mut self.watched_paths, |path, found| {
+        let resolved = resolve(from, path, &mut self.scan.watched_paths, |path, found| {
             let fingerprint = Fingerprint::of(found);
             links.push(ResolvedFile { path, fingerprint });
         });
@@ -273,16 +267,16 @@ impl Walk<'_> {
             self.record_change_time(&link.fingerprint);
             let name = relative_name(&self.root, &link.path);
             // Many files may be reached through one link. It must be the same for all.
-            let known = self.fingerprints.links.entry(name.clone());
+            let known = self.scan.fingerprints.links.entry(name.clone());
             if *known.or_insert_with(|| link.clone()) != link {
-                self.changed_names.insert(name);
+                self.scan.changed_names.insert(name);
             }
         }
         resolved
     }
 
     fn record_change_time(&mut self, fingerprint: &Fingerprint) {
-        self.last_change = self.last_change.max(Some(fingerprint.last_change()));
+        self.scan.last_change = self.scan.last_change.max(Some(fingerprint.last_change()));
     }
 
     fn is_acceptable(&mut self, name: &str, found: &Metadata) -> bool {
@@ -300,18 +294,26 @@ impl Walk<'_> {
 
     /// Counts one file or directory. Returns whether the limits allow it.
     fn count_file(&mut self) -> bool {
-        if let Some(text) = self.usage.add_file() {
-            self.problem("", text);
-        }
-        !self.usage.is_exceeded()
+        self.file_count += 1;
+        let allowed = self.limits.files;
+        let text = || format!("more than {allowed} files and directories");
+        self.check_limit(self.file_count > allowed, text)
     }
 
     /// Counts `bytes` of a file. Returns whether the limits allow them.
     fn count_bytes(&mut self, bytes: u64) -> bool {
-        if let Some(text) = self.usage.add_bytes(bytes) {
-            self.problem("", text);
+        self.byte_count = self.byte_count.saturating_add(bytes);
+        let allowed = self.limits.total_bytes;
+        let text = || format!("the files hold more than the {allowed} bytes allowed together");
+        self.check_limit(self.byte_count > allowed, text)
+    }
+
+    /// Reports the first limit that is exceeded. Returns whether none is.
+    fn check_limit(&mut self, is_exceeded: bool, text: impl FnOnce() -> String) -> bool {
+        if is_exceeded && !std::mem::replace(&mut self.is_limit_exceeded, true) {
+            self.problem("", text());
         }
-        !self.usage.is_exceeded()
+        !self.is_limit_exceeded
     }
 
     fn too_large(&mut self, name: &str, bytes: u64) {
@@ -320,11 +322,10 @@ impl Walk<'_> {
         self.problem(name, text);
     }
 
-    /// Reports a link that does not resolve.
     fn bad_link(&mut self, name: &str, is_policy_file: bool, link: &Path, error: ResolveError) {
         let text = match error {
             ResolveError::Missing(at) if at == link => {
-                self.changed_names.insert(name.to_owned());
+                self.scan.changed_names.insert(name.to_owned());
                 return;
             }
             ResolveError::Missing(at) => {
@@ -351,7 +352,7 @@ impl Walk<'_> {
         if is_gone {
             // It was listed a moment ago, so the directory is changing. The next scan finds the
             // result.
-            self.changed_names.insert(name.to_owned());
+            self.scan.changed_names.insert(name.to_owned());
         } else if name.is_empty() {
             let root = self.root.display();
             let text = format!("the policy directory `{root}` cannot be read: {why}");
@@ -367,6 +368,31 @@ impl Walk<'_> {
 
     fn warning(&mut self, name: &str, text: String) {
         self.warnings.push(Diagnostic::warning(name, text));
+    }
+}
+
+fn file_type_name(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_symlink() {
+        "a link"
+    } else {
+        "a device"
+    }
+}
+
+/// Describes an error of the system, in terms of the policy directory.
+fn error_text(error: &io::Error) -> String {
+    if error.kind() == ErrorKind::PermissionDenied {
+        "permission denied".to_owned()
+    } else if error.kind() == ErrorKind::NotADirectory {
+        "it is not a directory".to_owned()
+    } else {
+        error.to_string()
     }
 }
 

@@ -1,23 +1,28 @@
-//! Compiles settled content on its own thread.
+//! Compiles settled content on its own thread, and rejects what looks like a mistake: policies or a
+//! schema that are suddenly gone.
+//!
+//! An empty directory is valid, and denies everything. But one that *becomes* empty is more often
+//! a failed mount or a truncated file than intended.
 
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::config::store::StoreSettings;
+use crate::config::StoreSettings;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::settings::Settings;
+use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Compiled, Workers};
 use crate::policy_store::background::Priority;
 use crate::policy_store::directory::DirectoryScan;
-use crate::policy_store::shrink_guard::unexpected_losses;
 
 /// The compiler: [`compile_from`](crate::pdp::compile::compile_from), or a test's own.
 pub(super) type Compile =
     fn(Option<&Compiled>, &Sources, &Settings, &Workers) -> Result<Compiled, CompileError>;
 
-/// A compilation of one scan.
+const HELP: &str = "if this is intended, start with `--allow-empty`";
+
 pub(super) struct CompileJob {
     pub(super) settings: Arc<StoreSettings>,
     pub(super) compile: Compile,
@@ -27,7 +32,6 @@ pub(super) struct CompileJob {
     pub(super) current: Option<(Arc<DirectoryScan>, Arc<Compiled>)>,
 }
 
-/// The result of a compilation.
 #[derive(Debug)]
 pub(super) struct CompileResult {
     /// The snapshot, or the reasons why it must not be published.
@@ -38,17 +42,14 @@ pub(super) struct CompileResult {
 impl CompileJob {
     pub(super) fn run(self) -> CompileResult {
         let started_at = Instant::now();
-        let compiled = match self.compile() {
-            Ok(compiled) => {
-                let losses = self.unexpected_losses(&compiled);
-                if losses.is_empty() {
-                    Ok(compiled)
-                } else {
-                    Err(losses)
-                }
+        let compiled = self.compile().map_err(|error| error.errors);
+        let compiled = compiled.and_then(|compiled| {
+            let losses = self.unexpected_losses(&compiled);
+            match losses.is_empty() {
+                true => Ok(compiled),
+                false => Err(losses),
             }
-            Err(error) => Err(error.errors),
-        };
+        });
         CompileResult {
             compiled,
             duration: started_at.elapsed(),
@@ -56,10 +57,10 @@ impl CompileJob {
     }
 
     fn compile(&self) -> Result<Compiled, CompileError> {
-        let sources = self.scan.sources();
+        let sources = &self.scan.sources;
         let workers = self.priority.workers().scaled_to(sources.bytes());
         let current = self.current.as_ref();
-        let old_sources = current.map(|(scan, _)| scan.sources());
+        let old_sources = current.map(|(scan, _)| &scan.sources);
         let old = current.map(|(_, compiled)| &**compiled);
         thread::scope(|scope| {
             // The hash over all files in order cannot be divided, so it is started first. The
@@ -78,9 +79,38 @@ impl CompileJob {
     fn unexpected_losses(&self, new: &Compiled) -> Vec<Diagnostic> {
         match &self.current {
             Some((_, old)) if !self.settings.allow_empty => {
-                unexpected_losses(&old.snapshot, &new.snapshot, self.scan.sources())
+                unexpected_losses(&old.snapshot, &new.snapshot, &self.scan.sources)
             }
             Some(_) | None => Vec::new(),
         }
     }
+}
+
+/// Returns the reasons why `new`, compiled from `sources`, must not replace `old`.
+fn unexpected_losses(old: &Snapshot, new: &Snapshot, sources: &Sources) -> Vec<Diagnostic> {
+    let mut losses = Vec::new();
+    let policies_and_links =
+        |snapshot: &Snapshot| snapshot.counts().policies + snapshot.counts().links;
+    let before = policies_and_links(old);
+    if before > 0 && policies_and_links(new) == 0 {
+        let text =
+            format!("no policy and no link is left of {before}: all requests would be denied");
+        losses.push(Diagnostic::error("", text).with_help(HELP));
+    }
+    if old.has_schema() && !new.has_schema() {
+        let text = "no schema file is left: nothing would be validated";
+        losses.push(Diagnostic::error("", text).with_help(HELP));
+    }
+    let policies_in = |snapshot: &Snapshot, file: &str| {
+        let count = snapshot.policies_per_file().get(file);
+        count.copied().unwrap_or_default()
+    };
+    for file in sources.files() {
+        let before = policies_in(old, &file.path);
+        if before > 0 && policies_in(new, &file.path) == 0 {
+            let text = format!("no policy is left of {before} in this file");
+            losses.push(Diagnostic::error(&file.path, text).with_help(HELP));
+        }
+    }
+    losses
 }

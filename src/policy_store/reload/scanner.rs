@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::store::StoreSettings;
+use crate::config::StoreSettings;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::policy_store::background::{BackgroundJob, Priority};
 use crate::policy_store::directory::{self, DirectoryScan};
@@ -56,7 +56,7 @@ impl Scanner {
             let (directory, limits) = (&settings.directory, &settings.limits);
             let scan = directory::scan(directory, limits, previous.as_deref(), &priority.workers());
             let watcher = watcher.map(|mut watcher| {
-                watcher.set_paths(scan.watched_paths());
+                watcher.set_paths(&scan.watched_paths);
                 watcher
             });
             (scan, watcher)

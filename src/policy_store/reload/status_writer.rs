@@ -32,12 +32,10 @@ impl StatusWriter {
         (writer, StatusReader(reader))
     }
 
-    /// Returns the current status.
     pub(super) fn load(&self) -> Arc<StoreStatus> {
         Arc::clone(&self.sender.borrow())
     }
 
-    /// Reports that `snapshot` was published.
     pub(super) fn loaded(
         &self,
         scan: &DirectoryScan,
@@ -57,7 +55,7 @@ impl StatusWriter {
             status.warnings = first_warnings(scan, content_warnings);
             status.reloads.reloaded += 1;
         });
-        let name_warnings = scan.sources().warnings();
+        let name_warnings = scan.sources.warnings();
         tracing::info!(
             revision = %snapshot.revision(),
             policies = counts.policies,
@@ -86,7 +84,7 @@ impl StatusWriter {
                 "rejection cleared, the policy directory holds the current policies again"
             );
         }
-        let (known, found) = (previous.sources().warnings(), scan.sources().warnings());
+        let (known, found) = (previous.sources.warnings(), scan.sources.warnings());
         if was_rejected || known != found {
             for warning in found.iter().filter(|warning| !known.contains(warning)) {
                 log_diagnostic(warning);
@@ -103,7 +101,6 @@ impl StatusWriter {
         });
     }
 
-    /// Reports that new content was rejected.
     pub(super) fn rejected(&self, diagnostics: &[Diagnostic]) -> RejectedReload {
         if self.logs_rejections() {
             tracing::warn!(
@@ -168,7 +165,7 @@ impl StatusWriter {
 
 /// Returns the first warnings for the status: those about file names, then those about content.
 fn first_warnings(scan: &DirectoryScan, content_warnings: &[Diagnostic]) -> Vec<Diagnostic> {
-    let all = scan.sources().warnings().iter().chain(content_warnings);
+    let all = scan.sources.warnings().iter().chain(content_warnings);
     all.take(MAX_DIAGNOSTICS).cloned().collect()
 }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::config::Config;
 use crate::pdp::CompileError;
 use crate::pdp::Workers;
 use crate::pdp::id::Revision;
@@ -78,7 +79,7 @@ impl TestDirectory {
                 },
             },
             quiet_period: Duration::from_millis(20),
-            ..StoreSettings::default()
+            ..Config::default().store
         }
     }
 }

@@ -2,6 +2,7 @@
 //! <https://opentelemetry.io/docs/specs/otlp/#failures>
 
 use std::error::Error as _;
+use std::fmt::Display;
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
@@ -15,7 +16,6 @@ const MAX_REASON_CHARS: usize = 200;
 /// An export that the collector did not accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::telemetry) struct ExportError {
-    /// The cause.
     pub(in crate::telemetry) reason: String,
     /// True if the collector may accept the message later, or after a change of settings.
     pub(in crate::telemetry) is_retryable: bool,
@@ -24,16 +24,14 @@ pub(in crate::telemetry) struct ExportError {
 }
 
 impl ExportError {
-    /// Makes the error of a message without a response.
-    pub(super) fn unanswered(reason: String) -> Self {
+    pub(super) fn unanswered(reason: impl Display) -> Self {
         Self {
-            reason,
+            reason: reason.to_string(),
             is_retryable: true,
             pause: None,
         }
     }
 
-    /// Classifies the status of a gRPC call.
     pub(super) fn from_grpc(status: Status) -> Self {
         let code = status.code();
         let info = status.get_details_retry_info();

@@ -70,11 +70,8 @@ impl SpanExporter for CountingExporter {
         let spans = batch.len();
         self.metrics.leave_queue(spans);
         let sending = send(Arc::clone(&self.client), self.message(batch));
-        let sending = self.runtime.spawn(sending);
-        let result = sending
-            .await
-            .unwrap_or_else(|cancelled| Err(cancelled.to_string()));
-        match result {
+        let sent = self.runtime.spawn(sending).await;
+        match sent.unwrap_or_else(|cancelled| Err(cancelled.to_string())) {
             Ok(()) => {
                 self.metrics.count(SpanResult::Sent, spans);
                 if self.is_failing.swap(false, Ordering::Relaxed) {

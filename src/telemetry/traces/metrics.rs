@@ -49,7 +49,6 @@ impl SpanMetrics {
         has_space
     }
 
-    /// Counts spans out of the queue.
     pub(super) fn leave_queue(&self, spans: usize) {
         self.queued.fetch_sub(spans, Ordering::AcqRel);
     }

@@ -9,6 +9,7 @@ use crate::api::admin::process::ProcessMetrics;
 use crate::api::decision::admission::Admission;
 use crate::api::metrics::{CallMetrics, Method};
 use crate::api::{CallersMetrics, TlsMetrics};
+use crate::config::Config;
 use crate::config::api::AdmissionLimits;
 use crate::counters::page::{Export, Exporters, Kind};
 use crate::decision_log::DecisionLogMetrics;
@@ -49,7 +50,7 @@ async fn page() -> String {
     .unwrap();
     let opened = open(StoreSettings {
         directory: dir.path().to_owned(),
-        ..StoreSettings::default()
+        ..Config::default().store
     })
     .await
     .unwrap();
