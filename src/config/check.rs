@@ -34,7 +34,7 @@ const VALIDATION: &[(&str, Validation)] = &[
 ];
 const ON_POLICY_ERROR: &[(&str, OnPolicyError)] =
     &[("skip", OnPolicyError::Skip), ("deny", OnPolicyError::Deny)];
-const CLIENT_AUTH: &[(&str, Option<fn(PathBuf) -> ClientCertificates>)] = &[
+const CLIENT_AUTH: &[(&str, Option<ClientRule>)] = &[
     ("none", None),
     ("optional", Some(ClientCertificates::Optional)),
     ("required", Some(ClientCertificates::Required)),
@@ -68,6 +68,9 @@ macro_rules! read {
 }
 
 type Checked<T> = Result<T, InvalidValue>;
+
+/// A constructor of the rule for client certificates, from the file of their CA certificates.
+type ClientRule = fn(PathBuf) -> ClientCertificates;
 
 impl RawConfig {
     /// Returns the configuration that this text means, with defaults for keys that are not set.

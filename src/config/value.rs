@@ -171,8 +171,8 @@ pub(super) fn destination(text: String) -> Result<Destination, Problem> {
 }
 
 pub(super) fn share(text: String) -> Result<Share, Problem> {
-    Share::parse(&text)
-        .ok_or_else(|| Problem::Form(text, "a share from 0 to 1 such as `0.1` or `10%`"))
+    let expected = "a share from 0 to 1 such as `0.1` or `10%`";
+    Share::parse(&text).ok_or(Problem::Form(text, expected))
 }
 
 pub(super) fn attribute_paths(paths: Vec<String>) -> Result<Vec<AttributePath>, Problem> {

@@ -244,7 +244,8 @@ mod tests {
         };
         let (sender, receiver) = mpsc::unbounded_channel();
         let reloading = reload_on_change(settings, reader.fingerprint(), load, move |contents| {
-            std::future::ready(sender.send(contents).unwrap())
+            sender.send(contents).unwrap();
+            std::future::ready(())
         });
         (receiver, reloading)
     }

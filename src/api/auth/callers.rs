@@ -75,7 +75,11 @@ impl Callers {
         };
         let file = listed.file.clone();
         let load = move |files: &mut FileReader| registry::read(&file, files);
-        reload_on_change(settings, first, load, |list| ready(listed.replace(list))).await;
+        let replace = |list| {
+            listed.replace(list);
+            ready(())
+        };
+        reload_on_change(settings, first, load, replace).await;
     }
 
     /// Returns the metrics of the list; `None` if there is no list.

@@ -145,7 +145,11 @@ impl Tls {
     ) {
         let settings = self.settings.clone();
         let load = move |reader: &mut FileReader| credentials::read(&settings, reader);
-        let reloading = reload_on_change(watch, first, load, |texts| ready(self.reload(texts)));
+        let reload = |texts| {
+            self.reload(texts);
+            ready(())
+        };
+        let reloading = reload_on_change(watch, first, load, reload);
         let checking = async {
             loop {
                 tokio::time::sleep(VALIDITY_CHECK_INTERVAL).await;
