@@ -93,8 +93,8 @@ impl<T> Deref for Record<T> {
     }
 }
 
-impl From<BTreeMap<String, Value>> for Record {
-    fn from(fields: BTreeMap<String, Value>) -> Self {
+impl<T> From<BTreeMap<T, Value<T>>> for Record<T> {
+    fn from(fields: BTreeMap<T, Value<T>>) -> Self {
         Self(fields.into_iter().collect())
     }
 }

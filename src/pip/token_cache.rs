@@ -72,7 +72,7 @@ pub(super) fn heap_size_of_claimed(claimed: &Claimed) -> usize {
 }
 
 fn heap_size_of_record(fields: &Record) -> usize {
-    let of_field = |(name, value): (&str, &Value)| {
+    let of_field = |(name, value): &(String, Value)| {
         size_of::<(String, Value)>() + name.len() + heap_size_of_value(value)
     };
     fields.iter().map(of_field).sum()

@@ -415,7 +415,9 @@ mod tests {
         for (root, below) in &reads.roots {
             let root = match root {
                 Root::Literal(uid) => uid.to_string(),
-                variable => format!("{variable:?}"),
+                Root::Principal | Root::Action | Root::Resource | Root::Context | Root::Slot(_) => {
+                    format!("{root:?}")
+                }
             };
             list(&root, below, &mut found);
         }
