@@ -79,7 +79,7 @@ impl Refresh {
         Ok(text)
     }
 
-    /// Runs until it is dropped.
+    /// Refreshes the keys and the revocations, until dropped.
     pub async fn run(self) {
         let mut tasks: JoinSet<()> = self.tasks.into_iter().collect();
         while let Some(ended) = tasks.join_next().await {

@@ -222,7 +222,7 @@ impl Batch {
         Ok(Progress::SliceOver)
     }
 
-    /// Returns a log permit; `None` if the time slice is over or the log is full.
+    /// Returns a permit to log one decision; `None` if the time slice is over or the log is full.
     fn log_permit(&self, slice: TimeSlice) -> Result<Option<LogPermit>, Status> {
         let in_time = self.call.deadline.check();
         in_time.map_err(|rejection| self.service.reject_call(rejection))?;

@@ -221,7 +221,7 @@ impl SourceFile {
         }
     }
 
-    /// Returns the length of the text in bytes.
+    /// Returns the length of the policy file's text in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.text {
