@@ -1,6 +1,6 @@
 """A grpcio client is let in, or not, as the list of callers says: by certificate, by key, by socket.
 
-Certificates are made here, with openssl. docs/errors.md lists the reasons of rejections.
+Certificates are made here, with openssl. Of what each refusal is called, README.md tells.
 """
 
 import contextlib
