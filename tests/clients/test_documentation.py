@@ -5,8 +5,8 @@ that ends with `serve` runs in the background, until the next such block or the 
 others share one shell. A `text` block right after one that runs is a part of its output, in order; `…`
 stands for anything.
 
-What would build or install is replaced: `cargo` by the binaries that exist, after a look at the names
-in Cargo.toml; `npm install` and `pip install` by a look at what is installed. Blocks that need Docker or
+What would build or install is replaced: `cargo` by the binaries that exist, after a check of the names
+in Cargo.toml; `npm install` and `pip install` by a check of the installed packages. Blocks that need Docker or
 a cluster are `console` blocks, and do not run.
 """
 
@@ -314,8 +314,8 @@ def pages_with_links():
 
 def prose(page):
     """Returns the text of a page without its code."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    return text
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
 def anchors(page):
@@ -363,3 +363,14 @@ def test_pages_that_files_mention_exist():
     for line in listed.stdout.splitlines():
         path = line.rpartition(":")[2]
         assert any((ROOT / folder / path).exists() for folder in here), line
+
+
+QUOTING = ["README.md", "docs/operations.md", "docs/limits.md", "docs/calling.md"]
+
+
+@pytest.mark.parametrize("page", QUOTING)
+def test_quoted_figures_are_those_of_the_benchmarks(page):
+    measured = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for figure in re.findall(r"\b\d+\.\d+ (?:us|ms|s|MiB|x)\b|\b\d+ us\b", text):
+        assert figure in measured, f"{page}: {figure}"
