@@ -52,14 +52,14 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let seconds = sizes.of(10, 1);
     for (what, policies) in [
         (
-            "a decision that takes a while: 300 policies match each request, and none is remembered",
+            "An expensive decision (300 policies match each request), no cache",
             300,
         ),
-        ("a decision of 20 policies, and none is remembered", 20),
+        ("A cheap decision (20 policies match), no cache", 20),
     ] {
         for (how, delay) in [
-            ("as set by default", None),
-            ("shedding nothing", Some("0s")),
+            ("default settings", None),
+            ("shedding disabled", Some("0s")),
         ] {
             let directory = running::policy_directory(&[("slow.cedar", &slow(policies))]);
             let target = Target::start(directory.path(), delay)?;

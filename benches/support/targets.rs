@@ -1,4 +1,4 @@
-//! The figures that the service is held to, and the rows of `BENCHMARKS.md` that say how it does.
+//! The targets of the service, and the rows of `docs/benchmarks.md` with the measured figures.
 
 use std::sync::Mutex;
 
@@ -82,7 +82,7 @@ pub const RELOAD_ENTITIES: Target = Target {
     command: RELOAD,
 };
 pub const RELOAD_PARENTS: Target = Target {
-    figure: "the same, a parent of a group changed that a good part of all are in",
+    figure: "the same, a changed parent of a group with many descendants",
     must: "<= 1 s",
     command: RELOAD,
 };
@@ -102,7 +102,7 @@ pub const BATCHES: Target = Target {
     command: "cargo bench --bench batch",
 };
 pub const REQUEST_ENTITIES: Target = Target {
-    figure: "a request that brings 5 entities of its own: cost at 1,000,000 stored against 1,000 stored",
+    figure: "a request with 5 entities: cost at 1,000,000 stored against 1,000 stored",
     must: "<= 1.3 x",
     command: DECIDE,
 };
@@ -136,7 +136,7 @@ impl Target {
     }
 }
 
-/// Prints the rows that were measured as `BENCHMARKS.md` has them. Smaller sizes than the figures
+/// Prints the measured rows in the format of `docs/benchmarks.md`. Smaller sizes than the figures
 /// are about make no row.
 pub fn print_rows(sizes: super::Sizes) {
     let Ok(rows) = MEASURED.lock() else {
@@ -148,7 +148,7 @@ pub fn print_rows(sizes: super::Sizes) {
     if sizes == super::Sizes::Quick {
         println!("\nRun with --quick: these are not the sizes of the figures.");
     } else {
-        println!("\nFor BENCHMARKS.md:\n");
+        println!("\nFor docs/benchmarks.md:\n");
     }
     for row in rows.iter() {
         println!("{row}");

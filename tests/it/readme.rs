@@ -1,11 +1,11 @@
-//! The README's configuration table is the configuration.
+//! The tables of the documentation equal the code.
 
 use std::path::Path;
 
 use cedar_pdp::config::sources::{ConfigOption, options};
 use cedar_pdp::pip::RejectionReason;
 
-/// The table as it must stand in the README.
+/// Returns the table of settings as the documentation must have it.
 fn table() -> String {
     let mut table = String::from(
         "| key | environment | flag | default | meaning |\n| --- | --- | --- | --- | --- |\n",
@@ -28,28 +28,30 @@ fn table() -> String {
     table
 }
 
+/// Returns the text of a page of the repository.
+fn page(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(path).expect("a page")
+}
+
 #[test]
-fn readme_configuration_table_is_complete() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
-        .expect("a README");
+fn configuration_page_lists_all_settings() {
+    let table = table();
     assert!(
-        readme.contains(&table()),
-        "the README's table should be:\n\n{}",
-        table()
+        page("docs/configuration.md").contains(&table),
+        "the table should be:\n\n{table}"
     );
 }
 
 #[test]
-fn readme_lists_all_token_rejection_reasons() {
+fn errors_page_lists_all_token_reasons() {
     let mut table = String::from("| reason | meaning |\n| --- | --- |\n");
     for reason in RejectionReason::ALL {
         let (code, meaning) = (reason.code(), reason.description());
         table.push_str(&format!("| `{code}` | {meaning} |\n"));
     }
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
-        .expect("a README");
     assert!(
-        readme.contains(&table),
-        "the README's table should be:\n\n{table}"
+        page("docs/errors.md").contains(&format!("{table}<!-- end -->")),
+        "the table should be:\n\n{table}"
     );
 }

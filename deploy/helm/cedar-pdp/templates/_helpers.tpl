@@ -58,7 +58,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $_ := set $own "tls_client_ca" "/etc/cedar-pdp/tls/ca.crt" -}}
 {{- end -}}
 {{- else if not .Values.config.insecure -}}
-{{- fail "a service of its own needs tls.secretName; or say config.insecure: true, and mean that anyone on the network may ask and listen" -}}
+{{- fail "a separate service needs tls.secretName; or set config.insecure: true to allow plaintext to everyone on the network" -}}
 {{- end -}}
 {{- end -}}
 {{- range $key, $value := merge $own .Values.config }}
