@@ -14,6 +14,12 @@ use cedar_pdp::cli::Cli;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "switches")]
+    if let Ok(name) = std::env::var("FAST_PATH_OFF")
+        && !cedar_pdp::pdp::switches::set(&name, false)
+    {
+        return ExitCode::from(2);
+    }
     match Cli::from_process().run() {
         Ok(outcome) => outcome.into(),
         Err(error) => {

@@ -27,6 +27,7 @@ mod schema;
 pub mod settings;
 pub mod snapshot;
 pub mod sources;
+pub mod switches;
 mod values;
 mod workers;
 

@@ -24,6 +24,7 @@ use super::{CachedAnswer, Source, key};
 pub use crate::config::CacheSettings;
 use crate::counters::Counters;
 use crate::pdp::query_ref::QueryRef;
+use crate::pdp::switches;
 use crate::pdp::{NoAnswer, Snapshot};
 use sharded::{ShardedTable, WhenFull};
 
@@ -170,12 +171,14 @@ impl<A: CachedAnswer> Cache<A> {
             encode_key(buffer, snapshot, query);
             let key = buffer.get(revision.as_str().len()..).unwrap_or_default();
             let hash = self.hot.hash(key);
-            if let Some(answer) = self.hot.get(revision, hash, key) {
+            if switches::sharded_table()
+                && let Some(answer) = self.hot.get(revision, hash, key)
+            {
                 return Ok((answer, Source::Cache));
             }
             let insert = |answer, when_full| {
                 let hot = &self.hot;
-                hot.insert(revision, hash, key, answer, when_full)
+                switches::sharded_table() && hot.insert(revision, hash, key, answer, when_full)
             };
             if let Some(answer) = self.candidate(buffer) {
                 if insert(&answer, WhenFull::Evict) {

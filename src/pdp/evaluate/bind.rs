@@ -26,6 +26,7 @@ use crate::pdp::policies::scope::{RequestVariable, RequestVariables};
 use crate::pdp::query::{InvalidQuery, Problem, Query, RequestEntity};
 use crate::pdp::settings::{MAX_LOOKUPS, Validation};
 use crate::pdp::snapshot::Snapshot;
+use crate::pdp::switches;
 
 /// A query in Cedar's types, with its candidate policies and the entities that they need.
 pub(in crate::pdp) struct BoundQuery<'a> {
@@ -134,6 +135,7 @@ fn evaluate_fast<'a>(postings: Vec<Posting<'a>>, interpreter: &Interpreter<'a>) 
         .map(|posting| Candidate {
             rule: posting.rule,
             satisfied: match posting.condition() {
+                Some(_) if !switches::interpreter() => None,
                 Some(condition) => interpreter.eval(condition),
                 None => Some(true),
             },

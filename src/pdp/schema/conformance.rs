@@ -14,6 +14,8 @@ use cedar_policy_core::validator::types::{Attributes, BoolType, EntityKind, Open
 use cedar_policy_core::validator::{CoreSchema, ValidatorSchema};
 use smol_str::SmolStr;
 
+use crate::pdp::switches;
+
 /// The types of a schema, for checks without Cedar.
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct Conformance {
@@ -191,11 +193,12 @@ impl Conformance {
         resource: &EntityType,
         context: &BTreeMap<SmolStr, Value>,
     ) -> bool {
-        self.actions.get(action).is_some_and(|action| {
-            action.principals.contains(principal)
-                && action.resources.contains(resource)
-                && self.record_conforms(context, &action.context)
-        })
+        switches::conformance()
+            && self.actions.get(action).is_some_and(|action| {
+                action.principals.contains(principal)
+                    && action.resources.contains(resource)
+                    && self.record_conforms(context, &action.context)
+            })
     }
 
     /// Returns whether Cedar is certain to accept `entity`, whose only ancestors are `parents`.
@@ -204,6 +207,9 @@ impl Conformance {
         entity: &Entity,
         parents: &[EntityUID],
     ) -> bool {
+        if !switches::conformance() {
+            return false;
+        }
         let Some(spec) = self.entities.get(entity.uid().entity_type()) else {
             return false;
         };

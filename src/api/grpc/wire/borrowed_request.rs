@@ -13,6 +13,7 @@ use super::fields::{FieldContent, Fields};
 use crate::api::decision::question::{Credential, Operation, Question};
 use crate::config::api::RequestRules;
 use crate::pdp::query_ref::{self, EntityRef, UidRef, ValueRef};
+use crate::pdp::switches;
 
 /// Most levels of nested values; prost's own bound on nesting is far above.
 const MAX_DEPTH: usize = 8;
@@ -23,6 +24,9 @@ const MAX_VALUES: usize = 1_024;
 
 /// Parses the `AuthorizeRequest` in `message`; `None` for a shape that is not plain.
 pub(crate) fn request<'a>(message: &'a [u8], rules: &RequestRules) -> Option<Question<'a>> {
+    if !switches::borrowed_parsing() {
+        return None;
+    }
     let (mut principal, mut token, mut action, mut resource) = (None, None, None, None);
     let mut context = Vec::new();
     let mut entities = Vec::new();
