@@ -123,6 +123,14 @@ impl CpuMeter {
         })
     }
 
+    /// Returns a meter of all CPU that the process has used.
+    pub fn since_spawn(pid: u32) -> Self {
+        Self {
+            pid,
+            before: BTreeMap::new(),
+        }
+    }
+
     /// What has been used since the start. What a thread used that has ended since is missing;
     /// the threads that serve do not end.
     pub fn used(&self) -> anyhow::Result<Duration> {
