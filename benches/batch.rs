@@ -1,7 +1,8 @@
-//! What a cached decision costs the server in a batch of 100: decisions per second of server CPU.
+//! Server CPU of a cached decision in a batch of 100, as decisions per second of CPU.
 //!
-//! Over 100,000 distinct requests, all in the cache, beside an echo that decodes the same batches
-//! and gives as many of the service's answers; from our own generator, in rounds, as in `calls`.
+//! Uses 100,000 distinct requests, all cached. The baseline is an echo that decodes the same
+//! batches and returns as many of the service's answers. Load comes from our own generator, in
+//! rounds, as in `calls`.
 //!
 //! `cargo bench --bench batch [-- --quick]`
 
@@ -39,7 +40,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     exchange.write_answers(&service, DISTINCT_REQUESTS, &answers)?;
     let echo = start_again_as(echo::ECHO, Some(&answers))?;
     check_echo(&echo, &answers)?;
-    // So many that are not remembered, all at once, would be more than it takes on.
+    // All at once, the uncached calls would exceed the service's capacity.
     exchange.check_batches(&service, BATCH)?;
     for server in [&echo, &service] {
         load.run(server.address(), DISTINCT_REQUESTS / BATCH)?;

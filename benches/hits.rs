@@ -1,7 +1,7 @@
 //! Hit rates and costs of the decision cache under pressure, beside moka alone and a plain LRU.
 //!
-//! Keys follow a Zipf distribution over far more keys than the cache has room for. All figures come
-//! from one process, so that their ratios hold on a noisy machine. Time is this thread's CPU time;
+//! Keys follow a Zipf distribution over far more keys than the cache holds. All figures come from
+//! one process, so that their ratios hold on a noisy machine. Times are this thread's CPU time;
 //! both caches encode the same keys.
 //!
 //! `cargo bench --bench hits [-- --quick]`
@@ -27,7 +27,8 @@ use support::figures::print_table;
 const KEYS: usize = 300_000;
 const EXPONENTS: [f64; 2] = [0.8, 1.0];
 const CAPACITIES: [u64; 2] = [2 << 20, 8 << 20];
-/// Keys of the lookups that all hit, scattered at random, and the capacity that holds them all.
+/// The number of keys of the lookups that all hit, in random order, and the capacity that holds
+/// them all.
 const HIT_KEYS: usize = 100_000;
 const HIT_CAPACITY: u64 = 256 << 20;
 /// Bytes of an entry in moka besides key and answer, as in the decision cache.
@@ -58,7 +59,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Compares the caches over one sequence of keys; the second half of it is counted.
+/// Compares the caches over one sequence of keys, and counts its second half.
 fn under_pressure(
     world: &World,
     zipf: &Zipf,
@@ -103,7 +104,7 @@ fn run(
     Ok((100.0 * hits as f64 / count, took / count))
 }
 
-/// Compares the cost of hits when there is room for all keys.
+/// Compares the cost of hits with capacity for all keys.
 fn all_hits(world: &World, rounds: usize) -> anyhow::Result<[String; 3]> {
     let ours = world.ours(HIT_CAPACITY)?;
     let moka = world.moka(HIT_CAPACITY);
@@ -137,7 +138,7 @@ fn hit_time(keys: &[usize], get: impl Fn(usize) -> bool) -> anyhow::Result<f64> 
 type Key = Box<[u8]>;
 type Moka = moka::sync::Cache<Key, Arc<Answer>, RandomState>;
 
-/// A snapshot, and the queries and answers that are cached.
+/// A snapshot with the queries and answers to cache.
 struct World {
     snapshot: Snapshot,
     principals: Vec<String>,
@@ -237,16 +238,16 @@ impl Zipf {
         self.0.partition_point(|upto| *upto < at).min(KEYS - 1)
     }
 
-    /// Returns the share of requests for the `count` most frequent keys: no cache hits more often.
+    /// Returns the share of requests for the `count` most frequent keys, which no cache exceeds.
     fn share_of_first(&self, count: usize) -> f64 {
         self.0.get(count.saturating_sub(1)).copied().unwrap_or(1.0)
     }
 }
 
-/// A plain LRU of keys.
+/// A plain LRU cache of keys.
 struct Lru {
     capacity: usize,
-    /// The key of each last use, by the time of that use.
+    /// Keys by the time of their last use.
     by_time: BTreeMap<u64, usize>,
     /// The time of each key's last use; 0 is never.
     times: Vec<u64>,

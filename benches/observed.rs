@@ -1,7 +1,7 @@
-//! What it costs a cached unary call to be observed: server CPU with something on against everything off.
+//! Server CPU of a cached unary call with one feature on, compared with all features off.
 //!
-//! Each figure is a ratio to the same service with its defaults, under the same load and in the same
-//! round. Rounds take the servers in turn, as in `calls`.
+//! Each figure is a ratio to the same service with its defaults, under the same load and in the
+//! same round. The servers take turns within a round, as in `calls`.
 //!
 //! `cargo bench --bench observed [-- --quick]`
 
@@ -38,15 +38,15 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// A way to run the service, and what its row is called.
+/// Options of the service, and the name of their row.
 struct Way {
     name: &'static str,
     arguments: &'static [&'static str],
-    /// Whether decisions go to a file.
+    /// Writes decisions to a file.
     logs: bool,
-    /// Which share of calls is traced, if calls are.
+    /// The share of traced calls; `None` turns tracing off.
     traces: Option<&'static str>,
-    /// Whether callers come over TLS.
+    /// Uses TLS.
     encrypted: bool,
     target: Option<Target>,
 }
@@ -139,13 +139,13 @@ const WAYS: &[Way] = &[
     },
 ];
 
-/// The row that the others are held against.
+/// The row of the baseline.
 const NOTHING: usize = 0;
 
 struct Subject {
     way: &'static Way,
     server: Server,
-    /// Who vouches for its certificate.
+    /// The authority of the server's certificate.
     authority: Option<PathBuf>,
     _files: TempDir,
 }
@@ -167,7 +167,7 @@ impl Subject {
                 .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
                 .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
                 .env("OTEL_TRACES_SAMPLER_ARG", share)
-                // No span that is traced is to be spared the rest of its way.
+                // A queue for all spans: dropped spans would cost less.
                 .env("OTEL_BSP_MAX_QUEUE_SIZE", "100000");
         }
         Ok(Self {
@@ -185,10 +185,10 @@ impl Subject {
             self.authority.as_deref(),
             CALLS_PER_RUN,
         )?;
-        // What waits to be written is part of what the calls cost.
+        // Waits for queued records, because their cost belongs to the calls.
         sleep(Duration::from_millis(100));
         let used = meter.used()?.as_secs_f64() * 1e6 / CALLS_PER_RUN as f64;
-        // What is not logged would cost nothing.
+        // Dropped records would cost nothing.
         ensure!(
             !self.server.log().contains("decision log"),
             "the decision log did not keep up:\n{}",
@@ -198,7 +198,7 @@ impl Subject {
     }
 }
 
-/// Gives the service a certificate that is its own authority, and tells the file that it is in.
+/// Configures a self-signed certificate. Returns its file.
 fn serve_with_tls(command: &mut Command, files: &Path) -> anyhow::Result<PathBuf> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let (certificate, key) = (files.join("tls.crt"), files.join("tls.key"));
@@ -224,7 +224,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         .iter()
         .map(|way| Subject::start(way, &policies, &collector))
         .collect::<anyhow::Result<_>>()?;
-    // Those behind TLS are the same service; what they say is seen to by the generator.
+    // The generator checks the answers of the encrypted services, which are the same.
     let in_the_clear = subjects.iter().filter(|it| !it.way.encrypted);
     for Subject { way, server, .. } in in_the_clear {
         let mut caller = Caller::of(server)?;
@@ -266,7 +266,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes whatever it is sent over HTTP, as a collector of spans would; gives its address.
+/// Starts an HTTP server that accepts all spans; returns its address.
 fn collect() -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = format!("http://{}", listener.local_addr()?);
@@ -330,7 +330,7 @@ fn column(rounds: &Rounds, at: usize) -> Spread {
     Spread::of(rounds.iter().filter_map(|round| round.get(at).copied()))
 }
 
-/// The ratio in each round.
+/// Returns the ratio to the baseline in each round.
 fn over_nothing(rounds: &Rounds, at: usize) -> anyhow::Result<Spread> {
     let ratio = |round: &Vec<f64>| Some(round.get(at)? / round.get(NOTHING)?);
     let ratios: Option<Vec<f64>> = rounds.iter().map(ratio).collect();

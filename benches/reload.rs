@@ -1,10 +1,8 @@
-//! How long a saved file takes to decide: from the last write to the first new answer. And what
-//! other callers notice of it.
+//! The time from saving a file to the first answer by it, and its effect on other clients.
 //!
-//! With default settings, the way editors and `sed -i` write: a temporary file renamed over the
-//! old one. A caller asks once a millisecond, so a figure may be that much and the time of a call
-//! too high. The baseline is the quiet period, which is in every figure and is the least that it
-//! can be.
+//! Uses default settings, and writes as editors and `sed -i` do: a temporary file is renamed over
+//! the old one. A client calls once per millisecond, so a figure may be too high by that and the
+//! time of a call. The baseline is the quiet period, which is part of every figure and its minimum.
 //!
 //! `cargo bench --bench reload [-- --quick]`
 
@@ -31,16 +29,16 @@ use support::{Sizes, running};
 
 const SAMPLES: usize = 20;
 const ASKED_EVERY: Duration = Duration::from_millis(1);
-/// Between samples, so that each write finds the service at rest.
+/// The pause between samples, so that the service is idle at each write.
 const REST: Duration = Duration::from_millis(150);
-/// How long an edit may take to be served before the benchmark ends with an error.
+/// The time limit for an edit to take effect.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Others call so often while the reloads run.
+/// The interval of the other clients' calls.
 const CALLS_EVERY: Duration = Duration::from_millis(1);
-/// Different requests that the others make in turn.
+/// The number of different requests of the other clients.
 const CALLED: usize = 10_000;
-/// At rest with the others calling, before each sample.
+/// The pause before each sample while the other clients call.
 const REST_UNDER_CALLS: Duration = Duration::from_millis(700);
 
 fn main() -> anyhow::Result<()> {
@@ -51,17 +49,17 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A file with two texts, a request, and what it is answered under each.
+/// A file with two alternative texts, a request, and its decision under each text.
 struct Edit {
     file: PathBuf,
     texts: [(String, Decision); 2],
     request: pb::AuthorizeRequest,
-    /// The text that is in force.
+    /// The index of the text in force.
     current: usize,
 }
 
 impl Edit {
-    /// Of a file that is now the first of the texts.
+    /// Creates an edit of a file that has the first text now.
     fn new(
         file: PathBuf,
         texts: [(String, Decision); 2],
@@ -83,12 +81,12 @@ impl Edit {
         })
     }
 
-    /// Renames the other text over the file, and gives when that was and when the first call was
+    /// Replaces the file by the other text. Returns the time of the write, and of the first call
     /// answered by it.
     fn until_answered(&mut self, caller: &mut Caller) -> anyhow::Result<(Instant, Instant)> {
         self.current = 1 - self.current;
         let (text, expected) = self.texts.get(self.current).context("one of two")?;
-        // A name that begins with a dot is no policy file.
+        // The policy store ignores names that begin with a dot.
         let temporary = self.file.with_file_name(".saving");
         fs::write(&temporary, text)?;
         let begun = Instant::now();
@@ -104,8 +102,8 @@ impl Edit {
         Ok((begun, Instant::now()))
     }
 
-    /// Asks for so long, as often as while an edit is awaited: who asks keeps the server awake, and
-    /// calls at rest must not be the slower for waking it.
+    /// Repeats the call for `duration`, at the rate used while waiting for an edit. The server
+    /// stays awake, so that the idle calls are not slower.
     fn ask_for(&self, caller: &mut Caller, rest: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < rest {
@@ -115,7 +113,7 @@ impl Edit {
         Ok(())
     }
 
-    /// The milliseconds of `samples` edits, each after a rest, and one before that does not count.
+    /// Measures `samples` edits in ms, each after a pause, and discards a first one.
     fn samples(&mut self, caller: &mut Caller, samples: usize) -> anyhow::Result<Vec<f64>> {
         let mut times = Vec::new();
         for _ in 0..=samples {
@@ -282,8 +280,8 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds of calls, by when they began: well before a write; from it to the first answer by
-/// it (compiling begins in the quiet period already); and after that.
+/// Latencies in ms, by the time of the call: well before a write; from the write to the first
+/// answer by it (compiling begins in the quiet period already); and later.
 struct Latencies {
     at_rest: Spread,
     during: Spread,
@@ -308,10 +306,10 @@ impl Latencies {
             Ok(Spread::of(calls))
         };
         Ok(Self {
-            // The half before is left to what a reload leaves behind.
+            // The other half of the pause is left to the effects of the reload.
             at_rest: among(&|begun, _| begun.checked_sub(half).unwrap_or(begun)..begun)?,
             during: among(&|begun, answered| begun..answered)?,
-            // A cache to fill again, an old snapshot to free.
+            // Filling the cache and freeing the old snapshot take time.
             after: among(&|_, answered| answered..answered + half)?,
         })
     }
@@ -328,9 +326,9 @@ impl Latencies {
     }
 }
 
-/// Three requests whose answers tell which text of a file is in force: one asks for a policy that one
-/// text of a policy file holds and the other does not, one for a policy that reads what an entity
-/// file says of user 0, one for a policy on a group that a group above user 0 is in or not.
+/// Three requests whose answers show which text of a file is in force. The first depends on a
+/// policy that only one text contains, the second on an attribute of user 0, the third on a group
+/// that contains user 0 indirectly or not.
 struct Probes {
     policy_file: PathBuf,
     entity_file: PathBuf,
@@ -342,14 +340,14 @@ struct Probes {
     probe: String,
 }
 
-/// No level in the data set is as high.
+/// A higher level than any in the data set.
 const LEVEL: usize = 1_000;
 
 impl Probes {
-    /// Adds to the `directory` what the probes need besides.
+    /// Adds the probes' policies and entities to `directory`.
     fn write(dataset: &Dataset, directory: &Path) -> anyhow::Result<Self> {
         let user = dataset.name(EntityKind::User, 0);
-        // Type 0, and so the actions with 00.
+        // Document type 0, whose actions end with 00.
         let document = dataset.name(EntityKind::Document, 0);
         let head = format!("permit (principal == {user}, action, resource == {document})");
         fs::write(
@@ -373,7 +371,7 @@ impl Probes {
                     value(pb::value::Kind::String(channel.to_owned())),
                 ),
                 ("mfa".to_owned(), value(pb::value::Kind::Bool(true))),
-                // More than any other permit bears.
+                // More than any other permit allows.
                 ("amount".to_owned(), value(pb::value::Kind::Long(1_000_000))),
             ]);
             request
@@ -426,7 +424,7 @@ impl Probes {
         let (attributes, parents) = entity
             .split_once(r#""parents":["#)
             .context("an entity has parents")?;
-        // Those of the highest level are in nothing else.
+        // Groups of the highest level have no parents.
         let inside = format!(
             r#"{before}{uid}{attributes}"parents":[{{"type":"Group","id":"probe"}}{parents}"#
         );

@@ -1,7 +1,7 @@
-//! What a token costs in process: one that was verified before, beside one that is verified anew.
+//! Cost of a token in process: cached, compared with verified anew.
 //!
-//! By kind of signature, in rounds that take both in turn. With the cost of a cached call in
-//! `calls`, this says what a caller pays for sending a token in place of a principal.
+//! By kind of signature, in rounds that alternate both. Together with the cost of a cached call in
+//! `calls`, this is the price of sending a token instead of a principal.
 //!
 //! `cargo bench --bench tokens [-- --quick]`
 
@@ -23,7 +23,7 @@ use support::Sizes;
 use support::figures::{Spread, print_table};
 
 const ROUNDS: usize = 31;
-/// Looks at a token in one round: remembered, and anew.
+/// The number of lookups of a token in one round: cached, and verified.
 const REMEMBERED: u32 = 20_000;
 const ANEW: u32 = 500;
 
@@ -57,7 +57,7 @@ fn main() -> anyhow::Result<()> {
     let forgetting = open(files.path(), None)?;
     let rows = signers.iter().map(|signer| {
         let token = token(signer)?;
-        // So that it is there to be remembered.
+        // Fills the cache.
         microseconds(&remembering, &token, 1)?;
         let rounds = (0..sizes.of(ROUNDS, 3))
             .map(|_| {

@@ -1,7 +1,7 @@
-//! Half of what the service can take, with everything on and everything it follows changing: no call
-//! fails, and memory stays where it was.
+//! Half of the service's capacity with every feature on, while all watched files change: no call
+//! fails, and memory stays constant.
 //!
-//! `CEDAR_PDP_SOAK_MINUTES=30 cargo test --release --test production -- --nocapture` is the long run.
+//! Long run: `CEDAR_PDP_SOAK_MINUTES=30 cargo test --release --test production -- --nocapture`.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,23 +31,23 @@ use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig};
 
-/// How long where nothing else is said.
+/// The default duration.
 const SHORT: Duration = Duration::from_secs(20);
 
-/// How many connections the load comes over, and how many calls at once find out what it can take.
+/// Connections of the load, and concurrent calls that measure the capacity.
 const CONNECTIONS: usize = 4;
 const CALLS_AT_ONCE: usize = 16;
 
 type Caller = AuthorizationServiceClient<Channel>;
 
-/// Everything that the service follows, and the hand that changes it.
+/// All files that the service watches, and the code that changes them.
 struct World {
     root: TempDir,
     authority: Authority,
     client: Pair,
     keys: Vec<Signer>,
     turn: u64,
-    /// What was changed when, for whoever asks why a call failed.
+    /// The changes and their times, to explain a failed call.
     changes: Mutex<Vec<(SystemTime, String)>>,
 }
 
@@ -105,7 +105,7 @@ impl World {
         changes.push((SystemTime::now(), what.to_owned()));
     }
 
-    /// The latest of what was changed.
+    /// Returns the latest change.
     fn latest(&self) -> String {
         let changes = self.changes.lock().unwrap();
         let latest = &changes[changes.len().saturating_sub(40)..];
@@ -139,7 +139,7 @@ impl World {
         self.put("policies/users.entities.json", &json!(members).to_string());
     }
 
-    /// The newest key, which nothing is signed by yet, and those by which tokens are still about.
+    /// Publishes the newest key, which signs nothing yet, and the keys of tokens in use.
     fn write_keys(&self) {
         let newest = &self.keys[self.keys.len().saturating_sub(4)..];
         self.put("jwks.json", &jwks(&newest.iter().collect::<Vec<_>>()));
@@ -152,19 +152,19 @@ impl World {
         self.note(&kid);
     }
 
-    /// Revokes others than those who ask.
+    /// Revokes tokens that no client uses.
     fn revoke(&self, turn: u64) {
         let revoked =
             format!("[[revoked]]\nissuer = \"https://login.test\"\nsub = \"gone-{turn}\"\n");
         self.put("revoked.toml", &revoked);
     }
 
-    /// A key that has been published for a while.
+    /// Returns a key that was published some time ago.
     fn signer(&self) -> &Signer {
         &self.keys[self.keys.len().saturating_sub(2)]
     }
 
-    /// A token by it.
+    /// Signs a token with it.
     fn token(&self, number: usize) -> String {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -181,11 +181,11 @@ impl World {
     }
 
     fn rotate_certificate(&self) {
-        // Mounted files are swapped together; here one follows the other, as `certbot` does it.
+        // Mounted files are swapped together; here one follows the other, as with `certbot`.
         self.authority.serve_with(&self.authority.server());
     }
 
-    /// As logrotate does it.
+    /// Rotates the log as logrotate does.
     fn rotate_log(&self, turn: u64) {
         let log = self.path("log/decisions.jsonl");
         if log.exists() {
@@ -202,12 +202,12 @@ impl World {
     }
 }
 
-/// What is asked, changed while it is.
+/// The requests, which change during the test.
 #[derive(Default)]
 struct Questions(RwLock<Vec<pb::AuthorizeRequest>>);
 
 impl Questions {
-    /// Some of everything: principals by name and by token, some of which nobody asked before.
+    /// Writes a mixture of requests: principals by name and by token, some of them new.
     fn write(&self, world: &World, turn: u64) {
         let mut all = Vec::new();
         for number in 0..100 {
@@ -230,13 +230,13 @@ impl Questions {
     }
 }
 
-/// What became of the calls.
+/// The counted outcomes of the calls.
 #[derive(Default)]
 struct Told {
     answered: AtomicU64,
-    /// Told to come again, as a machine that is busy with other things has to at times.
+    /// Calls rejected with a retry hint, which a busy machine may cause.
     shed: AtomicU64,
-    /// Not sent, as too many were on their way.
+    /// Calls not sent, because too many were in flight.
     held_back: AtomicU64,
     failed: Mutex<BTreeMap<String, u64>>,
     slowest: Mutex<Duration>,
@@ -281,7 +281,7 @@ impl Told {
     }
 }
 
-/// Calls a second when there are always some waiting.
+/// Measures calls per second with calls always waiting.
 async fn capacity(callers: &[Caller], questions: &Arc<Questions>, told: &Arc<Told>) -> u64 {
     let begun = Instant::now();
     let span = Duration::from_secs(3);
@@ -307,11 +307,11 @@ async fn capacity(callers: &[Caller], questions: &Arc<Questions>, told: &Arc<Tol
     answered / span.as_secs()
 }
 
-/// So many calls may be on their way: when this process itself is held up, what waits here grows old
-/// and says nothing of the service.
+/// The maximum of calls in flight. If this process itself is delayed, waiting calls become old,
+/// which says nothing about the service.
 const MOST_IN_FLIGHT: usize = 2_000;
 
-/// Begins `rate` calls a second, whether those before are answered or not, until told to stop.
+/// Starts `rate` calls per second, independent of answers, until told to stop.
 async fn load(
     rate: u64,
     callers: Vec<Caller>,
@@ -363,7 +363,7 @@ async fn half_load_fails_no_call_nor_grows() {
             Duration::from_secs(60 * text.parse::<u64>().expect("a number of minutes")),
             true,
         ),
-        // Among other tests, on a machine that others use too.
+        // Other tests and programs share the machine.
         Err(_) => (SHORT, false),
     };
     let mut world = World::new();
@@ -390,8 +390,7 @@ async fn half_load_fails_no_call_nor_grows() {
         "3",
         "--admin-listen",
         "127.0.0.1:0",
-        // So that they are as full as they get before the first tenth is over: tokens are renewed all
-        // the time.
+        // Fills the caches before the first tenth ends: tokens are renewed all the time.
         "--token-cache-bytes",
         "2097152",
         "--log",
@@ -411,7 +410,7 @@ async fn half_load_fails_no_call_nor_grows() {
     told.expect_no_failure(&server, &world);
 
     let begun = Instant::now();
-    // What was shed while it was pushed to its limit is no failure of what follows.
+    // Calls shed while the capacity was measured do not count as failures.
     told.shed.store(0, Ordering::Relaxed);
     let loading = tokio::spawn(load(
         capacity / 2,
@@ -494,7 +493,7 @@ async fn half_load_fails_no_call_nor_grows() {
         let (answered, held_back) = (&told.answered, &told.held_back);
         let [answered, held_back] = [answered, held_back].map(|it| it.load(Ordering::Relaxed));
         assert!(held_back < answered / 50, "{held_back} of {answered}");
-        // In a few seconds memory has not come to rest.
+        // Memory does not become stable within a few seconds.
         let most = first + first / 10 + 8 * 1024;
         assert!(last <= most, "{last} KiB is more than {most} KiB");
     }

@@ -1,6 +1,7 @@
-//! Thousands of reloads under constant calls: no call fails, no answer is unexplained, no memory leaks.
+//! Thousands of reloads under constant calls: no call fails, every answer is explained, memory does
+//! not leak.
 //!
-//! `CEDAR_PDP_SOAK_RELOADS=10000 cargo test --release --test soak -- --nocapture` is the long run.
+//! Long run: `CEDAR_PDP_SOAK_RELOADS=10000 cargo test --release --test soak -- --nocapture`.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,10 +23,11 @@ use tonic::Streaming;
 
 const FILE: &str = "turns.cedar";
 
-/// How many reloads where nothing else is said.
+/// The default number of reloads.
 const RELOADS: u64 = 300;
 
-/// The policies of one turn: some that stay, and one that tells the turn and permits every other.
+/// Returns the policies of one turn: some that stay, and one that names the turn and permits every
+/// second one.
 fn policies(turn: u64) -> String {
     let effect = if turn.is_multiple_of(2) {
         "permit"
@@ -41,7 +43,7 @@ fn policies(turn: u64) -> String {
     text
 }
 
-/// Replaces the served file at one stroke, and tells the revision that comes of it.
+/// Replaces the served file atomically, and returns the new revision.
 fn write(directory: &Path, turn: u64) -> String {
     let text = policies(turn);
     let temporary = directory.join(".next");
@@ -72,7 +74,7 @@ async fn wait_for_revision(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reloads_under_load_fail_no_call() {
-    // Nor do they leak memory.
+    // Reloads do not leak memory either.
     let reloads: u64 = match std::env::var("CEDAR_PDP_SOAK_RELOADS") {
         Ok(text) => text.parse().expect("CEDAR_PDP_SOAK_RELOADS is a number"),
         Err(_) => RELOADS,

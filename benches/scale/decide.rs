@@ -1,10 +1,10 @@
-//! One uncached decision in this process: on a large store against a small one, with and without
-//! entities that the request brings.
+//! One uncached decision in this process: on a large store compared with a small one, with and
+//! without request entities.
 //!
-//! From the query, as parsed from the wire, to the answer. The stores take turns of some hundred
-//! requests, and every request is another: little of a large store is in the processor's caches.
+//! Measured from the parsed query to the answer. The stores take turns of some hundred different
+//! requests, so that little of a large store is in the CPU's caches.
 //!
-//! Candidates are the policies that a decision evaluates, those whose scope matches the request.
+//! Candidates are the policies that a decision evaluates because their scope matches the request.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -62,8 +62,7 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         ),
     );
 
-    // What is asked here is what the stored entities cost such a request, so the policies are as
-    // many on both sides.
+    // Measures the effect of stored entities, so both sides have the same number of policies.
     let large = Loaded::new(12, entities, requests)?;
     let bringing = |loaded: &Loaded| {
         let bringing = |ask| loaded.dataset.bringing_entities(ask);
@@ -78,7 +77,7 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many policies each request's decision evaluates.
+/// Counts the policies that each request's decision evaluates.
 pub(crate) fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
     let counts = loaded
         .asks
@@ -88,7 +87,7 @@ pub(crate) fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
     Ok(Spread::of(counts))
 }
 
-/// Queries, and what is done for each.
+/// Queries, and the function that is measured for each.
 type Side<'a, T> = (Vec<Query>, &'a dyn Fn(&Query) -> Result<T, NoAnswer>);
 
 /// Microseconds of each query on two sides that take turns, by turn.
@@ -124,7 +123,7 @@ impl Compared {
         Spread::of(self.subject.iter().flatten().copied())
     }
 
-    /// The ratio of the medians in each turn.
+    /// Returns the ratio of the medians in each turn.
     pub(crate) fn ratio(&self) -> Spread {
         let median = |turn: &Vec<f64>| Spread::of(turn.iter().copied()).median();
         let turns = self.subject.iter().zip(&self.baseline);
@@ -162,7 +161,7 @@ impl Compared {
     }
 }
 
-/// The microseconds of `answer` for each query.
+/// Measures `answer` for each query, in microseconds.
 pub(crate) fn time_each<T>(
     queries: &[Query],
     answer: &dyn Fn(&Query) -> Result<T, NoAnswer>,

@@ -1,4 +1,4 @@
-//! A data set, written to disk and loaded as the service loads it, in this process.
+//! A data set, written to disk and loaded as the service does, in this process.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::support::dataset::{Ask, Dataset};
 use crate::support::targets::thousands;
 
-/// A snapshot, the directory that it was made of, and requests to decide on it.
+/// A snapshot, its directory, and requests.
 pub(crate) struct Loaded {
     pub(crate) directory: TempDir,
     pub(crate) dataset: Dataset,
@@ -23,7 +23,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// So many policies and entities, and so many requests.
+    /// Generates a data set of this size with these requests.
     pub(crate) fn new(policies: usize, entities: usize, requests: usize) -> anyhow::Result<Self> {
         let dataset = Dataset::new(policies, entities)?;
         let directory = tempfile::tempdir()?;
@@ -40,7 +40,7 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// The same schema and entities with this policy alone.
+    /// Loads the same schema and entities with only this policy.
     pub(crate) fn with_policy_alone(&self, policy: &str) -> anyhow::Result<Arc<Snapshot>> {
         let directory = tempfile::tempdir()?;
         self.dataset.write(directory.path())?;
@@ -49,7 +49,7 @@ impl Loaded {
         load(directory.path())
     }
 
-    /// What it was loaded with, for a row of a table.
+    /// Describes the size, for a row of a table.
     pub(crate) fn size(&self) -> String {
         format!(
             "{} policies, {} entities",
@@ -58,12 +58,12 @@ impl Loaded {
         )
     }
 
-    /// All requests as the engine takes them.
+    /// Returns all requests as queries.
     pub(crate) fn queries(&self) -> Vec<Query> {
         self.asks.iter().map(Ask::query).collect()
     }
 
-    /// Decides each request once: what is measured must be what the data set promises.
+    /// Decides each request once, and checks the decision that the data set promises.
     fn check(&self) -> anyhow::Result<()> {
         for ask in &self.asks {
             let answer = authorize(&self.snapshot, &ask.query())
@@ -76,7 +76,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// The share of requests that are allowed, as decided.
+    /// Returns the share of allowed requests.
     pub(crate) fn allowed(&self) -> f64 {
         let allowed = self.asks.iter().filter(|ask| ask.is_allowed).count();
         allowed as f64 / self.asks.len() as f64

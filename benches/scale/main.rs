@@ -1,4 +1,4 @@
-//! How deciding, starting and memory go with the number of policies and entities.
+//! Decisions, startup and memory by the number of policies and entities.
 //!
 //! `cargo bench --bench scale [-- [--quick] [decide | carry | start | curve [--svg FILE]]]`; without
 //! a name, all four. `-- --generate DIR POLICIES ENTITIES` writes the data set of that size, and

@@ -1,4 +1,4 @@
-//! The same directory behind Cedar's own authorizer, as a service around it would hold it.
+//! Cedar's own authorizer on the same directory, as a service would use it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::support::dataset::Ask;
 
-/// Policies, schema and entities, parsed once; and the entity types, likewise.
+/// Policies, schema and entities, parsed once, and parsed entity types.
 pub(crate) struct Plain {
     policies: PolicySet,
     schema: Schema,
@@ -47,7 +47,7 @@ impl Plain {
         })
     }
 
-    /// Decides `ask`, and says how many microseconds that took, from names to decision.
+    /// Decides `request`; returns the time in microseconds, from names to decision.
     pub(crate) fn time(&self, ask: &Ask) -> anyhow::Result<f64> {
         let begun = Instant::now();
         let context = Context::from_pairs([
@@ -86,7 +86,7 @@ impl Plain {
     }
 }
 
-/// All policies and links. Static policies keep the names that Cedar numbers them by.
+/// Parses all policies and links. Static policies keep the ids that Cedar numbers them by.
 fn policies(directory: &Path) -> anyhow::Result<PolicySet> {
     let templates_file = "templates.cedar";
     let texts_of_policies: Vec<String> = texts(directory, ".cedar")?;
@@ -129,7 +129,7 @@ fn policies(directory: &Path) -> anyhow::Result<PolicySet> {
     Ok(set)
 }
 
-/// The texts of the files whose names end so, in the order of their names.
+/// Reads the files with this ending, in the order of their names.
 fn texts(directory: &Path, ending: &str) -> anyhow::Result<Vec<String>> {
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir(directory)? {

@@ -1,4 +1,4 @@
-//! One stage over and over, in a function of its own, for callgrind to count the instructions of.
+//! Repeats one stage in a function of its own, for callgrind to count its instructions.
 //!
 //! ```sh
 //! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*stage*cached_hit*' \
@@ -22,10 +22,11 @@ use cedar_pdp::policy_store::snapshots;
 
 use crate::loaded::Loaded;
 
-/// Requests that a stage goes through in turn.
+/// The number of requests that a stage repeats in turn.
 const REQUESTS: usize = 1_000;
 
-/// Repeats the stage `name` so often, on 12 policies and 1,000 entities or on as many as `size` says.
+/// Repeats the stage `name` `count` times, on 12 policies and 1,000 entities or on the given
+/// `size`.
 pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<()> {
     let (policies, entities) = match size {
         [] => (12, 1_000),
@@ -51,7 +52,7 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
                 },
             );
             let snapshot = engine.snapshot().context("a snapshot was published")?;
-            // Not in the function whose instructions count.
+            // Outside the function whose instructions count.
             for query in &queries {
                 ask(&engine, &snapshot, query)?;
             }

@@ -1,6 +1,6 @@
-//! Starting, and the memory that a started service holds.
+//! Startup time, and memory of a started service.
 //!
-//! Memory is read 10 s after SERVING, from the system's own account of the process.
+//! Memory is read from the system 10 s after SERVING.
 
 use std::fs;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
     measure_at_scale(sizes)
 }
 
-/// The worked example, beside an echo that holds nothing.
+/// Measures the worked example beside an echo without data.
 fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     let policies = shipped_policies();
     let mut echoes = Vec::new();
@@ -81,7 +81,7 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds from the start of a process to its answer.
+/// Measures the time from process start to the first answer, in ms.
 fn first_answer(start: impl FnOnce() -> anyhow::Result<Server>) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let server = start()?;
@@ -93,12 +93,12 @@ fn first_answer(start: impl FnOnce() -> anyhow::Result<Server>) -> anyhow::Resul
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Beside reading the files and doing nothing with them.
+/// Measures the data set beside plain reading of its files.
 fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     let (policies, entities) = sizes.of((100_000, 1_000_000), (1_000, 10_000));
     let directory = tempfile::tempdir()?;
     Dataset::new(policies, entities)?.write(directory.path())?;
-    // The service finds the files in the system's memory, whether it is the first to read them or not.
+    // The files are in the page cache, whether the service reads them first or not.
     let bytes = read_all(directory.path())?;
 
     let mut reads = Vec::new();

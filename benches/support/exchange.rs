@@ -1,5 +1,5 @@
-//! What callers say and what they are answered: distinct requests over a small data set, half of
-//! them allowed, and the service's answers, which the echoes give.
+//! Requests of a benchmark and their answers: distinct requests over a small data set, half of them
+//! allowed, and the service's answers, which the echoes return.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,25 +15,24 @@ use super::load::{bodies, read_bodies};
 use super::processes::Caller;
 use super::running::Server;
 
-/// The policies of the small data set, those without scope among them.
+/// The number of policies in the small data set, including those without scope.
 pub const POLICIES: usize = 12;
 pub const ENTITIES: usize = 1_000;
 
-/// Answers that an echo gives in turn, and requests whose answers are looked at.
+/// The number of answers that an echo returns in turn, and of requests whose answers are checked.
 const LOOKED_AT: usize = 1_000;
 
-/// Draws per distinct request after which a data set counts as one that has too few of them.
+/// Draws per distinct request after which a data set counts as too small.
 const MOST_DRAWS: usize = 16;
 
-/// A policy directory and requests to it.
+/// A policy directory and its requests.
 pub struct Exchange {
     directory: TempDir,
     asks: Vec<Ask>,
 }
 
 impl Exchange {
-    /// So many requests, no two alike, allowed and denied ones in turn: the first of their kind that
-    /// the data set draws.
+    /// Draws `count` distinct requests, alternately allowed and denied.
     pub fn new(requests: usize) -> anyhow::Result<Self> {
         let dataset = Dataset::new(POLICIES, ENTITIES)?;
         let directory = tempfile::tempdir()?;
@@ -68,18 +67,17 @@ impl Exchange {
         })
     }
 
-    /// The policy directory.
+    /// Returns the policy directory.
     pub fn policies(&self) -> &Path {
         self.directory.path()
     }
 
-    /// All requests.
+    /// Returns all requests.
     pub fn requests(&self) -> Vec<pb::AuthorizeRequest> {
         self.asks.iter().map(Ask::message).collect()
     }
 
-    /// Has `service` answer the first requests, so many at most as are looked at, and writes its
-    /// answers to `file`, for an echo.
+    /// Sends the first requests to `service`, and writes its answers to `file` for an echo.
     pub fn write_answers(&self, service: &Server, most: usize, file: &Path) -> anyhow::Result<()> {
         let mut answers = self.answers_of(service)?;
         answers.truncate(most);
@@ -87,7 +85,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// The answers of `service` to the first requests, which must be as the data set promises.
+    /// Sends the first requests to `service`. Returns the answers, which must be as expected.
     pub fn answers_of(&self, service: &Server) -> anyhow::Result<Vec<pb::AuthorizeResponse>> {
         let mut caller = Caller::of(service)?;
         let asks = self.asks.iter().take(LOOKED_AT);
@@ -95,7 +93,7 @@ impl Exchange {
             .collect()
     }
 
-    /// Sees that `service` answers all requests as the data set promises, in one batch after another.
+    /// Checks in batches that `service` answers all requests as expected.
     pub fn check_batches(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
         use pb::batch_authorize_result::Result::{Error, Response};
         let mut caller = Caller::of(service)?;
@@ -122,8 +120,8 @@ fn as_promised(ask: &Ask, answer: pb::AuthorizeResponse) -> anyhow::Result<pb::A
     Ok(answer)
 }
 
-/// Sees that `echo` gives the answers in `file`, one by one and in a batch: else it would be spared
-/// bytes that the service writes.
+/// Checks that `echo` returns the answers in `file`, alone and in a batch. Otherwise it would write
+/// fewer bytes than the service.
 pub fn check_echo(echo: &Server, file: &Path) -> anyhow::Result<()> {
     use pb::batch_authorize_result::Result::Response;
     let mut caller = Caller::of(echo)?;
@@ -142,11 +140,11 @@ pub fn check_echo(echo: &Server, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The answers in a file that [`Exchange::write_answers`] wrote.
+/// Reads the answers in a file of [`Workload::write_answers`].
 pub fn read_answers(file: &Path) -> anyhow::Result<Vec<pb::AuthorizeResponse>> {
     read_bodies(file)?
         .into_iter()
-        // Behind gRPC's prefix.
+        // After gRPC's prefix.
         .map(|body| Ok(pb::AuthorizeResponse::decode(body.slice(5..))?))
         .collect()
 }

@@ -1,4 +1,4 @@
-//! Tests of the source itself: who may import whom, sizes, and the words of names and comments.
+//! Tests of the source itself: imports, sizes, and the words of names and comments.
 //!
 //! They count production code only, except for the names of tests. `figures` prints all figures,
 //! also of another checkout: see `figures_of_the_source`.
@@ -20,7 +20,7 @@ mod source;
 use names::Names;
 use source::{production, sources};
 
-/// (place, what its code may not name, what of that it may). Lower floors never look up.
+/// (place, names that its code may not use, exceptions). Lower layers never import higher ones.
 type Floor = (
     &'static str,
     &'static [&'static str],
@@ -28,7 +28,8 @@ type Floor = (
 );
 
 const FLOORS: &[Floor] = &[
-    // Takes values and returns values: no task, wire, disk or clock, and no other part of ours.
+    // Takes values and returns values: no task, wire, disk or clock, and no other part of this
+    // crate.
     (
         "src/pdp",
         &[
@@ -207,7 +208,7 @@ const FLOORS: &[Floor] = &[
     ),
 ];
 
-/// (what is named, the only places that name it).
+/// (names, the only places that may use them).
 const ONLY: &[(&[&str], &[&str])] = &[
     (&["cedar_policy", "cedar_policy_core"], &["src/pdp"]),
     (
@@ -292,7 +293,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
 ];
 
-/// Returns whether `name` is `what`, or in it.
+/// Returns whether `name` is `prefix`, or inside it.
 fn is_of(name: &str, what: &str) -> bool {
     name.strip_prefix(what)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))

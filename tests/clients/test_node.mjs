@@ -1,4 +1,4 @@
-// A @grpc/grpc-js client gets what cases.json says, by the .proto files.
+// Checks that a @grpc/grpc-js client gets the answers in cases.json, by the .proto files.
 //
 // Starts the server that CEDAR_PDP_TEST_BINARY names, by default target/debug/cedar-pdp. Uses the
 // packages of examples/node, and runs the example there.
@@ -41,7 +41,7 @@ async function serve(t, policies, { listen = '127.0.0.1:0', args = [] } = {}) {
   const env = Object.fromEntries(
     Object.entries(process.env).filter(([name]) => !name.startsWith('CEDAR_PDP_')),
   );
-  // Its port is one and the same for all services.
+  // Its default port is the same for all services.
   env.CEDAR_PDP_ADMIN_LISTEN = 'off';
   const server = spawn(
     resolve(root, binary),
@@ -74,7 +74,7 @@ async function temporaryDirectory(t) {
   return directory;
 }
 
-// Nothing here takes long; this is where waiting ends.
+// A time limit; nothing here takes long.
 const patience = () => ({ deadline: Date.now() + 30_000 });
 
 /** One unary call, as a promise. */
@@ -129,7 +129,8 @@ function checkResult(result, expected, revision) {
 
 let address, client, revision;
 
-// What the tests share is ended after the last of them: a hook set within a hook ends with that one.
+// Shared resources are closed after the last test: a hook set within a hook runs at that hook's
+// end.
 const endings = [];
 const file = { after: (end) => endings.push(end) };
 after(async () => {
@@ -164,7 +165,7 @@ for (const expected of cases.errors) {
 }
 
 test('a batch answers in order and on one revision', async () => {
-  // Errors between answers: an error is that item's alone.
+  // An error between answers belongs to its item alone.
   const asked = cases.errors.flatMap((error, n) => [cases.answers[n], error]);
   const answer = await call(client, 'BatchAuthorize', {
     requests: asked.map(({ request }) => request),
@@ -197,7 +198,7 @@ test('a stream answers while it is open', async () => {
   const stream = client.StreamAuthorize(patience());
   const results = stream[Symbol.asyncIterator]();
   for (const correlation_id of ['0', '1', '2']) {
-    // Asks the next question only once the last one was answered.
+    // Sends the next item only after the last answer.
     stream.write({ correlation_id, request: expected.request });
     const { value } = await results.next();
     assert.equal(value.correlation_id, correlation_id);

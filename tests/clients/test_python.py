@@ -32,7 +32,7 @@ store, store_services = grpc.protos_and_services("pdp/v1/policy_store.proto")
 CASES = json.loads((ROOT / "tests/clients/cases.json").read_text(encoding="utf-8"))
 SERVICES = ("pdp.v1.AuthorizationService", "pdp.v1.PolicyStoreService")
 ANONYMOUS = ("--anonymous-principal", 'Platform::Visitor::"anonymous"')
-# Nothing here takes long; this is where waiting ends.
+# A time limit; nothing here takes long.
 PATIENCE = 30
 
 
@@ -44,9 +44,9 @@ def target():
 def serving(policies, *arguments, listen="127.0.0.1:0"):
     """Runs the server, and gives the address that it printed."""
     binary = ROOT / os.environ.get("CEDAR_PDP_TEST_BINARY", target() / "debug/cedar-pdp")
-    # The settings of whoever runs the tests are not ours.
+    # The settings in the caller's environment must not apply.
     env = {name: value for name, value in os.environ.items() if not name.startswith("CEDAR_PDP_")}
-    # Its port is one and the same for all services.
+    # Its default port is the same for all services.
     env["CEDAR_PDP_ADMIN_LISTEN"] = "off"
     command = [binary, "serve", "--policies", policies, "--listen", listen, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
@@ -136,7 +136,7 @@ def test_an_explanation_names_the_policy_and_where_it_stands(client):
 
 
 def test_a_batch_answers_in_order_and_on_one_revision(client, revision):
-    # Errors between answers: an error is that item's alone.
+    # An error between answers belongs to its item alone.
     cases = [case for pair in zip(CASES["answers"], CASES["errors"]) for case in pair]
     batch = pdp.BatchAuthorizeRequest(requests=map(request, cases))
     answer = client.BatchAuthorize(batch, timeout=PATIENCE)
@@ -179,7 +179,7 @@ def test_a_stream_answers_while_it_is_open(client, revision):
     requests = queue.SimpleQueue()
     stream = client.StreamAuthorize(iter(requests.get, None), timeout=PATIENCE)
     for number in range(3):
-        # Asks the next question only once the last one was answered.
+        # Sends the next item only after the last answer.
         requests.put(pdp.StreamAuthorizeRequest(correlation_id=number, request=request(case)))
         result = next(stream)
         assert result.correlation_id == number
@@ -239,7 +239,7 @@ def test_policies_are_listed_page_by_page(channel, revision):
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_lists_the_services(channel, version):
-    # The messages of both versions are the same but for the name of their package.
+    # The messages of both versions differ only in the name of their package.
     reflect = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -252,7 +252,7 @@ def test_reflection_lists_the_services(channel, version):
 
 
 def test_reflection_alone_is_enough_for_a_client(channel):
-    # A pool of its own: what it knows, it was told by the server.
+    # A separate pool: it contains only what the server has sent.
     pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
     authorize = pool.FindServiceByName(SERVICES[0]).FindMethodByName("Authorize")
     request_class = message_factory.GetMessageClass(authorize.input_type)
@@ -269,7 +269,7 @@ def test_reflection_alone_is_enough_for_a_client(channel):
         assert said["decision"] == case["decision"]
         assert said.get("determining_policies", []) == case["determining_policies"]
 
-    # The details of errors are among what is reflected.
+    # Reflection includes the details of errors.
     [case] = [case for case in CASES["errors"] if case.get("field") == "resource.id"]
     with pytest.raises(grpc.RpcError) as caught:
         call(json_format.ParseDict(case["request"], request_class()), timeout=PATIENCE)
@@ -288,8 +288,8 @@ def test_a_unix_socket_serves_a_client_that_sets_an_authority(tmp_path):
     socket = tmp_path / "pdp.sock"
     with serving(ROOT / "policies", listen=f"unix:{socket}") as address:
         assert address == f"unix:{socket}"
-        # By itself grpcio sends the socket's path, percent-encoded, as the authority. That is none,
-        # so the HTTP/2 stream is refused, and the call fails: it is no DENY.
+        # By default grpcio sends the socket's path, percent-encoded, as the authority. That is
+        # invalid, so the HTTP/2 stream is rejected and the call fails, which is no DENY.
         with grpc.insecure_channel(address) as channel:
             with pytest.raises(grpc.RpcError) as caught:
                 services.AuthorizationServiceStub(channel).Authorize(
@@ -311,7 +311,7 @@ def test_the_cases_hold_every_row_of_the_readme_of_the_policies():
     written = set()
     for row in rows:
         principal, action, resource, _, _, policies = (re.findall("`(.+?)`", cell) for cell in row)
-        # A principal is shortened to its id, or written in full.
+        # A principal is shortened to its id, or printed in full.
         id = re.sub('.*"(.*)"', r"\1", principal[0])
         written.add((id, action[0], resource[0], f"DECISION_{row[4].strip()}", *policies))
     held = set()

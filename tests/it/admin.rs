@@ -1,4 +1,4 @@
-//! The operators' door of the running server: metrics, readiness, status, and the log's filter.
+//! The admin server: metrics, readiness, status, and the log filter.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -18,7 +18,7 @@ const USERS_READ: &str = r#"
 permit(principal is User, action == Action::"read", resource);
 "#;
 
-/// What was answered.
+/// An HTTP response.
 #[derive(Debug)]
 struct Page {
     status: u16,
@@ -26,7 +26,7 @@ struct Page {
     body: String,
 }
 
-/// Sends one request, with a connection of its own.
+/// Sends one request over its own connection.
 fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, rest: &str) -> Page {
     let mut stream = stream;
     write!(
@@ -69,7 +69,7 @@ fn start(arguments: &[&str]) -> (tempfile::TempDir, Server, String) {
     (directory, server, admin)
 }
 
-/// The value of a series on a page.
+/// Returns the value of a series on the metrics page.
 fn value(page: &str, series: &str) -> f64 {
     page.lines()
         .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
@@ -183,7 +183,7 @@ async fn metrics_page_counts_calls_and_decisions() {
         ("cache_misses_total".to_owned(), 2.0),
         ("cache_entries".to_owned(), 2.0),
     ];
-    // A call is counted when it is over, which may be a moment after its caller has the answer.
+    // A call is counted when it ends, which may be shortly after the client has the answer.
     let begun = std::time::Instant::now();
     loop {
         let page = get(&admin, "/metrics").body;
@@ -247,7 +247,7 @@ async fn metrics_page_shows_only_enabled_features() {
             &format!("file:{}", place.path().join("log").display()),
         ],
     );
-    // A bad list changes nothing, and is told.
+    // An invalid list is rejected and logged.
     std::fs::write(&list, "nonsense").unwrap();
     server.wait_for_log("new list of callers rejected");
     let channel = crate::support::channel(&socket).await;
@@ -280,7 +280,7 @@ async fn metrics_page_shows_only_enabled_features() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_calls_and_unknown_methods_are_counted() {
-    // A call whose caller goes away counts as `cancelled`, an unknown method as `other`.
+    // A cancelled call counts as `cancelled`, an unknown method as `other`.
     let (_directory, server, admin) = start(&[]);
     let mut store = server.policy_store().await;
     let watch = store.watch_status(pb::WatchStatusRequest {}).await.unwrap();
@@ -340,7 +340,8 @@ async fn metrics_page_size_is_independent_of_principals() {
     assert!(!page.contains("u1") && !page.contains("Doc"), "{page}");
 }
 
-/// Debian's package `prometheus` has it; CI installs it, and says where it is.
+/// Returns the command `promtool`, if it is installed. Debian's package `prometheus` contains it;
+/// CI names it in `PROMTOOL`.
 fn promtool() -> Option<Command> {
     let named = std::env::var_os("PROMTOOL");
     let command = || Command::new(named.clone().unwrap_or_else(|| "promtool".into()));
@@ -367,7 +368,7 @@ async fn promtool_finds_nothing_wrong_with_the_page() {
     check_by_promtool(&page);
 }
 
-/// Fails when promtool, if there is one, finds something wrong with `page`.
+/// Checks `page` with promtool, if it is installed.
 fn check_by_promtool(page: &str) {
     let Some(mut promtool) = promtool() else {
         return;
@@ -429,7 +430,7 @@ fn alerts_name_existing_metrics() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_requests_leave_capacity_for_calls() {
-    // Many clients request the page all the time: calls are still answered, and the number of pages
+    // Many clients request the page continuously: calls are still answered, and the number of pages
     // per second is bounded.
     let (_directory, server, admin) = start(&[]);
     let begun = std::time::Instant::now();
@@ -458,7 +459,7 @@ async fn metrics_requests_leave_capacity_for_calls() {
     }
     over.store(true, Ordering::Relaxed);
     let pages: u128 = askers.into_iter().map(|it| it.join().unwrap()).sum();
-    // One every five milliseconds.
+    // One page per five milliseconds.
     assert!(pages <= begun.elapsed().as_millis() / 5 + 2, "{pages}");
 }
 
@@ -482,10 +483,10 @@ async fn readiness_says_why_not() {
 
     std::fs::write(directory.path().join("a.cedar"), USERS_READ).unwrap();
     crate::support::wait_for_status(&server, "the policies", |status| status.policies == 1).await;
-    // The status is published before readiness follows.
+    // The status changes before readiness.
     eventually("ready", async || get(&admin, "/readyz").body == "ready\n").await;
 
-    // A call whose message never ends holds the end back.
+    // A call whose message never ends delays the shutdown.
     let channel = server.channel().await;
     let (started, has_started) = tokio::sync::oneshot::channel();
     let mut grpc = tonic::client::Grpc::new(channel.clone());
@@ -581,14 +582,14 @@ async fn log_filter_changes_at_run_time() {
         get(&admin, "/log").body,
         "warn,cedar_pdp::policy_store=info\n"
     );
-    // Turned off, it is told all the same who did that to it last.
+    // The last change is logged although it turns the log off.
     assert_eq!(put_log("off").status, 200);
     server.wait_for_log(r#"old="warn,cedar_pdp::policy_store=info" new="off""#);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_host_name_changes_nothing() {
-    // A browser that a foreign name leads to this address must not change the log filter.
+    // A browser that a foreign DNS name leads to this address must not change the log filter.
     let (_directory, _server, admin) = start(&[]);
     let mut stream = connect(&admin);
     let request = "PUT /log HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\
@@ -610,7 +611,8 @@ async fn only_this_machine_may_change_something() {
         put(&format!("127.0.0.1:{port}"), "/log", "", "warn").status,
         200
     );
-    // From this machine, but not from the loopback address: what a mesh forwards looks like that.
+    // From this machine, but not from the loopback address: a service mesh forwards requests like
+    // this.
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,
@@ -663,7 +665,7 @@ fn occupied_admin_address_error_names_the_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_admin_requests_are_rejected() {
-    // The admin server goes on answering after each of them.
+    // The admin server keeps answering after each of them.
     let (_directory, _server, admin) = start(&[]);
     assert_eq!(get(&admin, "/nothing").status, 404);
     assert_eq!(
@@ -685,10 +687,10 @@ async fn invalid_admin_requests_are_rejected() {
     assert!(get(&admin, "/").body.contains("/metrics"));
 }
 
-/// The status, if one comes before the connection ends.
+/// Sends `text`; returns the HTTP status, or `None` if the connection ends without one.
 fn send_all(admin: &str, text: &str) -> Option<u16> {
     let mut stream = connect(admin);
-    // It may have hung up before all was sent.
+    // The server may close before it has read everything.
     let _ = stream.write_all(text.as_bytes());
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -707,7 +709,7 @@ async fn connections_that_do_nothing_keep_no_one_out() {
     let mut client = server.authorization().await;
     let read = request(r#"User::"ann""#, r#"Action::"read""#, r#"Doc::"1""#);
     client.authorize(read).await.unwrap();
-    // Of the many, only as many are kept as there may be.
+    // The server keeps only a bounded number of connections.
     let fds = value(&get(&admin, "/metrics").body, "process_open_fds");
     assert!(fds < 150.0, "{fds}");
 }

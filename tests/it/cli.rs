@@ -1,6 +1,6 @@
-//! The commands as people and scripts run them: what they print, and how they end.
+//! The commands as people and scripts run them: output and exit status.
 //!
-//! Exit status: 0 good, 1 the answer is no, 2 the command could not run.
+//! Exit status: 0 is success, 1 is a negative result, 2 means that the command could not run.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -15,7 +15,7 @@ const ALL_ARE_PERMITTED: &str = "permit (principal, action, resource);";
 const SCHEMA: &str =
     "entity User; entity Doc; action read appliesTo { principal: User, resource: Doc };";
 
-/// How a command ended and what it said.
+/// The exit code and output of a command.
 #[derive(Debug)]
 struct Ended {
     code: i32,
@@ -33,7 +33,7 @@ fn run(arguments: &[&str]) -> Ended {
     run_in(&[], arguments)
 }
 
-/// Runs a command with these variables in its environment.
+/// Runs a command with these environment variables.
 fn run_in(environment: &[(&str, &str)], arguments: &[&str]) -> Ended {
     let mut command = crate::support::command();
     command.envs(environment.iter().copied()).args(arguments);
@@ -92,7 +92,7 @@ fn validate_reports_all_findings_of_all_files() {
     ] {
         assert!(ended.out.contains(place), "{place}: {}", ended.out);
     }
-    // Drawn with the source and a caret under the column.
+    // The report has the source line and a caret under the column.
     assert!(
         ended.out.contains("2 | when { foo };\n  |        ^"),
         "{}",
@@ -146,7 +146,7 @@ fn validate_tells_machines_the_revision_and_the_counts() {
     );
 }
 
-/// Whether `serve` comes to listen with this directory and these options.
+/// Returns whether `serve` starts to listen with this directory and these options.
 fn serve_loads(directory: &Path, options: &[&str]) -> bool {
     let mut command = crate::support::command();
     command.args([
@@ -308,8 +308,8 @@ fn missing_directory_fails_every_command() {
     }
 }
 
-/// `any` and `every` are filed under nothing, `whole` reads no attribute by its name, and there is
-/// nothing to say of the others.
+/// Policies of which `any` and `every` have no scope, and `whole` reads the context as a whole. The
+/// others cause no advice.
 const COSTLY: &str = r#"@id("all")
 permit (principal, action == Action::"read", resource);
 @id("any")
@@ -327,8 +327,8 @@ permit (principal, action, resource);
 
 #[test]
 fn validate_advises_on_cost_and_caching() {
-    // The advice names policies that every request evaluates, and context reads that keep answers
-    // out of the cache.
+    // The advice names policies that every request evaluates, and context reads that prevent cache
+    // hits.
     let directory = policy_directory(&[("a.cedar", COSTLY)]);
     let ended = run(&["validate", text(directory.path())]);
     assert_eq!((ended.code, &*ended.err), (0, ""));
@@ -380,7 +380,7 @@ parts of the cache key, besides principal, action and resource
 
 #[test]
 fn validate_shortens_advice_in_text_only() {
-    // Text names a few costly policies, JSON all of them.
+    // Text output names a few costly policies, JSON output all.
     let policies = ALL_ARE_PERMITTED.repeat(23);
     let directory = policy_directory(&[("a.cedar", &policies)]);
     let ended = run(&["validate", text(directory.path())]);
@@ -404,7 +404,7 @@ fn validate_shortens_advice_in_text_only() {
 
 #[test]
 fn validate_is_silent_about_indexed_policies() {
-    // Policies that the index finds and that read no context need no advice.
+    // Indexed policies without context reads need no advice.
     let policy = r#"permit (principal in Group::"g", action, resource);"#;
     let directory = policy_directory(&[("a.cedar", policy)]);
     let ended = run(&["validate", text(directory.path())]);
@@ -421,7 +421,7 @@ const READ: &str = r#"Invoicing::Action::"readInvoice""#;
 const SMALL: &str = r#"Invoicing::Invoice::"INV-2041""#;
 const LARGE: &str = r#"Invoicing::Invoice::"INV-2042""#;
 
-/// Asks where `of` says: `--policies DIR` or `--connect ADDR`.
+/// Runs `authorize` with a source: `--policies DIR` or `--connect ADDR`.
 fn authorize(of: &[&str], uids: [&str; 3], more: &[&str]) -> Ended {
     let [principal, action, resource] = uids;
     let asked = [
@@ -571,7 +571,7 @@ fn authorize_rejects_tokens_for_a_directory() {
 
 // ---------------------------------------------------------------- test
 
-/// A directory with one policy for `alice` and these tests.
+/// Creates a directory with one policy for `alice` and these test cases.
 fn tested(tests: &Value) -> tempfile::TempDir {
     let policies = "@id(\"alice-reads\")\npermit (principal == User::\"alice\", action == Action::\"read\", resource)\n\
          when { context.purpose == \"audit\" };\n\
@@ -603,7 +603,7 @@ fn example_policy_tests_pass() {
 
 #[test]
 fn failing_test_shows_request_and_reason() {
-    // The report has the request, the expected and the actual decision, and the reason.
+    // The report has the request, the expected and actual decision, and the reason.
     let directory = tested(&json!([
         test_of("alice audits", "read", "audit", "allow", &["alice-reads"]),
         test_of(
@@ -765,7 +765,7 @@ fn directory_without_tests_is_an_error() {
 
 #[test]
 fn test_entities_come_from_three_places() {
-    // They are those of the directory, of the test itself, or of a file beside it.
+    // Entities come from the directory, the test itself, or a file beside it.
     let entity = |level: u8| json!([{"uid": {"type": "User", "id": "alice"}, "attrs": {"level": level}, "parents": []}]);
     let test = |name: &str, entities: Option<Value>, decision: &str| {
         let mut test = json!({
@@ -811,7 +811,7 @@ fn test_entities_come_from_three_places() {
 
 #[test]
 fn flags_override_environment_file_and_defaults() {
-    // In this order: flags, environment, file, defaults.
+    // In this order of precedence: flags, environment, file, defaults.
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("pdp.toml");
     fs::write(
@@ -840,7 +840,7 @@ fn flags_override_environment_file_and_defaults() {
             ended.out
         );
     }
-    // What it prints is a configuration file that means the same.
+    // The output is a configuration file with the same meaning.
     let printed = place.path().join("printed.toml");
     fs::write(&printed, &ended.out).unwrap();
     let again = run(&["config", "--config", text(&printed)]);
@@ -914,7 +914,7 @@ fn unknown_settings_and_values_are_errors() {
     assert_eq!(run(&[]).code, 2);
 }
 
-/// A service listens a moment before it serves.
+/// Waits until the service is healthy: it listens shortly before it serves.
 fn wait_until_serving(server: &Server) {
     eventually_blocking("the server serves", || {
         run(&["healthcheck", "--connect", server.address()]).code == 0
@@ -923,7 +923,7 @@ fn wait_until_serving(server: &Server) {
 
 #[test]
 fn healthcheck_exit_codes_tell_three_states_apart() {
-    // Serving, not serving, and nobody listening.
+    // Serving, not serving, and not listening.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let server = Server::start(directory.path(), &[]);
     wait_until_serving(&server);

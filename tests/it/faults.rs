@@ -1,5 +1,5 @@
-//! Directories and requests that are wrong or immense: an error that names the place, or a bounded
-//! cost; never a crash and never a wrong answer.
+//! Invalid or immense directories and requests: an error that names the place, or a bounded cost;
+//! no crash and no wrong answer.
 
 use std::fmt::Write as _;
 
@@ -20,13 +20,13 @@ const OFF: Settings = Settings {
 
 const MILLION: usize = 1_000_000;
 
-/// Loads a directory of these files, or says in lines why not.
+/// Loads a directory of these files; returns the errors as lines of text.
 fn load(settings: &Settings, files: &[(&str, &str)]) -> Result<Snapshot, String> {
     let directory = tempfile::tempdir().unwrap();
     for (path, text) in files {
         std::fs::write(directory.path().join(path), text).unwrap();
     }
-    // Entities by the million are more than a file may hold as a rule.
+    // A million entities exceed the default file limit.
     let limits = SourceLimits {
         file_bytes: 1 << 30,
         ..SourceLimits::default()
@@ -42,7 +42,7 @@ fn refusal(settings: &Settings, files: &[(&str, &str)]) -> String {
     load(settings, files).expect_err("a directory that is refused")
 }
 
-/// `Node`s with their parents, all by number.
+/// Writes `Node` entities with their parents, all numbered.
 fn nodes(nodes: impl Iterator<Item = (usize, Vec<usize>)>) -> String {
     let mut text = String::from("[");
     for (number, (node, parents)) in nodes.enumerate() {

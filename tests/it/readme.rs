@@ -1,11 +1,11 @@
-//! The README's configuration table is the configuration.
+//! The README's configuration table lists all settings.
 
 use std::path::Path;
 
 use cedar_pdp::config::sources::{ConfigOption, options};
 use cedar_pdp::pip::RejectionReason;
 
-/// The table as it must stand in the README.
+/// Returns the table as the README must contain it.
 fn table() -> String {
     let mut table = String::from(
         "| key | environment | flag | default | meaning |\n| --- | --- | --- | --- | --- |\n",

@@ -1,8 +1,8 @@
-//! Policy files change under a running server, in every way that people and tools change them.
+//! Policy files change under a running server, in all ways that people and tools change them.
 //!
-//! Each way is tried twice: by events, with a poll so slow that it cannot help, and by the poll
-//! alone. Callers ask all the while: no call fails, and every answer is one that the revision it
-//! names explains.
+//! Each change is tested twice: by events, with a poll interval that is too long to help, and by
+//! polling alone. Clients call continuously: no call fails, and every answer follows from the
+//! revision that it names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,17 +21,17 @@ use cedar_pdp::api::grpc::pb::ReloadOutcome;
 use pb::value::Kind;
 use tempfile::TempDir;
 
-/// Nothing but an event can tell of a change.
+/// Only events can detect a change.
 const BY_EVENTS: &[&str] = &["--watch", "events", "--poll-interval", "1h"];
-/// Nothing but a poll can.
+/// Only polling can detect a change.
 const BY_POLLING: &[&str] = &["--watch", "poll", "--poll-interval", "50ms"];
-/// Nothing can, so that only who asks for a reload gets one.
+/// Neither detects a change: reloads happen only on demand.
 const ON_DEMAND: &[&str] = &["--watch", "poll", "--poll-interval", "1h"];
 
-/// How often a directory is changed in each test.
+/// The number of changes to a directory in each test.
 const CHANGES: usize = 4;
 
-/// The two files of a version. They agree in it; a mix of two versions is never right.
+/// Policies of one version, in two files. A mixture of two versions gives wrong answers.
 fn permits(version: usize) -> String {
     format!("@id(\"permits-v{version}\")\npermit (principal, action, resource);\n")
 }
@@ -52,7 +52,7 @@ fn write_version(directory: &Path, version: usize) {
     fs::write(directory.join(FORBIDS), forbids(version)).unwrap();
 }
 
-/// What everybody asks: whether an odd version is in force, so to speak.
+/// Returns the request of all clients: allowed if the version is odd.
 fn question() -> pb::AuthorizeRequest {
     let context = BTreeMap::from([("turn".to_owned(), value(Kind::Long(0)))]);
     pb::AuthorizeRequest {
@@ -61,7 +61,8 @@ fn question() -> pb::AuthorizeRequest {
     }
 }
 
-/// What a directory with these versions of the two files says; `None` where a file is not there.
+/// Returns the answer of a directory with these versions of the two files; `None` is a missing
+/// file.
 fn says(permitting: Option<usize>, forbidding: Option<usize>) -> Said {
     let permit = permitting.map(permits);
     let forbid = forbidding.map(forbids);
@@ -80,17 +81,17 @@ fn says(permitting: Option<usize>, forbidding: Option<usize>) -> Said {
     }
 }
 
-/// Which answers are right while a directory is changed.
+/// The answers that are correct while a directory changes.
 #[derive(Clone, Copy)]
 enum Allowed {
-    /// Those of whole versions: the change is atomic, whatever it consists of.
+    /// Answers of complete versions: the whole change is atomic.
     WholeVersions,
-    /// Those of every state that the files go through, at rest for the quiet period.
+    /// Answers of every intermediate state of the files, which may last for the quiet period.
     EveryState,
 }
 
 impl Allowed {
-    /// The answers for versions 0 to `last`.
+    /// Returns the answers for versions 0 to `last`.
     fn answers(self, last: usize) -> Vec<Said> {
         let versions = 0..=last;
         match self {
@@ -107,16 +108,16 @@ impl Allowed {
     }
 }
 
-/// A way of changing a policy directory.
+/// A way to change a policy directory.
 struct WayOfChanging {
     allowed: Allowed,
-    /// Lays out version 0 somewhere below the first path, and tells what the policy directory is.
+    /// Writes version 0 below the path; returns the policy directory.
     lay_out: fn(&Path) -> PathBuf,
-    /// Changes what was laid out to the next version.
+    /// Changes the files to the next version.
     change: fn(&Path, usize),
 }
 
-/// Changes a served directory in that way, by events and by polling.
+/// Checks that a served directory follows each change, by events and by polling.
 async fn every_change_is_noticed(way: WayOfChanging) {
     every_change_is_noticed_by(&[BY_EVENTS, BY_POLLING], way).await;
 }
@@ -220,7 +221,7 @@ async fn sed_edit_is_noticed() {
     .await;
 }
 
-/// Runs git on the repository at `directory`, whatever git is configured to do elsewhere.
+/// Runs git in `directory`, independent of the git configuration of this machine.
 fn git(directory: &Path, arguments: &[&str]) {
     let mut command = Command::new("git");
     for (name, _) in std::env::vars_os() {
@@ -266,11 +267,11 @@ async fn git_checkout_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn config_map_update_is_atomic() {
-    // It is noticed, and no answer is of half an update.
+    // The change is detected, and no answer mixes two versions.
     every_change_is_noticed(config_map()).await;
 }
 
-/// What the kubelet does.
+/// Updates files as the kubelet does.
 fn config_map() -> WayOfChanging {
     fn write_data(policies: &Path, version: usize) {
         let data = format!("..2024_{version}");
@@ -292,7 +293,7 @@ fn config_map() -> WayOfChanging {
         change: |place, version| {
             let policies = place.join("policies");
             write_data(&policies, version);
-            // The kubelet removes the old one at once.
+            // The kubelet removes the old directory at once.
             fs::remove_dir_all(policies.join(format!("..2024_{}", version - 1))).unwrap();
         },
     }
@@ -300,7 +301,7 @@ fn config_map() -> WayOfChanging {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directory_rename_is_atomic() {
-    // It is noticed, and no answer is of half an update.
+    // The change is detected, and no answer mixes two versions.
     every_change_is_noticed(WayOfChanging {
         allowed: Allowed::WholeVersions,
         lay_out: lay_out_plainly,
@@ -315,7 +316,7 @@ async fn directory_rename_is_atomic() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directory_exchange_is_atomic() {
-    // It is noticed, and no answer is of half an update.
+    // The change is detected, and no answer mixes two versions.
     every_change_is_noticed(exchange()).await;
 }
 
@@ -346,7 +347,7 @@ async fn recreated_directory_is_noticed() {
     .await;
 }
 
-/// For how long it is gone: `CEDAR_PDP_GONE_SECONDS=60` is the long way.
+/// Returns how long the directory is missing. `CEDAR_PDP_GONE_SECONDS=60` is the long variant.
 fn gone_for() -> Duration {
     let seconds = std::env::var("CEDAR_PDP_GONE_SECONDS").map(|text| text.parse());
     Duration::from_secs(seconds.map_or(2, |seconds| seconds.expect("a number of seconds")))
@@ -373,13 +374,13 @@ async fn missing_directory_keeps_policies_until_it_returns() {
         let right = Allowed::WholeVersions.answers(1);
         assert!(said.keys().all(|said| right.contains(said)), "{said:#?}");
     }
-    // At once, since it may be gone for long.
+    // Both at once, because the directory may be missing for long.
     tokio::join!(check(BY_EVENTS), check(BY_POLLING));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn swapped_directory_link_is_atomic() {
-    // It is noticed, and no answer is of half an update.
+    // The change is detected, and no answer mixes two versions.
     every_change_is_noticed(link_to_the_directory()).await;
 }
 
@@ -401,9 +402,8 @@ fn link_to_the_directory() -> WayOfChanging {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn poll_notices_a_replaced_parent_directory() {
-    // No answer is of half an update.
-    // Events are heard of the policy directory, of its name in the directory above, and of every
-    // link on the way; what is further above and no link is left to the poll.
+    // No answer mixes two versions. Events cover the policy directory, its name in the parent
+    // directory, and every link on the way. Only polling detects changes further above.
     let way = WayOfChanging {
         allowed: Allowed::WholeVersions,
         lay_out: |place| {
@@ -426,13 +426,13 @@ async fn rapid_atomic_changes_stay_atomic() {
     for way in [config_map(), exchange(), link_to_the_directory()] {
         let place = tempfile::tempdir().unwrap();
         let policies = (way.lay_out)(place.path());
-        // As eager as can be, so that as many readings as possible meet a change.
+        // The shortest quiet period, so that many reads coincide with a change.
         let eager = ["--quiet-period", "1ms", "--max-reload-delay", "1h"];
         let server = Server::start(&policies, &[BY_EVENTS, &eager].concat());
         let askers = Askers::start(&server, &question(), Duration::from_millis(1)).await;
         for version in 1..=QUICKLY {
             (way.change)(place.path(), version);
-            // The writer's pace, uneven so that changes fall before, into and after readings.
+            // Uneven pauses, so that changes fall before, into and after reads.
             std::thread::sleep(Duration::from_micros(version as u64 * 700 % 11_000));
         }
         let last = says(Some(QUICKLY), Some(QUICKLY));
@@ -529,7 +529,7 @@ async fn misnamed_files_warn_and_are_ignored() {
     }
 }
 
-/// The answer to the question, now.
+/// Returns the current answer.
 async fn ask(server: &Server) -> Said {
     let mut client = server.authorization().await;
     client
@@ -540,7 +540,7 @@ async fn ask(server: &Server) -> Said {
         .into()
 }
 
-/// A directory of version 1, which allows.
+/// Creates a directory of version 1, which allows.
 fn directory_of_version_1() -> (TempDir, Said) {
     let directory = policy_directory(&[(PERMITS, &permits(1)), (FORBIDS, &forbids(1))]);
     (directory, says(Some(1), Some(1)))
@@ -568,7 +568,7 @@ async fn broken_edit_keeps_old_policies() {
         let diagnostic = &refused.diagnostics[0];
         assert_eq!(diagnostic.file, PERMITS);
         assert_eq!(diagnostic.line, 2);
-        // In characters: a column in bytes would be one further on.
+        // The column counts characters: in bytes it would be one more.
         assert_eq!(diagnostic.column, 19, "{diagnostic:?}");
         assert!(!diagnostic.message.is_empty());
         assert_eq!(ask(&server).await, good);
@@ -584,7 +584,7 @@ async fn broken_edit_keeps_old_policies() {
         for said in askers.finish().await.keys() {
             assert!(*said == good || *said == repaired, "{said:?}");
         }
-        // Once per refused content; a write in place may show two.
+        // Once per rejected content; a write in place may have two.
         let log = server.log();
         let drawn = log.matches("näme == }").count();
         assert_eq!(drawn, 1, "the finding is drawn once:\n{log}");
@@ -593,7 +593,7 @@ async fn broken_edit_keeps_old_policies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_lists_the_first_hundred_errors() {
-    // It has the total, too.
+    // The status also has the total.
     let (directory, good) = directory_of_version_1();
     let server = Server::start(directory.path(), ON_DEMAND);
     for number in 0..150 {
@@ -648,7 +648,7 @@ async fn constant_writing_delays_the_reload() {
                 while !stop.load(Ordering::Relaxed) {
                     count += 1;
                     fs::write(&file, format!("// {count}\n")).unwrap();
-                    // The writer's pace; shorter than the quiet period by far.
+                    // The writer's interval, far shorter than the quiet period.
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }
@@ -672,7 +672,7 @@ async fn constant_writing_delays_the_reload() {
             .into_inner()
             .reloads;
         assert!(reloads.unwrap().held_back >= 1);
-        // A reload on demand does not wait for ever either.
+        // A reload on demand has a time limit too.
         let report = store
             .reload(pb::ReloadRequest {})
             .await
@@ -757,7 +757,8 @@ async fn sighup_rereads_the_directory() {
     assert_eq!(ask(&server).await, new);
 }
 
-/// A change that may be a mistake: before, and after (`None` deletes).
+/// A change that may be a mistake: files before, changes (`None` deletes), and the expected
+/// message.
 type Emptying<'a> = (
     &'a [(&'a str, &'a str)],
     &'a [(&'a str, Option<&'a str>)],
@@ -814,19 +815,19 @@ async fn emptied_directory_is_rejected_unless_allowed() {
     }
 }
 
-/// Something in a policy directory that must not end the process.
+/// A file in a policy directory that must not end the process.
 struct Obstacle {
     name: &'static str,
     put: fn(&Path),
     told: &'static str,
 }
 
-/// `condition` in a permit.
+/// Wraps `condition` in a permit.
 fn permit_when(condition: &str) -> String {
     format!("permit (principal, action, resource) when {{ {condition} }};\n")
 }
 
-/// `inner` within `count` times `open` and `close`.
+/// Wraps `inner` in `count` pairs of `open` and `close`.
 fn nested(count: usize, open: &str, inner: &str, close: &str) -> String {
     format!("{}{inner}{}", open.repeat(count), close.repeat(count))
 }
@@ -1034,7 +1035,7 @@ async fn unpermitted_files_are_rejected_by_name() {
     }
 }
 
-/// A server whom file permissions bind, which they do not bind where the tests run as root.
+/// Starts a server to which file permissions apply, also when the tests run as root.
 fn start_without_privileges(policies: &Path, arguments: &[&str]) -> Server {
     let serve = |mut command: Command| {
         command
@@ -1114,7 +1115,7 @@ async fn watch_status_reports_each_change() {
             .unwrap()
             .into_inner()
     };
-    // Tells nobody anything.
+    // An unchanged status is not sent.
     reload().await;
     write_version(directory.path(), 2);
     reload().await;

@@ -1,4 +1,4 @@
-//! The running service through real clients.
+//! The running service with real clients.
 
 mod batch;
 mod example;
@@ -44,7 +44,7 @@ async fn authorize(
         .map(tonic::Response::into_inner)
 }
 
-/// The field that an INVALID_ARGUMENT names.
+/// Returns the field that an INVALID_ARGUMENT status names.
 #[track_caller]
 fn field(status: &Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
@@ -52,7 +52,7 @@ fn field(status: &Status) -> String {
     details.field_violations[0].field.clone()
 }
 
-/// The next message of a stream, within reason.
+/// Returns the next message of a stream, within the time limit.
 async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
     let next = tokio::time::timeout(PATIENCE, stream.message()).await;
     next.expect("the stream goes on or ends in time")

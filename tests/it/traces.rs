@@ -1,4 +1,4 @@
-//! Traces of the running server: what a collector is sent, and that a bad one does no harm.
+//! Traces of the running server: exported spans, and faulty collectors, which do no harm.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -34,7 +34,7 @@ permit(principal is User, action == Action::"read", resource);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
 
-/// A span as it arrived, with the attributes of what it is of.
+/// A received span with its resource's attributes.
 #[derive(Debug)]
 struct Arrived {
     trace: String,
@@ -48,7 +48,7 @@ struct Arrived {
     resource: BTreeMap<String, String>,
 }
 
-/// A collector that a test looks into.
+/// A collector that keeps what it receives.
 struct Collector {
     endpoint: String,
     requests: mpsc::UnboundedReceiver<(ExportTraceServiceRequest, String)>,
@@ -103,7 +103,7 @@ impl Collector {
         Self::over_grpc_with(None).await
     }
 
-    /// With a certificate and its key, over TLS.
+    /// Starts a gRPC collector; with a certificate it uses TLS.
     async fn over_grpc_with(tls: Option<&Certificate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -186,7 +186,7 @@ impl Collector {
         }
     }
 
-    /// Waits until so many spans have arrived.
+    /// Waits until this number of spans has arrived.
     async fn has(&mut self, spans: usize) -> &[Arrived] {
         while self.arrived.len() < spans {
             let next = tokio::time::timeout(PATIENCE, self.requests.recv()).await;
@@ -239,7 +239,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A server with these variables, which waits a moment for spans to send together.
+/// Starts a server with these variables and a short export interval.
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (tempfile::TempDir, Server) {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let mut command = serving(directory.path(), arguments);
@@ -267,7 +267,7 @@ fn reading(user: &str) -> pb::AuthorizeRequest {
     )
 }
 
-/// `message` as a part of a trace.
+/// Adds the headers of a trace to `message`.
 fn traced<T>(message: T, flags: &str) -> Request<T> {
     let mut request = Request::new(message);
     let parent = format!("00-{TRACE}-{SPAN}-{flags}");
@@ -415,7 +415,7 @@ async fn http_export_flushes_at_shutdown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decision_log_has_the_trace_id() {
-    // Also of a call that began the trace.
+    // A call without a parent trace has one too.
     let mut collector = Collector::over_grpc().await;
     let place = tempfile::tempdir().unwrap();
     let log = place.path().join("decisions");
@@ -521,8 +521,7 @@ async fn unsampled_spans_are_not_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_collector_does_no_harm() {
-    // Nor does one that never answers.
-    // One that accepts and says nothing.
+    // A collector that accepts connections and never answers is harmless too.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_at = format!("http://{}", silent.local_addr().unwrap());
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();

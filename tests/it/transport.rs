@@ -1,4 +1,4 @@
-//! Who is let in and how: certificates, keys, users of a socket; what is spoken; what is bounded.
+//! Connections and callers: identification, protocols and limits.
 
 mod callers;
 mod limits;

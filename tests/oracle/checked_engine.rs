@@ -1,4 +1,4 @@
-//! What is under test: the loader, the snapshot and the engine, with the cache and without.
+//! The code under test: the loader, the snapshot and the engine, with and without the cache.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -20,7 +20,7 @@ use cedar_pdp::policy_store::{Publisher, snapshots};
 use crate::plain::{Counts, Expected};
 use crate::world::Files;
 
-/// One policy directory with one engine and cache for the life of it.
+/// One policy directory with one engine, whose cache lasts over reloads.
 pub(crate) struct House {
     directory: tempfile::TempDir,
     settings: Settings,
@@ -48,7 +48,7 @@ impl House {
         }
     }
 
-    /// Puts `files` in force, or says why not.
+    /// Loads `files`; returns the errors if they are invalid.
     pub(crate) fn load(&mut self, files: &Files) -> Result<Arc<Snapshot>, String> {
         self.write(files);
         let root = self.directory.path();
@@ -58,7 +58,7 @@ impl House {
             self.reading.as_ref(),
             &Workers::default(),
         );
-        // Made from what was in force before, as a reload does it.
+        // Reuses parts of the previous snapshot, as a reload does.
         let compiled = compile_from(
             self.compiled.as_ref(),
             reading.sources(),
@@ -95,7 +95,7 @@ impl House {
         self.cached.clear_cache();
     }
 
-    /// Asks `query` in every way there is, and says which answer is not `expected`.
+    /// Decides `query` by every way of the engine, and describes any answer other than `expected`.
     pub(crate) fn check(
         &self,
         snapshot: &Snapshot,
@@ -122,7 +122,7 @@ impl House {
                 let got = got.map(|it| it.answer);
                 compare(snapshot, &query, got.as_deref(), expected)
                     .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
-                // As an item of a batch, among others that are nearly the same.
+                // As an item of a batch, among nearly equal items.
                 let other = Query {
                     explain: !query.explain,
                     ..query.clone()
@@ -141,8 +141,8 @@ impl House {
                 }
             }
         }
-        // What no policy reads of the context may be anything of its kind. A request that is
-        // refused may be so for that very value.
+        // Context values that no policy reads may be any value of their kind. Rejected requests are
+        // skipped, because such a value may be the reason.
         if let Expected::Refused(_) = expected {
             return Ok(());
         }
@@ -152,8 +152,8 @@ impl House {
                 let got =
                     engine.authorize(snapshot, &QueryRef::from(&told), &Origin::default(), &leave);
                 let got = got.map(|it| it.answer);
-                // Plain Cedar knows no tokens: that a caller may not tell anew what the principal is
-                // in is ours, and which entities those are is for the unit tests to say.
+                // Plain Cedar has no tokens. That a request entity may not redefine the principal's
+                // ancestors is our rule, which unit tests cover.
                 if let Err(NoAnswer::Invalid(InvalidQuery { problem, .. })) = &got
                     && matches!(problem, Problem::ClaimedEntity { .. })
                     && !told.entities.is_empty()
@@ -187,8 +187,8 @@ impl House {
     }
 }
 
-/// The same question where a token tells what the caller sent of the principal; `None` when nothing
-/// was sent of it, or what could not be told so.
+/// Moves the principal's request entity into token claims. Returns `None` if there is no such
+/// entity, or if claims cannot express it.
 fn told_by_a_token(query: &Query) -> Option<Query> {
     let mut told = query.clone();
     let sent = |uid: &Uid| query.entities.iter().position(|entity| entity.uid == *uid);
@@ -206,8 +206,8 @@ fn told_by_a_token(query: &Query) -> Option<Query> {
     is_told.then_some(told)
 }
 
-/// The context of `query`, other values where no policy reads them. Some values are left as they
-/// are, since others might be refused where they are taken.
+/// Changes the context values of `query` that no policy reads. Some stay as they are, because other
+/// values might be invalid.
 fn other_where_unread(snapshot: &Snapshot, query: &Query) -> Record {
     let Uid { type_name, id } = &query.action;
     let reads = snapshot.context_reads(type_name, id);

@@ -1,8 +1,8 @@
-//! Draws conditions: paths through entities, records, tags and context, and what is asked of them.
+//! Draws conditions: paths through entities, records, tags and context, and tests of their values.
 //!
-//! Tame conditions guard each step with `is` and `has`, so that Cedar's strict validator takes
-//! (nearly) all of them; what is left to fail is a missing entity or an overflow. Wild ones leave
-//! guards out and mix types.
+//! Typed conditions guard each step with `is` and `has`, so that Cedar's strict validator accepts
+//! nearly all of them; only a missing entity or an overflow can fail. Untyped ones leave guards out
+//! and mix types.
 
 use cedar_pdp::pdp::query::Value;
 
@@ -19,7 +19,7 @@ pub(crate) struct Conditions<'a> {
     pub(crate) wild: bool,
 }
 
-/// An expression, its type, and what must hold for it to be well typed.
+/// An expression, its type, and the guards that make it well typed.
 struct Path {
     guards: Vec<String>,
     text: String,
@@ -27,7 +27,7 @@ struct Path {
 }
 
 impl Conditions<'_> {
-    /// `when` and `unless` clauses; none for many.
+    /// Draws `when` and `unless` clauses, often none.
     pub(crate) fn clauses(&mut self) -> String {
         let count = self.rng.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
         (0..count)
@@ -42,10 +42,11 @@ impl Conditions<'_> {
             .collect()
     }
 
-    /// A condition whose `&&` begins with what could as well stand in the scope, or nearly does.
+    /// Draws a condition whose `&&` begins with operands that could also be part of the scope.
     fn led(&mut self) -> String {
         let mut operands: Vec<String> = (0..self.rng.between(1, 3)).map(|_| self.lead()).collect();
-        // Behind a condition that can fail, a lead decides whether the failure is seen.
+        // An operand that can fail comes first: the operands before it decide whether the failure
+        // is visible.
         for _ in 0..self.rng.pick(&[0, 1, 1, 2]) {
             let at = self.rng.below(operands.len() + 1);
             let operand = self.operand(2);
@@ -63,7 +64,7 @@ impl Conditions<'_> {
         text
     }
 
-    /// A demand on a variable of the request.
+    /// Draws a constraint on a variable of the request.
     fn lead(&mut self) -> String {
         if self.rng.chance(15) {
             return self.action_test();
@@ -133,8 +134,7 @@ impl Conditions<'_> {
         match self.rng.below(24) {
             0 => return self.action_test(),
             1 => return "true".to_owned(),
-            // Fails whatever is asked, where an entity of the kind exists; the validator cannot
-            // know.
+            // Fails for every request if the entity exists, which the validator cannot know.
             2..=4 => return self.overflow(),
             5 if self.wild => {
                 return (self.rng.pick(&[
@@ -160,7 +160,7 @@ impl Conditions<'_> {
         if self.rng.chance(6)
             && let Some(has) = guards.pop()
         {
-            // Asked for its own sake: nothing else reads what it goes through.
+            // The guard itself is the test: nothing else reads the entities on its path.
             guards.push(has);
             return guards.join(" && ");
         }
@@ -178,7 +178,7 @@ impl Conditions<'_> {
         format!("action {operator} {action}")
     }
 
-    /// Into a tag of a principal or resource.
+    /// Adds a tag of a principal or resource to a path.
     fn tag_path(&mut self) -> Path {
         let (variable, type_name) = self.entity_variable();
         let key = match self.rng.below(4) {
@@ -307,7 +307,7 @@ impl Conditions<'_> {
         }
     }
 
-    /// Goes on into an attribute or field, if there is any.
+    /// Adds an attribute or field to the path, if there is any.
     fn step(&mut self, path: &mut Path) -> bool {
         let (name, ty, required) = match path.ty {
             Ty::Entity(type_name) if self.shape.has_tags(type_name) && self.rng.chance(12) => {
@@ -326,7 +326,7 @@ impl Conditions<'_> {
                     }
                     (self.rng.pick(ATTRIBUTES).0, false)
                 } else {
-                    // What is required needs no guard, and fails where the entity is missing.
+                    // A required attribute needs no guard, and fails if the entity is missing.
                     let required: Vec<(&str, bool)> =
                         declared.iter().filter(|(_, r)| *r).copied().collect();
                     if required.is_empty() || self.rng.chance(30) {
@@ -380,14 +380,14 @@ impl Conditions<'_> {
 
     fn literal(&mut self, ty: Ty) -> String {
         let mut drawn = value(self.rng, ty);
-        // The validator refuses a set literal without members.
+        // The validator rejects an empty set literal.
         while matches!(&drawn, Value::Set(members) if members.is_empty()) {
             drawn = value(self.rng, ty);
         }
         literal(&drawn)
     }
 
-    /// Something of type `ty` to compare with: mostly a literal.
+    /// Draws an operand of type `ty` to compare with: mostly a literal.
     fn other(&mut self, ty: Ty, guards: &mut Vec<String>) -> String {
         if self.wild && self.rng.chance(8) {
             let ty = self.rng.pick(ATTRIBUTES).1;

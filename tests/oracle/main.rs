@@ -1,9 +1,9 @@
-//! The plain Cedar authorizer says what is right: generated worlds, and cases worth a sentence.
+//! Compares decisions with Cedar's plain authorizer: generated scenarios, and hand-written cases.
 //!
-//! `CEDAR_PDP_ORACLE_CASES` sets how many cases are tried, `CEDAR_PDP_ORACLE_SEED` the first
-//! world. A failure prints its seed, the files and the request.
+//! `CEDAR_PDP_ORACLE_CASES` sets the number of cases, `CEDAR_PDP_ORACLE_SEED` the first seed. A
+//! failure prints its seed, the files and the request.
 //!
-//! The same worlds serve to compare the answers of two binaries: see `recorded`.
+//! The same scenarios serve to compare the answers of two binaries: see `recorded`.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,13 +40,13 @@ use plain::{Counts, Expected, Plain};
 use rng::Rng;
 use world::{Files, World};
 
-/// What came out, counted in distinct pairs of content and request.
+/// The results, counted in distinct pairs of content and request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     cases: u64,
     allow: u64,
     deny: u64,
-    /// Of those, how many had a policy whose evaluation failed.
+    /// Cases with a policy whose evaluation failed.
     erring: u64,
     refused: u64,
     loads: u64,
@@ -96,7 +96,7 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Cedar recurses, and an unoptimised build makes deep frames.
+/// Cedar recurses, and an unoptimised build has large stack frames.
 const STACK_BYTES: usize = 64 << 20;
 
 #[test]
@@ -110,7 +110,7 @@ fn answers_equal_those_of_plain_cedar() {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             let worlds = || {
                 while total.lock().unwrap().cases < wanted && failures.lock().unwrap().is_empty() {
-                    // Each world has a seed of its own, so that it can be made again by itself.
+                    // Every scenario has its own seed, so that it can be repeated alone.
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     match catch_unwind(AssertUnwindSafe(|| try_world(seed))) {
                         Ok(Ok(tally)) => total.lock().unwrap().add(tally),
@@ -134,9 +134,9 @@ fn answers_equal_those_of_plain_cedar() {
         );
     }
     let total = total.into_inner().unwrap();
-    // Past the capture of a passing test's output: the figures are wanted in every run.
+    // Written past the test harness, because every run should show the counts.
     writeln!(std::io::stdout(), "{total}; first seed {first}").unwrap();
-    // A single world need not be balanced.
+    // A single scenario need not be balanced.
     if wanted >= 1_000 {
         for (name, share) in [
             ("ALLOW", total.allow),
@@ -184,7 +184,7 @@ fn settings(rng: &mut Rng) -> Settings {
     }
 }
 
-/// One revision of the files, and what Cedar answers on it.
+/// One revision of the files, and Cedar's answers on it.
 struct Revision {
     files: Files,
     counts: Counts,
@@ -207,7 +207,7 @@ impl Revision {
         })
     }
 
-    /// Loads it and asks everything, in any order.
+    /// Loads the revision and checks all requests, in random order.
     fn visit(&self, house: &mut House, rng: &mut Rng) -> Result<Arc<Snapshot>, String> {
         let snapshot = house
             .load(&self.files)
@@ -224,7 +224,7 @@ impl Revision {
         Ok(snapshot)
     }
 
-    /// Asks `these` on its snapshot, which need not be in force any more.
+    /// Checks `cases` on the revision's snapshot, which may be replaced by now.
     fn ask<'a>(
         &self,
         house: &House,
@@ -249,7 +249,7 @@ fn listing(files: &Files) -> String {
     format!("{files}---\n")
 }
 
-/// A few revisions of one directory, some of them more than once, and all requests on each.
+/// Checks all requests on some revisions of one directory, some of them more than once.
 fn try_world(seed: u64) -> Result<Tally, String> {
     let mut rng = Rng::new(seed);
     let settings = settings(&mut rng);
@@ -281,7 +281,7 @@ fn try_world(seed: u64) -> Result<Tally, String> {
         let revision = &revisions[at];
         let snapshot = revision.visit(&mut house, &mut rng).map_err(about)?;
         tally.loads += 1;
-        // Whoever still holds the snapshot from before the reload is answered by that one.
+        // A request that holds the earlier snapshot is decided by that one.
         if let Some((revision, snapshot)) = &before {
             let some = revision.answers.iter().take(4);
             revision.ask(&house, snapshot, some).map_err(about)?;

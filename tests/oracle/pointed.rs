@@ -1,4 +1,5 @@
-//! Cases that are easy to get wrong, a sentence each; Cedar says here too what is right.
+//! Hand-written cases that are easy to get wrong, each described by its name; Cedar decides here
+//! too.
 
 mod lookups;
 mod reloads;
@@ -32,7 +33,7 @@ fn group(id: &str) -> Uid {
     Uid::new("Group", id)
 }
 
-/// `User::"ann"` reads `Doc::"1"`.
+/// Returns the query whether `User::"ann"` reads `Doc::"1"`.
 fn ann_reads() -> Query {
     Query {
         principal: user("ann"),
@@ -73,7 +74,7 @@ fn entity<const N: usize>(uid: Uid, parents: [Uid; N]) -> RequestEntity {
     }
 }
 
-/// What is to come out: a decision and what determined it, or nothing.
+/// The expected result: a decision and its determining policies, or `None` for a rejection.
 type Outcome<'a> = Option<(Decision, &'a [&'a str])>;
 
 const REFUSED: Outcome<'static> = None;
@@ -86,7 +87,7 @@ fn denied<'a>(by: &'a [&'a str]) -> Outcome<'a> {
     Some((Decision::Deny, by))
 }
 
-/// Asks each of `queries` on a directory of `files`, all with one cache.
+/// Checks each of `queries` on a directory of `files`, all with one cache.
 fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<'_>)]) {
     let files = files
         .iter()
@@ -263,7 +264,7 @@ fn replaced_group_changes_access_of_descendants() {
                 allowed(&["p.cedar#0"]),
             ),
             (sending([entity(user("ann"), [])]), denied(&[])),
-            // `Group::"staff"` is a parent that is stored nowhere.
+            // `Group::"staff"` is a parent that is not stored.
             (
                 sending([entity(group("staff"), [group("guests")])]),
                 allowed(&["guests", "p.cedar#0"]),
@@ -617,7 +618,7 @@ fn entities_are_checked_with_validation_off() {
             (ill_typed(), REFUSED),
             (stranger(), REFUSED),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
-            // The policy is not what the validator takes, but loaded; it fails here.
+            // The validator rejects the policy, which is loaded anyway and fails here.
             (ann_reads(), denied(&[])),
         ],
     );

@@ -11,7 +11,7 @@ use crate::values::{PRINCIPALS, RESOURCES, uid, uid_text};
 #[derive(Clone, Debug)]
 pub(crate) struct Drawn {
     pub(crate) text: String,
-    /// Which slots it has: `?principal`, `?resource`.
+    /// The slots that it has: `?principal`, `?resource`.
     pub(crate) slots: (bool, bool),
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn draw(rng: &mut Rng, shape: &Shape, wild: bool) -> Drawn {
     let resource = constraint(rng, "resource", RESOURCES, slots.1, wild);
     let mut clauses = Conditions { rng, shape, wild }.clauses();
     if effect == "forbid" && clauses.is_empty() {
-        // A forbid without conditions would leave little to allow.
+        // A forbid without conditions would leave few requests to allow.
         clauses = Conditions { rng, shape, wild }.clauses();
     }
     Drawn {
@@ -82,7 +82,7 @@ fn action_constraint(rng: &mut Rng, shape: &Shape) -> String {
     }
 }
 
-/// What a link puts into `?principal` and `?resource`.
+/// Returns the values of a link for `?principal` and `?resource`.
 pub(crate) fn arguments(rng: &mut Rng, slots: (bool, bool)) -> (Option<Uid>, Option<Uid>) {
     let principal = rng.pick(&["User", "Group", "Group", "Org"]);
     let resource = rng.pick(&["Doc", "Folder", "Folder", "Shop::Order"]);

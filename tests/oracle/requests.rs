@@ -1,4 +1,4 @@
-//! Draws requests, and requests that differ from another in one thing only.
+//! Draws requests, and variants that differ in one detail.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::values::{
 };
 use crate::world::{World, bent, entity, record};
 
-/// Families of requests for `world`.
+/// Draws requests in families of variants.
 pub(crate) fn draw(rng: &mut Rng, world: &World, count: usize) -> Vec<Query> {
     let mut queries: Vec<Query> = Vec::new();
     while queries.len() < count {
@@ -74,7 +74,7 @@ fn one(rng: &mut Rng, world: &World) -> Query {
     query
 }
 
-/// Shadows a stored entity, supplies a parent that the store only names, or is of no concern.
+/// Draws an entity that replaces a stored one, supplies a missing parent, or has no effect.
 fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity {
     let known = |uid: &Uid| {
         let sent = query.entities.iter().find(|entity| entity.uid == *uid);
@@ -88,7 +88,7 @@ fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity 
             uid(rng, type_name)
         }
     };
-    // Up the hierarchy, to where others hang.
+    // Walks up the hierarchy, to entities with many descendants.
     while rng.chance(45)
         && let Some(entity) = known(&own)
         && !entity.parents.is_empty()
@@ -109,7 +109,7 @@ fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity 
         sent.tags = bent(rng, &sent.tags);
     }
     if rng.chance(4) {
-        // May close a cycle, or be of a type that the schema does not let be a parent.
+        // May close a cycle, or have a parent type that the schema does not allow.
         let parent_type = match rng.chance(80) {
             true => sent.uid.type_name.clone(),
             false => rng.pick(TYPES).0.to_owned(),
@@ -199,7 +199,7 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
     query
 }
 
-/// The context with an attribute more or less, mostly one that is declared and optional.
+/// Adds or removes one attribute of the context, mostly a declared optional one.
 fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
     let mut fields: BTreeMap<String, Value> = query
         .context
@@ -232,7 +232,7 @@ fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
     fields.into()
 }
 
-/// The same record with one field's value another, or a set in it in another order.
+/// Changes the value of one field, or the order of a set in it.
 fn altered(rng: &mut Rng, record: &Record, types: &[(&str, crate::values::Ty)]) -> Record {
     let mut fields: BTreeMap<String, Value> = record
         .iter()

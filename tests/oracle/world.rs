@@ -1,4 +1,4 @@
-//! A world: what stands in a policy directory, how it changes, and as which files it is written.
+//! A scenario: the content of a policy directory, its changes, and its files.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,11 +21,11 @@ use crate::values::{
 /// Relative path and text.
 pub(crate) type Files = BTreeMap<String, String>;
 
-/// Where policies and templates stand; now and then all in the first, so that numbers reach ten
-/// and ids are seen to be sorted as text.
+/// Files with policies and templates. Sometimes all are in the first, so that numbers reach ten and
+/// ids are sorted as text.
 const POLICY_FILES: &[&str] = &["a.cedar", "dir/b.cedar", "dir/more/c.cedar.json", "z.cedar"];
 
-/// Where entities stand, some of them.
+/// Files with entities; a scenario uses some of them.
 const ENTITY_FILES: &[&str] = &[
     "entities.json",
     "dir/people.entities.json",
@@ -36,18 +36,18 @@ const ENTITY_FILES: &[&str] = &[
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) shape: Shape,
-    /// The schema, when the directory has one.
+    /// The schema, if the directory has one.
     schema: Option<Schema>,
     validation: Validation,
     policies: Vec<Written>,
     links: Vec<Link>,
     entities: BTreeMap<Uid, RequestEntity>,
-    /// Numbers policies and links, so that ids are never given twice.
+    /// Numbers policies and links, so that ids are unique.
     serial: usize,
-    /// How files are split and values are written. What has not changed is written as before, so
-    /// that its file is the same.
+    /// Decides how files are split and values are written. Unchanged parts are written as before,
+    /// so that their files stay the same.
     style: u64,
-    /// The files of entities that have moved from where the style would have them.
+    /// Entities that are in another file than the style chooses.
     moved: BTreeMap<Uid, usize>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct World {
 struct Written {
     drawn: Drawn,
     serial: usize,
-    /// Whether it has an `@id`.
+    /// The policy has an `@id`.
     named: bool,
     file: &'static str,
 }
@@ -66,7 +66,7 @@ struct Link {
     template: usize,
     principal: Option<Uid>,
     resource: Option<Uid>,
-    /// In a `.cedar.json` file rather than in a `.links.json` one.
+    /// The link is in a `.cedar.json` file instead of a `.links.json` file.
     in_json: bool,
 }
 
@@ -116,14 +116,14 @@ impl World {
         }
         match &world.schema {
             None => world.store_actions(rng, 70),
-            // Stored all the same, they must be the schema's.
+            // Stored actions must be the same as in the schema.
             Some(_) if rng.chance(8) => world.store_actions(rng, 100),
             Some(_) => {}
         }
         world
     }
 
-    /// The next revision: a few things are different.
+    /// Returns the next revision, with a few changes.
     pub(crate) fn changed(&self, rng: &mut Rng) -> Self {
         if rng.chance(4) {
             return Self::draw(rng, self.validation);
@@ -159,7 +159,7 @@ impl World {
             }
         }
         let stored: Vec<Uid> = world.entities.keys().cloned().collect();
-        // Of a whole file, or of a few entities here and there.
+        // Entities of a whole file, or of several files.
         let gone = rng.chance(10).then(|| rng.below(ENTITY_FILES.len()));
         let share = rng.pick(&[0, 2, 2, 25]);
         for uid in stored {
@@ -184,8 +184,8 @@ impl World {
         world
     }
 
-    /// Other groups of actions, or other optional attributes of contexts and entities; policies
-    /// that no longer validate give way to others.
+    /// Changes the actions' groups, or optional attributes of contexts and entities. Policies that
+    /// no longer validate are replaced.
     fn change_schema(&mut self, rng: &mut Rng) {
         self.shape.change(rng);
         if self.schema.is_some() {
@@ -218,7 +218,7 @@ impl World {
         }
     }
 
-    /// The file that an entity stands in.
+    /// Returns the file of an entity.
     fn home(&self, uid: &Uid) -> usize {
         let Uid { type_name, id } = uid;
         let home = || {
@@ -228,7 +228,7 @@ impl World {
         self.moved.get(uid).copied().unwrap_or_else(home)
     }
 
-    /// A matter of taste that is settled by the style.
+    /// Returns a random choice that depends on the style alone.
     fn likes(&self, matter: &str, percent: usize) -> bool {
         Rng::named(self.style, matter).chance(percent)
     }
@@ -237,7 +237,7 @@ impl World {
         self.schema.is_some()
     }
 
-    /// Whether requests are checked against the schema.
+    /// Returns whether requests are checked against the schema.
     pub(crate) fn validates(&self) -> bool {
         self.has_schema() && self.validation != Validation::Off
     }
@@ -246,7 +246,7 @@ impl World {
         self.entities.get(uid)
     }
 
-    /// Whether only what the strict validator takes may stand here.
+    /// Returns the schema if all policies must pass the strict validator.
     fn must_validate(&self) -> Option<&Schema> {
         match self.validation {
             Validation::Strict => self.schema.as_ref(),
@@ -328,7 +328,7 @@ impl World {
         }
     }
 
-    /// Whether the strict validator takes it, where it must.
+    /// Returns whether the strict validator accepts the policy, where it must.
     fn fits(&self, drawn: &Drawn, link: Option<&Link>) -> bool {
         let mut set = PolicySet::new();
         if drawn.is_template() {
@@ -357,7 +357,7 @@ impl World {
             .validation_passed()
     }
 
-    /// The policy directory.
+    /// Writes the policy directory.
     pub(crate) fn files(&self) -> Files {
         let mut files = Files::new();
         if self.schema.is_some() {
@@ -419,7 +419,7 @@ impl World {
             let mut set = json!({"staticPolicies": {}, "templates": {}, "templateLinks": []});
             for (number, written) in here.enumerate() {
                 let mut id = format!("{file}#{number}");
-                // What the oracle checks its own numbering by.
+                // The oracle checks its own numbering against this.
                 let mut annotations = format!("@ordinal(\"{number}\")\n");
                 if written.named || file.ends_with(".json") {
                     id = match written.serial % 7 {
@@ -428,7 +428,7 @@ impl World {
                     };
                 }
                 if written.named {
-                    // In JSON it is an annotation like any other, so there it lies.
+                    // In JSON `@id` is an ordinary annotation, so here it names another id.
                     let text = match file.ends_with(".json") {
                         true => "p1".to_owned(),
                         false => id.clone(),
@@ -524,7 +524,7 @@ fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
         .collect()
 }
 
-/// An entity of this shape.
+/// Draws an entity of this shape.
 pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     let attributes = record(rng, &shape.attributes(&uid.type_name), ATTRIBUTES);
     let mut parents = Vec::new();
@@ -569,7 +569,7 @@ pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     }
 }
 
-/// Values for these attributes, optional ones now and then.
+/// Draws values for these attributes, including some optional ones.
 pub(crate) fn record(rng: &mut Rng, attributes: &Attributes, types: &[(&str, Ty)]) -> Record {
     let mut fields = BTreeMap::new();
     for (name, required) in attributes {
@@ -583,7 +583,7 @@ pub(crate) fn record(rng: &mut Rng, attributes: &Attributes, types: &[(&str, Ty)
     fields.into()
 }
 
-/// The same record with one field of another type, too many, or missing.
+/// Removes a field, adds one, or changes the type of one.
 pub(crate) fn bent(rng: &mut Rng, record: &Record) -> Record {
     let mut fields: BTreeMap<String, _> = record
         .iter()

@@ -1,4 +1,4 @@
-//! Decisions that go to a collector, as OTLP log records.
+//! Export of decisions to a collector, as OTLP log records.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -28,10 +28,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::setup::{POLICIES, allowed, denied};
 use crate::support::{PATIENCE, Server, get, policy_directory, serving};
 
-/// A collector that a test looks into.
+/// A collector that keeps what it receives.
 struct Collector {
     taken: mpsc::UnboundedReceiver<ExportLogsServiceRequest>,
-    /// How it answers the next messages; after these it takes all.
+    /// Replies to the next messages; afterwards it accepts all.
     answers: Arc<Mutex<VecDeque<Answer>>>,
 }
 
@@ -39,11 +39,11 @@ struct Collector {
 enum Answer {
     Grpc(Box<Status>),
     Http(u16),
-    /// Takes the message, but for so many records.
+    /// Accepts the message except this number of records.
     Partly(i64),
 }
 
-/// The side of it that is sent to.
+/// The server side of the collector.
 #[derive(Clone)]
 struct Desk {
     taken: mpsc::UnboundedSender<ExportLogsServiceRequest>,
@@ -91,7 +91,7 @@ impl LogsService for Desk {
     }
 }
 
-/// A record as it arrived.
+/// A received record.
 #[derive(Debug)]
 struct Arrived {
     line: Json,
@@ -101,7 +101,7 @@ struct Arrived {
 }
 
 impl Collector {
-    /// Its two sides; it is shown this as `authorization`.
+    /// Creates both sides. Requests must carry this `authorization` header.
     fn new(authorization: &'static str) -> (Self, Desk) {
         let (sender, taken) = mpsc::unbounded_channel();
         let answers = Arc::default();
@@ -141,12 +141,12 @@ impl Collector {
         collector
     }
 
-    /// Has it answer so before it takes anything.
+    /// Sets the replies to the next messages.
     fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
         self.answers.lock().unwrap().extend(answers);
     }
 
-    /// The first so many records, once they have arrived.
+    /// Waits for the next `count` records.
     async fn records(&mut self, count: usize) -> Vec<Arrived> {
         let mut all = Vec::new();
         while all.len() < count {
@@ -256,7 +256,7 @@ async fn otlp_record_body_is_the_log_line() {
             .authorize(pb::AuthorizeRequest::default())
             .await
             .unwrap_err();
-        // What waits is sent before the end.
+        // Queued records are sent before the process exits.
         server.signal("TERM");
         assert!(server.wait().success());
         let records = collector.records(3).await;
@@ -284,7 +284,7 @@ async fn otlp_record_body_is_the_log_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_collector_delays_records_only() {
-    // Calls are answered meanwhile, and the collector gets every record once it is back.
+    // Calls are answered meanwhile, and the collector receives every record later.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -318,7 +318,7 @@ async fn unreachable_collector_delays_records_only() {
     assert_eq!(warnings, 1, "{told}");
 }
 
-/// A service that sends to a collector.
+/// A service that exports its decision log to a collector.
 struct Sending {
     server: Server,
     admin: String,
@@ -326,7 +326,7 @@ struct Sending {
     _policies: TempDir,
 }
 
-/// One that sends over `protocol`, and whose calls wait for its log.
+/// Starts a service that exports over `protocol`. Its calls wait when the log is full.
 async fn with_collector(protocol: &str) -> Sending {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -356,7 +356,7 @@ async fn with_collector(protocol: &str) -> Sending {
 }
 
 impl Sending {
-    /// Waits until the page of metrics says that so many records had this `result`.
+    /// Waits until the metrics page counts this number of records with this `result`.
     async fn has_records(&self, result: &str, count: u64) {
         let line = format!(r#"cedar_pdp_decision_log_records_total{{result="{result}"}} {count}"#);
         let is_there = async || self.page().lines().any(|it| it == line);
@@ -367,14 +367,14 @@ impl Sending {
         get(&self.admin, "/metrics")
     }
 
-    /// Asks, and gives the id of the decision.
+    /// Makes one call; returns the id of its decision.
     async fn asked(&self) -> String {
         let mut client = self.server.authorization().await;
         let answer = client.authorize(allowed()).await.unwrap();
         answer.into_inner().decision_id
     }
 
-    /// The id in the one record that arrives next.
+    /// Returns the id in the next received record.
     async fn arrived(&mut self) -> String {
         let [record] = &self.collector.records(1).await[..] else {
             panic!("one record");
@@ -389,11 +389,11 @@ fn grpc(code: Code) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn permanently_rejected_records_are_dropped() {
-    // Records after them are sent.
+    // Later records are sent.
     for (protocol, refusals) in [
         (
             "grpc",
-            // Without a time to come back at, one that is too large comes back for ever.
+            // Without retry information, RESOURCE_EXHAUSTED is permanent.
             [grpc(Code::InvalidArgument), grpc(Code::ResourceExhausted)],
         ),
         ("http/protobuf", [Answer::Http(400), Answer::Http(413)]),
@@ -415,11 +415,11 @@ async fn permanently_rejected_records_are_dropped() {
         sending.has_records("written", 1).await;
         sending.has_records("dropped", 0).await;
 
-        // Another streak is told anew.
+        // A new series of rejections is logged again.
         sending.collector.answers([refusals[0].clone()]);
         sending.asked().await;
         sending.has_records("refused", 3).await;
-        // It is counted before it is told.
+        // The counter changes before the log line is written.
         let warnings = || {
             let told = sending.server.log();
             told.matches("rejected records permanently").count()

@@ -1,4 +1,4 @@
-//! What becomes of the log when something goes wrong around it.
+//! The decision log under faults: full disk, missing directory, stalled reader, kill.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,9 +20,11 @@ use super::setup::{House, POLICIES, allowed, lines, padded};
 use crate::support::http2::{AUTHORIZE, Caller, Outcome};
 use crate::support::{PATIENCE, Server, eventually, policy_directory};
 
-/// Callers that ask without a pause until they are turned away or told to stop, and note the ids.
+/// Clients that call without pause until they are rejected or stopped, and collect the decision
+/// ids.
 ///
-/// Each has one connection and no other: what becomes of a call is known, and one that is lost is not
+/// Each uses a single connection and does not reconnect, so the outcome of every call is known. A
+/// lost call cannot be mistaken for one that may be retried.
 /// taken for one that could not be sent again.
 struct Load {
     stop: Arc<AtomicBool>,
@@ -32,12 +34,12 @@ struct Load {
 impl Load {
     const CALLERS: usize = 8;
 
-    /// Fails when a call ends with anything but an answer or a clean refusal.
+    /// Starts the clients. A call must end with an answer or a retryable rejection.
     async fn start(server: &Server) -> Self {
         Self::start_with(server, Outcome::is_turned_away).await
     }
 
-    /// Fails when a call ends with anything but an answer or `an_end`.
+    /// Starts the clients. A call must end with an answer or an outcome accepted by `is_end`.
     async fn start_with(server: &Server, an_end: fn(&Outcome) -> bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut callers = JoinSet::new();
@@ -61,13 +63,13 @@ impl Load {
         Self { stop, callers }
     }
 
-    /// The ids of all decisions that were answered, `""` if one had none.
+    /// Stops the clients. Returns the ids of all answered decisions, with `""` for one without id.
     async fn finish(self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.ended().await
     }
 
-    /// The same, once all callers were turned away.
+    /// Waits until all clients end by themselves. Returns the same ids.
     async fn ended(mut self) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
         while let Some(ids) = self.callers.join_next().await {
@@ -82,7 +84,7 @@ fn ids(lines: impl IntoIterator<Item = Json>) -> BTreeSet<String> {
     lines.into_iter().map(id).collect()
 }
 
-/// What `call` comes to, which must not take for ever.
+/// Waits for the result of `call`, within the time limit.
 async fn in_time<T>(call: tokio::task::JoinHandle<T>) -> T {
     let ended = tokio::time::timeout(PATIENCE, call).await;
     ended.expect("the call goes on").unwrap()
@@ -92,7 +94,7 @@ async fn pause() {
     tokio::time::sleep(Duration::from_millis(300)).await;
 }
 
-/// Asks until `holds`, which must come true.
+/// Repeats a call until `condition` accepts its decision id.
 async fn ask_until(server: &Server, what: &str, mut holds: impl FnMut(&str) -> bool) {
     let mut client = server.authorization().await;
     let asking = async || {
@@ -157,7 +159,7 @@ async fn logrotate_may_rename_the_file_under_load() {
     }
     pause().await;
     let answered = load.finish().await;
-    // Also without another line to write, the last ones come.
+    // The last lines are written although no later call causes a write.
     eventually("the last lines are written", async || {
         ids(house.all_lines().into_values()) == answered
     })
@@ -168,7 +170,7 @@ async fn logrotate_may_rename_the_file_under_load() {
 
 #[tokio::test]
 async fn missing_log_directory_blocks_no_call() {
-    // The log goes on in the directory when it is back.
+    // Logging resumes in the directory when it is back.
     let house = House::start(&[]);
     let file = house.file();
     let logs = house.logs.path().to_owned();
@@ -180,7 +182,7 @@ async fn missing_log_directory_blocks_no_call() {
     })
     .await;
     fs::create_dir(&logs).unwrap();
-    // What came in the meantime waited.
+    // Records were queued in the meantime.
     house
         .server
         .wait_for_log("the decision log is written again");
@@ -190,7 +192,7 @@ async fn missing_log_directory_blocks_no_call() {
     assert_eq!(warnings, 1, "{told}");
 }
 
-/// A service whose log has no room but its queue, in which some ten large records fit.
+/// Starts a service on a full disk, with a queue for about ten large records.
 fn with_a_full_disk(arguments: &[&str]) -> House {
     let logs = tempfile::tempdir().unwrap();
     symlink("/dev/full", logs.path().join("decisions")).unwrap();
@@ -210,7 +212,7 @@ async fn full_disk_drops_lines_until_space_returns() {
     let mut client = house.server.authorization().await;
     let mut answered = BTreeSet::new();
     let mut dropped = 0;
-    // Each answer is given; the queue has room for some ten records.
+    // Every call is answered; the queue has space for about ten records.
     for _ in 0..30 {
         let answer = client.authorize(padded(100_000)).await.unwrap();
         let id = answer.into_inner().decision_id;
@@ -245,7 +247,7 @@ async fn blocking_log_loses_nothing_on_full_disk() {
     let mut house = with_a_full_disk(&["--decision-log-when-full", "block"]);
     let mut client = house.server.authorization().await;
     let mut answered = BTreeSet::new();
-    // One that cannot wait gives up by its own deadline.
+    // A call with a deadline ends at it.
     let refused = loop {
         let mut request = tonic::Request::new(padded(100_000));
         request.set_timeout(Duration::from_millis(500));
@@ -254,12 +256,12 @@ async fn blocking_log_loses_nothing_on_full_disk() {
             Err(status) => break status,
         }
     };
-    // Whether the client or the service sees it first.
+    // The client or the service notices the deadline first.
     let deadline = [Code::DeadlineExceeded, Code::Cancelled];
     assert!(deadline.contains(&refused.code()), "{refused:?}");
     assert!((8..=12).contains(&answered.len()), "{}", answered.len());
     house.server.wait_for_log("calls wait for room");
-    // Every kind of call waits, and none holds up the others' connection.
+    // Every kind of call waits, and none blocks other calls on its connection.
     let one = tokio::spawn({
         let mut client = client.clone();
         async move { client.authorize(padded(100_000)).await }
@@ -378,7 +380,7 @@ async fn stalled_stdout_reader_blocks_no_call() {
     let mut client = pb::authorization_service_client::AuthorizationServiceClient::new(
         crate::support::channel(address).await,
     );
-    // The pipe takes 64 KiB, the queue ten records; nobody reads.
+    // Nobody reads: the pipe holds 64 KiB, the queue ten records.
     let mut logged = BTreeSet::new();
     let mut dropped = 0;
     for _ in 0..40 {
@@ -390,7 +392,7 @@ async fn stalled_stdout_reader_blocks_no_call() {
         }
     }
     assert!((25..=31).contains(&dropped), "{dropped}");
-    // Now somebody does, and all that was kept comes, and what is decided next.
+    // Once the reader resumes, all queued records and the next one arrive.
     let reader = std::thread::spawn(move || {
         let mut ids = BTreeSet::new();
         for line in stdout.lines() {
@@ -435,7 +437,7 @@ async fn sigkill_leaves_whole_log_lines() {
     let (whole, _torn) = before.split_at(end_of_lines(&before));
     assert!(!whole.is_empty());
     let count = lines(&house.file()).len();
-    // As if the kill had come in the middle of a write.
+    // Simulates a kill during a write.
     let torn = [whole, br#"{"v":1,"time":"2026"#].concat();
     fs::write(house.file(), torn).unwrap();
 

@@ -1,4 +1,4 @@
-//! What is logged of a decision, and what its caller is told.
+//! The content of log records, and the decision ids that clients receive.
 
 use cedar_pdp::api::grpc::pb;
 use serde_json::{Value as Json, json};
@@ -9,7 +9,7 @@ use crate::support::{parse_uid, uid, value};
 
 const HEADER: &str = "cedar-pdp-decision-id";
 
-/// Asks once; the id in the message, which must be the one in the header.
+/// Makes one call; returns the decision id, which header and message must agree on.
 async fn ask(house: &House, request: impl tonic::IntoRequest<pb::AuthorizeRequest>) -> String {
     let mut client = house.server.authorization().await;
     let response = client.authorize(request).await.unwrap();
@@ -79,7 +79,7 @@ async fn cached_answers_get_new_decision_ids() {
     assert_eq!(ids.len(), 20);
     assert!(ids.is_sorted(), "{ids:?}");
     let cache: Vec<_> = lines.iter().map(|line| &line["cache"]).collect();
-    // A look at the directory may come in between, after which answers are not remembered.
+    // A poll of the directory may happen in between; it empties the cache.
     assert_eq!(cache[0], "miss");
     assert!(
         cache.iter().filter(|it| **it == "hit").count() > 10,
@@ -141,7 +141,7 @@ async fn batch_and_stream_items_are_logged_each() {
 #[tokio::test]
 async fn messages_of_any_shape_are_logged_once() {
     let house = House::start(&[]);
-    // Too many entries to be read in place, and one that has to say why.
+    // Too many entries for borrowed decoding, and a request for an explanation.
     let context = (0..100)
         .map(|n| (n.to_string(), value(pb::value::Kind::Bool(true))))
         .collect();
@@ -279,7 +279,7 @@ async fn allows_are_sampled_and_denies_logged() {
         assert_eq!(ask(&none, allowed()).await, "");
         told += usize::from(!ask(&some, allowed()).await.is_empty());
     }
-    // Ten standard deviations either way.
+    // A tolerance of ten standard deviations.
     assert!((1..=130).contains(&told), "{told} of 300");
     for _ in 0..20 {
         assert_ne!(ask(&none, denied()).await, "");

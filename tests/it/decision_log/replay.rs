@@ -1,5 +1,5 @@
-//! A line holds what deciding anew takes: from it alone, with the policies of its revision, Cedar's own
-//! authorizer comes to the same decision.
+//! A log line is sufficient to repeat its decision: Cedar's authorizer decides the same from the
+//! line and the policies of its revision.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
@@ -8,7 +8,7 @@ use super::setup::House;
 use crate::support::replay::Replay;
 use crate::support::{parse_uid, policy_directory, request, value};
 
-/// What they read is told by a line in each way that a value can be.
+/// Policies that read every type of value.
 const POLICIES: &str = r#"
 @id("owner") permit(principal, action, resource)
 when { resource has owner && resource.owner == principal };
@@ -33,7 +33,7 @@ fn text(text: &str) -> pb::Value {
     value(Kind::String(text.to_owned()))
 }
 
-/// A resource that the request brings.
+/// An entity of the request, used as the resource.
 fn doc(change: impl FnOnce(&mut pb::Entity)) -> pb::Entity {
     let mut entity = pb::Entity {
         uid: Some(parse_uid(r#"Doc::"1""#)),

@@ -1,4 +1,4 @@
-//! Calls that are no calls: messages that do not decode, wrong frames, paths, headers, deadlines.
+//! Invalid calls: undecodable messages, wrong frames, paths, headers, deadlines.
 
 use crate::support::eventually;
 use std::time::{Duration, Instant};
@@ -80,7 +80,7 @@ async fn undecodable_message_is_invalid_argument_without_field() {
             )
             .await;
     }
-    // An item that came before is answered; what comes after is not read.
+    // Earlier items are answered; later ones are not read.
     let item = |request: &[u8]| {
         protobuf::framed(&[vec![0x08, 0x07], protobuf::field(2, request)].concat())
     };
@@ -97,7 +97,7 @@ async fn undecodable_message_is_invalid_argument_without_field() {
     assert_eq!(outcome.code(), Code::InvalidArgument, "{outcome:?}");
     assert_eq!(outcome.messages.len(), 1, "{outcome:?}");
     house.goes_on("a stream that ended").await;
-    // What nobody knows is passed over.
+    // Unknown fields are skipped.
     let unknown = [good().encode_to_vec(), protobuf::field(1_000, b"x")].concat();
     assert_eq!(
         house.caller.call(AUTHORIZE, &unknown).await.code(),
@@ -147,7 +147,7 @@ async fn too_many_items_and_bytes_exhaust_a_resource() {
         );
         house.goes_on("too many items").await;
     }
-    // A message of exactly `bytes`, filled up with a field that nobody knows.
+    // Builds a message of exactly `bytes`, padded with an unknown field.
     let sized = |bytes: usize| {
         let mut message = protobuf::field(2, &good().encode_to_vec());
         let filler = vec![0; bytes - message.len() - 6];
@@ -229,7 +229,7 @@ async fn false_message_lengths_get_an_error_status() {
             ),
         ] {
             let outcome = house.caller.send(post(path).body(()).unwrap(), body).await;
-            // gRPC itself says INTERNAL of these; the contract speaks of messages.
+            // gRPC libraries answer INTERNAL here; the contract covers only messages.
             let code = outcome.code();
             assert!(
                 matches!(
@@ -434,7 +434,8 @@ async fn deadlines_are_kept_and_malformed_ones_ignored() {
             house.goes_on("a deadline that is none").await;
         }
     }
-    // The deadline passes while the body does not come: not at all, in part, and without its end.
+    // The deadline passes before the body is complete: nothing, a part, or all but its end was
+    // sent.
     for (path, body) in bodies() {
         for part in [0, 3, body.len() - 1, body.len()] {
             let begun = Instant::now();
@@ -480,7 +481,7 @@ async fn vanished_callers_leave_no_descriptors() {
             BATCH => protobuf::framed(&protobuf::field(1, &good).repeat(1_000)),
             _ => protobuf::framed(&protobuf::field(2, &good)).repeat(1_000),
         };
-        // Before its body, within it, and once it is complete.
+        // Cancelled before the body, within it, and after it.
         let sent = match round % 4 {
             0 => 0,
             1 => 7,

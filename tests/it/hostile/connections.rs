@@ -1,4 +1,4 @@
-//! Connections that are none, that say nothing, or that say too much.
+//! Invalid connections: another protocol, no data, or too much data.
 
 use crate::support::eventually;
 use std::io::Write as _;
@@ -161,7 +161,7 @@ async fn floods_of_small_frames_cost_no_memory() {
         ]
         .concat()
     };
-    // One header entered into the table once, named many thousand times.
+    // One header is entered into the table once and referenced many thousand times.
     let bomb = {
         let entry = [&[0x40, 0x01, b'x', 0x7f, 0x81, 0x1e][..], &[b'y'; 4_000]].concat();
         let block = [call_headers(), entry, vec![0xbe; 10_000]].concat();
@@ -230,7 +230,7 @@ async fn two_thousand_resets_leave_others_alone() {
     for _ in 0..10 {
         let caller = house.another().await;
         for _ in 0..200 {
-            // The server may have enough of it and say GOAWAY.
+            // The server may send GOAWAY.
             let Ok(mut call) = caller.open(post(AUTHORIZE).body(()).unwrap()).await else {
                 break;
             };
@@ -261,9 +261,9 @@ async fn concurrent_streams_are_bounded_by_the_setting() {
         .filter(|(kind, _)| *kind == RST_STREAM || *kind == GOAWAY)
         .count();
     assert!(refused > 0, "100 calls at once are all taken");
-    // A caller that keeps to the setting has all its calls answered.
+    // A client that respects the setting gets all its answers.
     let caller = std::sync::Arc::new(house.another().await);
-    // Its first answer comes after the server's settings.
+    // The first answer arrives after the server's settings.
     super::target::allowed(&caller, "a connection's begin").await;
     let calls: Vec<_> = (0..100)
         .map(|_| {
@@ -282,7 +282,7 @@ async fn concurrent_streams_are_bounded_by_the_setting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_connections_are_closed() {
-    // They do not hinder other callers.
+    // They do not affect other clients.
     let mut house = House::open(
         BARE,
         &[

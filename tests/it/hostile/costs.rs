@@ -1,4 +1,4 @@
-//! Requests within every limit that must not cost what their sender would like them to.
+//! Requests within every limit that are meant to be expensive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +16,10 @@ use crate::support::Server;
 use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
 use crate::support::protobuf;
 
-/// The size of a message here: as large as is taken.
+/// The size of a message here: as large as the service accepts.
 const WHOLE: usize = (4 << 20) - 16;
 
-/// The most memory that the process ever held, in KiB.
+/// Returns the peak memory of the process, in KiB.
 fn most_kib(server: &Server) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = text
@@ -48,7 +48,7 @@ fn in_context(value: &[u8]) -> Vec<u8> {
     )
 }
 
-/// A set in the context of as many members as the message holds; `member` makes the nth.
+/// Encodes a set in the context that fills the message; `member` encodes member n.
 fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     let mut members = Vec::new();
     for n in 0.. {
@@ -61,7 +61,7 @@ fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     in_context(&protobuf::field(5, &members))
 }
 
-/// Entities each of whose parents are the `width` that follow it.
+/// Encodes entities each of whose parents are the next `width` entities.
 fn lattice(entities: usize, width: usize) -> Vec<u8> {
     let id = |n: usize| format!("{n:03}");
     let mut message = good().encode_to_vec();
@@ -75,7 +75,7 @@ fn lattice(entities: usize, width: usize) -> Vec<u8> {
     message
 }
 
-/// A short name for each number.
+/// Returns a short name for each number.
 fn name(mut n: usize) -> String {
     let mut name = String::from("T");
     while n > 0 {
@@ -85,7 +85,7 @@ fn name(mut n: usize) -> String {
     name
 }
 
-/// Every case: what it is, how it is sent, and the message.
+/// Returns all cases: description, method and message.
 fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let type_of = |n: usize| protobuf::field(4, &uid(&name(n), ""));
     let long_type =
@@ -121,7 +121,7 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ));
         items.extend(protobuf::field(1, &item));
     }
-    // Each item another one, or the cache would answer.
+    // Every item differs, to prevent cache hits.
     let numbered = |n: u64| {
         let number = [vec![0x10], protobuf::varint(n)].concat();
         protobuf::field(
@@ -239,15 +239,14 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     ]
 }
 
-/// A message of this size, whatever it says, takes no more than this, even in a debug build on a
-/// busy machine: processor time, not time on the wall.
+/// The maximum CPU time of a message of this size, in a debug build.
 const MOST_CPU: Duration = Duration::from_secs(2);
 
-/// A message beyond the limits on values, entities or items is refused before it has cost this much:
-/// what has come of it, twice while it is put together, and little more.
+/// The maximum memory in MiB of a message beyond the limits on values, entities or items: about
+/// twice the part that was read.
 const MOST_MIB_REFUSED: u64 = 32;
 
-/// No message costs more memory than this, whatever it says.
+/// The maximum memory in MiB of any message.
 const MOST_MIB: u64 = 160;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,7 +283,7 @@ async fn messages_cost_bounded_time_and_memory() {
     assert!(over.is_empty(), "{over:#?}");
 }
 
-/// The processor time that the process has taken; counted in hundredths of a second.
+/// Returns the CPU time that the process has used, in steps of 10 ms.
 fn cpu(server: &Server) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
     let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
@@ -296,7 +295,7 @@ fn cpu(server: &Server) -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-/// The slowest of the good calls made one after another for so long, and at least one.
+/// Repeats valid calls for `duration`, at least once. Returns the slowest time.
 async fn slowest(caller: &Caller, long: Duration) -> Duration {
     let begun = Instant::now();
     let mut slowest = Duration::ZERO;
@@ -309,22 +308,22 @@ async fn slowest(caller: &Caller, long: Duration) -> Duration {
     slowest
 }
 
-/// A call that takes a while to answer.
+/// A call that takes long to answer.
 struct Slow {
     case: &'static str,
     path: &'static str,
     body: Vec<u8>,
-    /// How many are made at once.
+    /// The number of concurrent calls.
     at_once: usize,
 }
 
-/// The fewest calls of another caller that are answered before the last of the slow ones: there is
-/// time for hundreds, and for fewer than ten where nobody makes room.
+/// The minimum of another client's calls answered before the last slow one. There is time for
+/// hundreds; without yielding, fewer than ten succeed.
 const LEAST: usize = 24;
 
 fn slow_calls() -> [Slow; 4] {
-    // As large as it takes to be decided apart, and no larger: all must have come in full before the
-    // first is decided, or others are answered while the rest comes.
+    // Just large enough for the large-request limit. A larger body takes longer to arrive, and
+    // other calls are answered meanwhile.
     let large = lattice(1_000, 10);
     assert!(
         (64 << 10..1 << 20).contains(&large.len()),
@@ -351,8 +350,8 @@ fn slow_calls() -> [Slow; 4] {
             body: item.repeat(4),
             at_once: 4,
         },
-        // None of these requests is large: they are decided in turns, and others between two. Of
-        // several batches each would have a turn before the others have theirs.
+        // None of these requests is large: the batch yields between time slices. Several batches
+        // would each take a slice before other calls.
         Slow {
             case: "a batch of requests that many policies match",
             path: BATCH,
@@ -362,13 +361,13 @@ fn slow_calls() -> [Slow; 4] {
     ]
 }
 
-/// A request that many policies match.
+/// Returns a request that many policies match.
 fn busy() -> pb::AuthorizeRequest {
     principal(crate::support::uid("User", "busy"))
 }
 
-/// A server that has one thread, as a second one could answer others by chance; which remembers
-/// nothing, and refuses nothing because it has waited.
+/// Starts a server with one thread, since a second one could answer others by chance. It caches
+/// nothing and sheds nothing.
 async fn of_one_thread() -> House {
     let of_busy = "permit(principal == User::\"busy\", action, resource) when { context has n };\n";
     let of_busy = of_busy.repeat(4_000);
@@ -425,7 +424,7 @@ async fn small_callers_go_before_large_ones() {
     }
 }
 
-/// Calls that never end: the message is whole, or nearly, and the body goes on.
+/// Opens calls that never end: the message is complete or nearly so, the body is not.
 async fn held(caller: &Caller, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
     let body = Bytes::copy_from_slice(body);
     let mut held = Vec::new();

@@ -1,4 +1,4 @@
-//! Requests that decode and say something that cannot be.
+//! Requests that decode but have invalid content.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
@@ -11,7 +11,7 @@ use super::requests::{
 use super::target::House;
 use crate::support::{uid, value};
 
-/// A field, and a request that is refused for it.
+/// A field, and a request that is rejected because of it.
 type Case = (&'static str, pb::AuthorizeRequest);
 
 async fn all_refused(cases: Vec<Case>) {
@@ -172,13 +172,13 @@ async fn type_names_that_are_none_are_named() {
             r#"context["who"].entity.type"#,
             context("who", Kind::Entity(uid(name, "x"))),
         ));
-        // A name that parses and is no action's is an unknown action, which is its own case.
+        // A valid name that is no action type is an unknown action, which is another case.
         cases.push((
             "action.type",
             spoilt(|r| r.action = Some(uid(name, "read"))),
         ));
     }
-    // `x` a million times is longer than any name that is parsed.
+    // `x` a million times exceeds the limit on parsed names.
     all_refused(cases).await;
 }
 
@@ -488,7 +488,7 @@ trait Swapped {
 }
 
 impl Swapped for pb::AuthorizeRequest {
-    /// Puts an entity that is on no cycle first.
+    /// Moves an entity outside every cycle to the front.
     fn swapped_first(mut self) -> Self {
         self.entities
             .insert(0, entity(uid("User", "first"), vec![]));
@@ -624,8 +624,7 @@ async fn odd_but_legal_requests_are_answered() {
     bare.close().await;
 }
 
-/// A caller with default settings takes header lists of 16 KiB at most; what a status says of a
-/// long text must fit.
+/// Clients accept header lists of 16 KiB by default; a status with a long text must fit.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_about_long_texts_are_short() {
     let mut house = House::open(HOUSE, &[]).await;

@@ -1,4 +1,4 @@
-//! A good request, changed at random: whatever it has become, it has a status.
+//! Random changes of a valid request: each result has a status.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
@@ -10,7 +10,7 @@ use crate::support::http2::{AUTHORIZE, BATCH, STREAM};
 use crate::support::protobuf;
 use crate::support::{uid, value};
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 struct Random(u64);
 
 impl Random {
@@ -27,7 +27,7 @@ impl Random {
     }
 
     fn byte(&mut self) -> u8 {
-        // Bytes that mean something: keys, lengths, ends.
+        // Bytes with a meaning in protobuf: keys, lengths, ends.
         const ODD: [u8; 12] = [
             0, 1, 2, 0x0a, 0x12, 0x1a, 0x2a, 0x32, 0x7f, 0x80, 0xfe, 0xff,
         ];

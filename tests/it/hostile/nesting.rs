@@ -1,4 +1,4 @@
-//! Values within values, and messages within messages.
+//! Nested values, and nested messages.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
@@ -11,7 +11,7 @@ use crate::support::http2::{BATCH, STREAM};
 use crate::support::protobuf;
 use crate::support::value;
 
-/// A value of so many levels, a plain one counting as one.
+/// Nests a value to this number of levels; a plain value counts as one.
 fn deep(levels: usize, outer: impl Fn(pb::Value) -> Kind) -> Kind {
     let mut inner = value(Kind::Bool(true));
     for _ in 1..levels {
@@ -106,7 +106,7 @@ async fn values_nest_to_32_levels_and_no_further() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nesting_beyond_32_levels_is_rejected() {
-    // That holds whether or not the message decodes.
+    // The limit applies whether or not the message decodes.
     let mut house = House::open(BARE, &[]).await;
     for levels in [33, 34, 50, 100] {
         for place in [
@@ -121,7 +121,7 @@ async fn nesting_beyond_32_levels_is_rejected() {
                 (STREAM, protobuf::field(2, &message)),
             ] {
                 let outcome = house.caller.call(path, &message).await;
-                // Where it decodes it is refused as an item.
+                // A message that decodes is rejected as an item.
                 let refused = if outcome.code() != Code::Ok {
                     outcome.code() == Code::InvalidArgument
                 } else if path == BATCH {
@@ -200,7 +200,7 @@ async fn depth_of_100_000_messages_is_survived() {
             .refuses_bytes(&case, Code::InvalidArgument, &with_field(6, &attribute))
             .await;
     }
-    // Groups of a field that nobody knows: begun, within one another.
+    // Nested groups of an unknown field.
     for closed in [true, false] {
         let mut groups = protobuf::key(99, 3).repeat(100_000);
         if closed {

@@ -1,4 +1,4 @@
-//! A server to mistreat, and the check that it took no harm.
+//! A server under attack, and checks that it is unharmed.
 
 use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
@@ -12,7 +12,7 @@ use crate::support::{Server, policy_directory};
 
 pub(crate) struct House {
     pub(crate) server: Server,
-    /// The connection that cases are sent on.
+    /// The connection of the cases.
     pub(crate) caller: Caller,
     _policies: TempDir,
 }
@@ -22,7 +22,7 @@ impl House {
         Self::open_in(&[], files, arguments).await
     }
 
-    /// One whose process has these variables in its environment.
+    /// Starts a server with these environment variables.
     pub(crate) async fn open_in(
         environment: &[(&str, &str)],
         files: &[(&str, &str)],
@@ -40,12 +40,12 @@ impl House {
         }
     }
 
-    /// A connection of its own.
+    /// Opens another connection.
     pub(crate) async fn another(&self) -> Caller {
         Caller::connect(self.server.address()).await
     }
 
-    /// The process lives, and the next good call on the same connection is answered.
+    /// Asserts that the process lives, and answers the next valid call on the same connection.
     pub(crate) async fn goes_on(&mut self, after: &str) {
         assert!(
             self.server.is_alive(),
@@ -55,7 +55,7 @@ impl House {
         allowed(&self.caller, after).await;
     }
 
-    /// The process lives, and the next good call on a new connection is answered.
+    /// Asserts that the process lives, and answers the next valid call on a new connection.
     pub(crate) async fn goes_on_elsewhere(&mut self, after: &str) {
         assert!(
             self.server.is_alive(),
@@ -65,8 +65,8 @@ impl House {
         allowed(&self.another().await, after).await;
     }
 
-    /// `request` is refused with this code and field, and so is the same request as an item of a
-    /// batch and of a stream, where the items around it are answered.
+    /// Asserts that `request` is rejected with this code and field, alone and as an item of a batch
+    /// and a stream. The items around it must be answered.
     pub(crate) async fn refuses(
         &mut self,
         case: &str,
@@ -147,7 +147,7 @@ impl House {
         self.goes_on(case).await;
     }
 
-    /// `request` is answered, one way or the other.
+    /// Asserts that `request` is answered, by either decision.
     pub(crate) async fn answers(
         &mut self,
         case: &str,
@@ -161,7 +161,7 @@ impl House {
         answer
     }
 
-    /// These bytes, sent as one message of each method, end the call with this code and no field.
+    /// Asserts that these bytes, sent to each method, end the call with this code and no field.
     pub(crate) async fn refuses_bytes(&mut self, case: &str, code: Code, request: &[u8]) {
         let item = crate::support::protobuf::field(2, request);
         let batch = crate::support::protobuf::field(1, request);
@@ -178,7 +178,7 @@ impl House {
         }
     }
 
-    /// Ends it; nothing may have panicked.
+    /// Asserts that nothing panicked, and stops the server.
     pub(crate) async fn close(mut self) {
         self.goes_on_elsewhere("everything").await;
         let log = self.server.log();
@@ -186,7 +186,7 @@ impl House {
     }
 }
 
-/// The good call is answered with ALLOW.
+/// Asserts that the valid call is allowed.
 pub(crate) async fn allowed(caller: &Caller, after: &str) {
     let outcome: Outcome = caller.call(AUTHORIZE, &good().encode_to_vec()).await;
     assert_eq!(outcome.code(), Code::Ok, "after {after}: {outcome:?}");
@@ -194,7 +194,7 @@ pub(crate) async fn allowed(caller: &Caller, after: &str) {
     assert_eq!(answer.decision(), pb::Decision::Allow, "after {after}");
 }
 
-/// An item's error as the status that a call would have failed with.
+/// Converts an item's error to the status of an equivalent call.
 fn of_item(error: &tonic_types::Status) -> Status {
     Status::with_details(
         Code::from_i32(error.code),

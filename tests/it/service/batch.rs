@@ -1,4 +1,4 @@
-//! Batches: order, items that fail, limits.
+//! Batches: order, failing items, limits.
 
 use cedar_pdp::api::grpc::pb;
 use pb::authorize_request::Identity;
@@ -66,7 +66,7 @@ async fn batch_keeps_order_and_isolates_errors() {
     );
 }
 
-/// Remembered or not, next to one another or far apart, and whatever stands between them.
+/// Batch items equal unary answers, cached or not, in any combination.
 #[tokio::test]
 async fn long_batch_items_equal_unary_answers() {
     let policy =
@@ -74,7 +74,8 @@ async fn long_batch_items_equal_unary_answers() {
     let directory = policy_directory(&[("a.cedar", policy)]);
     let server = Server::start(directory.path(), &[]);
     let mut client = server.authorization().await;
-    // Some are twice in it, some cannot be decided, and of some a part is no plain request's.
+    // Some items occur twice, some cannot be decided, and some have parts that a plain request
+    // lacks.
     let item = |n: i64| {
         let user = format!(r#"User::"{}""#, n % 40);
         let mut item = request(&user, r#"Action::"read""#, r#"Doc::"1""#);
@@ -87,7 +88,7 @@ async fn long_batch_items_equal_unary_answers() {
         }
         item
     };
-    // On a server of its own, so that nothing is remembered here on its account.
+    // A separate server, which leaves this server's cache unchanged.
     let apart = Server::start(directory.path(), &["--cache-bytes", "0"]);
     let mut alone = apart.authorization().await;
     let mut wanted = Vec::new();
@@ -118,8 +119,8 @@ async fn long_batch_items_equal_unary_answers() {
     let mut store = server.policy_store().await;
     let told = store.get_status(pb::GetStatusRequest {}).await.unwrap();
     let cache = told.into_inner().cache.unwrap();
-    // Each is looked for once, however it is found: 1,200 items and 428 single ones, but for those two
-    // in each round and alone that never come to a query.
+    // Every item is looked up once: 1,200 batch items and 428 unary calls, except two in each round
+    // and in the unary calls that never become a query.
     assert_eq!(cache.hits + cache.misses, 1_200 + 428 - 3 * 2, "{cache:?}");
 }
 

@@ -1,4 +1,4 @@
-//! The worked example, asked in every way, against its table of decisions.
+//! The worked example: every kind of call gives the decisions of its table.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub(super) fn office() -> BTreeMap<String, pb::Value> {
     ])
 }
 
-/// The table of `policies/README.md`.
+/// Returns the table of `policies/README.md`.
 pub(super) fn table() -> Vec<Row> {
     let none = BTreeMap::new;
     let jonas = r#"Support::Agent::"jonas.weber""#;

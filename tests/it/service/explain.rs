@@ -1,4 +1,4 @@
-//! Explanations of decisions: determining policies, and permits that came close.
+//! Explanations of decisions: determining policies, and permits that nearly matched.
 
 use std::fs;
 
@@ -77,7 +77,7 @@ async fn explanation_shows_the_false_clause() {
 
 #[tokio::test]
 async fn explanation_counts_unsatisfied_permits() {
-    // It has twenty of them, with the errors that they raised, and the total.
+    // The explanation has twenty permits with their errors, and the total.
     let mut policies = String::new();
     for number in 0..25 {
         policies.push_str(&format!(

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: its names, and what changes it.
+//! `grpc.health.v1`: its service names and status changes.
 
 use std::fs;
 

@@ -10,7 +10,7 @@ use cedar_pdp::api::grpc::pb;
 use super::{ALL_ARE_PERMITTED, authorize, question};
 use crate::support::{Server, command, policy_directory};
 
-/// Runs a `serve` that is to end by itself.
+/// Runs a `serve` that must exit by itself.
 pub(super) fn serve(policies: &Path, listen: &[&str], arguments: &[&str]) -> Output {
     let mut command = command();
     command.arg("serve").arg("--policies").arg(policies);
@@ -22,7 +22,7 @@ pub(super) fn serve(policies: &Path, listen: &[&str], arguments: &[&str]) -> Out
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unix_socket_replaces_a_stale_one() {
-    // It is removed at the end.
+    // The socket is removed at shutdown.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let place = tempfile::tempdir().unwrap();
     let socket = place.path().join("pdp.sock");
@@ -36,7 +36,7 @@ async fn unix_socket_replaces_a_stale_one() {
         pb::Decision::Allow
     );
 
-    // A live one is somebody's; the other process goes on.
+    // A socket in use is kept; the other process continues.
     let second = serve(directory.path(), &[&listen], &[]);
     assert_eq!(second.status.code(), Some(2));
     let told = String::from_utf8(second.stderr).unwrap();
@@ -53,7 +53,7 @@ async fn unix_socket_replaces_a_stale_one() {
 
 #[tokio::test]
 async fn other_files_are_never_replaced() {
-    // A path that holds something else than a socket fails the start.
+    // A path to something other than a socket fails the start.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let precious = directory.path().join("precious");
     fs::write(&precious, "text").unwrap();

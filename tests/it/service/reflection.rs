@@ -3,7 +3,7 @@
 use super::{ALL_ARE_PERMITTED, next};
 use crate::support::{Server, policy_directory};
 
-/// The answers of one version of server reflection to the requests.
+/// Returns the answers of one version of server reflection to the requests.
 macro_rules! reflect {
     ($version:ident, $server:expr, $requests:expr) => {{
         use reflection::server_reflection_client::ServerReflectionClient;

@@ -1,4 +1,4 @@
-//! Signals, draining, and deadlines that pass.
+//! Signals, draining, and passed deadlines.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::stream::{item, open_stream};
 use super::{ALL_ARE_PERMITTED, authorize, next, question};
 use crate::support::{PATIENCE, Server, policy_directory, request, shipped_policies};
 
-/// A call that the server has begun to read, and that goes on until it is released.
+/// A call that the server has begun to read, and that lasts until it is released.
 struct CallInFlight {
     release: oneshot::Sender<()>,
     answer: tokio::task::JoinHandle<Result<pb::AuthorizeResponse, Status>>,
@@ -25,7 +25,7 @@ impl CallInFlight {
         let channel = server.channel().await;
         let (started, has_started) = oneshot::channel();
         let (release, released) = oneshot::channel::<()>();
-        // Sent as a stream, a request can be left without an end.
+        // A client-streaming request can stay without an end.
         let messages = futures_util::stream::once(async move {
             let _ = started.send(());
             let _ = released.await;
@@ -49,7 +49,8 @@ impl CallInFlight {
             }
         });
         has_started.await.unwrap();
-        // An answer on the same connection: frames keep their order, so the call has come in.
+        // Frames keep their order: an answer on the same connection proves that the call has
+        // arrived.
         let mut client =
             pb::authorization_service_client::AuthorizationServiceClient::<Channel>::new(channel);
         client.authorize(question()).await.unwrap();
@@ -57,7 +58,7 @@ impl CallInFlight {
     }
 
     async fn finish(self) -> Result<pb::AuthorizeResponse, Status> {
-        // Nobody hears it when the connection is gone.
+        // The receiver is gone if the connection has ended.
         let _ = self.release.send(());
         tokio::time::timeout(PATIENCE, self.answer)
             .await
@@ -148,7 +149,7 @@ async fn passed_deadline_has_its_status() {
         Ok(answers) => next(&mut answers.into_inner()).await.unwrap_err(),
         Err(status) => status,
     };
-    // The client may be the first to notice, and calls it by the other name.
+    // The client may notice first, and reports another code.
     assert!(
         matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
         "{status:?}"
@@ -169,7 +170,7 @@ async fn idle_connections_do_not_delay_shutdown() {
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
     )
     .unwrap();
-    // A call on a connection of its own shows that the two before it have been accepted.
+    // A call on another connection shows that the two earlier ones were accepted.
     server
         .authorization()
         .await

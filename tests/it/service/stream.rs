@@ -1,4 +1,4 @@
-//! Streams: correlation ids, items that fail, reloads, and too many matching policies.
+//! Streams: correlation ids, failing items, reloads, and too many matching policies.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use tonic_types::RpcStatusExt as _;
 use super::{ALL_ARE_PERMITTED, authorize, next, question};
 use crate::support::{Server, policy_directory, request, revision};
 
-/// A stream and the end that sends on it.
+/// Opens a stream; returns its sender and its answers.
 pub(super) async fn open_stream(
     server: &Server,
 ) -> (
@@ -41,11 +41,11 @@ pub(super) fn item(
 
 #[tokio::test]
 async fn stream_answers_carry_correlation_ids() {
-    // After half-close it ends with OK.
+    // After half-close the stream ends with OK.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let server = Server::start(directory.path(), &[]);
     let (items, mut answers) = open_stream(&server).await;
-    // The caller's numbers mean nothing to the service: any will do, twice the same too.
+    // The service does not interpret the client's numbers: duplicates are fine.
     let ids = [7, 0, u64::MAX, 7];
     for id in ids {
         items.send(item(id, Some(question()))).await.unwrap();
@@ -101,7 +101,7 @@ async fn open_stream_sees_every_reload() {
     }
 }
 
-/// Asks whether the user `id` may read.
+/// Returns a request of the user `id` to read.
 fn of_user(id: &str) -> pb::AuthorizeRequest {
     request(&format!("User::{id:?}"), r#"Action::"read""#, r#"Doc::"1""#)
 }
@@ -120,7 +120,7 @@ async fn too_many_matching_policies_reject_the_request() {
     let told = "more than 5 policies match this principal, action and resource; `max_candidates` \
                 allows no more";
 
-    // Five match the few, which is as many as may.
+    // Five policies match the user `few`, which is the limit.
     for (id, determining) in [("alice", 1), ("few", 5)] {
         let answer = authorize(&server, of_user(id)).await.unwrap();
         assert_eq!(answer.decision(), pb::Decision::Allow);
@@ -131,7 +131,7 @@ async fn too_many_matching_policies_reject_the_request() {
             explain,
             ..of_user("crowd")
         };
-        // What is refused is not remembered as anything else.
+        // The rejection is not cached as another result.
         for _ in 0..2 {
             let refused = authorize(&server, request.clone()).await.unwrap_err();
             assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");

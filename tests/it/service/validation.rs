@@ -1,4 +1,4 @@
-//! What a request, its entities and its policies must conform to.
+//! Validation of requests, their entities and policies.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ async fn schema_violation_names_the_field() {
 
 #[tokio::test]
 async fn empty_action_type_means_action() {
-    // An empty id is an id.
+    // An empty id is valid.
     let policies = r#"permit (principal == User::"", action == Action::"read", resource);"#;
     let directory = policy_directory(&[("a.cedar", policies)]);
     let server = Server::start(directory.path(), &[]);
@@ -98,7 +98,7 @@ async fn token_without_configured_issuer_is_rejected() {
 
 #[tokio::test]
 async fn failing_forbid_follows_the_configured_mode() {
-    // It is skipped, or it denies.
+    // The policy is skipped, or the request is denied.
     let policies = "@id(\"all\")\npermit (principal, action, resource);\n\
          @id(\"suspended\")\nforbid (principal, action, resource) when { principal.suspended };\n\
          @id(\"fails\")\npermit (principal, action, resource) when { principal.age > 17 };\n";

@@ -1,5 +1,5 @@
-//! Every way of making a token that should not be believed: each is refused, with its own reason,
-//! by the running service, alone, in a batch and on a stream.
+//! Invalid tokens of every kind: the running service rejects each for its own reason, alone, in a
+//! batch and on a stream.
 
 use cedar_pdp::api::grpc::pb;
 use jsonwebtoken::Algorithm;
@@ -9,7 +9,7 @@ use tokio_stream::iter;
 use super::setup::{House, Plan, claims, es256, now, reason, request, with};
 use crate::support::signer::{Signer, encoded};
 
-/// What each attack sends, and the reason that it is refused for.
+/// Returns the attacks: name, token, and the reason for its rejection.
 fn attacks(
     key: &Signer,
     rsa: &Signer,
@@ -187,7 +187,7 @@ async fn every_attack_is_refused_for_its_own_reason() {
     for (attack, token, wanted) in &attacks {
         assert_eq!(&house.refused(token).await, wanted, "{attack}");
     }
-    // Nothing was remembered of all that, and the good ones are still good.
+    // No attack was cached, and valid tokens are still accepted.
     assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
     let log = house.server.log();
     for (attack, token, _) in &attacks {
@@ -207,7 +207,7 @@ async fn batches_and_streams_reject_bad_tokens() {
     let house = house(&key, &rsa);
     let good = key.token(&claims());
     let attacks = attacks(&key, &rsa, &es256("k"));
-    // A good one before, between and after.
+    // A valid token before, between and after them.
     let tokens: Vec<&str> = attacks
         .iter()
         .flat_map(|(_, token, _)| [good.as_str(), token])
@@ -265,7 +265,7 @@ async fn batches_and_streams_reject_bad_tokens() {
     );
 }
 
-/// An item's error as the status that a call would have.
+/// Converts an item's error to the status of an equivalent call.
 fn status(error: tonic_types::Status) -> tonic::Status {
     use prost::Message as _;
     tonic::Status::with_details(

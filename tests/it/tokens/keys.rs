@@ -1,4 +1,4 @@
-//! Keys that change, and servers of keys that do not do what they should, while callers go on.
+//! Changing keys and faulty key servers, while clients keep calling.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::support::{Busy, eventually, replace};
 
 const FRESH: &str = "max-age=3600";
 
-/// A server with these keys, and a service whose issuer has them from there.
+/// Starts a key server with these keys, and a service that uses it.
 async fn house(signers: &[&Signer], more: &str) -> (KeyServer, House) {
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
@@ -23,7 +23,7 @@ async fn house(signers: &[&Signer], more: &str) -> (KeyServer, House) {
     (server, house.keeping(dir))
 }
 
-/// A service whose issuer has its keys from `server`, for which `ca_file` vouches.
+/// Starts a service whose issuer has its keys from `server`, which `ca_file` verifies.
 fn asking(server: &KeyServer, ca_file: &Path, more: &str) -> House {
     let issuer = format!(
         "keys_url = \"{}\"\nca_file = \"{}\"\n{more}",
@@ -37,7 +37,7 @@ fn asking(server: &KeyServer, ca_file: &Path, more: &str) -> House {
     House::planned(&[], &plan)
 }
 
-/// Callers that ask with whatever token is the present one, each on its own connection.
+/// Starts clients that use the current token, each on its own connection.
 async fn load(house: &House, token: Arc<std::sync::Mutex<String>>) -> Busy {
     let mut load = Busy::new();
     for _ in 0..4 {
@@ -66,7 +66,7 @@ async fn keys_rotate_under_load_and_no_call_fails() {
     let token = Arc::new(std::sync::Mutex::new(first));
     let load = load(&house, Arc::clone(&token)).await;
     for round in 1..4 {
-        // Longer than the interval: then the first token of a new key has the set fetched.
+        // Longer than the interval, so that the first token of a new key causes a fetch.
         tokio::time::sleep(Duration::from_millis(1_100)).await;
         signers.push(es256(&round.to_string()));
         let present: Vec<&Signer> = signers.iter().rev().take(2).collect();
@@ -75,7 +75,7 @@ async fn keys_rotate_under_load_and_no_call_fails() {
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     load.finish().await;
-    // What was signed by a key that has gone is not believed any more, however good it was.
+    // Tokens of a removed key are rejected, however valid they were.
     assert_eq!(
         house.refused(&signers[0].token(&claims())).await,
         "TOKEN_KEY_UNKNOWN"
@@ -90,7 +90,7 @@ async fn removed_key_rejects_cached_tokens() {
     let token = old.token(&claims());
     assert!(house.ask(&token, "read").await.unwrap());
     server.set(Manner::Serve(jwks(&[&new]), FRESH));
-    // A key that nobody has makes the service look again.
+    // An unknown key causes a fetch.
     let (house, token) = (&house, &token);
     let stranger = es256("stranger").token(&claims());
     let stranger = &stranger;
@@ -109,7 +109,7 @@ async fn key_set_is_refreshed_before_expiry() {
     let (server, house) = house(&[&old], "refresh_min = \"1s\"\nrefresh_max = \"1s\"").await;
     let token = old.token(&claims());
     assert!(house.ask(&token, "read").await.unwrap());
-    // Nobody asks for the new key: the set is fetched all the same.
+    // The set is refreshed although no request needs the new key.
     server.set(Manner::Serve(jwks(&[&new]), FRESH));
     let (house, token) = (&house, &token);
     eventually("the old key has gone", async || {
@@ -121,7 +121,7 @@ async fn key_set_is_refreshed_before_expiry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_keys_cause_few_fetches() {
-    // However many tokens name unknown keys, the server gets one request in an interval.
+    // Many tokens with unknown keys cause one fetch per interval.
     let key = es256("k");
     let (server, house) = house(&[&key], "refetch_interval = \"1h\"").await;
     assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
@@ -152,7 +152,7 @@ async fn known_keys_never_wait_for_fetches() {
         (allowed, begun.elapsed())
     });
     eventually("the set is fetched", async || server.asked() >= 2).await;
-    // The fetch is on its way; those who have their key do not notice.
+    // During the fetch, requests with known keys do not wait.
     let mut asked = 0;
     while !waiting.is_finished() {
         let begun = Instant::now();
@@ -161,7 +161,7 @@ async fn known_keys_never_wait_for_fetches() {
         asked += 1;
     }
     assert!(asked > 10);
-    // And who needs the new key gets it.
+    // The request with the new key succeeds.
     let (allowed, took) = waiting.await.unwrap();
     assert!(allowed.unwrap());
     assert!(took >= slow / 2);
@@ -177,11 +177,11 @@ async fn wait_for_unknown_key_is_bounded() {
     server.set(Manner::Slow(Duration::from_secs(3_600), String::new()));
     let unknown = es256("unknown").token(&claims());
     let begun = Instant::now();
-    // A set was there, and the last fetch that ended was a good one; but the one on its way may
-    // bring the key.
+    // A set was loaded and the last finished fetch succeeded, but the current one may still bring
+    // the key.
     assert_eq!(house.refused(&unknown).await, "KEYS_UNAVAILABLE");
     assert!(begun.elapsed() < Duration::from_secs(20));
-    // The caller's own deadline comes first.
+    // The call's own deadline comes first.
     let mut client = house.client().await;
     let mut request = tonic::Request::new(request(&unknown, "read"));
     request.set_timeout(Duration::from_millis(50));
@@ -222,7 +222,7 @@ async fn bad_responses_keep_the_last_key_set() {
         let new = new.token(&claims());
         let (house, new, server) = (&house, &new, &server);
         eventually(&format!("{lie:?} is asked for and told"), async || {
-            // An unknown key has it looked for before the pause after a failure is over.
+            // An unknown key causes a fetch before the pause after a failure ends.
             let _ = house.ask(new, "read").await;
             server.asked() > before && house.server.log().matches("cannot fetch").count() > told
         })
@@ -241,9 +241,9 @@ async fn bad_responses_keep_the_last_key_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_key_set_is_cut_off() {
-    // The last good set stays in force.
+    // The last valid set stays in force.
     let key = es256("k");
-    // It is the size that ends the fetch: its time is longer than anything is waited for here.
+    // The size ends the fetch: its time limit is longer than the test's.
     let more = "refresh_min = \"1s\"\nrefresh_max = \"1s\"\nfetch_timeout = \"1m\"";
     let (server, house) = house(&[&key], more).await;
     let token = key.token(&claims());
@@ -252,7 +252,7 @@ async fn endless_key_set_is_cut_off() {
     server.set(Manner::Endless);
     let (house, token) = (&house, &token);
     eventually("the set is given up", async || {
-        // Looked at all the while: one that is read without end would fill the machine.
+        // Checked all the while: an unbounded response would fill the memory.
         let grown = house.server.resident_kib().saturating_sub(before);
         assert!(grown < 32 << 10, "{grown} KiB for one set");
         assert!(house.ask(token, "read").await.unwrap());
@@ -368,7 +368,7 @@ async fn key_server_outage_keeps_known_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn service_starts_without_its_key_server() {
-    // It serves requests that need no token.
+    // The service serves requests without tokens.
     let key = es256("k");
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
@@ -399,7 +399,7 @@ async fn untrusted_key_server_is_rejected() {
         &dir.path().join("its.pem"),
     )
     .await;
-    // Another authority, which has signed nothing of it.
+    // Another authority, which has not signed the server's certificate.
     let ca_file = dir.path().join("other.pem");
     let _other = KeyServer::start(Manner::Cut, &ca_file).await;
     let house = asking(&server, &ca_file, "key_wait = \"100ms\"");
@@ -455,7 +455,7 @@ async fn clock_skew_is_limited_to_the_leeway() {
     };
     let house = House::planned(&[&key], &plan);
     let token = |changes| key.token(&with(changes));
-    // An issuer whose clock is ahead, and one whose clock is behind.
+    // One issuer's clock is ahead, another's is behind.
     for skewed in [
         json!({"iat": now() + 90, "nbf": now() + 90}),
         json!({"iat": now() - 700, "nbf": now() - 700, "exp": now() - 90}),
@@ -470,7 +470,7 @@ async fn clock_skew_is_limited_to_the_leeway() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cached_tokens_and_answers_expire_together() {
-    // They are not used after the token's expiry.
+    // Cached answers are not used after the token's expiry.
     let key = es256("k");
     let plan = Plan {
         issuer: "keys_file = \"jwks.json\"\nleeway = \"0s\"",

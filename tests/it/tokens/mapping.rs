@@ -1,4 +1,4 @@
-//! What a good token makes of its bearer, and how that meets what is stored and what is sent.
+//! The principal that a valid token describes, with stored entities and request entities.
 
 use cedar_pdp::api::grpc::pb;
 use serde_json::json;
@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 use super::setup::{House, MAPPING, Plan, ask, claims, es256, reason, request, with};
 
-/// The field that a request is refused for.
+/// Returns the field that a request is rejected for.
 fn field(status: &tonic::Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let details = status.get_error_details();
@@ -23,7 +23,7 @@ async fn claims_are_what_policies_read_of_the_bearer() {
     let token = |changes| key.token(&with(changes));
     assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
     assert!(!house.ask(&key.token(&claims()), "write").await.unwrap());
-    // A role that is stored to be in another.
+    // A role that is stored in another role.
     assert!(
         house
             .ask(&token(json!({"roles": ["chief"]})), "read")
@@ -46,7 +46,7 @@ async fn claims_are_what_policies_read_of_the_bearer() {
     }
     let finance = token(json!({"department": "finance"}));
     assert!(house.ask(&finance, "write").await.unwrap());
-    // Remembered answers are those of the claims, not of the name.
+    // Cached answers depend on the claims, not only on the name.
     assert!(!house.ask(&key.token(&claims()), "write").await.unwrap());
     assert!(house.ask(&finance, "write").await.unwrap());
 }
@@ -113,7 +113,7 @@ async fn stored_principal_is_joined_replaced_or_required() {
 #[tokio::test(flavor = "multi_thread")]
 async fn request_entities_cannot_override_token_claims() {
     let key = es256("k");
-    // What callers may send does not bind what issuers say.
+    // The setting for request entities does not restrict issuers.
     let plan = Plan {
         arguments: &["--request-entity-types", "Doc,User,Role"],
         ..Plan::default()
@@ -146,14 +146,14 @@ async fn request_entities_cannot_override_token_claims() {
             .unwrap_err();
         assert_eq!(field(&refused), "entities[0].uid");
     }
-    // Nor what a role is stored to be in, or it could be lifted from there.
+    // Nor can they redefine the stored parents of a role, which would add rights.
     let mut lifted = sent("Role", "reader", &[("Role", "other")]);
     let chief = key.token(&with(json!({"roles": ["chief"]})));
     lifted.identity = request(&chief, "write").identity;
     let refused = ask(&mut client, lifted).await.unwrap_err();
     assert_eq!(field(&refused), "entities[0].uid");
     assert!(!ask(&mut client, sent("Doc", "1", &[])).await.unwrap());
-    // Nor can it make a circle of them.
+    // Nor can they create a cycle.
     let through = with(json!({"roles": ["a"]}));
     let mut circle = sent("Role", "b", &[("Role", "a")]);
     circle.identity = request(&key.token(&through), "write").identity;

@@ -1,4 +1,4 @@
-//! What the decision log tells of a token's bearer is what deciding anew takes.
+//! The log has all that is needed to repeat a decision with a token.
 
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ async fn plain_cedar_repeats_token_decisions_from_log() {
         ] {
             let token = key.token(&with(changes));
             for action in ["read", "write", "paint"] {
-                // Who has to be stored and is not, is refused.
+                // A principal that must be stored, but is not, is rejected.
                 let asked = ask(&mut client, request(&token, action)).await;
                 answered += usize::from(asked.is_ok());
             }

@@ -1,4 +1,4 @@
-//! What is revoked is refused at once, though token and answer were remembered.
+//! Revoked tokens are rejected at once, even with a cached token and answer.
 
 use serde_json::json;
 
@@ -46,7 +46,7 @@ async fn edited_revocations_affect_cached_answers() {
         })
         .await;
     }
-    // A token that was issued since.
+    // A token issued after the revocation.
     let list = format!(
         "[[revoked]]\nissuer = \"{ISSUER}\"\nsub = \"alice\"\nnot_before = {}\n",
         now() - 30
@@ -79,7 +79,7 @@ async fn invalid_revocations_keep_the_last_valid_list() {
         key.token(&with(json!({"jti": "two"}))),
     );
     for bad in [
-        // As a file is for a moment that is being written anew.
+        // A file is empty for a moment while it is rewritten.
         "",
         "revoked = 1",
         "[[revoked]]\njit = \"two\"",

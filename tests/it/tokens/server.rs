@@ -1,4 +1,4 @@
-//! A server of keys over HTTPS, which does whatever a test tells it to.
+//! A key server over HTTPS that behaves as a test wants.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -22,26 +22,26 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::eventually;
 
-/// How the server answers.
+/// The server's response to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Manner {
-    /// With this text and this `Cache-Control`.
+    /// This text with this `Cache-Control`.
     Serve(String, &'static str),
-    /// With this status and text.
+    /// This status and text.
     Fail(u16, &'static str),
-    /// With a redirect to where a good set is.
+    /// A redirect to a valid set.
     Redirect,
-    /// After so long.
+    /// This text after a delay.
     Slow(Duration, String),
-    /// A byte now and then, for ever.
+    /// Single bytes with pauses, without end.
     Trickle,
-    /// As much as anyone reads.
+    /// An endless response.
     Endless,
-    /// Not at all: the connection is cut.
+    /// A closed connection.
     Cut,
 }
 
-/// The server. Ends when dropped.
+/// The server, which stops when dropped.
 pub(crate) struct KeyServer {
     manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicUsize>,
@@ -57,7 +57,7 @@ impl Drop for KeyServer {
 }
 
 impl KeyServer {
-    /// A server that an authority vouches for, whose certificate is written to `ca_file`.
+    /// Starts a server, and writes the certificate of its authority to `ca_file`.
     pub(crate) async fn start(manner: Manner, ca_file: &Path) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -105,24 +105,24 @@ impl KeyServer {
         format!("https://localhost:{}/jwks.json", self.port)
     }
 
-    /// How it answers from now on.
+    /// Sets the response from now on.
     pub(crate) fn set(&self, manner: Manner) {
         *self.manner.lock().unwrap() = manner;
     }
 
-    /// How often it was asked.
+    /// Returns the number of requests.
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Stops listening, and gives what it takes to start again.
+    /// Stops listening; returns the state needed to start again.
     pub(crate) async fn stop(self) -> Stopped {
         self.task.abort();
         let stopped = Stopped {
             port: self.port,
             tls: self.tls.clone(),
         };
-        // Until the listener is gone.
+        // Waits until the listener is closed.
         let port = self.port;
         eventually("the port is closed", async || {
             let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
@@ -133,7 +133,7 @@ impl KeyServer {
     }
 }
 
-/// A server that has stopped.
+/// A stopped server.
 pub(crate) struct Stopped {
     port: u16,
     tls: Option<Arc<ServerConfig>>,
@@ -202,7 +202,7 @@ async fn answer(
     Ok(response.unwrap())
 }
 
-/// The same again and again.
+/// Returns a body that repeats `text` without end.
 fn drops(pause: Duration, text: &'static str) -> Body {
     let endless = futures_util::stream::unfold((), move |()| async move {
         tokio::time::sleep(pause).await;

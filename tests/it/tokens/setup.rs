@@ -1,4 +1,4 @@
-//! A service with an issuer, and how a test asks it.
+//! A service with an issuer, and its clients.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::support::signer::{Signer, jwks};
 
 pub(crate) const ISSUER: &str = "https://id.example";
 
-/// Who is in the role and whose department is finance may read; who is suspended may not.
+/// Policies: members of the role read, finance writes, suspended users may do nothing.
 pub(crate) const POLICIES: &str = r#"
 @id("role") permit(principal in Role::"reader", action == Action::"read", resource);
 @id("department") permit(principal, action == Action::"write", resource)
@@ -42,7 +42,7 @@ pub(crate) const ENTITIES: &str = r#"[
 {"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
 ]"#;
 
-/// What the issuers file says of the principal, where a test says nothing else.
+/// The default mapping of claims to the principal.
 pub(crate) const MAPPING: &str = r#"
 [issuer.principal]
 type = "User"
@@ -54,17 +54,17 @@ type = "Role"
 optional = true
 "#;
 
-/// A directory with keys and lists, and the service that reads them.
+/// A service that accepts tokens, and the directory of its keys and lists.
 pub(crate) struct House {
     pub(crate) server: Server,
     pub(crate) dir: TempDir,
-    /// What the service reads while it runs.
+    /// Directories that must exist while the service runs.
     kept: Vec<TempDir>,
 }
 
-/// What the files hold at the start.
+/// The initial content of the files.
 pub(crate) struct Plan<'a> {
-    /// Lines of `[[issuer]]`: the source of keys, and what more a test wants.
+    /// Lines of `[[issuer]]`: the source of keys and further settings.
     pub(crate) issuer: &'a str,
     pub(crate) mapping: &'a str,
     pub(crate) revocations: Option<&'a str>,
@@ -83,7 +83,7 @@ impl Default for Plan<'_> {
 }
 
 impl House {
-    /// A service whose issuer has these keys in a file.
+    /// Starts a service whose issuer has these keys in a file.
     pub(crate) fn start(signers: &[&Signer]) -> Self {
         Self::planned(signers, &Plan::default())
     }
@@ -123,7 +123,7 @@ algorithms = ["ES256", "RS256", "EdDSA"]
         }
     }
 
-    /// Keeps `dir` for as long as the service runs.
+    /// Keeps `dir` while the service runs.
     pub(crate) fn keeping(mut self, dir: TempDir) -> Self {
         self.kept.push(dir);
         self
@@ -137,13 +137,13 @@ algorithms = ["ES256", "RS256", "EdDSA"]
         self.server.authorization().await
     }
 
-    /// Whether the bearer of `token` may do `action`, or why nobody knows.
+    /// Returns whether the owner of `token` may do `action`.
     pub(crate) async fn ask(&self, token: &str, action: &str) -> Result<bool, Status> {
         let mut client = self.client().await;
         ask(&mut client, request(token, action)).await
     }
 
-    /// The reason that `token` is refused for.
+    /// Returns the reason why `token` is rejected.
     pub(crate) async fn refused(&self, token: &str) -> String {
         reason(&self.ask(token, "read").await.unwrap_err())
     }
@@ -157,7 +157,7 @@ pub(crate) async fn ask(
     Ok(answer.decision() == pb::Decision::Allow)
 }
 
-/// The request of the bearer of `token`.
+/// Returns a request with `token`.
 pub(crate) fn request(token: &str, action: &str) -> pb::AuthorizeRequest {
     let identity = pb::authorize_request::Identity::PrincipalToken(token.to_owned());
     pb::AuthorizeRequest {
@@ -168,7 +168,7 @@ pub(crate) fn request(token: &str, action: &str) -> pb::AuthorizeRequest {
     }
 }
 
-/// The reason in a status that refuses a token.
+/// Returns the reason in a status that rejects a token.
 pub(crate) fn reason(status: &Status) -> String {
     let info = status
         .get_error_details()
@@ -180,13 +180,13 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_secs()).unwrap()
 }
 
-/// The claims of a good token.
+/// Returns the claims of a valid token.
 pub(crate) fn claims() -> Value {
     json!({
         "iss": ISSUER, "aud": "pdp", "sub": "alice", "jti": "one",
@@ -195,7 +195,7 @@ pub(crate) fn claims() -> Value {
     })
 }
 
-/// Those claims with some set anew, or left out where they are null.
+/// Returns these claims with changes; null removes a claim.
 pub(crate) fn with(changes: Value) -> Value {
     let mut claims = claims();
     let members = claims.as_object_mut().unwrap();

@@ -1,4 +1,4 @@
-//! Programs that call: known by certificate, user or key, and what each may.
+//! Callers: identified by certificate, user or key, each with its rights.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn ask() -> pb::AuthorizeRequest {
     request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
 }
 
-/// Policies, and the list of callers that stands beside them.
+/// Creates policies and a list of callers.
 fn house(callers: &str) -> (TempDir, TempDir, String) {
     let policies = policy_directory(OPEN);
     let lists = tempfile::tempdir().unwrap();
@@ -44,7 +44,7 @@ fn with_key<T>(message: T, key: &str) -> Request<T> {
     request
 }
 
-/// The code of a refusal, and the reason that ErrorInfo gives.
+/// Returns the code of a rejection, and the reason in ErrorInfo.
 fn reason(status: &Status) -> (Code, String) {
     let details = status.get_error_details();
     let info = details.error_info().expect("a reason");
@@ -154,13 +154,13 @@ rights = ["administer"]
     }
 }
 
-/// The user that the tests run as.
+/// Returns the user that the tests run as.
 fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").unwrap().uid()
 }
 
-/// What openssl prints of the subject in this file.
+/// Returns the subject that openssl prints for this file.
 fn subject_by_openssl(certificate: &Path) -> String {
     let output = Command::new("openssl")
         .args(["x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in"])
@@ -237,7 +237,7 @@ async fn unix_socket_user_identifies_the_caller() {
         unknown
     );
 
-    // A list that changes holds for connections that stand.
+    // A changed list applies to open connections.
     std::fs::write(Path::new(&list), callers(own_uid() + 1)).unwrap();
     server.wait_for_log("new list of callers");
     assert_eq!(
@@ -308,7 +308,7 @@ async fn key_identifies_the_caller_per_call() {
     })
     .await;
 
-    // Two keys while one takes the other's place, and then the new one alone.
+    // Both keys are valid during a rotation, then the new one alone.
     let second = "the-key-that-comes-after-it";
     std::fs::write(&file, format!("{KEY}\n{second}\n")).unwrap();
     server.wait_for_log("new list of callers");
@@ -323,7 +323,7 @@ async fn key_identifies_the_caller_per_call() {
     authorize(&channel, Some(second)).await.unwrap();
 }
 
-/// A request for each way to say on whose behalf it asks.
+/// Returns a request for each kind of identity.
 fn by_identity() -> [(&'static str, pb::AuthorizeRequest); 3] {
     use pb::authorize_request::Identity;
     let with = |identity: Option<Identity>| pb::AuthorizeRequest { identity, ..ask() };
@@ -386,7 +386,7 @@ async fn restricted_caller_cannot_define_the_anonymous_principal() {
             parents: vec![uid("Group", "admins")],
             ..pb::Entity::default()
         };
-        // Read in place, and the long way round.
+        // By borrowed decoding and by prost.
         for copies in [1, 100] {
             let mut request = pb::AuthorizeRequest {
                 identity: None,
@@ -454,8 +454,8 @@ async fn identity_kinds_are_restricted_per_caller() {
         let mut client = AuthorizationServiceClient::new(server.channel().await);
         let not_allowed = (Code::PermissionDenied, "IDENTITY_NOT_ALLOWED".to_owned());
         for (sent, mut request) in by_identity() {
-            // With more of a context than is read in place it goes the long way round, where the
-            // same holds.
+            // A larger context than borrowed decoding accepts: prost decodes it, and the same rule
+            // applies.
             for attributes in [0, 100] {
                 for n in 0..attributes {
                     let value = crate::support::value(pb::value::Kind::Bool(true));
@@ -470,7 +470,7 @@ async fn identity_kinds_are_restricted_per_caller() {
                 use pb::batch_authorize_result::Result::{Error, Response};
                 match (sent == kind, one, item) {
                     (true, Ok(_), Response(_)) if sent != "token" => {}
-                    // It may send tokens; that nobody can verify it is another matter.
+                    // The caller may send tokens, although no issuer verifies them.
                     (true, Err(status), Error(_)) if sent == "token" => {
                         assert_ne!(reason(&status), not_allowed);
                     }
@@ -501,7 +501,7 @@ async fn explain_requires_its_right() {
         let server = Server::start(policies.path(), options);
         let mut client = AuthorizationServiceClient::new(server.channel().await);
         let told = client.authorize(with_key(asks_why.clone(), KEY)).await;
-        // Others of the same batch are answered.
+        // Other items of the batch are answered.
         let batch = pb::BatchAuthorizeRequest {
             requests: vec![ask(), asks_why.clone(), ask()],
         };
@@ -554,7 +554,7 @@ async fn half_sent_call_of_unlisted_caller_fails() {
                 .map(drop)
         });
         has_started.await.unwrap();
-        // What is sent after the call's headers is answered after they were read.
+        // The list is checked again when the body arrives after the headers.
         authorize(&channel, Some(KEY)).await.unwrap();
         std::fs::write(Path::new(&list), list_of("store")).unwrap();
         server.wait_for_log("new list of callers");
@@ -628,7 +628,7 @@ async fn calls_are_accepted_during_the_shutdown_delay() {
     server.signal("TERM");
     server.wait_for_log("calls are still accepted");
     assert!(!is_serving(&channel).await);
-    // By connections that stand and by new ones.
+    // On open connections and new ones.
     authorize(&channel, None).await.unwrap();
     authorize(&server.channel().await, None).await.unwrap();
     assert!(server.is_alive());

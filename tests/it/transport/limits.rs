@@ -1,4 +1,4 @@
-//! What a connection and a call may take: each bound holds, and harms nobody who keeps to it.
+//! Limits of connections and calls: each holds, and does not affect clients within it.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -38,7 +38,7 @@ async fn is_refused(call: Call) {
     assert!(details.retry_info().unwrap().retry_delay.is_some());
 }
 
-/// A connection that has been greeted back.
+/// Opens a connection and sends the client's preface.
 fn greeted(address: &str) -> TcpStream {
     let mut socket = TcpStream::connect(address).unwrap();
     socket.write_all(&hello()).unwrap();
@@ -46,12 +46,12 @@ fn greeted(address: &str) -> TcpStream {
     socket
 }
 
-/// Whether the service greets back.
+/// Returns whether the service answers with its preface.
 fn is_let_in(socket: &mut TcpStream) -> bool {
     matches!(socket.read(&mut [0; 9]), Ok(9))
 }
 
-/// The kinds of the frames that come until the service closes.
+/// Returns the kinds of all frames until the service closes.
 fn frames_until_closed(mut socket: TcpStream) -> Vec<u8> {
     let mut all = Vec::new();
     let begun = Instant::now();
@@ -77,7 +77,7 @@ async fn connections_are_bounded_by_the_setting() {
     let mut refused = greeted(server.address());
     assert!(!is_let_in(&mut refused), "a fourth is let in");
     is_answered(&first).await;
-    // One leaves, and another comes.
+    // After one leaves, another is accepted.
     drop(others);
     eventually("a new connection is accepted", async || {
         is_let_in(&mut greeted(server.address()))
@@ -88,7 +88,7 @@ async fn connections_are_bounded_by_the_setting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn low_descriptor_limit_lowers_the_connection_limit() {
-    // Everything else goes on.
+    // The service works otherwise.
     let policies = policy_directory(OPEN);
     let inner = command();
     let mut limited = std::process::Command::new("sh");
@@ -125,7 +125,7 @@ async fn low_descriptor_limit_lowers_the_connection_limit() {
     is_answered(&Caller::connect(server.address()).await).await;
 }
 
-/// Lets the process have no more than `most` descriptors from now on.
+/// Limits the descriptors of the process to `most`.
 fn limit_descriptors(server: &Server, most: u64) {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let limited = Rlimit {
@@ -138,7 +138,7 @@ fn limit_descriptors(server: &Server, most: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn accepting_resumes_after_descriptors_ran_out() {
-    // Connected callers are answered meanwhile.
+    // Connected clients are answered meanwhile.
     let policies = policy_directory(OPEN);
     let arguments = ["--admin-listen", "127.0.0.1:0", "--poll-interval", "200ms"];
     let server = Server::start(policies.path(), &arguments);
@@ -146,7 +146,7 @@ async fn accepting_resumes_after_descriptors_ran_out() {
     let first = Caller::connect(server.address()).await;
     is_answered(&first).await;
     let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    // Far below what was left for everything else when it started: the system refuses, not we.
+    // Far below the reserve computed at startup: the system rejects, not our limit.
     limit_descriptors(&server, open.count() as u64 + 3);
     let mut many: Vec<TcpStream> = (0..10).map(|_| greeted(server.address())).collect();
     server.wait_for_log("cannot accept connections");
@@ -156,7 +156,7 @@ async fn accepting_resumes_after_descriptors_ran_out() {
         .unwrap();
     operator.set_read_timeout(Some(PATIENCE)).unwrap();
     server.wait_for_log("cannot accept connections to the admin server");
-    // What is written now cannot be read yet; the policies that are loaded go on serving.
+    // A changed file cannot be read now; the loaded policies stay in force.
     std::fs::write(
         policies.path().join("more.cedar"),
         "forbid(principal, action, resource);",
@@ -164,7 +164,7 @@ async fn accepting_resumes_after_descriptors_ran_out() {
     .unwrap();
     server.wait_for_log("reload rejected");
     is_answered(&first).await;
-    // Some leave, and those who waited are let in, without connecting anew.
+    // After some leave, waiting connections are accepted without reconnecting.
     drop(many.drain(..7));
     assert!(many.iter_mut().all(is_let_in), "accepting does not resume");
     drop(many);
@@ -180,7 +180,7 @@ async fn accepting_resumes_after_descriptors_ran_out() {
     is_answered(&first).await;
 }
 
-/// How many descriptors this process may have, once it has all that it may ask for.
+/// Raises this process's descriptor limit to its maximum, and returns it.
 fn descriptors() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -189,7 +189,7 @@ fn descriptors() -> u64 {
         maximum,
     };
     let _ = setrlimit(Resource::Nofile, raised);
-    // None is no limit.
+    // `None` is unlimited.
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
@@ -201,8 +201,8 @@ async fn ten_thousand_idle_connections_cost_little() {
     let caller = Caller::connect(server.address()).await;
     is_answered(&caller).await;
     let before = server.resident_kib();
-    // Where a process may not have that many, as many as it may: where changes are checked that is a
-    // failure, and elsewhere it is said past what the harness keeps to itself.
+    // A process with a lower limit tests as many as it may. In CI that is a failure; elsewhere it
+    // is reported on stderr, past the test harness.
     let count = WANTED.min(descriptors().saturating_sub(500));
     if count < WANTED {
         let fewer = format!("ONLY {count} IDLE CONNECTIONS of {WANTED}: see `ulimit -Hn`");
@@ -231,7 +231,7 @@ async fn idle_connections_close_unless_a_stream_is_open() {
     let mut stream = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
     let frames = frames_until_closed(greeted(server.address()));
     assert!(frames.contains(&GOAWAY), "{frames:?}");
-    // It is as old, and goes on.
+    // The connection of the stream is as old, and stays open.
     let item = pb::StreamAuthorizeRequest {
         correlation_id: 1,
         request: Some(ask()),
@@ -249,7 +249,7 @@ async fn idle_connections_close_unless_a_stream_is_open() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_connections_get_goaway() {
-    // Their streams are cut off after the grace period.
+    // Their streams are ended after the grace period.
     let policies = policy_directory(OPEN);
     let options = [
         "--max-connection-age",
@@ -259,8 +259,7 @@ async fn old_connections_get_goaway() {
     let server = Server::start(policies.path(), &[&options[..], &["500ms"]].concat());
     let caller = Caller::connect(server.address()).await;
     let stream = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
-    // Calls that come one after the other are all answered, each on a connection that may be told
-    // to go at any time.
+    // Sequential calls are all answered, on connections that may get GOAWAY at any time.
     let begun = Instant::now();
     let mut current = Caller::connect(server.address()).await;
     let mut connections = 1;
@@ -268,7 +267,7 @@ async fn old_connections_get_goaway() {
         let outcome = current.call(AUTHORIZE, &ask().encode_to_vec()).await;
         match outcome.broken {
             None => assert_eq!(outcome.code(), Code::Ok),
-            // Never begun: its caller may send it again, and does.
+            // The call was not processed, so the client repeats it.
             Some(error) => {
                 assert!(
                     error.is_go_away() || error.is_io() || error.is_reset(),
@@ -331,7 +330,7 @@ async fn unfinished_request_ends_at_the_call_timeout() {
             "{case}: {outcome:?}"
         );
     }
-    // A stream may last.
+    // A stream may last longer.
     let mut stream = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
     stream.body.send_data(Vec::new().into(), true).unwrap();
@@ -344,7 +343,7 @@ async fn unfinished_request_ends_at_the_call_timeout() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_calls_are_bounded_by_the_setting() {
-    // Other callers are answered.
+    // Other clients are answered.
     let policies = policy_directory(OPEN);
     let server = Server::start(policies.path(), &["--max-concurrent-calls", "8"]);
     let [one, other] = [
@@ -359,7 +358,7 @@ async fn waiting_calls_are_bounded_by_the_setting() {
         assert!(begun.headers().get("grpc-status").is_none(), "{begun:?}");
         waiting.push((call.body, begun));
     }
-    // Streams have half of the places; the others are for calls that come and go.
+    // Streams may hold half of the slots; the rest is for unary calls.
     is_refused(one.open(post(STREAM).body(()).unwrap()).await.unwrap()).await;
     let mut unary = Vec::new();
     for n in 0..4 {
@@ -374,8 +373,7 @@ async fn waiting_calls_are_bounded_by_the_setting() {
         if n < 3 {
             is_answered(caller).await;
         } else {
-            // No slot is left. A call whose data is read after its headers would need one, and a
-            // health check takes none.
+            // No slot is left. A unary call would need one; a health check does not.
             assert_eq!(caller.call(HEALTH, &[]).await.code(), Code::Ok);
         }
     }
@@ -403,7 +401,7 @@ async fn partial_requests_are_bounded_by_the_memory_setting() {
     let polite = Caller::connect(server.address()).await;
     is_answered(&polite).await;
     let before = server.resident_kib();
-    // Of each 1 MiB that never becomes the 4 MiB which its prefix says.
+    // 1 MiB each of a message that its prefix declares as 4 MiB.
     let mut begun = vec![0, 0, 0x3f, 0xff, 0xff];
     begun.extend(vec![0; 1 << 20]);
     let rude = Caller::connect(server.address()).await;
@@ -434,7 +432,7 @@ async fn partial_requests_are_bounded_by_the_memory_setting() {
         }
     }
     drop(rude);
-    // What they held is free again.
+    // Their memory is free again.
     let large = pb::AuthorizeRequest {
         context: [(
             "long".to_owned(),
@@ -456,7 +454,7 @@ async fn unread_streams_cost_little_memory() {
     let polite = Caller::connect(server.address()).await;
     is_answered(&polite).await;
     let before = server.resident_kib();
-    // It takes 64 KiB of each answer's stream, and 16 MiB on the connection, and reads none.
+    // The client accepts 64 KiB per stream and 16 MiB on the connection, and reads nothing.
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(64 << 10)
@@ -502,7 +500,7 @@ async fn unread_long_answers_close_their_connection() {
     let polite = Caller::connect(server.address()).await;
     is_answered(&polite).await;
     let before = server.resident_kib();
-    // It takes one byte of each answer.
+    // The client accepts one byte of each answer.
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(1);
     let slow = Caller::connect_as(server.address(), &builder).await;
@@ -519,7 +517,7 @@ async fn unread_long_answers_close_their_connection() {
         calls.push(call);
     }
     let mut grown = 0;
-    // A second time it would be let in by a new connection alone.
+    // Only a new connection would be accepted after this one is closed.
     let closed = async {
         while slow.open(post(AUTHORIZE).body(()).unwrap()).await.is_ok() {
             is_answered(&polite).await;
@@ -531,10 +529,10 @@ async fn unread_long_answers_close_their_connection() {
         .await
         .expect("its connection is never closed");
     println!("250 batches that nobody reads: {grown} KiB");
-    // What is allowed, and the batches that are worked on meanwhile.
+    // The limit, and the batches in progress.
     assert!(grown < 40 << 10, "{grown} KiB");
     is_answered(&polite).await;
-    // What was held is free again.
+    // Their memory is free again.
     let outcome = polite.call(BATCH, &batch[5..]).await;
     assert_eq!(outcome.code(), Code::Ok, "{outcome:?}");
 }
@@ -628,7 +626,7 @@ async fn rejected_calls_keep_their_connection() {
         };
         (count(HEADERS), count(RST_STREAM), count(GOAWAY))
     };
-    // The refusal of a call could be on its way before the call's message is.
+    // The rejection of a call may be sent before its message arrives.
     let message = framed(&ask().encode_to_vec());
     for round in 0..12_u32 {
         let streams = || (0..200).map(|n| 2 * (200 * round + n) + 1);
@@ -637,7 +635,7 @@ async fn rejected_calls_keep_their_connection() {
         read(&mut socket);
         let ends = streams().map(|n| frame(DATA, 1, n, &message));
         let _ = socket.write_all(&ends.collect::<Vec<_>>().concat());
-        // More at a time than may be open would be another matter.
+        // More calls at once would exceed the limit of concurrent streams.
         let wanted = (200 * (round as usize + 1), 0, 0);
         let begun = Instant::now();
         let mut counts = read(&mut socket);

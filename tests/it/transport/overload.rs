@@ -1,4 +1,4 @@
-//! More calls than can be answered.
+//! More calls than the service can answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::http2::{AUTHORIZE, Caller, post};
 use crate::support::protobuf::framed;
 use crate::support::{Server, eventually, get, policy_directory, request};
 
-/// How long it is asked too much: long enough here to see it, and a minute with
+/// Returns the duration of the overload: short by default, a minute with
 /// `CEDAR_PDP_OVERLOAD_SECONDS=60`.
 fn duration() -> Duration {
     let seconds = std::env::var("CEDAR_PDP_OVERLOAD_SECONDS").ok();
@@ -24,7 +24,7 @@ fn duration() -> Duration {
     Duration::from_secs(seconds.unwrap_or(5))
 }
 
-/// Policies that take a while: all of them match, and none is told by its scope.
+/// Returns policies that are slow to evaluate: all match, and the index excludes none.
 pub(crate) fn slow_policies(count: usize) -> String {
     (1..count)
         .map(|n| format!("permit(principal, action, resource) when {{ context.n * {n} == -1 }};\n"))
@@ -32,7 +32,7 @@ pub(crate) fn slow_policies(count: usize) -> String {
         .collect()
 }
 
-/// A request that nobody has asked before, so that it has to be decided.
+/// Returns a new request, which is not cached.
 pub(crate) fn ask(n: i64) -> pb::AuthorizeRequest {
     let mut request = request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#);
     let n = crate::support::value(pb::value::Kind::Long(n));
@@ -40,22 +40,22 @@ pub(crate) fn ask(n: i64) -> pb::AuthorizeRequest {
     request
 }
 
-/// What a call ended with. There is nothing else that it may end with.
+/// The outcome of a call. No other outcome is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Decided,
     Shed,
-    /// Its time was over, at the service or when the answer came.
+    /// The deadline passed in the service or before the answer arrived.
     Late,
-    /// Its time was over before it could be sent.
+    /// The deadline passed before the call could be sent.
     Unsent,
 }
 
-/// How long an answer is of use: the deadline of each call.
+/// The deadline of each call.
 const USE: Duration = Duration::from_secs(1);
 const USE_AS_TEXT: &str = "1S";
 
-/// A connection, and the room on it: as HTTP/2 has it, further calls wait at the caller.
+/// A connection with a limit of concurrent calls. As in HTTP/2, further calls wait in the client.
 struct Asker {
     caller: Caller,
     room: Semaphore,
@@ -65,13 +65,13 @@ impl Asker {
     async fn connect(server: &Server) -> Arc<Self> {
         Arc::new(Self {
             caller: Caller::connect(server.address()).await,
-            // Somewhat less than the service takes.
+            // Somewhat less than the server's limit.
             room: Semaphore::new(200),
         })
     }
 }
 
-/// One call, due at `due`; fails when it is lost or refused in another way.
+/// Makes one call that is due at `due`. Panics if it is lost or rejected for another reason.
 async fn call(asker: Arc<Asker>, n: i64, due: Instant) -> End {
     let room = asker.room.acquire();
     let Ok(_place) = tokio::time::timeout_at((due + USE).into(), room).await else {
@@ -105,7 +105,7 @@ async fn call(asker: Arc<Asker>, n: i64, due: Instant) -> End {
     }
 }
 
-/// What calls ended with, and how often.
+/// The number of calls by outcome.
 #[derive(Debug, Default)]
 struct Ends {
     decided: u64,
@@ -124,13 +124,13 @@ impl Ends {
         }
     }
 
-    /// How many the service has had to do with.
+    /// Returns the number of calls that reached the service.
     fn sent(&self) -> u64 {
         self.decided + self.shed + self.late
     }
 }
 
-/// What is decided while each connection has one call under way.
+/// The decisions with one call in flight on each connection.
 #[derive(Debug)]
 struct Capacity {
     decided: u64,
@@ -161,7 +161,7 @@ async fn capacity(askers: &[Arc<Asker>]) -> Capacity {
     }
 }
 
-/// Makes so many calls a second, whatever becomes of earlier ones.
+/// Makes calls at this rate, independent of earlier answers.
 async fn offer(askers: &[Arc<Asker>], per_second: f64, duration: Duration) -> Ends {
     let begun = Instant::now();
     let mut ends = Ends::default();
@@ -170,7 +170,7 @@ async fn offer(askers: &[Arc<Asker>], per_second: f64, duration: Duration) -> En
     while begun.elapsed() < duration {
         let due = (begun.elapsed().as_secs_f64() * per_second) as i64;
         for n in made..due {
-            // Its time, and not that at which this program came to it.
+            // Scheduled time, not the time at which this loop reaches the call.
             let at = begun + Duration::from_secs_f64(n as f64 / per_second);
             let asker = &askers[n as usize % askers.len()];
             under_way.spawn(call(Arc::clone(asker), n, at));
@@ -181,7 +181,7 @@ async fn offer(askers: &[Arc<Asker>], per_second: f64, duration: Duration) -> En
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // What is still under way ends, too, and is not counted: nobody asks any more.
+    // Calls in flight also end, uncounted, because the load has stopped.
     for _ in under_way.join_all().await {}
     ends
 }
@@ -213,9 +213,9 @@ async fn queued_call_past_its_deadline_is_undecided() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_shed_with_a_retry_hint() {
-    // The rest is answered.
+    // The other calls are answered.
     const TIMES: f64 = 10.0;
-    // So many that to decide costs much more than to refuse, and than to ask.
+    // Deciding must cost much more than shedding, and than calling.
     const POLICIES: usize = 3_000;
     let policies = policy_directory(&[("slow.cedar", &slow_policies(POLICIES))]);
     let options = ["--cache-bytes", "0", "--admin-listen", "127.0.0.1:0"];
@@ -236,7 +236,7 @@ async fn overload_is_shed_with_a_retry_hint() {
     let busy = server.processor_ticks();
     let each = (busy - idle) as f64 / capacity.decided as f64;
 
-    // Another, on a connection of its own, who asks now and then; in the midst of it health is told.
+    // Another client, on its own connection, calls now and then and checks the health.
     let other = Asker::connect(&server).await;
     let mut health = HealthClient::new(server.channel().await);
     let beside = tokio::spawn(async move {
@@ -253,7 +253,7 @@ async fn overload_is_shed_with_a_retry_hint() {
         }
         ends
     });
-    // The state is read in the midst of it.
+    // Reads the state during the overload.
     let during = async {
         tokio::time::sleep(duration() * 3 / 4).await;
         (overload(), get(&admin, "/metrics"))
@@ -261,7 +261,7 @@ async fn overload_is_shed_with_a_retry_hint() {
     let offered = offer(&askers, capacity.per_second * TIMES, duration());
     let (ends, (during, page)) = tokio::join!(offered, during);
     let beside = beside.await.expect("a call's assertions hold");
-    // By the processors that the service had, since others, the callers first of all, take their part.
+    // Computed from the CPU time that the service had, because clients use the rest.
     let could_be = (server.processor_ticks() - busy) as f64 / each;
     println!("{capacity:?}; of {could_be:.0}: {ends:?}; beside: {beside:?}");
     assert!(
@@ -278,11 +278,11 @@ async fn overload_is_shed_with_a_retry_hint() {
         .find_map(|line| line.strip_prefix("cedar_pdp_queue_delay_seconds "));
     assert!(delay.unwrap().parse::<f64>().unwrap() > 0.0, "{delay:?}");
     server.wait_for_log("overload started");
-    // Logged though no further call arrives.
+    // Logged although no further call arrives.
     server.wait_for_log("overload ended");
     assert!(overload()["shedding_since"].is_null());
 
-    // Once it is over, everything is answered.
+    // After the overload, everything is answered.
     let mut n = 1 << 42;
     eventually("the overload is over", async || {
         n += 1;

@@ -1,4 +1,4 @@
-//! The end of the service while calls come: the one that is wanted, and the one that is not.
+//! The end of the service under load, by SIGTERM and by SIGKILL.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::support::pki::Authority;
 use crate::support::protobuf::framed;
 use crate::support::{PATIENCE, Server, channel, policy_directory};
 
-/// Asks one by one until it is turned away; gives the ids of the decisions that were answered.
+/// Makes unary calls until one is rejected; returns the ids of the answered decisions.
 async fn one_by_one(caller: Arc<Caller>, first: i64) -> Vec<String> {
     let mut ids = Vec::new();
     for n in first.. {
@@ -32,7 +32,7 @@ async fn one_by_one(caller: Arc<Caller>, first: i64) -> Vec<String> {
     ids
 }
 
-/// The same in batches.
+/// Makes batch calls in the same way.
 async fn in_batches(caller: Arc<Caller>, first: i64) -> Vec<String> {
     use pb::batch_authorize_result::Result::{Error, Response};
     const ITEMS: i64 = 10;
@@ -56,7 +56,7 @@ async fn in_batches(caller: Arc<Caller>, first: i64) -> Vec<String> {
     ids
 }
 
-/// The same on one stream, without waiting for answers.
+/// Makes calls on one stream in the same way, without waiting for answers.
 async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
     use pb::stream_authorize_response::Result::{Error, Response};
     let mut call = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
@@ -66,7 +66,7 @@ async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
                 correlation_id: n as u64,
                 request: Some(ask(n)),
             };
-            // Once the service has ended the stream it takes no more.
+            // Sending fails once the service has ended the stream.
             let _ = call
                 .body
                 .send_data(framed(&item.encode_to_vec()).into(), false);
@@ -77,7 +77,7 @@ async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
         outcome = outcome_of(call.response) => outcome,
         () = asking => panic!("there is no end of what can be asked"),
     };
-    // A stream that stood is told of the end by a status, after all the answers.
+    // The stream ends with a status after all answers.
     assert!(outcome.broken.is_none(), "{outcome:?}");
     assert_eq!(outcome.code(), Code::Unavailable, "{outcome:?}");
     let answers = outcome.messages::<pb::StreamAuthorizeResponse>();
@@ -88,7 +88,7 @@ async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
     answers.into_iter().map(id).collect()
 }
 
-/// The ids of all lines in the files of a decision log.
+/// Returns the ids of all lines in the files of a decision log.
 fn logged(logs: &Path) -> Vec<String> {
     let files = std::fs::read_dir(logs).unwrap();
     let texts = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
@@ -102,7 +102,7 @@ fn logged(logs: &Path) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_call() {
-    // Every decision that was answered is logged.
+    // Every answered decision is logged.
     let policies = policy_directory(&[("slow.cedar", &slow_policies(400))]);
     let authority = Authority::generate();
     let tls = authority.serve_with(&authority.server());
@@ -120,7 +120,7 @@ async fn sigterm_under_load_loses_no_call() {
         let mut numbers = (0..).step_by(1_000_000);
         let mut next = || numbers.next().unwrap();
         for _ in 0..4 {
-            // One that does not connect again: what becomes of its calls is all there is to know.
+            // A client that does not reconnect, so that the outcome of all its calls is known.
             let builder = with_wide_windows();
             let caller = match is_encrypted {
                 true => Caller::over(authority.shake_hands(server.address()).await, &builder).await,
@@ -168,11 +168,11 @@ async fn restart_after_sigkill_reuses_port_and_socket() {
         "127.0.0.1:0".to_owned(),
         format!("unix:{}", socket.display()),
     ];
-    // More than once: what a killed process leaves must not outlast the next one either.
+    // Repeated, because the remains of a killed process must not affect a later start either.
     for _ in 0..3 {
         let listening: Vec<&str> = listen.iter().map(String::as_str).collect();
         let mut server = Server::start_listening(policies.path(), &listening, &[]);
-        // The port that it got at first is the one that is wanted again.
+        // Later starts use the port of the first one.
         listen.clone_from(&server.addresses);
         let mut callers = JoinSet::new();
         for address in &listen {
@@ -181,14 +181,14 @@ async fn restart_after_sigkill_reuses_port_and_socket() {
             assert_eq!(answer.decision(), pb::Decision::Allow, "{address}");
             callers.spawn(async move { while client.authorize(ask(1)).await.is_ok() {} });
         }
-        // Connections that it does not close by itself stay behind in the system for a while.
+        // Connections that the service did not close remain in the system for a while.
         tokio::time::sleep(Duration::from_millis(200)).await;
         server.signal("KILL");
         assert!(!server.wait().success());
         callers.shutdown().await;
         assert!(socket.exists(), "a socket that nobody serves is left");
     }
-    // And the end that is wanted clears it away.
+    // A regular shutdown removes the socket.
     let listening: Vec<&str> = listen.iter().map(String::as_str).collect();
     let mut server = Server::start_listening(policies.path(), &listening, &[]);
     server.signal("TERM");

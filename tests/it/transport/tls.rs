@@ -1,4 +1,4 @@
-//! TLS as callers meet it, and certificates that change while they do.
+//! TLS for clients, and certificates that change at run time.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -33,7 +33,7 @@ async fn is_allowed(channel: Channel) -> Result<(), tonic::Status> {
     Ok(())
 }
 
-/// What `openssl s_client` says of the service.
+/// Returns the output of `openssl s_client`.
 fn openssl(address: &str, authority: &Authority, options: &[&str]) -> String {
     let Output { stdout, stderr, .. } = Command::new("openssl")
         .args(["s_client", "-connect", address, "-servername", "pdp.test"])
@@ -47,7 +47,7 @@ fn openssl(address: &str, authority: &Authority, options: &[&str]) -> String {
     String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned()
 }
 
-/// The certificate that a new connection is served with.
+/// Returns the certificate of a new connection.
 fn served(address: &str, authority: &Authority) -> String {
     let said = openssl(address, authority, &["-alpn", "h2"]);
     let begin = said.find("-----BEGIN CERTIFICATE-----").unwrap_or_default();
@@ -82,7 +82,7 @@ async fn openssl_gets_http2_with_modern_tls_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusting_callers_end_the_handshake() {
-    // Callers that trust the authority are answered.
+    // Clients that trust the authority are answered.
     let (policies, authority, other) = (
         policy_directory(OPEN),
         Authority::generate(),
@@ -141,7 +141,7 @@ async fn client_certificate_request_follows_the_setting() {
     );
     let own = authority.client(vec![], &[]);
     let foreign = other.client(vec![], &[]);
-    // Signed by the right authority, for the wrong purpose.
+    // The right authority, but the wrong key usage.
     let servers = authority.server();
     for (auth, without_is_let_in) in [("optional", true), ("required", false)] {
         let mut options = authority.serve_with(&authority.server()).to_vec();
@@ -149,7 +149,7 @@ async fn client_certificate_request_follows_the_setting() {
         options.extend(["--tls-client-auth".to_owned(), auth.to_owned()]);
         let server = Server::start(policies.path(), &arguments(&options));
         let is_let_in = async |own: Option<&Pair>| {
-            // Of a certificate that is refused, TLS 1.3 tells after the handshake.
+            // TLS 1.3 reports a rejected certificate after the handshake.
             match connect(server.address(), authority.caller(own)).await {
                 Ok(channel) => is_allowed(channel).await.is_ok(),
                 Err(_) => false,
@@ -186,7 +186,7 @@ async fn client_certificate_request_follows_the_setting() {
     }
 }
 
-/// How a start ends that should fail, and what it says.
+/// Returns the exit code and error of a start that must fail.
 fn refused_start(arguments: &[&str]) -> (Option<i32>, String) {
     let policies = policy_directory(OPEN);
     let mut child = command()
@@ -257,7 +257,7 @@ async fn plaintext_on_public_addresses_needs_a_flag() {
     is_allowed(channel).await.unwrap();
 }
 
-/// Callers that ask all the time, on connections that stay and on ones that are new each time.
+/// Starts clients that call continuously, on permanent and on new connections.
 async fn load(address: &str, authority: &Authority) -> Busy {
     let mut load = Busy::new();
     for stays in [true, true, false, false] {
@@ -280,7 +280,7 @@ async fn load(address: &str, authority: &Authority) -> Busy {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_changes_fail_no_call() {
-    // An invalid pair is rejected, a valid one is used for new connections.
+    // An invalid pair is rejected; a valid one is used for new connections.
     let (policies, authority) = (policy_directory(OPEN), Authority::generate());
     let (first, second) = (authority.server(), authority.server());
     let options = authority.serve_with(&first);
@@ -321,7 +321,7 @@ async fn certificate_changes_fail_no_call() {
     server.wait_for_log("certificate replaced, new connections use it");
     assert_eq!(served(server.address(), &authority), body(&second));
     load.finish().await;
-    // However often it is looked at, each is told of once.
+    // Each rejection is logged once, however often the files are read.
     let told = server.log().matches("new certificate rejected").count();
     assert!(told <= bad.len() + 1, "{told} times:\n{}", server.log());
 }
@@ -341,11 +341,11 @@ async fn removed_authority_rejects_new_connections() {
     options.extend(["--tls-client-auth".to_owned(), "required".to_owned()]);
     let server = Server::start(policies.path(), &arguments(&options));
     let leaving = old.client(vec![], &[]);
-    // One configuration for all of it: a client that keeps its session would resume it.
+    // One client configuration throughout: it keeps its TLS session, which could be resumed.
     let tls = authority.caller(Some(&leaving));
     let channel = connect(server.address(), tls.clone()).await.unwrap();
     is_allowed(channel.clone()).await.unwrap();
-    // However bad the service's own pair is at that time.
+    // The server's own pair may be invalid at that time.
     Pair {
         certificate: "half a cert".to_owned(),
         key: own.key.clone(),
@@ -369,7 +369,7 @@ async fn removed_authority_rejects_new_connections() {
     assert!(!again, "its authority is gone");
     is_allowed(channel).await.expect("its connection stands");
 
-    // Nor is a good pair held back by bad authorities.
+    // Invalid authorities do not delay a valid pair.
     std::fs::write(&clients, "nothing").unwrap();
     server.wait_for_log("new client CA certificates rejected");
     let next = authority.server();
@@ -396,7 +396,7 @@ async fn half_open_handshakes_are_closed() {
         .unwrap();
     is_allowed(channel.clone()).await.unwrap();
     let (before, memory) = (descriptors(), server.resident_kib());
-    // A record that announces a hello and never ends.
+    // A record with a ClientHello that never ends.
     let mut begun = vec![0x16, 0x03, 0x01, 0x40, 0x00, 0x01, 0x00, 0x3f, 0xfc];
     begun.extend([0; 4_000]);
     let open: Vec<TcpStream> = (0..500)

@@ -1,4 +1,4 @@
-//! The services that are called: their policies, their options, and the calls to each.
+//! The services under test: their policies, options and calls.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +15,11 @@ use crate::rng::Rng;
 use crate::world::World;
 use cedar_pdp_test_support as support;
 
-/// Services with a generated world, and queries drawn for each.
+/// The number of services with a generated scenario, and of queries for each.
 const WORLDS: usize = 24;
 const QUERIES: usize = 220;
 
-/// A service and what is sent to it.
+/// A service and its calls.
 pub(super) struct Service {
     pub(super) name: &'static str,
     pub(super) policies: PathBuf,
@@ -50,7 +50,7 @@ impl Service {
             .extend(arguments.iter().map(|&argument| argument.to_owned()));
     }
 
-    /// Files beside the policies. Returns their directory.
+    /// Writes files beside the policies. Returns their directory.
     fn lists(&mut self, files: &[(&str, &str)]) -> PathBuf {
         let lists = support::policy_directory(files);
         let path = lists.path().to_owned();
@@ -59,7 +59,7 @@ impl Service {
     }
 }
 
-/// All services with `count` calls in all.
+/// Creates all services with `count` calls in all.
 pub(super) fn all(seed: u64, count: usize) -> Vec<Service> {
     let share = |thousandths: usize| count * thousandths / 1_000;
     let mut services: Vec<Service> = (0..WORLDS)
@@ -79,7 +79,7 @@ pub(super) fn all(seed: u64, count: usize) -> Vec<Service> {
     services
 }
 
-/// A generated policy directory under drawn settings.
+/// Draws a policy directory with drawn settings.
 fn world(rng: &mut Rng, number: usize, count: usize) -> Service {
     let settings = crate::settings(rng);
     let world = World::draw(rng, settings.validation);
@@ -106,7 +106,7 @@ fn world(rng: &mut Rng, number: usize, count: usize) -> Service {
     service
 }
 
-/// The options of a service with these settings.
+/// Returns the options of a service with these settings.
 fn options(settings: &Settings) -> Vec<String> {
     let validation = match settings.validation {
         Validation::Strict => "strict",
@@ -128,7 +128,7 @@ fn options(settings: &Settings) -> Vec<String> {
     options
 }
 
-/// The policies that the repository ships, with the requests of their test cases in parts and whole.
+/// Creates a service with the policies of this repository; its requests come from their test cases.
 fn shipped(rng: &mut Rng, count: usize) -> Service {
     let anonymous = ["--anonymous-principal", "Platform::Visitor::\"anonymous\""];
     let mut service = Service::new("shipped", &[], &anonymous);
@@ -159,7 +159,7 @@ fn shipped(rng: &mut Rng, count: usize) -> Service {
     service
 }
 
-/// The requests of all test cases in a directory.
+/// Reads the requests of all test cases in a directory.
 fn cases(directory: &Path) -> Vec<Query> {
     let mut files: Vec<PathBuf> = fs::read_dir(directory)
         .unwrap()
@@ -201,7 +201,7 @@ fn record(members: &serde_json::Map<String, Json>) -> Record {
     fields.collect::<BTreeMap<_, _>>().into()
 }
 
-/// Returns what Cedar's JSON says, as far as test cases use it.
+/// Converts Cedar's JSON, as far as test cases use it.
 fn value(json: &Json) -> Value {
     match json {
         Json::Bool(value) => Value::Bool(*value),
@@ -257,7 +257,7 @@ action read, write, paint appliesTo { principal: User, resource: Doc };
     ),
 ];
 
-/// A request of the staff, about a document.
+/// Draws a request of the staff about a document.
 fn staff_query(rng: &mut Rng) -> Query {
     let user = rng.pick(&["alice", "stored", "suspended"]);
     let action = rng.pick(&["read", "write", "paint"]);
@@ -268,11 +268,11 @@ fn staff_query(rng: &mut Rng) -> Query {
     )
 }
 
-/// Secrets of issuers. They are written down, so that equal seeds make equal tokens.
+/// Fixed secrets of issuers, so that equal seeds make equal tokens.
 const SECRET: &str = "a secret of tests that is long enough to sign with";
 const OTHER_SECRET: &str = "another secret of tests that is long enough as well";
 
-/// A token that is signed with a secret.
+/// Signs a token with a secret.
 fn token(header: &Json, claims: &Json, secret: &str) -> String {
     let signer = cedar_pdp_test_support::signer::Signer::secret(secret.as_bytes());
     signer.sign(&header.to_string(), &claims.to_string())
@@ -315,7 +315,7 @@ optional = true
             "join",
         ),
     ];
-    // The public key of RFC 8037. Nothing here is signed by it.
+    // The public key of RFC 8037. Nothing here is signed with it.
     let keys = json!({"keys": [{
         "kty": "OKP", "crv": "Ed25519", "kid": "k", "use": "sig",
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
@@ -354,7 +354,7 @@ fn header() -> Json {
     json!({"alg": "HS256", "typ": "at+jwt"})
 }
 
-/// Claims that stay good for years. The longest `max_age` ends ten years after `iat`.
+/// Returns claims that stay valid for years. The longest `max_age` ends ten years after `iat`.
 fn claims(rng: &mut Rng) -> Json {
     json!({
         "iss": rng.pick(&["https://id.example", "https://new.example", "https://id.example"]),
@@ -381,7 +381,7 @@ fn good_token(rng: &mut Rng) -> String {
     token(&header(), &claims, SECRET)
 }
 
-/// A token that is rejected, each for another reason.
+/// Draws a token that is rejected, for one of many reasons.
 fn bad_token(rng: &mut Rng) -> String {
     let mut claims = claims(rng);
     claims["iss"] = json!("https://id.example");

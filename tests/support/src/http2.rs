@@ -1,4 +1,4 @@
-//! An HTTP/2 connection that sends whatever it is told.
+//! An HTTP/2 client that sends arbitrary bodies and headers.
 
 use std::future::poll_fn;
 
@@ -19,7 +19,7 @@ pub const AUTHORIZE: &str = "/pdp.v1.AuthorizationService/Authorize";
 pub const BATCH: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 pub const STREAM: &str = "/pdp.v1.AuthorizationService/StreamAuthorize";
 
-/// Settings under which no answer waits for its caller.
+/// Returns settings under which flow control delays no answer.
 pub fn with_wide_windows() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
@@ -28,7 +28,7 @@ pub fn with_wide_windows() -> h2::client::Builder {
     builder
 }
 
-/// One connection.
+/// One client connection.
 pub struct Caller {
     sender: SendRequest<Bytes>,
     driver: JoinHandle<()>,
@@ -40,21 +40,21 @@ impl Drop for Caller {
     }
 }
 
-/// What came back.
+/// The result of a call.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The status of HTTP.
+    /// The HTTP status.
     pub http: u16,
-    /// The status of gRPC, from headers or trailers; `None` when there was none.
+    /// The gRPC status, from headers or trailers; `None` without one.
     pub status: Option<Status>,
-    /// The messages, without their frames.
+    /// The messages, without their prefixes.
     pub messages: Vec<Bytes>,
-    /// What HTTP/2 says of a call that broke off.
+    /// The HTTP/2 error that ended the call.
     pub broken: Option<h2::Error>,
 }
 
 impl Outcome {
-    /// The code; panics when there is no gRPC status.
+    /// Returns the status code. Panics without a gRPC status.
     pub fn code(&self) -> Code {
         self.status
             .as_ref()
@@ -62,8 +62,8 @@ impl Outcome {
             .code()
     }
 
-    /// Whether it was turned away by a service that ends: with UNAVAILABLE, or by HTTP/2, which says
-    /// of it that it was never begun and may be made elsewhere. A call that is lost is none of these.
+    /// Returns whether a service that shuts down rejected the call before processing it: with
+    /// UNAVAILABLE, or by HTTP/2, so that the client may retry. A lost call is neither.
     pub fn is_turned_away(&self) -> bool {
         match &self.broken {
             None => self.code() == Code::Unavailable,
@@ -75,14 +75,14 @@ impl Outcome {
         }
     }
 
-    /// The only message.
+    /// Decodes the only message.
     pub fn message<M: Message + Default>(&self) -> M {
         assert_eq!(self.code(), Code::Ok, "{self:?}");
         assert_eq!(self.messages.len(), 1, "{self:?}");
         M::decode(self.messages[0].clone()).unwrap()
     }
 
-    /// All messages.
+    /// Decodes all messages.
     pub fn messages<M: Message + Default>(&self) -> Vec<M> {
         self.messages
             .iter()
@@ -91,7 +91,7 @@ impl Outcome {
     }
 }
 
-/// The fields that `google.rpc.BadRequest` names.
+/// Returns the fields that `google.rpc.BadRequest` names.
 pub fn fields_of(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let violations = details
@@ -104,7 +104,7 @@ pub fn fields_of(status: &Status) -> Vec<String> {
         .collect()
 }
 
-/// A POST as gRPC makes it.
+/// Starts a gRPC request.
 pub fn post(path: &str) -> http::request::Builder {
     http::Request::post(format!("http://pdp.test{path}"))
         .version(http::Version::HTTP_2)
@@ -113,7 +113,7 @@ pub fn post(path: &str) -> http::request::Builder {
 }
 
 impl Caller {
-    /// Connects to `address`.
+    /// Connects to `address` with wide windows.
     pub async fn connect(address: &str) -> Self {
         Self::connect_as(address, &with_wide_windows()).await
     }
@@ -127,7 +127,7 @@ impl Caller {
         Self::over(socket, builder).await
     }
 
-    /// Speaks HTTP/2 over what is connected.
+    /// Performs the HTTP/2 handshake on an open connection.
     pub async fn over(
         socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         builder: &h2::client::Builder,
@@ -142,14 +142,14 @@ impl Caller {
         Self { sender, driver }
     }
 
-    /// Opens a call: the body is still to be sent, the answer still to be read.
+    /// Opens a call: sends its headers, but neither body nor end.
     pub async fn open(&self, request: http::Request<()>) -> Result<Call, h2::Error> {
         let mut sender = self.sender.clone().ready().await?;
         let (response, body) = sender.send_request(request, false)?;
         Ok(Call { response, body })
     }
 
-    /// One call with this body, which need not be one frame.
+    /// Makes one call with this body, which need not be one frame.
     pub async fn send(&self, request: http::Request<()>, body: Vec<u8>) -> Outcome {
         let whole = async {
             match self.open(request).await {
@@ -170,32 +170,32 @@ impl Caller {
             .expect("the call ends")
     }
 
-    /// One call with one message.
+    /// Makes one call with one message.
     pub async fn call(&self, path: &str, message: &[u8]) -> Outcome {
         self.send(post(path).body(()).unwrap(), framed(message))
             .await
     }
 }
 
-/// A call under way.
+/// A call in progress.
 pub struct Call {
     pub response: h2::client::ResponseFuture,
     pub body: SendStream<Bytes>,
 }
 
 impl Call {
-    /// Breaks it off.
+    /// Cancels the call.
     pub fn reset(mut self) {
         self.body.send_reset(Reason::CANCEL);
     }
 
-    /// Reads it to its end.
+    /// Reads the answer to its end.
     pub async fn outcome(self) -> Outcome {
         outcome_of(self.response).await
     }
 }
 
-/// What comes of a call, whose body may still be sent meanwhile.
+/// Reads the answer to a call, whose body may still be in progress.
 pub async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
     let mut outcome = Outcome {
         http: 0,

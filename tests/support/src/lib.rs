@@ -1,5 +1,5 @@
-//! What the tests and benchmarks share: the real server process and clients of it, raw HTTP/2,
-//! certificates, tokens, and one way to wait.
+//! Code that tests and benchmarks share: the real server process and its clients, raw HTTP/2,
+//! certificates, tokens, and polling for a condition.
 
 pub mod client;
 pub mod files;

@@ -1,4 +1,4 @@
-//! Clients that call all the time, in the background of a test.
+//! Clients that call continuously, in the background of a test.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use crate::client::Said;
 use crate::server::Server;
 
-/// Tasks that go on until they are told to stop, and count what they did.
+/// Tasks that repeat calls until stopped, and count them.
 #[derive(Default)]
 pub struct Busy {
     stop: Arc<AtomicBool>,
@@ -24,7 +24,7 @@ impl Busy {
         Self::default()
     }
 
-    /// Another task, which makes `call` again and again.
+    /// Adds a task that repeats `call`.
     pub fn with<F>(mut self, mut call: impl FnMut() -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send,
@@ -41,7 +41,7 @@ impl Busy {
         self
     }
 
-    /// Ends them; fails when one has failed, or never did anything.
+    /// Stops the tasks. Panics if a task failed or made no call.
     pub async fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -50,15 +50,15 @@ impl Busy {
     }
 }
 
-/// Clients that ask the same all the time, each in its own way and on its own connection.
+/// Clients that repeat one request, by each kind of call, each on its own connection.
 pub struct Askers {
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<BTreeMap<Said, u64>>>,
 }
 
 impl Askers {
-    /// Starts one client that asks one by one, one that asks in batches, and one on a stream;
-    /// each has had an answer when this returns. `pause` leaves the processor to others.
+    /// Starts a unary, a batch and a stream client, and waits for the first answer to each. `pause`
+    /// is the time between calls, which leaves CPU to others.
     pub async fn start(server: &Server, request: &pb::AuthorizeRequest, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = Vec::new();
@@ -80,8 +80,7 @@ impl Askers {
         Self { stop, tasks }
     }
 
-    /// Ends the clients. Gives everything that was answered, with how often; fails when a single
-    /// call failed.
+    /// Stops the clients. Returns all distinct answers with their counts. Panics if a call failed.
     pub async fn finish(self) -> BTreeMap<Said, u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = BTreeMap::new();

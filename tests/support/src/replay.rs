@@ -1,4 +1,4 @@
-//! Decides again, by Cedar's own authorizer, what a line of the decision log tells.
+//! Repeats logged decisions with Cedar's own authorizer.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use cedar_policy::{
 };
 use serde_json::{Map, Value as Json, json};
 
-/// What was in force when the line was written.
+/// The policies and entities in force when a line was written.
 pub struct Replay {
     policies: PolicySet,
-    /// By uid, each as Cedar's JSON format has it.
+    /// Stored entities in Cedar's JSON format, by uid.
     stored: BTreeMap<String, Json>,
 }
 
 impl Replay {
-    /// `policies`, each of which has an `@id`, and a list of `entities`.
+    /// Parses `policies`, each of which has an `@id`, and a list of `entities`.
     pub fn new(policies: &str, entities: &str) -> Self {
         let mut named = PolicySet::new();
         for policy in policies.parse::<PolicySet>().unwrap().policies() {
@@ -31,7 +31,7 @@ impl Replay {
         }
     }
 
-    /// Asserts that what `line` says of the decision is what comes of what it says of the request.
+    /// Asserts that the logged decision follows from the logged request.
     pub fn check(&self, line: &Json) {
         assert_eq!(line["replayable"], true, "{line}");
         let uid = |name: &str| EntityUid::from_json(line[name].clone()).unwrap();
@@ -94,7 +94,7 @@ fn by_uid(entity: Json) -> (String, Json) {
     (entity["uid"].to_string(), entity)
 }
 
-/// The principal of a token: what is stored of it, if that counts, and what the token claims.
+/// Merges the principal of a token: its stored entity, if any is used, and the token's claims.
 fn joined(uid: &Json, stored: Option<&Json>, claimed: &Json) -> Json {
     let map = |entity: &Json, field: &str| -> Map<String, Json> {
         entity[field].as_object().cloned().unwrap_or_default()

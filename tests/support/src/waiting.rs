@@ -1,15 +1,14 @@
-//! Waiting for a condition, in one place.
+//! Polling for a condition.
 
 use std::time::{Duration, Instant};
 
-/// The time limit of everything that a test waits for. Tests assert no times: this is only where
-/// waiting ends.
+/// The time limit of every wait in a test. Tests assert no durations: a wait only ends here.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Waits until `holds` returns true. Panics with `what` if that takes longer than [`PATIENCE`].
+/// Waits until `condition` returns true. Panics with `what` after [`TIME_LIMIT`].
 pub async fn eventually(what: &str, holds: impl AsyncFnMut() -> bool) {
     assert!(comes_true(holds).await, "timed out: {what}");
 }
@@ -19,7 +18,7 @@ pub fn eventually_blocking(what: &str, holds: impl FnMut() -> bool) {
     assert!(comes_true_blocking(holds), "timed out: {what}");
 }
 
-/// Waits until `holds` returns true. Returns whether it did within [`PATIENCE`].
+/// Polls `condition` until it returns true. Returns whether it did within [`TIME_LIMIT`].
 pub(crate) async fn comes_true(mut holds: impl AsyncFnMut() -> bool) -> bool {
     let waiting = async {
         while !holds().await {
