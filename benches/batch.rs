@@ -10,11 +10,11 @@ mod support;
 
 use anyhow::ensure;
 
-use support::exchange::{Exchange, check_echo};
-use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Caller, CpuMeter, start_again_as};
+use support::processes::{Client, CpuMeter, start_again_as};
 use support::running::Server;
+use support::statistics::{Spread, print_table};
+use support::workload::{Workload, check_echo};
 use support::{Sizes, echo, targets};
 
 const ROUNDS: usize = 31;
@@ -32,22 +32,22 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
-    let exchange = Exchange::new(DISTINCT_REQUESTS)?;
+    let workload = Workload::new(DISTINCT_REQUESTS)?;
     let files = tempfile::tempdir()?;
-    let load = Load::own_batches(files.path().join("batches"), &exchange.requests(), BATCH)?;
-    let service = Server::start(exchange.policies(), &[]);
+    let load = Load::own_batches(files.path().join("batches"), &workload.requests(), BATCH)?;
+    let service = Server::start(workload.policies(), &[]);
     let answers = files.path().join("answers");
-    exchange.write_answers(&service, DISTINCT_REQUESTS, &answers)?;
+    workload.write_answers(&service, DISTINCT_REQUESTS, &answers)?;
     let echo = start_again_as(echo::ECHO, Some(&answers))?;
     check_echo(&echo, &answers)?;
     // All at once, the uncached calls would exceed the service's capacity.
-    exchange.check_batches(&service, BATCH)?;
+    workload.check_batches(&service, BATCH)?;
     for server in [&echo, &service] {
         load.run(server.address(), DISTINCT_REQUESTS / BATCH)?;
     }
 
-    let mut caller = Caller::of(&service)?;
-    let before = caller.cache()?;
+    let mut client = Client::of(&service)?;
+    let before = client.cache()?;
     let rounds = sizes.of(ROUNDS, 3);
     let mut measured = Vec::new();
     for _ in 0..rounds {
@@ -56,7 +56,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
             microseconds_per_item(&service, &load)?,
         ));
     }
-    let after = caller.cache()?;
+    let after = client.cache()?;
     ensure!(
         after.misses == before.misses,
         "not every answer was in the cache: {before:?}, then {after:?}"

@@ -17,12 +17,12 @@ mod support;
 
 use anyhow::ensure;
 
-use support::exchange::{self, Exchange, check_echo};
-use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Caller, CpuMeter, start_again_as};
+use support::processes::{Client, CpuMeter, start_again_as};
 use support::running::Server;
+use support::statistics::{Spread, print_table};
 use support::targets::{self, Target, thousands};
+use support::workload::{self, Workload, check_echo};
 use support::{Sizes, echo};
 
 /// The number of rounds. A round is one run against each server.
@@ -58,7 +58,7 @@ const CACHED: usize = 2;
 const UNCACHED: usize = 3;
 
 /// Returns the service and these echoes as subjects.
-fn beside<'a>(
+fn with_echoes<'a>(
     [echo, default_echo]: &'a [Server; 2],
     cached: &'a Server,
     uncached: &'a Server,
@@ -74,8 +74,8 @@ fn beside<'a>(
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
     load::find_h2load()?;
-    let exchange = Exchange::new(DISTINCT_REQUESTS)?;
-    let requests = exchange.requests();
+    let workload = Workload::new(DISTINCT_REQUESTS)?;
+    let requests = workload.requests();
     let files = tempfile::tempdir()?;
     let one = Load::h2load(
         files.path().join("one"),
@@ -85,13 +85,13 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let hot_load = Load::own(files.path().join("hot"), hot)?;
     let distinct_load = Load::own(files.path().join("distinct"), &requests)?;
 
-    let cached = Server::start(exchange.policies(), &[]);
-    let uncached = Server::start(exchange.policies(), &["--cache-bytes", "0"]);
-    exchange.answers_of(&uncached)?;
+    let cached = Server::start(workload.policies(), &[]);
+    let uncached = Server::start(workload.policies(), &["--cache-bytes", "0"]);
+    workload.answers_of(&uncached)?;
     // A single request has a single answer, also from the echoes.
     let echoes = |answers: usize| {
         let file = files.path().join(format!("{answers} answers"));
-        exchange.write_answers(&cached, answers, &file)?;
+        workload.write_answers(&cached, answers, &file)?;
         let echoes = [
             start_again_as(echo::ECHO, Some(&file))?,
             start_again_as(echo::DEFAULT_ECHO, Some(&file))?,
@@ -113,10 +113,10 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
          default echo  the same service as the tonic guide writes it: `tonic::transport::Server` on the default runtime\n\
          cached        `cedar-pdp serve` with its default settings, every answer in the cache\n\
          uncached      `cedar-pdp serve --cache-bytes 0`: {} policies, {} entities, 3 context attributes",
-        exchange::POLICIES,
-        thousands(exchange::ENTITIES),
+        workload::POLICIES,
+        thousands(workload::ENTITIES),
     );
-    let subjects = beside(&echoes_of_one, &cached, &uncached);
+    let subjects = with_echoes(&echoes_of_one, &cached, &uncached);
     Round::warm_up(&one, &subjects, CALLS_PER_RUN)?;
     Round::measure(
         "one request again and again, from h2load",
@@ -125,7 +125,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         rounds,
     )?;
 
-    let subjects = beside(&echoes_of_many, &cached, &uncached);
+    let subjects = with_echoes(&echoes_of_many, &cached, &uncached);
     Round::warm_up(&hot_load, &subjects, CALLS_PER_RUN)?;
     let hot = Round::measure(
         &format!(
@@ -138,8 +138,8 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     )?;
 
     Round::warm_up(&distinct_load, &subjects, DISTINCT_REQUESTS)?;
-    let mut caller = Caller::of(&cached)?;
-    let before = caller.cache()?;
+    let mut client = Client::of(&cached)?;
+    let before = client.cache()?;
     let distinct = Round::measure(
         &format!(
             "{} different requests in turn, from our own generator",
@@ -149,7 +149,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         &subjects,
         rounds,
     )?;
-    let after = caller.cache()?;
+    let after = client.cache()?;
     ensure!(
         after.misses == before.misses && after.entries as usize >= DISTINCT_REQUESTS,
         "the cache does not hold {DISTINCT_REQUESTS} answers: {before:?}, then {after:?}"

@@ -20,26 +20,26 @@ use cedar_pdp::api::grpc::pb::Decision;
 use cedar_pdp::config::Config;
 
 use support::dataset::{Dataset, EntityKind, policy_file};
-use support::figures::{Spread, print_table};
-use support::pressure::{Call, Pressure};
-use support::processes::Caller;
+use support::processes::Client;
 use support::running::{Server, request, shipped_policies};
+use support::statistics::{Spread, print_table};
+use support::steady_load::{Call, Pressure};
 use support::targets::{self, Target, thousands};
 use support::{Sizes, running};
 
 const SAMPLES: usize = 20;
-const ASKED_EVERY: Duration = Duration::from_millis(1);
+const PROBE_INTERVAL: Duration = Duration::from_millis(1);
 /// The pause between samples, so that the service is idle at each write.
-const REST: Duration = Duration::from_millis(150);
+const IDLE_PAUSE: Duration = Duration::from_millis(150);
 /// The time limit for an edit to take effect.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIME_LIMIT: Duration = Duration::from_secs(120);
 
 /// The interval of the other clients' calls.
-const CALLS_EVERY: Duration = Duration::from_millis(1);
+const CALL_INTERVAL: Duration = Duration::from_millis(1);
 /// The number of different requests of the other clients.
-const CALLED: usize = 10_000;
+const DISTINCT_CALLS: usize = 10_000;
 /// The pause before each sample while the other clients call.
-const REST_UNDER_CALLS: Duration = Duration::from_millis(700);
+const IDLE_PAUSE_UNDER_LOAD: Duration = Duration::from_millis(700);
 
 fn main() -> anyhow::Result<()> {
     let (sizes, _) = support::arguments();
@@ -64,10 +64,10 @@ impl Edit {
         file: PathBuf,
         texts: [(String, Decision); 2],
         request: pb::AuthorizeRequest,
-        caller: &mut Caller,
+        client: &mut Client,
     ) -> anyhow::Result<Self> {
         let [(_, expected), _] = &texts;
-        let answer = caller.authorize(request.clone())?;
+        let answer = client.authorize(request.clone())?;
         ensure!(
             answer.decision() == *expected,
             "before any edit of `{}` the answer is {answer:?}",
@@ -83,43 +83,43 @@ impl Edit {
 
     /// Replaces the file by the other text. Returns the time of the write, and of the first call
     /// answered by it.
-    fn until_answered(&mut self, caller: &mut Caller) -> anyhow::Result<(Instant, Instant)> {
+    fn apply(&mut self, client: &mut Client) -> anyhow::Result<(Instant, Instant)> {
         self.current = 1 - self.current;
         let (text, expected) = self.texts.get(self.current).context("one of two")?;
         // The policy store ignores names that begin with a dot.
         let temporary = self.file.with_file_name(".saving");
         fs::write(&temporary, text)?;
-        let begun = Instant::now();
+        let started = Instant::now();
         fs::rename(&temporary, &self.file)?;
-        while caller.authorize(self.request.clone())?.decision() != *expected {
+        while client.authorize(self.request.clone())?.decision() != *expected {
             ensure!(
-                begun.elapsed() < PATIENCE,
+                started.elapsed() < TIME_LIMIT,
                 "an edit of `{}` was never served",
                 self.file.display()
             );
-            sleep(ASKED_EVERY);
+            sleep(PROBE_INTERVAL);
         }
-        Ok((begun, Instant::now()))
+        Ok((started, Instant::now()))
     }
 
     /// Repeats the call for `duration`, at the rate used while waiting for an edit. The server
     /// stays awake, so that the idle calls are not slower.
-    fn ask_for(&self, caller: &mut Caller, rest: Duration) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while begun.elapsed() < rest {
-            caller.authorize(self.request.clone())?;
-            sleep(ASKED_EVERY);
+    fn keep_calling(&self, client: &mut Client, duration: Duration) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while started.elapsed() < duration {
+            client.authorize(self.request.clone())?;
+            sleep(PROBE_INTERVAL);
         }
         Ok(())
     }
 
     /// Measures `samples` edits in ms, each after a pause, and discards a first one.
-    fn samples(&mut self, caller: &mut Caller, samples: usize) -> anyhow::Result<Vec<f64>> {
+    fn samples(&mut self, client: &mut Client, samples: usize) -> anyhow::Result<Vec<f64>> {
         let mut times = Vec::new();
         for _ in 0..=samples {
-            sleep(REST);
-            let (begun, answered) = self.until_answered(caller)?;
-            times.push((answered - begun).as_secs_f64() * 1e3);
+            sleep(IDLE_PAUSE);
+            let (started, answered) = self.apply(client)?;
+            times.push((answered - started).as_secs_f64() * 1e3);
         }
         times.remove(0);
         Ok(times)
@@ -164,11 +164,11 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     let permitting = fs::read_to_string(&file)?;
     ensure!(
         permitting.contains(CONDITION),
-        "`public.cedar` no longer says `{CONDITION}`"
+        "`public.cedar` no longer contains `{CONDITION}`"
     );
     let denying = permitting.replace(CONDITION, OPPOSITE);
     let server = Server::start(directory.path(), &[]);
-    let mut caller = Caller::of(&server)?;
+    let mut client = Client::of(&server)?;
     let mut edit = Edit::new(
         file,
         [(permitting, Decision::Allow), (denying, Decision::Deny)],
@@ -177,7 +177,7 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
             r#"Invoicing::Action::"readPriceList""#,
             r#"Invoicing::PriceList::"2026-standard""#,
         ),
-        &mut caller,
+        &mut client,
     )?;
     println!(
         "From the rename of a file to the first answer by it, default settings. {} samples.\n\
@@ -185,7 +185,7 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
         sizes.of(SAMPLES, 3),
         quiet_ms()
     );
-    let samples = edit.samples(&mut caller, sizes.of(SAMPLES, 3))?;
+    let samples = edit.samples(&mut client, sizes.of(SAMPLES, 3))?;
     print_reloads("the worked example", targets::RELOAD_EXAMPLE, &samples);
     Ok(())
 }
@@ -198,37 +198,37 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     dataset.write(directory.path())?;
     let probes = Probes::write(&dataset, directory.path())?;
     let server = Server::start(directory.path(), &[]);
-    let mut caller = Caller::of(&server)?;
-    let mut of_policies = probes.of_policies(&mut caller)?;
-    let mut of_entities = probes.of_entities(&mut caller)?;
-    let mut of_parents = probes.of_parents(&mut caller)?;
+    let mut client = Client::of(&server)?;
+    let mut of_policies = probes.of_policies(&mut client)?;
+    let mut of_entities = probes.of_entities(&mut client)?;
+    let mut of_parents = probes.of_parents(&mut client)?;
 
     let size = format!(
         "{} policies and {} entities",
         thousands(policies),
         thousands(entities)
     );
-    let times = of_policies.samples(&mut caller, samples)?;
+    let times = of_policies.samples(&mut client, samples)?;
     print_reloads(
         &format!("one policy file of 1,000 changed; {size}"),
         targets::RELOAD_POLICIES,
         &times,
     );
-    let times = of_entities.samples(&mut caller, samples)?;
+    let times = of_entities.samples(&mut client, samples)?;
     print_reloads(
         &format!("one entity file of 1,000 changed; {size}"),
         targets::RELOAD_ENTITIES,
         &times,
     );
-    let times = of_parents.samples(&mut caller, samples)?;
+    let times = of_parents.samples(&mut client, samples)?;
     print_reloads(
         &format!("the same, a parent of a group of the highest level changed; {size}"),
         targets::RELOAD_PARENTS,
         &times,
     );
 
-    let requests = dataset.requests(CALLED)?;
-    let requests: Vec<_> = requests.iter().map(|ask| ask.message()).collect();
+    let requests = dataset.requests(DISTINCT_CALLS)?;
+    let requests: Vec<_> = requests.iter().map(|drawn| drawn.message()).collect();
     let mut measured = Vec::new();
     let mut rows = Vec::new();
     for (name, edit) in [
@@ -236,22 +236,22 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
         ("an entity file", &mut of_entities),
         ("a group's parents", &mut of_parents),
     ] {
-        let pressure = Pressure::start(server.address(), requests.clone(), CALLS_EVERY);
+        let steady_load = Pressure::start(server.address(), requests.clone(), CALL_INTERVAL);
         let mut reloads = Vec::new();
-        edit.ask_for(&mut caller, REST_UNDER_CALLS)?;
+        edit.keep_calling(&mut client, IDLE_PAUSE_UNDER_LOAD)?;
         for _ in 0..samples {
-            edit.ask_for(&mut caller, REST_UNDER_CALLS)?;
-            reloads.push(edit.until_answered(&mut caller)?);
+            edit.keep_calling(&mut client, IDLE_PAUSE_UNDER_LOAD)?;
+            reloads.push(edit.apply(&mut client)?);
         }
-        let calls = pressure.finish()?;
+        let calls = steady_load.finish()?;
         let latencies = Latencies::of(&calls, &reloads)?;
         let over_rest = |spread: &Spread| spread.percentile(99) / latencies.at_rest.percentile(99);
-        let rest = ("at rest", &latencies.at_rest);
+        let duration = ("at rest", &latencies.at_rest);
         let moments = [
             ("during reloads", &latencies.during),
             ("just after", &latencies.after),
         ];
-        for (when, spread) in std::iter::once(rest).chain(moments) {
+        for (when, spread) in std::iter::once(duration).chain(moments) {
             rows.push(Latencies::row(name, when, spread, over_rest(spread)));
         }
         for (when, spread) in moments {
@@ -267,7 +267,7 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     }
     print_table(
         &format!(
-            "calls in ms, one begun each {CALLS_EVERY:?}, at rest, while reloads run and after; {size}"
+            "calls in ms, one begun each {CALL_INTERVAL:?}, at rest, while reloads run and after; {size}"
         ),
         ["", "calls", "p50", "p99", "most", "p99 x at rest"],
         rows,
@@ -290,12 +290,12 @@ struct Latencies {
 
 impl Latencies {
     fn of(calls: &[Call], reloads: &[(Instant, Instant)]) -> anyhow::Result<Self> {
-        let half = REST_UNDER_CALLS / 2;
+        let half = IDLE_PAUSE_UNDER_LOAD / 2;
         let among = |span: &dyn Fn(Instant, Instant) -> Range<Instant>| {
             let begun_then = |call: &&Call| {
                 reloads
                     .iter()
-                    .any(|(begun, answered)| span(*begun, *answered).contains(&call.begun))
+                    .any(|(started, answered)| span(*started, *answered).contains(&call.started))
             };
             let calls: Vec<f64> = calls
                 .iter()
@@ -307,8 +307,8 @@ impl Latencies {
         };
         Ok(Self {
             // The other half of the pause is left to the effects of the reload.
-            at_rest: among(&|begun, _| begun.checked_sub(half).unwrap_or(begun)..begun)?,
-            during: among(&|begun, answered| begun..answered)?,
+            at_rest: among(&|started, _| started.checked_sub(half).unwrap_or(started)..started)?,
+            during: among(&|started, answered| started..answered)?,
             // Filling the cache and freeing the old snapshot take time.
             after: among(&|_, answered| answered..answered + half)?,
         })
@@ -391,36 +391,38 @@ impl Probes {
         })
     }
 
-    fn of_policies(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+    fn of_policies(&self, client: &mut Client) -> anyhow::Result<Edit> {
         let without = fs::read_to_string(&self.policy_file)?;
         let with = format!("{without}{}", self.probe);
         Edit::new(
             self.policy_file.clone(),
             [(without, Decision::Deny), (with, Decision::Allow)],
             self.by_policy.clone(),
-            caller,
+            client,
         )
     }
 
-    fn of_entities(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+    fn of_entities(&self, client: &mut Client) -> anyhow::Result<Edit> {
         let low = fs::read_to_string(&self.entity_file)?;
         let (before, after) = low
             .split_once("\"level\":")
             .context("user 0, the first, has a level")?;
-        let rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
-        let high = format!("{before}\"level\":{LEVEL}{rest}");
+        let duration = after.trim_start_matches(|c: char| c.is_ascii_digit());
+        let high = format!("{before}\"level\":{LEVEL}{duration}");
         Edit::new(
             self.entity_file.clone(),
             [(low, Decision::Deny), (high, Decision::Allow)],
             self.by_entity.clone(),
-            caller,
+            client,
         )
     }
 
-    fn of_parents(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+    fn of_parents(&self, client: &mut Client) -> anyhow::Result<Edit> {
         let outside = fs::read_to_string(&self.group_file)?;
         let uid = format!(r#"{{"uid":{{"type":"Group","id":"{}"}}"#, self.group);
-        let (before, entity) = outside.split_once(&uid).context("the group stands there")?;
+        let (before, entity) = outside
+            .split_once(&uid)
+            .context("the file contains the group")?;
         let (attributes, parents) = entity
             .split_once(r#""parents":["#)
             .context("an entity has parents")?;
@@ -432,7 +434,7 @@ impl Probes {
             self.group_file.clone(),
             [(outside, Decision::Deny), (inside, Decision::Allow)],
             self.by_parent.clone(),
-            caller,
+            client,
         )
     }
 }

@@ -20,7 +20,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::json;
 
 use support::Sizes;
-use support::figures::{Spread, print_table};
+use support::statistics::{Spread, print_table};
 
 const ROUNDS: usize = 31;
 /// The number of lookups of a token in one round: cached, and verified.
@@ -109,11 +109,11 @@ fn token(signer: &Signer) -> anyhow::Result<String> {
 
 fn microseconds(tokens: &Tokens, token: &str, looks: u32) -> anyhow::Result<f64> {
     let now = NumericDate::from(SystemTime::now());
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..looks {
         let verdict = tokens.verify(token, now, KeyMiss::Fail);
         ensure!(verdict.is_ok(), "{verdict:?}");
     }
-    let took = begun.elapsed().checked_div(looks).context("no looks")?;
+    let took = started.elapsed().checked_div(looks).context("no looks")?;
     Ok(took.as_secs_f64() * 1e6)
 }

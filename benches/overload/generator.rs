@@ -20,9 +20,9 @@ use prost::bytes::Buf as _;
 use crate::support::running;
 
 /// The deadline of each call. A call that cannot be sent by then is not sent.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(1);
 /// The time limit for answers to the last calls.
-const MOST_ANSWERING: Duration = Duration::from_secs(30);
+const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const CONNECTIONS: usize = 16;
 /// Calls in flight per connection, at the rate `AsAnswered`.
 pub(crate) const IN_FLIGHT: usize = 4;
@@ -52,7 +52,7 @@ pub(crate) struct Outcome {
     /// Shed calls, in time or late.
     pub(crate) shed_ever: usize,
     /// The longest time between two iterations over the connections.
-    pub(crate) away: Duration,
+    pub(crate) longest_pause: Duration,
 }
 
 /// Makes calls to `address` for this duration. Waits for the answers to calls in flight, uncounted.
@@ -61,26 +61,26 @@ pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Resu
         .map(|_| Connection::open(address))
         .collect::<Result<Vec<_>, _>>()?;
     let mut outcome = Outcome::default();
-    let begun = Instant::now();
+    let started = Instant::now();
     if let Rate::AsAnswered = rate {
         for connection in &mut connections {
-            connection.waiting.extend([begun; IN_FLIGHT]);
+            connection.waiting.extend([started; IN_FLIGHT]);
         }
     }
     let mut messages = Messages::new();
     let mut due = 0_u32;
-    let mut now = begun;
+    let mut now = started;
     loop {
         let before = std::mem::replace(&mut now, Instant::now());
-        outcome.away = outcome.away.max(now - before);
-        let is_over = now - begun > duration;
+        outcome.longest_pause = outcome.longest_pause.max(now - before);
+        let is_over = now - started > duration;
         if let Rate::PerSecond(rate) = rate
             && !is_over
         {
-            let by_now = ((now - begun).as_secs_f64() * rate) as u32;
+            let by_now = ((now - started).as_secs_f64() * rate) as u32;
             for call in due..by_now {
                 // The scheduled time, not the time at which this loop reaches the call.
-                let at = begun + Duration::from_secs_f64(f64::from(call) / rate);
+                let at = started + Duration::from_secs_f64(f64::from(call) / rate);
                 let turn = call as usize % CONNECTIONS;
                 if let Some(connection) = connections.get_mut(turn) {
                     connection.waiting.push_back(at);
@@ -89,7 +89,7 @@ pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Resu
             due = by_now;
         }
         for connection in &mut connections {
-            connection.give_up(now, &mut outcome);
+            connection.drop_expired(now, &mut outcome);
             connection.send(&mut messages)?;
             let answered = connection.receive(&mut outcome, is_over)?;
             if let Rate::AsAnswered = rate
@@ -111,7 +111,7 @@ pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Resu
                 return Ok(outcome);
             }
             ensure!(
-                now - begun < duration + MOST_ANSWERING,
+                now - started < duration + ANSWER_TIME_LIMIT,
                 "calls are not answered"
             );
         }
@@ -136,7 +136,7 @@ struct Connection {
     /// The times of the calls that could not be sent yet.
     waiting: VecDeque<Instant>,
     /// The calls of the streams from `first` on; `None` for ended ones.
-    calls: VecDeque<Option<Sent>>,
+    calls: VecDeque<Option<SentCall>>,
     /// The stream of the first of `calls`.
     first: u32,
     in_flight: usize,
@@ -150,7 +150,7 @@ struct Connection {
 }
 
 #[derive(Clone, Copy)]
-struct Sent {
+struct SentCall {
     at: Instant,
     has_message: bool,
 }
@@ -163,8 +163,8 @@ impl Connection {
         let mut outgoing = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         frame(&mut outgoing, SETTINGS, 0, 0, &[]);
         // The largest window, for all answers of a run.
-        let room = (u32::MAX >> 1) - DEFAULT_WINDOW as u32;
-        frame(&mut outgoing, WINDOW_UPDATE, 0, 0, &room.to_be_bytes());
+        let increment = (u32::MAX >> 1) - DEFAULT_WINDOW as u32;
+        frame(&mut outgoing, WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
         Ok(Self {
             stream,
             waiting: VecDeque::new(),
@@ -180,10 +180,10 @@ impl Connection {
     }
 
     /// Counts and drops waiting calls whose deadline has passed.
-    fn give_up(&mut self, now: Instant, outcome: &mut Outcome) {
+    fn drop_expired(&mut self, now: Instant, outcome: &mut Outcome) {
         while self
             .waiting
-            .pop_front_if(|at| now - *at > PATIENCE)
+            .pop_front_if(|at| now - *at > CALL_DEADLINE)
             .is_some()
         {
             outcome.late += 1;
@@ -209,7 +209,7 @@ impl Connection {
             let body = messages.next()?;
             self.window -= i64::try_from(body.len())?;
             frame(&mut self.outgoing, DATA, END_STREAM, stream, &body);
-            self.calls.push_back(Some(Sent {
+            self.calls.push_back(Some(SentCall {
                 at,
                 has_message: false,
             }));
@@ -243,23 +243,23 @@ impl Connection {
                 break;
             };
             rest = rest.get(FRAME_HEAD + length..).unwrap_or_default();
-            let Some(sent) = self.take(kind, flags, stream, payload)? else {
+            let Some(sent) = self.handle_frame(kind, flags, stream, payload)? else {
                 continue;
             };
-            outcome.ended(sent, is_over);
+            outcome.count(sent, is_over);
         }
         self.incoming = rest.to_vec();
         Ok(before - self.in_flight)
     }
 
     /// Handles one frame. Returns the call that it ends.
-    fn take(
+    fn handle_frame(
         &mut self,
         kind: u8,
         flags: u8,
         stream: u32,
         mut payload: &[u8],
-    ) -> anyhow::Result<Option<Sent>> {
+    ) -> anyhow::Result<Option<SentCall>> {
         match kind {
             DATA | HEADERS => {
                 let place = usize::try_from(stream.saturating_sub(self.first) / 2)?;
@@ -269,13 +269,13 @@ impl Connection {
                 if flags & END_STREAM == 0 {
                     return Ok(None);
                 }
-                let ended = call.take();
+                let count = call.take();
                 self.in_flight -= 1;
                 while let Some(None) = self.calls.front() {
                     self.calls.pop_front();
                     self.first += 2;
                 }
-                return Ok(ended);
+                return Ok(count);
             }
             SETTINGS if flags & ACK == 0 => {
                 while payload.remaining() >= 6 {
@@ -297,14 +297,14 @@ impl Connection {
 
 impl Outcome {
     /// Counts an answered call.
-    fn ended(&mut self, call: Sent, is_over: bool) {
+    fn count(&mut self, call: SentCall, is_over: bool) {
         let took = call.at.elapsed();
         if !call.has_message {
             self.shed_ever += 1;
         }
         match call.has_message {
             _ if is_over => {}
-            _ if took > PATIENCE => self.late += 1,
+            _ if took > CALL_DEADLINE => self.late += 1,
             true => self.decided.push(took),
             false => self.shed.push(took),
         }

@@ -23,8 +23,8 @@ use anyhow::{Context as _, bail, ensure};
 
 use generator::{Outcome, Rate};
 use support::Sizes;
-use support::figures::{Spread, print_table};
 use support::running::{self, Server};
+use support::statistics::{Spread, print_table};
 use support::targets::thousands;
 
 const TIMES: [f64; 8] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0];
@@ -36,7 +36,7 @@ const AS_ANSWERED: &str = "as-answered";
 const DECIDED: &str = "decided";
 const SHED: &str = "shed";
 /// A generator that pauses longer has not sent its calls on time.
-const LONGEST_AWAY_MS: f64 = 100.0;
+const MAX_PAUSE_MS: f64 = 100.0;
 
 fn main() -> anyhow::Result<()> {
     let (sizes, arguments) = support::arguments();
@@ -173,16 +173,16 @@ struct Answers {
 }
 
 impl Answers {
-    fn parse(said: &str, seconds: u64) -> anyhow::Result<Self> {
-        let mut lines = said.lines();
+    fn parse(output: &str, seconds: u64) -> anyhow::Result<Self> {
+        let mut lines = output.lines();
         let mut head = lines.next().context("no counts")?.split(' ');
         let mut count = || head.next().context("a count is missing");
         let (late, unsent) = (count()?.parse()?, count()?.parse()?);
         let shed_ever = count()?.parse()?;
-        let away_ms: f64 = count()?.parse()?;
+        let longest_pause_ms: f64 = count()?.parse()?;
         ensure!(
-            away_ms < LONGEST_AWAY_MS,
-            "the generator was away for {away_ms} ms: this machine is not quiet"
+            longest_pause_ms < MAX_PAUSE_MS,
+            "the generator was away for {longest_pause_ms} ms: this machine is not quiet"
         );
         let (mut decided_ms, mut shed) = (Vec::new(), Vec::new());
         for line in lines {
@@ -244,11 +244,11 @@ fn generate(arguments: &[String]) -> anyhow::Result<()> {
         late,
         unsent,
         shed_ever,
-        away,
+        longest_pause,
     } = generator::run(address, rate, Duration::from_secs(seconds.parse()?))?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    writeln!(out, "{late} {unsent} {shed_ever} {:.3}", ms(away))?;
+    writeln!(out, "{late} {unsent} {shed_ever} {:.3}", ms(longest_pause))?;
     for (what, times) in [(DECIDED, decided), (SHED, shed)] {
         for time in times {
             writeln!(out, "{what} {:.3}", ms(time))?;

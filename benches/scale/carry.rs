@@ -11,7 +11,7 @@ use cedar_pdp::pdp::{authorize, candidates};
 use crate::decide::Compared;
 use crate::loaded::Loaded;
 use crate::support::Sizes;
-use crate::support::figures::print_table;
+use crate::support::statistics::print_table;
 
 const REQUESTS: usize = 20_000;
 

@@ -13,7 +13,7 @@ use crate::decide::{candidates_of, time_each};
 use crate::loaded::Loaded;
 use crate::plain::Plain;
 use crate::support::Sizes;
-use crate::support::figures::{Spread, print_table};
+use crate::support::statistics::{Spread, print_table};
 use crate::support::targets::thousands;
 use crate::svg::{Line, Panel};
 
@@ -98,13 +98,13 @@ impl Point {
         let plain = (entities <= MOST_PLAIN_ENTITIES)
             .then(|| {
                 let plain = Plain::load(loaded.directory.path())?;
-                let begun = Instant::now();
+                let started = Instant::now();
                 let mut times = Vec::new();
-                for ask in &loaded.asks {
-                    if times.len() >= LEAST_PLAIN_REQUESTS && begun.elapsed() > PLAIN_TIME {
+                for drawn in &loaded.drawn_requests {
+                    if times.len() >= LEAST_PLAIN_REQUESTS && started.elapsed() > PLAIN_TIME {
                         break;
                     }
-                    times.push(plain.time(ask)?);
+                    times.push(plain.time(drawn)?);
                 }
                 anyhow::Ok(Spread::of(times))
             })

@@ -15,7 +15,7 @@ use cedar_pdp::pdp::{NoAnswer, authorize, candidates};
 
 use crate::loaded::Loaded;
 use crate::support::Sizes;
-use crate::support::figures::{Spread, print_table};
+use crate::support::statistics::{Spread, print_table};
 use crate::support::targets::{self, Target, thousands};
 
 const REQUESTS: usize = 20_000;
@@ -64,25 +64,29 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
 
     // Measures the effect of stored entities, so both sides have the same number of policies.
     let large = Loaded::new(12, entities, requests)?;
-    let bringing = |loaded: &Loaded| {
-        let bringing = |ask| loaded.dataset.bringing_entities(ask);
-        loaded.asks.iter().map(bringing).collect()
+    let add_entities = |loaded: &Loaded| {
+        let add_entities = |drawn| loaded.dataset.with_entities(drawn);
+        loaded.drawn_requests.iter().map(add_entities).collect()
     };
-    let bringing = Compared::measure(
-        (bringing(&small), &|query| authorize(&small.snapshot, query)),
-        (bringing(&large), &|query| authorize(&large.snapshot, query)),
+    let add_entities = Compared::measure(
+        (add_entities(&small), &|query| {
+            authorize(&small.snapshot, query)
+        }),
+        (add_entities(&large), &|query| {
+            authorize(&large.snapshot, query)
+        }),
     )?;
-    bringing.print("bringing 5 entities of its own", &small, &large);
-    bringing.target(targets::REQUEST_ENTITIES, "");
+    add_entities.print("bringing 5 entities of its own", &small, &large);
+    add_entities.target(targets::REQUEST_ENTITIES, "");
     Ok(())
 }
 
 /// Counts the policies that each request's decision evaluates.
 pub(crate) fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
     let counts = loaded
-        .asks
+        .drawn_requests
         .iter()
-        .map(|ask| Ok(candidates(&loaded.snapshot, &ask.query())? as f64))
+        .map(|drawn| Ok(candidates(&loaded.snapshot, &drawn.query())? as f64))
         .collect::<anyhow::Result<Vec<f64>>>()?;
     Ok(Spread::of(counts))
 }
@@ -169,9 +173,9 @@ pub(crate) fn time_each<T>(
     queries
         .iter()
         .map(|query| {
-            let begun = Instant::now();
+            let started = Instant::now();
             let answered = answer(black_box(query));
-            let took = begun.elapsed();
+            let took = started.elapsed();
             black_box(answered.context("a request cannot be decided")?);
             Ok(took.as_secs_f64() * 1e6)
         })

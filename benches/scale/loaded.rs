@@ -11,7 +11,7 @@ use cedar_pdp::pdp::{Settings, Snapshot, Workers, authorize, compile_from};
 use cedar_pdp::policy_store::{SourceLimits, directory};
 use tempfile::TempDir;
 
-use crate::support::dataset::{Ask, Dataset};
+use crate::support::dataset::{Dataset, DrawnRequest};
 use crate::support::targets::thousands;
 
 /// A snapshot, its directory, and requests.
@@ -19,7 +19,7 @@ pub(crate) struct Loaded {
     pub(crate) directory: TempDir,
     pub(crate) dataset: Dataset,
     pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) asks: Vec<Ask>,
+    pub(crate) drawn_requests: Vec<DrawnRequest>,
 }
 
 impl Loaded {
@@ -28,13 +28,13 @@ impl Loaded {
         let dataset = Dataset::new(policies, entities)?;
         let directory = tempfile::tempdir()?;
         dataset.write(directory.path())?;
-        let asks = dataset.requests(requests)?;
+        let drawn_requests = dataset.requests(requests)?;
         let snapshot = load(directory.path())?;
         let loaded = Self {
             directory,
             dataset,
             snapshot,
-            asks,
+            drawn_requests,
         };
         loaded.check()?;
         Ok(loaded)
@@ -60,17 +60,20 @@ impl Loaded {
 
     /// Returns all requests as queries.
     pub(crate) fn queries(&self) -> Vec<Query> {
-        self.asks.iter().map(Ask::query).collect()
+        self.drawn_requests
+            .iter()
+            .map(DrawnRequest::query)
+            .collect()
     }
 
     /// Decides each request once, and checks the decision that the data set promises.
     fn check(&self) -> anyhow::Result<()> {
-        for ask in &self.asks {
-            let answer = authorize(&self.snapshot, &ask.query())
-                .with_context(|| format!("{ask:?} cannot be decided"))?;
+        for drawn in &self.drawn_requests {
+            let answer = authorize(&self.snapshot, &drawn.query())
+                .with_context(|| format!("{drawn:?} cannot be decided"))?;
             ensure!(
-                (answer.decision == Decision::Allow) == ask.is_allowed,
-                "{ask:?} is decided otherwise: {answer:?}"
+                (answer.decision == Decision::Allow) == drawn.is_allowed,
+                "{drawn:?} is decided otherwise: {answer:?}"
             );
         }
         Ok(())
@@ -78,8 +81,12 @@ impl Loaded {
 
     /// Returns the share of allowed requests.
     pub(crate) fn allowed(&self) -> f64 {
-        let allowed = self.asks.iter().filter(|ask| ask.is_allowed).count();
-        allowed as f64 / self.asks.len() as f64
+        let allowed = self
+            .drawn_requests
+            .iter()
+            .filter(|drawn| drawn.is_allowed)
+            .count();
+        allowed as f64 / self.drawn_requests.len() as f64
     }
 }
 

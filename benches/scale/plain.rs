@@ -13,7 +13,7 @@ use cedar_policy::{
 };
 use serde_json::Value;
 
-use crate::support::dataset::Ask;
+use crate::support::dataset::DrawnRequest;
 
 /// Policies, schema and entities, parsed once, and parsed entity types.
 pub(crate) struct Plain {
@@ -48,31 +48,31 @@ impl Plain {
     }
 
     /// Decides `request`; returns the time in microseconds, from names to decision.
-    pub(crate) fn time(&self, ask: &Ask) -> anyhow::Result<f64> {
-        let begun = Instant::now();
+    pub(crate) fn time(&self, drawn: &DrawnRequest) -> anyhow::Result<f64> {
+        let started = Instant::now();
         let context = Context::from_pairs([
             (
                 "channel".to_owned(),
-                RestrictedExpression::new_string(ask.channel.to_owned()),
+                RestrictedExpression::new_string(drawn.channel.to_owned()),
             ),
-            ("mfa".to_owned(), RestrictedExpression::new_bool(ask.mfa)),
+            ("mfa".to_owned(), RestrictedExpression::new_bool(drawn.mfa)),
             (
                 "amount".to_owned(),
-                RestrictedExpression::new_long(ask.amount),
+                RestrictedExpression::new_long(drawn.amount),
             ),
         ])?;
         let request = Request::new(
-            self.uid(&ask.principal.type_name, &ask.principal.id)?,
-            self.uid("Action", &ask.action)?,
-            self.uid(&ask.resource.type_name, &ask.resource.id)?,
+            self.uid(&drawn.principal.type_name, &drawn.principal.id)?,
+            self.uid("Action", &drawn.action)?,
+            self.uid(&drawn.resource.type_name, &drawn.resource.id)?,
             context,
             Some(&self.schema),
         )?;
         let response = Authorizer::new().is_authorized(&request, &self.policies, &self.entities);
-        let took = begun.elapsed();
+        let took = started.elapsed();
         ensure!(
-            (response.decision() == Decision::Allow) == ask.is_allowed,
-            "Cedar decides {ask:?} otherwise"
+            (response.decision() == Decision::Allow) == drawn.is_allowed,
+            "Cedar decides {drawn:?} otherwise"
         );
         Ok(took.as_secs_f64() * 1e6)
     }

@@ -37,8 +37,8 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
     match name {
         "uncached" => uncached(&loaded.snapshot, loaded.queries(), count),
         "bringing_entities" => {
-            let bringing = |ask| loaded.dataset.bringing_entities(ask);
-            let queries = loaded.asks.iter().map(bringing).collect();
+            let add_entities = |drawn| loaded.dataset.with_entities(drawn);
+            let queries = loaded.drawn_requests.iter().map(add_entities).collect();
             uncached(&loaded.snapshot, queries, count)
         }
         "cached_hit" => {
@@ -54,15 +54,15 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
             let snapshot = engine.snapshot().context("a snapshot was published")?;
             // Outside the function whose instructions count.
             for query in &queries {
-                ask(&engine, &snapshot, query)?;
+                decide(&engine, &snapshot, query)?;
             }
             for query in queries.iter().cycle().take(count) {
                 cached_hit(&engine, &snapshot, query)?;
             }
-            let figures = engine.cache_metrics().context("the cache is on")?;
+            let statistics = engine.cache_metrics().context("the cache is on")?;
             ensure!(
-                figures.hits >= count as u64 && figures.misses == queries.len() as u64,
-                "not every lookup was a hit: {figures:?}"
+                statistics.hits >= count as u64 && statistics.misses == queries.len() as u64,
+                "not every lookup was a hit: {statistics:?}"
             );
             Ok(())
         }
@@ -85,10 +85,10 @@ fn uncached_decision(snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
 
 #[inline(never)]
 fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
-    ask(engine, snapshot, query)
+    decide(engine, snapshot, query)
 }
 
-fn ask(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
+fn decide(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
     let leave = engine.try_log_permit().context("nothing is logged")?;
     black_box(engine.authorize(snapshot, &QueryRef::from(query), &Origin::default(), &leave)?);
     Ok(())

@@ -28,7 +28,7 @@ use anyhow::ensure;
 
 pub use entities::EntityKind;
 pub use policies::policy_file;
-pub use requests::Ask;
+pub use requests::DrawnRequest;
 
 use hierarchy::Hierarchy;
 use outline::Outline;

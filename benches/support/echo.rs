@@ -26,7 +26,7 @@ use tonic::codegen::Service as _;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::exchange::read_answers;
+use super::workload::read_answers;
 
 /// The echo with the runtime, HTTP/2 and socket settings of `cedar-pdp serve`. Keep both in step.
 pub const ECHO: &str = "echo";

@@ -134,12 +134,12 @@ impl Load {
                     .arg(format!("{scheme}://{address}{METHOD}"))
                     .output()
                     .map_err(missing_h2load)?;
-                let said = String::from_utf8_lossy(&output.stdout);
+                let text = String::from_utf8_lossy(&output.stdout);
                 let all =
                     format!("{calls} done, {calls} succeeded, 0 failed, 0 errored, 0 timeout");
                 ensure!(
-                    output.status.success() && said.contains(&all),
-                    "not every call succeeded: {said}"
+                    output.status.success() && text.contains(&all),
+                    "not every call succeeded: {text}"
                 );
             }
             Self::Own(bodies) => {
@@ -214,10 +214,10 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
         _ => bail!("the generator needs an address, two numbers, a method and a file"),
     };
     let url = format!("http://{address}{method}");
-    let turns = Rc::new(Turns {
+    let sequence = Rc::new(CallSequence {
         bodies: read_bodies(Path::new(file))?,
         first: first.parse()?,
-        taken: Cell::new(0),
+        next_index: Cell::new(0),
         calls: calls.parse()?,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -229,14 +229,14 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let client = match &authority {
-                None => begin(stream).await?,
-                Some(tls) => begin(tls.connect("localhost".try_into()?, stream).await?).await?,
+                None => connect(stream).await?,
+                Some(tls) => connect(tls.connect("localhost".try_into()?, stream).await?).await?,
             };
             for _ in 0..IN_FLIGHT {
-                callers.push(tokio::task::spawn_local(call_in_turn(
+                callers.push(tokio::task::spawn_local(call_in_sequence(
                     client.clone(),
                     url.clone(),
-                    Rc::clone(&turns),
+                    Rc::clone(&sequence),
                 )));
             }
         }
@@ -261,7 +261,7 @@ fn tls(file: &str) -> anyhow::Result<TlsConnector> {
 }
 
 /// Starts an HTTP/2 connection in the background.
-async fn begin(
+async fn connect(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) -> anyhow::Result<SendRequest<Bytes>> {
     let (client, connection) = h2::client::handshake(stream).await?;
@@ -270,34 +270,34 @@ async fn begin(
 }
 
 /// The bodies in order, over all connections, until all calls are made.
-struct Turns {
+struct CallSequence {
     bodies: Vec<Bytes>,
     first: usize,
-    taken: Cell<usize>,
+    next_index: Cell<usize>,
     calls: usize,
 }
 
-impl Turns {
+impl CallSequence {
     fn next(&self) -> Option<Bytes> {
-        let turn = self.taken.replace(self.taken.get() + 1);
-        if turn >= self.calls {
+        let index = self.next_index.replace(self.next_index.get() + 1);
+        if index >= self.calls {
             return None;
         }
-        let body = (self.first + turn) % self.bodies.len();
+        let body = (self.first + index) % self.bodies.len();
         self.bodies.get(body).cloned()
     }
 }
 
-async fn call_in_turn(
+async fn call_in_sequence(
     mut client: SendRequest<Bytes>,
     url: String,
-    turns: Rc<Turns>,
+    sequence: Rc<CallSequence>,
 ) -> anyhow::Result<()> {
     let request = http::Request::post(url)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;
-    while let Some(body) = turns.next() {
+    while let Some(body) = sequence.next() {
         client = client.ready().await?;
         let (answer, mut sending) = client.send_request(request.clone(), false)?;
         sending.send_data(body, true)?;

@@ -11,13 +11,13 @@
 
 pub mod dataset;
 pub mod echo;
-pub mod exchange;
-pub mod figures;
+pub mod fixture;
 pub mod load;
-pub mod pressure;
 pub mod processes;
+pub mod statistics;
+pub mod steady_load;
 pub mod targets;
-pub mod world;
+pub mod workload;
 
 /// The servers and clients of the tests.
 pub use cedar_pdp_test_support as running;

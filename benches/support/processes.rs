@@ -25,13 +25,13 @@ pub fn start_again_as(role: &str, file: Option<&Path>) -> anyhow::Result<Server>
 }
 
 /// A client that waits for each answer.
-pub struct Caller {
+pub struct Client {
     runtime: Runtime,
     client: AuthorizationServiceClient<Channel>,
     store: PolicyStoreServiceClient<Channel>,
 }
 
-impl Caller {
+impl Client {
     /// Connects to `server`.
     pub fn of(server: &Server) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -97,7 +97,7 @@ impl Memory {
                 .and_then(|rest| rest.split_whitespace().next())
                 .and_then(|kib| kib.parse::<f64>().ok())
                 .map(|kib| kib / 1024.0)
-                .with_context(|| format!("`{file}` says nothing of {name}"))
+                .with_context(|| format!("`{file}` does not contain {name}"))
         };
         Ok(Self {
             resident: mebibytes("VmRSS:")?,

@@ -26,7 +26,7 @@ def invoice(number):
 
 
 def print_answer(client, question, request):
-    """Asks, and prints the answer, or which field of the request is at fault."""
+    """Sends a request, and prints the answer, or the invalid field."""
     print(f"{question}:")
     try:
         # A call without a timeout waits forever.

@@ -122,7 +122,7 @@ impl Order {
         if self.0 >= 128 {
             entries.reverse();
         }
-        Fields::from_entries(entries).expect("each name stands once")
+        Fields::from_entries(entries).expect("names are unique")
     }
 
     fn settle(self, value: &mut ValueRef<'_>) {

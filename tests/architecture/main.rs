@@ -21,13 +21,13 @@ use names::Names;
 use source::{production, sources};
 
 /// (place, names that its code may not use, exceptions). Lower layers never import higher ones.
-type Floor = (
+type LayerRule = (
     &'static str,
     &'static [&'static str],
     &'static [&'static str],
 );
 
-const FLOORS: &[Floor] = &[
+const LAYER_RULES: &[LayerRule] = &[
     // Takes values and returns values: no task, wire, disk or clock, and no other part of this
     // crate.
     (
@@ -294,16 +294,16 @@ const ONLY: &[(&[&str], &[&str])] = &[
 ];
 
 /// Returns whether `name` is `prefix`, or inside it.
-fn is_of(name: &str, what: &str) -> bool {
-    name.strip_prefix(what)
+fn is_of(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 #[test]
-fn lower_floors_never_look_up() {
+fn lower_layers_import_no_higher_ones() {
     let mut wrong = Vec::new();
     for source in production() {
-        for (place, forbidden, allowed) in FLOORS {
+        for (place, forbidden, allowed) in LAYER_RULES {
             if !source.is_in(place) {
                 continue;
             }
@@ -339,8 +339,8 @@ fn restricted_names_stay_in_their_places() {
 #[test]
 fn places_in_the_rules_exist() {
     let sources = sources();
-    let floors = FLOORS.iter().map(|(place, ..)| place);
-    for place in floors.chain(ONLY.iter().flat_map(|(_, places)| *places)) {
+    let places = LAYER_RULES.iter().map(|(place, ..)| place);
+    for place in places.chain(ONLY.iter().flat_map(|(_, places)| *places)) {
         assert!(sources.iter().any(|source| source.is_in(place)), "{place}");
     }
 }

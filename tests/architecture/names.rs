@@ -208,7 +208,7 @@ fn defined(tokens: &[Token]) -> BTreeSet<String> {
 }
 
 #[test]
-fn reader_sees_every_way_of_naming() {
+fn names_are_read_in_every_form() {
     let text = r##"//! Text: std::fs.
 use std::{env, io::{self, Read as _}};
 use super::{source, super::engine::*};

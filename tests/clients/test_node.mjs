@@ -75,12 +75,12 @@ async function temporaryDirectory(t) {
 }
 
 // A time limit; nothing here takes long.
-const patience = () => ({ deadline: Date.now() + 30_000 });
+const options = () => ({ deadline: Date.now() + 30_000 });
 
 /** One unary call, as a promise. */
 function call(client, method, request) {
   return new Promise((fulfil, reject) => {
-    client[method](request, patience(), (error, answer) =>
+    client[method](request, options(), (error, answer) =>
       error ? reject(error) : fulfil(answer),
     );
   });
@@ -153,7 +153,7 @@ for (const expected of cases.answers) {
 }
 
 for (const expected of cases.errors) {
-  test(`Authorize fails and says where: ${expected.name}`, async () => {
+  test(`Authorize error names the field: ${expected.name}`, async () => {
     const error = await call(client, 'Authorize', expected.request).then(
       () => assert.fail('it was answered'),
       (error) => error,
@@ -164,38 +164,38 @@ for (const expected of cases.errors) {
   });
 }
 
-test('a batch answers in order and on one revision', async () => {
+test('batch keeps order and revision', async () => {
   // An error between answers belongs to its item alone.
-  const asked = cases.errors.flatMap((error, n) => [cases.answers[n], error]);
+  const items = cases.errors.flatMap((error, n) => [cases.answers[n], error]);
   const answer = await call(client, 'BatchAuthorize', {
-    requests: asked.map(({ request }) => request),
+    requests: items.map(({ request }) => request),
   });
   assert.equal(answer.revision, revision);
-  assert.equal(answer.results.length, asked.length);
-  asked.forEach((expected, n) => checkResult(answer.results[n], expected, revision));
+  assert.equal(answer.results.length, items.length);
+  items.forEach((expected, n) => checkResult(answer.results[n], expected, revision));
 });
 
-test('a stream answers every item by its correlation id', async () => {
+test('stream answers carry correlation ids', async () => {
   // Ids from the top of the range: 64 bits, unsigned, and so beyond a JavaScript number.
   const number = (n) => String(2n ** 64n - 1n - BigInt(n));
-  const asked = new Map(
+  const items = new Map(
     [...cases.answers, ...cases.errors].map((expected, n) => [number(n), expected]),
   );
-  const stream = client.StreamAuthorize(patience());
+  const stream = client.StreamAuthorize(options());
   const status = once(stream, 'status');
-  for (const [correlation_id, { request }] of asked) stream.write({ correlation_id, request });
+  for (const [correlation_id, { request }] of items) stream.write({ correlation_id, request });
   stream.end();
   for await (const result of stream) {
-    checkResult(result, asked.get(result.correlation_id), revision);
-    asked.delete(result.correlation_id);
+    checkResult(result, items.get(result.correlation_id), revision);
+    items.delete(result.correlation_id);
   }
-  assert.equal(asked.size, 0);
+  assert.equal(items.size, 0);
   assert.equal((await status)[0].code, grpc.status.OK);
 });
 
-test('a stream answers while it is open', async () => {
+test('open stream answers each item', async () => {
   const [expected] = cases.answers;
-  const stream = client.StreamAuthorize(patience());
+  const stream = client.StreamAuthorize(options());
   const results = stream[Symbol.asyncIterator]();
   for (const correlation_id of ['0', '1', '2']) {
     // Sends the next item only after the last answer.
@@ -208,7 +208,7 @@ test('a stream answers while it is open', async () => {
   assert.equal((await results.next()).done, true);
 });
 
-test('every kind of value arrives', async (t) => {
+test('every kind of value is decoded', async (t) => {
   const { policy, request } = cases.every_kind;
   const directory = await temporaryDirectory(t);
   await writeFile(join(directory, 'kinds.cedar'), policy.join('\n'));
@@ -218,14 +218,14 @@ test('every kind of value arrives', async (t) => {
   assert.equal(answer.decision, 'DECISION_ALLOW');
 });
 
-test('a unix socket serves', async (t) => {
+test('Unix socket is served', async (t) => {
   const [expected] = cases.answers;
   const listen = `unix:${join(await temporaryDirectory(t), 'pdp.sock')}`;
   const client = connect(t, AuthorizationService, await serve(t, 'policies', { listen }));
   checkAnswer(await call(client, 'Authorize', expected.request), expected, revision);
 });
 
-test('the example', async () => {
+test('Node example', async () => {
   const { stdout } = await promisify(execFile)(
     process.execPath,
     ['examples/node/authorize.mjs', address],

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{PATIENCE, Server, command, eventually, policy_directory, request};
+use crate::support::{Server, TIME_LIMIT, command, eventually, policy_directory, request};
 use cedar_pdp::api::admin::metrics::{MAX_SERIES, METRICS};
 use cedar_pdp::api::grpc::pb;
 
@@ -20,14 +20,19 @@ permit(principal is User, action == Action::"read", resource);
 
 /// An HTTP response.
 #[derive(Debug)]
-struct Page {
+struct HttpResponse {
     status: u16,
     head: String,
     body: String,
 }
 
 /// Sends one request over its own connection.
-fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, rest: &str) -> Page {
+fn send(
+    stream: impl std::io::Read + std::io::Write,
+    method: &str,
+    path: &str,
+    rest: &str,
+) -> HttpResponse {
     let mut stream = stream;
     write!(
         stream,
@@ -38,7 +43,7 @@ fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, r
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("an answer");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Page {
+    HttpResponse {
         status,
         head: head.to_owned(),
         body: body.to_owned(),
@@ -47,15 +52,15 @@ fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, r
 
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     stream
 }
 
-fn get(address: &str, path: &str) -> Page {
+fn get(address: &str, path: &str) -> HttpResponse {
     send(connect(address), "GET", path, "\r\n")
 }
 
-fn put(address: &str, path: &str, fields: &str, body: &str) -> Page {
+fn put(address: &str, path: &str, fields: &str, body: &str) -> HttpResponse {
     let rest = format!("{fields}Content-Length: {}\r\n\r\n{body}", body.len());
     send(connect(address), "PUT", path, &rest)
 }
@@ -184,7 +189,7 @@ async fn metrics_page_counts_calls_and_decisions() {
         ("cache_entries".to_owned(), 2.0),
     ];
     // A call is counted when it ends, which may be shortly after the client has the answer.
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     loop {
         let page = get(&admin, "/metrics").body;
         let of = |series: &str| value(&page, &format!("cedar_pdp_{series}"));
@@ -193,7 +198,7 @@ async fn metrics_page_counts_calls_and_decisions() {
             return;
         };
         assert!(
-            begun.elapsed() < PATIENCE,
+            started.elapsed() < TIME_LIMIT,
             "{series} is not {wanted}:\n{page}"
         );
     }
@@ -293,15 +298,15 @@ async fn cancelled_calls_and_unknown_methods_are_counted() {
     unknown.ready().await.unwrap();
     let path = http::uri::PathAndQuery::from_static("/no.Such/Method");
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
-    let refused = unknown.unary(tonic::Request::new(()), path, codec).await;
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unimplemented);
-    let begun = std::time::Instant::now();
+    let rejected = unknown.unary(tonic::Request::new(()), path, codec).await;
+    assert_eq!(rejected.unwrap_err().code(), tonic::Code::Unimplemented);
+    let started = std::time::Instant::now();
     loop {
         let page = get(&admin, "/metrics").body;
         if wanted.iter().all(|line| page.lines().any(|it| it == *line)) {
             return;
         }
-        assert!(begun.elapsed() < PATIENCE, "{page}");
+        assert!(started.elapsed() < TIME_LIMIT, "{page}");
     }
 }
 
@@ -387,8 +392,8 @@ fn check_by_promtool(page: &str) {
         .write_all(page.as_bytes())
         .unwrap();
     let checked = checking.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
-    assert!(checked.status.success() && said.is_empty(), "{said}");
+    let text = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && text.is_empty(), "{text}");
 }
 
 #[test]
@@ -433,14 +438,14 @@ async fn metrics_requests_leave_capacity_for_calls() {
     // Many clients request the page continuously: calls are still answered, and the number of pages
     // per second is bounded.
     let (_directory, server, admin) = start(&[]);
-    let begun = std::time::Instant::now();
-    let over = Arc::new(AtomicBool::new(false));
-    let askers: Vec<_> = (0..40)
+    let started = std::time::Instant::now();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..40)
         .map(|_| {
-            let (admin, over) = (admin.clone(), Arc::clone(&over));
+            let (admin, is_over) = (admin.clone(), Arc::clone(&is_over));
             std::thread::spawn(move || {
                 let mut pages = 0;
-                while !over.load(Ordering::Relaxed) {
+                while !is_over.load(Ordering::Relaxed) {
                     assert_eq!(get(&admin, "/metrics").status, 200);
                     pages += 1;
                 }
@@ -454,17 +459,17 @@ async fn metrics_requests_leave_capacity_for_calls() {
         let read = request(&user, r#"Action::"read""#, r#"Doc::"1""#);
         client.authorize(read).await.unwrap();
     }
-    while begun.elapsed() < Duration::from_secs(1) {
+    while started.elapsed() < Duration::from_secs(1) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    over.store(true, Ordering::Relaxed);
-    let pages: u128 = askers.into_iter().map(|it| it.join().unwrap()).sum();
+    is_over.store(true, Ordering::Relaxed);
+    let pages: u128 = clients.into_iter().map(|it| it.join().unwrap()).sum();
     // One page per five milliseconds.
-    assert!(pages <= begun.elapsed().as_millis() / 5 + 2, "{pages}");
+    assert!(pages <= started.elapsed().as_millis() / 5 + 2, "{pages}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_says_why_not() {
+async fn readiness_names_the_reason() {
     let directory = policy_directory(&[("a.cedar", "permit(")]);
     let arguments = ["--admin-listen", "127.0.0.1:0", "--start-unready"];
     let mut server = Server::start(directory.path(), &arguments);
@@ -555,12 +560,12 @@ async fn log_filter_changes_at_run_time() {
     std::fs::write(directory.path().join("b.cedar"), "// more\n").unwrap();
     server.wait_for_log("cedar_pdp::policy_store");
 
-    let refused = put_log("cedar_pdp=loud");
-    assert_eq!(refused.status, 400);
+    let rejected = put_log("cedar_pdp=loud");
+    assert_eq!(rejected.status, 400);
     assert!(
-        refused.body.contains("`cedar_pdp=loud`"),
+        rejected.body.contains("`cedar_pdp=loud`"),
         "{}",
-        refused.body
+        rejected.body
     );
     assert_eq!(put_log("").status, 400);
     assert_eq!(put_log(&"x".repeat(5_000)).status, 413);
@@ -602,7 +607,7 @@ async fn foreign_host_name_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_this_machine_may_change_something() {
+async fn only_local_requests_may_change_the_filter() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let server = Server::start(directory.path(), &["--admin-listen", "0.0.0.0:0"]);
     let admin = server.admin();
@@ -623,18 +628,18 @@ async fn only_this_machine_may_change_something() {
     rustix::net::bind(&socket, &from).unwrap();
     let to: std::net::SocketAddrV4 = format!("127.0.0.1:{port}").parse().unwrap();
     rustix::net::connect(&socket, &to).unwrap();
-    let refused = send(
+    let rejected = send(
         TcpStream::from(socket),
         "PUT",
         "/log",
         "Content-Length: 5\r\n\r\ntrace",
     );
-    assert_eq!(refused.status, 403);
+    assert_eq!(rejected.status, 403);
     assert_eq!(get(&format!("127.0.0.1:{port}"), "/log").body, "warn\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_may_be_a_unix_socket() {
+async fn admin_server_may_use_a_unix_socket() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("admin.sock");
@@ -649,18 +654,24 @@ async fn it_may_be_a_unix_socket() {
 fn occupied_admin_address_error_names_the_key() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let holding = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = holding.local_addr().unwrap().to_string();
+    let occupied = holding.local_addr().unwrap().to_string();
     let ended = command()
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", &taken])
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            &occupied,
+        ])
         .arg("--policies")
         .arg(directory.path())
         .output()
         .unwrap();
     drop(holding);
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(2), "{said}");
-    assert!(said.contains("`admin_listen`: cannot listen on"), "{said}");
-    assert!(said.contains("or `off`"), "{said}");
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(2), "{text}");
+    assert!(text.contains("`admin_listen`: cannot listen on"), "{text}");
+    assert!(text.contains("or `off`"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -699,7 +710,7 @@ fn send_all(admin: &str, text: &str) -> Option<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_do_nothing_keep_no_one_out() {
+async fn idle_connections_block_no_request() {
     let (_directory, server, admin) = start(&[]);
     let idle: Vec<_> = (0..300).map(|_| connect(&admin)).collect();
     for mut half in idle.iter().take(50) {

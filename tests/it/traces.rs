@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::support::{PATIENCE, Server, eventually, policy_directory, request, serving};
+use crate::support::{Server, TIME_LIMIT, eventually, policy_directory, request, server_task};
 use cedar_pdp::api::grpc::pb;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -36,7 +36,7 @@ const SPAN: &str = "00f067aa0ba902b7";
 
 /// A received span with its resource's attributes.
 #[derive(Debug)]
-struct Arrived {
+struct ReceivedSpan {
     trace: String,
     parent: String,
     name: String,
@@ -52,7 +52,7 @@ struct Arrived {
 struct Collector {
     endpoint: String,
     requests: mpsc::UnboundedReceiver<(ExportTraceServiceRequest, String)>,
-    arrived: Vec<Arrived>,
+    received: Vec<ReceivedSpan>,
     authorization: String,
 }
 
@@ -108,17 +108,17 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
-        let (arrived, requests) = mpsc::unbounded_channel();
+        let (received, requests) = mpsc::unbounded_channel();
         let mut server = tonic::transport::Server::builder();
         if let Some(tls) = tls {
             let identity = Identity::from_pem(tls.cert.pem(), tls.signing_key.serialize_pem());
             let config = ServerTlsConfig::new().identity(identity);
             server = server.tls_config(config).unwrap();
         }
-        let serving = server
-            .add_service(TraceServiceServer::new(OverGrpc(arrived)))
+        let server_task = server
+            .add_service(TraceServiceServer::new(OverGrpc(received)))
             .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-        tokio::spawn(serving);
+        tokio::spawn(server_task);
         Self::at(endpoint, requests)
     }
 
@@ -130,15 +130,15 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
-        let (arrived, requests) = mpsc::unbounded_channel();
+        let (received, requests) = mpsc::unbounded_channel();
         let tls = tls.map(acceptor);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let arrived = arrived.clone();
+                let received = received.clone();
                 let service = hyper::service::service_fn(
                     move |request: http::Request<hyper::body::Incoming>| {
-                        let arrived = arrived.clone();
+                        let received = received.clone();
                         async move {
                             assert_eq!(request.uri().path(), "/v1/traces");
                             let authorization = request.headers().get("authorization");
@@ -147,7 +147,7 @@ impl Collector {
                             let authorization = authorization.to_owned();
                             let body = request.into_body().collect().await.unwrap().to_bytes();
                             let request = ExportTraceServiceRequest::decode(body).unwrap();
-                            let _ = arrived.send((request, authorization));
+                            let _ = received.send((request, authorization));
                             let answer = Full::new(prost::bytes::Bytes::new());
                             Ok::<_, Infallible>(http::Response::new(answer))
                         }
@@ -181,27 +181,27 @@ impl Collector {
         Self {
             endpoint,
             requests,
-            arrived: Vec::new(),
+            received: Vec::new(),
             authorization: String::new(),
         }
     }
 
     /// Waits until this number of spans has arrived.
-    async fn has(&mut self, spans: usize) -> &[Arrived] {
-        while self.arrived.len() < spans {
-            let next = tokio::time::timeout(PATIENCE, self.requests.recv()).await;
+    async fn has(&mut self, spans: usize) -> &[ReceivedSpan] {
+        while self.received.len() < spans {
+            let next = tokio::time::timeout(TIME_LIMIT, self.requests.recv()).await;
             let (request, authorization) = next.expect("spans arrive").unwrap();
             self.authorization = authorization;
             self.take(request);
         }
-        &self.arrived
+        &self.received
     }
 
     fn take(&mut self, request: ExportTraceServiceRequest) {
         for of_resource in request.resource_spans {
             let resource = attributes(of_resource.resource.unwrap().attributes);
             for span in of_resource.scope_spans.into_iter().flat_map(|it| it.spans) {
-                self.arrived.push(Arrived {
+                self.received.push(ReceivedSpan {
                     trace: hex(&span.trace_id),
                     parent: hex(&span.parent_span_id),
                     name: span.name,
@@ -242,7 +242,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Starts a server with these variables and a short export interval.
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (tempfile::TempDir, Server) {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
-    let mut command = serving(directory.path(), arguments);
+    let mut command = serve_command(directory.path(), arguments);
     without_otel(&mut command);
     command
         .env("OTEL_BSP_SCHEDULE_DELAY", "20")
@@ -259,7 +259,7 @@ fn without_otel(command: &mut Command) {
     }
 }
 
-fn reading(user: &str) -> pb::AuthorizeRequest {
+fn read_request(user: &str) -> pb::AuthorizeRequest {
     request(
         &format!(r#"User::"{user}""#),
         r#"Action::"read""#,
@@ -277,7 +277,7 @@ fn traced<T>(message: T, flags: &str) -> Request<T> {
     request
 }
 
-fn has(span: &Arrived, wanted: &[(&str, &str)]) {
+fn has(span: &ReceivedSpan, wanted: &[(&str, &str)]) {
     for (name, value) in wanted {
         let found = span.attributes.get(*name).map(String::as_str);
         assert_eq!(found, Some(*value), "{name} of {span:?}");
@@ -302,17 +302,17 @@ async fn grpc_export_continues_the_callers_trace() {
     );
     let mut client = server.authorization().await;
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     let bad = pb::AuthorizeRequest::default();
     client.authorize(traced(bad, "01")).await.unwrap_err();
     let requests = vec![
-        reading("ann"),
+        read_request("ann"),
         request(r#"User::"ann""#, r#"Action::"write""#, r#"Doc::"1""#),
         pb::AuthorizeRequest::default(),
     ];
@@ -342,7 +342,7 @@ async fn grpc_export_continues_the_callers_trace() {
             "{all}"
         );
     }
-    let [first, second, refused, batch] = spans else {
+    let [first, second, rejected, batch] = spans else {
         panic!("four spans")
     };
     assert_eq!(first.name, "pdp.v1.AuthorizationService/Authorize");
@@ -364,7 +364,7 @@ async fn grpc_export_continues_the_callers_trace() {
         &[("cedar_pdp.allowed", "1"), ("cedar_pdp.remembered", "1")],
     );
     has(
-        refused,
+        rejected,
         &[
             ("rpc.response.status_code", "INVALID_ARGUMENT"),
             ("cedar_pdp.refused", "1"),
@@ -396,9 +396,9 @@ async fn http_export_flushes_at_shutdown() {
         &[],
     );
     let mut client = server.authorization().await;
-    client.authorize(reading("ann")).await.unwrap();
+    client.authorize(read_request("ann")).await.unwrap();
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     drop(client);
@@ -432,7 +432,7 @@ async fn decision_log_has_the_trace_id() {
         ],
     );
     let mut client = server.authorization().await;
-    client.authorize(reading("ann")).await.unwrap();
+    client.authorize(read_request("ann")).await.unwrap();
     drop(client);
     server.signal("TERM");
     assert!(server.wait().success());
@@ -464,7 +464,7 @@ async fn collector_certificate_is_verified() {
                 &[],
             );
             let mut client = server.authorization().await;
-            client.authorize(reading("ann")).await.unwrap();
+            client.authorize(read_request("ann")).await.unwrap();
             if std::ptr::eq(authority, &other) {
                 server.wait_for_log("cannot send spans");
                 assert!(collector.requests.try_recv().is_err());
@@ -496,26 +496,26 @@ async fn unsampled_spans_are_not_sent() {
         );
         let mut client = server.authorization().await;
         client
-            .authorize(traced(reading("ann"), "00"))
+            .authorize(traced(read_request("ann"), "00"))
             .await
             .unwrap();
         client
-            .authorize(traced(reading("ann"), "01"))
+            .authorize(traced(read_request("ann"), "01"))
             .await
             .unwrap();
-        client.authorize(reading("ann")).await.unwrap();
+        client.authorize(read_request("ann")).await.unwrap();
         drop(client);
         server.signal("TERM");
         assert!(server.wait().success());
         while let Ok((request, _)) = collector.requests.try_recv() {
             collector.take(request);
         }
-        let kind = |span: &Arrived| match span.parent.is_empty() {
+        let kind = |span: &ReceivedSpan| match span.parent.is_empty() {
             true => "root",
             false => "child",
         };
-        let arrived: Vec<_> = collector.arrived.iter().map(kind).collect();
-        assert_eq!(arrived, sent, "{sampler}");
+        let received: Vec<_> = collector.received.iter().map(kind).collect();
+        assert_eq!(received, sent, "{sampler}");
     }
 }
 
@@ -541,22 +541,25 @@ async fn unreachable_collector_does_no_harm() {
             let mut client = server.authorization().await;
             for n in 0..200 {
                 let user = format!("u{n}");
-                client.authorize(reading(&user)).await.unwrap();
+                client.authorize(read_request(&user)).await.unwrap();
             }
             server.wait_for_log("cannot send spans");
             let admin = server.admin();
-            let fate = |fate: &str| {
+            let spans_total = |spans_total: &str| {
                 let page = crate::support::get(&admin, "/metrics");
-                let name = format!(r#"cedar_pdp_spans_total{{result="{fate}"}} "#);
+                let name = format!(r#"cedar_pdp_spans_total{{result="{spans_total}"}} "#);
                 let line = page.lines().find_map(|line| line.strip_prefix(&name));
                 line.unwrap().parse::<u64>().unwrap()
             };
-            eventually("a failed span is counted", async || fate("failed") != 0).await;
-            assert_eq!(fate("sent"), 0);
+            eventually("a failed span is counted", async || {
+                spans_total("failed") != 0
+            })
+            .await;
+            assert_eq!(spans_total("sent"), 0);
             if endpoint == &silent_at {
-                assert!(fate("dropped") > 0, "the queue holds 10 spans");
+                assert!(spans_total("dropped") > 0, "the queue holds 10 spans");
             }
-            client.authorize(reading("ann")).await.unwrap();
+            client.authorize(read_request("ann")).await.unwrap();
             drop(client);
             server.signal("TERM");
             assert!(server.wait().success(), "{}", server.log());
@@ -566,7 +569,7 @@ async fn unreachable_collector_does_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_otel_variables_do_not_prevent_startup() {
-    for (name, text, said) in [
+    for (name, text, message) in [
         (
             "OTEL_TRACES_SAMPLER",
             "mine",
@@ -587,9 +590,9 @@ async fn invalid_otel_variables_do_not_prevent_startup() {
         let variables = [endpoint, (name, text)];
         let skip = usize::from(name == "OTEL_EXPORTER_OTLP_ENDPOINT");
         let (_directory, server) = start(&variables[skip..], &[]);
-        server.wait_for_log(said);
+        server.wait_for_log(message);
         let mut client = server.authorization().await;
-        client.authorize(reading("ann")).await.unwrap();
+        client.authorize(read_request("ann")).await.unwrap();
     }
 }
 
@@ -606,7 +609,7 @@ async fn without_the_variables_nothing_is_traced() {
     );
     let mut client = server.authorization().await;
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     drop(client);

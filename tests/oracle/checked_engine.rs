@@ -18,10 +18,10 @@ use cedar_pdp::policy_store::directory::{DirectoryScan, SourceLimits, scan};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
 use crate::plain::{Counts, Expected};
-use crate::world::Files;
+use crate::scenario::Files;
 
 /// One policy directory with one engine, whose cache lasts over reloads.
-pub(crate) struct House {
+pub(crate) struct EngineUnderTest {
     directory: tempfile::TempDir,
     settings: Settings,
     written: Files,
@@ -32,7 +32,7 @@ pub(crate) struct House {
     uncached: Engine,
 }
 
-impl House {
+impl EngineUnderTest {
     pub(crate) fn new(settings: Settings, cache_bytes: u64) -> Self {
         let (publisher, reader) = snapshots();
         let engine = |capacity_bytes| Engine::new(reader.clone(), CacheSettings { capacity_bytes });
@@ -91,7 +91,7 @@ impl House {
         self.written.clone_from(files);
     }
 
-    pub(crate) fn forget(&self) {
+    pub(crate) fn clear_cache(&self) {
         self.cached.clear_cache();
     }
 
@@ -107,21 +107,22 @@ impl House {
                 explain,
                 ..query.clone()
             };
-            for (way, engine) in [
+            for (mode, engine) in [
                 ("the cache cold", &self.cached),
                 ("the cache warm", &self.cached),
                 ("no cache", &self.uncached),
             ] {
-                let leave = engine.try_log_permit().unwrap();
+                let log_permit = engine.try_log_permit().unwrap();
                 let got = engine.authorize(
                     snapshot,
                     &QueryRef::from(&query),
                     &Origin::default(),
-                    &leave,
+                    &log_permit,
                 );
                 let got = got.map(|it| it.answer);
-                compare(snapshot, &query, got.as_deref(), expected)
-                    .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
+                compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
+                    format!("with {mode}, explain {explain}: {why}\ngot {got:#?}")
+                })?;
                 // As an item of a batch, among nearly equal items.
                 let other = Query {
                     explain: !query.explain,
@@ -131,11 +132,11 @@ impl House {
                 let looked_up = engine.look_up(snapshot, all.into());
                 for looked_up in looked_up.iter().skip(1).step_by(2) {
                     let answered =
-                        engine.authorize_looked_up(looked_up, &Origin::default(), &leave);
+                        engine.authorize_looked_up(looked_up, &Origin::default(), &log_permit);
                     let answered = answered.map(|it| it.answer);
                     if answered != got {
                         return Err(format!(
-                            "with {way}, looked up: {answered:#?}\ngot {got:#?}"
+                            "with {mode}, looked up: {answered:#?}\ngot {got:#?}"
                         ));
                     }
                 }
@@ -143,44 +144,49 @@ impl House {
         }
         // Context values that no policy reads may be any value of their kind. Rejected requests are
         // skipped, because such a value may be the reason.
-        if let Expected::Refused(_) = expected {
+        if let Expected::Rejected(_) = expected {
             return Ok(());
         }
-        if let Some(told) = told_by_a_token(query) {
-            for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-                let leave = engine.try_log_permit().unwrap();
-                let got =
-                    engine.authorize(snapshot, &QueryRef::from(&told), &Origin::default(), &leave);
+        if let Some(with_claims) = with_token_claims(query) {
+            for (mode, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
+                let log_permit = engine.try_log_permit().unwrap();
+                let got = engine.authorize(
+                    snapshot,
+                    &QueryRef::from(&with_claims),
+                    &Origin::default(),
+                    &log_permit,
+                );
                 let got = got.map(|it| it.answer);
                 // Plain Cedar has no tokens. That a request entity may not redefine the principal's
                 // ancestors is our rule, which unit tests cover.
                 if let Err(NoAnswer::Invalid(InvalidQuery { problem, .. })) = &got
                     && matches!(problem, Problem::ClaimedEntity { .. })
-                    && !told.entities.is_empty()
+                    && !with_claims.entities.is_empty()
                 {
                     continue;
                 }
-                compare(snapshot, &told, got.as_deref(), expected)
-                    .map_err(|why| format!("with {way}, told by a token: {why}\ngot {got:#?}"))?;
+                compare(snapshot, &with_claims, got.as_deref(), expected).map_err(|why| {
+                    format!("with {mode}, with token claims: {why}\ngot {got:#?}")
+                })?;
             }
         }
         let query = Query {
-            context: other_where_unread(snapshot, query),
+            context: change_unread_values(snapshot, query),
             explain: false,
             ..query.clone()
         };
-        for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-            let leave = engine.try_log_permit().unwrap();
+        for (mode, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
+            let log_permit = engine.try_log_permit().unwrap();
             let got = engine.authorize(
                 snapshot,
                 &QueryRef::from(&query),
                 &Origin::default(),
-                &leave,
+                &log_permit,
             );
             let got = got.map(|it| it.answer);
             compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
                 let context = &query.context;
-                format!("with {way}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")
+                format!("with {mode}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")
             })?;
         }
         Ok(())
@@ -189,26 +195,26 @@ impl House {
 
 /// Moves the principal's request entity into token claims. Returns `None` if there is no such
 /// entity, or if claims cannot express it.
-fn told_by_a_token(query: &Query) -> Option<Query> {
-    let mut told = query.clone();
+fn with_token_claims(query: &Query) -> Option<Query> {
+    let mut with_claims = query.clone();
     let sent = |uid: &Uid| query.entities.iter().position(|entity| entity.uid == *uid);
-    let principal = told.entities.remove(sent(&query.principal)?);
-    let is_told = principal.tags.is_empty()
+    let principal = with_claims.entities.remove(sent(&query.principal)?);
+    let is_expressible = principal.tags.is_empty()
         && principal
             .parents
             .iter()
             .all(|parent| sent(parent).is_none());
-    told.claimed = Some(Arc::new(Claimed {
+    with_claims.claimed = Some(Arc::new(Claimed {
         attributes: principal.attributes,
         parents: principal.parents,
         stored: StoredPrincipal::Replace,
     }));
-    is_told.then_some(told)
+    is_expressible.then_some(with_claims)
 }
 
 /// Changes the context values of `query` that no policy reads. Some stay as they are, because other
 /// values might be invalid.
-fn other_where_unread(snapshot: &Snapshot, query: &Query) -> Record {
+fn change_unread_values(snapshot: &Snapshot, query: &Query) -> Record {
     let Uid { type_name, id } = &query.action;
     let reads = snapshot.context_reads(type_name, id);
     let other = |value: &Value| match value {
@@ -255,7 +261,7 @@ fn compare(
     expected: &Expected,
 ) -> Result<(), String> {
     let (answer, (allow, determining, errors)) = match (got, expected) {
-        (Err(_), Expected::Refused(_)) => return Ok(()),
+        (Err(_), Expected::Rejected(_)) => return Ok(()),
         (
             Ok(answer),
             Expected::Answered {
@@ -264,7 +270,7 @@ fn compare(
                 errors,
             },
         ) => (answer, (allow, determining, errors)),
-        (Ok(_), Expected::Refused(_)) => return Err("Cedar refuses the request".to_owned()),
+        (Ok(_), Expected::Rejected(_)) => return Err("Cedar rejects the request".to_owned()),
         (Err(_), Expected::Answered { .. }) => return Err("Cedar takes the request".to_owned()),
     };
     if (answer.decision == Decision::Allow) != *allow {
@@ -296,7 +302,7 @@ fn compare(
     }
     match &answer.explanation {
         None if query.explain => Err("the explanation is missing".to_owned()),
-        Some(_) if !query.explain => Err("an explanation nobody asked for".to_owned()),
+        Some(_) if !query.explain => Err("an explanation that was not requested".to_owned()),
         None => Ok(()),
         Some(explanation) => {
             let explained = explanation.determining.iter().map(|e| e.policy.as_str());

@@ -16,7 +16,7 @@ use crate::values::{
 pub(crate) struct Conditions<'a> {
     pub(crate) rng: &'a mut Rng,
     pub(crate) shape: &'a Shape,
-    pub(crate) wild: bool,
+    pub(crate) untyped: bool,
 }
 
 /// An expression, its type, and the guards that make it well typed.
@@ -34,7 +34,7 @@ impl Conditions<'_> {
             .map(|_| {
                 let kind = self.rng.pick(&["when", "when", "unless"]);
                 let condition = match kind {
-                    "when" if self.rng.chance(35) => self.led(),
+                    "when" if self.rng.chance(35) => self.condition_with_leads(),
                     _ => self.condition(2),
                 };
                 format!(" {kind} {{ {condition} }}")
@@ -43,8 +43,10 @@ impl Conditions<'_> {
     }
 
     /// Draws a condition whose `&&` begins with operands that could also be part of the scope.
-    fn led(&mut self) -> String {
-        let mut operands: Vec<String> = (0..self.rng.between(1, 3)).map(|_| self.lead()).collect();
+    fn condition_with_leads(&mut self) -> String {
+        let mut operands: Vec<String> = (0..self.rng.between(1, 3))
+            .map(|_| self.scope_like_operand())
+            .collect();
         // An operand that can fail comes first: the operands before it decide whether the failure
         // is visible.
         for _ in 0..self.rng.pick(&[0, 1, 1, 2]) {
@@ -65,19 +67,19 @@ impl Conditions<'_> {
     }
 
     /// Draws a constraint on a variable of the request.
-    fn lead(&mut self) -> String {
+    fn scope_like_operand(&mut self) -> String {
         if self.rng.chance(15) {
             return self.action_test();
         }
         let (variable, type_name) = self.entity_variable();
-        let above = match type_name {
+        let parent_ids = match type_name {
             "User" => &["Group", "Group", "Org"] as &[&'static str],
             "Group" => &["Group", "Org"],
             _ => &["Folder", "Folder", "Folder"],
         };
         let own = self.uid_text(type_name);
-        let types: [&'static str; 2] = [self.rng.pick(above), self.rng.pick(above)];
-        let [one, other] = types.map(|above| self.uid_text(above));
+        let types: [&'static str; 2] = [self.rng.pick(parent_ids), self.rng.pick(parent_ids)];
+        let [one, other] = types.map(|parent_ids| self.uid_text(parent_ids));
         match self.rng.below(14) {
             0 | 1 => format!("{variable} == {own}"),
             2 => format!("{own} == {variable}"),
@@ -87,7 +89,7 @@ impl Conditions<'_> {
             7 => format!("{variable} in [{one}, {other}]"),
             8 => format!("{variable} in [{one}, {variable}]"),
             9 => format!("!({variable} in {one})"),
-            10 if self.wild => (self.rng.pick(&[
+            10 if self.untyped => (self.rng.pick(&[
                 "principal in []",
                 "resource in [] || true",
                 "action in Group::\"a\"",
@@ -136,7 +138,7 @@ impl Conditions<'_> {
             1 => return "true".to_owned(),
             // Fails for every request if the entity exists, which the validator cannot know.
             2..=4 => return self.overflow(),
-            5 if self.wild => {
+            5 if self.untyped => {
                 return (self.rng.pick(&[
                     "principal.nonsense",
                     "context.nonsense.more",
@@ -165,7 +167,7 @@ impl Conditions<'_> {
             return guards.join(" && ");
         }
         let test = self.test(&path.text, path.ty, &mut guards);
-        if self.wild {
+        if self.untyped {
             guards.retain(|_| self.rng.chance(60));
         }
         guards.push(test);
@@ -182,7 +184,7 @@ impl Conditions<'_> {
     fn tag_path(&mut self) -> Path {
         let (variable, type_name) = self.entity_variable();
         let key = match self.rng.below(4) {
-            0 if self.wild => "context.key".to_owned(),
+            0 if self.untyped => "context.key".to_owned(),
             _ => string_text(self.rng.pick(TAGS)),
         };
         Path {
@@ -320,8 +322,9 @@ impl Conditions<'_> {
             Ty::Entity(type_name) => {
                 let declared: Vec<(&str, bool)> =
                     self.shape.attributes(type_name).into_iter().collect();
-                let (name, required) = if declared.is_empty() || self.wild && self.rng.chance(10) {
-                    if !self.wild {
+                let (name, required) = if declared.is_empty() || self.untyped && self.rng.chance(10)
+                {
+                    if !self.untyped {
                         return false;
                     }
                     (self.rng.pick(ATTRIBUTES).0, false)
@@ -389,7 +392,7 @@ impl Conditions<'_> {
 
     /// Draws an operand of type `ty` to compare with: mostly a literal.
     fn other(&mut self, ty: Ty, guards: &mut Vec<String>) -> String {
-        if self.wild && self.rng.chance(8) {
+        if self.untyped && self.rng.chance(8) {
             let ty = self.rng.pick(ATTRIBUTES).1;
             return self.literal(ty);
         }
@@ -432,7 +435,7 @@ impl Conditions<'_> {
                 3 => format!("{text} == {}", self.other(ty, guards)),
                 _ => format!("{text}.contains({})", self.other(*member, guards)),
             },
-            Ty::Record => match self.wild {
+            Ty::Record => match self.untyped {
                 true => format!("{text} == {}", self.other(ty, guards)),
                 false => format!("{text}.rank > {text}.rank - 1"),
             },
@@ -477,7 +480,7 @@ impl Conditions<'_> {
         type_name: &'static str,
         guards: &mut Vec<String>,
     ) -> String {
-        let above = match type_name {
+        let parent_ids = match type_name {
             "User" => "Group",
             "Doc" | "Shop::Order" => "Folder",
             "Tier" => return format!("{text} == {}", self.literal(Ty::Entity("Tier"))),
@@ -492,16 +495,16 @@ impl Conditions<'_> {
             ),
             3 => format!(
                 "{text} is {type_name} in {}",
-                self.literal(Ty::Entity(above))
+                self.literal(Ty::Entity(parent_ids))
             ),
             4..=6 => {
                 let (one, other) = (
-                    self.literal(Ty::Entity(above)),
-                    self.literal(Ty::Entity(above)),
+                    self.literal(Ty::Entity(parent_ids)),
+                    self.literal(Ty::Entity(parent_ids)),
                 );
                 format!("{text} in [{one}, {other}]")
             }
-            _ => format!("{text} in {}", self.other(Ty::Entity(above), guards)),
+            _ => format!("{text} in {}", self.other(Ty::Entity(parent_ids), guards)),
         }
     }
 }

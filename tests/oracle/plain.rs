@@ -15,8 +15,8 @@ use cedar_policy::{
 };
 use serde_json::Value as Json;
 
+use crate::scenario::Files;
 use crate::values::{cedar_uid, expressions};
-use crate::world::Files;
 
 /// A policy directory as Cedar parses it.
 pub(crate) struct Plain {
@@ -32,7 +32,7 @@ pub(crate) struct Plain {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
     /// The request is invalid, for this reason.
-    Refused(String),
+    Rejected(String),
     Answered {
         allow: bool,
         /// Ids, sorted.
@@ -103,7 +103,7 @@ impl Plain {
     pub(crate) fn authorize(&self, query: &Query) -> Expected {
         match self.answer(query) {
             Ok(answered) => answered,
-            Err(reason) => Expected::Refused(reason),
+            Err(reason) => Expected::Rejected(reason),
         }
     }
 

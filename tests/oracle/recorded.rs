@@ -27,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 
 use calls::Call;
 use cedar_pdp_test_support::Server;
-use cedar_pdp_test_support::http2::Caller;
+use cedar_pdp_test_support::http2::Http2Client;
 use services::Service;
 
 /// Differences that are printed in full.
@@ -131,12 +131,12 @@ fn record(seed: u64, count: usize) -> Vec<String> {
 async fn record_service(number: usize, service: Service, lines: &mut Vec<String>) {
     let arguments: Vec<&str> = service.arguments.iter().map(String::as_str).collect();
     let server = Server::start(&service.policies, &arguments);
-    let mut caller = Caller::connect(server.address()).await;
+    let mut client = Http2Client::connect(server.address()).await;
     for call in &service.calls {
-        let outcome = caller.send(call.head(), call.body.clone()).await;
+        let outcome = client.send(call.head(), call.body.clone()).await;
         // The next call needs a connection that is still open.
-        if outcome.broken.is_some() {
-            caller = Caller::connect(server.address()).await;
+        if outcome.h2_error.is_some() {
+            client = Http2Client::connect(server.address()).await;
         }
         lines.push(format!(
             "{number}:{name} {digest} {method} {reply}",

@@ -105,17 +105,17 @@ pub(crate) const IDS: &[&str] = &["a", "b", "c", "d", "e", "", "q\"é\n\0"];
 
 /// Ids of groups and folders in a long chain, in scenarios that have one: the lowest has some tens
 /// of ancestors. In others only policies name them.
-pub(crate) const TOWER: &[&str] = &[
+pub(crate) const CHAIN: &[&str] = &[
     "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
     "17", "18", "19", "20", "21", "22", "23", "24", "25", "26", "27", "28", "29", "30", "31", "32",
     "33", "34", "35", "36", "37", "38", "39",
 ];
 
 /// The types of the chains.
-pub(crate) const TOWERS: &[&str] = &["Group", "Folder"];
+pub(crate) const CHAIN_TYPES: &[&str] = &["Group", "Folder"];
 
 /// Returns the ids that parents of the same type may have.
-pub(crate) fn above(id: &str) -> &'static [&'static str] {
+pub(crate) fn parent_ids(id: &str) -> &'static [&'static str] {
     match IDS.iter().position(|known| *known == id) {
         Some(rank) => &IDS[rank + 1..],
         // An entity of a chain has no other parents of its type, which could lead back below it.
@@ -136,8 +136,8 @@ pub(crate) fn uid(rng: &mut Rng, type_name: &str) -> Uid {
     if type_name == "Tier" {
         return Uid::new("Tier", rng.pick(&["gold", "silver"]));
     }
-    if TOWERS.contains(&type_name) && rng.chance(12) {
-        return Uid::new(type_name, rng.pick(TOWER));
+    if CHAIN_TYPES.contains(&type_name) && rng.chance(12) {
+        return Uid::new(type_name, rng.pick(CHAIN));
     }
     Uid::new(type_name, id(rng))
 }

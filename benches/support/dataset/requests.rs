@@ -17,11 +17,11 @@ use super::rng::Rng;
 use super::{Dataset, rng};
 
 /// Failed draws after which a data set counts as one without permits.
-const MOST_DRAWS: usize = 100_000;
+const MAX_DRAWS: usize = 100_000;
 
 /// One request, as a message and as a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct DrawnRequest {
     /// The number of the user who is the principal.
     pub user: usize,
     /// The number of the document that is the resource.
@@ -36,7 +36,7 @@ pub struct Ask {
     pub is_allowed: bool,
 }
 
-impl Ask {
+impl DrawnRequest {
     /// The expected decision.
     pub fn decision(&self) -> pb::Decision {
         match self.is_allowed {
@@ -93,43 +93,43 @@ impl Dataset {
     /// Adds five entities to `ask`: the principal, the resource and its owner, a group and a folder
     /// that contain them. They are equal to the stored ones, so the decision stays, but the service
     /// cannot know that.
-    pub fn bringing_entities(&self, ask: &Ask) -> Query {
-        let owner = self.attributes(EntityKind::Document, ask.document).owner;
+    pub fn with_entities(&self, drawn: &DrawnRequest) -> Query {
+        let owner = self.attributes(EntityKind::Document, drawn.document).owner;
         let first = |kind, n| self.parents(kind, n).first().copied().unwrap_or(0);
-        let mut brought = vec![
-            (EntityKind::User, ask.user),
-            (EntityKind::Document, ask.document),
+        let mut entities = vec![
+            (EntityKind::User, drawn.user),
+            (EntityKind::Document, drawn.document),
             (EntityKind::User, owner),
-            (EntityKind::Group, first(EntityKind::User, ask.user)),
+            (EntityKind::Group, first(EntityKind::User, drawn.user)),
             (
                 EntityKind::Folder,
-                first(EntityKind::Document, ask.document),
+                first(EntityKind::Document, drawn.document),
             ),
         ];
-        if owner == ask.user {
+        if owner == drawn.user {
             // No entity may occur twice.
-            brought.remove(2);
-            brought.push((EntityKind::User, (owner + 1) % self.users));
+            entities.remove(2);
+            entities.push((EntityKind::User, (owner + 1) % self.users));
         }
         Query {
-            entities: brought
+            entities: entities
                 .into_iter()
                 .map(|(kind, n)| self.request_entity(kind, n))
                 .collect(),
-            ..ask.query()
+            ..drawn.query()
         }
     }
 
     /// Draws `count` requests, alternately allowed and denied.
-    pub fn requests(&self, count: usize) -> anyhow::Result<Vec<Ask>> {
+    pub fn requests(&self, count: usize) -> anyhow::Result<Vec<DrawnRequest>> {
         self.draws()?.take(count).collect()
     }
 
     /// Draws requests without end, alternately allowed and denied.
-    pub fn draws(&self) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Ask>>> {
+    pub fn draws(&self) -> anyhow::Result<impl Iterator<Item = anyhow::Result<DrawnRequest>>> {
         ensure!(
             self.users > 0 && self.documents > 0,
-            "nobody is there to ask for anything"
+            "the data set has no users"
         );
         let mut draw = Draw {
             rng: rng(13, 0),
@@ -146,23 +146,23 @@ impl Dataset {
         }))
     }
 
-    fn allowed(&self, draw: &mut Draw, permits: &Permits<'_>) -> anyhow::Result<Ask> {
-        for _ in 0..MOST_DRAWS {
+    fn allowed(&self, draw: &mut Draw, permits: &Permits<'_>) -> anyhow::Result<DrawnRequest> {
+        for _ in 0..MAX_DRAWS {
             let (user, document) = draw.pair();
             if let Some(verb) = permits.verb(user, document, &mut draw.rng) {
-                return Ok(Ask {
+                return Ok(DrawnRequest {
                     channel: draw.common_channel(),
                     mfa: true,
                     amount: draw.rng.below(LEAST_AMOUNT) as i64,
                     is_allowed: true,
-                    ..self.ask(user, verb, document)
+                    ..self.base_request(user, verb, document)
                 });
             }
         }
         None.context("no permit covers any request")
     }
 
-    fn denied(&self, draw: &mut Draw) -> Ask {
+    fn denied(&self, draw: &mut Draw) -> DrawnRequest {
         let (user, document) = draw.pair();
         let verb = draw.rng.below(VERBS.len());
         let mfa = draw.rng.below(4) > 0;
@@ -174,16 +174,16 @@ impl Dataset {
                 draw.rng.between(AMOUNTS, 10 * AMOUNTS),
             )
         };
-        Ask {
+        DrawnRequest {
             channel,
             mfa,
             amount: amount as i64,
-            ..self.ask(user, verb, document)
+            ..self.base_request(user, verb, document)
         }
     }
 
-    fn ask(&self, user: usize, verb: usize, document: usize) -> Ask {
-        Ask {
+    fn base_request(&self, user: usize, verb: usize, document: usize) -> DrawnRequest {
+        DrawnRequest {
             user,
             document,
             principal: self.name(EntityKind::User, user),

@@ -16,9 +16,9 @@ use serde_json::Value as Json;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::setup::{House, POLICIES, allowed, lines, padded};
-use crate::support::http2::{AUTHORIZE, Caller, Outcome};
-use crate::support::{PATIENCE, Server, eventually, policy_directory};
+use super::setup::{LoggedService, POLICIES, allowed, lines, padded};
+use crate::support::http2::{AUTHORIZE, Http2Client, Outcome};
+use crate::support::{Server, TIME_LIMIT, eventually, policy_directory};
 
 /// Clients that call without pause until they are rejected or stopped, and collect the decision
 /// ids.
@@ -28,7 +28,7 @@ use crate::support::{PATIENCE, Server, eventually, policy_directory};
 /// taken for one that could not be sent again.
 struct Load {
     stop: Arc<AtomicBool>,
-    callers: JoinSet<BTreeSet<String>>,
+    clients: JoinSet<BTreeSet<String>>,
 }
 
 impl Load {
@@ -36,23 +36,23 @@ impl Load {
 
     /// Starts the clients. A call must end with an answer or a retryable rejection.
     async fn start(server: &Server) -> Self {
-        Self::start_with(server, Outcome::is_turned_away).await
+        Self::start_with(server, Outcome::is_retryable_rejection).await
     }
 
     /// Starts the clients. A call must end with an answer or an outcome accepted by `is_end`.
-    async fn start_with(server: &Server, an_end: fn(&Outcome) -> bool) -> Self {
+    async fn start_with(server: &Server, is_end: fn(&Outcome) -> bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut callers = JoinSet::new();
+        let mut clients = JoinSet::new();
         for _ in 0..Self::CALLERS {
-            let caller = Caller::connect(server.address()).await;
+            let client = Http2Client::connect(server.address()).await;
             let stop = Arc::clone(&stop);
-            let question = allowed().encode_to_vec();
-            callers.spawn(async move {
+            let request = allowed().encode_to_vec();
+            clients.spawn(async move {
                 let mut ids = BTreeSet::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let outcome = caller.call(AUTHORIZE, &question).await;
-                    if outcome.broken.is_some() || outcome.code() != Code::Ok {
-                        assert!(an_end(&outcome), "{outcome:?}");
+                    let outcome = client.call(AUTHORIZE, &request).await;
+                    if outcome.h2_error.is_some() || outcome.code() != Code::Ok {
+                        assert!(is_end(&outcome), "{outcome:?}");
                         break;
                     }
                     ids.insert(outcome.message::<pb::AuthorizeResponse>().decision_id);
@@ -60,19 +60,19 @@ impl Load {
                 ids
             });
         }
-        Self { stop, callers }
+        Self { stop, clients }
     }
 
     /// Stops the clients. Returns the ids of all answered decisions, with `""` for one without id.
     async fn finish(self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
-        self.ended().await
+        self.join().await
     }
 
     /// Waits until all clients end by themselves. Returns the same ids.
-    async fn ended(mut self) -> BTreeSet<String> {
+    async fn join(mut self) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
-        while let Some(ids) = self.callers.join_next().await {
+        while let Some(ids) = self.clients.join_next().await {
             all.extend(ids.unwrap());
         }
         all
@@ -85,9 +85,9 @@ fn ids(lines: impl IntoIterator<Item = Json>) -> BTreeSet<String> {
 }
 
 /// Waits for the result of `call`, within the time limit.
-async fn in_time<T>(call: tokio::task::JoinHandle<T>) -> T {
-    let ended = tokio::time::timeout(PATIENCE, call).await;
-    ended.expect("the call goes on").unwrap()
+async fn join_in_time<T>(call: tokio::task::JoinHandle<T>) -> T {
+    let ended = tokio::time::timeout(TIME_LIMIT, call).await;
+    ended.expect("the call ends in time").unwrap()
 }
 
 async fn pause() {
@@ -95,39 +95,39 @@ async fn pause() {
 }
 
 /// Repeats a call until `condition` accepts its decision id.
-async fn ask_until(server: &Server, what: &str, mut holds: impl FnMut(&str) -> bool) {
+async fn call_until(server: &Server, what: &str, mut condition: impl FnMut(&str) -> bool) {
     let mut client = server.authorization().await;
-    let asking = async || {
+    let condition_holds = async || {
         let answer = client.authorize(allowed()).await.unwrap().into_inner();
-        holds(&answer.decision_id)
+        condition(&answer.decision_id)
     };
-    server.eventually(what, asking).await;
+    server.eventually(what, condition_holds).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_log_line() {
     for when_full in ["block", "drop"] {
-        let mut house = House::start(&["--decision-log-when-full", when_full]);
-        let load = Load::start(&house.server).await;
+        let mut service = LoggedService::start(&["--decision-log-when-full", when_full]);
+        let load = Load::start(&service.server).await;
         pause().await;
-        house.server.signal("TERM");
-        let answered = load.ended().await;
-        assert!(house.server.wait().success());
-        let logged = ids(house.all_lines().into_values());
+        service.server.signal("TERM");
+        let answered = load.join().await;
+        assert!(service.server.wait().success());
+        let logged = ids(service.all_lines().into_values());
         assert!(answered.len() > 100, "{}", answered.len());
         assert!(
             answered == logged,
             "{} answered, {} logged:\n{}",
             answered.len(),
             logged.len(),
-            house.server.log()
+            service.server.log()
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_under_load_loses_no_line() {
-    let mut house = House::start(&[
+    let mut service = LoggedService::start(&[
         "--decision-log-max-file-bytes",
         "30000",
         "--decision-log-max-files",
@@ -135,65 +135,65 @@ async fn rotation_under_load_loses_no_line() {
         "--decision-log-when-full",
         "block",
     ]);
-    let load = Load::start(&house.server).await;
+    let load = Load::start(&service.server).await;
     pause().await;
     let answered = load.finish().await;
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
-    let files = fs::read_dir(house.logs.path()).unwrap().count();
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
+    let files = fs::read_dir(service.logs.path()).unwrap().count();
     assert!(files > 3, "{files} files");
-    for entry in fs::read_dir(house.logs.path()).unwrap() {
+    for entry in fs::read_dir(service.logs.path()).unwrap() {
         let size = entry.unwrap().metadata().unwrap().len();
         assert!((1..=30_000).contains(&size), "{size} bytes");
     }
-    assert_eq!(ids(house.all_lines().into_values()), answered);
+    assert_eq!(ids(service.all_lines().into_values()), answered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logrotate_may_rename_the_file_under_load() {
-    let house = House::start(&["--decision-log-max-file-bytes", "0"]);
-    let load = Load::start(&house.server).await;
+    let service = LoggedService::start(&["--decision-log-max-file-bytes", "0"]);
+    let load = Load::start(&service.server).await;
     for n in 0..5 {
         pause().await;
-        fs::rename(house.file(), house.logs.path().join(format!("old-{n}"))).unwrap();
+        fs::rename(service.file(), service.logs.path().join(format!("old-{n}"))).unwrap();
     }
     pause().await;
     let answered = load.finish().await;
     // The last lines are written although no later call causes a write.
     eventually("the last lines are written", async || {
-        ids(house.all_lines().into_values()) == answered
+        ids(service.all_lines().into_values()) == answered
     })
     .await;
-    assert!(!lines(&house.logs.path().join("old-4")).is_empty());
-    assert!(!lines(&house.file()).is_empty());
+    assert!(!lines(&service.logs.path().join("old-4")).is_empty());
+    assert!(!lines(&service.file()).is_empty());
 }
 
 #[tokio::test]
 async fn missing_log_directory_blocks_no_call() {
     // Logging resumes in the directory when it is back.
-    let house = House::start(&[]);
-    let file = house.file();
-    let logs = house.logs.path().to_owned();
-    ask_until(&house.server, "written", |_| !lines(&file).is_empty()).await;
+    let service = LoggedService::start(&[]);
+    let file = service.file();
+    let logs = service.logs.path().to_owned();
+    call_until(&service.server, "written", |_| !lines(&file).is_empty()).await;
     fs::remove_dir_all(&logs).unwrap();
-    ask_until(&house.server, "told", |_| {
-        let log = house.server.log();
+    call_until(&service.server, "the warning", |_| {
+        let log = service.server.log();
         log.contains("cannot write the decision log")
     })
     .await;
     fs::create_dir(&logs).unwrap();
     // Records were queued in the meantime.
-    house
+    service
         .server
         .wait_for_log("the decision log is written again");
-    assert!(!house.lines_now().is_empty());
-    let told = house.server.log();
-    let warnings = told.matches("cannot write the decision log").count();
-    assert_eq!(warnings, 1, "{told}");
+    assert!(!service.lines_now().is_empty());
+    let log = service.server.log();
+    let warnings = log.matches("cannot write the decision log").count();
+    assert_eq!(warnings, 1, "{log}");
 }
 
 /// Starts a service on a full disk, with a queue for about ten large records.
-fn with_a_full_disk(arguments: &[&str]) -> House {
+fn start_on_full_disk(arguments: &[&str]) -> LoggedService {
     let logs = tempfile::tempdir().unwrap();
     symlink("/dev/full", logs.path().join("decisions")).unwrap();
     let mut all = vec![
@@ -203,13 +203,13 @@ fn with_a_full_disk(arguments: &[&str]) -> House {
         "1048576",
     ];
     all.extend(arguments);
-    House::start_with(logs, &all)
+    LoggedService::start_with(logs, &all)
 }
 
 #[tokio::test]
 async fn full_disk_drops_lines_until_space_returns() {
-    let mut house = with_a_full_disk(&["--admin-listen", "127.0.0.1:0"]);
-    let mut client = house.server.authorization().await;
+    let mut service = start_on_full_disk(&["--admin-listen", "127.0.0.1:0"]);
+    let mut client = service.server.authorization().await;
     let mut answered = BTreeSet::new();
     let mut dropped = 0;
     // Every call is answered; the queue has space for about ten records.
@@ -224,31 +224,31 @@ async fn full_disk_drops_lines_until_space_returns() {
         }
     }
     assert!((15..=21).contains(&dropped), "{dropped}");
-    house.server.wait_for_log("dropping records");
-    assert!(house.server.log().contains("No space left"));
-    fs::remove_file(house.file()).unwrap();
-    house.server.wait_for_log("has room again");
-    let told = house.server.log();
-    assert!(told.contains(&format!("dropped={dropped}")), "{told}");
-    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
+    service.server.wait_for_log("dropping records");
+    assert!(service.server.log().contains("No space left"));
+    fs::remove_file(service.file()).unwrap();
+    service.server.wait_for_log("has room again");
+    let log = service.server.log();
+    assert!(log.contains(&format!("dropped={dropped}")), "{log}");
+    assert_eq!(log.matches("decision log is full").count(), 1, "{log}");
     let metric = format!(r#"cedar_pdp_decision_log_records_total{{result="dropped"}} {dropped}"#);
-    let page = house.metrics();
+    let page = service.metrics();
     assert!(page.contains(&metric), "{page}");
     let last = client.authorize(allowed()).await.unwrap();
     answered.insert(last.into_inner().decision_id);
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
-    assert_eq!(ids(house.all_lines().into_values()), answered);
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
+    assert_eq!(ids(service.all_lines().into_values()), answered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocking_log_loses_nothing_on_full_disk() {
     // Calls wait while the disk is full.
-    let mut house = with_a_full_disk(&["--decision-log-when-full", "block"]);
-    let mut client = house.server.authorization().await;
+    let mut service = start_on_full_disk(&["--decision-log-when-full", "block"]);
+    let mut client = service.server.authorization().await;
     let mut answered = BTreeSet::new();
     // A call with a deadline ends at it.
-    let refused = loop {
+    let rejected = loop {
         let mut request = tonic::Request::new(padded(100_000));
         request.set_timeout(Duration::from_millis(500));
         match client.authorize(request).await {
@@ -258,9 +258,9 @@ async fn blocking_log_loses_nothing_on_full_disk() {
     };
     // The client or the service notices the deadline first.
     let deadline = [Code::DeadlineExceeded, Code::Cancelled];
-    assert!(deadline.contains(&refused.code()), "{refused:?}");
+    assert!(deadline.contains(&rejected.code()), "{rejected:?}");
     assert!((8..=12).contains(&answered.len()), "{}", answered.len());
-    house.server.wait_for_log("calls wait for room");
+    service.server.wait_for_log("calls wait for room");
     // Every kind of call waits, and none blocks other calls on its connection.
     let one = tokio::spawn({
         let mut client = client.clone();
@@ -295,71 +295,71 @@ async fn blocking_log_loses_nothing_on_full_disk() {
     });
     pause().await;
     assert!(!one.is_finished() && !batch.is_finished() && !stream.is_finished());
-    let mut store = house.server.policy_store().await;
+    let mut store = service.server.policy_store().await;
     store.get_status(pb::GetStatusRequest {}).await.unwrap();
 
-    fs::remove_file(house.file()).unwrap();
-    answered.insert(in_time(one).await.unwrap().into_inner().decision_id);
-    for result in in_time(batch).await.unwrap().into_inner().results {
+    fs::remove_file(service.file()).unwrap();
+    answered.insert(join_in_time(one).await.unwrap().into_inner().decision_id);
+    for result in join_in_time(batch).await.unwrap().into_inner().results {
         use pb::batch_authorize_result::Result::Response;
         match result.result.unwrap() {
             Response(answer) => assert!(answered.insert(answer.decision_id)),
             other => panic!("{other:?}"),
         }
     }
-    answered.extend(in_time(stream).await);
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
+    answered.extend(join_in_time(stream).await);
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
     assert!(!answered.contains(""));
-    assert_eq!(ids(house.all_lines().into_values()), answered);
+    assert_eq!(ids(service.all_lines().into_values()), answered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_rejects_calls_waiting_for_the_log() {
-    let mut house =
-        with_a_full_disk(&["--drain-timeout", "5s", "--decision-log-when-full", "block"]);
-    let client = house.server.authorization().await;
+    let mut service =
+        start_on_full_disk(&["--drain-timeout", "5s", "--decision-log-when-full", "block"]);
+    let client = service.server.authorization().await;
     let mut calls = JoinSet::new();
     for _ in 0..30 {
         let mut client = client.clone();
         calls.spawn(async move { client.authorize(padded(100_000)).await });
     }
-    house.server.wait_for_log("calls wait for room");
+    service.server.wait_for_log("calls wait for room");
     pause().await;
-    house.server.signal("TERM");
-    let mut refused = 0;
+    service.server.signal("TERM");
+    let mut rejected = 0;
     while let Some(ended) = calls.join_next().await {
         if let Err(status) = ended.unwrap() {
             assert_eq!(status.code(), Code::Unavailable, "{status:?}");
             assert_eq!(status.message(), "the service is shutting down");
-            refused += 1;
+            rejected += 1;
         }
     }
-    assert!(refused > 10, "{refused}");
-    assert!(house.server.wait().success());
+    assert!(rejected > 10, "{rejected}");
+    assert!(service.server.wait().success());
 }
 
 #[tokio::test]
 async fn unwritten_lines_at_shutdown_are_counted() {
-    let mut house = with_a_full_disk(&["--drain-timeout", "100ms"]);
-    let mut client = house.server.authorization().await;
+    let mut service = start_on_full_disk(&["--drain-timeout", "100ms"]);
+    let mut client = service.server.authorization().await;
     for _ in 0..3 {
         client.authorize(allowed()).await.unwrap();
     }
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
-    let told = house.server.log();
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
+    let log = service.server.log();
     assert!(
-        told.contains("decision log ended, dropping unwritten records"),
-        "{told}"
+        log.contains("decision log ended, dropping unwritten records"),
+        "{log}"
     );
-    assert!(told.contains("decisions=3"), "{told}");
+    assert!(log.contains("decisions=3"), "{log}");
 }
 
 #[tokio::test]
 async fn stalled_stdout_reader_blocks_no_call() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
-    let mut command = crate::support::serving(policies.path(), &[]);
+    let mut command = crate::support::serve_command(policies.path(), &[]);
     command
         .args([
             "--decision-log",
@@ -401,7 +401,7 @@ async fn stalled_stdout_reader_blocks_no_call() {
         }
         ids
     });
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     loop {
         let answer = client.authorize(allowed()).await.unwrap();
         let id = answer.into_inner().decision_id;
@@ -409,7 +409,7 @@ async fn stalled_stdout_reader_blocks_no_call() {
             logged.insert(id);
             break;
         }
-        assert!(begun.elapsed() < PATIENCE, "it never recovers");
+        assert!(started.elapsed() < TIME_LIMIT, "it never recovers");
         pause().await;
     }
     rustix::process::kill_process(
@@ -419,33 +419,33 @@ async fn stalled_stdout_reader_blocks_no_call() {
     .unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(reader.join().unwrap(), logged);
-    let mut told = String::new();
-    stderr.read_to_string(&mut told).unwrap();
-    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert_eq!(log.matches("decision log is full").count(), 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigkill_leaves_whole_log_lines() {
     // All lines but the last are whole, and the next start begins a new line.
-    let mut house = House::start(&[]);
-    let load = Load::start_with(&house.server, |_| true).await;
+    let mut service = LoggedService::start(&[]);
+    let load = Load::start_with(&service.server, |_| true).await;
     pause().await;
-    house.server.signal("KILL");
-    load.ended().await;
-    house.server.wait();
-    let before = fs::read(house.file()).unwrap();
+    service.server.signal("KILL");
+    load.join().await;
+    service.server.wait();
+    let before = fs::read(service.file()).unwrap();
     let (whole, _torn) = before.split_at(end_of_lines(&before));
     assert!(!whole.is_empty());
-    let count = lines(&house.file()).len();
+    let count = lines(&service.file()).len();
     // Simulates a kill during a write.
     let torn = [whole, br#"{"v":1,"time":"2026"#].concat();
-    fs::write(house.file(), torn).unwrap();
+    fs::write(service.file(), torn).unwrap();
 
-    let house = House::start_with(house.logs, &[]);
-    let mut client = house.server.authorization().await;
+    let service = LoggedService::start_with(service.logs, &[]);
+    let mut client = service.server.authorization().await;
     client.authorize(allowed()).await.unwrap();
-    let file = house.file();
-    ask_until(&house.server, "written", |_| {
+    let file = service.file();
+    call_until(&service.server, "written", |_| {
         text(&file).lines().count() > count + 1
     })
     .await;
@@ -471,13 +471,13 @@ fn end_of_lines(text: &[u8]) -> usize {
 fn unopenable_log_file_fails_the_start() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
     let to_nowhere = ["--decision-log", "file:/nonexistent/decisions"];
-    let output = crate::support::serving(policies.path(), &to_nowhere)
+    let output = crate::support::serve_command(policies.path(), &to_nowhere)
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
     assert!(
-        told.contains("cannot open the decision log `/nonexistent/decisions`: No such file"),
-        "{told}"
+        log.contains("cannot open the decision log `/nonexistent/decisions`: No such file"),
+        "{log}"
     );
 }

@@ -4,7 +4,7 @@
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 
-use super::setup::House;
+use super::setup::LoggedService;
 use crate::support::replay::Replay;
 use crate::support::{parse_uid, policy_directory, request, value};
 
@@ -69,7 +69,7 @@ fn typed(amount: &str) -> Vec<(&'static str, pb::Value)> {
 #[tokio::test]
 async fn plain_cedar_repeats_logged_decisions() {
     let policies = policy_directory(&[("policies.cedar", POLICIES), ("entities.json", ENTITIES)]);
-    let house = House::start_on(
+    let service = LoggedService::start_on(
         policies,
         tempfile::tempdir().unwrap(),
         &["--decision-log-attributes", "*"],
@@ -110,21 +110,21 @@ async fn plain_cedar_repeats_logged_decisions() {
         (r#"Doc::"1""#, typed("10.4999"), vec![], "ALLOW"),
         (r#"Doc::"1""#, typed("10.5"), vec![], "DENY"),
     ];
-    let mut client = house.server.authorization().await;
+    let mut client = service.server.authorization().await;
     let mut expected = Vec::new();
     for (resource, context, entities, decision) in cases {
         let context = context
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
-        let asked = pb::AuthorizeRequest {
+        let request = pb::AuthorizeRequest {
             context: context.collect(),
             entities,
             ..request(r#"User::"alice""#, r#"Action::"read""#, resource)
         };
-        client.authorize(asked).await.unwrap();
+        client.authorize(request).await.unwrap();
         expected.push(decision);
     }
-    let lines = house.lines(expected.len());
+    let lines = service.lines(expected.len());
     let replay = Replay::new(POLICIES, ENTITIES);
     for (line, expected) in lines.iter().zip(expected) {
         assert_eq!(line["decision"], expected, "{line}");

@@ -7,7 +7,9 @@ use cedar_pdp::api::grpc::pb;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use crate::support::{Server, eventually_blocking, get, policy_directory, request, serving, value};
+use crate::support::{
+    Server, eventually_blocking, get, policy_directory, request, serve_command, value,
+};
 
 pub(crate) const POLICIES: &str = r#"
 @id("everyone-reads")
@@ -18,13 +20,13 @@ permit (principal, action == Action::"pay", resource) when { context.sum < 100 }
 forbid (principal == User::"mallory", action, resource);
 "#;
 
-pub(crate) struct House {
+pub(crate) struct LoggedService {
     pub(crate) server: Server,
     pub(crate) logs: TempDir,
     _policies: TempDir,
 }
 
-impl House {
+impl LoggedService {
     /// Starts the service with further arguments. It logs every decision to a file.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_with(tempfile::tempdir().unwrap(), arguments)
@@ -38,7 +40,7 @@ impl House {
 
     /// Starts the service with these policies.
     pub(crate) fn start_on(policies: TempDir, logs: TempDir, arguments: &[&str]) -> Self {
-        let mut command = serving(policies.path(), arguments);
+        let mut command = serve_command(policies.path(), arguments);
         let file = logs.path().join("decisions");
         command
             // Arguments take precedence over the environment.

@@ -10,17 +10,17 @@ use prost::bytes::Bytes;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::requests::{BARE, good, principal};
-use super::target::House;
+use super::requests::{WITHOUT_SCHEMA, good, principal};
+use super::target::Target;
 use crate::support::Server;
-use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
+use crate::support::http2::{AUTHORIZE, BATCH, Call, Http2Client, STREAM, post};
 use crate::support::protobuf;
 
 /// The size of a message here: as large as the service accepts.
-const WHOLE: usize = (4 << 20) - 16;
+const MESSAGE_BYTES: usize = (4 << 20) - 16;
 
 /// Returns the peak memory of the process, in KiB.
-fn most_kib(server: &Server) -> u64 {
+fn peak_kib(server: &Server) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = text
         .lines()
@@ -53,7 +53,7 @@ fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     let mut members = Vec::new();
     for n in 0.. {
         let next = protobuf::field(1, &member(n));
-        if members.len() + next.len() > WHOLE - 1_000 {
+        if members.len() + next.len() > MESSAGE_BYTES - 1_000 {
             break;
         }
         members.extend(next);
@@ -211,17 +211,24 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         (
             "a set of values without a kind",
             AUTHORIZE,
-            in_context(&protobuf::field(5, &[0x0a, 0].repeat(WHOLE / 2 - 1_000))),
+            in_context(&protobuf::field(
+                5,
+                &[0x0a, 0].repeat(MESSAGE_BYTES / 2 - 1_000),
+            )),
         ),
         (
             "entities that say nothing",
             AUTHORIZE,
-            [good().encode_to_vec(), [0x32, 0].repeat(WHOLE / 2 - 1_000)].concat(),
+            [
+                good().encode_to_vec(),
+                [0x32, 0].repeat(MESSAGE_BYTES / 2 - 1_000),
+            ]
+            .concat(),
         ),
         (
             "requests that say nothing",
             BATCH,
-            [0x0a, 0].repeat(WHOLE / 2),
+            [0x0a, 0].repeat(MESSAGE_BYTES / 2),
         ),
         ("context of many keys", AUTHORIZE, keys),
         (
@@ -231,7 +238,7 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 6,
                 &[
                     protobuf::field(1, &uid("T", "")),
-                    [0x1a, 0].repeat(WHOLE / 2 - 1_000),
+                    [0x1a, 0].repeat(MESSAGE_BYTES / 2 - 1_000),
                 ]
                 .concat(),
             ),
@@ -240,30 +247,30 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
 }
 
 /// The maximum CPU time of a message of this size, in a debug build.
-const MOST_CPU: Duration = Duration::from_secs(2);
+const MAX_CPU: Duration = Duration::from_secs(2);
 
 /// The maximum memory in MiB of a message beyond the limits on values, entities or items: about
 /// twice the part that was read.
-const MOST_MIB_REFUSED: u64 = 32;
+const MAX_MIB_REJECTED: u64 = 32;
 
 /// The maximum memory in MiB of any message.
-const MOST_MIB: u64 = 160;
+const MAX_MIB: u64 = 160;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_cost_bounded_time_and_memory() {
     // Messages beyond the limits cost next to nothing.
     let mut over = Vec::new();
     for (case, path, message) in cases() {
-        assert!(message.len() <= WHOLE, "{case}: {}", message.len());
-        let mut house = House::open(BARE, &[]).await;
-        house.goes_on("nothing").await;
-        let (memory, cpu) = (most_kib(&house.server), cpu(&house.server));
-        let other = house.another().await;
+        assert!(message.len() <= MESSAGE_BYTES, "{case}: {}", message.len());
+        let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
+        target.assert_alive("nothing").await;
+        let (memory, cpu) = (peak_kib(&target.server), cpu(&target.server));
+        let other = target.connect().await;
         let watched =
             tokio::spawn(async move { slowest(&other, Duration::from_millis(100)).await });
-        let outcome = house.caller.call(path, &message).await;
-        let took = self::cpu(&house.server).saturating_sub(cpu);
-        let grown = most_kib(&house.server).saturating_sub(memory) >> 10;
+        let outcome = target.client.call(path, &message).await;
+        let took = self::cpu(&target.server).saturating_sub(cpu);
+        let grown = peak_kib(&target.server).saturating_sub(memory) >> 10;
         let slowest = watched.await.unwrap();
         let code = outcome.code();
         println!(
@@ -271,14 +278,14 @@ async fn messages_cost_bounded_time_and_memory() {
             message.len() >> 10,
         );
         let most = match code == Code::ResourceExhausted {
-            true => MOST_MIB_REFUSED,
-            false => MOST_MIB,
+            true => MAX_MIB_REJECTED,
+            false => MAX_MIB,
         };
-        if took > MOST_CPU || grown > most {
+        if took > MAX_CPU || grown > most {
             over.push(format!("{case}: {took:?}, {grown} MiB, {code:?}"));
         }
-        house.goes_on(case).await;
-        house.close().await;
+        target.assert_alive(case).await;
+        target.close().await;
     }
     assert!(over.is_empty(), "{over:#?}");
 }
@@ -296,12 +303,12 @@ fn cpu(server: &Server) -> Duration {
 }
 
 /// Repeats valid calls for `duration`, at least once. Returns the slowest time.
-async fn slowest(caller: &Caller, long: Duration) -> Duration {
-    let begun = Instant::now();
+async fn slowest(client: &Http2Client, long: Duration) -> Duration {
+    let started = Instant::now();
     let mut slowest = Duration::ZERO;
-    while begun.elapsed() < long {
+    while started.elapsed() < long {
         let asked = Instant::now();
-        super::target::allowed(caller, "a good call beside").await;
+        super::target::allowed(client, "a good call beside").await;
         slowest = slowest.max(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -309,19 +316,19 @@ async fn slowest(caller: &Caller, long: Duration) -> Duration {
 }
 
 /// A call that takes long to answer.
-struct Slow {
+struct SlowCall {
     case: &'static str,
     path: &'static str,
     body: Vec<u8>,
     /// The number of concurrent calls.
-    at_once: usize,
+    concurrent: usize,
 }
 
 /// The minimum of another client's calls answered before the last slow one. There is time for
 /// hundreds; without yielding, fewer than ten succeed.
-const LEAST: usize = 24;
+const MIN_OTHER_CALLS: usize = 24;
 
-fn slow_calls() -> [Slow; 4] {
+fn slow_calls() -> [SlowCall; 4] {
     // Just large enough for the large-request limit. A larger body takes longer to arrive, and
     // other calls are answered meanwhile.
     let large = lattice(1_000, 10);
@@ -332,73 +339,75 @@ fn slow_calls() -> [Slow; 4] {
     );
     let item = protobuf::framed(&protobuf::field(2, &large));
     [
-        Slow {
+        SlowCall {
             case: "large requests",
             path: AUTHORIZE,
             body: protobuf::framed(&large),
-            at_once: 16,
+            concurrent: 16,
         },
-        Slow {
+        SlowCall {
             case: "batches of large requests",
             path: BATCH,
             body: protobuf::framed(&protobuf::field(1, &large).repeat(4)),
-            at_once: 4,
+            concurrent: 4,
         },
-        Slow {
+        SlowCall {
             case: "streams of large requests",
             path: STREAM,
             body: item.repeat(4),
-            at_once: 4,
+            concurrent: 4,
         },
         // None of these requests is large: the batch yields between time slices. Several batches
         // would each take a slice before other calls.
-        Slow {
+        SlowCall {
             case: "a batch of requests that many policies match",
             path: BATCH,
-            body: protobuf::framed(&protobuf::field(1, &busy().encode_to_vec()).repeat(1_000)),
-            at_once: 1,
+            body: protobuf::framed(
+                &protobuf::field(1, &matching_request().encode_to_vec()).repeat(1_000),
+            ),
+            concurrent: 1,
         },
     ]
 }
 
 /// Returns a request that many policies match.
-fn busy() -> pb::AuthorizeRequest {
+fn matching_request() -> pb::AuthorizeRequest {
     principal(crate::support::uid("User", "busy"))
 }
 
 /// Starts a server with one thread, since a second one could answer others by chance. It caches
 /// nothing and sheds nothing.
-async fn of_one_thread() -> House {
+async fn start_single_threaded() -> Target {
     let of_busy = "permit(principal == User::\"busy\", action, resource) when { context has n };\n";
     let of_busy = of_busy.repeat(4_000);
-    let files = [BARE, &[("busy.cedar", &of_busy)]].concat();
+    let files = [WITHOUT_SCHEMA, &[("busy.cedar", &of_busy)]].concat();
     let environment = [("TOKIO_WORKER_THREADS", "1")];
     let arguments = [
         ["--cache-bytes", "0"],
         ["--overload-delay", "0s"],
         ["--max-call-time", "0s"],
     ];
-    House::open_in(&environment, &files, &arguments.concat()).await
+    Target::open_in(&environment, &files, &arguments.concat()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_callers_go_before_large_ones() {
-    for Slow {
+async fn small_calls_are_answered_before_large_ones() {
+    for SlowCall {
         case,
         path,
         body,
-        at_once,
+        concurrent,
     } in slow_calls()
     {
-        let house = of_one_thread().await;
-        let beside = house.another().await;
-        super::target::allowed(&beside, "nothing").await;
+        let target = start_single_threaded().await;
+        let other = target.connect().await;
+        super::target::allowed(&other, "nothing").await;
 
         let answered = Arc::new(AtomicUsize::new(0));
         let mut slow = JoinSet::new();
-        for _ in 0..at_once {
+        for _ in 0..concurrent {
             let head = post(path).body(()).unwrap();
-            let mut call = house.caller.open(head).await.unwrap();
+            let mut call = target.client.open(head).await.unwrap();
             call.body.send_data(body.clone().into(), true).unwrap();
             let answered = Arc::clone(&answered);
             slow.spawn(async move {
@@ -409,8 +418,8 @@ async fn small_callers_go_before_large_ones() {
         }
         let mut before = 0;
         loop {
-            super::target::allowed(&beside, "a good call beside").await;
-            if answered.load(Ordering::Relaxed) == at_once {
+            super::target::allowed(&other, "a good call beside").await;
+            if answered.load(Ordering::Relaxed) == concurrent {
                 break;
             }
             before += 1;
@@ -418,27 +427,30 @@ async fn small_callers_go_before_large_ones() {
         for outcome in slow.join_all().await {
             assert_eq!(outcome.code(), Code::Ok, "{case}: {outcome:?}");
         }
-        println!("{case}, {at_once} at once: {before} calls beside answered before the last");
-        assert!(before >= LEAST, "{case}: {before} of {LEAST}");
-        house.close().await;
+        println!("{case}, {concurrent} at once: {before} other calls answered before the last");
+        assert!(
+            before >= MIN_OTHER_CALLS,
+            "{case}: {before} of {MIN_OTHER_CALLS}"
+        );
+        target.close().await;
     }
 }
 
 /// Opens calls that never end: the message is complete or nearly so, the body is not.
-async fn held(caller: &Caller, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
+async fn open_calls(client: &Http2Client, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
     let body = Bytes::copy_from_slice(body);
-    let mut held = Vec::new();
+    let mut open_calls = Vec::new();
     for _ in 0..calls {
-        let mut call = caller.open(post(path).body(()).unwrap()).await.unwrap();
+        let mut call = client.open(post(path).body(()).unwrap()).await.unwrap();
         call.body.send_data(body.clone(), false).unwrap();
-        held.push(call);
+        open_calls.push(call);
     }
-    held
+    open_calls
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_calls_hold_little_memory() {
-    let quarter = WHOLE;
+    let quarter = MESSAGE_BYTES;
     let mut over = Vec::new();
     for (case, path, body) in [
         (
@@ -458,24 +470,24 @@ async fn unfinished_calls_hold_little_memory() {
         ),
         ("heads alone", STREAM, protobuf::framed_as(0, 4 << 20, &[])),
     ] {
-        let mut house = House::open(BARE, &[]).await;
-        house.goes_on("nothing").await;
-        let before = house.server.resident_kib();
-        let caller = house.another().await;
-        let calls = held(&caller, path, &body, 4).await;
+        let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
+        target.assert_alive("nothing").await;
+        let before = target.server.resident_kib();
+        let client = target.connect().await;
+        let calls = open_calls(&client, path, &body, 4).await;
         let mut grown = 0;
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            grown = grown.max(house.server.resident_kib().saturating_sub(before) >> 10);
+            grown = grown.max(target.server.resident_kib().saturating_sub(before) >> 10);
         }
         let sent = (4 * body.len()) >> 20;
         println!("4 calls, {case}: {sent} MiB sent, {grown} MiB held");
         if grown > 4 * sent as u64 + 16 {
             over.push(format!("{case}: {sent} MiB sent, {grown} MiB held"));
         }
-        house.goes_on_elsewhere(case).await;
-        drop((calls, caller));
-        house.close().await;
+        target.assert_accepting(case).await;
+        drop((calls, client));
+        target.close().await;
     }
     assert!(over.is_empty(), "{over:#?}");
 }

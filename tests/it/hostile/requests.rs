@@ -8,9 +8,9 @@ use pb::value::Kind;
 use crate::support::{uid, value};
 
 /// Files with a schema of every type, stored entities, and three policies.
-pub(crate) const HOUSE: &[(&str, &str)] = &[
+pub(crate) const WITH_SCHEMA: &[(&str, &str)] = &[
     (
-        "house.cedarschema",
+        "shop.cedarschema",
         r#"
 entity Team in [Team];
 entity User in [Team] = { age?: Long, balance?: decimal, net?: ipaddr, since?: datetime, leave?: duration, friend?: User, home?: { street?: String } } tags String;
@@ -26,7 +26,7 @@ action pay appliesTo { principal: User, resource: Doc, context: { amount: Long }
 "#,
     ),
     (
-        "house.cedar",
+        "shop.cedar",
         r#"
 permit(principal, action == Action::"read", resource);
 @id("team") permit(principal in Team::"top", action, resource) when { principal has age && principal.age > 3 };
@@ -34,7 +34,7 @@ permit(principal, action == Action::"read", resource);
 "#,
     ),
     (
-        "house.entities.json",
+        "shop.entities.json",
         r#"[
 {"uid": {"type": "User", "id": "alice"}, "attrs": {"age": 40}, "parents": [{"type": "Team", "id": "a"}]},
 {"uid": {"type": "Team", "id": "a"}, "attrs": {}, "parents": [{"type": "Team", "id": "b"}]},
@@ -45,7 +45,7 @@ permit(principal, action == Action::"read", resource);
 ];
 
 /// Files without a schema: values have no declared types.
-pub(crate) const BARE: &[(&str, &str)] = &[(
+pub(crate) const WITHOUT_SCHEMA: &[(&str, &str)] = &[(
     "bare.cedar",
     "permit(principal, action, resource);\nforbid(principal in T::\"none\", action, resource);\n",
 )];
@@ -63,7 +63,7 @@ pub(crate) fn good() -> pb::AuthorizeRequest {
 }
 
 /// Returns the valid request after a change.
-pub(crate) fn spoilt(change: impl FnOnce(&mut pb::AuthorizeRequest)) -> pb::AuthorizeRequest {
+pub(crate) fn changed(change: impl FnOnce(&mut pb::AuthorizeRequest)) -> pb::AuthorizeRequest {
     let mut request = good();
     change(&mut request);
     request
@@ -71,19 +71,19 @@ pub(crate) fn spoilt(change: impl FnOnce(&mut pb::AuthorizeRequest)) -> pb::Auth
 
 /// Returns the valid request with another principal.
 pub(crate) fn principal(uid: pb::EntityUid) -> pb::AuthorizeRequest {
-    spoilt(|r| r.identity = Some(pb::authorize_request::Identity::Principal(uid)))
+    changed(|r| r.identity = Some(pb::authorize_request::Identity::Principal(uid)))
 }
 
 /// Returns the valid request with a value in the context.
 pub(crate) fn context(name: &str, kind: Kind) -> pb::AuthorizeRequest {
-    spoilt(|r| {
+    changed(|r| {
         r.context.insert(name.to_owned(), value(kind));
     })
 }
 
 /// Returns the valid request with these entities.
 pub(crate) fn entities(entities: Vec<pb::Entity>) -> pb::AuthorizeRequest {
-    spoilt(|r| r.entities = entities)
+    changed(|r| r.entities = entities)
 }
 
 /// Returns an entity with parents.

@@ -8,7 +8,7 @@ use tonic::Code;
 use tonic_types::RpcStatusExt as _;
 
 use super::example::example;
-use super::{ALL_ARE_PERMITTED, context, question};
+use super::{ALL_ARE_PERMITTED, context, sample_request};
 use crate::support::{Server, policy_directory, request, revision, shipped_policies, uid};
 
 #[tokio::test]
@@ -117,8 +117,8 @@ async fn long_batch_items_equal_unary_answers() {
         }
     }
     let mut store = server.policy_store().await;
-    let told = store.get_status(pb::GetStatusRequest {}).await.unwrap();
-    let cache = told.into_inner().cache.unwrap();
+    let store_status = store.get_status(pb::GetStatusRequest {}).await.unwrap();
+    let cache = store_status.into_inner().cache.unwrap();
     // Every item is looked up once: 1,200 batch items and 428 unary calls, except two in each round
     // and in the unary calls that never become a query.
     assert_eq!(cache.hits + cache.misses, 1_200 + 428 - 3 * 2, "{cache:?}");
@@ -150,7 +150,7 @@ async fn oversized_batch_is_rejected_whole() {
     let mut ask = async |count: usize, id: &str| {
         let request = pb::AuthorizeRequest {
             identity: Some(Identity::Principal(uid("User", id))),
-            ..question()
+            ..sample_request()
         };
         let batch = pb::BatchAuthorizeRequest {
             requests: vec![request; count],

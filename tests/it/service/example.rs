@@ -8,7 +8,7 @@ use pb::stream_authorize_response::Result as StreamResult;
 use pb::value::Kind;
 
 use super::{authorize, context, field, next};
-use crate::support::{Said, Server, parse_uid, request, shipped_policies, uid};
+use crate::support::{Answer, Server, parse_uid, request, shipped_policies, uid};
 
 /// principal, action, resource, context, whether it is allowed, determining policies
 pub(super) type Row = (
@@ -239,14 +239,14 @@ async fn example_table_holds_for_every_call_kind() {
             streamed[&(index as u64)],
             StreamResult::Response(answer.clone())
         );
-        let said = Said::from(answer);
-        let asked = format!("{principal} {resource}");
+        let answer = Answer::from(answer);
+        let case = format!("{principal} {resource}");
         assert_eq!(
-            (said.is_allow, &*said.determining),
+            (answer.is_allow, &*answer.determining),
             (is_allow, &*strings(determining)),
-            "{asked}"
+            "{case}"
         );
-        assert_eq!(said.revision, batch.revision);
+        assert_eq!(answer.revision, batch.revision);
     }
     let unidentified = pb::AuthorizeRequest {
         identity: None,

@@ -5,7 +5,7 @@ use std::fs;
 use cedar_pdp::api::grpc::pb;
 
 use super::example::example;
-use super::{authorize, question};
+use super::{authorize, sample_request};
 use crate::support::{Server, policy_directory, shipped_policies};
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn explanation_counts_unsatisfied_permits() {
     let server = Server::start(directory.path(), &[]);
     let explained = pb::AuthorizeRequest {
         explain: true,
-        ..question()
+        ..sample_request()
     };
     let answer = authorize(&server, explained).await.unwrap();
     assert_eq!(answer.errors.len(), 25);

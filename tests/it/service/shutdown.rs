@@ -11,8 +11,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::health::{wait_for_health, watch_health};
 use super::stream::{item, open_stream};
-use super::{ALL_ARE_PERMITTED, authorize, next, question};
-use crate::support::{PATIENCE, Server, policy_directory, request, shipped_policies};
+use super::{ALL_ARE_PERMITTED, authorize, next, sample_request};
+use crate::support::{Server, TIME_LIMIT, policy_directory, request, shipped_policies};
 
 /// A call that the server has begun to read, and that lasts until it is released.
 struct CallInFlight {
@@ -29,13 +29,13 @@ impl CallInFlight {
         let messages = futures_util::stream::once(async move {
             let _ = started.send(());
             let _ = released.await;
-            question()
+            sample_request()
         });
         let answer = tokio::spawn({
             let channel = channel.clone();
             async move {
                 let mut client = tonic::client::Grpc::new(channel);
-                client.ready().await.expect("the connection stands");
+                client.ready().await.expect("the connection is open");
                 let path =
                     http::uri::PathAndQuery::from_static("/pdp.v1.AuthorizationService/Authorize");
                 let codec =
@@ -53,14 +53,14 @@ impl CallInFlight {
         // arrived.
         let mut client =
             pb::authorization_service_client::AuthorizationServiceClient::<Channel>::new(channel);
-        client.authorize(question()).await.unwrap();
+        client.authorize(sample_request()).await.unwrap();
         Self { release, answer }
     }
 
     async fn finish(self) -> Result<pb::AuthorizeResponse, Status> {
         // The receiver is gone if the connection has ended.
         let _ = self.release.send(());
-        tokio::time::timeout(PATIENCE, self.answer)
+        tokio::time::timeout(TIME_LIMIT, self.answer)
             .await
             .expect("an answer in time")
             .unwrap()
@@ -81,7 +81,7 @@ async fn sigterm_finishes_calls_and_ends_streams() {
         .into_inner();
     next(&mut status).await.unwrap();
     let (items, mut answers) = open_stream(&server).await;
-    items.send(item(1, Some(question()))).await.unwrap();
+    items.send(item(1, Some(sample_request()))).await.unwrap();
     next(&mut answers).await.unwrap();
     let call = CallInFlight::begin(&server).await;
 
@@ -108,7 +108,7 @@ async fn sigterm_finishes_calls_and_ends_streams() {
 async fn sigint_stops_as_sigterm_does() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let mut server = Server::start(directory.path(), &[]);
-    authorize(&server, question()).await.unwrap();
+    authorize(&server, sample_request()).await.unwrap();
     server.signal("INT");
     assert_eq!(server.wait().code(), Some(0));
 }
@@ -155,7 +155,10 @@ async fn passed_deadline_has_its_status() {
         "{status:?}"
     );
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
 }

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use tonic_types::RpcStatusExt as _;
 
-use super::{ALL_ARE_PERMITTED, authorize, next, question};
+use super::{ALL_ARE_PERMITTED, authorize, next, sample_request};
 use crate::support::{Server, policy_directory, request, revision};
 
 /// Opens a stream; returns its sender and its answers.
@@ -48,7 +48,7 @@ async fn stream_answers_carry_correlation_ids() {
     // The service does not interpret the client's numbers: duplicates are fine.
     let ids = [7, 0, u64::MAX, 7];
     for id in ids {
-        items.send(item(id, Some(question()))).await.unwrap();
+        items.send(item(id, Some(sample_request()))).await.unwrap();
     }
     drop(items);
     let mut answered = Vec::new();
@@ -74,7 +74,7 @@ async fn failed_item_leaves_the_stream_open() {
     assert_eq!(Code::from(error.code), Code::InvalidArgument);
     let details = error.get_details_bad_request().unwrap();
     assert_eq!(details.field_violations[0].field, "principal");
-    items.send(item(2, Some(question()))).await.unwrap();
+    items.send(item(2, Some(sample_request()))).await.unwrap();
     let answer = next(&mut answers).await.unwrap().unwrap();
     assert!(matches!(answer.result, Some(StreamResult::Response(_))));
 }
@@ -88,7 +88,7 @@ async fn open_stream_sees_every_reload() {
     for text in [ALL_ARE_PERMITTED, "forbid (principal, action, resource);"] {
         fs::write(directory.path().join("a.cedar"), text).unwrap();
         store.reload(pb::ReloadRequest {}).await.unwrap();
-        items.send(item(1, Some(question()))).await.unwrap();
+        items.send(item(1, Some(sample_request()))).await.unwrap();
         let answer = next(&mut answers).await.unwrap().unwrap();
         let Some(StreamResult::Response(answer)) = answer.result else {
             panic!("{answer:?}");
@@ -117,7 +117,7 @@ async fn too_many_matching_policies_reject_the_request() {
     let server = Server::start(directory.path(), &["--max-candidates", "5"]);
     server.wait_for_log("7 policies, `a.cedar#10` among them, may match one and the same request");
     server.wait_for_log("raise `--max-candidates`");
-    let told = "more than 5 policies match this principal, action and resource; `max_candidates` \
+    let message = "more than 5 policies match this principal, action and resource; `max_candidates` \
                 allows no more";
 
     // Five policies match the user `few`, which is the limit.
@@ -133,9 +133,9 @@ async fn too_many_matching_policies_reject_the_request() {
         };
         // The rejection is not cached as another result.
         for _ in 0..2 {
-            let refused = authorize(&server, request.clone()).await.unwrap_err();
-            assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
-            assert_eq!(refused.message(), told);
+            let rejected = authorize(&server, request.clone()).await.unwrap_err();
+            assert_eq!(rejected.code(), Code::ResourceExhausted, "{rejected:?}");
+            assert_eq!(rejected.message(), message);
         }
 
         let mut client = server.authorization().await;
@@ -149,7 +149,7 @@ async fn too_many_matching_policies_reject_the_request() {
             .collect();
         let [
             BatchResult::Response(few),
-            BatchResult::Error(refused),
+            BatchResult::Error(rejected),
             BatchResult::Response(alice),
         ] = &results[..]
         else {
@@ -157,8 +157,8 @@ async fn too_many_matching_policies_reject_the_request() {
         };
         assert_eq!(few.decision(), pb::Decision::Allow);
         assert_eq!(alice.decision(), pb::Decision::Allow);
-        assert_eq!(Code::from(refused.code), Code::ResourceExhausted);
-        assert_eq!(refused.message, told);
+        assert_eq!(Code::from(rejected.code), Code::ResourceExhausted);
+        assert_eq!(rejected.message, message);
 
         let (items, mut answers) = open_stream(&server).await;
         for (id, request) in [(1, request), (2, of_user("few"))] {
@@ -166,11 +166,11 @@ async fn too_many_matching_policies_reject_the_request() {
         }
         let answer = next(&mut answers).await.unwrap().unwrap();
         assert_eq!(answer.correlation_id, 1);
-        let Some(StreamResult::Error(refused)) = answer.result else {
+        let Some(StreamResult::Error(rejected)) = answer.result else {
             panic!("{answer:?}");
         };
-        assert_eq!(Code::from(refused.code), Code::ResourceExhausted);
-        assert_eq!(refused.message, told);
+        assert_eq!(Code::from(rejected.code), Code::ResourceExhausted);
+        assert_eq!(rejected.message, message);
         let answer = next(&mut answers).await.unwrap().unwrap();
         assert_eq!(answer.correlation_id, 2);
         let Some(StreamResult::Response(few)) = answer.result else {

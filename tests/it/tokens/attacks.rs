@@ -6,7 +6,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use tokio_stream::iter;
 
-use super::setup::{House, Plan, claims, es256, now, reason, request, with};
+use super::setup::{TokenOptions, TokenService, claims, es256, now, reason, request, with};
 use crate::support::signer::{Signer, encoded};
 
 /// Returns the attacks: name, token, and the reason for its rejection.
@@ -164,32 +164,37 @@ fn attacks(
     ]
 }
 
-fn house(key: &Signer, rsa: &Signer) -> House {
+fn start_service(key: &Signer, rsa: &Signer) -> TokenService {
     let list = format!(
         "[[revoked]]\njti = \"revoked\"\n[[revoked]]\nissuer = \"{}\"\nsub = \"mallory\"\n",
         super::setup::ISSUER
     );
-    let plan = Plan {
+    let options = TokenOptions {
         revocations: Some(&list),
-        ..Plan::default()
+        ..TokenOptions::default()
     };
-    House::planned(&[key, rsa], &plan)
+    TokenService::start_with(&[key, rsa], &options)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_attack_is_refused_for_its_own_reason() {
+async fn every_attack_is_rejected_for_its_own_reason() {
     let (key, rsa) = (es256("k"), Signer::new("r", Algorithm::RS256));
-    let house = house(&key, &rsa);
+    let service = start_service(&key, &rsa);
     for good in [key.token(&claims()), rsa.token(&claims())] {
-        assert!(house.ask(&good, "read").await.unwrap());
+        assert!(service.is_allowed(&good, "read").await.unwrap());
     }
     let attacks = attacks(&key, &rsa, &es256("k"));
     for (attack, token, wanted) in &attacks {
-        assert_eq!(&house.refused(token).await, wanted, "{attack}");
+        assert_eq!(&service.rejection_reason(token).await, wanted, "{attack}");
     }
     // No attack was cached, and valid tokens are still accepted.
-    assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
-    let log = house.server.log();
+    assert!(
+        service
+            .is_allowed(&key.token(&claims()), "read")
+            .await
+            .unwrap()
+    );
+    let log = service.server.log();
     for (attack, token, _) in &attacks {
         let claims = token.split('.').nth(1).unwrap_or_default();
         assert!(
@@ -204,7 +209,7 @@ async fn every_attack_is_refused_for_its_own_reason() {
 async fn batches_and_streams_reject_bad_tokens() {
     // Other items are answered.
     let (key, rsa) = (es256("k"), Signer::new("r", Algorithm::RS256));
-    let house = house(&key, &rsa);
+    let service = start_service(&key, &rsa);
     let good = key.token(&claims());
     let attacks = attacks(&key, &rsa, &es256("k"));
     // A valid token before, between and after them.
@@ -219,13 +224,13 @@ async fn batches_and_streams_reject_bad_tokens() {
         .chain([None])
         .collect();
     let requests: Vec<_> = tokens.iter().map(|token| request(token, "read")).collect();
-    let mut client = house.client().await;
+    let mut client = service.client().await;
 
     let batch = pb::BatchAuthorizeRequest {
         requests: requests.clone(),
     };
     let answered = client.batch_authorize(batch).await.unwrap().into_inner();
-    let said: Vec<Option<String>> = answered
+    let reasons: Vec<Option<String>> = answered
         .results
         .into_iter()
         .map(|result| match result.result.unwrap() {
@@ -237,7 +242,7 @@ async fn batches_and_streams_reject_bad_tokens() {
         })
         .collect();
     assert_eq!(
-        said.iter().map(Option::as_deref).collect::<Vec<_>>(),
+        reasons.iter().map(Option::as_deref).collect::<Vec<_>>(),
         wanted
     );
 
@@ -253,14 +258,14 @@ async fn batches_and_streams_reject_bad_tokens() {
         .await
         .unwrap()
         .into_inner();
-    let mut said = vec![None; wanted.len()];
+    let mut reasons = vec![None; wanted.len()];
     while let Some(answer) = answers.message().await.unwrap() {
         if let pb::stream_authorize_response::Result::Error(error) = answer.result.unwrap() {
-            said[usize::try_from(answer.correlation_id).unwrap()] = Some(reason(&status(error)));
+            reasons[usize::try_from(answer.correlation_id).unwrap()] = Some(reason(&status(error)));
         }
     }
     assert_eq!(
-        said.iter().map(Option::as_deref).collect::<Vec<_>>(),
+        reasons.iter().map(Option::as_deref).collect::<Vec<_>>(),
         wanted
     );
 }
@@ -276,7 +281,7 @@ fn status(error: tonic_types::Status) -> tonic::Status {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_issuers_file_no_token_is_believed() {
+async fn tokens_are_rejected_without_issuers_file() {
     let policies =
         crate::support::policy_directory(&[("a.cedar", "permit(principal, action, resource);")]);
     let server = crate::support::Server::start(
@@ -285,7 +290,7 @@ async fn without_an_issuers_file_no_token_is_believed() {
     );
     let mut client = server.authorization().await;
     for token in ["", "x.y.z", &es256("k").token(&claims())] {
-        let refused = client.authorize(request(token, "read")).await.unwrap_err();
-        assert_eq!(reason(&refused), "TOKENS_NOT_CONFIGURED");
+        let rejected = client.authorize(request(token, "read")).await.unwrap_err();
+        assert_eq!(reason(&rejected), "TOKENS_NOT_CONFIGURED");
     }
 }

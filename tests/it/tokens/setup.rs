@@ -55,15 +55,15 @@ optional = true
 "#;
 
 /// A service that accepts tokens, and the directory of its keys and lists.
-pub(crate) struct House {
+pub(crate) struct TokenService {
     pub(crate) server: Server,
     pub(crate) dir: TempDir,
     /// Directories that must exist while the service runs.
-    kept: Vec<TempDir>,
+    directories: Vec<TempDir>,
 }
 
 /// The initial content of the files.
-pub(crate) struct Plan<'a> {
+pub(crate) struct TokenOptions<'a> {
     /// Lines of `[[issuer]]`: the source of keys and further settings.
     pub(crate) issuer: &'a str,
     pub(crate) mapping: &'a str,
@@ -71,7 +71,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) arguments: &'a [&'a str],
 }
 
-impl Default for Plan<'_> {
+impl Default for TokenOptions<'_> {
     fn default() -> Self {
         Self {
             issuer: "keys_file = \"jwks.json\"",
@@ -82,13 +82,13 @@ impl Default for Plan<'_> {
     }
 }
 
-impl House {
+impl TokenService {
     /// Starts a service whose issuer has these keys in a file.
     pub(crate) fn start(signers: &[&Signer]) -> Self {
-        Self::planned(signers, &Plan::default())
+        Self::start_with(signers, &TokenOptions::default())
     }
 
-    pub(crate) fn planned(signers: &[&Signer], plan: &Plan<'_>) -> Self {
+    pub(crate) fn start_with(signers: &[&Signer], options: &TokenOptions<'_>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("jwks.json"), jwks(signers)).unwrap();
         let issuers = format!(
@@ -99,17 +99,17 @@ audiences = ["pdp"]
 algorithms = ["ES256", "RS256", "EdDSA"]
 {}
 {}"#,
-            plan.issuer, plan.mapping
+            options.issuer, options.mapping
         );
         let file = dir.path().join("issuers.toml");
         fs::write(&file, issuers).unwrap();
         let mut arguments = vec!["--tokens", file.to_str().unwrap()];
         let revocations = dir.path().join("revoked.toml");
-        if let Some(text) = plan.revocations {
+        if let Some(text) = options.revocations {
             fs::write(&revocations, text).unwrap();
             arguments.extend(["--revocations", revocations.to_str().unwrap()]);
         }
-        arguments.extend(plan.arguments);
+        arguments.extend(options.arguments);
         let policies = crate::support::policy_directory(&[
             ("policies.cedar", POLICIES),
             ("schema.cedarschema", SCHEMA),
@@ -119,13 +119,13 @@ algorithms = ["ES256", "RS256", "EdDSA"]
         Self {
             server,
             dir,
-            kept: vec![policies],
+            directories: vec![policies],
         }
     }
 
     /// Keeps `dir` while the service runs.
-    pub(crate) fn keeping(mut self, dir: TempDir) -> Self {
-        self.kept.push(dir);
+    pub(crate) fn with_directory(mut self, dir: TempDir) -> Self {
+        self.directories.push(dir);
         self
     }
 
@@ -138,18 +138,18 @@ algorithms = ["ES256", "RS256", "EdDSA"]
     }
 
     /// Returns whether the owner of `token` may do `action`.
-    pub(crate) async fn ask(&self, token: &str, action: &str) -> Result<bool, Status> {
+    pub(crate) async fn is_allowed(&self, token: &str, action: &str) -> Result<bool, Status> {
         let mut client = self.client().await;
-        ask(&mut client, request(token, action)).await
+        is_allowed(&mut client, request(token, action)).await
     }
 
     /// Returns the reason why `token` is rejected.
-    pub(crate) async fn refused(&self, token: &str) -> String {
-        reason(&self.ask(token, "read").await.unwrap_err())
+    pub(crate) async fn rejection_reason(&self, token: &str) -> String {
+        reason(&self.is_allowed(token, "read").await.unwrap_err())
     }
 }
 
-pub(crate) async fn ask(
+pub(crate) async fn is_allowed(
     client: &mut AuthorizationServiceClient<Channel>,
     request: pb::AuthorizeRequest,
 ) -> Result<bool, Status> {

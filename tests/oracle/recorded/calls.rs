@@ -46,10 +46,10 @@ impl Call {
 
     /// Sends the same requests in one of the three ways, mostly the first.
     pub(super) fn drawn(rng: &mut Rng, mut requests: impl FnMut(&mut Rng) -> Vec<u8>) -> Self {
-        let way = rng.below(10);
-        let count = if way < 8 { 1 } else { rng.between(0, 8) };
+        let mode = rng.below(10);
+        let count = if mode < 8 { 1 } else { rng.between(0, 8) };
         let requests: Vec<_> = (0..count).map(|_| requests(rng)).collect();
-        match way {
+        match mode {
             8 => Self::batch(&requests),
             9 => Self::stream(&requests),
             _ => Self::unary(&requests.concat()),

@@ -12,7 +12,7 @@ const DECISION_ID: u64 = 6;
 /// Formats the reply to a call of `method`.
 pub(super) fn text(method: &str, outcome: &Outcome) -> String {
     let mut text = format!("{} ", outcome.http);
-    if let Some(broken) = &outcome.broken {
+    if let Some(broken) = &outcome.h2_error {
         text.push_str(&format!("broken {:?} ", broken.reason()));
     }
     match &outcome.status {

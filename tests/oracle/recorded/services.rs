@@ -12,11 +12,11 @@ use tempfile::TempDir;
 use super::calls::{self, Call};
 use super::message::Request;
 use crate::rng::Rng;
-use crate::world::World;
+use crate::scenario::Scenario;
 use cedar_pdp_test_support as support;
 
 /// The number of services with a generated scenario, and of queries for each.
-const WORLDS: usize = 24;
+const SCENARIOS: usize = 24;
 const QUERIES: usize = 220;
 
 /// A service and its calls.
@@ -62,10 +62,10 @@ impl Service {
 /// Creates all services with `count` calls in all.
 pub(super) fn all(seed: u64, count: usize) -> Vec<Service> {
     let share = |thousandths: usize| count * thousandths / 1_000;
-    let mut services: Vec<Service> = (0..WORLDS)
+    let mut services: Vec<Service> = (0..SCENARIOS)
         .map(|number| {
             let mut rng = Rng::new(seed.wrapping_add(number as u64));
-            world(&mut rng, number, share(30))
+            scenario(&mut rng, number, share(30))
         })
         .collect();
     let mut rng = Rng::named(seed, "services");
@@ -80,10 +80,10 @@ pub(super) fn all(seed: u64, count: usize) -> Vec<Service> {
 }
 
 /// Draws a policy directory with drawn settings.
-fn world(rng: &mut Rng, number: usize, count: usize) -> Service {
+fn scenario(rng: &mut Rng, number: usize, count: usize) -> Service {
     let settings = crate::settings(rng);
-    let world = World::draw(rng, settings.validation);
-    let files = world.files();
+    let scenario = Scenario::draw(rng, settings.validation);
+    let files = scenario.files();
     let files: Vec<(&str, &str)> = files
         .iter()
         .map(|(path, text)| (path.as_str(), text.as_str()))
@@ -101,7 +101,7 @@ fn world(rng: &mut Rng, number: usize, count: usize) -> Service {
         2 => service.add(&["--anonymous-principal", "User::\"a\""]),
         _ => {}
     }
-    let queries = crate::requests::draw(rng, &world, QUERIES);
+    let queries = crate::requests::draw(rng, &scenario, QUERIES);
     service.calls = calls::draw(rng, &queries, count);
     service
 }

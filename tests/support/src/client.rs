@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use cedar_pdp::api::grpc::pb;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::PATIENCE;
+use crate::TIME_LIMIT;
 
 /// Connects to `address`, as the server printed it.
 pub async fn channel(address: &str) -> Channel {
@@ -24,7 +24,7 @@ pub async fn channel(address: &str) -> Channel {
 /// Fetches the page at `path` of the admin server at `admin`.
 pub fn get(admin: &str, path: &str) -> String {
     let mut stream = std::net::TcpStream::connect(admin).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n"
@@ -69,13 +69,13 @@ pub fn value(kind: pb::value::Kind) -> pb::Value {
 
 /// The parts of a response that tests compare.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Said {
+pub struct Answer {
     pub is_allow: bool,
     pub determining: Vec<String>,
     pub revision: String,
 }
 
-impl From<pb::AuthorizeResponse> for Said {
+impl From<pb::AuthorizeResponse> for Answer {
     fn from(response: pb::AuthorizeResponse) -> Self {
         assert_ne!(response.decision(), pb::Decision::Unspecified);
         Self {

@@ -50,24 +50,29 @@ pub fn call_headers() -> Vec<u8> {
 }
 
 /// Returns the preface and an empty SETTINGS frame.
-pub fn hello() -> Vec<u8> {
+pub fn client_preface() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
 /// Sends bytes over a new connection, and reads the response if `reading`. Stops when the server
 /// closes or `time_limit` ends. Returns the bytes read, and whether the server closed.
-pub fn throw(address: &str, bytes: &[u8], reading: bool, patience: Duration) -> (Vec<u8>, bool) {
+pub fn send_bytes(
+    address: &str,
+    bytes: &[u8],
+    reading: bool,
+    time_limit: Duration,
+) -> (Vec<u8>, bool) {
     let mut socket = TcpStream::connect(address).expect("the server accepts");
     let mut reader = socket.try_clone().unwrap();
-    socket.set_write_timeout(Some(patience)).unwrap();
+    socket.set_write_timeout(Some(time_limit)).unwrap();
     reader
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     std::thread::scope(|scope| {
         let read = scope.spawn(move || {
             let (mut all, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
-            while begun.elapsed() < patience {
+            while started.elapsed() < time_limit {
                 if !reading {
                     std::thread::sleep(Duration::from_millis(20));
                     continue;

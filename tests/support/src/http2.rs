@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::PATIENCE;
+use crate::TIME_LIMIT;
 use crate::protobuf::framed;
 
 pub const AUTHORIZE: &str = "/pdp.v1.AuthorizationService/Authorize";
@@ -20,7 +20,7 @@ pub const BATCH: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 pub const STREAM: &str = "/pdp.v1.AuthorizationService/StreamAuthorize";
 
 /// Returns settings under which flow control delays no answer.
-pub fn with_wide_windows() -> h2::client::Builder {
+pub fn wide_windows() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(1 << 20)
@@ -29,12 +29,12 @@ pub fn with_wide_windows() -> h2::client::Builder {
 }
 
 /// One client connection.
-pub struct Caller {
+pub struct Http2Client {
     sender: SendRequest<Bytes>,
     driver: JoinHandle<()>,
 }
 
-impl Drop for Caller {
+impl Drop for Http2Client {
     fn drop(&mut self) {
         self.driver.abort();
     }
@@ -50,7 +50,7 @@ pub struct Outcome {
     /// The messages, without their prefixes.
     pub messages: Vec<Bytes>,
     /// The HTTP/2 error that ended the call.
-    pub broken: Option<h2::Error>,
+    pub h2_error: Option<h2::Error>,
 }
 
 impl Outcome {
@@ -64,8 +64,8 @@ impl Outcome {
 
     /// Returns whether a service that shuts down rejected the call before processing it: with
     /// UNAVAILABLE, or by HTTP/2, so that the client may retry. A lost call is neither.
-    pub fn is_turned_away(&self) -> bool {
-        match &self.broken {
+    pub fn is_retryable_rejection(&self) -> bool {
+        match &self.h2_error {
             None => self.code() == Code::Unavailable,
             Some(error) => match error.reason() {
                 Some(Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
@@ -92,7 +92,7 @@ impl Outcome {
 }
 
 /// Returns the fields that `google.rpc.BadRequest` names.
-pub fn fields_of(status: &Status) -> Vec<String> {
+pub fn violated_fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let violations = details
         .bad_request()
@@ -112,23 +112,23 @@ pub fn post(path: &str) -> http::request::Builder {
         .header("content-type", "application/grpc")
 }
 
-impl Caller {
+impl Http2Client {
     /// Connects to `address` with wide windows.
     pub async fn connect(address: &str) -> Self {
-        Self::connect_as(address, &with_wide_windows()).await
+        Self::connect_with(address, &wide_windows()).await
     }
 
     /// Connects with these settings.
-    pub async fn connect_as(address: &str, builder: &h2::client::Builder) -> Self {
+    pub async fn connect_with(address: &str, builder: &h2::client::Builder) -> Self {
         let socket = TcpStream::connect(address)
             .await
             .expect("the server accepts");
         socket.set_nodelay(true).unwrap();
-        Self::over(socket, builder).await
+        Self::from_stream(socket, builder).await
     }
 
     /// Performs the HTTP/2 handshake on an open connection.
-    pub async fn over(
+    pub async fn from_stream(
         socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         builder: &h2::client::Builder,
     ) -> Self {
@@ -157,15 +157,15 @@ impl Caller {
                     let _ = call.body.send_data(body.into(), true);
                     call.outcome().await
                 }
-                Err(broken) => Outcome {
+                Err(h2_error) => Outcome {
                     http: 0,
                     status: None,
                     messages: vec![],
-                    broken: Some(broken),
+                    h2_error: Some(h2_error),
                 },
             }
         };
-        tokio::time::timeout(PATIENCE, whole)
+        tokio::time::timeout(TIME_LIMIT, whole)
             .await
             .expect("the call ends")
     }
@@ -191,23 +191,23 @@ impl Call {
 
     /// Reads the answer to its end.
     pub async fn outcome(self) -> Outcome {
-        outcome_of(self.response).await
+        read_outcome(self.response).await
     }
 }
 
 /// Reads the answer to a call, whose body may still be in progress.
-pub async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
+pub async fn read_outcome(response: h2::client::ResponseFuture) -> Outcome {
     let mut outcome = Outcome {
         http: 0,
         status: None,
         messages: vec![],
-        broken: None,
+        h2_error: None,
     };
     let response = match response.await {
         Ok(response) => response,
-        Err(broken) => {
+        Err(h2_error) => {
             return Outcome {
-                broken: Some(broken),
+                h2_error: Some(h2_error),
                 ..outcome
             };
         }
@@ -216,9 +216,9 @@ pub async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
     outcome.status = Status::from_header_map(response.headers());
     let (body, trailers) = match read(response.into_body()).await {
         Ok(read) => read,
-        Err(broken) => {
+        Err(h2_error) => {
             return Outcome {
-                broken: Some(broken),
+                h2_error: Some(h2_error),
                 ..outcome
             };
         }

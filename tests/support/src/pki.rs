@@ -92,19 +92,19 @@ impl Authority {
     }
 
     /// Writes the server's pair to `tls.crt` and `tls.key`, and returns the options that name them.
-    pub fn serve_with(&self, pair: &Pair) -> [String; 4] {
+    pub fn tls_options(&self, pair: &Pair) -> [String; 4] {
         let (certificate, key) = (self.path("tls.crt"), self.path("tls.key"));
         pair.write(&certificate, &key);
         [
             "--tls-cert".to_owned(),
-            shown(&certificate),
+            path_string(&certificate),
             "--tls-key".to_owned(),
-            shown(&key),
+            path_string(&key),
         ]
     }
 
     /// Connects to `address` over TLS, with ALPN for HTTP/2.
-    pub async fn shake_hands(&self, address: &str) -> TlsStream<TcpStream> {
+    pub async fn connect_tls(&self, address: &str) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.as_ref().der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -122,7 +122,7 @@ impl Authority {
     }
 
     /// Returns the TLS configuration of a client that trusts this authority.
-    pub fn caller(&self, own: Option<&Pair>) -> ClientTlsConfig {
+    pub fn client_tls(&self, own: Option<&Pair>) -> ClientTlsConfig {
         let config = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.pem()))
             .domain_name("pdp.test");
@@ -141,7 +141,7 @@ impl Pair {
     }
 }
 
-pub fn shown(path: &Path) -> String {
+pub fn path_string(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 

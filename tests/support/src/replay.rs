@@ -48,11 +48,11 @@ impl Replay {
             let stored = entities
                 .get(&key)
                 .filter(|_| claimed["stored"] != "replace");
-            let principal = joined(&line["principal"], stored, claimed);
+            let principal = merge_principal(&line["principal"], stored, claimed);
             entities.insert(key, principal);
         }
-        let brought = line.get("entities").and_then(Json::as_array);
-        entities.extend(brought.into_iter().flatten().cloned().map(by_uid));
+        let request_entities = line.get("entities").and_then(Json::as_array);
+        entities.extend(request_entities.into_iter().flatten().cloned().map(by_uid));
         let entities = Entities::from_json_value(entities.into_values().collect(), None).unwrap();
         let answer = Authorizer::new().is_authorized(&request.unwrap(), &self.policies, &entities);
         let decision = match answer.decision() {
@@ -73,7 +73,7 @@ impl Replay {
             })
             .collect();
         erring.sort();
-        let said = |list: &Json, field: Option<&str>| -> Vec<String> {
+        let ids_in = |list: &Json, field: Option<&str>| -> Vec<String> {
             let items = list.as_array().into_iter().flatten();
             let ids = items.map(|item| field.map_or(item, |field| &item[field]));
             let mut ids: Vec<_> = ids.map(|id| id.as_str().unwrap().to_owned()).collect();
@@ -82,11 +82,11 @@ impl Replay {
         };
         assert_eq!(line["decision"], decision, "{line}");
         assert_eq!(
-            said(&line["determining_policies"], None),
+            ids_in(&line["determining_policies"], None),
             determining,
             "{line}"
         );
-        assert_eq!(said(&line["errors"], Some("policy")), erring, "{line}");
+        assert_eq!(ids_in(&line["errors"], Some("policy")), erring, "{line}");
     }
 }
 
@@ -95,7 +95,7 @@ fn by_uid(entity: Json) -> (String, Json) {
 }
 
 /// Merges the principal of a token: its stored entity, if any is used, and the token's claims.
-fn joined(uid: &Json, stored: Option<&Json>, claimed: &Json) -> Json {
+fn merge_principal(uid: &Json, stored: Option<&Json>, claimed: &Json) -> Json {
     let map = |entity: &Json, field: &str| -> Map<String, Json> {
         entity[field].as_object().cloned().unwrap_or_default()
     };

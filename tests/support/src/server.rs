@@ -11,9 +11,9 @@ use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationService
 use cedar_pdp::api::grpc::pb::policy_store_service_client::PolicyStoreServiceClient;
 use tonic::transport::Channel;
 
-use crate::PATIENCE;
+use crate::TIME_LIMIT;
 use crate::client::channel;
-use crate::waiting::{comes_true, comes_true_blocking};
+use crate::waiting::{poll_until, poll_until_blocking};
 
 /// Returns the path of the server binary: the one that cargo built for the tests, or the one in
 /// `CEDAR_PDP_TEST_BINARY`, such as a release build.
@@ -36,11 +36,11 @@ pub fn command() -> Command {
 }
 
 /// Returns the command `cedar-pdp serve` for `policies` and a free port, with further arguments.
-pub fn serving(policies: &Path, arguments: &[&str]) -> Command {
-    serving_on(&["127.0.0.1:0"], policies, arguments)
+pub fn serve_command(policies: &Path, arguments: &[&str]) -> Command {
+    serve_command_on(&["127.0.0.1:0"], policies, arguments)
 }
 
-fn serving_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
+fn serve_command_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
     let mut command = command();
     command.arg("serve").arg("--policies").arg(policies);
     for address in listen {
@@ -76,12 +76,12 @@ impl Server {
     /// Starts `cedar-pdp serve` for `policies` on a free port with further arguments, and waits
     /// until it listens.
     pub fn start(policies: &Path, arguments: &[&str]) -> Self {
-        Self::spawn(serving(policies, arguments), 1)
+        Self::spawn(serve_command(policies, arguments), 1)
     }
 
     /// Starts the server on these addresses.
     pub fn start_listening(policies: &Path, listen: &[&str], arguments: &[&str]) -> Self {
-        Self::spawn(serving_on(listen, policies, arguments), listen.len())
+        Self::spawn(serve_command_on(listen, policies, arguments), listen.len())
     }
 
     /// Runs `command` and waits until it has printed `addresses` addresses.
@@ -94,17 +94,18 @@ impl Server {
             .expect("the server binary runs");
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let kept = Arc::clone(&stderr);
+        let shared_log = Arc::clone(&stderr);
         let stderr_reader = std::thread::spawn(move || {
             let mut line = Vec::new();
             while log.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                kept.lock()
+                shared_log
+                    .lock()
                     .unwrap()
                     .push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
         });
-        let (tell_admin, admin) = mpsc::channel();
+        let (admin_sender, admin) = mpsc::channel();
         let mut server = Self {
             child,
             addresses: Vec::new(),
@@ -130,7 +131,7 @@ impl Server {
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 if let Some(address) = line.strip_prefix("admin on ") {
-                    let _ = tell_admin.send(address.to_owned());
+                    let _ = admin_sender.send(address.to_owned());
                 }
             }
         });
@@ -140,8 +141,8 @@ impl Server {
     /// Returns the address of the admin server. Can be called once.
     pub fn admin(&self) -> String {
         self.admin
-            .recv_timeout(PATIENCE)
-            .expect("it has a door for operators")
+            .recv_timeout(TIME_LIMIT)
+            .expect("the server has an admin server")
     }
 
     /// Returns the first address.
@@ -161,13 +162,17 @@ impl Server {
 
     /// Waits until the log contains `text`.
     pub fn wait_for_log(&self, text: &str) {
-        let is_logged = comes_true_blocking(|| self.log().contains(text));
+        let is_logged = poll_until_blocking(|| self.log().contains(text));
         assert!(is_logged, "`{text}` was never logged:\n{}", self.log());
     }
 
     /// Waits until `condition` returns true. Panics with `what` and the log if it never does.
-    pub async fn eventually(&self, what: &str, holds: impl AsyncFnMut() -> bool) {
-        assert!(comes_true(holds).await, "timed out: {what}\n{}", self.log());
+    pub async fn eventually(&self, what: &str, condition: impl AsyncFnMut() -> bool) {
+        assert!(
+            poll_until(condition).await,
+            "timed out: {what}\n{}",
+            self.log()
+        );
     }
 
     /// Returns whether the process still runs.
@@ -187,7 +192,7 @@ impl Server {
 
     /// Waits until the process exits by itself.
     pub fn wait(&mut self) -> ExitStatus {
-        let has_ended = comes_true_blocking(|| !self.is_alive());
+        let has_ended = poll_until_blocking(|| !self.is_alive());
         assert!(has_ended, "the server does not end:\n{}", self.log());
         if let Some(reader) = self.stderr_reader.take() {
             reader.join().unwrap();
@@ -247,7 +252,7 @@ impl Drop for Server {
 pub async fn wait_for_status(
     server: &Server,
     what: &str,
-    mut holds: impl FnMut(&pb::StoreStatus) -> bool,
+    mut condition: impl FnMut(&pb::StoreStatus) -> bool,
 ) -> pb::StoreStatus {
     let mut store = server.policy_store().await;
     let mut watch = store
@@ -261,15 +266,15 @@ pub async fn wait_for_status(
                 .message()
                 .await
                 .unwrap()
-                .expect("the watch goes on")
+                .expect("the watch stays open")
                 .status
                 .unwrap();
-            if holds(&status) {
+            if condition(&status) {
                 return status;
             }
         }
     };
-    match tokio::time::timeout(PATIENCE, waiting).await {
+    match tokio::time::timeout(TIME_LIMIT, waiting).await {
         Ok(status) => status,
         Err(_) => panic!("the status never showed {what}:\n{}", server.log()),
     }

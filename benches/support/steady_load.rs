@@ -21,7 +21,7 @@ const MOST_IN_FLIGHT: usize = 100_000;
 /// The start and latency of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    pub begun: Instant,
+    pub started: Instant,
     pub took: Duration,
 }
 
@@ -76,11 +76,11 @@ async fn call(
         in_flight.spawn_local(async move {
             let request = requests.get(turn % requests.len()).cloned();
             let request = request.context("there are requests")?;
-            let begun = Instant::now();
+            let started = Instant::now();
             client.authorize(request).await?;
             Ok(Call {
-                begun,
-                took: begun.elapsed(),
+                started,
+                took: started.elapsed(),
             })
         });
         turn += 1;

@@ -1,7 +1,7 @@
 //! Hand-written cases that are easy to get wrong, each described by its name; Cedar decides here
 //! too.
 
-mod lookups;
+mod entity_reads;
 mod reloads;
 
 use cedar_pdp::pdp::Settings;
@@ -9,7 +9,7 @@ use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use cedar_pdp::pdp::settings::{OnPolicyError, Validation};
 
-use crate::checked_engine::House;
+use crate::checked_engine::EngineUnderTest;
 use crate::plain::{Expected, Plain};
 
 const OFF: Settings = Settings {
@@ -77,7 +77,7 @@ fn entity<const N: usize>(uid: Uid, parents: [Uid; N]) -> RequestEntity {
 /// The expected result: a decision and its determining policies, or `None` for a rejection.
 type Outcome<'a> = Option<(Decision, &'a [&'a str])>;
 
-const REFUSED: Outcome<'static> = None;
+const REJECTED: Outcome<'static> = None;
 
 fn allowed<'a>(by: &'a [&'a str]) -> Outcome<'a> {
     Some((Decision::Allow, by))
@@ -94,12 +94,12 @@ fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<
         .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
         .collect();
     let plain = Plain::load(&files, &settings).unwrap();
-    let mut house = House::new(settings, 1 << 20);
-    let snapshot = house.load(&files).unwrap();
+    let mut engine = EngineUnderTest::new(settings, 1 << 20);
+    let snapshot = engine.load(&files).unwrap();
     for (query, outcome) in queries {
         let expected = plain.authorize(query);
         let is_as_said = match (&expected, outcome) {
-            (Expected::Refused(_), None) => true,
+            (Expected::Rejected(_), None) => true,
             (
                 Expected::Answered {
                     allow, determining, ..
@@ -108,8 +108,8 @@ fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<
             ) => *allow == (*decision == Decision::Allow) && determining == by,
             _ => false,
         };
-        assert!(is_as_said, "Cedar says {expected:#?} to {query:#?}");
-        if let Err(why) = house.check(&snapshot, query, &expected) {
+        assert!(is_as_said, "Cedar answers {expected:#?} to {query:#?}");
+        if let Err(why) = engine.check(&snapshot, query, &expected) {
             panic!("{why}\nexpected {expected:#?}\nasked {query:#?}");
         }
     }
@@ -333,13 +333,13 @@ fn request_entities_are_checked() {
             ("entities.json", STAFF),
         ],
         &[
-            (sending([entity(group("staff"), [group("team")])]), REFUSED),
-            (sending([entity(group("x"), [group("x")])]), REFUSED),
+            (sending([entity(group("staff"), [group("team")])]), REJECTED),
+            (sending([entity(group("x"), [group("x")])]), REJECTED),
             (
                 sending([entity(group("x"), []), entity(group("x"), [])]),
-                REFUSED,
+                REJECTED,
             ),
-            (sending([entity(Uid::new("Action", "read"), [])]), REFUSED),
+            (sending([entity(Uid::new("Action", "read"), [])]), REJECTED),
             (sending([entity(group("x"), [])]), allowed(&["p.cedar#0"])),
         ],
     );
@@ -511,7 +511,7 @@ forbid(principal, action, resource) when { context.price + 1 == 2 };"#,
         &[
             (price("1.0"), allowed(&["p.cedar#0"])),
             (price("1.00"), allowed(&["p.cedar#0"])),
-            (price("one"), REFUSED),
+            (price("one"), REJECTED),
         ],
     );
 }
@@ -601,10 +601,10 @@ fn entities_are_checked_with_validation_off() {
             (ill_typed(), allowed(&["p.cedar#0"])),
             (stranger(), allowed(&["p.cedar#0"])),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
-            (level(Value::Bool(true)), REFUSED),
+            (level(Value::Bool(true)), REJECTED),
             (child_of(group("team")), allowed(&["p.cedar#0"])),
-            (child_of(user("bob")), REFUSED),
-            (robot(), REFUSED),
+            (child_of(user("bob")), REJECTED),
+            (robot(), REJECTED),
         ],
     );
     let warn = Settings {
@@ -615,8 +615,8 @@ fn entities_are_checked_with_validation_off() {
         warn,
         &files,
         &[
-            (ill_typed(), REFUSED),
-            (stranger(), REFUSED),
+            (ill_typed(), REJECTED),
+            (stranger(), REJECTED),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
             // The validator rejects the policy, which is loaded anyway and fails here.
             (ann_reads(), denied(&[])),

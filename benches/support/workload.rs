@@ -10,9 +10,9 @@ use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
 use tempfile::TempDir;
 
-use super::dataset::{Ask, Dataset};
+use super::dataset::{Dataset, DrawnRequest};
 use super::load::{bodies, read_bodies};
-use super::processes::Caller;
+use super::processes::Client;
 use super::running::Server;
 
 /// The number of policies in the small data set, including those without scope.
@@ -20,18 +20,18 @@ pub const POLICIES: usize = 12;
 pub const ENTITIES: usize = 1_000;
 
 /// The number of answers that an echo returns in turn, and of requests whose answers are checked.
-const LOOKED_AT: usize = 1_000;
+const CHECKED_ANSWERS: usize = 1_000;
 
 /// Draws per distinct request after which a data set counts as too small.
-const MOST_DRAWS: usize = 16;
+const MAX_DRAWS: usize = 16;
 
 /// A policy directory and its requests.
-pub struct Exchange {
+pub struct Workload {
     directory: TempDir,
-    asks: Vec<Ask>,
+    drawn_requests: Vec<DrawnRequest>,
 }
 
-impl Exchange {
+impl Workload {
     /// Draws `count` distinct requests, alternately allowed and denied.
     pub fn new(requests: usize) -> anyhow::Result<Self> {
         let dataset = Dataset::new(POLICIES, ENTITIES)?;
@@ -39,15 +39,15 @@ impl Exchange {
         dataset.write(directory.path())?;
         let mut known = HashSet::new();
         let (mut allowed, mut denied) = (Vec::new(), Vec::new());
-        for ask in dataset.draws()?.take(MOST_DRAWS * requests) {
-            let ask = ask?;
-            let of_its_kind = if ask.is_allowed {
+        for drawn in dataset.draws()?.take(MAX_DRAWS * requests) {
+            let drawn = drawn?;
+            let of_its_kind = if drawn.is_allowed {
                 &mut allowed
             } else {
                 &mut denied
             };
-            if of_its_kind.len() < requests / 2 && known.insert(ask.message().encode_to_vec()) {
-                of_its_kind.push(ask);
+            if of_its_kind.len() < requests / 2 && known.insert(drawn.message().encode_to_vec()) {
+                of_its_kind.push(drawn);
             }
             if allowed.len() + denied.len() == requests {
                 break;
@@ -60,10 +60,10 @@ impl Exchange {
             denied.len()
         );
         let pairs = allowed.into_iter().zip(denied);
-        let asks = pairs.flat_map(|(allowed, denied)| [allowed, denied]);
+        let drawn_requests = pairs.flat_map(|(allowed, denied)| [allowed, denied]);
         Ok(Self {
             directory,
-            asks: asks.collect(),
+            drawn_requests: drawn_requests.collect(),
         })
     }
 
@@ -74,7 +74,10 @@ impl Exchange {
 
     /// Returns all requests.
     pub fn requests(&self) -> Vec<pb::AuthorizeRequest> {
-        self.asks.iter().map(Ask::message).collect()
+        self.drawn_requests
+            .iter()
+            .map(DrawnRequest::message)
+            .collect()
     }
 
     /// Sends the first requests to `service`, and writes its answers to `file` for an echo.
@@ -87,23 +90,27 @@ impl Exchange {
 
     /// Sends the first requests to `service`. Returns the answers, which must be as expected.
     pub fn answers_of(&self, service: &Server) -> anyhow::Result<Vec<pb::AuthorizeResponse>> {
-        let mut caller = Caller::of(service)?;
-        let asks = self.asks.iter().take(LOOKED_AT);
-        asks.map(|ask| as_promised(ask, caller.authorize(ask.message())?))
+        let mut client = Client::of(service)?;
+        let drawn_requests = self.drawn_requests.iter().take(CHECKED_ANSWERS);
+        drawn_requests
+            .map(|drawn| check_decision(drawn, client.authorize(drawn.message())?))
             .collect()
     }
 
     /// Checks in batches that `service` answers all requests as expected.
     pub fn check_batches(&self, service: &Server, batch: usize) -> anyhow::Result<()> {
         use pb::batch_authorize_result::Result::{Error, Response};
-        let mut caller = Caller::of(service)?;
-        for asks in self.asks.chunks(batch) {
-            let requests = asks.iter().map(Ask::message).collect();
-            let answers = caller.authorize_batch(requests)?.results;
-            ensure!(answers.len() == asks.len(), "not every item is answered");
-            for (ask, result) in asks.iter().zip(answers) {
+        let mut client = Client::of(service)?;
+        for drawn_requests in self.drawn_requests.chunks(batch) {
+            let requests = drawn_requests.iter().map(DrawnRequest::message).collect();
+            let answers = client.authorize_batch(requests)?.results;
+            ensure!(
+                answers.len() == drawn_requests.len(),
+                "not every item is answered"
+            );
+            for (drawn, result) in drawn_requests.iter().zip(answers) {
                 match result.result.context("an item without a result")? {
-                    Response(answer) => as_promised(ask, answer)?,
+                    Response(answer) => check_decision(drawn, answer)?,
                     Error(error) => anyhow::bail!("an item fails: {error:?}"),
                 };
             }
@@ -112,10 +119,13 @@ impl Exchange {
     }
 }
 
-fn as_promised(ask: &Ask, answer: pb::AuthorizeResponse) -> anyhow::Result<pb::AuthorizeResponse> {
+fn check_decision(
+    drawn: &DrawnRequest,
+    answer: pb::AuthorizeResponse,
+) -> anyhow::Result<pb::AuthorizeResponse> {
     ensure!(
-        answer.decision() == ask.decision(),
-        "the answer to {ask:?} is {answer:?}"
+        answer.decision() == drawn.decision(),
+        "the answer to {drawn:?} is {answer:?}"
     );
     Ok(answer)
 }
@@ -124,14 +134,17 @@ fn as_promised(ask: &Ask, answer: pb::AuthorizeResponse) -> anyhow::Result<pb::A
 /// fewer bytes than the service.
 pub fn check_echo(echo: &Server, file: &Path) -> anyhow::Result<()> {
     use pb::batch_authorize_result::Result::Response;
-    let mut caller = Caller::of(echo)?;
+    let mut client = Client::of(echo)?;
     let answers = read_answers(file)?;
     for answer in &answers {
-        let given = caller.authorize(pb::AuthorizeRequest::default())?;
-        ensure!(given == *answer, "the echo says {given:?} for {answer:?}");
+        let given = client.authorize(pb::AuthorizeRequest::default())?;
+        ensure!(
+            given == *answer,
+            "the echo answers {given:?} instead of {answer:?}"
+        );
     }
     let requests = answers.iter().map(|_| pb::AuthorizeRequest::default());
-    let given = caller.authorize_batch(requests.collect())?.results;
+    let given = client.authorize_batch(requests.collect())?.results;
     let given = given.into_iter().map(|result| result.result);
     ensure!(
         given.eq(answers.into_iter().map(|answer| Some(Response(answer)))),

@@ -1,9 +1,9 @@
 //! Data that a reload may reuse, and data that it must not.
 
 use super::{OFF, ann_reads, group};
-use crate::checked_engine::House;
+use crate::checked_engine::EngineUnderTest;
 use crate::plain::Plain;
-use crate::world::Files;
+use crate::scenario::Files;
 
 use cedar_pdp::pdp::query::{Query, Uid};
 
@@ -16,12 +16,12 @@ fn files(files: &[(&str, String)]) -> Files {
 
 /// Loads one directory after the other, and checks `queries` on each.
 fn check(directories: &[Files], queries: &[Query]) {
-    let mut house = House::new(OFF, 1 << 20);
+    let mut engine = EngineUnderTest::new(OFF, 1 << 20);
     for (number, files) in directories.iter().enumerate() {
         let plain = Plain::load(files, &OFF).unwrap();
-        let snapshot = house.load(files).unwrap();
+        let snapshot = engine.load(files).unwrap();
         for query in queries {
-            if let Err(why) = house.check(&snapshot, query, &plain.authorize(query)) {
+            if let Err(why) = engine.check(&snapshot, query, &plain.authorize(query)) {
                 panic!("in directory {number}: {why}\nasked {query:#?}");
             }
         }
