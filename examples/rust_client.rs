@@ -78,8 +78,8 @@ fn uid(type_name: &str, id: &str) -> EntityUid {
 }
 
 /// Sends a request, and prints the answer, or the invalid field.
-async fn print_answer(client: &mut Client, question: &str, request: AuthorizeRequest) {
-    println!("{question}:");
+async fn print_answer(client: &mut Client, title: &str, request: AuthorizeRequest) {
+    println!("{title}:");
     match client.authorize(request).await {
         Ok(response) => {
             let answer = response.into_inner();

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cedar_pdp::api::grpc::pb;
-use cedar_pdp_test_support::pki::{self, Authority, Pair, shown};
+use cedar_pdp_test_support::pki::{self, Authority, Pair, path_string};
 use cedar_pdp_test_support::signer::{Signer, jwks};
 use cedar_pdp_test_support::{self as support, Server, request};
 use jsonwebtoken::Algorithm;

@@ -39,8 +39,8 @@ function authorize(request) {
   });
 }
 
-/** The fields of the request that an error names. */
-function fieldsAtFault(error) {
+/** Returns the fields of the request that an error names. */
+function invalidFields(error) {
   const [bytes] = error.metadata.get('grpc-status-details-bin');
   if (!bytes) return [];
   return decode('google.rpc.Status', bytes)
@@ -49,9 +49,9 @@ function fieldsAtFault(error) {
     .map(({ field }) => field);
 }
 
-/** Asks, and prints the answer, or which field of the request is at fault. */
-async function printAnswer(question, request) {
-  console.log(`${question}:`);
+/** Sends a request, and prints the answer, or the invalid field. */
+async function printAnswer(title, request) {
+  console.log(`${title}:`);
   try {
     const answer = await authorize(request);
     // In your own code: proceed only if answer.decision === 'DECISION_ALLOW'.
@@ -61,7 +61,7 @@ async function printAnswer(question, request) {
   } catch (error) {
     if (!(error.metadata instanceof grpc.Metadata)) throw error; // not from the call
     console.log(`  ${grpc.status[error.code]}: ${error.details}`);
-    for (const field of fieldsAtFault(error)) console.log(`  the field at fault: ${field}`);
+    for (const field of invalidFields(error)) console.log(`  the field at fault: ${field}`);
   }
 }
 

@@ -25,9 +25,9 @@ def invoice(number):
     return pdp.EntityUid(type="Invoicing::Invoice", id=number)
 
 
-def print_answer(client, question, request):
+def print_answer(client, title, request):
     """Sends a request, and prints the answer, or the invalid field."""
-    print(f"{question}:")
+    print(f"{title}:")
     try:
         # A call without a timeout waits forever.
         answer = client.Authorize(request, timeout=5)

@@ -34,7 +34,7 @@ const definitions = protoLoader.loadSync(
 );
 const { AuthorizationService, PolicyStoreService } = grpc.loadPackageDefinition(definitions).pdp.v1;
 
-/** Starts the server, and stops it after the test. Gives the address that it printed. */
+/** Starts the server, and stops it after the test. Returns the address that it printed. */
 async function serve(t, policies, { listen = '127.0.0.1:0', args = [] } = {}) {
   const target = process.env.CARGO_TARGET_DIR ?? 'target';
   const binary = process.env.CEDAR_PDP_TEST_BINARY ?? join(target, 'debug/cedar-pdp');
@@ -60,14 +60,14 @@ async function serve(t, policies, { listen = '127.0.0.1:0', args = [] } = {}) {
   throw new Error('the server ended before it listened');
 }
 
-/** A client, closed after the test. */
+/** Creates a client, and closes it after the test. */
 function connect(t, Service, address) {
   const client = new Service(address, grpc.credentials.createInsecure());
   t.after(() => client.close());
   return client;
 }
 
-/** A new directory, removed after the test. */
+/** Creates a directory, and removes it after the test. */
 async function temporaryDirectory(t) {
   const directory = await mkdtemp(join(tmpdir(), 'cedar-pdp-'));
   t.after(() => rm(directory, { recursive: true }));
@@ -77,7 +77,7 @@ async function temporaryDirectory(t) {
 // A time limit; nothing here takes long.
 const options = () => ({ deadline: Date.now() + 30_000 });
 
-/** One unary call, as a promise. */
+/** Makes a unary call; returns a promise of the answer. */
 function call(client, method, request) {
   return new Promise((fulfil, reject) => {
     client[method](request, options(), (error, answer) =>

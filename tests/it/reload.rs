@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::{
-    Answer, BackgroundClients, Server, TIME_LIMIT, policy_directory, request, revision, value,
-    wait_for_status,
+    Answer, BackgroundClients, Server, TIME_LIMIT, policy_directory, remove_variables, request,
+    revision, value, wait_for_status,
 };
 use cedar_pdp::api::grpc::pb;
 use cedar_pdp::api::grpc::pb::ReloadOutcome;
@@ -230,11 +230,7 @@ async fn sed_edit_is_detected() {
 /// Runs git in `directory`, independent of the git configuration of this machine.
 fn git(directory: &Path, arguments: &[&str]) {
     let mut command = Command::new("git");
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("GIT_") {
-            command.env_remove(name);
-        }
-    }
+    remove_variables(&mut command, "GIT_");
     let done = command
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
@@ -369,19 +365,19 @@ async fn missing_directory_keeps_policies_until_it_returns() {
         let clients =
             BackgroundClients::start(&server, &sample_request(), Duration::from_millis(2)).await;
         fs::rename(&policies, &away).unwrap();
-        let is_refused = |status: &pb::StoreStatus| status.refused.is_some();
-        wait_for_status(&server, "the missing directory", is_refused).await;
+        let is_rejected = |status: &pb::StoreStatus| status.refused.is_some();
+        wait_for_status(&server, "the missing directory", is_rejected).await;
         tokio::time::sleep(missing_time()).await;
         write_version(&away, 1);
         fs::rename(&away, &policies).unwrap();
         let new = answer_for(Some(1), Some(1)).revision;
         let is_new = |status: &pb::StoreStatus| status.revision == new && status.refused.is_none();
         wait_for_status(&server, "what came back", is_new).await;
-        let answer = clients.finish().await;
+        let answers = clients.finish().await;
         let right = AllowedAnswers::WholeVersions.answers(1);
         assert!(
-            answer.keys().all(|answer| right.contains(answer)),
-            "{answer:#?}"
+            answers.keys().all(|answer| right.contains(answer)),
+            "{answers:#?}"
         );
     }
     // Both at once, because the directory may be missing for long.

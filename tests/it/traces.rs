@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::process::Command;
 use std::sync::Arc;
 
-use crate::support::{Server, TIME_LIMIT, eventually, policy_directory, request, server_task};
+use crate::support::{
+    Server, TIME_LIMIT, eventually, policy_directory, remove_variables, request, serve_command,
+};
 use cedar_pdp::api::grpc::pb;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -243,20 +244,12 @@ fn hex(bytes: &[u8]) -> String {
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (tempfile::TempDir, Server) {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let mut command = serve_command(directory.path(), arguments);
-    without_otel(&mut command);
+    remove_variables(&mut command, "OTEL_");
     command
         .env("OTEL_BSP_SCHEDULE_DELAY", "20")
         .envs(variables.iter().copied());
     let server = Server::spawn(command, 1);
     (directory, server)
-}
-
-fn without_otel(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("OTEL_") {
-            command.env_remove(name);
-        }
-    }
 }
 
 fn read_request(user: &str) -> pb::AuthorizeRequest {
@@ -523,12 +516,12 @@ async fn unsampled_spans_are_not_sent() {
 async fn unreachable_collector_does_no_harm() {
     // A collector that accepts connections and never answers is harmless too.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent_at = format!("http://{}", silent.local_addr().unwrap());
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone_at = format!("http://{}", gone.local_addr().unwrap());
-    drop(gone);
+    let silent_endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed_endpoint = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
     for protocol in ["grpc", "http/protobuf"] {
-        for endpoint in [&silent_at, &gone_at] {
+        for endpoint in [&silent_endpoint, &closed_endpoint] {
             let (_directory, mut server) = start(
                 &[
                     ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
@@ -556,7 +549,7 @@ async fn unreachable_collector_does_no_harm() {
             })
             .await;
             assert_eq!(spans_total("sent"), 0);
-            if endpoint == &silent_at {
+            if endpoint == &silent_endpoint {
                 assert!(spans_total("dropped") > 0, "the queue holds 10 spans");
             }
             client.authorize(read_request("ann")).await.unwrap();

@@ -98,7 +98,7 @@ fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<
     let snapshot = engine.load(&files).unwrap();
     for (query, outcome) in queries {
         let expected = plain.authorize(query);
-        let is_as_said = match (&expected, outcome) {
+        let is_as_expected = match (&expected, outcome) {
             (Expected::Rejected(_), None) => true,
             (
                 Expected::Answered {
@@ -108,9 +108,9 @@ fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<
             ) => *allow == (*decision == Decision::Allow) && determining == by,
             _ => false,
         };
-        assert!(is_as_said, "Cedar answers {expected:#?} to {query:#?}");
+        assert!(is_as_expected, "Cedar answers {expected:#?} to {query:#?}");
         if let Err(why) = engine.check(&snapshot, query, &expected) {
-            panic!("{why}\nexpected {expected:#?}\nasked {query:#?}");
+            panic!("{why}\nexpected {expected:#?}\nrequest {query:#?}");
         }
     }
 }
@@ -569,7 +569,7 @@ fn entities_are_checked_with_validation_off() {
         ("s.cedarschema", SCHEMA),
     ];
     let ill_typed = || with_context([("n", Value::String("one".to_owned()))]);
-    let stranger = || Query {
+    let unknown_user = || Query {
         principal: Uid::new("Robot", "r"),
         ..with_context([("n", Value::Long(1))])
     };
@@ -590,7 +590,7 @@ fn entities_are_checked_with_validation_off() {
         query
     };
     let robot = || {
-        let mut query = stranger();
+        let mut query = unknown_user();
         query.entities.push(entity(query.principal.clone(), []));
         query
     };
@@ -599,7 +599,7 @@ fn entities_are_checked_with_validation_off() {
         &files,
         &[
             (ill_typed(), allowed(&["p.cedar#0"])),
-            (stranger(), allowed(&["p.cedar#0"])),
+            (unknown_user(), allowed(&["p.cedar#0"])),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
             (level(Value::Bool(true)), REJECTED),
             (child_of(group("team")), allowed(&["p.cedar#0"])),
@@ -616,7 +616,7 @@ fn entities_are_checked_with_validation_off() {
         &files,
         &[
             (ill_typed(), REJECTED),
-            (stranger(), REJECTED),
+            (unknown_user(), REJECTED),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
             // The validator rejects the policy, which is loaded anyway and fails here.
             (ann_reads(), denied(&[])),

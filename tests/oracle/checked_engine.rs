@@ -108,8 +108,8 @@ impl EngineUnderTest {
                 ..query.clone()
             };
             for (mode, engine) in [
-                ("the cache cold", &self.cached),
-                ("the cache warm", &self.cached),
+                ("a cold cache", &self.cached),
+                ("a warm cache", &self.cached),
                 ("no cache", &self.uncached),
             ] {
                 let log_permit = engine.try_log_permit().unwrap();
@@ -186,7 +186,9 @@ impl EngineUnderTest {
             let got = got.map(|it| it.answer);
             compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
                 let context = &query.context;
-                format!("with {mode}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")
+                format!(
+                    "with {mode}, with other unread values: {why}\ngot {got:#?}\nfor {context:#?}"
+                )
             })?;
         }
         Ok(())
@@ -271,7 +273,7 @@ fn compare(
             },
         ) => (answer, (allow, determining, errors)),
         (Ok(_), Expected::Rejected(_)) => return Err("Cedar rejects the request".to_owned()),
-        (Err(_), Expected::Answered { .. }) => return Err("Cedar takes the request".to_owned()),
+        (Err(_), Expected::Answered { .. }) => return Err("Cedar accepts the request".to_owned()),
     };
     if (answer.decision == Decision::Allow) != *allow {
         return Err("the decision differs".to_owned());

@@ -112,7 +112,7 @@ fn answers_equal_those_of_plain_cedar() {
                 while total.lock().unwrap().cases < wanted && failures.lock().unwrap().is_empty() {
                     // Every scenario has its own seed, so that it can be repeated alone.
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    match catch_unwind(AssertUnwindSafe(|| try_world(seed))) {
+                    match catch_unwind(AssertUnwindSafe(|| check_seed(seed))) {
                         Ok(Ok(tally)) => total.lock().unwrap().add(tally),
                         Ok(Err(failure)) => failures.lock().unwrap().push(failure),
                         Err(_) => {
@@ -233,12 +233,12 @@ impl Revision {
         &self,
         engine: &EngineUnderTest,
         snapshot: &Snapshot,
-        these: impl IntoIterator<Item = &'a (Query, Expected)>,
+        cases: impl IntoIterator<Item = &'a (Query, Expected)>,
     ) -> Result<(), String> {
-        for (query, expected) in these {
+        for (query, expected) in cases {
             engine.check(snapshot, query, expected).map_err(|why| {
                 let files = listing(&self.files);
-                format!("{files}{why}\nexpected {expected:#?}\nasked {query:#?}")
+                format!("{files}{why}\nexpected {expected:#?}\nrequest {query:#?}")
             })?;
         }
         Ok(())
@@ -254,7 +254,7 @@ fn listing(files: &Files) -> String {
 }
 
 /// Checks all requests on some revisions of one directory, some of them more than once.
-fn try_world(seed: u64) -> Result<Tally, String> {
+fn check_seed(seed: u64) -> Result<Tally, String> {
     let mut rng = Rng::new(seed);
     let settings = settings(&mut rng);
     let about = |what: String| format!("{what}\n{settings:?}, seed {seed}");

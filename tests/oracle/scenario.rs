@@ -139,8 +139,8 @@ impl Scenario {
             match rng.below(5) {
                 0 => {
                     let at = rng.below(scenario.policies.len());
-                    let gone = scenario.policies.remove(at).serial;
-                    scenario.links.retain(|link| link.template != gone);
+                    let removed = scenario.policies.remove(at).serial;
+                    scenario.links.retain(|link| link.template != removed);
                     scenario.add_policy(rng);
                 }
                 1 => scenario.add_link(rng),
@@ -160,13 +160,13 @@ impl Scenario {
         }
         let stored: Vec<Uid> = scenario.entities.keys().cloned().collect();
         // Entities of a whole file, or of several files.
-        let gone = rng.chance(10).then(|| rng.below(ENTITY_FILES.len()));
+        let removed = rng.chance(10).then(|| rng.below(ENTITY_FILES.len()));
         let share = rng.pick(&[0, 2, 2, 25]);
         for uid in stored {
             if uid.type_name.ends_with("Action") {
                 continue;
             }
-            if gone == Some(scenario.file_index(&uid)) {
+            if removed == Some(scenario.file_index(&uid)) {
                 scenario.entities.remove(&uid);
             } else if rng.chance(share) {
                 match rng.below(8) {
@@ -199,7 +199,7 @@ impl Scenario {
             let is_all = self.schema.is_some();
             self.store_actions(rng, if is_all { 100 } else { 70 });
         }
-        let kept: Vec<Link> = std::mem::take(&mut self.links)
+        let remaining: Vec<Link> = std::mem::take(&mut self.links)
             .into_iter()
             .filter(|link| {
                 let template = self.policies.iter().find(|w| w.serial == link.template);
@@ -209,7 +209,7 @@ impl Scenario {
         let (fit, unfit): (Vec<_>, Vec<_>) = std::mem::take(&mut self.policies)
             .into_iter()
             .partition(|written| self.fits(&written.drawn, None));
-        self.links = kept;
+        self.links = remaining;
         self.links
             .retain(|link| fit.iter().any(|written| written.serial == link.template));
         self.policies = fit;
@@ -229,8 +229,8 @@ impl Scenario {
     }
 
     /// Returns a random choice that depends on the style alone.
-    fn style_choice(&self, matter: &str, percent: usize) -> bool {
-        Rng::named(self.style, matter).chance(percent)
+    fn style_choice(&self, name: &str, percent: usize) -> bool {
+        Rng::named(self.style, name).chance(percent)
     }
 
     pub(crate) fn has_schema(&self) -> bool {
@@ -529,13 +529,13 @@ fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
 pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     let attributes = record(rng, &shape.attributes(&uid.type_name), ATTRIBUTES);
     let mut parents = Vec::new();
-    let floor = CHAIN.iter().position(|known| *known == uid.id);
+    let chain_index = CHAIN.iter().position(|known| *known == uid.id);
     for (type_name, parent_types) in TYPES {
         if *type_name != uid.type_name || parent_types.is_empty() {
             continue;
         }
-        if let Some(floor) = floor {
-            let next = &CHAIN[floor + 1..CHAIN.len().min(floor + 4)];
+        if let Some(chain_index) = chain_index {
+            let next = &CHAIN[chain_index + 1..CHAIN.len().min(chain_index + 4)];
             for id in rng.some(next, 60) {
                 parents.push(Uid::new(*type_name, id));
             }
@@ -549,7 +549,7 @@ pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
             if !ids.is_empty() {
                 parents.push(Uid::new(parent_type, rng.pick(ids)));
             }
-            if floor.is_none() && CHAIN_TYPES.contains(&parent_type) && rng.chance(15) {
+            if chain_index.is_none() && CHAIN_TYPES.contains(&parent_type) && rng.chance(15) {
                 parents.push(Uid::new(parent_type, rng.pick(&CHAIN[..3])));
             }
         }

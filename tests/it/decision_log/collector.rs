@@ -26,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::setup::{POLICIES, allowed, denied};
-use crate::support::{Server, TIME_LIMIT, get, policy_directory, server_task};
+use crate::support::{Server, TIME_LIMIT, get, policy_directory, remove_variables, serve_command};
 
 /// A collector that keeps what it receives.
 struct Collector {
@@ -208,11 +208,7 @@ fn attributes(all: Vec<KeyValue>) -> BTreeMap<String, String> {
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (TempDir, Server) {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
     let mut command = serve_command(policies.path(), arguments);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("OTEL_") {
-            command.env_remove(name);
-        }
-    }
+    remove_variables(&mut command, "OTEL_");
     command.envs(variables.iter().copied()).args([
         "--decision-log",
         "otlp",

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::requests::good;
 use crate::support::http2::{AUTHORIZE, BATCH, Http2Client, Outcome, STREAM, violated_fields};
 use crate::support::protobuf::framed;
-use crate::support::{Server, policy_directory};
+use crate::support::{Server, item_status, policy_directory};
 
 pub(crate) struct Target {
     pub(crate) server: Server,
@@ -108,7 +108,7 @@ impl Target {
         match results.as_slice() {
             [Response(_), Error(error), Response(_)] => {
                 assert_eq!(
-                    fields(&of_item(error)),
+                    fields(&item_status(error)),
                     expected,
                     "{case}, in a batch: {error:?}"
                 );
@@ -135,7 +135,7 @@ impl Target {
         match answers[1].result.as_ref().unwrap() {
             pb::stream_authorize_response::Result::Error(error) => {
                 assert_eq!(
-                    fields(&of_item(error)),
+                    fields(&item_status(error)),
                     expected,
                     "{case}, in a stream: {error:?}"
                 );
@@ -192,13 +192,4 @@ pub(crate) async fn allowed(client: &Http2Client, after: &str) {
     assert_eq!(outcome.code(), Code::Ok, "after {after}: {outcome:?}");
     let answer: pb::AuthorizeResponse = outcome.message();
     assert_eq!(answer.decision(), pb::Decision::Allow, "after {after}");
-}
-
-/// Converts an item's error to the status of an equivalent call.
-fn of_item(error: &tonic_types::Status) -> Status {
-    Status::with_details(
-        Code::from_i32(error.code),
-        error.message.clone(),
-        error.encode_to_vec().into(),
-    )
 }

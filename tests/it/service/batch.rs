@@ -98,13 +98,13 @@ async fn long_batch_items_equal_unary_answers() {
             Err(status) => Err((i32::from(status.code()), status.message().to_owned())),
         });
         if n > 100 && n % 7 != 0 {
-            let _remembered = client.authorize(item(n)).await;
+            let _cached = client.authorize(item(n)).await;
         }
     }
     let batch = pb::BatchAuthorizeRequest {
         requests: (0..600).map(item).collect(),
     };
-    for round in ["some are remembered", "all are"] {
+    for round in ["some are cached", "all are cached"] {
         let answered = client.batch_authorize(batch.clone()).await.unwrap();
         let results = answered.into_inner().results;
         assert_eq!(results.len(), wanted.len());

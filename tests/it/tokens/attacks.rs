@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use tokio_stream::iter;
 
 use super::setup::{TokenOptions, TokenService, claims, es256, now, reason, request, with};
+use crate::support::item_status;
 use crate::support::signer::{Signer, encoded};
 
 /// Returns the attacks: name, token, and the reason for its rejection.
 fn attacks(
     key: &Signer,
     rsa: &Signer,
-    stranger: &Signer,
+    unlisted: &Signer,
 ) -> Vec<(&'static str, String, &'static str)> {
     let unsigned = |alg: &str| {
         let header = json!({"alg": alg, "typ": "JWT"}).to_string();
@@ -34,10 +35,10 @@ fn attacks(
         key.sign(&header, &claims().to_string())
     };
     let own_key = {
-        let mut header = stranger.header();
-        header["jwk"] = stranger.jwk();
+        let mut header = unlisted.header();
+        header["jwk"] = unlisted.jwk();
         header["jku"] = json!("https://evil.example/jwks.json");
-        stranger.sign(&header.to_string(), &claims().to_string())
+        unlisted.sign(&header.to_string(), &claims().to_string())
     };
     let header = key.header().to_string();
     let twice = claims()
@@ -60,7 +61,7 @@ fn attacks(
         ("the public key as a secret", confused, "TOKEN_ALGORITHM"),
         (
             "another's key",
-            stranger.token(&claims()),
+            unlisted.token(&claims()),
             "TOKEN_SIGNATURE",
         ),
         ("a key that the token brings", own_key, "TOKEN_SIGNATURE"),
@@ -238,7 +239,7 @@ async fn batches_and_streams_reject_bad_tokens() {
                 assert_eq!(answer.decision(), pb::Decision::Allow);
                 None
             }
-            pb::batch_authorize_result::Result::Error(error) => Some(reason(&status(error))),
+            pb::batch_authorize_result::Result::Error(error) => Some(reason(&item_status(&error))),
         })
         .collect();
     assert_eq!(
@@ -261,23 +262,14 @@ async fn batches_and_streams_reject_bad_tokens() {
     let mut reasons = vec![None; wanted.len()];
     while let Some(answer) = answers.message().await.unwrap() {
         if let pb::stream_authorize_response::Result::Error(error) = answer.result.unwrap() {
-            reasons[usize::try_from(answer.correlation_id).unwrap()] = Some(reason(&status(error)));
+            reasons[usize::try_from(answer.correlation_id).unwrap()] =
+                Some(reason(&item_status(&error)));
         }
     }
     assert_eq!(
         reasons.iter().map(Option::as_deref).collect::<Vec<_>>(),
         wanted
     );
-}
-
-/// Converts an item's error to the status of an equivalent call.
-fn status(error: tonic_types::Status) -> tonic::Status {
-    use prost::Message as _;
-    tonic::Status::with_details(
-        error.code.into(),
-        error.message.clone(),
-        error.encode_to_vec().into(),
-    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,10 +98,10 @@ async fn removed_key_rejects_cached_tokens() {
     server.set(ResponseMode::Serve(jwks(&[&new]), FRESH));
     // An unknown key causes a fetch.
     let (service, token) = (&service, &token);
-    let stranger = es256("stranger").token(&claims());
-    let stranger = &stranger;
+    let unlisted = es256("stranger").token(&claims());
+    let unlisted = &unlisted;
     eventually("the old key is removed", async || {
-        let _ = service.is_allowed(stranger, "read").await;
+        let _ = service.is_allowed(unlisted, "read").await;
         service.is_allowed(token, "read").await.is_err()
     })
     .await;
@@ -244,7 +244,7 @@ async fn bad_responses_keep_the_last_key_set() {
     ];
     for fault in faults {
         let before = server.request_count();
-        let told = service.server.log().matches("cannot fetch").count();
+        let logged = service.server.log().matches("cannot fetch").count();
         server.set(fault.clone());
         let new = new.token(&claims());
         let (service, new, server) = (&service, &new, &server);
@@ -252,7 +252,7 @@ async fn bad_responses_keep_the_last_key_set() {
             // An unknown key causes a fetch before the pause after a failure ends.
             let _ = service.is_allowed(new, "read").await;
             server.request_count() > before
-                && service.server.log().matches("cannot fetch").count() > told
+                && service.server.log().matches("cannot fetch").count() > logged
         })
         .await;
         assert_eq!(
@@ -263,9 +263,9 @@ async fn bad_responses_keep_the_last_key_set() {
     }
     server.set(ResponseMode::Serve(jwks(&[&key, &new]), FRESH));
     let new = new.token(&claims());
-    let (house_ref, new) = (&service, &new);
+    let (service_ref, new) = (&service, &new);
     eventually("the server works again", async || {
-        house_ref.is_allowed(new, "read").await.is_ok()
+        service_ref.is_allowed(new, "read").await.is_ok()
     })
     .await;
     load.finish().await;
@@ -288,8 +288,8 @@ async fn endless_key_set_is_cut_off() {
         let grown = service.server.resident_kib().saturating_sub(before);
         assert!(grown < 32 << 10, "{grown} KiB for one set");
         assert!(service.is_allowed(token, "read").await.unwrap());
-        let told = service.server.log();
-        told.contains("the response is larger than 1048576 bytes")
+        let logged = service.server.log();
+        logged.contains("the response is larger than 1048576 bytes")
     })
     .await;
     assert!(service.is_allowed(token, "read").await.unwrap());
@@ -475,7 +475,7 @@ async fn key_file_is_reloaded_if_valid() {
     assert!(service.is_allowed(&token, "read").await.unwrap());
     let file = service.path("jwks.json");
     for bad in ["", "{", "{}", "<html>"] {
-        let told = service
+        let logged = service
             .server
             .log()
             .matches("changed file rejected")
@@ -489,7 +489,7 @@ async fn key_file_is_reloaded_if_valid() {
                 .log()
                 .matches("changed file rejected")
                 .count()
-                > told
+                > logged
         })
         .await;
     }

@@ -74,7 +74,7 @@ async fn stored_principal_is_joined_replaced_or_required() {
     let token = |sub: &str, department: &str| {
         key.token(&with(json!({"sub": sub, "department": department})))
     };
-    let service = |stored: &str| {
+    let start_service = |stored: &str| {
         let mapping = MAPPING.replace(
             "type = \"User\"",
             &format!("type = \"User\"\nstored = \"{stored}\""),

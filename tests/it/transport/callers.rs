@@ -16,15 +16,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::support::pki::{Authority, connect, header};
-use crate::support::{Server, channel, command, eventually, policy_directory, request};
+use super::{OPEN, sample_request};
+use crate::support::pki::{Authority, connect, path_string};
+use crate::support::{Server, channel, command, eventually, policy_directory};
 
-const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 const KEY: &str = "a-key-of-a-test-and-no-secret";
-
-fn sample_request() -> pb::AuthorizeRequest {
-    request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
-}
 
 /// Creates policies and a list of callers.
 fn write_files(callers: &str) -> (TempDir, TempDir, String) {
@@ -99,7 +95,7 @@ rights = ["administer"]
     }
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start(policies.path(), &options);
-    let known_as = async |names: Vec<SanType>, subject: &[(DnType, &str)]| {
+    let connect_as = async |names: Vec<SanType>, subject: &[(DnType, &str)]| {
         let own = authority.client(names, subject);
         let tls = authority.client_tls(Some(&own));
         connect(server.address(), tls).await.unwrap()
@@ -110,10 +106,10 @@ rights = ["administer"]
         (DnType::OrganizationName, "Shop"),
         (DnType::CommonName, "pipeline"),
     ];
-    let orders = known_as(vec![spiffe], &[]).await;
-    let desk = known_as(vec![dns], &[]).await;
-    let pipeline = known_as(vec![], &subject).await;
-    let stranger = known_as(vec![], &[(DnType::CommonName, "stranger")]).await;
+    let orders = connect_as(vec![spiffe], &[]).await;
+    let console = connect_as(vec![dns], &[]).await;
+    let pipeline = connect_as(vec![], &subject).await;
+    let unlisted = connect_as(vec![], &[(DnType::CommonName, "stranger")]).await;
     let unnamed = connect(server.address(), authority.client_tls(None))
         .await
         .unwrap();
@@ -129,9 +125,9 @@ rights = ["administer"]
         store.get_status(pb::GetStatusRequest {}).await.map(|_| ())
     };
     authorize(&orders, None).await.unwrap();
-    status(&desk).await.unwrap();
+    status(&console).await.unwrap();
     reload(&pipeline).await.unwrap();
-    for channel in [&desk, &pipeline] {
+    for channel in [&console, &pipeline] {
         assert_eq!(
             reason(&authorize(channel, None).await.unwrap_err()),
             missing
@@ -140,10 +136,10 @@ rights = ["administer"]
     for channel in [&orders, &pipeline] {
         assert_eq!(reason(&status(channel).await.unwrap_err()), missing);
     }
-    for channel in [&orders, &desk] {
+    for channel in [&orders, &console] {
         assert_eq!(reason(&reload(channel).await.unwrap_err()), missing);
     }
-    for channel in [&stranger, &unnamed] {
+    for channel in [&unlisted, &unnamed] {
         assert_eq!(
             reason(&authorize(channel, None).await.unwrap_err()),
             unknown

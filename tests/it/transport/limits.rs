@@ -9,19 +9,15 @@ use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
+use super::{OPEN, sample_request};
 use crate::support::frames::{
     DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, call_headers, client_preface, frame, frames_in,
 };
 use crate::support::http2::{AUTHORIZE, BATCH, Call, Http2Client, STREAM, post};
 use crate::support::protobuf::framed;
-use crate::support::{Server, TIME_LIMIT, command, eventually, policy_directory, request};
+use crate::support::{Server, TIME_LIMIT, command, eventually, policy_directory};
 
-const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
-
-fn sample_request() -> pb::AuthorizeRequest {
-    request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
-}
 
 async fn assert_answered(client: &Http2Client) {
     let outcome = client

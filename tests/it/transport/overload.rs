@@ -267,7 +267,7 @@ async fn overload_is_shed_with_a_retry_hint() {
     let other_client = other_client.await.expect("a call's assertions hold");
     // Computed from the CPU time that the service had, because clients use the rest.
     let possible = (server.processor_ticks() - busy) as f64 / each;
-    println!("{capacity:?}; of {possible:.0}: {outcomes:?}; beside: {other_client:?}");
+    println!("{capacity:?}; of {possible:.0}: {outcomes:?}; other client: {other_client:?}");
     assert!(
         outcomes.sent() as f64 >= possible * TIMES / 2.0,
         "too few calls are sent"

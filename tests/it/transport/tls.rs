@@ -9,16 +9,11 @@ use cedar_pdp::api::grpc::pb;
 use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
 use tonic::transport::Channel;
 
-use crate::support::pki::{Authority, Pair, connect, shown};
+use super::{OPEN, sample_request};
+use crate::support::pki::{Authority, Pair, connect, path_string};
 use crate::support::{
-    BackgroundCalls, Server, command, eventually, eventually_blocking, policy_directory, request,
+    BackgroundCalls, Server, command, eventually, eventually_blocking, policy_directory,
 };
-
-const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
-
-fn sample_request() -> pb::AuthorizeRequest {
-    request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
-}
 
 fn arguments(options: &[String]) -> Vec<&str> {
     options.iter().map(String::as_str).collect()

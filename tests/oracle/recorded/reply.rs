@@ -70,13 +70,13 @@ fn error(status: &Status) -> String {
 
 /// Formats an answer without its decision id.
 pub(super) fn answer(bytes: &[u8]) -> String {
-    let mut kept = Vec::new();
+    let mut bytes_without_id = Vec::new();
     for field in fields(bytes) {
         if field.number != DECISION_ID {
-            kept.extend_from_slice(field.whole);
+            bytes_without_id.extend_from_slice(field.whole);
         }
     }
-    kept.escape_ascii().to_string()
+    bytes_without_id.escape_ascii().to_string()
 }
 
 fn batch(bytes: &[u8]) -> String {

@@ -26,7 +26,7 @@ pub(super) struct Service {
     pub(super) arguments: Vec<String>,
     pub(super) calls: Vec<Call>,
     /// Directories that exist as long as the service.
-    kept: Vec<TempDir>,
+    directories: Vec<TempDir>,
 }
 
 impl Service {
@@ -37,7 +37,7 @@ impl Service {
             policies: policies.path().to_owned(),
             arguments: Vec::new(),
             calls: Vec::new(),
-            kept: vec![policies],
+            directories: vec![policies],
         };
         // A busy machine must neither shed calls nor let them time out.
         service.add(&["--overload-delay", "0s", "--max-call-time", "0s"]);
@@ -54,7 +54,7 @@ impl Service {
     fn lists(&mut self, files: &[(&str, &str)]) -> PathBuf {
         let lists = support::policy_directory(files);
         let path = lists.path().to_owned();
-        self.kept.push(lists);
+        self.directories.push(lists);
         path
     }
 }

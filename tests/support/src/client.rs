@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 
 use cedar_pdp::api::grpc::pb;
+use prost::Message as _;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::TIME_LIMIT;
@@ -65,6 +66,15 @@ pub fn request(principal: &str, action: &str, resource: &str) -> pb::AuthorizeRe
 /// Wraps a kind of value.
 pub fn value(kind: pb::value::Kind) -> pb::Value {
     pb::Value { kind: Some(kind) }
+}
+
+/// Converts an item's error to the status of an equivalent call.
+pub fn item_status(error: &tonic_types::Status) -> tonic::Status {
+    tonic::Status::with_details(
+        error.code.into(),
+        error.message.clone(),
+        error.encode_to_vec().into(),
+    )
 }
 
 /// The parts of a response that tests compare.

@@ -53,13 +53,18 @@ fn serve_command_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Com
 /// Removes settings in the environment from `command`, and disables the admin server: its default
 /// port is the same for all servers that run at once. A test that needs it passes `--admin-listen`.
 pub fn without_settings(mut command: Command) -> Command {
+    remove_variables(&mut command, "CEDAR_PDP_");
+    command.env("CEDAR_PDP_ADMIN_LISTEN", "off");
+    command
+}
+
+/// Removes the environment variables whose names begin with `prefix`.
+pub fn remove_variables(command: &mut Command, prefix: &str) {
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CEDAR_PDP_") {
+        if name.to_string_lossy().starts_with(prefix) {
             command.env_remove(name);
         }
     }
-    command.env("CEDAR_PDP_ADMIN_LISTEN", "off");
-    command
 }
 
 /// A running server process, killed when dropped.
