@@ -1,7 +1,8 @@
-//! What a cached decision costs the server in a batch of 100: decisions per second of server CPU.
+//! Server CPU of a cached decision in a batch of 100, as decisions per second of CPU.
 //!
-//! Over 100,000 distinct requests, all in the cache, beside an echo that decodes the same batches
-//! and gives as many of the service's answers; from our own generator, in rounds, as in `calls`.
+//! Uses 100,000 distinct requests, all cached. The baseline is an echo that decodes the same
+//! batches and returns as many of the service's answers. Load comes from our own generator, in
+//! rounds, as in `calls`.
 //!
 //! `cargo bench --bench batch [-- --quick]`
 
@@ -9,11 +10,11 @@ mod support;
 
 use anyhow::ensure;
 
-use support::exchange::{Exchange, check_echo};
-use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Caller, CpuMeter, start_again_as};
+use support::processes::{Client, CpuMeter, start_again_as};
 use support::running::Server;
+use support::statistics::{Spread, print_table};
+use support::workload::{Workload, check_echo};
 use support::{Sizes, echo, targets};
 
 const ROUNDS: usize = 31;
@@ -31,22 +32,22 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
-    let exchange = Exchange::new(DISTINCT_REQUESTS)?;
+    let workload = Workload::new(DISTINCT_REQUESTS)?;
     let files = tempfile::tempdir()?;
-    let load = Load::own_batches(files.path().join("batches"), &exchange.requests(), BATCH)?;
-    let service = Server::start(exchange.policies(), &[]);
+    let load = Load::own_batches(files.path().join("batches"), &workload.requests(), BATCH)?;
+    let service = Server::start(workload.policies(), &[]);
     let answers = files.path().join("answers");
-    exchange.write_answers(&service, DISTINCT_REQUESTS, &answers)?;
+    workload.write_answers(&service, DISTINCT_REQUESTS, &answers)?;
     let echo = start_again_as(echo::ECHO, Some(&answers))?;
     check_echo(&echo, &answers)?;
-    // So many that are not remembered, all at once, would be more than it takes on.
-    exchange.check_batches(&service, BATCH)?;
+    // All at once, the uncached calls would exceed the service's capacity.
+    workload.check_batches(&service, BATCH)?;
     for server in [&echo, &service] {
         load.run(server.address(), DISTINCT_REQUESTS / BATCH)?;
     }
 
-    let mut caller = Caller::of(&service)?;
-    let before = caller.cache()?;
+    let mut client = Client::of(&service)?;
+    let before = client.cache()?;
     let rounds = sizes.of(ROUNDS, 3);
     let mut measured = Vec::new();
     for _ in 0..rounds {
@@ -55,7 +56,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
             microseconds_per_item(&service, &load)?,
         ));
     }
-    let after = caller.cache()?;
+    let after = client.cache()?;
     ensure!(
         after.misses == before.misses,
         "not every answer was in the cache: {before:?}, then {after:?}"

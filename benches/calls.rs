@@ -1,34 +1,34 @@
-//! What a unary Authorize call costs the server in CPU: cached, uncached, and beside two echoes.
+//! Server CPU of a unary Authorize call: cached, uncached, and beside two echoes.
 //!
-//! A microsecond here is a microsecond of this machine in this hour, so each figure stands beside
-//! that of an echo, a server that decodes the same requests and gives the answers that the service
-//! gave before, under the same load and in the same round. Rounds take the servers in turn: what
-//! slows the machine for a second slows them all.
+//! Absolute times depend on the machine and the hour. So each figure stands beside that of an echo:
+//! a server that decodes the same requests and returns recorded answers of the service, under the
+//! same load and in the same round. The servers take turns within a round, so that a slow second of
+//! the machine affects all of them.
 //!
-//! Load comes from outside, from h2load. It sends one body over and over, so the tables over
-//! different requests, the echoes' rows in them too, have a generator of our own
-//! (`support/load.rs`): the shape of the load is part of the figure.
+//! The load comes from another process, h2load, which repeats one body. The tables over different
+//! requests, including their echo rows, use a generator of our own (`support/load.rs`): the shape
+//! of the load is part of the figure.
 //!
 //! `cargo bench --bench calls [-- --quick]`
 //!
-//! Not measured here: latency, and how many calls a second a machine can answer.
+//! Not measured here: latency, and the number of calls per second that a machine can answer.
 
 mod support;
 
 use anyhow::ensure;
 
-use support::exchange::{self, Exchange, check_echo};
-use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Caller, CpuMeter, start_again_as};
+use support::processes::{Client, CpuMeter, start_again_as};
 use support::running::Server;
+use support::statistics::{Spread, print_table};
 use support::targets::{self, Target, thousands};
+use support::workload::{self, Workload, check_echo};
 use support::{Sizes, echo};
 
-/// A round is one run against each server.
+/// The number of rounds. A round is one run against each server.
 const ROUNDS: usize = 31;
-/// Many short runs rather than few long ones: the servers of one round meet the same machine, and
-/// a run that was disturbed does not move the median.
+/// The length of a run. Many short runs are better than few long ones: the servers of one round
+/// share the state of the machine, and a disturbed run does not move the median.
 const CALLS_PER_RUN: usize = 10_000;
 const HOT_REQUESTS: usize = 1_000;
 const DISTINCT_REQUESTS: usize = 100_000;
@@ -45,20 +45,20 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// A server, and what its row is called.
+/// A server, and the name of its row.
 struct Subject<'a> {
     name: &'static str,
     server: &'a Server,
 }
 
-/// Where each stands among the subjects.
+/// The positions of the subjects.
 const ECHO: usize = 0;
 const DEFAULT_ECHO: usize = 1;
 const CACHED: usize = 2;
 const UNCACHED: usize = 3;
 
-/// The service beside these echoes.
-fn beside<'a>(
+/// Returns the service and these echoes as subjects.
+fn with_echoes<'a>(
     [echo, default_echo]: &'a [Server; 2],
     cached: &'a Server,
     uncached: &'a Server,
@@ -74,8 +74,8 @@ fn beside<'a>(
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
     load::find_h2load()?;
-    let exchange = Exchange::new(DISTINCT_REQUESTS)?;
-    let requests = exchange.requests();
+    let workload = Workload::new(DISTINCT_REQUESTS)?;
+    let requests = workload.requests();
     let files = tempfile::tempdir()?;
     let one = Load::h2load(
         files.path().join("one"),
@@ -85,13 +85,13 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let hot_load = Load::own(files.path().join("hot"), hot)?;
     let distinct_load = Load::own(files.path().join("distinct"), &requests)?;
 
-    let cached = Server::start(exchange.policies(), &[]);
-    let uncached = Server::start(exchange.policies(), &["--cache-bytes", "0"]);
-    exchange.answers_of(&uncached)?;
-    // Whoever asks one thing gets one answer, and so from the echoes.
+    let cached = Server::start(workload.policies(), &[]);
+    let uncached = Server::start(workload.policies(), &["--cache-bytes", "0"]);
+    workload.answers_of(&uncached)?;
+    // A single request has a single answer, also from the echoes.
     let echoes = |answers: usize| {
         let file = files.path().join(format!("{answers} answers"));
-        exchange.write_answers(&cached, answers, &file)?;
+        workload.write_answers(&cached, answers, &file)?;
         let echoes = [
             start_again_as(echo::ECHO, Some(&file))?,
             start_again_as(echo::DEFAULT_ECHO, Some(&file))?,
@@ -113,10 +113,10 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
          default echo  the same service as the tonic guide writes it: `tonic::transport::Server` on the default runtime\n\
          cached        `cedar-pdp serve` with its default settings, every answer in the cache\n\
          uncached      `cedar-pdp serve --cache-bytes 0`: {} policies, {} entities, 3 context attributes",
-        exchange::POLICIES,
-        thousands(exchange::ENTITIES),
+        workload::POLICIES,
+        thousands(workload::ENTITIES),
     );
-    let subjects = beside(&echoes_of_one, &cached, &uncached);
+    let subjects = with_echoes(&echoes_of_one, &cached, &uncached);
     Round::warm_up(&one, &subjects, CALLS_PER_RUN)?;
     Round::measure(
         "one request again and again, from h2load",
@@ -125,7 +125,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         rounds,
     )?;
 
-    let subjects = beside(&echoes_of_many, &cached, &uncached);
+    let subjects = with_echoes(&echoes_of_many, &cached, &uncached);
     Round::warm_up(&hot_load, &subjects, CALLS_PER_RUN)?;
     let hot = Round::measure(
         &format!(
@@ -138,8 +138,8 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     )?;
 
     Round::warm_up(&distinct_load, &subjects, DISTINCT_REQUESTS)?;
-    let mut caller = Caller::of(&cached)?;
-    let before = caller.cache()?;
+    let mut client = Client::of(&cached)?;
+    let before = client.cache()?;
     let distinct = Round::measure(
         &format!(
             "{} different requests in turn, from our own generator",
@@ -149,7 +149,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         &subjects,
         rounds,
     )?;
-    let after = caller.cache()?;
+    let after = client.cache()?;
     ensure!(
         after.misses == before.misses && after.entries as usize >= DISTINCT_REQUESTS,
         "the cache does not hold {DISTINCT_REQUESTS} answers: {before:?}, then {after:?}"
@@ -222,7 +222,7 @@ impl Round {
         Spread::of(self.column(subject))
     }
 
-    /// The ratio in each round.
+    /// Returns the ratio of two subjects in each round.
     fn over(&self, subject: usize, baseline: usize) -> Spread {
         let pairs = self.column(subject).zip(self.column(baseline));
         Spread::of(pairs.map(|(ours, theirs)| ours / theirs))

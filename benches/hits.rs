@@ -1,7 +1,7 @@
 //! Hit rates and costs of the decision cache under pressure, beside moka alone and a plain LRU.
 //!
-//! Keys follow a Zipf distribution over far more keys than the cache has room for. All figures come
-//! from one process, so that their ratios hold on a noisy machine. Time is this thread's CPU time;
+//! Keys follow a Zipf distribution over far more keys than the cache holds. All figures come from
+//! one process, so that their ratios hold on a noisy machine. Times are this thread's CPU time;
 //! both caches encode the same keys.
 //!
 //! `cargo bench --bench hits [-- --quick]`
@@ -22,12 +22,13 @@ use cedar_pdp::pdp::sources::Sources;
 use cedar_pdp::pdp::{Settings, Snapshot, compile};
 use foldhash::quality::RandomState;
 use support::dataset::Rng;
-use support::figures::print_table;
+use support::statistics::print_table;
 
 const KEYS: usize = 300_000;
 const EXPONENTS: [f64; 2] = [0.8, 1.0];
 const CAPACITIES: [u64; 2] = [2 << 20, 8 << 20];
-/// Keys of the lookups that all hit, scattered at random, and the capacity that holds them all.
+/// The number of keys of the lookups that all hit, in random order, and the capacity that holds
+/// them all.
 const HIT_KEYS: usize = 100_000;
 const HIT_CAPACITY: u64 = 256 << 20;
 /// Bytes of an entry in moka besides key and answer, as in the decision cache.
@@ -36,12 +37,14 @@ const MOKA_OVERHEAD_BYTES: usize = 256;
 fn main() -> anyhow::Result<()> {
     let (sizes, _) = support::arguments();
     let draws = sizes.of(4_000_000, 200_000);
-    let world = World::new()?;
+    let fixture = Fixture::new()?;
     let mut rows = Vec::new();
     for exponent in EXPONENTS {
         let zipf = Zipf::new(exponent);
         for capacity in CAPACITIES {
-            rows.push(under_pressure(&world, &zipf, exponent, capacity, draws)?);
+            rows.push(with_limited_capacity(
+                &fixture, &zipf, exponent, capacity, draws,
+            )?);
         }
     }
     print_table(
@@ -53,23 +56,23 @@ fn main() -> anyhow::Result<()> {
     print_table(
         "ns of CPU per hit, least of all rounds",
         ["keys", "ours", "moka alone"],
-        [all_hits(&world, rounds)?],
+        [all_hits(&fixture, rounds)?],
     );
     Ok(())
 }
 
-/// Compares the caches over one sequence of keys; the second half of it is counted.
-fn under_pressure(
-    world: &World,
+/// Compares the caches over one sequence of keys, and counts its second half.
+fn with_limited_capacity(
+    fixture: &Fixture,
     zipf: &Zipf,
     exponent: f64,
     capacity: u64,
     draws: usize,
 ) -> anyhow::Result<[String; 6]> {
-    let ours = world.ours(capacity)?;
-    let moka = world.moka(capacity);
-    let (our_rate, our_time) = run(zipf, draws, |key| world.get_ours(&ours, key))?;
-    let (moka_rate, moka_time) = run(zipf, draws, |key| world.get_moka(&moka, key))?;
+    let ours = fixture.ours(capacity)?;
+    let moka = fixture.moka(capacity);
+    let (our_rate, our_time) = run(zipf, draws, |key| fixture.get_ours(&ours, key))?;
+    let (moka_rate, moka_time) = run(zipf, draws, |key| fixture.get_moka(&moka, key))?;
     let metrics = ours.metrics();
     ensure!(metrics.bytes <= capacity, "{metrics:?}");
     let answers = usize::try_from(metrics.entries)?;
@@ -103,21 +106,21 @@ fn run(
     Ok((100.0 * hits as f64 / count, took / count))
 }
 
-/// Compares the cost of hits when there is room for all keys.
-fn all_hits(world: &World, rounds: usize) -> anyhow::Result<[String; 3]> {
-    let ours = world.ours(HIT_CAPACITY)?;
-    let moka = world.moka(HIT_CAPACITY);
+/// Compares the cost of hits with capacity for all keys.
+fn all_hits(fixture: &Fixture, rounds: usize) -> anyhow::Result<[String; 3]> {
+    let ours = fixture.ours(HIT_CAPACITY)?;
+    let moka = fixture.moka(HIT_CAPACITY);
     let mut rng = Rng::new(7);
     let keys: Vec<usize> = (0..4 * HIT_KEYS).map(|_| rng.below(HIT_KEYS)).collect();
     for key in 0..HIT_KEYS {
-        world.get_ours(&ours, key);
-        world.get_moka(&moka, key);
+        fixture.get_ours(&ours, key);
+        fixture.get_moka(&moka, key);
     }
     moka.run_pending_tasks();
     let (mut our_least, mut moka_least) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..rounds {
-        our_least = our_least.min(hit_time(&keys, |key| world.get_ours(&ours, key))?);
-        moka_least = moka_least.min(hit_time(&keys, |key| world.get_moka(&moka, key))?);
+        our_least = our_least.min(hit_time(&keys, |key| fixture.get_ours(&ours, key))?);
+        moka_least = moka_least.min(hit_time(&keys, |key| fixture.get_moka(&moka, key))?);
     }
     Ok([
         HIT_KEYS.to_string(),
@@ -137,14 +140,14 @@ fn hit_time(keys: &[usize], get: impl Fn(usize) -> bool) -> anyhow::Result<f64> 
 type Key = Box<[u8]>;
 type Moka = moka::sync::Cache<Key, Arc<Answer>, RandomState>;
 
-/// A snapshot, and the queries and answers that are cached.
-struct World {
+/// A snapshot with the queries and answers to cache.
+struct Fixture {
     snapshot: Snapshot,
     principals: Vec<String>,
     answer: Arc<Answer>,
 }
 
-impl World {
+impl Fixture {
     fn new() -> anyhow::Result<Self> {
         let snapshot = compile(&Sources::default(), &Settings::default());
         let snapshot = snapshot.map_err(|_| anyhow::anyhow!("an empty directory must compile"))?;
@@ -237,16 +240,16 @@ impl Zipf {
         self.0.partition_point(|upto| *upto < at).min(KEYS - 1)
     }
 
-    /// Returns the share of requests for the `count` most frequent keys: no cache hits more often.
+    /// Returns the share of requests for the `count` most frequent keys, which no cache exceeds.
     fn share_of_first(&self, count: usize) -> f64 {
         self.0.get(count.saturating_sub(1)).copied().unwrap_or(1.0)
     }
 }
 
-/// A plain LRU of keys.
+/// A plain LRU cache of keys.
 struct Lru {
     capacity: usize,
-    /// The key of each last use, by the time of that use.
+    /// Keys by the time of their last use.
     by_time: BTreeMap<u64, usize>,
     /// The time of each key's last use; 0 is never.
     times: Vec<u64>,

@@ -1,7 +1,7 @@
-//! What it costs a cached unary call to be observed: server CPU with something on against everything off.
+//! Server CPU of a cached unary call with one feature on, compared with all features off.
 //!
-//! Each figure is a ratio to the same service with its defaults, under the same load and in the same
-//! round. Rounds take the servers in turn, as in `calls`.
+//! Each figure is a ratio to the same service with its defaults, under the same load and in the
+//! same round. The servers take turns within a round, as in `calls`.
 //!
 //! `cargo bench --bench observed [-- --quick]`
 
@@ -19,12 +19,12 @@ use anyhow::{Context as _, ensure};
 use prost::Message as _;
 use tempfile::TempDir;
 
-use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Caller, CpuMeter};
+use support::processes::{Client, CpuMeter};
 use support::running::Server;
+use support::statistics::{Spread, print_table};
 use support::targets::{self, Target, thousands};
-use support::{Sizes, world};
+use support::{Sizes, fixture};
 
 const ROUNDS: usize = 31;
 const CALLS_PER_RUN: usize = 10_000;
@@ -38,21 +38,21 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// A way to run the service, and what its row is called.
-struct Way {
+/// Options of the service, and the name of their row.
+struct Variant {
     name: &'static str,
     arguments: &'static [&'static str],
-    /// Whether decisions go to a file.
+    /// Writes decisions to a file.
     logs: bool,
-    /// Which share of calls is traced, if calls are.
+    /// The share of traced calls; `None` turns tracing off.
     traces: Option<&'static str>,
-    /// Whether callers come over TLS.
+    /// Uses TLS.
     encrypted: bool,
     target: Option<Target>,
 }
 
-const WAYS: &[Way] = &[
-    Way {
+const VARIANTS: &[Variant] = &[
+    Variant {
         name: "nothing",
         arguments: &[],
         logs: false,
@@ -60,7 +60,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: None,
     },
-    Way {
+    Variant {
         name: "metrics",
         arguments: &["--admin-listen", "127.0.0.1:0"],
         logs: false,
@@ -68,7 +68,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: Some(targets::METRICS),
     },
-    Way {
+    Variant {
         name: "traces, 1 % of calls",
         arguments: &[],
         logs: false,
@@ -76,7 +76,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: None,
     },
-    Way {
+    Variant {
         name: "traces, every call",
         arguments: &[],
         logs: false,
@@ -84,7 +84,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: None,
     },
-    Way {
+    Variant {
         name: "metrics, traces of 1 %, decision log",
         arguments: &["--admin-listen", "127.0.0.1:0"],
         logs: true,
@@ -92,7 +92,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: None,
     },
-    Way {
+    Variant {
         name: "decision log, the default sample",
         arguments: &[],
         logs: true,
@@ -100,7 +100,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: Some(targets::DECISION_LOG_SAMPLED),
     },
-    Way {
+    Variant {
         name: "decision log, every decision",
         arguments: &["--decision-log-allow-sample", "1"],
         logs: true,
@@ -108,7 +108,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: Some(targets::DECISION_LOG),
     },
-    Way {
+    Variant {
         name: "the same, nothing masked",
         arguments: &[
             "--decision-log-allow-sample",
@@ -121,7 +121,7 @@ const WAYS: &[Way] = &[
         encrypted: false,
         target: None,
     },
-    Way {
+    Variant {
         name: "TLS",
         arguments: &[],
         logs: false,
@@ -129,7 +129,7 @@ const WAYS: &[Way] = &[
         encrypted: true,
         target: None,
     },
-    Way {
+    Variant {
         name: "TLS, metrics, traces of 1 %, decision log",
         arguments: &["--admin-listen", "127.0.0.1:0"],
         logs: true,
@@ -139,39 +139,43 @@ const WAYS: &[Way] = &[
     },
 ];
 
-/// The row that the others are held against.
-const NOTHING: usize = 0;
+/// The row of the baseline.
+const BASELINE: usize = 0;
 
 struct Subject {
-    way: &'static Way,
+    variant: &'static Variant,
     server: Server,
-    /// Who vouches for its certificate.
+    /// The authority of the server's certificate.
     authority: Option<PathBuf>,
     _files: TempDir,
 }
 
 impl Subject {
-    fn start(way: &'static Way, policies: &TempDir, collector: &str) -> anyhow::Result<Self> {
+    fn start(
+        variant: &'static Variant,
+        policies: &TempDir,
+        collector: &str,
+    ) -> anyhow::Result<Self> {
         let files = tempfile::tempdir()?;
         let destination = format!("file:{}", files.path().join("decisions").display());
-        let mut command = support::running::serving(policies.path(), way.arguments);
-        if way.logs {
+        let mut command = support::running::serve_command(policies.path(), variant.arguments);
+        if variant.logs {
             command.args(["--decision-log", &destination]);
         }
-        let authority = match way.encrypted {
+        let authority = match variant.encrypted {
             true => Some(serve_with_tls(&mut command, files.path())?),
             false => None,
         };
-        if let Some(share) = way.traces {
+        if let Some(share) = variant.traces {
             command
                 .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
                 .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
                 .env("OTEL_TRACES_SAMPLER_ARG", share)
-                // No span that is traced is to be spared the rest of its way.
+                // A queue for all spans: dropped spans would cost less.
                 .env("OTEL_BSP_MAX_QUEUE_SIZE", "100000");
         }
         Ok(Self {
-            way,
+            variant,
             server: Server::spawn(command, 1),
             authority,
             _files: files,
@@ -185,10 +189,10 @@ impl Subject {
             self.authority.as_deref(),
             CALLS_PER_RUN,
         )?;
-        // What waits to be written is part of what the calls cost.
+        // Waits for queued records, because their cost belongs to the calls.
         sleep(Duration::from_millis(100));
         let used = meter.used()?.as_secs_f64() * 1e6 / CALLS_PER_RUN as f64;
-        // What is not logged would cost nothing.
+        // Dropped records would cost nothing.
         ensure!(
             !self.server.log().contains("decision log"),
             "the decision log did not keep up:\n{}",
@@ -198,7 +202,7 @@ impl Subject {
     }
 }
 
-/// Gives the service a certificate that is its own authority, and tells the file that it is in.
+/// Configures a self-signed certificate. Returns its file.
 fn serve_with_tls(command: &mut Command, files: &Path) -> anyhow::Result<PathBuf> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let (certificate, key) = (files.join("tls.crt"), files.join("tls.key"));
@@ -211,30 +215,33 @@ fn serve_with_tls(command: &mut Command, files: &Path) -> anyhow::Result<PathBuf
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
     load::find_h2load()?;
-    let policies = world::policy_directory()?;
-    let requests: Vec<_> = (0..HOT_REQUESTS).map(world::request).collect();
+    let policies = fixture::policy_directory()?;
+    let requests: Vec<_> = (0..HOT_REQUESTS).map(fixture::request).collect();
     let bodies = tempfile::tempdir()?;
     let one = Load::h2load(
         bodies.path().join("one"),
         requests.get(..1).unwrap_or_default(),
     )?;
     let hot = Load::own(bodies.path().join("hot"), &requests)?;
-    let collector = collect()?;
-    let subjects: Vec<_> = WAYS
+    let collector = start_collector()?;
+    let subjects: Vec<_> = VARIANTS
         .iter()
-        .map(|way| Subject::start(way, &policies, &collector))
+        .map(|variant| Subject::start(variant, &policies, &collector))
         .collect::<anyhow::Result<_>>()?;
-    // Those behind TLS are the same service; what they say is seen to by the generator.
-    let in_the_clear = subjects.iter().filter(|it| !it.way.encrypted);
-    for Subject { way, server, .. } in in_the_clear {
-        let mut caller = Caller::of(server)?;
+    // The generator checks the answers of the encrypted services, which are the same.
+    let unencrypted = subjects.iter().filter(|it| !it.variant.encrypted);
+    for Subject {
+        variant, server, ..
+    } in unencrypted
+    {
+        let mut client = Client::of(server)?;
         for request in &requests {
-            let answer = caller.authorize(request.clone())?;
+            let answer = client.authorize(request.clone())?;
             ensure!(
-                answer.decision() == world::answer().decision()
-                    && answer.encoded_len() >= world::answer().encoded_len(),
+                answer.decision() == fixture::answer().decision()
+                    && answer.encoded_len() >= fixture::answer().encoded_len(),
                 "`{}` says {answer:?}",
-                way.name
+                variant.name
             );
         }
     }
@@ -251,14 +258,14 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         thousands(HOT_REQUESTS)
     );
     let hot = rows(&title, &subjects, &hot, rounds)?;
-    for (at, way) in WAYS.iter().enumerate() {
-        if let Some(target) = way.target {
-            let ratio = over_nothing(&hot, at)?;
+    for (at, variant) in VARIANTS.iter().enumerate() {
+        if let Some(target) = variant.target {
+            let ratio = over_baseline(&hot, at)?;
             target.measured(&format!(
                 "{:.2} x ({:.2} us / {:.2} us)",
                 ratio.median(),
                 column(&hot, at).median(),
-                column(&hot, NOTHING).median()
+                column(&hot, BASELINE).median()
             ));
         }
     }
@@ -266,20 +273,20 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes whatever it is sent over HTTP, as a collector of spans would; gives its address.
-fn collect() -> anyhow::Result<String> {
+/// Starts an HTTP server that accepts all spans; returns its address.
+fn start_collector() -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = format!("http://{}", listener.local_addr()?);
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            thread::spawn(move || take(stream));
+            thread::spawn(move || answer_requests(stream));
         }
     });
     Ok(address)
 }
 
 /// Answers requests with 200 until the connection ends.
-fn take(stream: TcpStream) -> io::Result<()> {
+fn answer_requests(stream: TcpStream) -> io::Result<()> {
     let mut requests = BufReader::new(stream);
     loop {
         let mut length = 0;
@@ -316,9 +323,9 @@ fn rows(title: &str, subjects: &[Subject], load: &Load, rounds: usize) -> anyhow
         .collect::<anyhow::Result<_>>()?;
     let rows = subjects.iter().enumerate().map(|(at, subject)| {
         Ok([
-            subject.way.name.to_owned(),
+            subject.variant.name.to_owned(),
             column(&measured, at).show(2),
-            over_nothing(&measured, at)?.show(2),
+            over_baseline(&measured, at)?.show(2),
         ])
     });
     let rows = rows.collect::<anyhow::Result<Vec<_>>>()?;
@@ -330,9 +337,9 @@ fn column(rounds: &Rounds, at: usize) -> Spread {
     Spread::of(rounds.iter().filter_map(|round| round.get(at).copied()))
 }
 
-/// The ratio in each round.
-fn over_nothing(rounds: &Rounds, at: usize) -> anyhow::Result<Spread> {
-    let ratio = |round: &Vec<f64>| Some(round.get(at)? / round.get(NOTHING)?);
+/// Returns the ratio to the baseline in each round.
+fn over_baseline(rounds: &Rounds, at: usize) -> anyhow::Result<Spread> {
+    let ratio = |round: &Vec<f64>| Some(round.get(at)? / round.get(BASELINE)?);
     let ratios: Option<Vec<f64>> = rounds.iter().map(ratio).collect();
     Ok(Spread::of(ratios.context("a round lacks a subject")?))
 }

@@ -1,10 +1,8 @@
-//! How long a saved file takes to decide: from the last write to the first new answer. And what
-//! other callers notice of it.
+//! The time from saving a file to the first answer by it, and its effect on other clients.
 //!
-//! With default settings, the way editors and `sed -i` write: a temporary file renamed over the
-//! old one. A caller asks once a millisecond, so a figure may be that much and the time of a call
-//! too high. The baseline is the quiet period, which is in every figure and is the least that it
-//! can be.
+//! Uses default settings, and writes as editors and `sed -i` do: a temporary file is renamed over
+//! the old one. A client calls once per millisecond, so a figure may be too high by that and the
+//! time of a call. The baseline is the quiet period, which is part of every figure and its minimum.
 //!
 //! `cargo bench --bench reload [-- --quick]`
 
@@ -22,26 +20,26 @@ use cedar_pdp::api::grpc::pb::Decision;
 use cedar_pdp::config::Config;
 
 use support::dataset::{Dataset, EntityKind, policy_file};
-use support::figures::{Spread, print_table};
-use support::pressure::{Call, Pressure};
-use support::processes::Caller;
+use support::processes::Client;
 use support::running::{Server, request, shipped_policies};
+use support::statistics::{Spread, print_table};
+use support::steady_load::{Call, Pressure};
 use support::targets::{self, Target, thousands};
 use support::{Sizes, running};
 
 const SAMPLES: usize = 20;
-const ASKED_EVERY: Duration = Duration::from_millis(1);
-/// Between samples, so that each write finds the service at rest.
-const REST: Duration = Duration::from_millis(150);
-/// How long an edit may take to be served before the benchmark ends with an error.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PROBE_INTERVAL: Duration = Duration::from_millis(1);
+/// The pause between samples, so that the service is idle at each write.
+const IDLE_PAUSE: Duration = Duration::from_millis(150);
+/// The time limit for an edit to take effect.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// Others call so often while the reloads run.
-const CALLS_EVERY: Duration = Duration::from_millis(1);
-/// Different requests that the others make in turn.
-const CALLED: usize = 10_000;
-/// At rest with the others calling, before each sample.
-const REST_UNDER_CALLS: Duration = Duration::from_millis(700);
+/// The interval of the other clients' calls.
+const CALL_INTERVAL: Duration = Duration::from_millis(1);
+/// The number of different requests of the other clients.
+const DISTINCT_CALLS: usize = 10_000;
+/// The pause before each sample while the other clients call.
+const IDLE_PAUSE_UNDER_LOAD: Duration = Duration::from_millis(700);
 
 fn main() -> anyhow::Result<()> {
     let (sizes, _) = support::arguments();
@@ -51,25 +49,25 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A file with two texts, a request, and what it is answered under each.
+/// A file with two alternative texts, a request, and its decision under each text.
 struct Edit {
     file: PathBuf,
     texts: [(String, Decision); 2],
     request: pb::AuthorizeRequest,
-    /// The text that is in force.
+    /// The index of the text in force.
     current: usize,
 }
 
 impl Edit {
-    /// Of a file that is now the first of the texts.
+    /// Creates an edit of a file that has the first text now.
     fn new(
         file: PathBuf,
         texts: [(String, Decision); 2],
         request: pb::AuthorizeRequest,
-        caller: &mut Caller,
+        client: &mut Client,
     ) -> anyhow::Result<Self> {
         let [(_, expected), _] = &texts;
-        let answer = caller.authorize(request.clone())?;
+        let answer = client.authorize(request.clone())?;
         ensure!(
             answer.decision() == *expected,
             "before any edit of `{}` the answer is {answer:?}",
@@ -83,45 +81,45 @@ impl Edit {
         })
     }
 
-    /// Renames the other text over the file, and gives when that was and when the first call was
+    /// Replaces the file by the other text. Returns the time of the write, and of the first call
     /// answered by it.
-    fn until_answered(&mut self, caller: &mut Caller) -> anyhow::Result<(Instant, Instant)> {
+    fn apply(&mut self, client: &mut Client) -> anyhow::Result<(Instant, Instant)> {
         self.current = 1 - self.current;
         let (text, expected) = self.texts.get(self.current).context("one of two")?;
-        // A name that begins with a dot is no policy file.
+        // The policy store ignores names that begin with a dot.
         let temporary = self.file.with_file_name(".saving");
         fs::write(&temporary, text)?;
-        let begun = Instant::now();
+        let started = Instant::now();
         fs::rename(&temporary, &self.file)?;
-        while caller.authorize(self.request.clone())?.decision() != *expected {
+        while client.authorize(self.request.clone())?.decision() != *expected {
             ensure!(
-                begun.elapsed() < PATIENCE,
+                started.elapsed() < TIME_LIMIT,
                 "an edit of `{}` was never served",
                 self.file.display()
             );
-            sleep(ASKED_EVERY);
+            sleep(PROBE_INTERVAL);
         }
-        Ok((begun, Instant::now()))
+        Ok((started, Instant::now()))
     }
 
-    /// Asks for so long, as often as while an edit is awaited: who asks keeps the server awake, and
-    /// calls at rest must not be the slower for waking it.
-    fn ask_for(&self, caller: &mut Caller, rest: Duration) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while begun.elapsed() < rest {
-            caller.authorize(self.request.clone())?;
-            sleep(ASKED_EVERY);
+    /// Repeats the call for `duration`, at the rate used while waiting for an edit. The server
+    /// stays awake, so that the idle calls are not slower.
+    fn keep_calling(&self, client: &mut Client, duration: Duration) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while started.elapsed() < duration {
+            client.authorize(self.request.clone())?;
+            sleep(PROBE_INTERVAL);
         }
         Ok(())
     }
 
-    /// The milliseconds of `samples` edits, each after a rest, and one before that does not count.
-    fn samples(&mut self, caller: &mut Caller, samples: usize) -> anyhow::Result<Vec<f64>> {
+    /// Measures `samples` edits in ms, each after a pause, and discards a first one.
+    fn samples(&mut self, client: &mut Client, samples: usize) -> anyhow::Result<Vec<f64>> {
         let mut times = Vec::new();
         for _ in 0..=samples {
-            sleep(REST);
-            let (begun, answered) = self.until_answered(caller)?;
-            times.push((answered - begun).as_secs_f64() * 1e3);
+            sleep(IDLE_PAUSE);
+            let (started, answered) = self.apply(client)?;
+            times.push((answered - started).as_secs_f64() * 1e3);
         }
         times.remove(0);
         Ok(times)
@@ -166,11 +164,11 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     let permitting = fs::read_to_string(&file)?;
     ensure!(
         permitting.contains(CONDITION),
-        "`public.cedar` no longer says `{CONDITION}`"
+        "`public.cedar` no longer contains `{CONDITION}`"
     );
     let denying = permitting.replace(CONDITION, OPPOSITE);
     let server = Server::start(directory.path(), &[]);
-    let mut caller = Caller::of(&server)?;
+    let mut client = Client::of(&server)?;
     let mut edit = Edit::new(
         file,
         [(permitting, Decision::Allow), (denying, Decision::Deny)],
@@ -179,7 +177,7 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
             r#"Invoicing::Action::"readPriceList""#,
             r#"Invoicing::PriceList::"2026-standard""#,
         ),
-        &mut caller,
+        &mut client,
     )?;
     println!(
         "From the rename of a file to the first answer by it, default settings. {} samples.\n\
@@ -187,7 +185,7 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
         sizes.of(SAMPLES, 3),
         quiet_ms()
     );
-    let samples = edit.samples(&mut caller, sizes.of(SAMPLES, 3))?;
+    let samples = edit.samples(&mut client, sizes.of(SAMPLES, 3))?;
     print_reloads("the worked example", targets::RELOAD_EXAMPLE, &samples);
     Ok(())
 }
@@ -200,37 +198,37 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     dataset.write(directory.path())?;
     let probes = Probes::write(&dataset, directory.path())?;
     let server = Server::start(directory.path(), &[]);
-    let mut caller = Caller::of(&server)?;
-    let mut of_policies = probes.of_policies(&mut caller)?;
-    let mut of_entities = probes.of_entities(&mut caller)?;
-    let mut of_parents = probes.of_parents(&mut caller)?;
+    let mut client = Client::of(&server)?;
+    let mut of_policies = probes.of_policies(&mut client)?;
+    let mut of_entities = probes.of_entities(&mut client)?;
+    let mut of_parents = probes.of_parents(&mut client)?;
 
     let size = format!(
         "{} policies and {} entities",
         thousands(policies),
         thousands(entities)
     );
-    let times = of_policies.samples(&mut caller, samples)?;
+    let times = of_policies.samples(&mut client, samples)?;
     print_reloads(
         &format!("one policy file of 1,000 changed; {size}"),
         targets::RELOAD_POLICIES,
         &times,
     );
-    let times = of_entities.samples(&mut caller, samples)?;
+    let times = of_entities.samples(&mut client, samples)?;
     print_reloads(
         &format!("one entity file of 1,000 changed; {size}"),
         targets::RELOAD_ENTITIES,
         &times,
     );
-    let times = of_parents.samples(&mut caller, samples)?;
+    let times = of_parents.samples(&mut client, samples)?;
     print_reloads(
         &format!("the same, a parent of a group of the highest level changed; {size}"),
         targets::RELOAD_PARENTS,
         &times,
     );
 
-    let requests = dataset.requests(CALLED)?;
-    let requests: Vec<_> = requests.iter().map(|ask| ask.message()).collect();
+    let requests = dataset.requests(DISTINCT_CALLS)?;
+    let requests: Vec<_> = requests.iter().map(|drawn| drawn.message()).collect();
     let mut measured = Vec::new();
     let mut rows = Vec::new();
     for (name, edit) in [
@@ -238,22 +236,22 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
         ("an entity file", &mut of_entities),
         ("a group's parents", &mut of_parents),
     ] {
-        let pressure = Pressure::start(server.address(), requests.clone(), CALLS_EVERY);
+        let steady_load = Pressure::start(server.address(), requests.clone(), CALL_INTERVAL);
         let mut reloads = Vec::new();
-        edit.ask_for(&mut caller, REST_UNDER_CALLS)?;
+        edit.keep_calling(&mut client, IDLE_PAUSE_UNDER_LOAD)?;
         for _ in 0..samples {
-            edit.ask_for(&mut caller, REST_UNDER_CALLS)?;
-            reloads.push(edit.until_answered(&mut caller)?);
+            edit.keep_calling(&mut client, IDLE_PAUSE_UNDER_LOAD)?;
+            reloads.push(edit.apply(&mut client)?);
         }
-        let calls = pressure.finish()?;
+        let calls = steady_load.finish()?;
         let latencies = Latencies::of(&calls, &reloads)?;
         let over_rest = |spread: &Spread| spread.percentile(99) / latencies.at_rest.percentile(99);
-        let rest = ("at rest", &latencies.at_rest);
+        let duration = ("at rest", &latencies.at_rest);
         let moments = [
             ("during reloads", &latencies.during),
             ("just after", &latencies.after),
         ];
-        for (when, spread) in std::iter::once(rest).chain(moments) {
+        for (when, spread) in std::iter::once(duration).chain(moments) {
             rows.push(Latencies::row(name, when, spread, over_rest(spread)));
         }
         for (when, spread) in moments {
@@ -269,7 +267,7 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     }
     print_table(
         &format!(
-            "calls in ms, one begun each {CALLS_EVERY:?}, at rest, while reloads run and after; {size}"
+            "calls in ms, one begun each {CALL_INTERVAL:?}, at rest, while reloads run and after; {size}"
         ),
         ["", "calls", "p50", "p99", "most", "p99 x at rest"],
         rows,
@@ -282,8 +280,8 @@ fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds of calls, by when they began: well before a write; from it to the first answer by
-/// it (compiling begins in the quiet period already); and after that.
+/// Latencies in ms, by the time of the call: well before a write; from the write to the first
+/// answer by it (compiling begins in the quiet period already); and later.
 struct Latencies {
     at_rest: Spread,
     during: Spread,
@@ -292,12 +290,12 @@ struct Latencies {
 
 impl Latencies {
     fn of(calls: &[Call], reloads: &[(Instant, Instant)]) -> anyhow::Result<Self> {
-        let half = REST_UNDER_CALLS / 2;
+        let half = IDLE_PAUSE_UNDER_LOAD / 2;
         let among = |span: &dyn Fn(Instant, Instant) -> Range<Instant>| {
             let begun_then = |call: &&Call| {
                 reloads
                     .iter()
-                    .any(|(begun, answered)| span(*begun, *answered).contains(&call.begun))
+                    .any(|(started, answered)| span(*started, *answered).contains(&call.started))
             };
             let calls: Vec<f64> = calls
                 .iter()
@@ -308,10 +306,10 @@ impl Latencies {
             Ok(Spread::of(calls))
         };
         Ok(Self {
-            // The half before is left to what a reload leaves behind.
-            at_rest: among(&|begun, _| begun.checked_sub(half).unwrap_or(begun)..begun)?,
-            during: among(&|begun, answered| begun..answered)?,
-            // A cache to fill again, an old snapshot to free.
+            // The other half of the pause is left to the effects of the reload.
+            at_rest: among(&|started, _| started.checked_sub(half).unwrap_or(started)..started)?,
+            during: among(&|started, answered| started..answered)?,
+            // Filling the cache and freeing the old snapshot take time.
             after: among(&|_, answered| answered..answered + half)?,
         })
     }
@@ -328,9 +326,9 @@ impl Latencies {
     }
 }
 
-/// Three requests whose answers tell which text of a file is in force: one asks for a policy that one
-/// text of a policy file holds and the other does not, one for a policy that reads what an entity
-/// file says of user 0, one for a policy on a group that a group above user 0 is in or not.
+/// Three requests whose answers show which text of a file is in force. The first depends on a
+/// policy that only one text contains, the second on an attribute of user 0, the third on a group
+/// that contains user 0 indirectly or not.
 struct Probes {
     policy_file: PathBuf,
     entity_file: PathBuf,
@@ -342,14 +340,14 @@ struct Probes {
     probe: String,
 }
 
-/// No level in the data set is as high.
+/// A higher level than any in the data set.
 const LEVEL: usize = 1_000;
 
 impl Probes {
-    /// Adds to the `directory` what the probes need besides.
+    /// Adds the probes' policies and entities to `directory`.
     fn write(dataset: &Dataset, directory: &Path) -> anyhow::Result<Self> {
         let user = dataset.name(EntityKind::User, 0);
-        // Type 0, and so the actions with 00.
+        // Document type 0, whose actions end with 00.
         let document = dataset.name(EntityKind::Document, 0);
         let head = format!("permit (principal == {user}, action, resource == {document})");
         fs::write(
@@ -373,7 +371,7 @@ impl Probes {
                     value(pb::value::Kind::String(channel.to_owned())),
                 ),
                 ("mfa".to_owned(), value(pb::value::Kind::Bool(true))),
-                // More than any other permit bears.
+                // More than any other permit allows.
                 ("amount".to_owned(), value(pb::value::Kind::Long(1_000_000))),
             ]);
             request
@@ -393,40 +391,42 @@ impl Probes {
         })
     }
 
-    fn of_policies(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+    fn of_policies(&self, client: &mut Client) -> anyhow::Result<Edit> {
         let without = fs::read_to_string(&self.policy_file)?;
         let with = format!("{without}{}", self.probe);
         Edit::new(
             self.policy_file.clone(),
             [(without, Decision::Deny), (with, Decision::Allow)],
             self.by_policy.clone(),
-            caller,
+            client,
         )
     }
 
-    fn of_entities(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+    fn of_entities(&self, client: &mut Client) -> anyhow::Result<Edit> {
         let low = fs::read_to_string(&self.entity_file)?;
         let (before, after) = low
             .split_once("\"level\":")
             .context("user 0, the first, has a level")?;
-        let rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
-        let high = format!("{before}\"level\":{LEVEL}{rest}");
+        let duration = after.trim_start_matches(|c: char| c.is_ascii_digit());
+        let high = format!("{before}\"level\":{LEVEL}{duration}");
         Edit::new(
             self.entity_file.clone(),
             [(low, Decision::Deny), (high, Decision::Allow)],
             self.by_entity.clone(),
-            caller,
+            client,
         )
     }
 
-    fn of_parents(&self, caller: &mut Caller) -> anyhow::Result<Edit> {
+    fn of_parents(&self, client: &mut Client) -> anyhow::Result<Edit> {
         let outside = fs::read_to_string(&self.group_file)?;
         let uid = format!(r#"{{"uid":{{"type":"Group","id":"{}"}}"#, self.group);
-        let (before, entity) = outside.split_once(&uid).context("the group stands there")?;
+        let (before, entity) = outside
+            .split_once(&uid)
+            .context("the file contains the group")?;
         let (attributes, parents) = entity
             .split_once(r#""parents":["#)
             .context("an entity has parents")?;
-        // Those of the highest level are in nothing else.
+        // Groups of the highest level have no parents.
         let inside = format!(
             r#"{before}{uid}{attributes}"parents":[{{"type":"Group","id":"probe"}}{parents}"#
         );
@@ -434,7 +434,7 @@ impl Probes {
             self.group_file.clone(),
             [(outside, Decision::Deny), (inside, Decision::Allow)],
             self.by_parent.clone(),
-            caller,
+            client,
         )
     }
 }

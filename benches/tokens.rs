@@ -1,7 +1,7 @@
-//! What a token costs in process: one that was verified before, beside one that is verified anew.
+//! Cost of a token in process: cached, compared with verified anew.
 //!
-//! By kind of signature, in rounds that take both in turn. With the cost of a cached call in
-//! `calls`, this says what a caller pays for sending a token in place of a principal.
+//! By kind of signature, in rounds that alternate both. Together with the cost of a cached call in
+//! `calls`, this is the price of sending a token instead of a principal.
 //!
 //! `cargo bench --bench tokens [-- --quick]`
 
@@ -20,12 +20,12 @@ use jsonwebtoken::Algorithm;
 use serde_json::json;
 
 use support::Sizes;
-use support::figures::{Spread, print_table};
+use support::statistics::{Spread, print_table};
 
 const ROUNDS: usize = 31;
-/// Looks at a token in one round: remembered, and anew.
-const REMEMBERED: u32 = 20_000;
-const ANEW: u32 = 500;
+/// The number of lookups of a token in one round: cached, and verified.
+const CACHED_LOOKUPS: u32 = 20_000;
+const VERIFIED_LOOKUPS: u32 = 500;
 
 const ISSUERS: &str = r#"
 [[issuer]]
@@ -53,16 +53,19 @@ fn main() -> anyhow::Result<()> {
     let keys: Vec<&Signer> = signers.iter().collect();
     fs::write(files.path().join("jwks.json"), jwks(&keys))?;
     fs::write(files.path().join("issuers.toml"), ISSUERS)?;
-    let remembering = open(files.path(), NonZeroU64::new(1 << 20))?;
-    let forgetting = open(files.path(), None)?;
+    let cached_tokens = open(files.path(), NonZeroU64::new(1 << 20))?;
+    let uncached_tokens = open(files.path(), None)?;
     let rows = signers.iter().map(|signer| {
         let token = token(signer)?;
-        // So that it is there to be remembered.
-        microseconds(&remembering, &token, 1)?;
+        // Fills the cache.
+        microseconds(&cached_tokens, &token, 1)?;
         let rounds = (0..sizes.of(ROUNDS, 3))
             .map(|_| {
-                let remembered = microseconds(&remembering, &token, REMEMBERED)?;
-                Ok((remembered, microseconds(&forgetting, &token, ANEW)?))
+                let cached = microseconds(&cached_tokens, &token, CACHED_LOOKUPS)?;
+                Ok((
+                    cached,
+                    microseconds(&uncached_tokens, &token, VERIFIED_LOOKUPS)?,
+                ))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let of = |each: fn(&(f64, f64)) -> f64| Spread::of(rounds.iter().map(each));
@@ -76,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     let rows = rows.collect::<anyhow::Result<Vec<_>>>()?;
     print_table(
         "a token, in process",
-        ["token", "us remembered", "us anew", "x anew"],
+        ["token", "us cached", "us verified", "x verified"],
         rows,
     );
     if sizes == Sizes::Quick {
@@ -109,11 +112,11 @@ fn token(signer: &Signer) -> anyhow::Result<String> {
 
 fn microseconds(tokens: &Tokens, token: &str, looks: u32) -> anyhow::Result<f64> {
     let now = NumericDate::from(SystemTime::now());
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..looks {
         let verdict = tokens.verify(token, now, KeyMiss::Fail);
         ensure!(verdict.is_ok(), "{verdict:?}");
     }
-    let took = begun.elapsed().checked_div(looks).context("no looks")?;
+    let took = started.elapsed().checked_div(looks).context("no looks")?;
     Ok(took.as_secs_f64() * 1e6)
 }

@@ -15,7 +15,7 @@ async fn main() -> anyhow::Result<()> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:50051".to_owned());
     let channel = Endpoint::from_shared(format!("http://{address}"))?
-        // Without it a call waits for ever.
+        // Without a deadline a call waits forever.
         .timeout(std::time::Duration::from_secs(5))
         .connect()
         .await?;
@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<()> {
     let forgotten_id = AuthorizeRequest {
         identity: Some(Identity::Principal(uid("Platform::User", "felix.brandt"))),
         action: Some(uid("Invoicing::Action", "readInvoice")),
-        // `None` is an error; `Some(String::new())` would be an id.
+        // `None` is an error; `Some(String::new())` is a valid id.
         resource: Some(EntityUid {
             r#type: "Invoicing::Invoice".to_owned(),
             id: None,
@@ -77,13 +77,13 @@ fn uid(type_name: &str, id: &str) -> EntityUid {
     }
 }
 
-/// Asks, and prints the answer, or which field of the request is at fault.
-async fn print_answer(client: &mut Client, question: &str, request: AuthorizeRequest) {
-    println!("{question}:");
+/// Sends a request, and prints the answer, or the invalid field.
+async fn print_answer(client: &mut Client, title: &str, request: AuthorizeRequest) {
+    println!("{title}:");
     match client.authorize(request).await {
         Ok(response) => {
             let answer = response.into_inner();
-            // In your own code: go on only if this is `Decision::Allow`.
+            // In your own code: proceed only if this is `Decision::Allow`.
             println!("  {}", answer.decision().as_str_name());
             let policies = answer.determining_policies.join(", ");
             println!(

@@ -1,7 +1,7 @@
-//! Half of what the service can take, with everything on and everything it follows changing: no call
-//! fails, and memory stays where it was.
+//! Half of the service's capacity with every feature on, while all watched files change: no call
+//! fails, and memory stays constant.
 //!
-//! `CEDAR_PDP_SOAK_MINUTES=30 cargo test --test production -- --nocapture` is the long run.
+//! Long run: `CEDAR_PDP_SOAK_MINUTES=30 cargo test --test production -- --nocapture`.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cedar_pdp::api::grpc::pb;
-use cedar_pdp_test_support::pki::{self, Authority, Pair, shown};
+use cedar_pdp_test_support::pki::{self, Authority, Pair, path_string};
 use cedar_pdp_test_support::signer::{Signer, jwks};
 use cedar_pdp_test_support::{self as support, Server, request};
 use jsonwebtoken::Algorithm;
@@ -31,31 +31,31 @@ use tempfile::TempDir;
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig};
 
-/// How long where nothing else is said.
-const SHORT: Duration = Duration::from_secs(20);
+/// The default duration.
+const DEFAULT_DURATION: Duration = Duration::from_secs(20);
 
-/// How many connections the load comes over, and how many calls at once find out what it can take.
+/// Connections of the load, and concurrent calls that measure the capacity.
 const CONNECTIONS: usize = 4;
 const CALLS_AT_ONCE: usize = 16;
 
-type Caller = AuthorizationServiceClient<Channel>;
+type Client = AuthorizationServiceClient<Channel>;
 
-/// Everything that the service follows, and the hand that changes it.
-struct World {
+/// All files that the service watches, and the code that changes them.
+struct Fixture {
     root: TempDir,
     authority: Authority,
     client: Pair,
     keys: Vec<Signer>,
     turn: u64,
-    /// What was changed when, for whoever asks why a call failed.
+    /// The changes and their times, to explain a failed call.
     changes: Mutex<Vec<(SystemTime, String)>>,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let authority = Authority::generate();
         let client = authority.client(Vec::new(), &[(rcgen::DnType::CommonName, "soak")]);
-        let mut world = Self {
+        let mut fixture = Self {
             root: tempfile::tempdir().unwrap(),
             authority,
             client,
@@ -63,9 +63,9 @@ impl World {
             turn: 0,
             changes: Mutex::default(),
         };
-        fs::create_dir(world.path("policies")).unwrap();
-        fs::create_dir(world.path("log")).unwrap();
-        world.put(
+        fs::create_dir(fixture.path("policies")).unwrap();
+        fs::create_dir(fixture.path("log")).unwrap();
+        fixture.put(
             "issuers.toml",
             r#"
             [[issuer]]
@@ -80,15 +80,15 @@ impl World {
             type = "Group"
             "#,
         );
-        world.put(
+        fixture.put(
             "policies/soak.cedarschema",
             "entity Group; entity Document; entity User in [Group] { turn?: Long };\n\
              action read appliesTo { principal: User, resource: Document, context: { n?: Long } };\n",
         );
-        world.write_keys();
-        world.write_policies();
-        world.revoke(0);
-        world
+        fixture.write_keys();
+        fixture.write_policies();
+        fixture.revoke(0);
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -97,15 +97,15 @@ impl World {
 
     fn put(&self, name: &str, text: &str) {
         support::replace(&self.path(name), text);
-        self.note(name);
+        self.record_change(name);
     }
 
-    fn note(&self, what: &str) {
+    fn record_change(&self, what: &str) {
         let mut changes = self.changes.lock().unwrap();
         changes.push((SystemTime::now(), what.to_owned()));
     }
 
-    /// The latest of what was changed.
+    /// Returns the latest change.
     fn latest(&self) -> String {
         let changes = self.changes.lock().unwrap();
         let latest = &changes[changes.len().saturating_sub(40)..];
@@ -139,7 +139,7 @@ impl World {
         self.put("policies/users.entities.json", &json!(members).to_string());
     }
 
-    /// The newest key, which nothing is signed by yet, and those by which tokens are still about.
+    /// Publishes the newest key, which signs nothing yet, and the keys of tokens in use.
     fn write_keys(&self) {
         let newest = &self.keys[self.keys.len().saturating_sub(4)..];
         self.put("jwks.json", &jwks(&newest.iter().collect::<Vec<_>>()));
@@ -149,22 +149,22 @@ impl World {
         let kid = format!("key-{}", self.turn);
         self.keys.push(Signer::new(&kid, Algorithm::ES256));
         self.write_keys();
-        self.note(&kid);
+        self.record_change(&kid);
     }
 
-    /// Revokes others than those who ask.
+    /// Revokes tokens that no client uses.
     fn revoke(&self, turn: u64) {
         let revoked =
             format!("[[revoked]]\nissuer = \"https://login.test\"\nsub = \"gone-{turn}\"\n");
         self.put("revoked.toml", &revoked);
     }
 
-    /// A key that has been published for a while.
+    /// Returns a key that was published some time ago.
     fn signer(&self) -> &Signer {
         &self.keys[self.keys.len().saturating_sub(2)]
     }
 
-    /// A token by it.
+    /// Signs a token with it.
     fn token(&self, number: usize) -> String {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -181,11 +181,11 @@ impl World {
     }
 
     fn rotate_certificate(&self) {
-        // Mounted files are swapped together; here one follows the other, as `certbot` does it.
-        self.authority.serve_with(&self.authority.server());
+        // Mounted files are swapped together; here one follows the other, as with `certbot`.
+        self.authority.tls_options(&self.authority.server());
     }
 
-    /// As logrotate does it.
+    /// Rotates the log as logrotate does.
     fn rotate_log(&self, turn: u64) {
         let log = self.path("log/decisions.jsonl");
         if log.exists() {
@@ -197,18 +197,18 @@ impl World {
         }
     }
 
-    fn caller(&self) -> ClientTlsConfig {
-        self.authority.caller(Some(&self.client))
+    fn client_tls(&self) -> ClientTlsConfig {
+        self.authority.client_tls(Some(&self.client))
     }
 }
 
-/// What is asked, changed while it is.
+/// The requests, which change during the test.
 #[derive(Default)]
-struct Questions(RwLock<Vec<pb::AuthorizeRequest>>);
+struct Requests(RwLock<Vec<pb::AuthorizeRequest>>);
 
-impl Questions {
-    /// Some of everything: principals by name and by token, some of which nobody asked before.
-    fn write(&self, world: &World, turn: u64) {
+impl Requests {
+    /// Writes a mixture of requests: principals by name and by token, some of them new.
+    fn write(&self, fixture: &Fixture, turn: u64) {
         let mut all = Vec::new();
         for number in 0..100 {
             let mut named = request(
@@ -217,11 +217,11 @@ impl Questions {
                 &format!(r#"Document::"{number}-{}""#, turn % 7),
             );
             all.push(named.clone());
-            named.identity = Some(Identity::PrincipalToken(world.token(number)));
+            named.identity = Some(Identity::PrincipalToken(fixture.token(number)));
             all.push(named);
         }
         *self.0.write().unwrap() = all;
-        world.note(&format!("tokens by {}", world.signer().kid));
+        fixture.record_change(&format!("tokens by {}", fixture.signer().kid));
     }
 
     fn nth(&self, n: u64) -> pb::AuthorizeRequest {
@@ -230,22 +230,22 @@ impl Questions {
     }
 }
 
-/// What became of the calls.
+/// The counted outcomes of the calls.
 #[derive(Default)]
-struct Told {
+struct CallCounts {
     answered: AtomicU64,
-    /// Told to come again, as a machine that is busy with other things has to at times.
+    /// Calls rejected with a retry hint, which a busy machine may cause.
     shed: AtomicU64,
-    /// Not sent, as too many were on their way.
+    /// Calls not sent, because too many were in flight.
     held_back: AtomicU64,
     failed: Mutex<BTreeMap<String, u64>>,
     slowest: Mutex<Duration>,
 }
 
-impl Told {
-    async fn ask(&self, mut caller: Caller, question: pb::AuthorizeRequest) {
-        let begun = Instant::now();
-        let failure = match caller.authorize(question).await {
+impl CallCounts {
+    async fn call(&self, mut client: Client, request: pb::AuthorizeRequest) {
+        let started = Instant::now();
+        let failure = match client.authorize(request).await {
             Ok(answer) => {
                 let answer = answer.into_inner();
                 let allowed = answer.decision() == pb::Decision::Allow;
@@ -259,7 +259,7 @@ impl Told {
             }
             Err(status) => Some(format!("{:?}: {}", status.code(), status.message())),
         };
-        let took = begun.elapsed();
+        let took = started.elapsed();
         let failure = failure.map(|failure| format!("{failure}, after {} s", took.as_secs()));
         let mut slowest = self.slowest.lock().unwrap();
         *slowest = (*slowest).max(took);
@@ -270,83 +270,83 @@ impl Told {
         }
     }
 
-    fn expect_no_failure(&self, server: &Server, world: &World) {
+    fn expect_no_failure(&self, server: &Server, fixture: &Fixture) {
         let failed = self.failed.lock().unwrap();
         assert!(
             failed.is_empty(),
             "{failed:#?}\n{}\n{}",
-            world.latest(),
+            fixture.latest(),
             server.log()
         );
     }
 }
 
-/// Calls a second when there are always some waiting.
-async fn capacity(callers: &[Caller], questions: &Arc<Questions>, told: &Arc<Told>) -> u64 {
-    let begun = Instant::now();
+/// Measures calls per second with calls always waiting.
+async fn capacity(clients: &[Client], requests: &Arc<Requests>, counts: &Arc<CallCounts>) -> u64 {
+    let started = Instant::now();
     let span = Duration::from_secs(3);
-    let before = told.answered.load(Ordering::Relaxed);
-    let mut asking = tokio::task::JoinSet::new();
-    for (n, caller) in callers
+    let before = counts.answered.load(Ordering::Relaxed);
+    let mut calls = tokio::task::JoinSet::new();
+    for (n, client) in clients
         .iter()
         .cycle()
         .take(CONNECTIONS * CALLS_AT_ONCE)
         .enumerate()
     {
-        let (caller, questions, told) = (caller.clone(), Arc::clone(questions), Arc::clone(told));
-        asking.spawn(async move {
+        let (client, requests, counts) = (client.clone(), Arc::clone(requests), Arc::clone(counts));
+        calls.spawn(async move {
             let mut next = n as u64;
-            while begun.elapsed() < span {
-                told.ask(caller.clone(), questions.nth(next)).await;
+            while started.elapsed() < span {
+                counts.call(client.clone(), requests.nth(next)).await;
                 next += 17;
             }
         });
     }
-    asking.join_all().await;
-    let answered = told.answered.load(Ordering::Relaxed) - before;
+    calls.join_all().await;
+    let answered = counts.answered.load(Ordering::Relaxed) - before;
     answered / span.as_secs()
 }
 
-/// So many calls may be on their way: when this process itself is held up, what waits here grows old
-/// and says nothing of the service.
+/// The maximum of calls in flight. If this process itself is delayed, waiting calls become old,
+/// which says nothing about the service.
 const MOST_IN_FLIGHT: usize = 2_000;
 
-/// Begins `rate` calls a second, whether those before are answered or not, until told to stop.
+/// Starts `rate` calls per second, independent of answers, until told to stop.
 async fn load(
     rate: u64,
-    callers: Vec<Caller>,
-    questions: Arc<Questions>,
-    told: Arc<Told>,
+    clients: Vec<Client>,
+    requests: Arc<Requests>,
+    counts: Arc<CallCounts>,
     until: Instant,
 ) {
     const TICK: Duration = Duration::from_millis(5);
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut ticks = tokio::time::interval(TICK);
-    let mut asking = tokio::task::JoinSet::new();
+    let mut calls = tokio::task::JoinSet::new();
     let mut sent: u64 = 0;
     while Instant::now() < until {
         ticks.tick().await;
-        let due = u64::try_from(begun.elapsed().as_millis()).unwrap() * rate / 1000;
+        let due = u64::try_from(started.elapsed().as_millis()).unwrap() * rate / 1000;
         for n in sent..due {
-            if asking.len() >= MOST_IN_FLIGHT {
-                told.held_back.fetch_add(due - n, Ordering::Relaxed);
+            if calls.len() >= MOST_IN_FLIGHT {
+                counts.held_back.fetch_add(due - n, Ordering::Relaxed);
                 break;
             }
-            let caller = callers[usize::try_from(n).unwrap() % callers.len()].clone();
-            let (question, told) = (questions.nth(n), Arc::clone(&told));
-            asking.spawn(async move { told.ask(caller, question).await });
+            let client = clients[usize::try_from(n).unwrap() % clients.len()].clone();
+            let (request, counts) = (requests.nth(n), Arc::clone(&counts));
+            calls.spawn(async move { counts.call(client, request).await });
         }
         sent = due;
-        while asking.try_join_next().is_some() {}
+        while calls.try_join_next().is_some() {}
     }
-    asking.join_all().await;
+    calls.join_all().await;
 }
 
-async fn connect(address: &str, tls: ClientTlsConfig) -> Caller {
+async fn connect(address: &str, tls: ClientTlsConfig) -> Client {
     let channel = pki::connect(address, tls)
         .await
-        .expect("a good pair is in force");
-    Caller::new(channel)
+        .expect("a valid pair is in force");
+    Client::new(channel)
 }
 
 fn size_of_directory(directory: &Path) -> u64 {
@@ -357,21 +357,21 @@ fn size_of_directory(directory: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_load_fails_no_call_nor_grows() {
+async fn half_load_fails_no_call_and_keeps_memory() {
     let (span, is_quiet) = match std::env::var("CEDAR_PDP_SOAK_MINUTES") {
         Ok(text) => (
             Duration::from_secs(60 * text.parse::<u64>().expect("a number of minutes")),
             true,
         ),
-        // Among other tests, on a machine that others use too.
-        Err(_) => (SHORT, false),
+        // Other tests and programs share the machine.
+        Err(_) => (DEFAULT_DURATION, false),
     };
-    let mut world = World::new();
-    let tls = world.authority.serve_with(&world.authority.server());
-    let authorities = shown(&world.authority.file());
-    let issuers = shown(&world.path("issuers.toml"));
-    let revoked = shown(&world.path("revoked.toml"));
-    let log = format!("file:{}", shown(&world.path("log/decisions.jsonl")));
+    let mut fixture = Fixture::new();
+    let tls = fixture.authority.tls_options(&fixture.authority.server());
+    let authorities = path_string(&fixture.authority.file());
+    let issuers = path_string(&fixture.path("issuers.toml"));
+    let revoked = path_string(&fixture.path("revoked.toml"));
+    let log = format!("file:{}", path_string(&fixture.path("log/decisions.jsonl")));
     let mut arguments: Vec<&str> = tls.iter().map(String::as_str).collect();
     arguments.extend([
         "--tls-client-auth",
@@ -390,42 +390,41 @@ async fn half_load_fails_no_call_nor_grows() {
         "3",
         "--admin-listen",
         "127.0.0.1:0",
-        // So that they are as full as they get before the first tenth is over: tokens are renewed all
-        // the time.
+        // Fills the caches before the first tenth ends: tokens are renewed all the time.
         "--token-cache-bytes",
         "2097152",
         "--log",
         "warn,cedar_pdp::pip=info",
     ]);
-    let server = Server::start(&world.path("policies"), &arguments);
+    let server = Server::start(&fixture.path("policies"), &arguments);
     let address = server.address().to_owned();
     let admin = server.admin();
-    let questions = Arc::new(Questions::default());
-    questions.write(&world, 0);
-    let told = Arc::new(Told::default());
-    let mut callers = Vec::new();
+    let requests = Arc::new(Requests::default());
+    requests.write(&fixture, 0);
+    let counts = Arc::new(CallCounts::default());
+    let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        callers.push(connect(&address, world.caller()).await);
+        clients.push(connect(&address, fixture.client_tls()).await);
     }
-    let capacity = capacity(&callers, &questions, &told).await;
-    told.expect_no_failure(&server, &world);
+    let capacity = capacity(&clients, &requests, &counts).await;
+    counts.expect_no_failure(&server, &fixture);
 
-    let begun = Instant::now();
-    // What was shed while it was pushed to its limit is no failure of what follows.
-    told.shed.store(0, Ordering::Relaxed);
+    let started = Instant::now();
+    // Calls shed while the capacity was measured do not count as failures.
+    counts.shed.store(0, Ordering::Relaxed);
     let loading = tokio::spawn(load(
         capacity / 2,
-        callers,
-        Arc::clone(&questions),
-        Arc::clone(&told),
-        begun + span,
+        clients,
+        Arc::clone(&requests),
+        Arc::clone(&counts),
+        started + span,
     ));
     let tenth = span / 10;
     let mut resident = Vec::new();
     let mut changes: BTreeMap<&str, u64> = BTreeMap::new();
     for turn in 1.. {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        if begun.elapsed() >= span {
+        if started.elapsed() >= span {
             break;
         }
         let mut every = |turns: u64, what: &'static str| {
@@ -434,26 +433,26 @@ async fn half_load_fails_no_call_nor_grows() {
             is_due
         };
         if every(2, "reloads") {
-            world.write_policies();
+            fixture.write_policies();
         }
         if every(5, "keys rotated") {
-            world.rotate_key();
+            fixture.rotate_key();
         }
         if every(6, "questions and tokens renewed") {
-            questions.write(&world, turn);
+            requests.write(&fixture, turn);
         }
         if every(7, "certificates replaced") {
-            world.rotate_certificate();
+            fixture.rotate_certificate();
         }
         if every(9, "revocations edited") {
-            world.revoke(turn);
+            fixture.revoke(turn);
         }
         if every(11, "logs moved away") {
-            world.rotate_log(turn);
+            fixture.rotate_log(turn);
         }
         if every(1, "new connections") {
-            let caller = connect(&address, world.caller()).await;
-            told.ask(caller, questions.nth(turn)).await;
+            let client = connect(&address, fixture.client_tls()).await;
+            counts.call(client, requests.nth(turn)).await;
         }
         if every(3, "scrapes") {
             let admin = admin.clone();
@@ -462,39 +461,39 @@ async fn half_load_fails_no_call_nor_grows() {
                 .unwrap();
             assert!(page.contains("cedar_pdp_"), "{page}");
         }
-        told.expect_no_failure(&server, &world);
-        if begun.elapsed() >= tenth * (u32::try_from(resident.len()).unwrap() + 1) {
+        counts.expect_no_failure(&server, &fixture);
+        if started.elapsed() >= tenth * (u32::try_from(resident.len()).unwrap() + 1) {
             resident.push(server.resident_kib());
             println!(
                 "{:?}: {} answers, {} KiB resident, slowest {:?}, {} bytes of decision log",
-                begun.elapsed(),
-                told.answered.load(Ordering::Relaxed),
+                started.elapsed(),
+                counts.answered.load(Ordering::Relaxed),
                 resident[resident.len() - 1],
-                told.slowest.lock().unwrap(),
-                size_of_directory(&world.path("log")),
+                counts.slowest.lock().unwrap(),
+                size_of_directory(&fixture.path("log")),
             );
         }
     }
     loading.await.unwrap();
-    told.expect_no_failure(&server, &world);
+    counts.expect_no_failure(&server, &fixture);
     resident.push(server.resident_kib());
     let (first, last) = (resident[0], resident[resident.len() - 1]);
     println!(
         "{span:?} at {} calls a second (half of {capacity}): {} answered, {} shed, {} held back, none failed; {changes:?}; \
          resident {first} KiB after the first tenth, {last} KiB after the last",
         capacity / 2,
-        told.answered.load(Ordering::Relaxed),
-        told.shed.load(Ordering::Relaxed),
-        told.held_back.load(Ordering::Relaxed),
+        counts.answered.load(Ordering::Relaxed),
+        counts.shed.load(Ordering::Relaxed),
+        counts.held_back.load(Ordering::Relaxed),
     );
     assert!(changes.values().all(|&count| count > 0), "{changes:?}");
     if is_quiet {
-        let shed = told.shed.load(Ordering::Relaxed);
+        let shed = counts.shed.load(Ordering::Relaxed);
         assert_eq!(shed, 0, "half of what it can take is no overload");
-        let (answered, held_back) = (&told.answered, &told.held_back);
+        let (answered, held_back) = (&counts.answered, &counts.held_back);
         let [answered, held_back] = [answered, held_back].map(|it| it.load(Ordering::Relaxed));
         assert!(held_back < answered / 50, "{held_back} of {answered}");
-        // In a few seconds memory has not come to rest.
+        // Memory does not become stable within a few seconds.
         let most = first + first / 10 + 8 * 1024;
         assert!(last <= most, "{last} KiB is more than {most} KiB");
     }

@@ -1,6 +1,7 @@
-//! Thousands of reloads under constant calls: no call fails, no answer is unexplained, no memory leaks.
+//! Thousands of reloads under constant calls: no call fails, every answer is explained, memory does
+//! not leak.
 //!
-//! `CEDAR_PDP_SOAK_RELOADS=10000 cargo test --test soak -- --nocapture` is the long run.
+//! Long run: `CEDAR_PDP_SOAK_RELOADS=10000 cargo test --test soak -- --nocapture`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,15 +18,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cedar_pdp::api::grpc::pb;
-use cedar_pdp_test_support::{Askers, PATIENCE, Server, request, revision};
+use cedar_pdp_test_support::{BackgroundClients, Server, TIME_LIMIT, request, revision};
 use tonic::Streaming;
 
 const FILE: &str = "turns.cedar";
 
-/// How many reloads where nothing else is said.
+/// The default number of reloads.
 const RELOADS: u64 = 300;
 
-/// The policies of one turn: some that stay, and one that tells the turn and permits every other.
+/// Returns the policies of one turn: some that stay, and one that names the turn and permits every
+/// second one.
 fn policies(turn: u64) -> String {
     let effect = if turn.is_multiple_of(2) {
         "permit"
@@ -41,7 +43,7 @@ fn policies(turn: u64) -> String {
     text
 }
 
-/// Replaces the served file at one stroke, and tells the revision that comes of it.
+/// Replaces the served file atomically, and returns the new revision.
 fn write(directory: &Path, turn: u64) -> String {
     let text = policies(turn);
     let temporary = directory.join(".next");
@@ -57,22 +59,26 @@ async fn wait_for_revision(
 ) {
     let waiting = async {
         loop {
-            let told = watch.message().await.unwrap().expect("the watch goes on");
-            let status = told.status.unwrap();
+            let response = watch
+                .message()
+                .await
+                .unwrap()
+                .expect("the watch stays open");
+            let status = response.status.unwrap();
             assert!(status.refused.is_none(), "{status:?}");
             if status.revision == wanted {
                 return;
             }
         }
     };
-    if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+    if tokio::time::timeout(TIME_LIMIT, waiting).await.is_err() {
         panic!("revision {wanted} never came:\n{}", server.log());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reloads_under_load_fail_no_call() {
-    // Nor do they leak memory.
+    // Reloads do not leak memory either.
     let reloads: u64 = match std::env::var("CEDAR_PDP_SOAK_RELOADS") {
         Ok(text) => text.parse().expect("CEDAR_PDP_SOAK_RELOADS is a number"),
         Err(_) => RELOADS,
@@ -89,8 +95,8 @@ async fn reloads_under_load_fail_no_call() {
         "warn",
     ];
     let server = Server::start(directory.path(), &arguments);
-    let question = request(r#"User::"alice""#, r#"Action::"read""#, r#"Doc::"1""#);
-    let askers = Askers::start(&server, &question, Duration::ZERO).await;
+    let request = request(r#"User::"alice""#, r#"Action::"read""#, r#"Doc::"1""#);
+    let clients = BackgroundClients::start(&server, &request, Duration::ZERO).await;
     let mut store = server.policy_store().await;
     let mut watch = store
         .watch_status(pb::WatchStatusRequest {})
@@ -98,7 +104,7 @@ async fn reloads_under_load_fail_no_call() {
         .unwrap()
         .into_inner();
 
-    let begun = Instant::now();
+    let started = Instant::now();
     let tenth = (reloads / 10).max(1);
     let mut after_first_tenth = None;
     for turn in 1..=reloads {
@@ -112,25 +118,25 @@ async fn reloads_under_load_fail_no_call() {
             println!("{turn} reloads: {} KiB resident", server.resident_kib());
         }
     }
-    let took = begun.elapsed();
+    let took = started.elapsed();
     let first = after_first_tenth.expect("there is a first tenth");
     let last = server.resident_kib();
-    let said = askers.finish().await;
-    let told = store.get_status(pb::GetStatusRequest {}).await.unwrap();
-    let counts = told.into_inner().reloads.unwrap();
+    let answers = clients.finish().await;
+    let response = store.get_status(pb::GetStatusRequest {}).await.unwrap();
+    let counts = response.into_inner().reloads.unwrap();
 
-    for said in said.keys() {
+    for answer in answers.keys() {
         let turn = turns
-            .get(&said.revision)
-            .unwrap_or_else(|| panic!("nobody wrote what {said:?} names"));
-        assert_eq!(said.is_allow, turn.is_multiple_of(2), "{said:?}");
-        assert_eq!(said.determining, [format!("turn-{turn}")]);
+            .get(&answer.revision)
+            .unwrap_or_else(|| panic!("no written version explains {answer:?}"));
+        assert_eq!(answer.is_allow, turn.is_multiple_of(2), "{answer:?}");
+        assert_eq!(answer.determining, [format!("turn-{turn}")]);
     }
     println!(
         "{reloads} reloads in {took:.1?}, {} answers on {} revisions, none failed; \
          resident {first} KiB after the first tenth, {last} KiB after the last",
-        said.values().sum::<u64>(),
-        said.len(),
+        answers.values().sum::<u64>(),
+        answers.len(),
     );
     assert_eq!(counts.reloaded, reloads + 1);
     assert_eq!(counts.refused, 0);

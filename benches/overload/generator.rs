@@ -1,11 +1,11 @@
-//! Calls at their times, whatever becomes of earlier ones: HTTP/2 written out by hand, from one
-//! thread that never sleeps.
+//! Calls at fixed times, independent of earlier answers: handwritten HTTP/2 from one thread that
+//! never sleeps.
 //!
-//! A client library needs longer for a call than the service does to refuse it, and would be what
-//! fails first. This knows no more of HTTP/2 than it takes: requests are two frames each, of which the
-//! first is the same for all but the first call of a connection, and an answer with a message is one
-//! that was decided, one without was shed. What callers have to heed is heeded: how many calls may
-//! be in flight on a connection, and how much may be sent.
+//! A client library needs more time per call than the service needs to shed it, and would be
+//! overloaded first. This client implements only a minimum of HTTP/2. A request is two frames, of
+//! which the first is constant after the first call of a connection. An answer with a message was
+//! decided, one without was shed. The client respects the limits on concurrent streams and flow
+//! control.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -19,69 +19,68 @@ use prost::bytes::Buf as _;
 
 use crate::support::running;
 
-/// An answer that comes after this is of no use, and a call that could not be sent by then is not
-/// made: it is the deadline of each.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
-/// The longest that answers to the last calls are waited for.
-const MOST_ANSWERING: Duration = Duration::from_secs(30);
+/// The deadline of each call. A call that cannot be sent by then is not sent.
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(1);
+/// The time limit for answers to the last calls.
+const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const CONNECTIONS: usize = 16;
-/// Of each connection when the next call waits for an answer.
+/// Calls in flight per connection, at the rate `AsAnswered`.
 pub(crate) const IN_FLIGHT: usize = 4;
 
 const METHOD: &str = "/pdp.v1.AuthorizationService/Authorize";
 
-/// How calls come.
+/// The rate of calls.
 #[derive(Clone, Copy)]
 pub(crate) enum Rate {
-    /// As many as are answered: each connection keeps a few in flight.
+    /// As fast as they are answered: each connection keeps a few calls in flight.
     AsAnswered,
-    /// So many a second.
+    /// Calls per second.
     PerSecond(f64),
 }
 
-/// What became of the calls, of those that came to an end while others came.
+/// The results of all calls that ended during the run.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    /// How long each took that was decided in time.
+    /// The latency of each call that was decided in time.
     pub(crate) decided: Vec<Duration>,
-    /// How long each took that was shed in time.
+    /// The latency of each call that was shed in time.
     pub(crate) shed: Vec<Duration>,
-    /// How many were not answered in time.
+    /// Calls not answered in time.
     pub(crate) late: usize,
-    /// Of those, how many never left the caller.
+    /// Late calls that were never sent.
     pub(crate) unsent: usize,
-    /// How many were shed, whenever.
+    /// Shed calls, in time or late.
     pub(crate) shed_ever: usize,
-    /// The longest that this program did not look after its connections.
-    pub(crate) away: Duration,
+    /// The longest time between two iterations over the connections.
+    pub(crate) longest_pause: Duration,
 }
 
-/// Calls `address` for as long, and takes the answers to what is under way by then, uncounted.
+/// Makes calls to `address` for this duration. Waits for the answers to calls in flight, uncounted.
 pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Result<Outcome> {
     let mut connections = (0..CONNECTIONS)
         .map(|_| Connection::open(address))
         .collect::<Result<Vec<_>, _>>()?;
     let mut outcome = Outcome::default();
-    let begun = Instant::now();
+    let started = Instant::now();
     if let Rate::AsAnswered = rate {
         for connection in &mut connections {
-            connection.waiting.extend([begun; IN_FLIGHT]);
+            connection.waiting.extend([started; IN_FLIGHT]);
         }
     }
     let mut messages = Messages::new();
     let mut due = 0_u32;
-    let mut now = begun;
+    let mut now = started;
     loop {
         let before = std::mem::replace(&mut now, Instant::now());
-        outcome.away = outcome.away.max(now - before);
-        let is_over = now - begun > duration;
+        outcome.longest_pause = outcome.longest_pause.max(now - before);
+        let is_over = now - started > duration;
         if let Rate::PerSecond(rate) = rate
             && !is_over
         {
-            let by_now = ((now - begun).as_secs_f64() * rate) as u32;
+            let by_now = ((now - started).as_secs_f64() * rate) as u32;
             for call in due..by_now {
-                // Its time, and not that at which this program came to it.
-                let at = begun + Duration::from_secs_f64(f64::from(call) / rate);
+                // The scheduled time, not the time at which this loop reaches the call.
+                let at = started + Duration::from_secs_f64(f64::from(call) / rate);
                 let turn = call as usize % CONNECTIONS;
                 if let Some(connection) = connections.get_mut(turn) {
                     connection.waiting.push_back(at);
@@ -90,7 +89,7 @@ pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Resu
             due = by_now;
         }
         for connection in &mut connections {
-            connection.give_up(now, &mut outcome);
+            connection.drop_expired(now, &mut outcome);
             connection.send(&mut messages)?;
             let answered = connection.receive(&mut outcome, is_over)?;
             if let Rate::AsAnswered = rate
@@ -112,7 +111,7 @@ pub(crate) fn run(address: &str, rate: Rate, duration: Duration) -> anyhow::Resu
                 return Ok(outcome);
             }
             ensure!(
-                now - begun < duration + MOST_ANSWERING,
+                now - started < duration + ANSWER_TIME_LIMIT,
                 "calls are not answered"
             );
         }
@@ -136,13 +135,13 @@ struct Connection {
     stream: TcpStream,
     /// The times of the calls that could not be sent yet.
     waiting: VecDeque<Instant>,
-    /// Of each stream from `first` on: its call, if it is not over.
-    calls: VecDeque<Option<Sent>>,
+    /// The calls of the streams from `first` on; `None` for ended ones.
+    calls: VecDeque<Option<SentCall>>,
     /// The stream of the first of `calls`.
     first: u32,
     in_flight: usize,
     most_in_flight: usize,
-    /// How many bytes of messages may be sent.
+    /// The flow-control window for messages, in bytes.
     window: i64,
     /// The headers of the next call.
     headers: Vec<u8>,
@@ -151,7 +150,7 @@ struct Connection {
 }
 
 #[derive(Clone, Copy)]
-struct Sent {
+struct SentCall {
     at: Instant,
     has_message: bool,
 }
@@ -163,9 +162,9 @@ impl Connection {
         stream.set_nonblocking(true)?;
         let mut outgoing = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         frame(&mut outgoing, SETTINGS, 0, 0, &[]);
-        // As much as there can be, for all answers of a run.
-        let room = (u32::MAX >> 1) - DEFAULT_WINDOW as u32;
-        frame(&mut outgoing, WINDOW_UPDATE, 0, 0, &room.to_be_bytes());
+        // The largest window, for all answers of a run.
+        let increment = (u32::MAX >> 1) - DEFAULT_WINDOW as u32;
+        frame(&mut outgoing, WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
         Ok(Self {
             stream,
             waiting: VecDeque::new(),
@@ -180,11 +179,11 @@ impl Connection {
         })
     }
 
-    /// Counts the calls that wait for too long to be of use when they are answered.
-    fn give_up(&mut self, now: Instant, outcome: &mut Outcome) {
+    /// Counts and drops waiting calls whose deadline has passed.
+    fn drop_expired(&mut self, now: Instant, outcome: &mut Outcome) {
         while self
             .waiting
-            .pop_front_if(|at| now - *at > PATIENCE)
+            .pop_front_if(|at| now - *at > CALL_DEADLINE)
             .is_some()
         {
             outcome.late += 1;
@@ -192,7 +191,7 @@ impl Connection {
         }
     }
 
-    /// Sends what may be sent.
+    /// Sends waiting calls, as far as the limits allow.
     fn send(&mut self, messages: &mut Messages) -> anyhow::Result<()> {
         while self.in_flight < self.most_in_flight
             && self.window > 1_000
@@ -210,7 +209,7 @@ impl Connection {
             let body = messages.next()?;
             self.window -= i64::try_from(body.len())?;
             frame(&mut self.outgoing, DATA, END_STREAM, stream, &body);
-            self.calls.push_back(Some(Sent {
+            self.calls.push_back(Some(SentCall {
                 at,
                 has_message: false,
             }));
@@ -225,7 +224,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes what has come; returns how many calls it ended.
+    /// Reads and handles frames. Returns the number of calls that they end.
     fn receive(&mut self, outcome: &mut Outcome, is_over: bool) -> anyhow::Result<usize> {
         let mut buffer = [0; 64 << 10];
         let Some(length) = ready(self.stream.read(&mut buffer))? else {
@@ -244,23 +243,23 @@ impl Connection {
                 break;
             };
             rest = rest.get(FRAME_HEAD + length..).unwrap_or_default();
-            let Some(sent) = self.take(kind, flags, stream, payload)? else {
+            let Some(sent) = self.handle_frame(kind, flags, stream, payload)? else {
                 continue;
             };
-            outcome.ended(sent, is_over);
+            outcome.count(sent, is_over);
         }
         self.incoming = rest.to_vec();
         Ok(before - self.in_flight)
     }
 
-    /// Takes one frame, and gives the call that it ends.
-    fn take(
+    /// Handles one frame. Returns the call that it ends.
+    fn handle_frame(
         &mut self,
         kind: u8,
         flags: u8,
         stream: u32,
         mut payload: &[u8],
-    ) -> anyhow::Result<Option<Sent>> {
+    ) -> anyhow::Result<Option<SentCall>> {
         match kind {
             DATA | HEADERS => {
                 let place = usize::try_from(stream.saturating_sub(self.first) / 2)?;
@@ -270,13 +269,13 @@ impl Connection {
                 if flags & END_STREAM == 0 {
                     return Ok(None);
                 }
-                let ended = call.take();
+                let count = call.take();
                 self.in_flight -= 1;
                 while let Some(None) = self.calls.front() {
                     self.calls.pop_front();
                     self.first += 2;
                 }
-                return Ok(ended);
+                return Ok(count);
             }
             SETTINGS if flags & ACK == 0 => {
                 while payload.remaining() >= 6 {
@@ -297,22 +296,22 @@ impl Connection {
 }
 
 impl Outcome {
-    /// Counts a call that has been answered.
-    fn ended(&mut self, call: Sent, is_over: bool) {
+    /// Counts an answered call.
+    fn count(&mut self, call: SentCall, is_over: bool) {
         let took = call.at.elapsed();
         if !call.has_message {
             self.shed_ever += 1;
         }
         match call.has_message {
             _ if is_over => {}
-            _ if took > PATIENCE => self.late += 1,
+            _ if took > CALL_DEADLINE => self.late += 1,
             true => self.decided.push(took),
             false => self.shed.push(took),
         }
     }
 }
 
-/// What was done, or that it cannot be yet.
+/// Converts `WouldBlock` to `None`.
 fn ready(done: io::Result<usize>) -> io::Result<Option<usize>> {
     match done {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
@@ -329,16 +328,16 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// The headers of a connection's first call, which the server remembers (RFC 7541).
+/// Encodes the headers of a connection's first call, which enter the HPACK table (RFC 7541).
 fn first_headers(address: &str) -> Vec<u8> {
-    // Of the static table: `:method: POST`, `:scheme: http`.
+    // Static table: `:method: POST`, `:scheme: http`.
     let mut block = vec![0x83, 0x86];
     let mut literal = |name: &[u8], value: &str| {
         block.extend_from_slice(name);
         block.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
         block.extend_from_slice(value.as_bytes());
     };
-    // Literals to be remembered, with a name of the static table or one spelled out.
+    // Literals for the dynamic table, with a name from the static table or in full.
     literal(&[0x44], METHOD);
     literal(&[0x41], address);
     literal(&[0x5f], "application/grpc");
@@ -347,7 +346,7 @@ fn first_headers(address: &str) -> Vec<u8> {
     block
 }
 
-/// The same headers from then on: the five that are remembered, the last of which is number 62.
+/// The same headers in later calls: the five in the dynamic table, the last of which is number 62.
 const NEXT_HEADERS: [u8; 7] = [
     0x83,
     0x86,
@@ -358,7 +357,7 @@ const NEXT_HEADERS: [u8; 7] = [
     0x80 | 62,
 ];
 
-/// The messages of calls, of which no two ask the same.
+/// The messages of calls, all different.
 struct Messages {
     request: pb::AuthorizeRequest,
     number: i64,
@@ -372,7 +371,7 @@ impl Messages {
         }
     }
 
-    /// The next, with gRPC's prefix.
+    /// Returns the next message, with gRPC's prefix.
     fn next(&mut self) -> anyhow::Result<Vec<u8>> {
         self.number += 1;
         let n = running::value(pb::value::Kind::Long(self.number));

@@ -1,15 +1,13 @@
-//! What is answered, and how fast, when more is asked than can be: from half the capacity to ten
-//! times of it.
+//! Throughput and latency under overload: from half the capacity to ten times the capacity.
 //!
-//! The load is open: calls come at their times, whether or not earlier ones are answered, from a
-//! process of its own on a core of its own; the server has the other core. Each has a second, as its
-//! deadline. A call that HTTP/2 does not let out, because as many are in flight on its connection
-//! as the server takes, waits at the caller, and its time runs. Capacity is what the server answers
-//! when each connection keeps a few calls in flight.
+//! The load is open: calls begin at fixed times, independent of earlier answers, from a process on
+//! a core of its own. The server has the other core. Each call has a deadline of one second. A call
+//! beyond the server's limit of concurrent streams waits in the client, and its time runs. The
+//! capacity is the rate of answers when each connection keeps a few calls in flight.
 //!
 //! `cargo bench --bench overload [-- --quick]`, on Linux with two cores and `taskset`.
 //!
-//! Not measured here: what a call costs, and how several threads share the load (on one core the
+//! Not measured here: the cost of a call, and how several threads share the load (on one core the
 //! service has one).
 
 mod generator;
@@ -25,20 +23,20 @@ use anyhow::{Context as _, bail, ensure};
 
 use generator::{Outcome, Rate};
 use support::Sizes;
-use support::figures::{Spread, print_table};
 use support::running::{self, Server};
+use support::statistics::{Spread, print_table};
 use support::targets::thousands;
 
 const TIMES: [f64; 8] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0];
 /// The argument that makes this program the generator.
 const GENERATOR: &str = "generate";
-/// In place of a rate: as many as are answered.
+/// The argument in place of a rate: as fast as calls are answered.
 const AS_ANSWERED: &str = "as-answered";
-/// What stands before the time of a call in the generator's output.
+/// The words before a call's time in the generator's output.
 const DECIDED: &str = "decided";
 const SHED: &str = "shed";
-/// A generator that is away for longer has not sent calls at their times.
-const LONGEST_AWAY_MS: f64 = 100.0;
+/// A generator that pauses longer has not sent its calls on time.
+const MAX_PAUSE_MS: f64 = 100.0;
 
 fn main() -> anyhow::Result<()> {
     let (sizes, arguments) = support::arguments();
@@ -69,7 +67,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
                 let offered = capacity * times;
                 let answers = target.answers(&format!("{offered:.0}"), seconds)?;
                 rows.push(answers.row(times, offered, capacity));
-                // What waits is worked off before more is asked.
+                // The server finishes waiting calls before the next run.
                 std::thread::sleep(Duration::from_secs(1));
             }
             print_table(
@@ -93,7 +91,7 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Policies of which all match and the last permits.
+/// Returns policies that all match, of which only the last permits.
 fn slow(count: usize) -> String {
     (1..count)
         .map(|n| format!("permit(principal, action, resource) when {{ context.n * {n} == -1 }};\n"))
@@ -141,7 +139,7 @@ impl Target {
             String::from_utf8_lossy(&output.stderr)
         );
         let answers = Answers::parse(&String::from_utf8(output.stdout)?, seconds)?;
-        // What it takes for shed is what the server shed, and nothing else went wrong.
+        // The counts of server and generator must agree: no call failed otherwise.
         let counted = self.shed()? - before;
         ensure!(
             counted == answers.shed_ever,
@@ -151,7 +149,7 @@ impl Target {
         Ok(answers)
     }
 
-    /// How many calls the server has shed so far.
+    /// Returns the number of calls that the server has shed so far.
     fn shed(&self) -> anyhow::Result<usize> {
         let metrics = running::get(&self.admin, "/metrics");
         let shed = metrics
@@ -164,7 +162,7 @@ impl Target {
     }
 }
 
-/// What became of the calls of one run.
+/// The results of one run.
 struct Answers {
     seconds: f64,
     decided_ms: Vec<f64>,
@@ -175,16 +173,16 @@ struct Answers {
 }
 
 impl Answers {
-    fn parse(said: &str, seconds: u64) -> anyhow::Result<Self> {
-        let mut lines = said.lines();
+    fn parse(output: &str, seconds: u64) -> anyhow::Result<Self> {
+        let mut lines = output.lines();
         let mut head = lines.next().context("no counts")?.split(' ');
         let mut count = || head.next().context("a count is missing");
         let (late, unsent) = (count()?.parse()?, count()?.parse()?);
         let shed_ever = count()?.parse()?;
-        let away_ms: f64 = count()?.parse()?;
+        let longest_pause_ms: f64 = count()?.parse()?;
         ensure!(
-            away_ms < LONGEST_AWAY_MS,
-            "the generator was away for {away_ms} ms: this machine is not quiet"
+            longest_pause_ms < MAX_PAUSE_MS,
+            "the generator was away for {longest_pause_ms} ms: this machine is not quiet"
         );
         let (mut decided_ms, mut shed) = (Vec::new(), Vec::new());
         for line in lines {
@@ -229,10 +227,9 @@ impl Answers {
     }
 }
 
-/// The generator: takes an address, a rate a second or `as-answered`, and a number of seconds. Prints
-/// how many calls were late, how many of those were never sent, how many were ever shed, and for how many
-/// milliseconds it was away at most; then of each call that was answered in time what became of it,
-/// and after how many milliseconds.
+/// Runs the generator. Its arguments are an address, a rate per second or `as-answered`, and a
+/// number of seconds. Prints the numbers of late, unsent and shed calls, and the longest pause in
+/// ms. Then prints the outcome and latency in ms of each call that was answered in time.
 fn generate(arguments: &[String]) -> anyhow::Result<()> {
     let [address, rate, seconds] = arguments else {
         bail!("the generator needs an address, a rate and a number of seconds");
@@ -247,11 +244,11 @@ fn generate(arguments: &[String]) -> anyhow::Result<()> {
         late,
         unsent,
         shed_ever,
-        away,
+        longest_pause,
     } = generator::run(address, rate, Duration::from_secs(seconds.parse()?))?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    writeln!(out, "{late} {unsent} {shed_ever} {:.3}", ms(away))?;
+    writeln!(out, "{late} {unsent} {shed_ever} {:.3}", ms(longest_pause))?;
     for (what, times) in [(DECIDED, decided), (SHED, shed)] {
         for time in times {
             writeln!(out, "{what} {:.3}", ms(time))?;

@@ -1,22 +1,21 @@
-//! What it would cost to keep a remembered answer over a reload, at the least, beside deciding it
-//! again.
+//! The minimum cost of keeping a cached answer over a reload, compared with deciding again.
 //!
-//! The service keeps none. To keep one, it must be certain that no input of it has changed. In the
-//! best case only policies have, and the schema and all entities are as they were: then the request
-//! must be bound, for its ancestors, and none of the policies that were changed, added or removed may
-//! match it. That is measured here, with one changed policy that matches nothing. Where entities have
-//! changed, every one that the answer has read would have to be compared besides.
+//! The service keeps none, because no input of the answer may have changed. In the best case only
+//! policies have changed, and schema and entities have not. Then the request must be bound, for its
+//! ancestors, and no changed, added or removed policy may match it. This is measured here with one
+//! changed policy that matches nothing. With changed entities, all entities that the answer has
+//! read would also have to be compared.
 
 use cedar_pdp::pdp::{authorize, candidates};
 
 use crate::decide::Compared;
 use crate::loaded::Loaded;
 use crate::support::Sizes;
-use crate::support::figures::print_table;
+use crate::support::statistics::print_table;
 
 const REQUESTS: usize = 20_000;
 
-/// Valid under the data set's schema, and about nobody.
+/// Valid under the data set's schema, for no existing user.
 const CHANGED: &str = r#"permit (principal == User::"nobody", action, resource);"#;
 
 pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {

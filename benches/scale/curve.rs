@@ -1,8 +1,8 @@
-//! How one decision goes with the number of policies, and with that of entities: ours, and that of
-//! Cedar's own authorizer on the same directory and requests.
+//! The time of a decision by the number of policies and of entities: this service, and Cedar's own
+//! authorizer on the same directory and requests.
 //!
-//! The authorizer's entities end at 100,000: parsing a million takes it most of a minute and
-//! several gigabytes, and its decisions by then say nothing new.
+//! The authorizer's entities end at 100,000: parsing a million takes most of a minute and several
+//! gigabytes, and shows nothing new.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use crate::decide::{candidates_of, time_each};
 use crate::loaded::Loaded;
 use crate::plain::Plain;
 use crate::support::Sizes;
-use crate::support::figures::{Spread, print_table};
+use crate::support::statistics::{Spread, print_table};
 use crate::support::targets::thousands;
 use crate::svg::{Line, Panel};
 
-/// As many as the authorizer can still be given. With fewer, 100,000 policies would crowd on the
-/// same folders and groups.
+/// The maximum for the authorizer. With fewer entities, 100,000 policies would share few folders
+/// and groups.
 const ENTITIES_BESIDE_POLICIES: usize = MOST_PLAIN_ENTITIES;
 const POLICIES_BESIDE_ENTITIES: usize = 1_000;
 const MOST_PLAIN_ENTITIES: usize = 100_000;
@@ -27,7 +27,7 @@ const REQUESTS: usize = 4_000;
 const PLAIN_TIME: Duration = Duration::from_secs(4);
 const LEAST_PLAIN_REQUESTS: usize = 20;
 
-/// One size.
+/// The measurements of one size.
 struct Point {
     policies: usize,
     entities: usize,
@@ -98,13 +98,13 @@ impl Point {
         let plain = (entities <= MOST_PLAIN_ENTITIES)
             .then(|| {
                 let plain = Plain::load(loaded.directory.path())?;
-                let begun = Instant::now();
+                let started = Instant::now();
                 let mut times = Vec::new();
-                for ask in &loaded.asks {
-                    if times.len() >= LEAST_PLAIN_REQUESTS && begun.elapsed() > PLAIN_TIME {
+                for drawn in &loaded.drawn_requests {
+                    if times.len() >= LEAST_PLAIN_REQUESTS && started.elapsed() > PLAIN_TIME {
                         break;
                     }
-                    times.push(plain.time(ask)?);
+                    times.push(plain.time(drawn)?);
                 }
                 anyhow::Ok(Spread::of(times))
             })

@@ -1,10 +1,10 @@
-//! One uncached decision in this process: on a large store against a small one, with and without
-//! entities that the request brings.
+//! One uncached decision in this process: on a large store compared with a small one, with and
+//! without request entities.
 //!
-//! From the query, as parsed from the wire, to the answer. The stores take turns of some hundred
-//! requests, and every request is another: little of a large store is in the processor's caches.
+//! Measured from the parsed query to the answer. The stores take turns of some hundred different
+//! requests, so that little of a large store is in the CPU's caches.
 //!
-//! Candidates are the policies that a decision evaluates, those whose scope matches the request.
+//! Candidates are the policies that a decision evaluates because their scope matches the request.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use cedar_pdp::pdp::{NoAnswer, authorize, candidates};
 
 use crate::loaded::Loaded;
 use crate::support::Sizes;
-use crate::support::figures::{Spread, print_table};
+use crate::support::statistics::{Spread, print_table};
 use crate::support::targets::{self, Target, thousands};
 
 const REQUESTS: usize = 20_000;
@@ -62,33 +62,36 @@ pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
         ),
     );
 
-    // What is asked here is what the stored entities cost such a request, so the policies are as
-    // many on both sides.
+    // Measures the effect of stored entities, so both sides have the same number of policies.
     let large = Loaded::new(12, entities, requests)?;
-    let bringing = |loaded: &Loaded| {
-        let bringing = |ask| loaded.dataset.bringing_entities(ask);
-        loaded.asks.iter().map(bringing).collect()
+    let add_entities = |loaded: &Loaded| {
+        let add_entities = |drawn| loaded.dataset.with_entities(drawn);
+        loaded.drawn_requests.iter().map(add_entities).collect()
     };
-    let bringing = Compared::measure(
-        (bringing(&small), &|query| authorize(&small.snapshot, query)),
-        (bringing(&large), &|query| authorize(&large.snapshot, query)),
+    let add_entities = Compared::measure(
+        (add_entities(&small), &|query| {
+            authorize(&small.snapshot, query)
+        }),
+        (add_entities(&large), &|query| {
+            authorize(&large.snapshot, query)
+        }),
     )?;
-    bringing.print("bringing 5 entities of its own", &small, &large);
-    bringing.target(targets::REQUEST_ENTITIES, "");
+    add_entities.print("bringing 5 entities of its own", &small, &large);
+    add_entities.target(targets::REQUEST_ENTITIES, "");
     Ok(())
 }
 
-/// How many policies each request's decision evaluates.
+/// Counts the policies that each request's decision evaluates.
 pub(crate) fn candidates_of(loaded: &Loaded) -> anyhow::Result<Spread> {
     let counts = loaded
-        .asks
+        .drawn_requests
         .iter()
-        .map(|ask| Ok(candidates(&loaded.snapshot, &ask.query())? as f64))
+        .map(|drawn| Ok(candidates(&loaded.snapshot, &drawn.query())? as f64))
         .collect::<anyhow::Result<Vec<f64>>>()?;
     Ok(Spread::of(counts))
 }
 
-/// Queries, and what is done for each.
+/// Queries, and the function that is measured for each.
 type Side<'a, T> = (Vec<Query>, &'a dyn Fn(&Query) -> Result<T, NoAnswer>);
 
 /// Microseconds of each query on two sides that take turns, by turn.
@@ -124,7 +127,7 @@ impl Compared {
         Spread::of(self.subject.iter().flatten().copied())
     }
 
-    /// The ratio of the medians in each turn.
+    /// Returns the ratio of the medians in each turn.
     pub(crate) fn ratio(&self) -> Spread {
         let median = |turn: &Vec<f64>| Spread::of(turn.iter().copied()).median();
         let turns = self.subject.iter().zip(&self.baseline);
@@ -162,7 +165,7 @@ impl Compared {
     }
 }
 
-/// The microseconds of `answer` for each query.
+/// Measures `answer` for each query, in microseconds.
 pub(crate) fn time_each<T>(
     queries: &[Query],
     answer: &dyn Fn(&Query) -> Result<T, NoAnswer>,
@@ -170,9 +173,9 @@ pub(crate) fn time_each<T>(
     queries
         .iter()
         .map(|query| {
-            let begun = Instant::now();
+            let started = Instant::now();
             let answered = answer(black_box(query));
-            let took = begun.elapsed();
+            let took = started.elapsed();
             black_box(answered.context("a request cannot be decided")?);
             Ok(took.as_secs_f64() * 1e6)
         })

@@ -1,4 +1,4 @@
-//! A data set, written to disk and loaded as the service loads it, in this process.
+//! A data set, written to disk and loaded as the service does, in this process.
 
 use std::fs;
 use std::path::Path;
@@ -11,36 +11,36 @@ use cedar_pdp::pdp::{Settings, Snapshot, Workers, authorize, compile_from};
 use cedar_pdp::policy_store::{SourceLimits, directory};
 use tempfile::TempDir;
 
-use crate::support::dataset::{Ask, Dataset};
+use crate::support::dataset::{Dataset, DrawnRequest};
 use crate::support::targets::thousands;
 
-/// A snapshot, the directory that it was made of, and requests to decide on it.
+/// A snapshot, its directory, and requests.
 pub(crate) struct Loaded {
     pub(crate) directory: TempDir,
     pub(crate) dataset: Dataset,
     pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) asks: Vec<Ask>,
+    pub(crate) drawn_requests: Vec<DrawnRequest>,
 }
 
 impl Loaded {
-    /// So many policies and entities, and so many requests.
+    /// Generates a data set of this size with these requests.
     pub(crate) fn new(policies: usize, entities: usize, requests: usize) -> anyhow::Result<Self> {
         let dataset = Dataset::new(policies, entities)?;
         let directory = tempfile::tempdir()?;
         dataset.write(directory.path())?;
-        let asks = dataset.requests(requests)?;
+        let drawn_requests = dataset.requests(requests)?;
         let snapshot = load(directory.path())?;
         let loaded = Self {
             directory,
             dataset,
             snapshot,
-            asks,
+            drawn_requests,
         };
         loaded.check()?;
         Ok(loaded)
     }
 
-    /// The same schema and entities with this policy alone.
+    /// Loads the same schema and entities with only this policy.
     pub(crate) fn with_policy_alone(&self, policy: &str) -> anyhow::Result<Arc<Snapshot>> {
         let directory = tempfile::tempdir()?;
         self.dataset.write(directory.path())?;
@@ -49,7 +49,7 @@ impl Loaded {
         load(directory.path())
     }
 
-    /// What it was loaded with, for a row of a table.
+    /// Describes the size, for a row of a table.
     pub(crate) fn size(&self) -> String {
         format!(
             "{} policies, {} entities",
@@ -58,28 +58,35 @@ impl Loaded {
         )
     }
 
-    /// All requests as the engine takes them.
+    /// Returns all requests as queries.
     pub(crate) fn queries(&self) -> Vec<Query> {
-        self.asks.iter().map(Ask::query).collect()
+        self.drawn_requests
+            .iter()
+            .map(DrawnRequest::query)
+            .collect()
     }
 
-    /// Decides each request once: what is measured must be what the data set promises.
+    /// Decides each request once, and checks the decision that the data set promises.
     fn check(&self) -> anyhow::Result<()> {
-        for ask in &self.asks {
-            let answer = authorize(&self.snapshot, &ask.query())
-                .with_context(|| format!("{ask:?} cannot be decided"))?;
+        for drawn in &self.drawn_requests {
+            let answer = authorize(&self.snapshot, &drawn.query())
+                .with_context(|| format!("{drawn:?} cannot be decided"))?;
             ensure!(
-                (answer.decision == Decision::Allow) == ask.is_allowed,
-                "{ask:?} is decided otherwise: {answer:?}"
+                (answer.decision == Decision::Allow) == drawn.is_allowed,
+                "{drawn:?} is decided otherwise: {answer:?}"
             );
         }
         Ok(())
     }
 
-    /// The share of requests that are allowed, as decided.
+    /// Returns the share of allowed requests.
     pub(crate) fn allowed(&self) -> f64 {
-        let allowed = self.asks.iter().filter(|ask| ask.is_allowed).count();
-        allowed as f64 / self.asks.len() as f64
+        let allowed = self
+            .drawn_requests
+            .iter()
+            .filter(|drawn| drawn.is_allowed)
+            .count();
+        allowed as f64 / self.drawn_requests.len() as f64
     }
 }
 

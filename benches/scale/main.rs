@@ -1,4 +1,4 @@
-//! How deciding, starting and memory go with the number of policies and entities.
+//! Decisions, startup and memory by the number of policies and entities.
 //!
 //! `cargo bench --bench scale [-- [--quick] [decide | carry | start | curve [--svg FILE]]]`; without
 //! a name, all four. `-- --generate DIR POLICIES ENTITIES` writes the data set of that size, and
@@ -23,7 +23,7 @@ use anyhow::{Context as _, bail};
 use prost::Message as _;
 
 use support::dataset::Dataset;
-use support::figures::Spread;
+use support::statistics::Spread;
 use support::{echo, targets};
 
 /// Requests that `--generate` writes beside the directory.
@@ -59,12 +59,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn generate(directory: &Path, policies: usize, entities: usize) -> anyhow::Result<()> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let dataset = Dataset::new(policies, entities)?;
     dataset.write(directory)?;
     println!(
         "{policies} policies and {entities} entities written: {:.1?}",
-        begun.elapsed()
+        started.elapsed()
     );
     let ancestors = Spread::of(dataset.ancestors().into_iter().map(|n| n as f64));
     println!(
@@ -73,11 +73,12 @@ fn generate(directory: &Path, policies: usize, entities: usize) -> anyhow::Resul
         ancestors.percentile(99),
         ancestors.most()
     );
-    let begun = Instant::now();
+    let started = Instant::now();
     let requests = dataset.requests(GENERATED_REQUESTS)?;
     let mut bodies = Vec::new();
-    for ask in &requests {
-        ask.message()
+    for drawn in &requests {
+        drawn
+            .message()
             .encode_length_delimited(&mut bodies)
             .context("a message does not fit")?;
     }
@@ -87,7 +88,7 @@ fn generate(directory: &Path, policies: usize, entities: usize) -> anyhow::Resul
         "{} requests, each an AuthorizeRequest behind its length as a varint, written to `{}`: {:.1?}",
         requests.len(),
         file.display(),
-        begun.elapsed()
+        started.elapsed()
     );
     Ok(())
 }

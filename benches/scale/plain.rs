@@ -1,4 +1,4 @@
-//! The same directory behind Cedar's own authorizer, as a service around it would hold it.
+//! Cedar's own authorizer on the same directory, as a service would use it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,9 +13,9 @@ use cedar_policy::{
 };
 use serde_json::Value;
 
-use crate::support::dataset::Ask;
+use crate::support::dataset::DrawnRequest;
 
-/// Policies, schema and entities, parsed once; and the entity types, likewise.
+/// Policies, schema and entities, parsed once, and parsed entity types.
 pub(crate) struct Plain {
     policies: PolicySet,
     schema: Schema,
@@ -47,32 +47,32 @@ impl Plain {
         })
     }
 
-    /// Decides `ask`, and says how many microseconds that took, from names to decision.
-    pub(crate) fn time(&self, ask: &Ask) -> anyhow::Result<f64> {
-        let begun = Instant::now();
+    /// Decides `request`; returns the time in microseconds, from names to decision.
+    pub(crate) fn time(&self, drawn: &DrawnRequest) -> anyhow::Result<f64> {
+        let started = Instant::now();
         let context = Context::from_pairs([
             (
                 "channel".to_owned(),
-                RestrictedExpression::new_string(ask.channel.to_owned()),
+                RestrictedExpression::new_string(drawn.channel.to_owned()),
             ),
-            ("mfa".to_owned(), RestrictedExpression::new_bool(ask.mfa)),
+            ("mfa".to_owned(), RestrictedExpression::new_bool(drawn.mfa)),
             (
                 "amount".to_owned(),
-                RestrictedExpression::new_long(ask.amount),
+                RestrictedExpression::new_long(drawn.amount),
             ),
         ])?;
         let request = Request::new(
-            self.uid(&ask.principal.type_name, &ask.principal.id)?,
-            self.uid("Action", &ask.action)?,
-            self.uid(&ask.resource.type_name, &ask.resource.id)?,
+            self.uid(&drawn.principal.type_name, &drawn.principal.id)?,
+            self.uid("Action", &drawn.action)?,
+            self.uid(&drawn.resource.type_name, &drawn.resource.id)?,
             context,
             Some(&self.schema),
         )?;
         let response = Authorizer::new().is_authorized(&request, &self.policies, &self.entities);
-        let took = begun.elapsed();
+        let took = started.elapsed();
         ensure!(
-            (response.decision() == Decision::Allow) == ask.is_allowed,
-            "Cedar decides {ask:?} otherwise"
+            (response.decision() == Decision::Allow) == drawn.is_allowed,
+            "Cedar decides {drawn:?} otherwise"
         );
         Ok(took.as_secs_f64() * 1e6)
     }
@@ -86,7 +86,7 @@ impl Plain {
     }
 }
 
-/// All policies and links. Static policies keep the names that Cedar numbers them by.
+/// Parses all policies and links. Static policies keep the ids that Cedar numbers them by.
 fn policies(directory: &Path) -> anyhow::Result<PolicySet> {
     let templates_file = "templates.cedar";
     let texts_of_policies: Vec<String> = texts(directory, ".cedar")?;
@@ -129,7 +129,7 @@ fn policies(directory: &Path) -> anyhow::Result<PolicySet> {
     Ok(set)
 }
 
-/// The texts of the files whose names end so, in the order of their names.
+/// Reads the files with this ending, in the order of their names.
 fn texts(directory: &Path, ending: &str) -> anyhow::Result<Vec<String>> {
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir(directory)? {

@@ -1,4 +1,4 @@
-//! One stage over and over, in a function of its own, for callgrind to count the instructions of.
+//! Repeats one stage in a function of its own, for callgrind to count its instructions.
 //!
 //! ```sh
 //! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*stage*cached_hit*' \
@@ -22,10 +22,11 @@ use cedar_pdp::policy_store::snapshots;
 
 use crate::loaded::Loaded;
 
-/// Requests that a stage goes through in turn.
+/// The number of requests that a stage repeats in turn.
 const REQUESTS: usize = 1_000;
 
-/// Repeats the stage `name` so often, on 12 policies and 1,000 entities or on as many as `size` says.
+/// Repeats the stage `name` `count` times, on 12 policies and 1,000 entities or on the given
+/// `size`.
 pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<()> {
     let (policies, entities) = match size {
         [] => (12, 1_000),
@@ -36,8 +37,8 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
     match name {
         "uncached" => uncached(&loaded.snapshot, loaded.queries(), count),
         "bringing_entities" => {
-            let bringing = |ask| loaded.dataset.bringing_entities(ask);
-            let queries = loaded.asks.iter().map(bringing).collect();
+            let add_entities = |drawn| loaded.dataset.with_entities(drawn);
+            let queries = loaded.drawn_requests.iter().map(add_entities).collect();
             uncached(&loaded.snapshot, queries, count)
         }
         "cached_hit" => {
@@ -51,17 +52,17 @@ pub(crate) fn repeat(name: &str, count: usize, size: &[&str]) -> anyhow::Result<
                 },
             );
             let snapshot = engine.snapshot().context("a snapshot was published")?;
-            // Not in the function whose instructions count.
+            // Outside the function whose instructions count.
             for query in &queries {
-                ask(&engine, &snapshot, query)?;
+                decide(&engine, &snapshot, query)?;
             }
             for query in queries.iter().cycle().take(count) {
                 cached_hit(&engine, &snapshot, query)?;
             }
-            let figures = engine.cache_metrics().context("the cache is on")?;
+            let statistics = engine.cache_metrics().context("the cache is on")?;
             ensure!(
-                figures.hits >= count as u64 && figures.misses == queries.len() as u64,
-                "not every lookup was a hit: {figures:?}"
+                statistics.hits >= count as u64 && statistics.misses == queries.len() as u64,
+                "not every lookup was a hit: {statistics:?}"
             );
             Ok(())
         }
@@ -84,10 +85,10 @@ fn uncached_decision(snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
 
 #[inline(never)]
 fn cached_hit(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
-    ask(engine, snapshot, query)
+    decide(engine, snapshot, query)
 }
 
-fn ask(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
+fn decide(engine: &Engine, snapshot: &Snapshot, query: &Query) -> anyhow::Result<()> {
     let leave = engine.try_log_permit().context("nothing is logged")?;
     black_box(engine.authorize(snapshot, &QueryRef::from(query), &Origin::default(), &leave)?);
     Ok(())

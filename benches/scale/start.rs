@@ -1,6 +1,6 @@
-//! Starting, and the memory that a started service holds.
+//! Startup time, and memory of a started service.
 //!
-//! Memory is read 10 s after SERVING, from the system's own account of the process.
+//! Memory is read from the system 10 s after SERVING.
 
 use std::fs;
 use std::path::Path;
@@ -13,22 +13,22 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::dataset::Dataset;
-use crate::support::figures::{Spread, print_table};
-use crate::support::processes::{Caller, Memory, start_again_as};
+use crate::support::processes::{Client, Memory, start_again_as};
 use crate::support::running::{Server, request, shipped_policies};
+use crate::support::statistics::{Spread, print_table};
 use crate::support::targets::{self, thousands};
 use crate::support::{Sizes, echo};
 
 const STARTS: usize = 31;
 const STARTS_AT_SCALE: usize = 3;
-const REST: Duration = Duration::from_secs(10);
+const SETTLING_TIME: Duration = Duration::from_secs(10);
 
 pub(crate) fn measure(sizes: Sizes) -> anyhow::Result<()> {
     measure_example(sizes)?;
     measure_at_scale(sizes)
 }
 
-/// The worked example, beside an echo that holds nothing.
+/// Measures the worked example beside an echo without data.
 fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     let policies = shipped_policies();
     let mut echoes = Vec::new();
@@ -44,7 +44,7 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
         start_again_as(echo::ECHO, None)?,
         Server::start(&policies, &[]),
     ];
-    sleep(sizes.of(REST, Duration::from_secs(1)));
+    sleep(sizes.of(SETTLING_TIME, Duration::from_secs(1)));
     let [echo_memory, our_memory] = servers.map(|server| Memory::of(server.pid()));
     let (echo_memory, our_memory) = (echo_memory?, our_memory?);
 
@@ -81,38 +81,38 @@ fn measure_example(sizes: Sizes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds from the start of a process to its answer.
+/// Measures the time from process start to the first answer, in ms.
 fn first_answer(start: impl FnOnce() -> anyhow::Result<Server>) -> anyhow::Result<f64> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let server = start()?;
-    Caller::of(&server)?.authorize(request(
+    Client::of(&server)?.authorize(request(
         r#"Platform::User::"tobias.lindqvist""#,
         r#"Invoicing::Action::"approveInvoice""#,
         r#"Invoicing::Invoice::"INV-2042""#,
     ))?;
-    Ok(begun.elapsed().as_secs_f64() * 1e3)
+    Ok(started.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Beside reading the files and doing nothing with them.
+/// Measures the data set beside plain reading of its files.
 fn measure_at_scale(sizes: Sizes) -> anyhow::Result<()> {
     let (policies, entities) = sizes.of((100_000, 1_000_000), (1_000, 10_000));
     let directory = tempfile::tempdir()?;
     Dataset::new(policies, entities)?.write(directory.path())?;
-    // The service finds the files in the system's memory, whether it is the first to read them or not.
+    // The files are in the page cache, whether the service reads them first or not.
     let bytes = read_all(directory.path())?;
 
     let mut reads = Vec::new();
     let mut starts = Vec::new();
     let mut memory = None;
     for _ in 0..sizes.of(STARTS_AT_SCALE, 1) {
-        let begun = Instant::now();
+        let started = Instant::now();
         read_all(directory.path())?;
-        reads.push(begun.elapsed().as_secs_f64());
-        let begun = Instant::now();
+        reads.push(started.elapsed().as_secs_f64());
+        let started = Instant::now();
         let server = Server::start(directory.path(), &[]);
         wait_until_serving(&server)?;
-        starts.push(begun.elapsed().as_secs_f64());
-        sleep(sizes.of(REST, Duration::from_secs(1)));
+        starts.push(started.elapsed().as_secs_f64());
+        sleep(sizes.of(SETTLING_TIME, Duration::from_secs(1)));
         memory = Some(Memory::of(server.pid())?);
     }
     let memory = memory.context("it was started")?;
@@ -177,15 +177,15 @@ fn wait_until_serving(server: &Server) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         let mut health = HealthClient::new(server.channel().await);
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             let answer = health.check(HealthCheckRequest::default()).await?;
             if answer.into_inner().status() == ServingStatus::Serving {
                 return Ok(());
             }
             ensure!(
-                begun.elapsed() < Duration::from_secs(600),
-                "the service never says SERVING"
+                started.elapsed() < Duration::from_secs(600),
+                "the service never becomes SERVING"
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -1,10 +1,10 @@
-//! Draws lines over powers of ten, both ways, side by side.
+//! Draws lines over logarithmic axes, side by side.
 
 use std::fmt::Write as _;
 
-/// One drawing beside others, all on one scale of values.
+/// One diagram; all share a scale of values.
 pub(crate) struct Panel {
-    /// What is counted from left to right.
+    /// The label of the horizontal axis.
     pub(crate) axis: String,
     pub(crate) lines: Vec<Line>,
 }
@@ -124,7 +124,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, left: f64, (bottom, top): (f64, f
     }
 }
 
-/// The whole numbers from `from` to `to`.
+/// Returns the integers from `from` to `to`.
 fn powers(from: f64, to: f64) -> impl Iterator<Item = f64> {
     let steps = (to - from).round().max(0.0) as usize;
     (0..=steps).map(move |step| from + step as f64)

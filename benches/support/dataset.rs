@@ -1,7 +1,7 @@
 //! A platform's policies and entities in any number, from a seed: the same on every machine.
 //!
-//! Everything is a function of the seed and a number, so nothing but the policies' outlines is held
-//! in memory: entity 700,000 is made when it is written, and made again when a request asks for it.
+//! Everything is a function of the seed and a number, so only the policies' outlines are in memory:
+//! entity 700,000 is generated when it is written, and again when a request needs it.
 //!
 //! | what | how |
 //! | --- | --- |
@@ -28,23 +28,23 @@ use anyhow::ensure;
 
 pub use entities::EntityKind;
 pub use policies::policy_file;
-pub use requests::Ask;
+pub use requests::DrawnRequest;
 
 use hierarchy::Hierarchy;
 use outline::Outline;
 pub use rng::Rng;
 
-/// How many policies, links or entities a file holds.
+/// Policies, links or entities per file.
 pub const PER_FILE: usize = 1_000;
-/// Fewer entities would not hold the eight levels.
+/// Fewer entities cannot fill the eight levels.
 pub const LEAST_ENTITIES: usize = 200;
-/// Those without scope; fewer policies are not made.
+/// Policies without scope, and the minimum of policies.
 pub const UNSCOPED_POLICIES: usize = 8;
 
-/// Any other number would do; this one makes the figures repeatable.
+/// An arbitrary number, fixed to make the figures repeatable.
 const SEED: u64 = 0x0ced_a12d;
 
-/// What a policy directory holds.
+/// The content of a policy directory.
 pub struct Dataset {
     groups: Hierarchy,
     folders: Hierarchy,
@@ -55,7 +55,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Of so many policies, links among them and templates not, and so many entities.
+    /// Creates a data set with this many policies (including links, not templates) and entities.
     pub fn new(policies: usize, entities: usize) -> anyhow::Result<Self> {
         ensure!(
             policies >= UNSCOPED_POLICIES && entities >= LEAST_ENTITIES,
@@ -68,8 +68,8 @@ impl Dataset {
             folders: Hierarchy::new(EntityKind::Folder, containers),
             users: leaves / 2,
             documents: leaves - leaves / 2,
-            // More types would make the validation of a policy that is not bound to one take
-            // longer: it looks at each action with each of its types.
+            // With more types, validating a policy without a type would take longer: the validator
+            // looks at each action with each of its types.
             document_types: (policies / 1_000).clamp(2, 20),
             outlines: Vec::new(),
         };
@@ -77,7 +77,7 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Writes all of it to `directory`, which is made if it is not there and must be empty.
+    /// Writes everything to `directory`, which must be empty or missing.
     pub fn write(&self, directory: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(directory)?;
         ensure!(
@@ -89,8 +89,7 @@ impl Dataset {
         self.write_entities(directory)
     }
 
-    /// How many groups and folders are above a user's, and a document's, parents and among them, for
-    /// some thousand of each.
+    /// Counts the ancestors of some thousand users and documents.
     pub fn ancestors(&self) -> Vec<usize> {
         let of = |kind, hierarchy: &Hierarchy, count: usize| -> Vec<usize> {
             (0..count)
@@ -116,12 +115,13 @@ fn create(path: &Path) -> anyhow::Result<BufWriter<File>> {
     Ok(BufWriter::with_capacity(1 << 18, File::create(path)?))
 }
 
-/// The rng of the `n`th of a kind.
+/// Returns the generator of the `n`th item of a kind.
 fn rng(kind: u64, n: usize) -> Rng {
     Rng::new(SEED ^ (kind << 56) ^ n as u64)
 }
 
-/// Writes `items` to files of [`PER_FILE`], each between `open` and `close` and with `between` them.
+/// Writes `items` to files of [`PER_FILE`], each between `open` and `close` and separated by
+/// `between`.
 fn write_files<T>(
     items: impl Iterator<Item = T>,
     name: impl Fn(usize) -> std::path::PathBuf,

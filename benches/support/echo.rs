@@ -1,8 +1,8 @@
-//! The baseline: servers that decode a request and answer without a look at it.
+//! The baseline: servers that decode a request, and answer independently of it.
 //!
-//! Each runs in a process of its own, the benchmark's program started again with its name as the
-//! argument, so that its CPU is its own. Behind the name may stand a file of the answers that it
-//! gives in turn, whichever request comes; without one it has one answer.
+//! Each runs in a process of its own, so that its CPU time is separate: the benchmark's program,
+//! started with the server's name as its argument. A further argument may name a file of answers,
+//! which the server returns in turn; without it there is one answer.
 
 use std::convert::Infallible;
 use std::io::Write as _;
@@ -26,12 +26,11 @@ use tonic::codegen::Service as _;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::exchange::read_answers;
+use super::workload::read_answers;
 
-/// The echo on the runtime, the HTTP/2 and the sockets that `cedar-pdp serve` uses. Whatever
-/// changes there changes here.
+/// The echo with the runtime, HTTP/2 and socket settings of `cedar-pdp serve`. Keep both in step.
 pub const ECHO: &str = "echo";
-/// The echo as whoever has read tonic's guide would write it.
+/// The echo as written in tonic's guide.
 pub const DEFAULT_ECHO: &str = "default-echo";
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -45,7 +44,7 @@ struct Answers {
 }
 
 impl Echo {
-    /// That gives the answers in the file which the `arguments` name.
+    /// Loads the answers of the file that `arguments` name.
     fn of(arguments: &[String]) -> anyhow::Result<Self> {
         let all = match arguments {
             [] => vec![pb::AuthorizeResponse {
@@ -63,7 +62,7 @@ impl Echo {
         })))
     }
 
-    /// A copy of the next `count` answers, the first behind the last.
+    /// Returns copies of the next `count` answers, in a circle.
     fn next(&self, count: usize) -> impl Iterator<Item = pb::AuthorizeResponse> {
         let Answers { all, given } = &*self.0;
         let first = given.fetch_add(count, Relaxed) % all.len();
@@ -77,7 +76,7 @@ impl AuthorizationService for Echo {
         &self,
         request: Request<pb::AuthorizeRequest>,
     ) -> Result<Response<pb::AuthorizeResponse>, Status> {
-        // Decoded by now; who answers has to look at it.
+        // The request is decoded; the compiler must not remove that.
         std::hint::black_box(request.into_inner());
         let answer = self.next(1).next();
         answer.map(Response::new).ok_or_else(no_answer)
@@ -112,7 +111,7 @@ fn no_answer() -> Status {
     Status::internal("an echo without answers")
 }
 
-/// Serves [`ECHO`] until killed; `arguments` are those behind its name.
+/// Serves [`ECHO`] until killed; `arguments` follow its name.
 pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
     let service = AuthorizationServiceServer::new(Echo::of(arguments)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -137,7 +136,7 @@ pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
                         )
                     }
                 });
-                // A caller that goes away is no matter here: the caller's side counts its answers.
+                // A client that disconnects is no error here: the client counts its answers.
                 let executor = ConnectionExecutor::default();
                 let serving = http2::Builder::new(executor.clone())
                     .timer(TokioTimer::new())
@@ -149,11 +148,11 @@ pub fn serve(arguments: &[String]) -> anyhow::Result<()> {
     })
 }
 
-/// Serves [`DEFAULT_ECHO`] until killed; `arguments` are those behind its name.
+/// Serves [`DEFAULT_ECHO`] until killed; `arguments` follow its name.
 #[tokio::main]
 pub async fn serve_as_the_guide_writes_it(arguments: &[String]) -> anyhow::Result<()> {
     let service = AuthorizationServiceServer::new(Echo::of(arguments)?);
-    // The guide's `serve(address)` does this, but does not tell which port it got.
+    // The guide's `serve(address)` does the same, but does not return the port.
     let incoming = TcpIncoming::bind(ANY_PORT)?.with_nodelay(Some(true));
     say_address(incoming.local_addr()?)?;
     tonic::transport::Server::builder()
@@ -163,7 +162,7 @@ pub async fn serve_as_the_guide_writes_it(arguments: &[String]) -> anyhow::Resul
     Ok(())
 }
 
-/// As `cedar-pdp serve` says it.
+/// Prints the address as `cedar-pdp serve` does.
 fn say_address(address: SocketAddr) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "listening on {address}")?;

@@ -1,10 +1,10 @@
-//! Load on a server, from another process, every call of it answered well or it is an error.
+//! Load from another process; every call must succeed.
 //!
-//! It comes from h2load (<https://nghttp2.org>), which posts one body over and over. Calls that
-//! differ come from a generator of our own: the benchmark's program started again, and the `h2`
-//! crate. Both keep as many calls in flight on as many connections; but how they gather frames
-//! into writes differs, and with it what a call costs the server, so figures under the one are
-//! not to be held against figures under the other.
+//! h2load (<https://nghttp2.org>) repeats one body. Different calls come from a generator of our
+//! own: the benchmark's program, started again, with the `h2` crate. Both keep the same number of
+//! calls in flight on the same number of connections. But they group frames into writes
+//! differently, which changes the server's cost per call: do not compare figures of one with
+//! figures of the other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ use tokio::task::LocalSet;
 use tokio_rustls::TlsConnector;
 
 pub const CONNECTIONS: usize = 8;
-/// On each connection.
+/// Calls in flight per connection.
 pub const IN_FLIGHT: usize = 16;
 
 /// The argument that makes this program the generator.
@@ -36,38 +36,38 @@ pub const GENERATOR: &str = "generate";
 const METHOD: &str = "/pdp.v1.AuthorizationService/Authorize";
 const BATCH_METHOD: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 
-/// Where calls come from.
+/// The source of calls.
 pub enum Load {
-    /// h2load, with the body that this file holds.
+    /// h2load, with the body in this file.
     H2load(PathBuf),
-    /// Our generator, with the bodies that this file holds, in turn.
+    /// Our generator, with the bodies in this file, in turn.
     Own(Bodies),
 }
 
-/// The bodies of calls of one method, in a file.
+/// A file with the bodies of calls of one method.
 pub struct Bodies {
     file: PathBuf,
     method: &'static str,
     count: usize,
-    /// The one that the next run begins with: a run goes on where the last one on the same server
-    /// ended, so that short runs, too, come round to all of them.
+    /// The first body of the next run, by server address. A run continues after the previous one,
+    /// so that short runs use all bodies too.
     next: RefCell<HashMap<String, usize>>,
 }
 
 impl Load {
-    /// h2load posting `requests`, of which there must be one.
+    /// Uses h2load with `requests`, of which there must be one.
     pub fn h2load(file: PathBuf, requests: &[pb::AuthorizeRequest]) -> anyhow::Result<Self> {
         ensure!(requests.len() == 1, "h2load posts one body");
         fs::write(&file, bodies(requests))?;
         Ok(Self::H2load(file))
     }
 
-    /// Our generator posting `requests`.
+    /// Uses our generator with `requests`.
     pub fn own(file: PathBuf, requests: &[pb::AuthorizeRequest]) -> anyhow::Result<Self> {
         Self::own_of(file, METHOD, requests)
     }
 
-    /// Our generator posting batches of `batch` out of `requests`.
+    /// Uses our generator with batches of `batch` of the `requests`.
     pub fn own_batches(
         file: PathBuf,
         requests: &[pb::AuthorizeRequest],
@@ -101,8 +101,8 @@ impl Load {
         self.run_over(address, None, calls)
     }
 
-    /// The same over TLS, when the file of the authority is given that vouches for the server. h2load
-    /// takes whatever certificate it is shown.
+    /// Makes the calls over TLS if `authority` names the file of an authority. h2load does not
+    /// verify the server's certificate.
     pub fn run_over(
         &self,
         address: &str,
@@ -134,12 +134,12 @@ impl Load {
                     .arg(format!("{scheme}://{address}{METHOD}"))
                     .output()
                     .map_err(missing_h2load)?;
-                let said = String::from_utf8_lossy(&output.stdout);
+                let text = String::from_utf8_lossy(&output.stdout);
                 let all =
                     format!("{calls} done, {calls} succeeded, 0 failed, 0 errored, 0 timeout");
                 ensure!(
-                    output.status.success() && said.contains(&all),
-                    "not every call succeeded: {said}"
+                    output.status.success() && text.contains(&all),
+                    "not every call succeeded: {text}"
                 );
             }
             Self::Own(bodies) => {
@@ -160,7 +160,7 @@ impl Load {
     }
 }
 
-/// Says at once, and not after minutes, that h2load is not there.
+/// Checks at startup that h2load is installed.
 pub fn find_h2load() -> anyhow::Result<()> {
     Command::new("h2load")
         .arg("--version")
@@ -175,8 +175,8 @@ fn missing_h2load(error: io::Error) -> anyhow::Error {
     )
 }
 
-/// The bodies of calls, one after the other: each a message with gRPC's prefix, which tells its
-/// length.
+/// Encodes the bodies of calls, one after the other: each is a message with gRPC's prefix, which
+/// has its length.
 pub fn bodies(messages: &[impl prost::Message]) -> Vec<u8> {
     let mut bodies = Vec::new();
     for message in messages {
@@ -189,7 +189,7 @@ pub fn bodies(messages: &[impl prost::Message]) -> Vec<u8> {
     bodies
 }
 
-/// The bodies in `file`, apart.
+/// Splits the bodies in `file`.
 pub fn read_bodies(file: &Path) -> anyhow::Result<Vec<Bytes>> {
     let mut rest = Bytes::from(fs::read(file)?);
     let mut bodies = Vec::new();
@@ -203,8 +203,8 @@ pub fn read_bodies(file: &Path) -> anyhow::Result<Vec<Bytes>> {
     Ok(bodies)
 }
 
-/// The generator: takes an address, a number of calls, the number of the first body, a method, a
-/// file of bodies, and for TLS the file of an authority.
+/// Runs the generator. Its arguments are an address, a number of calls, the number of the first
+/// body, a method, a file of bodies, and for TLS the file of an authority.
 pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
     let (address, calls, first, method, file, authority) = match arguments {
         [address, calls, first, method, file] => (address, calls, first, method, file, None),
@@ -214,10 +214,10 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
         _ => bail!("the generator needs an address, two numbers, a method and a file"),
     };
     let url = format!("http://{address}{method}");
-    let turns = Rc::new(Turns {
+    let sequence = Rc::new(CallSequence {
         bodies: read_bodies(Path::new(file))?,
         first: first.parse()?,
-        taken: Cell::new(0),
+        next_index: Cell::new(0),
         calls: calls.parse()?,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -229,14 +229,14 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let client = match &authority {
-                None => begin(stream).await?,
-                Some(tls) => begin(tls.connect("localhost".try_into()?, stream).await?).await?,
+                None => connect(stream).await?,
+                Some(tls) => connect(tls.connect("localhost".try_into()?, stream).await?).await?,
             };
             for _ in 0..IN_FLIGHT {
-                callers.push(tokio::task::spawn_local(call_in_turn(
+                callers.push(tokio::task::spawn_local(call_in_sequence(
                     client.clone(),
                     url.clone(),
-                    Rc::clone(&turns),
+                    Rc::clone(&sequence),
                 )));
             }
         }
@@ -247,7 +247,7 @@ pub fn generate(arguments: &[String]) -> anyhow::Result<()> {
     })
 }
 
-/// How the generator speaks TLS to a server that the authority in `file` vouches for.
+/// Returns a TLS client that trusts the authority in `file`.
 fn tls(file: &str) -> anyhow::Result<TlsConnector> {
     let mut roots = rustls::RootCertStore::empty();
     for authority in CertificateDer::pem_file_iter(file)? {
@@ -260,8 +260,8 @@ fn tls(file: &str) -> anyhow::Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// An HTTP/2 connection, which runs beside its callers.
-async fn begin(
+/// Starts an HTTP/2 connection in the background.
+async fn connect(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) -> anyhow::Result<SendRequest<Bytes>> {
     let (client, connection) = h2::client::handshake(stream).await?;
@@ -269,35 +269,35 @@ async fn begin(
     Ok(client)
 }
 
-/// Whose turn it is: the bodies one after the other, over all connections, until all calls are made.
-struct Turns {
+/// The bodies in order, over all connections, until all calls are made.
+struct CallSequence {
     bodies: Vec<Bytes>,
     first: usize,
-    taken: Cell<usize>,
+    next_index: Cell<usize>,
     calls: usize,
 }
 
-impl Turns {
+impl CallSequence {
     fn next(&self) -> Option<Bytes> {
-        let turn = self.taken.replace(self.taken.get() + 1);
-        if turn >= self.calls {
+        let index = self.next_index.replace(self.next_index.get() + 1);
+        if index >= self.calls {
             return None;
         }
-        let body = (self.first + turn) % self.bodies.len();
+        let body = (self.first + index) % self.bodies.len();
         self.bodies.get(body).cloned()
     }
 }
 
-async fn call_in_turn(
+async fn call_in_sequence(
     mut client: SendRequest<Bytes>,
     url: String,
-    turns: Rc<Turns>,
+    sequence: Rc<CallSequence>,
 ) -> anyhow::Result<()> {
     let request = http::Request::post(url)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;
-    while let Some(body) = turns.next() {
+    while let Some(body) = sequence.next() {
         client = client.ready().await?;
         let (answer, mut sending) = client.send_request(request.clone(), false)?;
         sending.send_data(body, true)?;

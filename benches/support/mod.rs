@@ -1,6 +1,6 @@
-//! What the benchmarks share.
+//! Code that the benchmarks share.
 //!
-//! A benchmark that cannot measure what it says must end with an error, never with a figure.
+//! A benchmark that cannot measure correctly must end with an error, never with a figure.
 
 #![allow(
     dead_code,
@@ -11,32 +11,32 @@
 
 pub mod dataset;
 pub mod echo;
-pub mod exchange;
-pub mod figures;
+pub mod fixture;
 pub mod load;
-pub mod pressure;
 pub mod processes;
+pub mod statistics;
+pub mod steady_load;
 pub mod targets;
-pub mod world;
+pub mod workload;
 
-/// Servers as the tests start and ask them.
+/// The servers and clients of the tests.
 pub use cedar_pdp_test_support as running;
 
-/// What decides in this process, and the echoes, run on the allocator of the service.
+/// The service's allocator, for decisions in this process and for the echoes.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How much is measured.
+/// The size of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sizes {
-    /// What the figures are about.
+    /// The size that the targets apply to.
     Full,
-    /// A hundredth of it and few repetitions: to see that the benchmarks work.
+    /// A hundredth with few repetitions, to check that the benchmarks work.
     Quick,
 }
 
 impl Sizes {
-    /// `full` or `quick`.
+    /// Returns `full` or `quick`.
     pub fn of<T>(self, full: T, quick: T) -> T {
         match self {
             Self::Full => full,
@@ -45,7 +45,7 @@ impl Sizes {
     }
 }
 
-/// The arguments that are not cargo's, `--quick` apart.
+/// Returns the size and the other arguments, without those of cargo.
 pub fn arguments() -> (Sizes, Vec<String>) {
     let (options, others): (Vec<String>, Vec<String>) = std::env::args()
         .skip(1)

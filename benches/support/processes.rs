@@ -1,4 +1,4 @@
-//! Server processes: started, asked, and their CPU read from the system's own accounting.
+//! Server processes: starting, calling, and reading their CPU time from the system.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::running::Server;
 
-/// Starts this very program again as the server that `role` names, with a file that it needs.
+/// Starts this program again as the server `role`, with a file that it needs.
 pub fn start_again_as(role: &str, file: Option<&Path>) -> anyhow::Result<Server> {
     let mut command =
         Command::new(std::env::current_exe().context("cannot tell where this program is")?);
@@ -24,14 +24,14 @@ pub fn start_again_as(role: &str, file: Option<&Path>) -> anyhow::Result<Server>
     Ok(Server::spawn(command, 1))
 }
 
-/// A caller that waits for each answer.
-pub struct Caller {
+/// A client that waits for each answer.
+pub struct Client {
     runtime: Runtime,
     client: AuthorizationServiceClient<Channel>,
     store: PolicyStoreServiceClient<Channel>,
 }
 
-impl Caller {
+impl Client {
     /// Connects to `server`.
     pub fn of(server: &Server) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -45,7 +45,7 @@ impl Caller {
         })
     }
 
-    /// One unary call.
+    /// Makes one unary call.
     pub fn authorize(
         &mut self,
         request: pb::AuthorizeRequest,
@@ -56,7 +56,7 @@ impl Caller {
             .into_inner())
     }
 
-    /// One batch.
+    /// Makes one batch call.
     pub fn authorize_batch(
         &mut self,
         requests: Vec<pb::AuthorizeRequest>,
@@ -68,7 +68,7 @@ impl Caller {
             .into_inner())
     }
 
-    /// What the cache did so far.
+    /// Returns the cache's counters.
     pub fn cache(&mut self) -> anyhow::Result<pb::CacheFigures> {
         let status = self
             .runtime
@@ -81,9 +81,9 @@ impl Caller {
 /// The memory of a process, in MiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Resident now.
+    /// Resident memory now.
     pub resident: f64,
-    /// The most that was ever resident.
+    /// Peak resident memory.
     pub peak: f64,
 }
 
@@ -97,7 +97,7 @@ impl Memory {
                 .and_then(|rest| rest.split_whitespace().next())
                 .and_then(|kib| kib.parse::<f64>().ok())
                 .map(|kib| kib / 1024.0)
-                .with_context(|| format!("`{file}` says nothing of {name}"))
+                .with_context(|| format!("`{file}` does not contain {name}"))
         };
         Ok(Self {
             resident: mebibytes("VmRSS:")?,
@@ -106,10 +106,10 @@ impl Memory {
     }
 }
 
-/// Reads the CPU that a process uses from now on.
+/// Measures the CPU time of a process from now on.
 ///
-/// `/proc/PID/stat` counts ticks of 10 ms; the scheduler's figures of the process's threads are
-/// the same time, user and system, in nanoseconds.
+/// `/proc/PID/stat` counts ticks of 10 ms; the scheduler's figures of the process's threads are the
+/// same time, user and system, in nanoseconds.
 pub struct CpuMeter {
     pid: u32,
     before: BTreeMap<u32, Duration>,
@@ -131,8 +131,8 @@ impl CpuMeter {
         }
     }
 
-    /// What has been used since the start. What a thread used that has ended since is missing;
-    /// the threads that serve do not end.
+    /// Returns the CPU time since the start, without that of threads that have ended. The threads
+    /// that serve do not end.
     pub fn used(&self) -> anyhow::Result<Duration> {
         let now = cpu_by_thread(self.pid)?;
         let used = |(thread, now): (u32, Duration)| {

@@ -1,8 +1,8 @@
-//! The targets of the service, and the rows of `docs/benchmarks.md` with the measured figures.
+//! The performance targets of the service, and the rows of `docs/benchmarks.md` with their results.
 
 use std::sync::Mutex;
 
-/// A row of the table of figures.
+/// A row of the table of targets.
 #[derive(Clone, Copy)]
 pub struct Target {
     pub figure: &'static str,
@@ -130,14 +130,14 @@ impl Target {
         let row = format!("| {figure} | {must} | {measured} | `{command}` |");
         match MEASURED.lock() {
             Ok(mut rows) => rows.push(row),
-            // Nobody panics while holding it; and the row is not worth ending for.
+            // No thread panics while holding it, and the row is not worth a failure.
             Err(_) => println!("{row}"),
         }
     }
 }
 
-/// Prints the measured rows in the format of `docs/benchmarks.md`. Smaller sizes than the figures
-/// are about make no row.
+/// Prints the measured rows in the format of `docs/benchmarks.md`. Smaller sizes than those of the
+/// targets make no row.
 pub fn print_rows(sizes: super::Sizes) {
     let Ok(rows) = MEASURED.lock() else {
         return;
@@ -155,7 +155,7 @@ pub fn print_rows(sizes: super::Sizes) {
     }
 }
 
-/// A number with a comma between thousands.
+/// Formats a number with a comma between thousands.
 pub fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut text = String::new();

@@ -19,7 +19,7 @@ const definitions = protoLoader.loadSync(
 const { AuthorizationService } = grpc.loadPackageDefinition(definitions).pdp.v1;
 const decode = (type, bytes) => definitions[type].deserialize(bytes);
 
-// An id left undefined is not sent, and refused; an empty one is sent, for '' is an id.
+// An undefined id is not sent, and rejected. An empty one is sent, because '' is a valid id.
 const user = (id) => ({ type: 'Platform::User', id });
 const action = (id) => ({ type: 'Invoicing::Action', id });
 const invoice = (id) => ({ type: 'Invoicing::Invoice', id });
@@ -30,7 +30,7 @@ const client = new AuthorizationService(
 );
 
 function authorize(request) {
-  // A call without a deadline waits for ever.
+  // A call without a deadline waits forever.
   const deadline = Date.now() + 5_000;
   return new Promise((resolve, reject) => {
     client.authorize(request, { deadline }, (error, answer) =>
@@ -39,8 +39,8 @@ function authorize(request) {
   });
 }
 
-/** The fields of the request that an error names. */
-function fieldsAtFault(error) {
+/** Returns the fields of the request that an error names. */
+function invalidFields(error) {
   const [bytes] = error.metadata.get('grpc-status-details-bin');
   if (!bytes) return [];
   return decode('google.rpc.Status', bytes)
@@ -49,19 +49,19 @@ function fieldsAtFault(error) {
     .map(({ field }) => field);
 }
 
-/** Asks, and prints the answer, or which field of the request is at fault. */
-async function printAnswer(question, request) {
-  console.log(`${question}:`);
+/** Sends a request, and prints the answer, or the invalid field. */
+async function printAnswer(title, request) {
+  console.log(`${title}:`);
   try {
     const answer = await authorize(request);
-    // In your own code: go on only if answer.decision === 'DECISION_ALLOW'.
+    // In your own code: proceed only if answer.decision === 'DECISION_ALLOW'.
     console.log(`  ${answer.decision}`);
     console.log(`  determined by: ${answer.determining_policies.join(', ') || 'no policy'}`);
     console.log(`  revision: ${answer.revision}`);
   } catch (error) {
     if (!(error.metadata instanceof grpc.Metadata)) throw error; // not from the call
     console.log(`  ${grpc.status[error.code]}: ${error.details}`);
-    for (const field of fieldsAtFault(error)) console.log(`  the field at fault: ${field}`);
+    for (const field of invalidFields(error)) console.log(`  the field at fault: ${field}`);
   }
 }
 
@@ -78,8 +78,8 @@ await printAnswer('Marta does so with a second factor', {
   context: { mfa: { bool: true } },
 });
 
-// No principal: the service must have been started with --anonymous-principal. Mind that a
-// misspelt field is dropped in silence, and one that is undefined too: both end up here.
+// No principal: the service must have been started with --anonymous-principal. A misspelt or
+// undefined field is dropped silently, so it has the same effect.
 await printAnswer('Anyone reads the price list', {
   action: action('readPriceList'),
   resource: { type: 'Invoicing::PriceList', id: '2026-standard' },

@@ -7,8 +7,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-# Compiles the .proto files as it imports them, and looks for them along the path. To generate code
-# once, and have an editor know it: `python -m grpc_tools.protoc`.
+# Compiles the .proto files on import, and searches them along the path. To generate code once, for
+# editor support: `python -m grpc_tools.protoc`.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "proto"))
 pdp, services = grpc.protos_and_services("pdp/v1/authorization.proto")
 
@@ -25,15 +25,15 @@ def invoice(number):
     return pdp.EntityUid(type="Invoicing::Invoice", id=number)
 
 
-def print_answer(client, question, request):
-    """Asks, and prints the answer, or which field of the request is at fault."""
-    print(f"{question}:")
+def print_answer(client, title, request):
+    """Sends a request, and prints the answer, or the invalid field."""
+    print(f"{title}:")
     try:
-        # A call without a timeout waits for ever.
+        # A call without a timeout waits forever.
         answer = client.Authorize(request, timeout=5)
     except grpc.RpcError as error:
         print(f"  {error.code().name}: {error.details()}")
-        # The status with its details, or None when the server sent none.
+        # The status with its details, or None if the server sent none.
         status = rpc_status.from_call(error)
         for detail in status.details if status else ():
             bad_request = error_details_pb2.BadRequest()
@@ -41,7 +41,7 @@ def print_answer(client, question, request):
                 for violation in bad_request.field_violations:
                     print(f"  the field at fault: {violation.field}")
         return
-    # In your own code: go on only if `answer.decision == pdp.DECISION_ALLOW`.
+    # In your own code: proceed only if `answer.decision == pdp.DECISION_ALLOW`.
     print(f"  {pdp.Decision.Name(answer.decision)}")
     print(f"  determined by: {', '.join(answer.determining_policies) or 'no policy'}")
     print(f"  revision: {answer.revision}")
@@ -49,8 +49,8 @@ def print_answer(client, question, request):
 
 def main():
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"
-    # For a unix socket: "unix:/run/pdp.sock" and options=[("grpc.default_authority", "localhost")];
-    # without the option grpcio names the path as the host, and every call fails with INTERNAL.
+    # For a Unix socket: "unix:/run/pdp.sock" and options=[("grpc.default_authority", "localhost")].
+    # Without the option grpcio sends the path as the host, and every call fails with INTERNAL.
     with grpc.insecure_channel(address) as channel:
         client = services.AuthorizationServiceStub(channel)
 
@@ -61,19 +61,19 @@ def main():
         )
         print_answer(client, "Marta approves a large invoice", approve)
 
-        # A context value names its Cedar type. Touching an entry of the map makes it.
+        # A context value names its Cedar type. Accessing an entry of the map creates it.
         approve.context["mfa"].bool = True
         print_answer(client, "Marta does so with a second factor", approve)
 
-        # No principal: the service must have been started with --anonymous-principal. Mind that
-        # `principal=None` is no principal either.
+        # No principal: the service must have been started with --anonymous-principal. Note that
+        # `principal=None` also means no principal.
         read_price_list = pdp.AuthorizeRequest(
             action=action("readPriceList"),
             resource=pdp.EntityUid(type="Invoicing::PriceList", id="2026-standard"),
         )
         print_answer(client, "Anyone reads the price list", read_price_list)
 
-        # An id that is not set is an error; one that is set to "" is an id.
+        # An unset id is an error; an empty one is a valid id.
         forgotten_id = pdp.AuthorizeRequest(
             principal=user("felix.brandt"),
             action=action("readInvoice"),

@@ -1,20 +1,20 @@
-//! Two requests have one cache key exactly when they are equal, in whatever order their maps come.
+//! Checks that two requests have the same cache key exactly if they are equal, in any order of map
+//! entries.
 //!
-//! The input is read as choices: a request, which attributes of the context policies read, in which
-//! order a message has the entries of its maps, and how a second request comes from the first
-//! (mostly by a few small changes, some of which change nothing that counts). Whether the two are
-//! equal is said by an equality that is written here anew, from what `engine::key` promises and
-//! without a line of its code.
+//! The input is read as choices: a request, the context attributes that policies read, the order of
+//! a message's map entries, and a second request. The second is mostly made by small changes of the
+//! first, some of which change nothing relevant. Equality is implemented here anew, from the
+//! promises of `engine::key` and without its code.
 //!
-//! Under libFuzzer, on a stable toolchain and without sanitizers (there is no unsafe code to watch):
+//! With libFuzzer, on a stable toolchain and without sanitizers (there is no unsafe code to check):
 //!
 //! ```sh
 //! cargo install cargo-fuzz
 //! cargo fuzz run --sanitizer none cache_key -- -runs=10000000 -max_len=512
 //! ```
 //!
-//! Compiling all that cedar-pdp is made of with coverage takes long. Without it the same requests
-//! are drawn from a seed, here from 1, so many times:
+//! Compiling cedar-pdp with coverage takes long. Without coverage, the same requests are drawn from
+//! a seed, here 1, this many times:
 //!
 //! ```sh
 //! cargo run --release --manifest-path fuzz/Cargo.toml -- 1 10000000
@@ -57,7 +57,7 @@ fn main() {
     println!("{count} pairs of requests, {equal} of them equal: each as its keys say");
 }
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 #[cfg(not(fuzzing))]
 fn number(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -67,7 +67,7 @@ fn number(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Compares the two requests that `input` makes; whether they are equal.
+/// Compares the two requests that `input` makes. Returns whether they are equal.
 fn check(input: &[u8]) -> bool {
     let mut choices = Choices { input };
     let reads = choices.reads();
@@ -84,19 +84,19 @@ fn check(input: &[u8]) -> bool {
 }
 
 fn key(reads: &ContextReads, query: QueryRef<'_>) -> Vec<u8> {
-    // A key is written behind what is there, and does not depend on it.
+    // A key is appended to a buffer, and does not depend on its content.
     let behind = usize::from(query.explain);
     let mut out = vec![7; behind];
     encode(&mut out, reads, &query);
     out.split_off(behind)
 }
 
-/// The order in which the entries of maps come. A message has any; a [`Query`] holds them by name.
+/// The order of map entries in a message. A [`Query`] sorts them by name.
 #[derive(Clone, Copy)]
 struct Order(usize);
 
 impl Order {
-    /// `query` as a message in this order is read.
+    /// Reads `query` from a message in this order.
     fn of_query(self, query: &Query) -> QueryRef<'_> {
         let mut query = QueryRef::from(query);
         query.context = self.of_fields(&query.context);
@@ -122,7 +122,7 @@ impl Order {
         if self.0 >= 128 {
             entries.reverse();
         }
-        Fields::from_entries(entries).expect("each name stands once")
+        Fields::from_entries(entries).expect("names are unique")
     }
 
     fn settle(self, value: &mut ValueRef<'_>) {
@@ -185,7 +185,7 @@ fn equal_values(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Set(a), Value::Set(b)) => {
             if holds_extension(one) || holds_extension(other) {
-                // Of two that are equal but written differently Cedar keeps one, by order.
+                // Cedar keeps the first of two equal values that are written differently.
                 a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal_values(a, b))
             } else {
                 let within = |a: &[Value], b: &[Value]| {
@@ -208,8 +208,8 @@ fn holds_extension(value: &Value) -> bool {
     }
 }
 
-/// Whether two values that no policy reads are valid under the same schemas, as their kind tells,
-/// or as it tells of texts that are plainly good.
+/// Returns whether two values that no policy reads are valid under the same schemas, as far as
+/// their kinds and texts show.
 fn equally_valid(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Bool(_), Value::Bool(_))
@@ -223,7 +223,7 @@ fn equally_valid(one: &Value, other: &Value) -> bool {
     }
 }
 
-/// Each character's class: `9` for a digit, `a` for a small letter, any other for itself.
+/// Returns each character's class: `9` for a digit, `a` for a small letter, itself for others.
 fn classes(text: &str) -> String {
     text.chars()
         .map(|c| match c {
@@ -249,11 +249,11 @@ fn is_ip(text: &str) -> bool {
     let address: Result<std::net::IpAddr, _> = address.parse();
     let most = match address {
         Ok(std::net::IpAddr::V4(_)) => 32,
-        // Cedar has none with an IPv4 address in it.
+        // Cedar does not accept an embedded IPv4 address.
         Ok(std::net::IpAddr::V6(_)) if !text.contains('.') => 128,
         Ok(std::net::IpAddr::V6(_)) | Err(_) => return false,
     };
-    // Cedar refuses what is longer than eight groups and a prefix.
+    // Cedar rejects more than eight groups and a prefix.
     text.len() <= 43 && (0..=most).any(|bits: u8| bits.to_string() == prefix)
 }
 
@@ -291,7 +291,7 @@ fn is_datetime(text: &str) -> bool {
 
 fn is_duration(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
-    // One number and unit after the other, the units in order, each at most once.
+    // Pairs of a number and a unit, with the units in order and each at most once.
     let mut left = text;
     for unit in ["d", "h", "m", "s", "ms"] {
         let digits = left.bytes().take_while(u8::is_ascii_digit).count();
@@ -308,12 +308,12 @@ fn is_duration(text: &str) -> bool {
 
 // The requests.
 
-/// The input, as answers to questions; no more of it is the first answer to each.
+/// The input as a sequence of choices. At its end every choice is the first option.
 struct Choices<'a> {
     input: &'a [u8],
 }
 
-/// Texts that run into one another, look like another kind, or are nearly good.
+/// Texts that could be confused: concatenations, other kinds, or nearly valid values.
 const TEXTS: &[&str] = &[
     "",
     "a",
@@ -396,7 +396,7 @@ impl Choices<'_> {
         if let Some(text) = TEXTS.get(choice) {
             return (*text).to_owned();
         }
-        // Whatever bytes come, and now and then more than a length of one byte says.
+        // Arbitrary bytes, sometimes longer than a one-byte length.
         let length = match choice {
             250.. => 120 + self.below(20),
             _ => choice % 6,
@@ -486,7 +486,7 @@ impl Choices<'_> {
         }
     }
 
-    /// A request like `one`, or another altogether.
+    /// Draws a variant of `one`, or a different request.
     fn like(&mut self, one: &Query) -> Query {
         if self.below(16) == 15 {
             return self.query();
@@ -557,7 +557,7 @@ impl Choices<'_> {
         }
     }
 
-    /// The record with a field more, less, renamed or changed; its fields put in in another order.
+    /// Adds, removes, renames or changes a field; or inserts fields in another order.
     fn changed_record(&mut self, record: &Record) -> Record {
         let mut fields: Vec<(String, Value)> = record
             .iter()

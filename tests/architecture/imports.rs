@@ -1,10 +1,11 @@
-//! Finds import cycles between files, and imports of a module that stands above.
+//! Finds import cycles between files, and imports of a higher module.
 //!
 //! File A imports file B if A's production code names an item that B defines. A re-export is
-//! followed to the file that defines the item, and is itself no import, unless the file that
-//! re-exports the name also uses it. A `mod child;` is no import.
+//! followed to the file that defines the item. It is no import itself, unless the file also uses
+//! the name. A `mod child;` is no import.
 //!
-//! An import of `foo.rs` by `foo/bar.rs` makes no cycle: a private part uses the types of its whole.
+//! An import of `foo.rs` by `foo/bar.rs` makes no cycle: a private part uses the types of its
+//! whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,12 +55,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Who imports whom, by file; and by which names.
+/// The imports of each file, and the imported names.
 pub(crate) struct Imports {
     by_file: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
 }
 
-/// The names of all files, by the module that the file is.
+/// The names in each file, by module.
 struct Crate {
     files: BTreeMap<Vec<String>, (String, Names)>,
 }
@@ -84,7 +85,7 @@ impl Imports {
         }
     }
 
-    /// Leaves out what files import of the file whose folder they are in.
+    /// Removes imports of the file whose folder contains the importing file.
     pub(crate) fn without_parents(mut self) -> Self {
         for (file, imported) in &mut self.by_file {
             imported.retain(|other, _| {
@@ -231,7 +232,7 @@ impl Crate {
         }
         if let Some(alias) = names.aliases.get(item) {
             let path: Vec<String> = alias.iter().chain(members).cloned().collect();
-            // What comes from another crate stands for the file that passes it on.
+            // An item of another crate counts as defined in the file that re-exports it.
             let Some(path) = self.absolute(names, &path, 0) else {
                 return Some(file.clone());
             };

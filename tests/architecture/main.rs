@@ -1,4 +1,4 @@
-//! Tests of the source itself: who may import whom, sizes, and the words of names and comments.
+//! Tests of the source itself: imports, sizes, and the words of names and comments.
 //!
 //! They count production code only, except for the names of tests. `figures` prints all figures,
 //! also of another checkout: see `figures_of_the_source`.
@@ -20,15 +20,16 @@ mod source;
 use names::Names;
 use source::{production, sources};
 
-/// (place, what its code may not name, what of that it may). Lower floors never look up.
-type Floor = (
+/// (place, names that its code may not use, exceptions). Lower layers never import higher ones.
+type LayerRule = (
     &'static str,
     &'static [&'static str],
     &'static [&'static str],
 );
 
-const FLOORS: &[Floor] = &[
-    // Takes values and returns values: no task, wire, disk or clock, and no other part of ours.
+const LAYER_RULES: &[LayerRule] = &[
+    // Takes values and returns values: no task, wire, disk or clock, and no other part of this
+    // crate.
     (
         "src/pdp",
         &[
@@ -205,7 +206,7 @@ const FLOORS: &[Floor] = &[
     ),
 ];
 
-/// (what is named, the only places that name it).
+/// (names, the only places that may use them).
 const ONLY: &[(&[&str], &[&str])] = &[
     (&["cedar_policy", "cedar_policy_core"], &["src/pdp"]),
     (
@@ -290,17 +291,17 @@ const ONLY: &[(&[&str], &[&str])] = &[
     ),
 ];
 
-/// Returns whether `name` is `what`, or in it.
-fn is_of(name: &str, what: &str) -> bool {
-    name.strip_prefix(what)
+/// Returns whether `name` is `prefix`, or inside it.
+fn is_of(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 #[test]
-fn lower_floors_never_look_up() {
+fn lower_layers_import_no_higher_ones() {
     let mut wrong = Vec::new();
     for source in production() {
-        for (place, forbidden, allowed) in FLOORS {
+        for (place, forbidden, allowed) in LAYER_RULES {
             if !source.is_in(place) {
                 continue;
             }
@@ -336,8 +337,8 @@ fn restricted_names_stay_in_their_places() {
 #[test]
 fn places_in_the_rules_exist() {
     let sources = sources();
-    let floors = FLOORS.iter().map(|(place, ..)| place);
-    for place in floors.chain(ONLY.iter().flat_map(|(_, places)| *places)) {
+    let places = LAYER_RULES.iter().map(|(place, ..)| place);
+    for place in places.chain(ONLY.iter().flat_map(|(_, places)| *places)) {
         assert!(sources.iter().any(|source| source.is_in(place)), "{place}");
     }
 }

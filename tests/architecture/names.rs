@@ -1,4 +1,4 @@
-//! Reads what a file names, in `use` or in passing, and what it defines.
+//! Reads the names that a file uses, in `use` items or in passing, and those that it defines.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,9 +8,9 @@ use crate::source::{Source, Token, is_word};
 pub(crate) struct Use {
     /// As written, split at `::`. The last part is `*` where everything is imported.
     pub(crate) path: Vec<String>,
-    /// The name that it has here.
+    /// The name that it has in this file.
     pub(crate) alias: String,
-    /// Whether others may import it from here.
+    /// Other files may import it from here.
     pub(crate) is_public: bool,
 }
 
@@ -208,7 +208,7 @@ fn defined(tokens: &[Token]) -> BTreeSet<String> {
 }
 
 #[test]
-fn reader_sees_every_way_of_naming() {
+fn names_are_read_in_every_form() {
     let text = r##"//! Text: std::fs.
 use std::{env, io::{self, Read as _}};
 use super::{source, super::engine::*};

@@ -4,23 +4,23 @@ use std::collections::BTreeSet;
 
 use crate::source::{below, is_at, is_word, production, sources};
 
-/// First words of a doc comment that says something about a thing, not what it is or does.
+/// First words of a doc comment that does not begin with a verb or noun.
 const FIRST_WORDS: &[&str] = &[
     "What", "Who", "Whose", "Whoever", "How", "Whether", "Where", "Why", "Of", "Has", "So",
 ];
-/// Most of a hundred doc comments that may begin with one of them.
+/// The maximum percentage of doc comments that begin with one of them.
 const PERCENT: usize = 3;
 
-/// Metaphors that no identifier may have as one of its words.
+/// Metaphors that no identifier may contain as a word.
 const METAPHORS: &[&str] = &[
     "house", "houses", "door", "doors", "room", "rooms", "bell", "bells", "seat", "seats", "desk",
     "desks", "pen", "pens", "ear", "ears",
 ];
 
-/// Most words of a test's name.
+/// The maximum number of words in a test's name.
 const TEST_NAME: usize = 8;
 
-/// Returns the number of doc comments, and a line for each with a first word of the list.
+/// Returns the number of doc comments, and a line for each that begins with a word of the list.
 fn docs() -> (usize, Vec<String>) {
     let mut count = 0;
     let mut found = Vec::new();
@@ -93,7 +93,7 @@ fn test_names() -> (usize, Vec<String>) {
     (count, found)
 }
 
-/// Describes all that this module counts, in some lines.
+/// Describes all figures of this module, in some lines.
 pub(crate) fn summary() -> String {
     let (docs, wrong) = docs();
     let share = 100.0 * wrong.len() as f64 / docs as f64;

@@ -1,21 +1,21 @@
-//! Counts what a reader has to take in: modules of a folder, lines of a file, lines of a function.
+//! Counts modules of a folder, lines of a file, and lines of a function.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::{Token, end_of_group, is_at, is_word, production};
 
-/// Most modules of a folder. `foo.rs` with `foo/` is one; tests are not counted.
+/// The maximum number of modules in a folder. `foo.rs` with `foo/` is one; tests are not counted.
 const FOLDER: usize = 13;
-/// Folders that are read as a list of chapters may hold more.
+/// Folders that are read like a list of chapters may have more.
 const LARGE_FOLDERS: &[(&str, usize)] = &[("src", 20), ("src/pdp", 20)];
 
-/// Most lines, comments and blank lines included.
+/// The maximum number of lines, comments and blank lines included.
 const FILE: Limits = Limits {
     median: 180,
     p90: 400,
     most: 650,
 };
-/// Most lines from `fn` to the closing brace.
+/// The maximum number of lines from `fn` to the closing brace.
 const FUNCTION: Limits = Limits {
     median: usize::MAX,
     p90: 30,
@@ -28,13 +28,13 @@ struct Limits {
     most: usize,
 }
 
-/// Something with a length: a file or a function.
+/// A file or a function with its length.
 pub(crate) struct Length {
     pub(crate) name: String,
     pub(crate) lines: usize,
-    /// Lines that hold a token; of a function, the same as `lines`.
+    /// Lines with a token; for a function, the same as `lines`.
     pub(crate) code_lines: usize,
-    /// Whether it is little but one `match` with short arms.
+    /// The function is mostly one `match` with short arms.
     pub(crate) is_flat: bool,
 }
 

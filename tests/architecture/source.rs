@@ -1,7 +1,7 @@
-//! Reads the source: files, tokens, doc comments, and what of a file is production code.
+//! Reads the source: files, tokens, doc comments, and which parts of a file are production code.
 //!
-//! Production code is all but files called `tests.rs`, folders called `tests`, and items under
-//! `#[cfg(test)]`. Nothing here judges what it reads.
+//! Production code is everything except files called `tests.rs`, folders called `tests`, and items
+//! under `#[cfg(test)]`. Nothing here judges the source.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ pub(crate) fn sources() -> &'static [Source] {
     found
 }
 
-/// Returns the files below `src` that go into the program, sorted by path.
+/// Returns the files below `src` that are part of the program, sorted by path.
 pub(crate) fn production() -> impl Iterator<Item = &'static Source> {
     sources().iter().filter(|source| !source.is_test())
 }
@@ -222,7 +222,7 @@ struct Lexer {
     line: usize,
     tokens: Vec<Token>,
     docs: Vec<Doc>,
-    /// The last line of the last doc comment, to which the next line may belong.
+    /// The last line of the last doc comment, which the next line may continue.
     last_doc: usize,
     code_lines: BTreeSet<usize>,
 }

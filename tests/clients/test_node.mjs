@@ -1,4 +1,4 @@
-// A @grpc/grpc-js client gets what cases.json says, by the .proto files.
+// Checks that a @grpc/grpc-js client gets the answers in cases.json, by the .proto files.
 //
 // Starts the server that CEDAR_PDP_TEST_BINARY names, by default target/debug/cedar-pdp. Uses the
 // packages of examples/node, and runs the example there.
@@ -34,14 +34,14 @@ const definitions = protoLoader.loadSync(
 );
 const { AuthorizationService, PolicyStoreService } = grpc.loadPackageDefinition(definitions).pdp.v1;
 
-/** Starts the server, and stops it after the test. Gives the address that it printed. */
+/** Starts the server, and stops it after the test. Returns the address that it printed. */
 async function serve(t, policies, { listen = '127.0.0.1:0', args = [] } = {}) {
   const target = process.env.CARGO_TARGET_DIR ?? 'target';
   const binary = process.env.CEDAR_PDP_TEST_BINARY ?? join(target, 'debug/cedar-pdp');
   const env = Object.fromEntries(
     Object.entries(process.env).filter(([name]) => !name.startsWith('CEDAR_PDP_')),
   );
-  // Its port is one and the same for all services.
+  // Its default port is the same for all services.
   env.CEDAR_PDP_ADMIN_LISTEN = 'off';
   const server = spawn(
     resolve(root, binary),
@@ -60,27 +60,27 @@ async function serve(t, policies, { listen = '127.0.0.1:0', args = [] } = {}) {
   throw new Error('the server ended before it listened');
 }
 
-/** A client, closed after the test. */
+/** Creates a client, and closes it after the test. */
 function connect(t, Service, address) {
   const client = new Service(address, grpc.credentials.createInsecure());
   t.after(() => client.close());
   return client;
 }
 
-/** A new directory, removed after the test. */
+/** Creates a directory, and removes it after the test. */
 async function temporaryDirectory(t) {
   const directory = await mkdtemp(join(tmpdir(), 'cedar-pdp-'));
   t.after(() => rm(directory, { recursive: true }));
   return directory;
 }
 
-// Nothing here takes long; this is where waiting ends.
-const patience = () => ({ deadline: Date.now() + 30_000 });
+// A time limit; nothing here takes long.
+const options = () => ({ deadline: Date.now() + 30_000 });
 
-/** One unary call, as a promise. */
+/** Makes a unary call; returns a promise of the answer. */
 function call(client, method, request) {
   return new Promise((fulfil, reject) => {
-    client[method](request, patience(), (error, answer) =>
+    client[method](request, options(), (error, answer) =>
       error ? reject(error) : fulfil(answer),
     );
   });
@@ -129,7 +129,8 @@ function checkResult(result, expected, revision) {
 
 let address, client, revision;
 
-// What the tests share is ended after the last of them: a hook set within a hook ends with that one.
+// Shared resources are closed after the last test: a hook set within a hook runs at that hook's
+// end.
 const endings = [];
 const file = { after: (end) => endings.push(end) };
 after(async () => {
@@ -152,7 +153,7 @@ for (const expected of cases.answers) {
 }
 
 for (const expected of cases.errors) {
-  test(`Authorize fails and says where: ${expected.name}`, async () => {
+  test(`Authorize error names the field: ${expected.name}`, async () => {
     const error = await call(client, 'Authorize', expected.request).then(
       () => assert.fail('it was answered'),
       (error) => error,
@@ -163,41 +164,41 @@ for (const expected of cases.errors) {
   });
 }
 
-test('a batch answers in order and on one revision', async () => {
-  // Errors between answers: an error is that item's alone.
-  const asked = cases.errors.flatMap((error, n) => [cases.answers[n], error]);
+test('batch keeps order and revision', async () => {
+  // An error between answers belongs to its item alone.
+  const items = cases.errors.flatMap((error, n) => [cases.answers[n], error]);
   const answer = await call(client, 'BatchAuthorize', {
-    requests: asked.map(({ request }) => request),
+    requests: items.map(({ request }) => request),
   });
   assert.equal(answer.revision, revision);
-  assert.equal(answer.results.length, asked.length);
-  asked.forEach((expected, n) => checkResult(answer.results[n], expected, revision));
+  assert.equal(answer.results.length, items.length);
+  items.forEach((expected, n) => checkResult(answer.results[n], expected, revision));
 });
 
-test('a stream answers every item by its correlation id', async () => {
+test('stream answers carry correlation ids', async () => {
   // Ids from the top of the range: 64 bits, unsigned, and so beyond a JavaScript number.
   const number = (n) => String(2n ** 64n - 1n - BigInt(n));
-  const asked = new Map(
+  const items = new Map(
     [...cases.answers, ...cases.errors].map((expected, n) => [number(n), expected]),
   );
-  const stream = client.StreamAuthorize(patience());
+  const stream = client.StreamAuthorize(options());
   const status = once(stream, 'status');
-  for (const [correlation_id, { request }] of asked) stream.write({ correlation_id, request });
+  for (const [correlation_id, { request }] of items) stream.write({ correlation_id, request });
   stream.end();
   for await (const result of stream) {
-    checkResult(result, asked.get(result.correlation_id), revision);
-    asked.delete(result.correlation_id);
+    checkResult(result, items.get(result.correlation_id), revision);
+    items.delete(result.correlation_id);
   }
-  assert.equal(asked.size, 0);
+  assert.equal(items.size, 0);
   assert.equal((await status)[0].code, grpc.status.OK);
 });
 
-test('a stream answers while it is open', async () => {
+test('open stream answers each item', async () => {
   const [expected] = cases.answers;
-  const stream = client.StreamAuthorize(patience());
+  const stream = client.StreamAuthorize(options());
   const results = stream[Symbol.asyncIterator]();
   for (const correlation_id of ['0', '1', '2']) {
-    // Asks the next question only once the last one was answered.
+    // Sends the next item only after the last answer.
     stream.write({ correlation_id, request: expected.request });
     const { value } = await results.next();
     assert.equal(value.correlation_id, correlation_id);
@@ -207,7 +208,7 @@ test('a stream answers while it is open', async () => {
   assert.equal((await results.next()).done, true);
 });
 
-test('every kind of value arrives', async (t) => {
+test('every kind of value is decoded', async (t) => {
   const { policy, request } = cases.every_kind;
   const directory = await temporaryDirectory(t);
   await writeFile(join(directory, 'kinds.cedar'), policy.join('\n'));
@@ -217,14 +218,14 @@ test('every kind of value arrives', async (t) => {
   assert.equal(answer.decision, 'DECISION_ALLOW');
 });
 
-test('a unix socket serves', async (t) => {
+test('Unix socket is served', async (t) => {
   const [expected] = cases.answers;
   const listen = `unix:${join(await temporaryDirectory(t), 'pdp.sock')}`;
   const client = connect(t, AuthorizationService, await serve(t, 'policies', { listen }));
   checkAnswer(await call(client, 'Authorize', expected.request), expected, revision);
 });
 
-test('the example', async () => {
+test('Node example', async () => {
   const { stdout } = await promisify(execFile)(
     process.execPath,
     ['examples/node/authorize.mjs', address],

@@ -1,7 +1,7 @@
-"""A grpcio client gets what cases.json says, by the .proto files and by reflection alone.
+"""Checks that a grpcio client gets the answers in cases.json, by the .proto files and by reflection.
 
 Starts the server that CEDAR_PDP_TEST_BINARY names, by default target/debug/cedar-pdp. The examples
-in Python and Rust are run here, the one in Node by test_node.mjs.
+in Python and Rust run here, the one in Node in test_node.mjs.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ store, store_services = grpc.protos_and_services("pdp/v1/policy_store.proto")
 CASES = json.loads((ROOT / "tests/clients/cases.json").read_text(encoding="utf-8"))
 SERVICES = ("pdp.v1.AuthorizationService", "pdp.v1.PolicyStoreService")
 ANONYMOUS = ("--anonymous-principal", 'Platform::Visitor::"anonymous"')
-# Nothing here takes long; this is where waiting ends.
-PATIENCE = 30
+# A time limit; nothing here takes long.
+TIMEOUT = 30
 
 
 def target():
@@ -42,11 +42,11 @@ def target():
 
 @contextlib.contextmanager
 def serving(policies, *arguments, listen="127.0.0.1:0"):
-    """Runs the server, and gives the address that it printed."""
+    """Runs the server; yields the address that it printed."""
     binary = ROOT / os.environ.get("CEDAR_PDP_TEST_BINARY", target() / "debug/cedar-pdp")
-    # The settings of whoever runs the tests are not ours.
+    # The settings in the caller's environment must not apply.
     env = {name: value for name, value in os.environ.items() if not name.startswith("CEDAR_PDP_")}
-    # Its port is one and the same for all services.
+    # Its default port is the same for all services.
     env["CEDAR_PDP_ADMIN_LISTEN"] = "off"
     command = [binary, "serve", "--policies", policies, "--listen", listen, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
@@ -54,7 +54,7 @@ def serving(policies, *arguments, listen="127.0.0.1:0"):
             yield re.fullmatch(r"listening on (\S+)\n", server.stdout.readline()).group(1)
         finally:
             server.terminate()
-            assert server.wait(PATIENCE) == 0
+            assert server.wait(TIMEOUT) == 0
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def client(channel):
 @pytest.fixture(scope="session")
 def revision(channel):
     status = store_services.PolicyStoreServiceStub(channel).GetStatus(
-        store.GetStatusRequest(), timeout=PATIENCE
+        store.GetStatusRequest(), timeout=TIMEOUT
     )
     return status.status.revision
 
@@ -114,32 +114,32 @@ def check_error(status, case):
 
 @by_name("answers")
 def test_authorize_answers(client, revision, case):
-    check_answer(client.Authorize(request(case), timeout=PATIENCE), case, revision)
+    check_answer(client.Authorize(request(case), timeout=TIMEOUT), case, revision)
 
 
 @by_name("errors")
-def test_authorize_fails_and_says_where(client, case):
+def test_authorize_error_names_the_field(client, case):
     with pytest.raises(grpc.RpcError) as caught:
-        client.Authorize(request(case), timeout=PATIENCE)
+        client.Authorize(request(case), timeout=TIMEOUT)
     assert caught.value.code() == getattr(grpc.StatusCode, case["code"])
     check_error(rpc_status.from_call(caught.value), case)
 
 
-def test_an_explanation_names_the_policy_and_where_it_stands(client):
-    asked = request(CASES["answers"][0])
-    asked.explain = True
-    [policy] = client.Authorize(asked, timeout=PATIENCE).explanation.determining
+def test_explanation_names_policy_and_position(client):
+    explain_request = request(CASES["answers"][0])
+    explain_request.explain = True
+    [policy] = client.Authorize(explain_request, timeout=TIMEOUT).explanation.determining
     assert policy.policy_id == "invoices.parties-read"
     assert policy.effect == pdp.EFFECT_PERMIT
     assert policy.position.file == "invoices.cedar"
     assert policy.position.line > 0
 
 
-def test_a_batch_answers_in_order_and_on_one_revision(client, revision):
-    # Errors between answers: an error is that item's alone.
+def test_batch_keeps_order_and_revision(client, revision):
+    # An error between answers belongs to its item alone.
     cases = [case for pair in zip(CASES["answers"], CASES["errors"]) for case in pair]
     batch = pdp.BatchAuthorizeRequest(requests=map(request, cases))
-    answer = client.BatchAuthorize(batch, timeout=PATIENCE)
+    answer = client.BatchAuthorize(batch, timeout=TIMEOUT)
     assert answer.revision == revision
     assert len(answer.results) == len(cases)
     for result, case in zip(answer.results, cases):
@@ -151,19 +151,19 @@ def test_a_batch_answers_in_order_and_on_one_revision(client, revision):
             check_error(result.error, case)
 
 
-def test_an_empty_batch_carries_the_revision(client, revision):
-    answer = client.BatchAuthorize(pdp.BatchAuthorizeRequest(), timeout=PATIENCE)
+def test_empty_batch_has_the_revision(client, revision):
+    answer = client.BatchAuthorize(pdp.BatchAuthorizeRequest(), timeout=TIMEOUT)
     assert (list(answer.results), answer.revision) == ([], revision)
 
 
-def test_a_stream_answers_every_item_by_its_correlation_id(client, revision):
+def test_stream_answers_carry_correlation_ids(client, revision):
     # Ids from the top of the range: 64 bits, unsigned.
     cases = {2**64 - 1 - n: case for n, case in enumerate(CASES["answers"] + CASES["errors"])}
     sent = (
         pdp.StreamAuthorizeRequest(correlation_id=number, request=request(case))
         for number, case in cases.items()
     )
-    stream = client.StreamAuthorize(sent, timeout=PATIENCE)
+    stream = client.StreamAuthorize(sent, timeout=TIMEOUT)
     results = {result.correlation_id: result for result in stream}
     assert stream.code() == grpc.StatusCode.OK
     assert results.keys() == cases.keys()
@@ -174,12 +174,12 @@ def test_a_stream_answers_every_item_by_its_correlation_id(client, revision):
             check_error(results[number].error, case)
 
 
-def test_a_stream_answers_while_it_is_open(client, revision):
+def test_open_stream_answers_each_item(client, revision):
     case = CASES["answers"][0]
     requests = queue.SimpleQueue()
-    stream = client.StreamAuthorize(iter(requests.get, None), timeout=PATIENCE)
+    stream = client.StreamAuthorize(iter(requests.get, None), timeout=TIMEOUT)
     for number in range(3):
-        # Asks the next question only once the last one was answered.
+        # Sends the next item only after the last answer.
         requests.put(pdp.StreamAuthorizeRequest(correlation_id=number, request=request(case)))
         result = next(stream)
         assert result.correlation_id == number
@@ -189,43 +189,43 @@ def test_a_stream_answers_while_it_is_open(client, revision):
     assert stream.code() == grpc.StatusCode.OK
 
 
-def test_every_kind_of_value_arrives(tmp_path):
-    asked = CASES["every_kind"]
-    (tmp_path / "kinds.cedar").write_text("\n".join(asked["policy"]), encoding="utf-8")
+def test_every_kind_of_value_is_decoded(tmp_path):
+    case = CASES["every_kind"]
+    (tmp_path / "kinds.cedar").write_text("\n".join(case["policy"]), encoding="utf-8")
     with serving(tmp_path) as address, grpc.insecure_channel(address) as channel:
         client = services.AuthorizationServiceStub(channel)
-        answer = client.Authorize(request(asked), timeout=PATIENCE)
+        answer = client.Authorize(request(case), timeout=TIMEOUT)
     assert not answer.errors
     assert list(answer.determining_policies) == ["kinds.cedar#0"]
     assert answer.decision == pdp.DECISION_ALLOW
 
 
-def test_without_an_anonymous_principal_no_identity_is_an_error():
+def test_missing_identity_needs_an_anonymous_principal():
     [case] = [case for case in CASES["answers"] if "principal" not in case["request"]]
     with serving(ROOT / "policies") as address, grpc.insecure_channel(address) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            services.AuthorizationServiceStub(channel).Authorize(request(case), timeout=PATIENCE)
+            services.AuthorizationServiceStub(channel).Authorize(request(case), timeout=TIMEOUT)
     check_error(
         rpc_status.from_call(caught.value), {"code": "INVALID_ARGUMENT", "field": "principal"}
     )
 
 
-def test_health_answers_for_the_server_and_for_both_services(channel):
+def test_health_knows_server_and_both_services(channel):
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", *SERVICES):
-        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE)
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.RpcError) as caught:
-        health.Check(health_pb2.HealthCheckRequest(service="pdp.v1.None"), timeout=PATIENCE)
+        health.Check(health_pb2.HealthCheckRequest(service="pdp.v1.None"), timeout=TIMEOUT)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_policies_are_listed_page_by_page(channel, revision):
+def test_policies_are_listed_in_pages(channel, revision):
     client = store_services.PolicyStoreServiceStub(channel)
     listed, token = [], ""
     while True:
         page = client.ListPolicies(
-            store.ListPoliciesRequest(page_size=5, page_token=token), timeout=PATIENCE
+            store.ListPoliciesRequest(page_size=5, page_token=token), timeout=TIMEOUT
         )
         assert page.revision == revision
         listed += [policy.id for policy in page.policies]
@@ -239,20 +239,20 @@ def test_policies_are_listed_page_by_page(channel, revision):
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_lists_the_services(channel, version):
-    # The messages of both versions are the same but for the name of their package.
+    # The messages of both versions differ only in the name of their package.
     reflect = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    [answer] = reflect(iter([asked]), timeout=PATIENCE)
+    query = reflection_pb2.ServerReflectionRequest(list_services="")
+    [answer] = reflect(iter([query]), timeout=TIMEOUT)
     names = {service.name for service in answer.list_services_response.service}
     assert names >= {*SERVICES, "grpc.health.v1.Health"}
 
 
-def test_reflection_alone_is_enough_for_a_client(channel):
-    # A pool of its own: what it knows, it was told by the server.
+def test_reflection_alone_suffices_for_a_client(channel):
+    # A separate pool: it contains only what the server has sent.
     pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
     authorize = pool.FindServiceByName(SERVICES[0]).FindMethodByName("Authorize")
     request_class = message_factory.GetMessageClass(authorize.input_type)
@@ -263,16 +263,16 @@ def test_reflection_alone_is_enough_for_a_client(channel):
         response_deserializer=response_class.FromString,
     )
     for case in CASES["answers"]:
-        asked = json_format.ParseDict(case["request"], request_class(), descriptor_pool=pool)
-        answer = call(asked, timeout=PATIENCE)
-        said = json_format.MessageToDict(answer, preserving_proto_field_name=True)
-        assert said["decision"] == case["decision"]
-        assert said.get("determining_policies", []) == case["determining_policies"]
+        message = json_format.ParseDict(case["request"], request_class(), descriptor_pool=pool)
+        answer = call(message, timeout=TIMEOUT)
+        fields = json_format.MessageToDict(answer, preserving_proto_field_name=True)
+        assert fields["decision"] == case["decision"]
+        assert fields.get("determining_policies", []) == case["determining_policies"]
 
-    # The details of errors are among what is reflected.
+    # Reflection includes the details of errors.
     [case] = [case for case in CASES["errors"] if case.get("field") == "resource.id"]
     with pytest.raises(grpc.RpcError) as caught:
-        call(json_format.ParseDict(case["request"], request_class()), timeout=PATIENCE)
+        call(json_format.ParseDict(case["request"], request_class()), timeout=TIMEOUT)
     metadata = dict(caught.value.trailing_metadata())
     status = message_factory.GetMessageClass(
         pool.FindMessageTypeByName("google.rpc.Status")
@@ -283,35 +283,35 @@ def test_reflection_alone_is_enough_for_a_client(channel):
     assert bad_request.field_violations[0].field == "resource.id"
 
 
-def test_a_unix_socket_serves_a_client_that_sets_an_authority(tmp_path):
+def test_unix_socket_client_must_set_an_authority(tmp_path):
     case = CASES["answers"][0]
     socket = tmp_path / "pdp.sock"
     with serving(ROOT / "policies", listen=f"unix:{socket}") as address:
         assert address == f"unix:{socket}"
-        # By itself grpcio sends the socket's path, percent-encoded, as the authority. That is none,
-        # so the HTTP/2 stream is refused, and the call fails: it is no DENY.
+        # By default grpcio sends the socket's path, percent-encoded, as the authority. That is
+        # invalid, so the HTTP/2 stream is rejected and the call fails, which is no DENY.
         with grpc.insecure_channel(address) as channel:
             with pytest.raises(grpc.RpcError) as caught:
                 services.AuthorizationServiceStub(channel).Authorize(
-                    request(case), timeout=PATIENCE
+                    request(case), timeout=TIMEOUT
                 )
         assert caught.value.code() == grpc.StatusCode.INTERNAL
 
         options = [("grpc.default_authority", "localhost")]
         with grpc.insecure_channel(address, options=options) as channel:
             client = services.AuthorizationServiceStub(channel)
-            answer = client.Authorize(request(case), timeout=PATIENCE)
+            answer = client.Authorize(request(case), timeout=TIMEOUT)
         assert pdp.Decision.Name(answer.decision) == case["decision"]
     assert not socket.exists()
 
 
-def test_the_cases_hold_every_row_of_the_readme_of_the_policies():
+def test_cases_include_every_row_of_the_readme():
     table = (ROOT / "policies/README.md").read_text(encoding="utf-8").split("| principal |")[1]
     rows = [line.split("|")[1:-1] for line in table.splitlines()[2:] if line.startswith("|")]
     written = set()
     for row in rows:
         principal, action, resource, _, _, policies = (re.findall("`(.+?)`", cell) for cell in row)
-        # A principal is shortened to its id, or written in full.
+        # A principal is shortened to its id, or printed in full.
         id = re.sub('.*"(.*)"', r"\1", principal[0])
         written.add((id, action[0], resource[0], f"DECISION_{row[4].strip()}", *policies))
     held = set()
@@ -331,14 +331,14 @@ def run_example(command, revision):
     return done.stdout.rstrip("\n"), expected
 
 
-def test_the_example_in_python(address, revision):
+def test_python_example(address, revision):
     printed, expected = run_example(
         [sys.executable, "examples/python/authorize.py", address], revision
     )
     assert printed == expected
 
 
-def test_the_example_in_rust(address, revision):
+def test_rust_example(address, revision):
     command = ["cargo", "run", "--quiet", "--example", "rust_client", "--", address]
     printed, expected = run_example(command, revision)
     assert printed == expected.replace("INVALID_ARGUMENT", "InvalidArgument")

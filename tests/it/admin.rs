@@ -1,4 +1,4 @@
-//! The operators' door of the running server: metrics, readiness, status, and the log's filter.
+//! The admin server: metrics, readiness, status, and the log filter.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{PATIENCE, Server, command, eventually, policy_directory, request};
+use crate::support::{Server, TIME_LIMIT, command, eventually, policy_directory, request};
 use cedar_pdp::api::admin::metrics::{MAX_SERIES, METRICS};
 use cedar_pdp::api::grpc::pb;
 
@@ -18,16 +18,21 @@ const USERS_READ: &str = r#"
 permit(principal is User, action == Action::"read", resource);
 "#;
 
-/// What was answered.
+/// An HTTP response.
 #[derive(Debug)]
-struct Page {
+struct HttpResponse {
     status: u16,
     head: String,
     body: String,
 }
 
-/// Sends one request, with a connection of its own.
-fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, rest: &str) -> Page {
+/// Sends one request over its own connection.
+fn send(
+    stream: impl std::io::Read + std::io::Write,
+    method: &str,
+    path: &str,
+    rest: &str,
+) -> HttpResponse {
     let mut stream = stream;
     write!(
         stream,
@@ -38,7 +43,7 @@ fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, r
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("an answer");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Page {
+    HttpResponse {
         status,
         head: head.to_owned(),
         body: body.to_owned(),
@@ -47,15 +52,15 @@ fn send(stream: impl std::io::Read + std::io::Write, method: &str, path: &str, r
 
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     stream
 }
 
-fn get(address: &str, path: &str) -> Page {
+fn get(address: &str, path: &str) -> HttpResponse {
     send(connect(address), "GET", path, "\r\n")
 }
 
-fn put(address: &str, path: &str, fields: &str, body: &str) -> Page {
+fn put(address: &str, path: &str, fields: &str, body: &str) -> HttpResponse {
     let rest = format!("{fields}Content-Length: {}\r\n\r\n{body}", body.len());
     send(connect(address), "PUT", path, &rest)
 }
@@ -69,7 +74,7 @@ fn start(arguments: &[&str]) -> (tempfile::TempDir, Server, String) {
     (directory, server, admin)
 }
 
-/// The value of a series on a page.
+/// Returns the value of a series on the metrics page.
 fn value(page: &str, series: &str) -> f64 {
     page.lines()
         .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
@@ -183,8 +188,8 @@ async fn metrics_page_counts_calls_and_decisions() {
         ("cache_misses_total".to_owned(), 2.0),
         ("cache_entries".to_owned(), 2.0),
     ];
-    // A call is counted when it is over, which may be a moment after its caller has the answer.
-    let begun = std::time::Instant::now();
+    // A call is counted when it ends, which may be shortly after the client has the answer.
+    let started = std::time::Instant::now();
     loop {
         let page = get(&admin, "/metrics").body;
         let of = |series: &str| value(&page, &format!("cedar_pdp_{series}"));
@@ -193,7 +198,7 @@ async fn metrics_page_counts_calls_and_decisions() {
             return;
         };
         assert!(
-            begun.elapsed() < PATIENCE,
+            started.elapsed() < TIME_LIMIT,
             "{series} is not {wanted}:\n{page}"
         );
     }
@@ -247,7 +252,7 @@ async fn metrics_page_shows_only_enabled_features() {
             &format!("file:{}", place.path().join("log").display()),
         ],
     );
-    // A bad list changes nothing, and is told.
+    // An invalid list is rejected and logged.
     std::fs::write(&list, "nonsense").unwrap();
     server.wait_for_log("new list of callers rejected");
     let channel = crate::support::channel(&socket).await;
@@ -280,7 +285,7 @@ async fn metrics_page_shows_only_enabled_features() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_calls_and_unknown_methods_are_counted() {
-    // A call whose caller goes away counts as `cancelled`, an unknown method as `other`.
+    // A cancelled call counts as `cancelled`, an unknown method as `other`.
     let (_directory, server, admin) = start(&[]);
     let mut store = server.policy_store().await;
     let watch = store.watch_status(pb::WatchStatusRequest {}).await.unwrap();
@@ -293,16 +298,13 @@ async fn cancelled_calls_and_unknown_methods_are_counted() {
     unknown.ready().await.unwrap();
     let path = http::uri::PathAndQuery::from_static("/no.Such/Method");
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
-    let refused = unknown.unary(tonic::Request::new(()), path, codec).await;
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unimplemented);
-    let begun = std::time::Instant::now();
-    loop {
+    let rejected = unknown.unary(tonic::Request::new(()), path, codec).await;
+    assert_eq!(rejected.unwrap_err().code(), tonic::Code::Unimplemented);
+    eventually("both calls are counted", async || {
         let page = get(&admin, "/metrics").body;
-        if wanted.iter().all(|line| page.lines().any(|it| it == *line)) {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{page}");
-    }
+        wanted.iter().all(|line| page.lines().any(|it| it == *line))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,7 +342,8 @@ async fn metrics_page_size_is_independent_of_principals() {
     assert!(!page.contains("u1") && !page.contains("Doc"), "{page}");
 }
 
-/// Debian's package `prometheus` has it; CI installs it, and says where it is.
+/// Returns the command `promtool`, if it is installed. Debian's package `prometheus` contains it;
+/// CI names it in `PROMTOOL`.
 fn promtool() -> Option<Command> {
     let named = std::env::var_os("PROMTOOL");
     let command = || Command::new(named.clone().unwrap_or_else(|| "promtool".into()));
@@ -367,7 +370,7 @@ async fn promtool_finds_nothing_wrong_with_the_page() {
     check_by_promtool(&page);
 }
 
-/// Fails when promtool, if there is one, finds something wrong with `page`.
+/// Checks `page` with promtool, if it is installed.
 fn check_by_promtool(page: &str) {
     let Some(mut promtool) = promtool() else {
         return;
@@ -386,8 +389,8 @@ fn check_by_promtool(page: &str) {
         .write_all(page.as_bytes())
         .unwrap();
     let checked = checking.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
-    assert!(checked.status.success() && said.is_empty(), "{said}");
+    let text = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && text.is_empty(), "{text}");
 }
 
 #[test]
@@ -430,17 +433,17 @@ fn alerts_name_existing_metrics() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_requests_leave_capacity_for_calls() {
-    // Many clients request the page all the time: calls are still answered, and the number of pages
+    // Many clients request the page continuously: calls are still answered, and the number of pages
     // per second is bounded.
     let (_directory, server, admin) = start(&[]);
-    let begun = std::time::Instant::now();
-    let over = Arc::new(AtomicBool::new(false));
-    let askers: Vec<_> = (0..40)
+    let started = std::time::Instant::now();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..40)
         .map(|_| {
-            let (admin, over) = (admin.clone(), Arc::clone(&over));
+            let (admin, is_over) = (admin.clone(), Arc::clone(&is_over));
             std::thread::spawn(move || {
                 let mut pages = 0;
-                while !over.load(Ordering::Relaxed) {
+                while !is_over.load(Ordering::Relaxed) {
                     assert_eq!(get(&admin, "/metrics").status, 200);
                     pages += 1;
                 }
@@ -454,17 +457,17 @@ async fn metrics_requests_leave_capacity_for_calls() {
         let read = request(&user, r#"Action::"read""#, r#"Doc::"1""#);
         client.authorize(read).await.unwrap();
     }
-    while begun.elapsed() < Duration::from_secs(1) {
+    while started.elapsed() < Duration::from_secs(1) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    over.store(true, Ordering::Relaxed);
-    let pages: u128 = askers.into_iter().map(|it| it.join().unwrap()).sum();
-    // One every five milliseconds.
-    assert!(pages <= begun.elapsed().as_millis() / 5 + 2, "{pages}");
+    is_over.store(true, Ordering::Relaxed);
+    let pages: u128 = clients.into_iter().map(|it| it.join().unwrap()).sum();
+    // One page per five milliseconds.
+    assert!(pages <= started.elapsed().as_millis() / 5 + 2, "{pages}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_says_why_not() {
+async fn readiness_names_the_reason() {
     let directory = policy_directory(&[("a.cedar", "permit(")]);
     let arguments = ["--admin-listen", "127.0.0.1:0", "--start-unready"];
     let mut server = Server::start(directory.path(), &arguments);
@@ -483,10 +486,10 @@ async fn readiness_says_why_not() {
 
     std::fs::write(directory.path().join("a.cedar"), USERS_READ).unwrap();
     crate::support::wait_for_status(&server, "the policies", |status| status.policies == 1).await;
-    // The status is published before readiness follows.
+    // The status changes before readiness.
     eventually("ready", async || get(&admin, "/readyz").body == "ready\n").await;
 
-    // A call whose message never ends holds the end back.
+    // A call whose message never ends delays the shutdown.
     let channel = server.channel().await;
     let (started, has_started) = tokio::sync::oneshot::channel();
     let mut grpc = tonic::client::Grpc::new(channel.clone());
@@ -555,12 +558,12 @@ async fn log_filter_changes_at_run_time() {
     std::fs::write(directory.path().join("b.cedar"), "// more\n").unwrap();
     server.wait_for_log("cedar_pdp::policy_store");
 
-    let refused = put_log("cedar_pdp=loud");
-    assert_eq!(refused.status, 400);
+    let rejected = put_log("cedar_pdp=loud");
+    assert_eq!(rejected.status, 400);
     assert!(
-        refused.body.contains("`cedar_pdp=loud`"),
+        rejected.body.contains("`cedar_pdp=loud`"),
         "{}",
-        refused.body
+        rejected.body
     );
     assert_eq!(put_log("").status, 400);
     assert_eq!(put_log(&"x".repeat(5_000)).status, 413);
@@ -582,14 +585,14 @@ async fn log_filter_changes_at_run_time() {
         get(&admin, "/log").body,
         "warn,cedar_pdp::policy_store=info\n"
     );
-    // Turned off, it is told all the same who did that to it last.
+    // The last change is logged although it turns the log off.
     assert_eq!(put_log("off").status, 200);
     server.wait_for_log(r#"old="warn,cedar_pdp::policy_store=info" new="off""#);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_host_name_changes_nothing() {
-    // A browser that a foreign name leads to this address must not change the log filter.
+    // A browser that a foreign DNS name leads to this address must not change the log filter.
     let (_directory, _server, admin) = start(&[]);
     let mut stream = connect(&admin);
     let request = "PUT /log HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\
@@ -602,7 +605,7 @@ async fn foreign_host_name_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_this_machine_may_change_something() {
+async fn only_local_requests_may_change_the_filter() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let server = Server::start(directory.path(), &["--admin-listen", "0.0.0.0:0"]);
     let admin = server.admin();
@@ -611,7 +614,8 @@ async fn only_this_machine_may_change_something() {
         put(&format!("127.0.0.1:{port}"), "/log", "", "warn").status,
         200
     );
-    // From this machine, but not from the loopback address: what a mesh forwards looks like that.
+    // From this machine, but not from the loopback address: a service mesh forwards requests like
+    // this.
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,
@@ -622,18 +626,18 @@ async fn only_this_machine_may_change_something() {
     rustix::net::bind(&socket, &from).unwrap();
     let to: std::net::SocketAddrV4 = format!("127.0.0.1:{port}").parse().unwrap();
     rustix::net::connect(&socket, &to).unwrap();
-    let refused = send(
+    let rejected = send(
         TcpStream::from(socket),
         "PUT",
         "/log",
         "Content-Length: 5\r\n\r\ntrace",
     );
-    assert_eq!(refused.status, 403);
+    assert_eq!(rejected.status, 403);
     assert_eq!(get(&format!("127.0.0.1:{port}"), "/log").body, "warn\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_may_be_a_unix_socket() {
+async fn admin_server_may_use_a_unix_socket() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("admin.sock");
@@ -648,23 +652,29 @@ async fn it_may_be_a_unix_socket() {
 fn occupied_admin_address_error_names_the_key() {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
     let holding = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = holding.local_addr().unwrap().to_string();
+    let occupied = holding.local_addr().unwrap().to_string();
     let ended = command()
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", &taken])
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            &occupied,
+        ])
         .arg("--policies")
         .arg(directory.path())
         .output()
         .unwrap();
     drop(holding);
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(2), "{said}");
-    assert!(said.contains("`admin_listen`: cannot listen on"), "{said}");
-    assert!(said.contains("or `off`"), "{said}");
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(2), "{text}");
+    assert!(text.contains("`admin_listen`: cannot listen on"), "{text}");
+    assert!(text.contains("or `off`"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_admin_requests_are_rejected() {
-    // The admin server goes on answering after each of them.
+    // The admin server keeps answering after each of them.
     let (_directory, _server, admin) = start(&[]);
     assert_eq!(get(&admin, "/nothing").status, 404);
     assert_eq!(
@@ -686,10 +696,10 @@ async fn invalid_admin_requests_are_rejected() {
     assert!(get(&admin, "/").body.contains("/metrics"));
 }
 
-/// The status, if one comes before the connection ends.
+/// Sends `text`; returns the HTTP status, or `None` if the connection ends without one.
 fn send_all(admin: &str, text: &str) -> Option<u16> {
     let mut stream = connect(admin);
-    // It may have hung up before all was sent.
+    // The server may close before it has read everything.
     let _ = stream.write_all(text.as_bytes());
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -698,7 +708,7 @@ fn send_all(admin: &str, text: &str) -> Option<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_do_nothing_keep_no_one_out() {
+async fn idle_connections_block_no_request() {
     let (_directory, server, admin) = start(&[]);
     let idle: Vec<_> = (0..300).map(|_| connect(&admin)).collect();
     for mut half in idle.iter().take(50) {
@@ -708,7 +718,7 @@ async fn connections_that_do_nothing_keep_no_one_out() {
     let mut client = server.authorization().await;
     let read = request(r#"User::"ann""#, r#"Action::"read""#, r#"Doc::"1""#);
     client.authorize(read).await.unwrap();
-    // Of the many, only as many are kept as there may be.
+    // The server keeps only a bounded number of connections.
     let fds = value(&get(&admin, "/metrics").body, "process_open_fds");
     assert!(fds < 150.0, "{fds}");
 }

@@ -1,6 +1,6 @@
-//! The commands as people and scripts run them: what they print, and how they end.
+//! The commands as people and scripts run them: output and exit status.
 //!
-//! Exit status: 0 good, 1 the answer is no, 2 the command could not run.
+//! Exit status: 0 is success, 1 is a negative result, 2 means that the command could not run.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -15,30 +15,30 @@ const ALL_ARE_PERMITTED: &str = "permit (principal, action, resource);";
 const SCHEMA: &str =
     "entity User; entity Doc; action read appliesTo { principal: User, resource: Doc };";
 
-/// How a command ended and what it said.
+/// The exit code and output of a command.
 #[derive(Debug)]
-struct Ended {
+struct CommandResult {
     code: i32,
     out: String,
     err: String,
 }
 
-impl Ended {
+impl CommandResult {
     fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
-fn run(arguments: &[&str]) -> Ended {
+fn run(arguments: &[&str]) -> CommandResult {
     run_in(&[], arguments)
 }
 
-/// Runs a command with these variables in its environment.
-fn run_in(environment: &[(&str, &str)], arguments: &[&str]) -> Ended {
+/// Runs a command with these environment variables.
+fn run_in(environment: &[(&str, &str)], arguments: &[&str]) -> CommandResult {
     let mut command = crate::support::command();
     command.envs(environment.iter().copied()).args(arguments);
     let done = command.output().unwrap();
-    Ended {
+    CommandResult {
         code: done.status.code().expect("no signal ended it"),
         out: String::from_utf8(done.stdout).unwrap(),
         err: String::from_utf8(done.stderr).unwrap(),
@@ -52,17 +52,21 @@ fn text(path: &Path) -> &str {
 // ---------------------------------------------------------------- validate
 
 #[test]
-fn validate_finds_the_example_good() {
-    let ended = run(&["validate", text(&shipped_policies())]);
-    assert_eq!((ended.code, &*ended.err), (0, ""));
+fn validate_accepts_the_example() {
+    let result = run(&["validate", text(&shipped_policies())]);
+    assert_eq!((result.code, &*result.err), (0, ""));
     assert!(
-        ended
+        result
             .out
             .contains("good: 16 policies, 1 templates, 3 links"),
         "{}",
-        ended.out
+        result.out
     );
-    assert!(ended.out.contains("0 warnings\nrevision "), "{}", ended.out);
+    assert!(
+        result.out.contains("0 warnings\nrevision "),
+        "{}",
+        result.out
+    );
 }
 
 #[test]
@@ -81,8 +85,8 @@ fn validate_reports_all_findings_of_all_files() {
         ),
         ("schema.json", "{}"),
     ]);
-    let ended = run(&["validate", text(directory.path())]);
-    assert_eq!(ended.code, 1, "{ended:?}");
+    let result = run(&["validate", text(directory.path())]);
+    assert_eq!(result.code, 1, "{result:?}");
     for place in [
         "a.cedar:2:8",
         "below/b.cedar:1:9",
@@ -90,18 +94,18 @@ fn validate_reports_all_findings_of_all_files() {
         "d.links.json",
         "schema.json",
     ] {
-        assert!(ended.out.contains(place), "{place}: {}", ended.out);
+        assert!(result.out.contains(place), "{place}: {}", result.out);
     }
-    // Drawn with the source and a caret under the column.
+    // The report has the source line and a caret under the column.
     assert!(
-        ended.out.contains("2 | when { foo };\n  |        ^"),
+        result.out.contains("2 | when { foo };\n  |        ^"),
         "{}",
-        ended.out
+        result.out
     );
 
-    let ended = run(&["validate", text(directory.path()), "--format", "json"]);
-    assert_eq!(ended.code, 1);
-    let report = ended.json();
+    let result = run(&["validate", text(directory.path()), "--format", "json"]);
+    assert_eq!(result.code, 1);
+    let report = result.json();
     assert_eq!(report["valid"], json!(false));
     assert_eq!(report["revision"], Value::Null);
     let found = report["diagnostics"].as_array().unwrap();
@@ -126,11 +130,11 @@ fn validate_reports_all_findings_of_all_files() {
 }
 
 #[test]
-fn validate_tells_machines_the_revision_and_the_counts() {
+fn validate_json_has_revision_and_counts() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
-    let ended = run(&["validate", text(directory.path()), "--format", "json"]);
-    assert_eq!(ended.code, 0);
-    let report = ended.json();
+    let result = run(&["validate", text(directory.path()), "--format", "json"]);
+    assert_eq!(result.code, 0);
+    let report = result.json();
     assert_eq!(report["valid"], json!(true));
     assert_eq!(
         report["revision"],
@@ -146,7 +150,7 @@ fn validate_tells_machines_the_revision_and_the_counts() {
     );
 }
 
-/// Whether `serve` comes to listen with this directory and these options.
+/// Returns whether `serve` starts to listen with this directory and these options.
 fn serve_loads(directory: &Path, options: &[&str]) -> bool {
     let mut command = crate::support::command();
     command.args([
@@ -176,7 +180,7 @@ fn serve_loads(directory: &Path, options: &[&str]) -> bool {
 }
 
 #[test]
-fn validate_is_good_exactly_when_serve_would_load() {
+fn validate_accepts_exactly_what_serve_loads() {
     type Files<'a> = &'a [(&'a str, &'a str)];
     let ill_typed = "permit (principal, action, resource) when { principal.name == 1 };";
     let entity = r#"[{"uid": {"type": "User", "id": "a"}, "attrs": {"age": 3}, "parents": []}]"#;
@@ -255,11 +259,11 @@ fn validate_is_good_exactly_when_serve_would_load() {
     ];
     for (files, options, is_good) in cases {
         let directory = policy_directory(files);
-        let ended = run(&[&["validate", text(directory.path())], *options].concat());
+        let result = run(&[&["validate", text(directory.path())], *options].concat());
         assert_eq!(
-            ended.code,
+            result.code,
             i32::from(!is_good),
-            "{files:?} {options:?}: {ended:?}"
+            "{files:?} {options:?}: {result:?}"
         );
         assert_eq!(
             serve_loads(directory.path(), options),
@@ -275,9 +279,9 @@ fn validate_and_serve_reject_the_same_files() {
     let odd = |put: &dyn Fn(&Path)| {
         let path = directory.path().join("b.cedar");
         put(&path);
-        let ended = run(&["validate", text(directory.path())]);
-        assert_eq!(ended.code, 1, "{ended:?}");
-        assert!(ended.out.contains("b.cedar"), "{}", ended.out);
+        let result = run(&["validate", text(directory.path())]);
+        assert_eq!(result.code, 1, "{result:?}");
+        assert!(result.out.contains("b.cedar"), "{}", result.out);
         assert!(!serve_loads(directory.path(), &[]));
         fs::remove_file(path).unwrap();
     };
@@ -301,15 +305,15 @@ fn missing_directory_fails_every_command() {
         "/nowhere",
     ];
     for arguments in [&["validate", "/nowhere"][..], &["test", "/nowhere"], &ask] {
-        let ended = run(arguments);
-        assert_eq!((ended.code, &*ended.out), (2, ""), "{ended:?}");
-        assert!(ended.err.contains("`/nowhere`"), "{}", ended.err);
-        assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+        let result = run(arguments);
+        assert_eq!((result.code, &*result.out), (2, ""), "{result:?}");
+        assert!(result.err.contains("`/nowhere`"), "{}", result.err);
+        assert_eq!(result.err.lines().count(), 1, "{}", result.err);
     }
 }
 
-/// `any` and `every` are filed under nothing, `whole` reads no attribute by its name, and there is
-/// nothing to say of the others.
+/// Policies of which `any` and `every` have no scope, and `whole` reads the context as a whole. The
+/// others cause no advice.
 const COSTLY: &str = r#"@id("all")
 permit (principal, action == Action::"read", resource);
 @id("any")
@@ -327,12 +331,12 @@ permit (principal, action, resource);
 
 #[test]
 fn validate_advises_on_cost_and_caching() {
-    // The advice names policies that every request evaluates, and context reads that keep answers
-    // out of the cache.
+    // The advice names policies that every request evaluates, and context reads that prevent cache
+    // hits.
     let directory = policy_directory(&[("a.cedar", COSTLY)]);
-    let ended = run(&["validate", text(directory.path())]);
-    assert_eq!((ended.code, &*ended.err), (0, ""));
-    let (_, advice) = ended.out.split_once("\nrevision ").unwrap();
+    let result = run(&["validate", text(directory.path())]);
+    assert_eq!((result.code, &*result.err), (0, ""));
+    let (_, advice) = result.out.split_once("\nrevision ").unwrap();
     let (_, advice) = advice.split_once('\n').unwrap();
     assert_eq!(
         advice,
@@ -350,8 +354,8 @@ parts of the cache key, besides principal, action and resource
 "#
     );
 
-    let ended = run(&["validate", text(directory.path()), "--format", "json"]);
-    let advice = &ended.json()["advice"];
+    let result = run(&["validate", text(directory.path()), "--format", "json"]);
+    let advice = &result.json()["advice"];
     assert_eq!(
         advice["every_request"],
         json!([
@@ -380,36 +384,36 @@ parts of the cache key, besides principal, action and resource
 
 #[test]
 fn validate_shortens_advice_in_text_only() {
-    // Text names a few costly policies, JSON all of them.
+    // Text output names a few costly policies, JSON output all.
     let policies = ALL_ARE_PERMITTED.repeat(23);
     let directory = policy_directory(&[("a.cedar", &policies)]);
-    let ended = run(&["validate", text(directory.path())]);
+    let result = run(&["validate", text(directory.path())]);
     assert_eq!(
-        ended.out.matches(": no condition\n").count(),
+        result.out.matches(": no condition\n").count(),
         20,
         "{}",
-        ended.out
+        result.out
     );
     assert!(
-        ended
+        result
             .out
             .ends_with("  and 3 more (`--format json` lists all)\n"),
         "{}",
-        ended.out
+        result.out
     );
-    let ended = run(&["validate", text(directory.path()), "--format", "json"]);
-    let every_request = ended.json()["advice"]["every_request"].clone();
+    let result = run(&["validate", text(directory.path()), "--format", "json"]);
+    let every_request = result.json()["advice"]["every_request"].clone();
     assert_eq!(every_request.as_array().unwrap().len(), 23);
 }
 
 #[test]
 fn validate_is_silent_about_indexed_policies() {
-    // Policies that the index finds and that read no context need no advice.
+    // Indexed policies without context reads need no advice.
     let policy = r#"permit (principal in Group::"g", action, resource);"#;
     let directory = policy_directory(&[("a.cedar", policy)]);
-    let ended = run(&["validate", text(directory.path())]);
-    let (_, after) = ended.out.split_once("\nrevision ").unwrap();
-    assert_eq!(after.lines().count(), 1, "{}", ended.out);
+    let result = run(&["validate", text(directory.path())]);
+    let (_, after) = result.out.split_once("\nrevision ").unwrap();
+    assert_eq!(after.lines().count(), 1, "{}", result.out);
 }
 
 // ---------------------------------------------------------------- authorize
@@ -421,10 +425,10 @@ const READ: &str = r#"Invoicing::Action::"readInvoice""#;
 const SMALL: &str = r#"Invoicing::Invoice::"INV-2041""#;
 const LARGE: &str = r#"Invoicing::Invoice::"INV-2042""#;
 
-/// Asks where `of` says: `--policies DIR` or `--connect ADDR`.
-fn authorize(of: &[&str], uids: [&str; 3], more: &[&str]) -> Ended {
+/// Runs `authorize` with a source: `--policies DIR` or `--connect ADDR`.
+fn authorize(of: &[&str], uids: [&str; 3], more: &[&str]) -> CommandResult {
     let [principal, action, resource] = uids;
-    let asked = [
+    let arguments = [
         "authorize",
         "--principal",
         principal,
@@ -433,7 +437,7 @@ fn authorize(of: &[&str], uids: [&str; 3], more: &[&str]) -> Ended {
         "--resource",
         resource,
     ];
-    run(&[&asked, of, more].concat())
+    run(&[&arguments, of, more].concat())
 }
 
 const AT_THE_OFFICE: &str = r#"{"ip": {"__extn": {"fn": "ip", "arg": "203.0.113.42"}},
@@ -520,8 +524,8 @@ fn authorize_takes_entities_from_a_file() {
         ["--connect", server.address()],
     ] {
         assert_eq!(authorize(&of, uids, &[]).code, 1);
-        let ended = authorize(&of, uids, &["--entities", text(&entities)]);
-        assert_eq!(ended.code, 0, "{ended:?}");
+        let result = authorize(&of, uids, &["--entities", text(&entities)]);
+        assert_eq!(result.code, 0, "{result:?}");
     }
 }
 
@@ -533,7 +537,7 @@ fn authorize_without_answer_exits_with_two() {
     let uids = [INES, APPROVE, SMALL];
     let unknown = [INES, r#"Invoicing::Action::"burn""#, SMALL];
     let server = Server::start(&policies, &[]);
-    for ended in [
+    for result in [
         authorize(&of, unknown, &[]),
         authorize(&["--connect", server.address()], unknown, &[]),
         authorize(&["--connect", "127.0.0.1:1"], uids, &[]),
@@ -544,8 +548,8 @@ fn authorize_without_answer_exits_with_two() {
         authorize(&of, uids, &["--context", r#"{"mfa": 1}"#]),
         authorize(&of, ["not a uid", APPROVE, SMALL], &[]),
     ] {
-        assert_eq!((ended.code, &*ended.out), (2, ""), "{ended:?}");
-        assert!(!ended.err.is_empty());
+        assert_eq!((result.code, &*result.out), (2, ""), "{result:?}");
+        assert!(!result.err.is_empty());
     }
 }
 
@@ -562,17 +566,17 @@ fn authorize_rejects_tokens_for_a_directory() {
         &["--config", text(&file)],
         &["--config", text(&file), "--policies", text(policies.path())],
     ] {
-        let asked = ["authorize", "--token", text(&token), "--action", APPROVE];
-        let ended = run(&[&asked, of, &["--resource", SMALL]].concat());
-        assert_eq!((ended.code, &*ended.out), (2, ""), "{of:?}: {ended:?}");
-        assert!(ended.err.contains("--token"), "{of:?}: {ended:?}");
+        let arguments = ["authorize", "--token", text(&token), "--action", APPROVE];
+        let result = run(&[&arguments, of, &["--resource", SMALL]].concat());
+        assert_eq!((result.code, &*result.out), (2, ""), "{of:?}: {result:?}");
+        assert!(result.err.contains("--token"), "{of:?}: {result:?}");
     }
 }
 
 // ---------------------------------------------------------------- test
 
-/// A directory with one policy for `alice` and these tests.
-fn tested(tests: &Value) -> tempfile::TempDir {
+/// Creates a directory with one policy for `alice` and these test cases.
+fn directory_with_tests(tests: &Value) -> tempfile::TempDir {
     let policies = "@id(\"alice-reads\")\npermit (principal == User::\"alice\", action == Action::\"read\", resource)\n\
          when { context.purpose == \"audit\" };\n\
          @id(\"all-list\")\npermit (principal, action == Action::\"list\", resource);\n\
@@ -583,7 +587,7 @@ fn tested(tests: &Value) -> tempfile::TempDir {
     ])
 }
 
-fn test_of(name: &str, action: &str, purpose: &str, decision: &str, reason: &[&str]) -> Value {
+fn test_case(name: &str, action: &str, purpose: &str, decision: &str, reason: &[&str]) -> Value {
     json!({
         "name": name,
         "request": {
@@ -596,17 +600,21 @@ fn test_of(name: &str, action: &str, purpose: &str, decision: &str, reason: &[&s
 
 #[test]
 fn example_policy_tests_pass() {
-    let ended = run(&["test", text(&shipped_policies())]);
-    assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.out.ends_with(" passed, 0 failed\n"), "{}", ended.out);
+    let result = run(&["test", text(&shipped_policies())]);
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(
+        result.out.ends_with(" passed, 0 failed\n"),
+        "{}",
+        result.out
+    );
 }
 
 #[test]
 fn failing_test_shows_request_and_reason() {
-    // The report has the request, the expected and the actual decision, and the reason.
-    let directory = tested(&json!([
-        test_of("alice audits", "read", "audit", "allow", &["alice-reads"]),
-        test_of(
+    // The report has the request, the expected and actual decision, and the reason.
+    let directory = directory_with_tests(&json!([
+        test_case("alice audits", "read", "audit", "allow", &["alice-reads"]),
+        test_case(
             "alice is curious",
             "read",
             "curiosity",
@@ -614,15 +622,19 @@ fn failing_test_shows_request_and_reason() {
             &["alice-reads"]
         ),
     ]));
-    let ended = run(&["test", text(directory.path())]);
-    assert_eq!(ended.code, 1, "{ended:?}");
-    assert!(ended.out.contains("ok    alice audits\n"), "{}", ended.out);
+    let result = run(&["test", text(directory.path())]);
+    assert_eq!(result.code, 1, "{result:?}");
     assert!(
-        ended
+        result.out.contains("ok    alice audits\n"),
+        "{}",
+        result.out
+    );
+    assert!(
+        result
             .out
             .contains("FAIL  alice is curious\n      below/a.test.json:1\n"),
         "{}",
-        ended.out
+        result.out
     );
     for line in [
         r#"request:  principal User::"alice""#,
@@ -634,11 +646,11 @@ fn failing_test_shows_request_and_reason() {
         r#"its `when` is not satisfied at a.cedar:3:8: context.purpose == "audit""#,
         "1 passed, 1 failed\n",
     ] {
-        assert!(ended.out.contains(line), "{line}: {}", ended.out);
+        assert!(result.out.contains(line), "{line}: {}", result.out);
     }
-    let ended = run(&["test", text(directory.path()), "--format", "json"]);
-    assert_eq!(ended.code, 1);
-    let report = ended.json();
+    let result = run(&["test", text(directory.path()), "--format", "json"]);
+    assert_eq!(result.code, 1);
+    let report = result.json();
     assert_eq!(
         (&report["passed"], &report["failed"]),
         (&json!(1), &json!(1))
@@ -649,20 +661,24 @@ fn failing_test_shows_request_and_reason() {
 
 #[test]
 fn tests_are_filtered_by_name() {
-    let directory = tested(&json!([
-        test_of("alice audits", "read", "audit", "allow", &["alice-reads"]),
-        test_of("alice is curious", "read", "curiosity", "allow", &[]),
+    let directory = directory_with_tests(&json!([
+        test_case("alice audits", "read", "audit", "allow", &["alice-reads"]),
+        test_case("alice is curious", "read", "curiosity", "allow", &[]),
     ]));
-    let ended = run(&["test", text(directory.path()), "--filter", "audit"]);
-    assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.out.ends_with("1 passed, 0 failed\n"), "{}", ended.out);
-    let ended = run(&["test", text(directory.path()), "--filter", "nobody"]);
-    assert_eq!((ended.code, &*ended.out), (2, ""));
+    let result = run(&["test", text(directory.path()), "--filter", "audit"]);
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(
+        result.out.ends_with("1 passed, 0 failed\n"),
+        "{}",
+        result.out
+    );
+    let result = run(&["test", text(directory.path()), "--filter", "nobody"]);
+    assert_eq!((result.code, &*result.out), (2, ""));
 }
 
 #[test]
 fn expected_reasons_are_exact_or_contained() {
-    let directory = tested(&json!([test_of(
+    let directory = directory_with_tests(&json!([test_case(
         "alice lists",
         "list",
         "",
@@ -680,7 +696,7 @@ fn expected_reasons_are_exact_or_contained() {
     );
     let among = run(&["test", text(directory.path()), "--reasons", "contains"]);
     assert_eq!(among.code, 0, "{among:?}");
-    let other = tested(&json!([test_of(
+    let other = directory_with_tests(&json!([test_case(
         "alice lists",
         "list",
         "",
@@ -693,15 +709,15 @@ fn expected_reasons_are_exact_or_contained() {
 
 #[test]
 fn test_results_are_written_as_junit_too() {
-    let directory = tested(&json!([
-        test_of(
+    let directory = directory_with_tests(&json!([
+        test_case(
             "<alice> & \"audits\"",
             "read",
             "audit",
             "allow",
             &["alice-reads"]
         ),
-        test_of(
+        test_case(
             "alice is curious",
             "read",
             "]]> \u{1}",
@@ -710,8 +726,8 @@ fn test_results_are_written_as_junit_too() {
         ),
     ]));
     let file = directory.path().join("report.xml");
-    let ended = run(&["test", text(directory.path()), "--junit", text(&file)]);
-    assert_eq!(ended.code, 1, "{ended:?}");
+    let result = run(&["test", text(directory.path()), "--junit", text(&file)]);
+    assert_eq!(result.code, 1, "{result:?}");
     let report = quick_junit::Report::deserialize_from_str(&fs::read_to_string(&file).unwrap());
     let report = report.expect("well-formed JUnit XML");
     assert_eq!((report.tests, report.failures), (2, 1));
@@ -734,7 +750,7 @@ fn test_results_are_written_as_junit_too() {
 
 #[test]
 fn unreadable_test_file_is_a_failing_test() {
-    for (tests, told) in [
+    for (tests, message) in [
         ("[{]", "below/a.test.json:1"),
         (r#"[{"name": "x"}]"#, "below/a.test.json:1"),
         (&"[".repeat(100_000), "deep"),
@@ -742,30 +758,30 @@ fn unreadable_test_file_is_a_failing_test() {
     ] {
         let directory =
             policy_directory(&[("a.cedar", ALL_ARE_PERMITTED), ("below/a.test.json", tests)]);
-        let ended = run(&["test", text(directory.path())]);
-        assert_eq!(ended.code, 1, "{ended:?}");
-        assert!(ended.out.contains(told), "{told}: {}", ended.out);
+        let result = run(&["test", text(directory.path())]);
+        assert_eq!(result.code, 1, "{result:?}");
+        assert!(result.out.contains(message), "{message}: {}", result.out);
     }
 }
 
 #[test]
 fn tests_of_invalid_policies_fail() {
     let directory = policy_directory(&[("a.cedar", "permit ("), ("a.test.json", "[]")]);
-    let ended = run(&["test", text(directory.path())]);
-    assert_eq!(ended.code, 1, "{ended:?}");
-    assert!(ended.err.contains("a.cedar:1:"), "{}", ended.err);
+    let result = run(&["test", text(directory.path())]);
+    assert_eq!(result.code, 1, "{result:?}");
+    assert!(result.err.contains("a.cedar:1:"), "{}", result.err);
 }
 
 #[test]
 fn directory_without_tests_is_an_error() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
-    let ended = run(&["test", text(directory.path())]);
-    assert_eq!((ended.code, &*ended.out), (2, ""), "{ended:?}");
+    let result = run(&["test", text(directory.path())]);
+    assert_eq!((result.code, &*result.out), (2, ""), "{result:?}");
 }
 
 #[test]
 fn test_entities_come_from_three_places() {
-    // They are those of the directory, of the test itself, or of a file beside it.
+    // Entities come from the directory, the test itself, or a file beside it.
     let entity = |level: u8| json!([{"uid": {"type": "User", "id": "alice"}, "attrs": {"level": level}, "parents": []}]);
     let test = |name: &str, entities: Option<Value>, decision: &str| {
         let mut test = json!({
@@ -799,9 +815,9 @@ fn test_entities_come_from_three_places() {
         ("below/others.json", &entity(7).to_string()),
         ("below/a.test.json", &tests.to_string()),
     ]);
-    let ended = run(&["test", text(directory.path()), "--format", "json"]);
-    assert_eq!(ended.code, 1, "{ended:?}");
-    let report = ended.json();
+    let result = run(&["test", text(directory.path()), "--format", "json"]);
+    assert_eq!(result.code, 1, "{result:?}");
+    let report = result.json();
     let passed = |index: usize| report["tests"][index]["passed"].as_bool().unwrap();
     assert!(passed(0) && passed(1) && passed(3), "{report}");
     assert!(!passed(4), "{report}");
@@ -811,7 +827,7 @@ fn test_entities_come_from_three_places() {
 
 #[test]
 fn flags_override_environment_file_and_defaults() {
-    // In this order: flags, environment, file, defaults.
+    // In this order of precedence: flags, environment, file, defaults.
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("pdp.toml");
     fs::write(
@@ -825,8 +841,8 @@ fn flags_override_environment_file_and_defaults() {
         ("CEDAR_PDP_LISTEN", "127.0.0.1:8000,unix:/run/pdp.sock"),
     ];
     let flags = ["config", "--config", text(&file), "--max-batch-items", "99"];
-    let ended = run_in(&environment, &flags);
-    assert_eq!(ended.code, 0, "{ended:?}");
+    let result = run_in(&environment, &flags);
+    assert_eq!(result.code, 0, "{result:?}");
     for line in [
         "poll_interval = \"7s\" # file",
         "quiet_period = \"80ms\" # environment",
@@ -835,17 +851,17 @@ fn flags_override_environment_file_and_defaults() {
         "validation = \"strict\" # default",
     ] {
         assert!(
-            ended.out.lines().any(|found| found == line),
+            result.out.lines().any(|found| found == line),
             "{line}: {}",
-            ended.out
+            result.out
         );
     }
-    // What it prints is a configuration file that means the same.
+    // The output is a configuration file with the same meaning.
     let printed = place.path().join("printed.toml");
-    fs::write(&printed, &ended.out).unwrap();
+    fs::write(&printed, &result.out).unwrap();
     let again = run(&["config", "--config", text(&printed)]);
     let values = |text: &str| -> toml::Table { text.parse().unwrap() };
-    assert_eq!(values(&again.out), values(&ended.out));
+    assert_eq!(values(&again.out), values(&result.out));
     let named = run_in(&[("CEDAR_PDP_CONFIG", text(&printed))], &["config"]);
     assert_eq!(named.out, again.out);
 }
@@ -875,21 +891,21 @@ fn unknown_settings_and_values_are_errors() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("pdp.toml");
     fs::write(&file, "# ours\npolcies = \"x\"\n").unwrap();
-    let ended = run(&["config", "--config", text(&file)]);
-    assert_eq!((ended.code, &*ended.out), (2, ""));
+    let result = run(&["config", "--config", text(&file)]);
+    assert_eq!((result.code, &*result.out), (2, ""));
     assert!(
-        ended.err.contains("line 2: unknown key `polcies`"),
+        result.err.contains("line 2: unknown key `polcies`"),
         "{}",
-        ended.err
+        result.err
     );
-    assert!(ended.err.contains("`policies`"), "{}", ended.err);
+    assert!(result.err.contains("`policies`"), "{}", result.err);
 
-    let ended = run_in(&[("CEDAR_PDP_LISTN", "x")], &["config"]);
-    assert_eq!(ended.code, 2);
+    let result = run_in(&[("CEDAR_PDP_LISTN", "x")], &["config"]);
+    assert_eq!(result.code, 2);
     assert!(
-        ended.err.contains("`CEDAR_PDP_LISTN`") && ended.err.contains("`CEDAR_PDP_LISTEN`"),
+        result.err.contains("`CEDAR_PDP_LISTN`") && result.err.contains("`CEDAR_PDP_LISTEN`"),
         "{}",
-        ended.err
+        result.err
     );
 
     for (flag, text) in [
@@ -901,12 +917,12 @@ fn unknown_settings_and_values_are_errors() {
         ("--anonymous-principal", "nobody"),
         ("--log", "loud=very"),
     ] {
-        let ended = run(&["config", flag, text]);
-        assert_eq!((ended.code, &*ended.out), (2, ""), "{flag} {text}");
+        let result = run(&["config", flag, text]);
+        assert_eq!((result.code, &*result.out), (2, ""), "{flag} {text}");
         assert!(
-            ended.err.contains(&flag[2..].replace('-', "_")),
+            result.err.contains(&flag[2..].replace('-', "_")),
             "{}",
-            ended.err
+            result.err
         );
     }
     assert_eq!(run(&["config", "--polices", "x"]).code, 2);
@@ -914,7 +930,7 @@ fn unknown_settings_and_values_are_errors() {
     assert_eq!(run(&[]).code, 2);
 }
 
-/// A service listens a moment before it serves.
+/// Waits until the service is healthy: it listens shortly before it serves.
 fn wait_until_serving(server: &Server) {
     eventually_blocking("the server serves", || {
         run(&["healthcheck", "--connect", server.address()]).code == 0
@@ -923,7 +939,7 @@ fn wait_until_serving(server: &Server) {
 
 #[test]
 fn healthcheck_exit_codes_tell_three_states_apart() {
-    // Serving, not serving, and nobody listening.
+    // Serving, not serving, and not listening.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let server = Server::start(directory.path(), &[]);
     wait_until_serving(&server);
@@ -932,14 +948,14 @@ fn healthcheck_exit_codes_tell_three_states_apart() {
         "pdp.v1.AuthorizationService",
         "pdp.v1.PolicyStoreService",
     ] {
-        let ended = run(&[
+        let result = run(&[
             "healthcheck",
             "--connect",
             server.address(),
             "--service",
             service,
         ]);
-        assert_eq!((ended.code, &*ended.out), (0, "SERVING\n"), "{ended:?}");
+        assert_eq!((result.code, &*result.out), (0, "SERVING\n"), "{result:?}");
     }
     let unknown = run(&[
         "healthcheck",
@@ -949,12 +965,15 @@ fn healthcheck_exit_codes_tell_three_states_apart() {
         "nothing",
     ]);
     assert_eq!(unknown.code, 2, "{unknown:?}");
-    let ended = run_in(&[("CEDAR_PDP_LISTEN", server.address())], &["healthcheck"]);
-    assert_eq!(ended.code, 0, "it asks where serve would listen: {ended:?}");
+    let result = run_in(&[("CEDAR_PDP_LISTEN", server.address())], &["healthcheck"]);
+    assert_eq!(
+        result.code, 0,
+        "it must call the default address of serve: {result:?}"
+    );
 
     let broken = policy_directory(&[("a.cedar", "permit (")]);
     let server = Server::start(broken.path(), &["--start-unready"]);
-    let ended = run(&["healthcheck", "--connect", server.address()]);
-    assert_eq!((ended.code, &*ended.out), (1, "NOT_SERVING\n"));
+    let result = run(&["healthcheck", "--connect", server.address()]);
+    assert_eq!((result.code, &*result.out), (1, "NOT_SERVING\n"));
     assert_eq!(run(&["healthcheck", "--connect", "127.0.0.1:1"]).code, 2);
 }

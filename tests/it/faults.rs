@@ -1,5 +1,5 @@
-//! Directories and requests that are wrong or immense: an error that names the place, or a bounded
-//! cost; never a crash and never a wrong answer.
+//! Invalid or immense directories and requests: an error that names the place, or a bounded cost;
+//! no crash and no wrong answer.
 
 use std::fmt::Write as _;
 
@@ -18,15 +18,15 @@ const OFF: Settings = Settings {
     max_store_bytes: 1 << 30,
 };
 
-const MILLION: usize = 1_000_000;
+const ONE_MILLION: usize = 1_000_000;
 
-/// Loads a directory of these files, or says in lines why not.
+/// Loads a directory of these files; returns the errors as lines of text.
 fn load(settings: &Settings, files: &[(&str, &str)]) -> Result<Snapshot, String> {
     let directory = tempfile::tempdir().unwrap();
     for (path, text) in files {
         std::fs::write(directory.path().join(path), text).unwrap();
     }
-    // Entities by the million are more than a file may hold as a rule.
+    // A million entities exceed the default file limit.
     let limits = SourceLimits {
         file_bytes: 1 << 30,
         ..SourceLimits::default()
@@ -38,11 +38,11 @@ fn load(settings: &Settings, files: &[(&str, &str)]) -> Result<Snapshot, String>
     })
 }
 
-fn refusal(settings: &Settings, files: &[(&str, &str)]) -> String {
-    load(settings, files).expect_err("a directory that is refused")
+fn load_error(settings: &Settings, files: &[(&str, &str)]) -> String {
+    load(settings, files).expect_err("the directory is rejected")
 }
 
-/// `Node`s with their parents, all by number.
+/// Writes `Node` entities with their parents, all numbered.
 fn nodes(nodes: impl Iterator<Item = (usize, Vec<usize>)>) -> String {
     let mut text = String::from("[");
     for (number, (node, parents)) in nodes.enumerate() {
@@ -81,12 +81,12 @@ fn parent_cycles_are_rejected_with_their_place() {
     for cycle in [
         nodes([(0, vec![0])].into_iter()),
         nodes((0..5).map(|n| (n, vec![(n + 1) % 5]))),
-        nodes((0..MILLION).map(|n| (n, vec![(n + 1) % MILLION]))),
+        nodes((0..ONE_MILLION).map(|n| (n, vec![(n + 1) % ONE_MILLION]))),
     ] {
-        let refused = refusal(&OFF, &[OPEN, ("entities.json", &cycle)]);
+        let load_error = load_error(&OFF, &[OPEN, ("entities.json", &cycle)]);
         assert!(
-            refused.contains("entities.json:") && refused.contains("is its own ancestor"),
-            "{refused}"
+            load_error.contains("entities.json:") && load_error.contains("is its own ancestor"),
+            "{load_error}"
         );
     }
 }
@@ -95,13 +95,13 @@ fn parent_cycles_are_rejected_with_their_place() {
 fn deep_and_wide_hierarchies_are_rejected() {
     // The error names the entity and its place.
     for entities in [
-        nodes((0..MILLION).map(|n| (n, vec![n + 1]))),
-        nodes([(0, (1..=MILLION).collect())].into_iter()),
+        nodes((0..ONE_MILLION).map(|n| (n, vec![n + 1]))),
+        nodes([(0, (1..=ONE_MILLION).collect())].into_iter()),
     ] {
-        let refused = refusal(&OFF, &[OPEN, ("entities.json", &entities)]);
+        let load_error = load_error(&OFF, &[OPEN, ("entities.json", &entities)]);
         assert!(
-            refused.contains("entities.json:") && refused.contains("ancestors"),
-            "{refused}"
+            load_error.contains("entities.json:") && load_error.contains("ancestors"),
+            "{load_error}"
         );
     }
 }
@@ -118,9 +118,9 @@ fn too_many_matching_policies_warn_and_fail() {
         "{:?}",
         snapshot.warnings()
     );
-    let refused = authorize(&snapshot, &query());
+    let load_error = authorize(&snapshot, &query());
     assert_eq!(
-        refused.unwrap_err(),
+        load_error.unwrap_err(),
         NoAnswer::TooManyPolicies { limit: 10_000 }
     );
     let other = Query {
@@ -181,7 +181,7 @@ fn request_may_have_ten_thousand_entities() {
 }
 
 #[test]
-fn attributes_may_refer_to_what_does_not_exist() {
+fn attributes_may_refer_to_missing_entities() {
     let entities = r#"[{"uid": {"type": "Node", "id": "0"}, "parents": [],
         "attrs": {"next": {"__entity": {"type": "Node", "id": "nowhere"}}}}]"#;
     let policies = r#"permit(principal, action, resource) when { principal.next.level == 1 };
@@ -202,6 +202,6 @@ fn oversized_store_is_rejected() {
         ..OFF
     };
     let entities = nodes((0..20_000).map(|n| (n, Vec::new())));
-    let refused = refusal(&small, &[OPEN, ("entities.json", &entities)]);
-    assert!(refused.contains("100000 are allowed"), "{refused}");
+    let load_error = load_error(&small, &[OPEN, ("entities.json", &entities)]);
+    assert!(load_error.contains("100000 are allowed"), "{load_error}");
 }

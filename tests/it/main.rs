@@ -1,6 +1,6 @@
-//! The running service, its command line and its loader, tested from outside.
+//! Tests of the running service, its command line and its loader, from outside.
 //!
-//! One binary, so that all is linked once. `CEDAR_PDP_TEST_BINARY` names another server to test.
+//! One binary, to link once. `CEDAR_PDP_TEST_BINARY` names another server to test.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,8 +1,8 @@
-//! Policy files change under a running server, in every way that people and tools change them.
+//! Policy files change under a running server, in all ways that people and tools change them.
 //!
-//! Each way is tried twice: by events, with a poll so slow that it cannot help, and by the poll
-//! alone. Callers ask all the while: no call fails, and every answer is one that the revision it
-//! names explains.
+//! Each change is tested twice: by events, with a poll interval that is too long to help, and by
+//! polling alone. Clients call continuously: no call fails, and every answer follows from the
+//! revision that it names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,24 +14,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::{
-    Askers, PATIENCE, Said, Server, policy_directory, request, revision, value, wait_for_status,
+    Answer, BackgroundClients, Server, TIME_LIMIT, policy_directory, remove_variables, request,
+    revision, value, wait_for_status,
 };
 use cedar_pdp::api::grpc::pb;
 use cedar_pdp::api::grpc::pb::ReloadOutcome;
 use pb::value::Kind;
 use tempfile::TempDir;
 
-/// Nothing but an event can tell of a change.
+/// Only events can detect a change.
 const BY_EVENTS: &[&str] = &["--watch", "events", "--poll-interval", "1h"];
-/// Nothing but a poll can.
+/// Only polling can detect a change.
 const BY_POLLING: &[&str] = &["--watch", "poll", "--poll-interval", "50ms"];
-/// Nothing can, so that only who asks for a reload gets one.
+/// Neither detects a change: reloads happen only on demand.
 const ON_DEMAND: &[&str] = &["--watch", "poll", "--poll-interval", "1h"];
 
-/// How often a directory is changed in each test.
+/// The number of changes to a directory in each test.
 const CHANGES: usize = 4;
 
-/// The two files of a version. They agree in it; a mix of two versions is never right.
+/// Policies of one version, in two files. A mixture of two versions gives wrong answers.
 fn permits(version: usize) -> String {
     format!("@id(\"permits-v{version}\")\npermit (principal, action, resource);\n")
 }
@@ -52,8 +53,8 @@ fn write_version(directory: &Path, version: usize) {
     fs::write(directory.join(FORBIDS), forbids(version)).unwrap();
 }
 
-/// What everybody asks: whether an odd version is in force, so to speak.
-fn question() -> pb::AuthorizeRequest {
+/// Returns the request of all clients: allowed if the version is odd.
+fn sample_request() -> pb::AuthorizeRequest {
     let context = BTreeMap::from([("turn".to_owned(), value(Kind::Long(0)))]);
     pb::AuthorizeRequest {
         context,
@@ -61,8 +62,9 @@ fn question() -> pb::AuthorizeRequest {
     }
 }
 
-/// What a directory with these versions of the two files says; `None` where a file is not there.
-fn says(permitting: Option<usize>, forbidding: Option<usize>) -> Said {
+/// Returns the answer of a directory with these versions of the two files; `None` is a missing
+/// file.
+fn answer_for(permitting: Option<usize>, forbidding: Option<usize>) -> Answer {
     let permit = permitting.map(permits);
     let forbid = forbidding.map(forbids);
     let mut files = Vec::new();
@@ -73,33 +75,33 @@ fn says(permitting: Option<usize>, forbidding: Option<usize>) -> Said {
         (Some(version), _) => (true, vec![format!("permits-v{version}")]),
         (None, _) => (false, Vec::new()),
     };
-    Said {
+    Answer {
         is_allow,
         determining,
         revision: revision(&files),
     }
 }
 
-/// Which answers are right while a directory is changed.
+/// The answers that are correct while a directory changes.
 #[derive(Clone, Copy)]
-enum Allowed {
-    /// Those of whole versions: the change is atomic, whatever it consists of.
+enum AllowedAnswers {
+    /// Answers of complete versions: the whole change is atomic.
     WholeVersions,
-    /// Those of every state that the files go through, at rest for the quiet period.
+    /// Answers of every intermediate state of the files, which may last for the quiet period.
     EveryState,
 }
 
-impl Allowed {
-    /// The answers for versions 0 to `last`.
-    fn answers(self, last: usize) -> Vec<Said> {
+impl AllowedAnswers {
+    /// Returns the answers for versions 0 to `last`.
+    fn answers(self, last: usize) -> Vec<Answer> {
         let versions = 0..=last;
         match self {
-            Self::WholeVersions => versions.map(|v| says(Some(v), Some(v))).collect(),
+            Self::WholeVersions => versions.map(|v| answer_for(Some(v), Some(v))).collect(),
             Self::EveryState => {
                 let states = || versions.clone().map(Some).chain([None]);
                 states()
                     .flat_map(|permitting| {
-                        states().map(move |forbidding| says(permitting, forbidding))
+                        states().map(move |forbidding| answer_for(permitting, forbidding))
                     })
                     .collect()
             }
@@ -107,70 +109,75 @@ impl Allowed {
     }
 }
 
-/// A way of changing a policy directory.
-struct WayOfChanging {
-    allowed: Allowed,
-    /// Lays out version 0 somewhere below the first path, and tells what the policy directory is.
-    lay_out: fn(&Path) -> PathBuf,
-    /// Changes what was laid out to the next version.
+/// A way to change a policy directory.
+struct ChangeMethod {
+    allowed: AllowedAnswers,
+    /// Writes version 0 below the path; returns the policy directory.
+    set_up: fn(&Path) -> PathBuf,
+    /// Changes the files to the next version.
     change: fn(&Path, usize),
 }
 
-/// Changes a served directory in that way, by events and by polling.
-async fn every_change_is_noticed(way: WayOfChanging) {
-    every_change_is_noticed_by(&[BY_EVENTS, BY_POLLING], way).await;
+/// Checks that a served directory follows each change, by events and by polling.
+async fn check_changes(method: ChangeMethod) {
+    check_changes_in_modes(&[BY_EVENTS, BY_POLLING], method).await;
 }
 
-async fn every_change_is_noticed_by(modes: &[&[&str]], way: WayOfChanging) {
-    for watching in modes {
+async fn check_changes_in_modes(modes: &[&[&str]], method: ChangeMethod) {
+    for mode in modes {
         let place = tempfile::tempdir().unwrap();
-        let policies = (way.lay_out)(place.path());
-        let server = Server::start(&policies, watching);
-        let askers = Askers::start(&server, &question(), Duration::from_millis(1)).await;
+        let policies = (method.set_up)(place.path());
+        let server = Server::start(&policies, mode);
+        let clients =
+            BackgroundClients::start(&server, &sample_request(), Duration::from_millis(1)).await;
         let mut client = server.authorization().await;
         for version in 1..=CHANGES {
-            (way.change)(place.path(), version);
-            let expected = says(Some(version), Some(version));
-            let what = format!("version {version} ({watching:?})");
+            (method.change)(place.path(), version);
+            let expected = answer_for(Some(version), Some(version));
+            let what = format!("version {version} ({mode:?})");
             wait_for_status(&server, &what, |status| {
                 status.revision == expected.revision && status.refused.is_none()
             })
             .await;
-            let now = client.authorize(question()).await.unwrap().into_inner();
-            assert_eq!(Said::from(now), expected);
+            let now = client
+                .authorize(sample_request())
+                .await
+                .unwrap()
+                .into_inner();
+            assert_eq!(Answer::from(now), expected);
         }
-        let allowed = way.allowed.answers(CHANGES);
-        for said in askers.finish().await.keys() {
+        let allowed = method.allowed.answers(CHANGES);
+        for answer in clients.finish().await.keys() {
             assert!(
-                allowed.contains(said),
-                "nobody ever wrote what explains {said:?} ({watching:?}):\n{}",
+                allowed.contains(answer),
+                "no written version explains {answer:?} ({mode:?}):\n{}",
                 server.log()
             );
         }
     }
 }
 
-fn lay_out_plainly(place: &Path) -> PathBuf {
+fn set_up_files(place: &Path) -> PathBuf {
     let policies = place.join("policies");
     write_version(&policies, 0);
     policies
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn write_in_place_is_noticed() {
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::EveryState,
-        lay_out: lay_out_plainly,
+async fn write_in_place_is_detected() {
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::EveryState,
+        set_up: set_up_files,
         change: |place, version| write_version(&place.join("policies"), version),
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn renamed_file_is_noticed() {
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::EveryState,
-        lay_out: lay_out_plainly,
+async fn renamed_file_is_detected() {
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::EveryState,
+        set_up: set_up_files,
         change: |place, version| {
             for (name, text) in [(PERMITS, permits(version)), (FORBIDS, forbids(version))] {
                 let policies = place.join("policies");
@@ -184,10 +191,10 @@ async fn renamed_file_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn editor_backup_and_save_is_noticed() {
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::EveryState,
-        lay_out: lay_out_plainly,
+async fn editor_backup_and_save_is_detected() {
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::EveryState,
+        set_up: set_up_files,
         change: |place, version| {
             for (name, text) in [(PERMITS, permits(version)), (FORBIDS, forbids(version))] {
                 let file = place.join("policies").join(name);
@@ -202,10 +209,10 @@ async fn editor_backup_and_save_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sed_edit_is_noticed() {
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::EveryState,
-        lay_out: lay_out_plainly,
+async fn sed_edit_is_detected() {
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::EveryState,
+        set_up: set_up_files,
         change: |place, version| {
             let status = Command::new("sed")
                 .arg("-i")
@@ -220,14 +227,10 @@ async fn sed_edit_is_noticed() {
     .await;
 }
 
-/// Runs git on the repository at `directory`, whatever git is configured to do elsewhere.
+/// Runs git in `directory`, independent of the git configuration of this machine.
 fn git(directory: &Path, arguments: &[&str]) {
     let mut command = Command::new("git");
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("GIT_") {
-            command.env_remove(name);
-        }
-    }
+    remove_variables(&mut command, "GIT_");
     let done = command
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
@@ -241,10 +244,10 @@ fn git(directory: &Path, arguments: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn git_checkout_is_noticed() {
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::EveryState,
-        lay_out: |place| {
+async fn git_checkout_is_detected() {
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::EveryState,
+        set_up: |place| {
             let policies = place.join("policies");
             fs::create_dir(&policies).unwrap();
             git(&policies, &["init", "--quiet"]);
@@ -266,21 +269,21 @@ async fn git_checkout_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn config_map_update_is_atomic() {
-    // It is noticed, and no answer is of half an update.
-    every_change_is_noticed(config_map()).await;
+    // The change is detected, and no answer mixes two versions.
+    check_changes(config_map()).await;
 }
 
-/// What the kubelet does.
-fn config_map() -> WayOfChanging {
+/// Updates files as the kubelet does.
+fn config_map() -> ChangeMethod {
     fn write_data(policies: &Path, version: usize) {
         let data = format!("..2024_{version}");
         write_version(&policies.join(&data), version);
         symlink(&data, policies.join("..data_tmp")).unwrap();
         fs::rename(policies.join("..data_tmp"), policies.join("..data")).unwrap();
     }
-    WayOfChanging {
-        allowed: Allowed::WholeVersions,
-        lay_out: |place| {
+    ChangeMethod {
+        allowed: AllowedAnswers::WholeVersions,
+        set_up: |place| {
             let policies = place.join("policies");
             fs::create_dir(&policies).unwrap();
             write_data(&policies, 0);
@@ -292,7 +295,7 @@ fn config_map() -> WayOfChanging {
         change: |place, version| {
             let policies = place.join("policies");
             write_data(&policies, version);
-            // The kubelet removes the old one at once.
+            // The kubelet removes the old directory at once.
             fs::remove_dir_all(policies.join(format!("..2024_{}", version - 1))).unwrap();
         },
     }
@@ -300,10 +303,10 @@ fn config_map() -> WayOfChanging {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directory_rename_is_atomic() {
-    // It is noticed, and no answer is of half an update.
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::WholeVersions,
-        lay_out: lay_out_plainly,
+    // The change is detected, and no answer mixes two versions.
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::WholeVersions,
+        set_up: set_up_files,
         change: |place, version| {
             write_version(&place.join("new"), version);
             fs::rename(place.join("policies"), place.join(format!("old-{version}"))).unwrap();
@@ -315,14 +318,14 @@ async fn directory_rename_is_atomic() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directory_exchange_is_atomic() {
-    // It is noticed, and no answer is of half an update.
-    every_change_is_noticed(exchange()).await;
+    // The change is detected, and no answer mixes two versions.
+    check_changes(exchange()).await;
 }
 
-fn exchange() -> WayOfChanging {
-    WayOfChanging {
-        allowed: Allowed::WholeVersions,
-        lay_out: lay_out_plainly,
+fn exchange() -> ChangeMethod {
+    ChangeMethod {
+        allowed: AllowedAnswers::WholeVersions,
+        set_up: set_up_files,
         change: |place, version| {
             use rustix::fs::{CWD, RenameFlags, renameat_with};
             let (new, policies) = (place.join("new"), place.join("policies"));
@@ -333,10 +336,10 @@ fn exchange() -> WayOfChanging {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn recreated_directory_is_noticed() {
-    every_change_is_noticed(WayOfChanging {
-        allowed: Allowed::EveryState,
-        lay_out: lay_out_plainly,
+async fn recreated_directory_is_detected() {
+    check_changes(ChangeMethod {
+        allowed: AllowedAnswers::EveryState,
+        set_up: set_up_files,
         change: |place, version| {
             let policies = place.join("policies");
             fs::remove_dir_all(&policies).unwrap();
@@ -346,52 +349,56 @@ async fn recreated_directory_is_noticed() {
     .await;
 }
 
-/// For how long it is gone: `CEDAR_PDP_GONE_SECONDS=60` is the long way.
-fn gone_for() -> Duration {
+/// Returns how long the directory is missing. `CEDAR_PDP_GONE_SECONDS=60` is the long variant.
+fn missing_time() -> Duration {
     let seconds = std::env::var("CEDAR_PDP_GONE_SECONDS").map(|text| text.parse());
     Duration::from_secs(seconds.map_or(2, |seconds| seconds.expect("a number of seconds")))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_directory_keeps_policies_until_it_returns() {
-    async fn check(how: &[&str]) {
+    async fn check(mode: &[&str]) {
         let place = tempfile::tempdir().unwrap();
         let (policies, away) = (place.path().join("policies"), place.path().join("away"));
         write_version(&policies, 0);
-        let server = Server::start(&policies, how);
-        let askers = Askers::start(&server, &question(), Duration::from_millis(2)).await;
+        let server = Server::start(&policies, mode);
+        let clients =
+            BackgroundClients::start(&server, &sample_request(), Duration::from_millis(2)).await;
         fs::rename(&policies, &away).unwrap();
-        let is_refused = |status: &pb::StoreStatus| status.refused.is_some();
-        wait_for_status(&server, "that it is gone", is_refused).await;
-        tokio::time::sleep(gone_for()).await;
+        let is_rejected = |status: &pb::StoreStatus| status.refused.is_some();
+        wait_for_status(&server, "the missing directory", is_rejected).await;
+        tokio::time::sleep(missing_time()).await;
         write_version(&away, 1);
         fs::rename(&away, &policies).unwrap();
-        let new = says(Some(1), Some(1)).revision;
+        let new = answer_for(Some(1), Some(1)).revision;
         let is_new = |status: &pb::StoreStatus| status.revision == new && status.refused.is_none();
         wait_for_status(&server, "what came back", is_new).await;
-        let said = askers.finish().await;
-        let right = Allowed::WholeVersions.answers(1);
-        assert!(said.keys().all(|said| right.contains(said)), "{said:#?}");
+        let answers = clients.finish().await;
+        let right = AllowedAnswers::WholeVersions.answers(1);
+        assert!(
+            answers.keys().all(|answer| right.contains(answer)),
+            "{answers:#?}"
+        );
     }
-    // At once, since it may be gone for long.
+    // Both at once, because the directory may be missing for long.
     tokio::join!(check(BY_EVENTS), check(BY_POLLING));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn swapped_directory_link_is_atomic() {
-    // It is noticed, and no answer is of half an update.
-    every_change_is_noticed(link_to_the_directory()).await;
+    // The change is detected, and no answer mixes two versions.
+    check_changes(linked_directory()).await;
 }
 
-fn link_to_the_directory() -> WayOfChanging {
+fn linked_directory() -> ChangeMethod {
     fn link(place: &Path, version: usize) {
         write_version(&place.join(format!("v{version}")), version);
         symlink(format!("v{version}"), place.join("next")).unwrap();
         fs::rename(place.join("next"), place.join("policies")).unwrap();
     }
-    WayOfChanging {
-        allowed: Allowed::WholeVersions,
-        lay_out: |place| {
+    ChangeMethod {
+        allowed: AllowedAnswers::WholeVersions,
+        set_up: |place| {
             link(place, 0);
             place.join("policies")
         },
@@ -400,13 +407,12 @@ fn link_to_the_directory() -> WayOfChanging {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn poll_notices_a_replaced_parent_directory() {
-    // No answer is of half an update.
-    // Events are heard of the policy directory, of its name in the directory above, and of every
-    // link on the way; what is further above and no link is left to the poll.
-    let way = WayOfChanging {
-        allowed: Allowed::WholeVersions,
-        lay_out: |place| {
+async fn polling_detects_a_replaced_parent_directory() {
+    // No answer mixes two versions. Events cover the policy directory, its name in the parent
+    // directory, and every link on the way. Only polling detects changes further above.
+    let method = ChangeMethod {
+        allowed: AllowedAnswers::WholeVersions,
+        set_up: |place| {
             let policies = place.join("release/etc/policies");
             write_version(&policies, 0);
             policies
@@ -417,41 +423,42 @@ async fn poll_notices_a_replaced_parent_directory() {
             fs::rename(place.join("next"), place.join("release")).unwrap();
         },
     };
-    every_change_is_noticed_by(&[BY_POLLING], way).await;
+    check_changes_in_modes(&[BY_POLLING], method).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rapid_atomic_changes_stay_atomic() {
-    const QUICKLY: usize = 150;
-    for way in [config_map(), exchange(), link_to_the_directory()] {
+    const RAPID_CHANGES: usize = 150;
+    for method in [config_map(), exchange(), linked_directory()] {
         let place = tempfile::tempdir().unwrap();
-        let policies = (way.lay_out)(place.path());
-        // As eager as can be, so that as many readings as possible meet a change.
-        let eager = ["--quiet-period", "1ms", "--max-reload-delay", "1h"];
-        let server = Server::start(&policies, &[BY_EVENTS, &eager].concat());
-        let askers = Askers::start(&server, &question(), Duration::from_millis(1)).await;
-        for version in 1..=QUICKLY {
-            (way.change)(place.path(), version);
-            // The writer's pace, uneven so that changes fall before, into and after readings.
+        let policies = (method.set_up)(place.path());
+        // The shortest quiet period, so that many reads coincide with a change.
+        let short_delays = ["--quiet-period", "1ms", "--max-reload-delay", "1h"];
+        let server = Server::start(&policies, &[BY_EVENTS, &short_delays].concat());
+        let clients =
+            BackgroundClients::start(&server, &sample_request(), Duration::from_millis(1)).await;
+        for version in 1..=RAPID_CHANGES {
+            (method.change)(place.path(), version);
+            // Uneven pauses, so that changes fall before, into and after reads.
             std::thread::sleep(Duration::from_micros(version as u64 * 700 % 11_000));
         }
-        let last = says(Some(QUICKLY), Some(QUICKLY));
+        let last = answer_for(Some(RAPID_CHANGES), Some(RAPID_CHANGES));
         wait_for_status(&server, "the last version", |status| {
             status.revision == last.revision
         })
         .await;
-        let allowed = way.allowed.answers(QUICKLY);
-        for said in askers.finish().await.keys() {
-            assert!(allowed.contains(said), "{said:?}:\n{}", server.log());
+        let allowed = method.allowed.answers(RAPID_CHANGES);
+        for answer in clients.finish().await.keys() {
+            assert!(allowed.contains(answer), "{answer:?}:\n{}", server.log());
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn file_in_new_subdirectory_is_noticed() {
-    for watching in [BY_EVENTS, BY_POLLING] {
+async fn file_in_new_subdirectory_is_detected() {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let directory = policy_directory(&[(PERMITS, &permits(1))]);
-        let server = Server::start(directory.path(), watching);
+        let server = Server::start(directory.path(), mode);
         let below = directory.path().join("teams/payments");
         fs::create_dir_all(&below).unwrap();
         fs::write(below.join(FORBIDS), forbids(2)).unwrap();
@@ -469,7 +476,7 @@ async fn file_in_new_subdirectory_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn link_targets_are_watched() {
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let elsewhere = tempfile::tempdir().unwrap();
         let shared = elsewhere.path().join("shared");
         fs::create_dir(&shared).unwrap();
@@ -482,7 +489,7 @@ async fn link_targets_are_watched() {
             directory.path().join(FORBIDS),
         )
         .unwrap();
-        let server = Server::start(directory.path(), watching);
+        let server = Server::start(directory.path(), mode);
         let both = |permitting: usize, forbidding: usize| {
             revision(&[
                 ("team/permits.cedar", &permits(permitting)),
@@ -506,9 +513,9 @@ async fn link_targets_are_watched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn misnamed_files_warn_and_are_ignored() {
     // They do not change the revision.
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
-        let server = Server::start(directory.path(), watching);
+        let server = Server::start(directory.path(), mode);
         let near = directory.path().join("schema.json");
         fs::write(directory.path().join("README.md"), "About.").unwrap();
         fs::write(directory.path().join(".hidden.cedar"), "permit (").unwrap();
@@ -529,30 +536,31 @@ async fn misnamed_files_warn_and_are_ignored() {
     }
 }
 
-/// The answer to the question, now.
-async fn ask(server: &Server) -> Said {
+/// Returns the current answer.
+async fn current_answer(server: &Server) -> Answer {
     let mut client = server.authorization().await;
     client
-        .authorize(question())
+        .authorize(sample_request())
         .await
         .unwrap()
         .into_inner()
         .into()
 }
 
-/// A directory of version 1, which allows.
-fn directory_of_version_1() -> (TempDir, Said) {
+/// Creates a directory of version 1, which allows.
+fn directory_of_version_1() -> (TempDir, Answer) {
     let directory = policy_directory(&[(PERMITS, &permits(1)), (FORBIDS, &forbids(1))]);
-    (directory, says(Some(1), Some(1)))
+    (directory, answer_for(Some(1), Some(1)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_edit_keeps_old_policies() {
     // The status names the place of the error.
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
-        let server = Server::start(directory.path(), watching);
-        let askers = Askers::start(&server, &question(), Duration::from_millis(1)).await;
+        let server = Server::start(directory.path(), mode);
+        let clients =
+            BackgroundClients::start(&server, &sample_request(), Duration::from_millis(1)).await;
         let file = directory.path().join(PERMITS);
         fs::write(
             &file,
@@ -560,31 +568,31 @@ async fn broken_edit_keeps_old_policies() {
         )
         .unwrap();
         let status =
-            wait_for_status(&server, "the refusal", |status| status.refused.is_some()).await;
+            wait_for_status(&server, "the rejection", |status| status.refused.is_some()).await;
         assert_eq!(status.revision, good.revision);
-        let refused = status.refused.unwrap();
-        assert!(refused.at.is_some());
-        assert_eq!(refused.total, refused.diagnostics.len() as u64);
-        let diagnostic = &refused.diagnostics[0];
+        let rejected = status.refused.unwrap();
+        assert!(rejected.at.is_some());
+        assert_eq!(rejected.total, rejected.diagnostics.len() as u64);
+        let diagnostic = &rejected.diagnostics[0];
         assert_eq!(diagnostic.file, PERMITS);
         assert_eq!(diagnostic.line, 2);
-        // In characters: a column in bytes would be one further on.
+        // The column counts characters: in bytes it would be one more.
         assert_eq!(diagnostic.column, 19, "{diagnostic:?}");
         assert!(!diagnostic.message.is_empty());
-        assert_eq!(ask(&server).await, good);
+        assert_eq!(current_answer(&server).await, good);
         server.wait_for_log("reload rejected");
 
         fs::write(&file, permits(3)).unwrap();
-        let repaired = says(Some(3), Some(1));
+        let repaired = answer_for(Some(3), Some(1));
         wait_for_status(&server, "the repair", |status| {
             status.refused.is_none() && status.revision == repaired.revision
         })
         .await;
-        assert_eq!(ask(&server).await, repaired);
-        for said in askers.finish().await.keys() {
-            assert!(*said == good || *said == repaired, "{said:?}");
+        assert_eq!(current_answer(&server).await, repaired);
+        for answer in clients.finish().await.keys() {
+            assert!(*answer == good || *answer == repaired, "{answer:?}");
         }
-        // Once per refused content; a write in place may show two.
+        // Once per rejected content; a write in place may have two.
         let log = server.log();
         let drawn = log.matches("näme == }").count();
         assert_eq!(drawn, 1, "the finding is drawn once:\n{log}");
@@ -593,7 +601,7 @@ async fn broken_edit_keeps_old_policies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_lists_the_first_hundred_errors() {
-    // It has the total, too.
+    // The status also has the total.
     let (directory, good) = directory_of_version_1();
     let server = Server::start(directory.path(), ON_DEMAND);
     for number in 0..150 {
@@ -612,18 +620,18 @@ async fn status_lists_the_first_hundred_errors() {
     assert_eq!(report.outcome(), ReloadOutcome::Refused);
     let status = report.status.unwrap();
     assert_eq!(status.revision, good.revision);
-    let refused = status.refused.unwrap();
-    assert_eq!((refused.diagnostics.len(), refused.total), (100, 150));
+    let rejected = status.refused.unwrap();
+    assert_eq!((rejected.diagnostics.len(), rejected.total), (100, 150));
     server.wait_for_log("149.cedar");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rejection_ends_when_old_content_returns() {
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
-        let server = Server::start(directory.path(), watching);
+        let server = Server::start(directory.path(), mode);
         fs::write(directory.path().join(FORBIDS), "forbid (").unwrap();
-        wait_for_status(&server, "the refusal", |status| status.refused.is_some()).await;
+        wait_for_status(&server, "the rejection", |status| status.refused.is_some()).await;
         fs::write(directory.path().join(FORBIDS), forbids(1)).unwrap();
         let status =
             wait_for_status(&server, "the repair", |status| status.refused.is_none()).await;
@@ -634,11 +642,12 @@ async fn rejection_ends_when_old_content_returns() {
 #[tokio::test(flavor = "multi_thread")]
 async fn constant_writing_delays_the_reload() {
     // The status reports the delay, and the content is loaded in the end.
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let waiting = ["--quiet-period", "500ms", "--max-reload-delay", "500ms"];
-        let server = Server::start(directory.path(), &[watching, &waiting].concat());
-        let askers = Askers::start(&server, &question(), Duration::from_millis(1)).await;
+        let server = Server::start(directory.path(), &[mode, &waiting].concat());
+        let clients =
+            BackgroundClients::start(&server, &sample_request(), Duration::from_millis(1)).await;
         let file = directory.path().join("log.cedar");
         let stop = Arc::new(AtomicBool::new(false));
         let writing = std::thread::spawn({
@@ -648,7 +657,7 @@ async fn constant_writing_delays_the_reload() {
                 while !stop.load(Ordering::Relaxed) {
                     count += 1;
                     fs::write(&file, format!("// {count}\n")).unwrap();
-                    // The writer's pace; shorter than the quiet period by far.
+                    // The writer's interval, far shorter than the quiet period.
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }
@@ -663,7 +672,7 @@ async fn constant_writing_delays_the_reload() {
             diagnostics[0].message.contains("held back"),
             "{diagnostics:?}"
         );
-        assert_eq!(ask(&server).await.is_allow, good.is_allow);
+        assert_eq!(current_answer(&server).await.is_allow, good.is_allow);
         let mut store = server.policy_store().await;
         let reloads = store
             .get_status(pb::GetStatusRequest {})
@@ -672,7 +681,7 @@ async fn constant_writing_delays_the_reload() {
             .into_inner()
             .reloads;
         assert!(reloads.unwrap().held_back >= 1);
-        // A reload on demand does not wait for ever either.
+        // A reload on demand has a time limit too.
         let report = store
             .reload(pb::ReloadRequest {})
             .await
@@ -693,7 +702,7 @@ async fn constant_writing_delays_the_reload() {
             status.refused.is_none() && status.revision == settled
         })
         .await;
-        assert!(askers.finish().await.keys().all(|said| said.is_allow));
+        assert!(clients.finish().await.keys().all(|answer| answer.is_allow));
     }
 }
 
@@ -716,10 +725,10 @@ async fn reload_call_returns_its_outcome() {
 
     write_version(directory.path(), 2);
     let report = reload().await;
-    let new = says(Some(2), Some(2));
+    let new = answer_for(Some(2), Some(2));
     assert_eq!(report.outcome(), ReloadOutcome::Reloaded);
     assert_eq!(report.status.unwrap().revision, new.revision);
-    assert_eq!(ask(&server).await, new);
+    assert_eq!(current_answer(&server).await, new);
 
     fs::write(directory.path().join(PERMITS), "permit").unwrap();
     for _ in 0..2 {
@@ -729,12 +738,12 @@ async fn reload_call_returns_its_outcome() {
         assert_eq!(status.revision, new.revision);
         assert_eq!(status.refused.unwrap().diagnostics[0].file, PERMITS);
     }
-    assert_eq!(ask(&server).await, new);
+    assert_eq!(current_answer(&server).await, new);
     let log = server.log();
     assert_eq!(
         log.matches("reload rejected").count(),
         1,
-        "what was refused is told once:\n{log}"
+        "the rejection is logged once:\n{log}"
     );
 
     fs::write(directory.path().join(PERMITS), permits(2)).unwrap();
@@ -749,16 +758,17 @@ async fn sighup_rereads_the_directory() {
     let server = Server::start(directory.path(), ON_DEMAND);
     write_version(directory.path(), 2);
     server.signal("HUP");
-    let new = says(Some(2), Some(2));
+    let new = answer_for(Some(2), Some(2));
     wait_for_status(&server, "version 2", |status| {
         status.revision == new.revision
     })
     .await;
-    assert_eq!(ask(&server).await, new);
+    assert_eq!(current_answer(&server).await, new);
 }
 
-/// A change that may be a mistake: before, and after (`None` deletes).
-type Emptying<'a> = (
+/// A change that may be a mistake: files before, changes (`None` deletes), and the expected
+/// message.
+type ShrinkCase<'a> = (
     &'a [(&'a str, &'a str)],
     &'a [(&'a str, Option<&'a str>)],
     &'a str,
@@ -769,7 +779,7 @@ async fn emptied_directory_is_rejected_unless_allowed() {
     const PERMIT: &str = "permit (principal, action, resource);";
     const SCHEMA: &str =
         "entity User, Doc; action read appliesTo { principal: User, resource: Doc };";
-    let changes: &[Emptying<'_>] = &[
+    let changes: &[ShrinkCase<'_>] = &[
         (&[("a.cedar", PERMIT)], &[("a.cedar", None)], "no policy"),
         (
             &[("a.cedar", PERMIT), ("b.cedar", PERMIT)],
@@ -782,7 +792,7 @@ async fn emptied_directory_is_rejected_unless_allowed() {
             "schema",
         ),
     ];
-    for (before, after, told) in changes {
+    for (before, after, message) in changes {
         let change = |directory: &Path| {
             for (name, text) in *after {
                 match text {
@@ -795,11 +805,11 @@ async fn emptied_directory_is_rejected_unless_allowed() {
         let server = Server::start(directory.path(), &[]);
         change(directory.path());
         let status =
-            wait_for_status(&server, "the refusal", |status| status.refused.is_some()).await;
+            wait_for_status(&server, "the rejection", |status| status.refused.is_some()).await;
         assert_eq!(status.revision, revision(before));
         let diagnostic = &status.refused.unwrap().diagnostics[0];
         assert!(
-            format!("{} {}", diagnostic.file, diagnostic.message).contains(told),
+            format!("{} {}", diagnostic.file, diagnostic.message).contains(message),
             "{diagnostic:?}"
         );
 
@@ -814,19 +824,19 @@ async fn emptied_directory_is_rejected_unless_allowed() {
     }
 }
 
-/// Something in a policy directory that must not end the process.
+/// A file in a policy directory that must not end the process.
 struct Obstacle {
     name: &'static str,
     put: fn(&Path),
-    told: &'static str,
+    message: &'static str,
 }
 
-/// `condition` in a permit.
+/// Wraps `condition` in a permit.
 fn permit_when(condition: &str) -> String {
     format!("permit (principal, action, resource) when {{ {condition} }};\n")
 }
 
-/// `inner` within `count` times `open` and `close`.
+/// Wraps `inner` in `count` pairs of `open` and `close`.
 fn nested(count: usize, open: &str, inner: &str, close: &str) -> String {
     format!("{}{inner}{}", open.repeat(count), close.repeat(count))
 }
@@ -837,62 +847,62 @@ const OBSTACLES: &[Obstacle] = &[
     Obstacle {
         name: "bytes.cedar",
         put: |path| fs::write(path, b"permit (principal, action, resource); // \xff\n").unwrap(),
-        told: "UTF-8",
+        message: "UTF-8",
     },
     Obstacle {
         name: "half.cedar",
         put: |path| fs::write(path, "permit (principal, act").unwrap(),
-        told: "",
+        message: "",
     },
     Obstacle {
         name: "huge.cedar",
         put: |path| fs::write(path, "// large\n".repeat(300_000)).unwrap(),
-        told: "2700000 bytes",
+        message: "2700000 bytes",
     },
     Obstacle {
         name: "loop.cedar",
         put: |path| symlink("loop.cedar", path).unwrap(),
-        told: "link loop",
+        message: "link loop",
     },
     Obstacle {
         name: "dangling.cedar",
         put: |path| symlink("nowhere", path).unwrap(),
-        told: "nowhere",
+        message: "nowhere",
     },
     Obstacle {
         name: "device.cedar",
         put: |path| symlink("/dev/zero", path).unwrap(),
-        told: "device",
+        message: "device",
     },
     Obstacle {
         name: "fifo.cedar",
         put: |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
-        told: "FIFO",
+        message: "FIFO",
     },
     Obstacle {
         name: "directory.cedar",
         put: |path| fs::create_dir(path).unwrap(),
-        told: "directory",
+        message: "directory",
     },
     Obstacle {
         name: "parentheses.cedar",
         put: |path| fs::write(path, permit_when(&nested(400, "(", "true", ")"))).unwrap(),
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "many-parentheses.cedar",
         put: |path| fs::write(path, permit_when(&nested(DEEP, "(", "true", ")"))).unwrap(),
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "open.cedar",
         put: |path| fs::write(path, "(".repeat(DEEP)).unwrap(),
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "sets.cedar",
         put: |path| fs::write(path, permit_when(&nested(DEEP, "[", "1", "]"))).unwrap(),
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "deep.cedarschema",
@@ -903,7 +913,7 @@ const OBSTACLES: &[Obstacle] = &[
             )
             .unwrap()
         },
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "deep.entities.json",
@@ -914,36 +924,37 @@ const OBSTACLES: &[Obstacle] = &[
             );
             fs::write(path, entity).unwrap();
         },
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "deep.cedar.json",
         put: |path| fs::write(path, "[".repeat(DEEP)).unwrap(),
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "deep.cedarschema.json",
         put: |path| fs::write(path, nested(DEEP, r#"{"a":"#, "1", "}")).unwrap(),
-        told: "deep",
+        message: "deep",
     },
     Obstacle {
         name: "deep.links.json",
         put: |path| fs::write(path, nested(DEEP, "[", "", "]")).unwrap(),
-        told: "deep",
+        message: "deep",
     },
 ];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_files_are_rejected_by_name() {
     // The old policies stay in force.
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let mut server = Server::start(
             directory.path(),
-            &[watching, &["--max-file-bytes", "2000000"]].concat(),
+            &[mode, &["--max-file-bytes", "2000000"]].concat(),
         );
-        let askers = Askers::start(&server, &question(), Duration::from_millis(1)).await;
-        for Obstacle { name, put, told } in OBSTACLES {
+        let clients =
+            BackgroundClients::start(&server, &sample_request(), Duration::from_millis(1)).await;
+        for Obstacle { name, put, message } in OBSTACLES {
             let path = directory.path().join(name);
             put(&path);
             let status = wait_for_status(&server, name, |status| status.refused.is_some()).await;
@@ -955,10 +966,10 @@ async fn unreadable_files_are_rejected_by_name() {
                 "{diagnostics:?}"
             );
             assert!(
-                diagnostics[0].message.contains(told),
-                "{told}: {diagnostics:?}"
+                diagnostics[0].message.contains(message),
+                "{message}: {diagnostics:?}"
             );
-            assert_eq!(ask(&server).await, good);
+            assert_eq!(current_answer(&server).await, good);
             if path.is_dir() {
                 fs::remove_dir(path).unwrap();
             } else {
@@ -966,7 +977,7 @@ async fn unreadable_files_are_rejected_by_name() {
             }
             wait_for_status(&server, "the repair", |status| status.refused.is_none()).await;
         }
-        assert!(askers.finish().await.keys().all(|said| *said == good));
+        assert!(clients.finish().await.keys().all(|answer| *answer == good));
     }
 }
 
@@ -978,16 +989,16 @@ async fn parentheses_in_comments_and_texts_are_no_nesting() {
     );
     let directory = policy_directory(&[("a.cedar", &text)]);
     let server = Server::start(directory.path(), &[]);
-    assert!(ask(&server).await.is_allow);
+    assert!(current_answer(&server).await.is_allow);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unpermitted_files_are_rejected_by_name() {
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let (directory, good) = directory_of_version_1();
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), open.clone()).unwrap();
-        let server = start_without_privileges(directory.path(), watching);
+        let server = start_without_privileges(directory.path(), mode);
         let closed = fs::Permissions::from_mode(0o000);
 
         let file = directory.path().join("secret.cedar");
@@ -1002,7 +1013,7 @@ async fn unpermitted_files_are_rejected_by_name() {
             status
                 .refused
                 .as_ref()
-                .is_some_and(|refused| refused.total == 2)
+                .is_some_and(|rejected| rejected.total == 2)
         })
         .await;
         assert_eq!(status.revision, good.revision);
@@ -1017,7 +1028,7 @@ async fn unpermitted_files_are_rejected_by_name() {
                 .iter()
                 .all(|found| found.message.contains("permission denied"))
         );
-        assert_eq!(ask(&server).await, good);
+        assert_eq!(current_answer(&server).await, good);
 
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         fs::set_permissions(&below, open).unwrap();
@@ -1034,7 +1045,7 @@ async fn unpermitted_files_are_rejected_by_name() {
     }
 }
 
-/// A server whom file permissions bind, which they do not bind where the tests run as root.
+/// Starts a server to which file permissions apply, also when the tests run as root.
 fn start_without_privileges(policies: &Path, arguments: &[&str]) -> Server {
     let serve = |mut command: Command| {
         command
@@ -1057,17 +1068,17 @@ fn start_without_privileges(policies: &Path, arguments: &[&str]) -> Server {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_valid_policies_end_the_wait() {
-    for watching in [BY_EVENTS, BY_POLLING] {
+    for mode in [BY_EVENTS, BY_POLLING] {
         let place = tempfile::tempdir().unwrap();
         let policies = place.path().join("not/yet/there");
-        let server = Server::start(&policies, &[watching, &["--start-unready"]].concat());
-        let refused = server
+        let server = Server::start(&policies, &[mode, &["--start-unready"]].concat());
+        let rejected = server
             .authorization()
             .await
-            .authorize(question())
+            .authorize(sample_request())
             .await
             .unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::Unavailable);
+        assert_eq!(rejected.code(), tonic::Code::Unavailable);
         let status =
             wait_for_status(&server, "that it waits", |status| status.refused.is_some()).await;
         assert_eq!((status.revision.as_str(), status.loaded_at), ("", None));
@@ -1077,16 +1088,16 @@ async fn first_valid_policies_end_the_wait() {
             status
                 .refused
                 .as_ref()
-                .is_some_and(|refused| refused.diagnostics[0].file == PERMITS)
+                .is_some_and(|rejected| rejected.diagnostics[0].file == PERMITS)
         })
         .await;
         write_version(&policies, 1);
-        let good = says(Some(1), Some(1));
+        let good = answer_for(Some(1), Some(1));
         wait_for_status(&server, "the policies", |status| {
             status.revision == good.revision
         })
         .await;
-        assert_eq!(ask(&server).await, good);
+        assert_eq!(current_answer(&server).await, good);
     }
 }
 
@@ -1101,7 +1112,7 @@ async fn watch_status_reports_each_change() {
         .unwrap()
         .into_inner();
     let mut next = async || {
-        let next = tokio::time::timeout(PATIENCE, watch.message())
+        let next = tokio::time::timeout(TIME_LIMIT, watch.message())
             .await
             .expect("a status in time");
         next.unwrap().unwrap().status.unwrap()
@@ -1114,11 +1125,11 @@ async fn watch_status_reports_each_change() {
             .unwrap()
             .into_inner()
     };
-    // Tells nobody anything.
+    // An unchanged status is not sent.
     reload().await;
     write_version(directory.path(), 2);
     reload().await;
-    let new = says(Some(2), Some(2));
+    let new = answer_for(Some(2), Some(2));
     let status = next().await;
     assert_eq!(
         (status.revision, status.refused),

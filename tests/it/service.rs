@@ -1,4 +1,4 @@
-//! The running service through real clients.
+//! The running service with real clients.
 
 mod batch;
 mod example;
@@ -18,11 +18,11 @@ use pb::value::Kind;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use crate::support::{PATIENCE, Server, request, value};
+use crate::support::{Server, TIME_LIMIT, request, value};
 
 const ALL_ARE_PERMITTED: &str = "permit (principal, action, resource);";
 
-fn question() -> pb::AuthorizeRequest {
+fn sample_request() -> pb::AuthorizeRequest {
     request(r#"User::"alice""#, r#"Action::"read""#, r#"Doc::"1""#)
 }
 
@@ -44,7 +44,7 @@ async fn authorize(
         .map(tonic::Response::into_inner)
 }
 
-/// The field that an INVALID_ARGUMENT names.
+/// Returns the field that an INVALID_ARGUMENT status names.
 #[track_caller]
 fn field(status: &Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
@@ -52,8 +52,8 @@ fn field(status: &Status) -> String {
     details.field_violations[0].field.clone()
 }
 
-/// The next message of a stream, within reason.
+/// Returns the next message of a stream, within the time limit.
 async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    let next = tokio::time::timeout(PATIENCE, stream.message()).await;
-    next.expect("the stream goes on or ends in time")
+    let next = tokio::time::timeout(TIME_LIMIT, stream.message()).await;
+    next.expect("the stream continues or ends in time")
 }

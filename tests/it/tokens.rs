@@ -1,4 +1,4 @@
-//! `principal_token`, from the outside: the real process, real keys, and the attacks.
+//! `principal_token` with the real process and real keys, valid and attacked.
 
 mod attacks;
 mod keys;

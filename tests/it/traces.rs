@@ -1,11 +1,12 @@
-//! Traces of the running server: what a collector is sent, and that a bad one does no harm.
+//! Traces of the running server: exported spans, and faulty collectors, which do no harm.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::process::Command;
 use std::sync::Arc;
 
-use crate::support::{PATIENCE, Server, eventually, policy_directory, request, serving};
+use crate::support::{
+    Server, TIME_LIMIT, eventually, policy_directory, remove_variables, request, serve_command,
+};
 use cedar_pdp::api::grpc::pb;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -34,9 +35,9 @@ permit(principal is User, action == Action::"read", resource);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
 
-/// A span as it arrived, with the attributes of what it is of.
+/// A received span with its resource's attributes.
 #[derive(Debug)]
-struct Arrived {
+struct ReceivedSpan {
     trace: String,
     parent: String,
     name: String,
@@ -48,11 +49,11 @@ struct Arrived {
     resource: BTreeMap<String, String>,
 }
 
-/// A collector that a test looks into.
+/// A collector that keeps what it receives.
 struct Collector {
     endpoint: String,
     requests: mpsc::UnboundedReceiver<(ExportTraceServiceRequest, String)>,
-    arrived: Vec<Arrived>,
+    received: Vec<ReceivedSpan>,
     authorization: String,
 }
 
@@ -103,22 +104,22 @@ impl Collector {
         Self::over_grpc_with(None).await
     }
 
-    /// With a certificate and its key, over TLS.
+    /// Starts a gRPC collector; with a certificate it uses TLS.
     async fn over_grpc_with(tls: Option<&Certificate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
-        let (arrived, requests) = mpsc::unbounded_channel();
+        let (received, requests) = mpsc::unbounded_channel();
         let mut server = tonic::transport::Server::builder();
         if let Some(tls) = tls {
             let identity = Identity::from_pem(tls.cert.pem(), tls.signing_key.serialize_pem());
             let config = ServerTlsConfig::new().identity(identity);
             server = server.tls_config(config).unwrap();
         }
-        let serving = server
-            .add_service(TraceServiceServer::new(OverGrpc(arrived)))
+        let server_task = server
+            .add_service(TraceServiceServer::new(OverGrpc(received)))
             .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-        tokio::spawn(serving);
+        tokio::spawn(server_task);
         Self::at(endpoint, requests)
     }
 
@@ -130,15 +131,15 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
-        let (arrived, requests) = mpsc::unbounded_channel();
+        let (received, requests) = mpsc::unbounded_channel();
         let tls = tls.map(acceptor);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let arrived = arrived.clone();
+                let received = received.clone();
                 let service = hyper::service::service_fn(
                     move |request: http::Request<hyper::body::Incoming>| {
-                        let arrived = arrived.clone();
+                        let received = received.clone();
                         async move {
                             assert_eq!(request.uri().path(), "/v1/traces");
                             let authorization = request.headers().get("authorization");
@@ -147,7 +148,7 @@ impl Collector {
                             let authorization = authorization.to_owned();
                             let body = request.into_body().collect().await.unwrap().to_bytes();
                             let request = ExportTraceServiceRequest::decode(body).unwrap();
-                            let _ = arrived.send((request, authorization));
+                            let _ = received.send((request, authorization));
                             let answer = Full::new(prost::bytes::Bytes::new());
                             Ok::<_, Infallible>(http::Response::new(answer))
                         }
@@ -181,27 +182,27 @@ impl Collector {
         Self {
             endpoint,
             requests,
-            arrived: Vec::new(),
+            received: Vec::new(),
             authorization: String::new(),
         }
     }
 
-    /// Waits until so many spans have arrived.
-    async fn has(&mut self, spans: usize) -> &[Arrived] {
-        while self.arrived.len() < spans {
-            let next = tokio::time::timeout(PATIENCE, self.requests.recv()).await;
+    /// Waits until this number of spans has arrived.
+    async fn has(&mut self, spans: usize) -> &[ReceivedSpan] {
+        while self.received.len() < spans {
+            let next = tokio::time::timeout(TIME_LIMIT, self.requests.recv()).await;
             let (request, authorization) = next.expect("spans arrive").unwrap();
             self.authorization = authorization;
             self.take(request);
         }
-        &self.arrived
+        &self.received
     }
 
     fn take(&mut self, request: ExportTraceServiceRequest) {
         for of_resource in request.resource_spans {
             let resource = attributes(of_resource.resource.unwrap().attributes);
             for span in of_resource.scope_spans.into_iter().flat_map(|it| it.spans) {
-                self.arrived.push(Arrived {
+                self.received.push(ReceivedSpan {
                     trace: hex(&span.trace_id),
                     parent: hex(&span.parent_span_id),
                     name: span.name,
@@ -239,11 +240,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A server with these variables, which waits a moment for spans to send together.
+/// Starts a server with these variables and a short export interval.
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (tempfile::TempDir, Server) {
     let directory = policy_directory(&[("a.cedar", USERS_READ)]);
-    let mut command = serving(directory.path(), arguments);
-    without_otel(&mut command);
+    let mut command = serve_command(directory.path(), arguments);
+    remove_variables(&mut command, "OTEL_");
     command
         .env("OTEL_BSP_SCHEDULE_DELAY", "20")
         .envs(variables.iter().copied());
@@ -251,15 +252,7 @@ fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (tempfile::TempDir, 
     (directory, server)
 }
 
-fn without_otel(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("OTEL_") {
-            command.env_remove(name);
-        }
-    }
-}
-
-fn reading(user: &str) -> pb::AuthorizeRequest {
+fn read_request(user: &str) -> pb::AuthorizeRequest {
     request(
         &format!(r#"User::"{user}""#),
         r#"Action::"read""#,
@@ -267,7 +260,7 @@ fn reading(user: &str) -> pb::AuthorizeRequest {
     )
 }
 
-/// `message` as a part of a trace.
+/// Adds the headers of a trace to `message`.
 fn traced<T>(message: T, flags: &str) -> Request<T> {
     let mut request = Request::new(message);
     let parent = format!("00-{TRACE}-{SPAN}-{flags}");
@@ -277,7 +270,7 @@ fn traced<T>(message: T, flags: &str) -> Request<T> {
     request
 }
 
-fn has(span: &Arrived, wanted: &[(&str, &str)]) {
+fn has(span: &ReceivedSpan, wanted: &[(&str, &str)]) {
     for (name, value) in wanted {
         let found = span.attributes.get(*name).map(String::as_str);
         assert_eq!(found, Some(*value), "{name} of {span:?}");
@@ -302,17 +295,17 @@ async fn grpc_export_continues_the_callers_trace() {
     );
     let mut client = server.authorization().await;
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     let bad = pb::AuthorizeRequest::default();
     client.authorize(traced(bad, "01")).await.unwrap_err();
     let requests = vec![
-        reading("ann"),
+        read_request("ann"),
         request(r#"User::"ann""#, r#"Action::"write""#, r#"Doc::"1""#),
         pb::AuthorizeRequest::default(),
     ];
@@ -342,7 +335,7 @@ async fn grpc_export_continues_the_callers_trace() {
             "{all}"
         );
     }
-    let [first, second, refused, batch] = spans else {
+    let [first, second, rejected, batch] = spans else {
         panic!("four spans")
     };
     assert_eq!(first.name, "pdp.v1.AuthorizationService/Authorize");
@@ -364,7 +357,7 @@ async fn grpc_export_continues_the_callers_trace() {
         &[("cedar_pdp.allowed", "1"), ("cedar_pdp.remembered", "1")],
     );
     has(
-        refused,
+        rejected,
         &[
             ("rpc.response.status_code", "INVALID_ARGUMENT"),
             ("cedar_pdp.refused", "1"),
@@ -396,9 +389,9 @@ async fn http_export_flushes_at_shutdown() {
         &[],
     );
     let mut client = server.authorization().await;
-    client.authorize(reading("ann")).await.unwrap();
+    client.authorize(read_request("ann")).await.unwrap();
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     drop(client);
@@ -415,7 +408,7 @@ async fn http_export_flushes_at_shutdown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decision_log_has_the_trace_id() {
-    // Also of a call that began the trace.
+    // A call without a parent trace has one too.
     let mut collector = Collector::over_grpc().await;
     let place = tempfile::tempdir().unwrap();
     let log = place.path().join("decisions");
@@ -432,7 +425,7 @@ async fn decision_log_has_the_trace_id() {
         ],
     );
     let mut client = server.authorization().await;
-    client.authorize(reading("ann")).await.unwrap();
+    client.authorize(read_request("ann")).await.unwrap();
     drop(client);
     server.signal("TERM");
     assert!(server.wait().success());
@@ -464,7 +457,7 @@ async fn collector_certificate_is_verified() {
                 &[],
             );
             let mut client = server.authorization().await;
-            client.authorize(reading("ann")).await.unwrap();
+            client.authorize(read_request("ann")).await.unwrap();
             if std::ptr::eq(authority, &other) {
                 server.wait_for_log("cannot send spans");
                 assert!(collector.requests.try_recv().is_err());
@@ -496,40 +489,39 @@ async fn unsampled_spans_are_not_sent() {
         );
         let mut client = server.authorization().await;
         client
-            .authorize(traced(reading("ann"), "00"))
+            .authorize(traced(read_request("ann"), "00"))
             .await
             .unwrap();
         client
-            .authorize(traced(reading("ann"), "01"))
+            .authorize(traced(read_request("ann"), "01"))
             .await
             .unwrap();
-        client.authorize(reading("ann")).await.unwrap();
+        client.authorize(read_request("ann")).await.unwrap();
         drop(client);
         server.signal("TERM");
         assert!(server.wait().success());
         while let Ok((request, _)) = collector.requests.try_recv() {
             collector.take(request);
         }
-        let kind = |span: &Arrived| match span.parent.is_empty() {
+        let kind = |span: &ReceivedSpan| match span.parent.is_empty() {
             true => "root",
             false => "child",
         };
-        let arrived: Vec<_> = collector.arrived.iter().map(kind).collect();
-        assert_eq!(arrived, sent, "{sampler}");
+        let received: Vec<_> = collector.received.iter().map(kind).collect();
+        assert_eq!(received, sent, "{sampler}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_collector_does_no_harm() {
-    // Nor does one that never answers.
-    // One that accepts and says nothing.
+    // A collector that accepts connections and never answers is harmless too.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent_at = format!("http://{}", silent.local_addr().unwrap());
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone_at = format!("http://{}", gone.local_addr().unwrap());
-    drop(gone);
+    let silent_endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed_endpoint = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
     for protocol in ["grpc", "http/protobuf"] {
-        for endpoint in [&silent_at, &gone_at] {
+        for endpoint in [&silent_endpoint, &closed_endpoint] {
             let (_directory, mut server) = start(
                 &[
                     ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
@@ -542,22 +534,25 @@ async fn unreachable_collector_does_no_harm() {
             let mut client = server.authorization().await;
             for n in 0..200 {
                 let user = format!("u{n}");
-                client.authorize(reading(&user)).await.unwrap();
+                client.authorize(read_request(&user)).await.unwrap();
             }
             server.wait_for_log("cannot send spans");
             let admin = server.admin();
-            let fate = |fate: &str| {
+            let spans_total = |spans_total: &str| {
                 let page = crate::support::get(&admin, "/metrics");
-                let name = format!(r#"cedar_pdp_spans_total{{result="{fate}"}} "#);
+                let name = format!(r#"cedar_pdp_spans_total{{result="{spans_total}"}} "#);
                 let line = page.lines().find_map(|line| line.strip_prefix(&name));
                 line.unwrap().parse::<u64>().unwrap()
             };
-            eventually("a failed span is counted", async || fate("failed") != 0).await;
-            assert_eq!(fate("sent"), 0);
-            if endpoint == &silent_at {
-                assert!(fate("dropped") > 0, "the queue holds 10 spans");
+            eventually("a failed span is counted", async || {
+                spans_total("failed") != 0
+            })
+            .await;
+            assert_eq!(spans_total("sent"), 0);
+            if endpoint == &silent_endpoint {
+                assert!(spans_total("dropped") > 0, "the queue holds 10 spans");
             }
-            client.authorize(reading("ann")).await.unwrap();
+            client.authorize(read_request("ann")).await.unwrap();
             drop(client);
             server.signal("TERM");
             assert!(server.wait().success(), "{}", server.log());
@@ -567,7 +562,7 @@ async fn unreachable_collector_does_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_otel_variables_do_not_prevent_startup() {
-    for (name, text, said) in [
+    for (name, text, message) in [
         (
             "OTEL_TRACES_SAMPLER",
             "mine",
@@ -588,9 +583,9 @@ async fn invalid_otel_variables_do_not_prevent_startup() {
         let variables = [endpoint, (name, text)];
         let skip = usize::from(name == "OTEL_EXPORTER_OTLP_ENDPOINT");
         let (_directory, server) = start(&variables[skip..], &[]);
-        server.wait_for_log(said);
+        server.wait_for_log(message);
         let mut client = server.authorization().await;
-        client.authorize(reading("ann")).await.unwrap();
+        client.authorize(read_request("ann")).await.unwrap();
     }
 }
 
@@ -607,7 +602,7 @@ async fn without_the_variables_nothing_is_traced() {
     );
     let mut client = server.authorization().await;
     client
-        .authorize(traced(reading("ann"), "01"))
+        .authorize(traced(read_request("ann"), "01"))
         .await
         .unwrap();
     drop(client);

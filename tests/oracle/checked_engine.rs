@@ -1,4 +1,4 @@
-//! What is under test: the loader, the snapshot and the engine, with the cache and without.
+//! The code under test: the loader, the snapshot and the engine, with and without the cache.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -18,10 +18,10 @@ use cedar_pdp::policy_store::directory::{DirectoryScan, SourceLimits, scan};
 use cedar_pdp::policy_store::{Publisher, snapshots};
 
 use crate::plain::{Counts, Expected};
-use crate::world::Files;
+use crate::scenario::Files;
 
-/// One policy directory with one engine and cache for the life of it.
-pub(crate) struct House {
+/// One policy directory with one engine, whose cache lasts over reloads.
+pub(crate) struct EngineUnderTest {
     directory: tempfile::TempDir,
     settings: Settings,
     written: Files,
@@ -32,7 +32,7 @@ pub(crate) struct House {
     uncached: Engine,
 }
 
-impl House {
+impl EngineUnderTest {
     pub(crate) fn new(settings: Settings, cache_bytes: u64) -> Self {
         let (publisher, reader) = snapshots();
         let engine = |capacity_bytes| Engine::new(reader.clone(), CacheSettings { capacity_bytes });
@@ -48,7 +48,7 @@ impl House {
         }
     }
 
-    /// Puts `files` in force, or says why not.
+    /// Loads `files`; returns the errors if they are invalid.
     pub(crate) fn load(&mut self, files: &Files) -> Result<Arc<Snapshot>, String> {
         self.write(files);
         let root = self.directory.path();
@@ -58,7 +58,7 @@ impl House {
             self.reading.as_ref(),
             &Workers::default(),
         );
-        // Made from what was in force before, as a reload does it.
+        // Reuses parts of the previous snapshot, as a reload does.
         let compiled = compile_from(
             self.compiled.as_ref(),
             &reading.sources,
@@ -91,11 +91,11 @@ impl House {
         self.written.clone_from(files);
     }
 
-    pub(crate) fn forget(&self) {
+    pub(crate) fn clear_cache(&self) {
         self.cached.clear_cache();
     }
 
-    /// Asks `query` in every way there is, and says which answer is not `expected`.
+    /// Decides `query` by every way of the engine, and describes any answer other than `expected`.
     pub(crate) fn check(
         &self,
         snapshot: &Snapshot,
@@ -107,22 +107,23 @@ impl House {
                 explain,
                 ..query.clone()
             };
-            for (way, engine) in [
-                ("the cache cold", &self.cached),
-                ("the cache warm", &self.cached),
+            for (mode, engine) in [
+                ("a cold cache", &self.cached),
+                ("a warm cache", &self.cached),
                 ("no cache", &self.uncached),
             ] {
-                let leave = engine.try_log_permit().unwrap();
+                let log_permit = engine.try_log_permit().unwrap();
                 let got = engine.authorize(
                     snapshot,
                     &QueryRef::from(&query),
                     &Origin::default(),
-                    &leave,
+                    &log_permit,
                 );
                 let got = got.map(|it| it.answer);
-                compare(snapshot, &query, got.as_deref(), expected)
-                    .map_err(|why| format!("with {way}, explain {explain}: {why}\ngot {got:#?}"))?;
-                // As an item of a batch, among others that are nearly the same.
+                compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
+                    format!("with {mode}, explain {explain}: {why}\ngot {got:#?}")
+                })?;
+                // As an item of a batch, among nearly equal items.
                 let other = Query {
                     explain: !query.explain,
                     ..query.clone()
@@ -131,84 +132,91 @@ impl House {
                 let looked_up = engine.look_up(snapshot, all.into());
                 for looked_up in looked_up.iter().skip(1).step_by(2) {
                     let answered =
-                        engine.authorize_looked_up(looked_up, &Origin::default(), &leave);
+                        engine.authorize_looked_up(looked_up, &Origin::default(), &log_permit);
                     let answered = answered.map(|it| it.answer);
                     if answered != got {
                         return Err(format!(
-                            "with {way}, looked up: {answered:#?}\ngot {got:#?}"
+                            "with {mode}, looked up: {answered:#?}\ngot {got:#?}"
                         ));
                     }
                 }
             }
         }
-        // What no policy reads of the context may be anything of its kind. A request that is
-        // refused may be so for that very value.
-        if let Expected::Refused(_) = expected {
+        // Context values that no policy reads may be any value of their kind. Rejected requests are
+        // skipped, because such a value may be the reason.
+        if let Expected::Rejected(_) = expected {
             return Ok(());
         }
-        if let Some(told) = told_by_a_token(query) {
-            for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-                let leave = engine.try_log_permit().unwrap();
-                let got =
-                    engine.authorize(snapshot, &QueryRef::from(&told), &Origin::default(), &leave);
+        if let Some(with_claims) = with_token_claims(query) {
+            for (mode, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
+                let log_permit = engine.try_log_permit().unwrap();
+                let got = engine.authorize(
+                    snapshot,
+                    &QueryRef::from(&with_claims),
+                    &Origin::default(),
+                    &log_permit,
+                );
                 let got = got.map(|it| it.answer);
-                // Plain Cedar knows no tokens: that a caller may not tell anew what the principal is
-                // in is ours, and which entities those are is for the unit tests to say.
+                // Plain Cedar has no tokens. That a request entity may not redefine the principal's
+                // ancestors is our rule, which unit tests cover.
                 if let Err(NoAnswer::Invalid(InvalidQuery { problem, .. })) = &got
                     && matches!(problem, Problem::ClaimedEntity { .. })
-                    && !told.entities.is_empty()
+                    && !with_claims.entities.is_empty()
                 {
                     continue;
                 }
-                compare(snapshot, &told, got.as_deref(), expected)
-                    .map_err(|why| format!("with {way}, told by a token: {why}\ngot {got:#?}"))?;
+                compare(snapshot, &with_claims, got.as_deref(), expected).map_err(|why| {
+                    format!("with {mode}, with token claims: {why}\ngot {got:#?}")
+                })?;
             }
         }
         let query = Query {
-            context: other_where_unread(snapshot, query),
+            context: change_unread_values(snapshot, query),
             explain: false,
             ..query.clone()
         };
-        for (way, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
-            let leave = engine.try_log_permit().unwrap();
+        for (mode, engine) in [("the cache", &self.cached), ("no cache", &self.uncached)] {
+            let log_permit = engine.try_log_permit().unwrap();
             let got = engine.authorize(
                 snapshot,
                 &QueryRef::from(&query),
                 &Origin::default(),
-                &leave,
+                &log_permit,
             );
             let got = got.map(|it| it.answer);
             compare(snapshot, &query, got.as_deref(), expected).map_err(|why| {
                 let context = &query.context;
-                format!("with {way}, the unread other: {why}\ngot {got:#?}\nfor {context:#?}")
+                format!(
+                    "with {mode}, with other unread values: {why}\ngot {got:#?}\nfor {context:#?}"
+                )
             })?;
         }
         Ok(())
     }
 }
 
-/// The same question where a token tells what the caller sent of the principal; `None` when nothing
-/// was sent of it, or what could not be told so.
-fn told_by_a_token(query: &Query) -> Option<Query> {
-    let mut told = query.clone();
+/// Moves the principal's request entity into token claims. Returns `None` if there is no such
+/// entity, or if claims cannot express it.
+fn with_token_claims(query: &Query) -> Option<Query> {
+    let mut with_claims = query.clone();
     let sent = |uid: &Uid| query.entities.iter().position(|entity| entity.uid == *uid);
-    let principal = told.entities.remove(sent(&query.principal)?);
-    let is_told = principal.tags.is_empty()
+    let principal = with_claims.entities.remove(sent(&query.principal)?);
+    let is_expressible = principal.tags.is_empty()
         && principal
             .parents
             .iter()
             .all(|parent| sent(parent).is_none());
-    told.claimed = Some(Arc::new(Claimed {
+    with_claims.claimed = Some(Arc::new(Claimed {
         attributes: principal.attributes,
         parents: principal.parents,
         stored: StoredPrincipal::Replace,
     }));
-    is_told.then_some(told)
+    is_expressible.then_some(with_claims)
 }
 
-/// The context of `query`, other values where no policy reads them. Some values are left as they
-/// are, since others might be refused where they are taken.
-fn other_where_unread(snapshot: &Snapshot, query: &Query) -> Record {
+/// Changes the context values of `query` that no policy reads. Some stay as they are, because other
+/// values might be invalid.
+fn change_unread_values(snapshot: &Snapshot, query: &Query) -> Record {
     let Uid { type_name, id } = &query.action;
     let reads = snapshot.context_reads(type_name, id);
     let other = |value: &Value| match value {
@@ -255,7 +263,7 @@ fn compare(
     expected: &Expected,
 ) -> Result<(), String> {
     let (answer, (allow, determining, errors)) = match (got, expected) {
-        (Err(_), Expected::Refused(_)) => return Ok(()),
+        (Err(_), Expected::Rejected(_)) => return Ok(()),
         (
             Ok(answer),
             Expected::Answered {
@@ -264,8 +272,8 @@ fn compare(
                 errors,
             },
         ) => (answer, (allow, determining, errors)),
-        (Ok(_), Expected::Refused(_)) => return Err("Cedar refuses the request".to_owned()),
-        (Err(_), Expected::Answered { .. }) => return Err("Cedar takes the request".to_owned()),
+        (Ok(_), Expected::Rejected(_)) => return Err("Cedar rejects the request".to_owned()),
+        (Err(_), Expected::Answered { .. }) => return Err("Cedar accepts the request".to_owned()),
     };
     if (answer.decision == Decision::Allow) != *allow {
         return Err("the decision differs".to_owned());
@@ -296,7 +304,7 @@ fn compare(
     }
     match &answer.explanation {
         None if query.explain => Err("the explanation is missing".to_owned()),
-        Some(_) if !query.explain => Err("an explanation nobody asked for".to_owned()),
+        Some(_) if !query.explain => Err("an explanation that was not requested".to_owned()),
         None => Ok(()),
         Some(explanation) => {
             let explained = explanation.determining.iter().map(|e| e.policy.as_str());

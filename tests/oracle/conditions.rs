@@ -1,8 +1,8 @@
-//! Draws conditions: paths through entities, records, tags and context, and what is asked of them.
+//! Draws conditions: paths through entities, records, tags and context, and tests of their values.
 //!
-//! Tame conditions guard each step with `is` and `has`, so that Cedar's strict validator takes
-//! (nearly) all of them; what is left to fail is a missing entity or an overflow. Wild ones leave
-//! guards out and mix types.
+//! Typed conditions guard each step with `is` and `has`, so that Cedar's strict validator accepts
+//! nearly all of them; only a missing entity or an overflow can fail. Untyped ones leave guards out
+//! and mix types.
 
 use cedar_pdp::pdp::query::Value;
 
@@ -16,10 +16,10 @@ use crate::values::{
 pub(crate) struct Conditions<'a> {
     pub(crate) rng: &'a mut Rng,
     pub(crate) shape: &'a Shape,
-    pub(crate) wild: bool,
+    pub(crate) untyped: bool,
 }
 
-/// An expression, its type, and what must hold for it to be well typed.
+/// An expression, its type, and the guards that make it well typed.
 struct Path {
     guards: Vec<String>,
     text: String,
@@ -27,14 +27,14 @@ struct Path {
 }
 
 impl Conditions<'_> {
-    /// `when` and `unless` clauses; none for many.
+    /// Draws `when` and `unless` clauses, often none.
     pub(crate) fn clauses(&mut self) -> String {
         let count = self.rng.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
         (0..count)
             .map(|_| {
                 let kind = self.rng.pick(&["when", "when", "unless"]);
                 let condition = match kind {
-                    "when" if self.rng.chance(35) => self.led(),
+                    "when" if self.rng.chance(35) => self.condition_with_leads(),
                     _ => self.condition(2),
                 };
                 format!(" {kind} {{ {condition} }}")
@@ -42,10 +42,13 @@ impl Conditions<'_> {
             .collect()
     }
 
-    /// A condition whose `&&` begins with what could as well stand in the scope, or nearly does.
-    fn led(&mut self) -> String {
-        let mut operands: Vec<String> = (0..self.rng.between(1, 3)).map(|_| self.lead()).collect();
-        // Behind a condition that can fail, a lead decides whether the failure is seen.
+    /// Draws a condition whose `&&` begins with operands that could also be part of the scope.
+    fn condition_with_leads(&mut self) -> String {
+        let mut operands: Vec<String> = (0..self.rng.between(1, 3))
+            .map(|_| self.scope_like_operand())
+            .collect();
+        // An operand that can fail comes first: the operands before it decide whether the failure
+        // is visible.
         for _ in 0..self.rng.pick(&[0, 1, 1, 2]) {
             let at = self.rng.below(operands.len() + 1);
             let operand = self.operand(2);
@@ -63,20 +66,20 @@ impl Conditions<'_> {
         text
     }
 
-    /// A demand on a variable of the request.
-    fn lead(&mut self) -> String {
+    /// Draws a constraint on a variable of the request.
+    fn scope_like_operand(&mut self) -> String {
         if self.rng.chance(15) {
             return self.action_test();
         }
         let (variable, type_name) = self.entity_variable();
-        let above = match type_name {
+        let parent_ids = match type_name {
             "User" => &["Group", "Group", "Org"] as &[&'static str],
             "Group" => &["Group", "Org"],
             _ => &["Folder", "Folder", "Folder"],
         };
         let own = self.uid_text(type_name);
-        let types: [&'static str; 2] = [self.rng.pick(above), self.rng.pick(above)];
-        let [one, other] = types.map(|above| self.uid_text(above));
+        let types: [&'static str; 2] = [self.rng.pick(parent_ids), self.rng.pick(parent_ids)];
+        let [one, other] = types.map(|parent_ids| self.uid_text(parent_ids));
         match self.rng.below(14) {
             0 | 1 => format!("{variable} == {own}"),
             2 => format!("{own} == {variable}"),
@@ -86,7 +89,7 @@ impl Conditions<'_> {
             7 => format!("{variable} in [{one}, {other}]"),
             8 => format!("{variable} in [{one}, {variable}]"),
             9 => format!("!({variable} in {one})"),
-            10 if self.wild => (self.rng.pick(&[
+            10 if self.untyped => (self.rng.pick(&[
                 "principal in []",
                 "resource in [] || true",
                 "action in Group::\"a\"",
@@ -133,10 +136,9 @@ impl Conditions<'_> {
         match self.rng.below(24) {
             0 => return self.action_test(),
             1 => return "true".to_owned(),
-            // Fails whatever is asked, where an entity of the kind exists; the validator cannot
-            // know.
+            // Fails for every request if the entity exists, which the validator cannot know.
             2..=4 => return self.overflow(),
-            5 if self.wild => {
+            5 if self.untyped => {
                 return (self.rng.pick(&[
                     "principal.nonsense",
                     "context.nonsense.more",
@@ -160,12 +162,12 @@ impl Conditions<'_> {
         if self.rng.chance(6)
             && let Some(has) = guards.pop()
         {
-            // Asked for its own sake: nothing else reads what it goes through.
+            // The guard itself is the test: nothing else reads the entities on its path.
             guards.push(has);
             return guards.join(" && ");
         }
         let test = self.test(&path.text, path.ty, &mut guards);
-        if self.wild {
+        if self.untyped {
             guards.retain(|_| self.rng.chance(60));
         }
         guards.push(test);
@@ -178,11 +180,11 @@ impl Conditions<'_> {
         format!("action {operator} {action}")
     }
 
-    /// Into a tag of a principal or resource.
+    /// Adds a tag of a principal or resource to a path.
     fn tag_path(&mut self) -> Path {
         let (variable, type_name) = self.entity_variable();
         let key = match self.rng.below(4) {
-            0 if self.wild => "context.key".to_owned(),
+            0 if self.untyped => "context.key".to_owned(),
             _ => string_text(self.rng.pick(TAGS)),
         };
         Path {
@@ -307,7 +309,7 @@ impl Conditions<'_> {
         }
     }
 
-    /// Goes on into an attribute or field, if there is any.
+    /// Adds an attribute or field to the path, if there is any.
     fn step(&mut self, path: &mut Path) -> bool {
         let (name, ty, required) = match path.ty {
             Ty::Entity(type_name) if self.shape.has_tags(type_name) && self.rng.chance(12) => {
@@ -320,13 +322,14 @@ impl Conditions<'_> {
             Ty::Entity(type_name) => {
                 let declared: Vec<(&str, bool)> =
                     self.shape.attributes(type_name).into_iter().collect();
-                let (name, required) = if declared.is_empty() || self.wild && self.rng.chance(10) {
-                    if !self.wild {
+                let (name, required) = if declared.is_empty() || self.untyped && self.rng.chance(10)
+                {
+                    if !self.untyped {
                         return false;
                     }
                     (self.rng.pick(ATTRIBUTES).0, false)
                 } else {
-                    // What is required needs no guard, and fails where the entity is missing.
+                    // A required attribute needs no guard, and fails if the entity is missing.
                     let required: Vec<(&str, bool)> =
                         declared.iter().filter(|(_, r)| *r).copied().collect();
                     if required.is_empty() || self.rng.chance(30) {
@@ -380,16 +383,16 @@ impl Conditions<'_> {
 
     fn literal(&mut self, ty: Ty) -> String {
         let mut drawn = value(self.rng, ty);
-        // The validator refuses a set literal without members.
+        // The validator rejects an empty set literal.
         while matches!(&drawn, Value::Set(members) if members.is_empty()) {
             drawn = value(self.rng, ty);
         }
         literal(&drawn)
     }
 
-    /// Something of type `ty` to compare with: mostly a literal.
+    /// Draws an operand of type `ty` to compare with: mostly a literal.
     fn other(&mut self, ty: Ty, guards: &mut Vec<String>) -> String {
-        if self.wild && self.rng.chance(8) {
+        if self.untyped && self.rng.chance(8) {
             let ty = self.rng.pick(ATTRIBUTES).1;
             return self.literal(ty);
         }
@@ -432,7 +435,7 @@ impl Conditions<'_> {
                 3 => format!("{text} == {}", self.other(ty, guards)),
                 _ => format!("{text}.contains({})", self.other(*member, guards)),
             },
-            Ty::Record => match self.wild {
+            Ty::Record => match self.untyped {
                 true => format!("{text} == {}", self.other(ty, guards)),
                 false => format!("{text}.rank > {text}.rank - 1"),
             },
@@ -477,7 +480,7 @@ impl Conditions<'_> {
         type_name: &'static str,
         guards: &mut Vec<String>,
     ) -> String {
-        let above = match type_name {
+        let parent_ids = match type_name {
             "User" => "Group",
             "Doc" | "Shop::Order" => "Folder",
             "Tier" => return format!("{text} == {}", self.literal(Ty::Entity("Tier"))),
@@ -492,16 +495,16 @@ impl Conditions<'_> {
             ),
             3 => format!(
                 "{text} is {type_name} in {}",
-                self.literal(Ty::Entity(above))
+                self.literal(Ty::Entity(parent_ids))
             ),
             4..=6 => {
                 let (one, other) = (
-                    self.literal(Ty::Entity(above)),
-                    self.literal(Ty::Entity(above)),
+                    self.literal(Ty::Entity(parent_ids)),
+                    self.literal(Ty::Entity(parent_ids)),
                 );
                 format!("{text} in [{one}, {other}]")
             }
-            _ => format!("{text} in {}", self.other(Ty::Entity(above), guards)),
+            _ => format!("{text} in {}", self.other(Ty::Entity(parent_ids), guards)),
         }
     }
 }

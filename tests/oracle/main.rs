@@ -1,9 +1,9 @@
-//! The plain Cedar authorizer says what is right: generated worlds, and cases worth a sentence.
+//! Compares decisions with Cedar's plain authorizer: generated scenarios, and hand-written cases.
 //!
-//! `CEDAR_PDP_ORACLE_CASES` sets how many cases are tried, `CEDAR_PDP_ORACLE_SEED` the first
-//! world. A failure prints its seed, the files and the request.
+//! `CEDAR_PDP_ORACLE_CASES` sets the number of cases, `CEDAR_PDP_ORACLE_SEED` the first seed. A
+//! failure prints its seed, the files and the request.
 //!
-//! The same worlds serve to compare the answers of two binaries: see `recorded`.
+//! The same scenarios serve to compare the answers of two binaries: see `recorded`.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,17 +13,17 @@
     reason = "a test that cannot go on has failed, and should say where"
 )]
 
+mod cases;
 mod checked_engine;
 mod conditions;
 mod plain;
-mod pointed;
 mod policies;
 mod recorded;
 mod requests;
 mod rng;
+mod scenario;
 mod shape;
 mod values;
-mod world;
 
 use std::fmt;
 use std::io::Write as _;
@@ -35,20 +35,20 @@ use cedar_pdp::pdp::query::Query;
 use cedar_pdp::pdp::settings::{OnPolicyError, Settings, Validation};
 use cedar_pdp::pdp::snapshot::Snapshot;
 
-use checked_engine::House;
+use checked_engine::EngineUnderTest;
 use plain::{Counts, Expected, Plain};
 use rng::Rng;
-use world::{Files, World};
+use scenario::{Files, Scenario};
 
-/// What came out, counted in distinct pairs of content and request.
+/// The results, counted in distinct pairs of content and request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     cases: u64,
     allow: u64,
     deny: u64,
-    /// Of those, how many had a policy whose evaluation failed.
-    erring: u64,
-    refused: u64,
+    /// Cases with a policy whose evaluation failed.
+    failing: u64,
+    rejected: u64,
     loads: u64,
 }
 
@@ -56,14 +56,14 @@ impl Tally {
     fn count(&mut self, expected: &Expected) {
         self.cases += 1;
         match expected {
-            Expected::Refused(_) => self.refused += 1,
+            Expected::Rejected(_) => self.rejected += 1,
             Expected::Answered { allow, errors, .. } => {
                 if *allow {
                     self.allow += 1;
                 } else {
                     self.deny += 1;
                 }
-                self.erring += u64::from(!errors.is_empty());
+                self.failing += u64::from(!errors.is_empty());
             }
         }
     }
@@ -72,8 +72,8 @@ impl Tally {
         self.cases += other.cases;
         self.allow += other.allow;
         self.deny += other.deny;
-        self.erring += other.erring;
-        self.refused += other.refused;
+        self.failing += other.failing;
+        self.rejected += other.rejected;
         self.loads += other.loads;
     }
 }
@@ -84,19 +84,19 @@ impl fmt::Display for Tally {
             cases,
             allow,
             deny,
-            erring,
-            refused,
+            failing,
+            rejected,
             loads,
         } = self;
         write!(
             f,
-            "{cases} cases: {allow} ALLOW, {deny} DENY ({erring} of both erring), {refused} refused; \
+            "{cases} cases: {allow} ALLOW, {deny} DENY ({failing} of both erring), {rejected} refused; \
              {loads} loads"
         )
     }
 }
 
-/// Cedar recurses, and an unoptimised build makes deep frames.
+/// Cedar recurses, and an unoptimised build has large stack frames.
 const STACK_BYTES: usize = 64 << 20;
 
 #[test]
@@ -108,15 +108,15 @@ fn answers_equal_those_of_plain_cedar() {
     let failures: Mutex<Vec<String>> = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            let worlds = || {
+            let scenarios = || {
                 while total.lock().unwrap().cases < wanted && failures.lock().unwrap().is_empty() {
-                    // Each world has a seed of its own, so that it can be made again by itself.
+                    // Every scenario has its own seed, so that it can be repeated alone.
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    match catch_unwind(AssertUnwindSafe(|| try_world(seed))) {
+                    match catch_unwind(AssertUnwindSafe(|| check_seed(seed))) {
                         Ok(Ok(tally)) => total.lock().unwrap().add(tally),
                         Ok(Err(failure)) => failures.lock().unwrap().push(failure),
                         Err(_) => {
-                            let failure = format!("panicked, as said above; seed {seed}");
+                            let failure = format!("panicked, see above; seed {seed}");
                             failures.lock().unwrap().push(failure);
                         }
                     }
@@ -124,7 +124,7 @@ fn answers_equal_those_of_plain_cedar() {
             };
             std::thread::Builder::new()
                 .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, worlds)
+                .spawn_scoped(scope, scenarios)
                 .unwrap();
         }
     });
@@ -134,14 +134,14 @@ fn answers_equal_those_of_plain_cedar() {
         );
     }
     let total = total.into_inner().unwrap();
-    // Past the capture of a passing test's output: the figures are wanted in every run.
+    // Written past the test harness, because every run should show the counts.
     writeln!(std::io::stdout(), "{total}; first seed {first}").unwrap();
-    // A single world need not be balanced.
+    // A single scenario need not be balanced.
     if wanted >= 1_000 {
         for (name, share) in [
             ("ALLOW", total.allow),
             ("DENY", total.deny),
-            ("erring", total.erring),
+            ("erring", total.failing),
         ] {
             assert!(
                 share * 5 >= total.cases,
@@ -184,7 +184,7 @@ fn settings(rng: &mut Rng) -> Settings {
     }
 }
 
-/// One revision of the files, and what Cedar answers on it.
+/// One revision of the files, and Cedar's answers on it.
 struct Revision {
     files: Files,
     counts: Counts,
@@ -192,8 +192,8 @@ struct Revision {
 }
 
 impl Revision {
-    fn of(world: &World, settings: &Settings, queries: &[Query]) -> Result<Self, String> {
-        let files = world.files();
+    fn of(scenario: &Scenario, settings: &Settings, queries: &[Query]) -> Result<Self, String> {
+        let files = scenario.files();
         let plain = Plain::load(&files, settings)
             .map_err(|error| format!("{}Cedar does not take them: {error}", listing(&files)))?;
         let answers = queries
@@ -207,9 +207,13 @@ impl Revision {
         })
     }
 
-    /// Loads it and asks everything, in any order.
-    fn visit(&self, house: &mut House, rng: &mut Rng) -> Result<Arc<Snapshot>, String> {
-        let snapshot = house
+    /// Loads the revision and checks all requests, in random order.
+    fn load_and_check(
+        &self,
+        engine: &mut EngineUnderTest,
+        rng: &mut Rng,
+    ) -> Result<Arc<Snapshot>, String> {
+        let snapshot = engine
             .load(&self.files)
             .map_err(|why| format!("{}{why}", listing(&self.files)))?;
         let counts = checked_engine::counts(&snapshot);
@@ -220,21 +224,21 @@ impl Revision {
         }
         let mut order: Vec<&(Query, Expected)> = self.answers.iter().collect();
         rng.shuffle(&mut order);
-        self.ask(house, &snapshot, order)?;
+        self.check(engine, &snapshot, order)?;
         Ok(snapshot)
     }
 
-    /// Asks `these` on its snapshot, which need not be in force any more.
-    fn ask<'a>(
+    /// Checks `cases` on the revision's snapshot, which may be replaced by now.
+    fn check<'a>(
         &self,
-        house: &House,
+        engine: &EngineUnderTest,
         snapshot: &Snapshot,
-        these: impl IntoIterator<Item = &'a (Query, Expected)>,
+        cases: impl IntoIterator<Item = &'a (Query, Expected)>,
     ) -> Result<(), String> {
-        for (query, expected) in these {
-            house.check(snapshot, query, expected).map_err(|why| {
+        for (query, expected) in cases {
+            engine.check(snapshot, query, expected).map_err(|why| {
                 let files = listing(&self.files);
-                format!("{files}{why}\nexpected {expected:#?}\nasked {query:#?}")
+                format!("{files}{why}\nexpected {expected:#?}\nrequest {query:#?}")
             })?;
         }
         Ok(())
@@ -249,22 +253,22 @@ fn listing(files: &Files) -> String {
     format!("{files}---\n")
 }
 
-/// A few revisions of one directory, some of them more than once, and all requests on each.
-fn try_world(seed: u64) -> Result<Tally, String> {
+/// Checks all requests on some revisions of one directory, some of them more than once.
+fn check_seed(seed: u64) -> Result<Tally, String> {
     let mut rng = Rng::new(seed);
     let settings = settings(&mut rng);
     let about = |what: String| format!("{what}\n{settings:?}, seed {seed}");
 
-    let mut worlds = vec![World::draw(&mut rng, settings.validation)];
+    let mut scenarios = vec![Scenario::draw(&mut rng, settings.validation)];
     for _ in 0..2 {
-        let from = rng.below(worlds.len());
-        worlds.push(worlds[from].changed(&mut rng));
+        let from = rng.below(scenarios.len());
+        scenarios.push(scenarios[from].changed(&mut rng));
     }
-    let mut queries = requests::draw(&mut rng, &worlds[0], 20);
-    queries.extend(requests::draw(&mut rng, &worlds[2], 6));
-    let revisions = worlds
+    let mut queries = requests::draw(&mut rng, &scenarios[0], 20);
+    queries.extend(requests::draw(&mut rng, &scenarios[2], 6));
+    let revisions = scenarios
         .iter()
-        .map(|world| Revision::of(world, &settings, &queries))
+        .map(|scenario| Revision::of(scenario, &settings, &queries))
         .collect::<Result<Vec<_>, _>>()
         .map_err(about)?;
     let mut visits = vec![0, 1, 2];
@@ -275,19 +279,21 @@ fn try_world(seed: u64) -> Result<Tally, String> {
         tally.count(expected);
     }
     // A small cache evicts.
-    let mut house = House::new(settings.clone(), rng.pick(&[1 << 22, 1 << 22, 1 << 13]));
+    let mut engine = EngineUnderTest::new(settings.clone(), rng.pick(&[1 << 22, 1 << 22, 1 << 13]));
     let mut before: Option<(&Revision, Arc<Snapshot>)> = None;
     for at in visits {
         let revision = &revisions[at];
-        let snapshot = revision.visit(&mut house, &mut rng).map_err(about)?;
+        let snapshot = revision
+            .load_and_check(&mut engine, &mut rng)
+            .map_err(about)?;
         tally.loads += 1;
-        // Whoever still holds the snapshot from before the reload is answered by that one.
+        // A request that holds the earlier snapshot is decided by that one.
         if let Some((revision, snapshot)) = &before {
             let some = revision.answers.iter().take(4);
-            revision.ask(&house, snapshot, some).map_err(about)?;
+            revision.check(&engine, snapshot, some).map_err(about)?;
         }
         if rng.chance(20) {
-            house.forget();
+            engine.clear_cache();
         }
         before = Some((revision, snapshot));
     }

@@ -1,7 +1,7 @@
 //! The oracle: Cedar's own authorizer over the same files, read by Cedar's public API alone.
 //!
-//! Of cedar-pdp only plain values are used here (queries, settings). Where the contract adds a
-//! rule to Cedar's (ids, request entities, `--on-policy-error`), it is written down anew.
+//! Only plain values of cedar-pdp are used here (queries, settings). Rules that the contract adds
+//! to Cedar's (ids, request entities, `--on-policy-error`) are implemented anew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,10 +15,10 @@ use cedar_policy::{
 };
 use serde_json::Value as Json;
 
+use crate::scenario::Files;
 use crate::values::{cedar_uid, expressions};
-use crate::world::Files;
 
-/// A policy directory as Cedar has it.
+/// A policy directory as Cedar parses it.
 pub(crate) struct Plain {
     settings: Settings,
     schema: Option<Schema>,
@@ -28,11 +28,11 @@ pub(crate) struct Plain {
     direct: HashMap<EntityUid, Entity>,
 }
 
-/// What Cedar answers.
+/// Cedar's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The request does not fit, for this reason.
-    Refused(String),
+    /// The request is invalid, for this reason.
+    Rejected(String),
     Answered {
         allow: bool,
         /// Ids, sorted.
@@ -42,8 +42,8 @@ pub(crate) enum Expected {
     },
 }
 
-/// How many static policies, templates, links and entities there are, without the actions that
-/// the schema supplies.
+/// The numbers of static policies, templates, links and entities, without the actions of the
+/// schema.
 pub(crate) type Counts = (usize, usize, usize, usize);
 
 impl Plain {
@@ -66,7 +66,7 @@ impl Plain {
         }
         let mut direct = HashMap::new();
         for json in &array {
-            // The schema's own actions, which `from_entities` will add.
+            // The schema's own actions, which `from_entities` adds.
             if schema.is_some() && json["uid"]["type"].as_str().is_some_and(is_action_type) {
                 continue;
             }
@@ -103,7 +103,7 @@ impl Plain {
     pub(crate) fn authorize(&self, query: &Query) -> Expected {
         match self.answer(query) {
             Ok(answered) => answered,
-            Err(reason) => Expected::Refused(reason),
+            Err(reason) => Expected::Rejected(reason),
         }
     }
 
@@ -144,7 +144,7 @@ impl Plain {
             }
         }
         if self.settings.on_policy_error == OnPolicyError::Deny && !failed_forbids.is_empty() {
-            // What Cedar gives for a denial are satisfied forbids, or nothing.
+            // Cedar's determining policies of a denial are satisfied forbids, or none.
             if allow {
                 determining.clear();
             }
@@ -160,7 +160,7 @@ impl Plain {
         })
     }
 
-    /// The stored entities minus the replaced plus the sent.
+    /// Returns the stored entities, replaced and extended by those of the request.
     fn union(&self, sent: &[RequestEntity]) -> Result<Entities, String> {
         let mut union = self.direct.clone();
         let mut seen = HashSet::new();
@@ -199,7 +199,7 @@ fn is_action_type(type_name: &str) -> bool {
     type_name == "Action" || type_name.ends_with("::Action")
 }
 
-/// Not its `Display`, which escapes.
+/// Returns the id without the escapes of its `Display`.
 fn id_text(id: &PolicyId) -> String {
     AsRef::<str>::as_ref(id).to_owned()
 }
@@ -254,7 +254,7 @@ fn policies(files: &Files) -> Result<PolicySet, String> {
             }
         } else if path.ends_with(".cedar.json") {
             let mut json: Json = parse(source)?;
-            // A set by itself cannot link a template that stands in another file.
+            // A separate policy set cannot link a template of another file.
             for link in json["templateLinks"]
                 .take()
                 .as_array()
@@ -295,7 +295,7 @@ fn policies(files: &Files) -> Result<PolicySet, String> {
     Ok(all)
 }
 
-/// The contract's id: `@id`, else the path and the number in the file.
+/// Returns the id by the contract's rule: `@id`, else the path and the number in the file.
 fn contract_id(
     path: &str,
     numbered: &PolicyId,
@@ -304,7 +304,7 @@ fn contract_id(
 ) -> PolicyId {
     let numbered = id_text(numbered);
     let number = numbered.strip_prefix("policy").expect("Cedar's numbering");
-    // The generator wrote down the number; hand-written cases need not.
+    // The generator annotates the number; hand-written cases need not.
     if let Some(ordinal) = ordinal {
         assert_eq!(number, ordinal, "in `{path}`");
     }

@@ -9,33 +9,43 @@ use crate::values::{PRINCIPALS, RESOURCES, uid, uid_text};
 
 /// A policy or template, without annotations.
 #[derive(Clone, Debug)]
-pub(crate) struct Drawn {
+pub(crate) struct DrawnPolicy {
     pub(crate) text: String,
-    /// Which slots it has: `?principal`, `?resource`.
+    /// The slots that it has: `?principal`, `?resource`.
     pub(crate) slots: (bool, bool),
 }
 
-impl Drawn {
+impl DrawnPolicy {
     pub(crate) fn is_template(&self) -> bool {
         self.slots.0 || self.slots.1
     }
 }
 
-pub(crate) fn draw(rng: &mut Rng, shape: &Shape, wild: bool) -> Drawn {
+pub(crate) fn draw(rng: &mut Rng, shape: &Shape, untyped: bool) -> DrawnPolicy {
     let slots = match rng.chance(28) {
         false => (false, false),
         true => rng.pick(&[(true, false), (false, true), (true, true)]),
     };
     let effect = if rng.chance(20) { "forbid" } else { "permit" };
-    let principal = constraint(rng, "principal", PRINCIPALS, slots.0, wild);
+    let principal = constraint(rng, "principal", PRINCIPALS, slots.0, untyped);
     let action = action_constraint(rng, shape);
-    let resource = constraint(rng, "resource", RESOURCES, slots.1, wild);
-    let mut clauses = Conditions { rng, shape, wild }.clauses();
-    if effect == "forbid" && clauses.is_empty() {
-        // A forbid without conditions would leave little to allow.
-        clauses = Conditions { rng, shape, wild }.clauses();
+    let resource = constraint(rng, "resource", RESOURCES, slots.1, untyped);
+    let mut clauses = Conditions {
+        rng,
+        shape,
+        untyped,
     }
-    Drawn {
+    .clauses();
+    if effect == "forbid" && clauses.is_empty() {
+        // A forbid without conditions would leave few requests to allow.
+        clauses = Conditions {
+            rng,
+            shape,
+            untyped,
+        }
+        .clauses();
+    }
+    DrawnPolicy {
         text: format!("{effect}({principal}, {action}, {resource}){clauses};"),
         slots,
     }
@@ -46,18 +56,18 @@ fn constraint(
     variable: &str,
     types: &[&'static str],
     slot: bool,
-    wild: bool,
+    untyped: bool,
 ) -> String {
-    let own = match wild && rng.chance(4) {
+    let own = match untyped && rng.chance(4) {
         true => "Ghost",
         false => rng.pick(types),
     };
-    let above = rng.pick(match own {
+    let parent_ids = rng.pick(match own {
         "User" => &["Group", "Group", "Org"] as &[&'static str],
         "Group" => &["Group", "Org"],
         _ => &["Folder"],
     });
-    let same_or_above = if rng.chance(20) { own } else { above };
+    let same_or_above = if rng.chance(20) { own } else { parent_ids };
     let target = |rng: &mut Rng, type_name: &str| match slot {
         true => format!("?{variable}"),
         false => uid_text(&uid(rng, type_name)),
@@ -65,7 +75,7 @@ fn constraint(
     match rng.below(16) {
         0 | 1 => format!("{variable} == {}", target(rng, own)),
         2..=4 => format!("{variable} in {}", target(rng, same_or_above)),
-        5 | 6 => format!("{variable} is {own} in {}", target(rng, above)),
+        5 | 6 => format!("{variable} is {own} in {}", target(rng, parent_ids)),
         _ if slot => format!("{variable} in ?{variable}"),
         7 => format!("{variable} is {own}"),
         _ => variable.to_owned(),
@@ -82,7 +92,7 @@ fn action_constraint(rng: &mut Rng, shape: &Shape) -> String {
     }
 }
 
-/// What a link puts into `?principal` and `?resource`.
+/// Returns the values of a link for `?principal` and `?resource`.
 pub(crate) fn arguments(rng: &mut Rng, slots: (bool, bool)) -> (Option<Uid>, Option<Uid>) {
     let principal = rng.pick(&["User", "Group", "Group", "Org"]);
     let resource = rng.pick(&["Doc", "Folder", "Folder", "Shop::Order"]);

@@ -1,14 +1,14 @@
-//! Records what the service answers to generated calls, to compare two binaries by.
+//! Records the service's answers to generated calls, to compare two binaries.
 //!
 //! ```text
 //! CEDAR_PDP_RECORD=FILE cargo test --test oracle recorded -- --ignored
 //! CEDAR_PDP_COMPARE=FILE cargo test --test oracle recorded -- --ignored
 //! ```
 //!
-//! The first command writes a record, the second makes the same calls again and prints each
-//! difference. `CEDAR_PDP_TEST_BINARY` names the binary that serves, `CEDAR_PDP_RECORD_CALLS` the
-//! number of calls, `CEDAR_PDP_ORACLE_SEED` the seed. A call stands in a record with a digest of
-//! its bytes and with its [reply], byte for byte but for decision ids and messages of errors.
+//! The first command writes a record; the second repeats the calls and prints each difference.
+//! `CEDAR_PDP_TEST_BINARY` names the server binary, `CEDAR_PDP_RECORD_CALLS` the number of calls,
+//! `CEDAR_PDP_ORACLE_SEED` the seed. A record has a digest of each call's bytes and its [reply],
+//! byte for byte except for decision ids and error messages.
 
 #[path = "recorded/calls.rs"]
 mod calls;
@@ -27,13 +27,14 @@ use sha2::{Digest as _, Sha256};
 
 use calls::Call;
 use cedar_pdp_test_support::Server;
-use cedar_pdp_test_support::http2::Caller;
+use cedar_pdp_test_support::http2::Http2Client;
 use services::Service;
 
 /// Differences that are printed in full.
 const PRINTED: usize = 20;
 
-/// What a record of the default size must contain, so that each kind of rejection is compared.
+/// Texts that a record of the default size must contain, so that each kind of rejection is
+/// compared.
 const REQUIRED: &[&str] = &[
     "InvalidArgument field=",
     "InvalidArgument;",
@@ -75,7 +76,7 @@ fn answers_are_those_of_the_record() {
     );
     let count = crate::number("CEDAR_PDP_RECORD_CALLS", 10_000) as usize;
     let seed = crate::number("CEDAR_PDP_ORACLE_SEED", 0x5ec0);
-    // Cedar recurses while worlds are drawn.
+    // Cedar recurses while scenarios are drawn.
     let recording = std::thread::Builder::new()
         .stack_size(crate::STACK_BYTES)
         .spawn(move || record(seed, count))
@@ -113,7 +114,7 @@ fn answers_are_those_of_the_record() {
     }
 }
 
-/// Makes `count` calls to services in turn. Returns a line for each.
+/// Makes `count` calls, spread over the services. Returns a line for each.
 fn record(seed: u64, count: usize) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -130,12 +131,12 @@ fn record(seed: u64, count: usize) -> Vec<String> {
 async fn record_service(number: usize, service: Service, lines: &mut Vec<String>) {
     let arguments: Vec<&str> = service.arguments.iter().map(String::as_str).collect();
     let server = Server::start(&service.policies, &arguments);
-    let mut caller = Caller::connect(server.address()).await;
+    let mut client = Http2Client::connect(server.address()).await;
     for call in &service.calls {
-        let outcome = caller.send(call.head(), call.body.clone()).await;
+        let outcome = client.send(call.head(), call.body.clone()).await;
         // The next call needs a connection that is still open.
-        if outcome.broken.is_some() {
-            caller = Caller::connect(server.address()).await;
+        if outcome.h2_error.is_some() {
+            client = Http2Client::connect(server.address()).await;
         }
         lines.push(format!(
             "{number}:{name} {digest} {method} {reply}",
@@ -147,7 +148,7 @@ async fn record_service(number: usize, service: Service, lines: &mut Vec<String>
     }
 }
 
-/// A digest of everything that a call sends.
+/// Returns a digest of everything that a call sends.
 fn digest(call: &Call) -> String {
     let mut digest = Sha256::new();
     digest.update(format!("{} {:?} ", call.method, call.headers));
@@ -159,7 +160,7 @@ fn digest(call: &Call) -> String {
     text
 }
 
-/// Returns a text for each line that is not the same before and after.
+/// Describes each line that differs between before and after.
 fn differences(before: &[&str], after: &[String]) -> Vec<String> {
     let mut differences: Vec<String> = before
         .iter()

@@ -1,26 +1,26 @@
-//! Draws requests, and requests that differ from another in one thing only.
+//! Draws requests, and variants that differ in one detail.
 
 use std::collections::BTreeMap;
 
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 
 use crate::rng::Rng;
+use crate::scenario::{Scenario, bend_record, entity, record};
 use crate::shape::Attributes;
 use crate::values::{
     ATTRIBUTES, CONTEXT, IDS, PRINCIPALS, RESOURCES, TYPES, id, other_value, uid, value,
 };
-use crate::world::{World, bent, entity, record};
 
-/// Families of requests for `world`.
-pub(crate) fn draw(rng: &mut Rng, world: &World, count: usize) -> Vec<Query> {
+/// Draws requests in families of variants.
+pub(crate) fn draw(rng: &mut Rng, scenario: &Scenario, count: usize) -> Vec<Query> {
     let mut queries: Vec<Query> = Vec::new();
     while queries.len() < count {
         let query = match queries.len() {
-            0 => one(rng, world),
-            _ if rng.chance(45) => one(rng, world),
+            0 => draw_one(rng, scenario),
+            _ if rng.chance(45) => draw_one(rng, scenario),
             _ => {
                 let base = rng.pick(&queries);
-                varied(rng, world, base)
+                draw_variant(rng, scenario, base)
             }
         };
         if !queries.contains(&query) {
@@ -30,13 +30,13 @@ pub(crate) fn draw(rng: &mut Rng, world: &World, count: usize) -> Vec<Query> {
     queries
 }
 
-fn one(rng: &mut Rng, world: &World) -> Query {
-    let leaves = world.shape.leaves();
+fn draw_one(rng: &mut Rng, scenario: &Scenario) -> Query {
+    let leaves = scenario.shape.leaves();
     let (action, applies) = rng.pick(&leaves);
     let mut action = action.uid();
     if rng.chance(3) {
         action = match rng.below(4) {
-            0 | 1 => rng.pick(&world.shape.actions).uid(),
+            0 | 1 => rng.pick(&scenario.shape.actions).uid(),
             2 => Uid::new("Action", "unheard of"),
             _ => Uid::new("User", id(rng)),
         };
@@ -50,8 +50,8 @@ fn one(rng: &mut Rng, world: &World) -> Query {
         false => rng.pick(&applies.resources),
     };
     let mut context = record(rng, &applies.context, CONTEXT);
-    if rng.chance(if world.validates() { 2 } else { 20 }) {
-        context = bent(rng, &context);
+    if rng.chance(if scenario.validates() { 2 } else { 20 }) {
+        context = bend_record(rng, &context);
     }
     let mut query = Query {
         principal: uid(rng, principal),
@@ -64,7 +64,7 @@ fn one(rng: &mut Rng, world: &World) -> Query {
     };
     if rng.chance(45) {
         for _ in 0..rng.between(1, 4) {
-            let sent = request_entity(rng, world, &query);
+            let sent = request_entity(rng, scenario, &query);
             let is_new = query.entities.iter().all(|entity| entity.uid != sent.uid);
             if is_new || rng.chance(3) {
                 query.entities.push(sent);
@@ -74,11 +74,11 @@ fn one(rng: &mut Rng, world: &World) -> Query {
     query
 }
 
-/// Shadows a stored entity, supplies a parent that the store only names, or is of no concern.
-fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity {
+/// Draws an entity that replaces a stored one, supplies a missing parent, or has no effect.
+fn request_entity(rng: &mut Rng, scenario: &Scenario, query: &Query) -> RequestEntity {
     let known = |uid: &Uid| {
         let sent = query.entities.iter().find(|entity| entity.uid == *uid);
-        sent.or_else(|| world.stored(uid)).cloned()
+        sent.or_else(|| scenario.stored(uid)).cloned()
     };
     let mut own = match rng.below(6) {
         0 | 1 => query.principal.clone(),
@@ -88,7 +88,7 @@ fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity 
             uid(rng, type_name)
         }
     };
-    // Up the hierarchy, to where others hang.
+    // Walks up the hierarchy, to entities with many descendants.
     while rng.chance(45)
         && let Some(entity) = known(&own)
         && !entity.parents.is_empty()
@@ -101,15 +101,15 @@ fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity 
             id(rng),
         );
     }
-    let mut sent = entity(rng, &world.shape, own);
-    if rng.chance(if world.has_schema() { 2 } else { 20 }) {
-        sent.attributes = bent(rng, &sent.attributes);
+    let mut sent = entity(rng, &scenario.shape, own);
+    if rng.chance(if scenario.has_schema() { 2 } else { 20 }) {
+        sent.attributes = bend_record(rng, &sent.attributes);
     }
     if rng.chance(1) {
-        sent.tags = bent(rng, &sent.tags);
+        sent.tags = bend_record(rng, &sent.tags);
     }
     if rng.chance(4) {
-        // May close a cycle, or be of a type that the schema does not let be a parent.
+        // May close a cycle, or have a parent type that the schema does not allow.
         let parent_type = match rng.chance(80) {
             true => sent.uid.type_name.clone(),
             false => rng.pick(TYPES).0.to_owned(),
@@ -120,7 +120,7 @@ fn request_entity(rng: &mut Rng, world: &World, query: &Query) -> RequestEntity 
     sent
 }
 
-fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
+fn draw_variant(rng: &mut Rng, scenario: &Scenario, base: Query) -> Query {
     let mut query = base;
     match rng.below(10) {
         0 => {
@@ -138,10 +138,10 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
             query.resource = uid(rng, &type_name);
         }
         2 => {
-            let leaves = world.shape.leaves();
+            let leaves = scenario.shape.leaves();
             let (action, applies) = rng.pick(&leaves);
             query.action = action.uid();
-            if world.validates() && rng.chance(80) {
+            if scenario.validates() && rng.chance(80) {
                 query.principal = {
                     let type_name = rng.pick(&applies.principals);
                     uid(rng, type_name)
@@ -153,8 +153,8 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
                 query.context = record(rng, &applies.context, CONTEXT);
             }
         }
-        3 => query.context = altered(rng, &query.context, CONTEXT),
-        4 => query.context = with_or_without_one(rng, world, &query),
+        3 => query.context = change_field(rng, &query.context, CONTEXT),
+        4 => query.context = toggle_attribute(rng, scenario, &query),
         5 if !query.entities.is_empty() => {
             let at = rng.below(query.entities.len());
             query.entities.remove(at);
@@ -162,13 +162,13 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
         6 if !query.entities.is_empty() => {
             let at = rng.below(query.entities.len());
             let sent = &mut query.entities[at];
-            sent.attributes = altered(rng, &sent.attributes, ATTRIBUTES);
+            sent.attributes = change_field(rng, &sent.attributes, ATTRIBUTES);
         }
         7 if !query.entities.is_empty() => {
             let at = rng.below(query.entities.len());
             let sent = &mut query.entities[at];
             if sent.parents.is_empty() || rng.chance(30) {
-                sent.parents = entity(rng, &world.shape, sent.uid.clone()).parents;
+                sent.parents = entity(rng, &scenario.shape, sent.uid.clone()).parents;
             } else {
                 let at = rng.below(sent.parents.len());
                 let type_name = sent.parents[at].type_name.clone();
@@ -178,9 +178,9 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
         9 if !query.entities.is_empty() => {
             let at = rng.below(query.entities.len());
             let sent = &mut query.entities[at];
-            sent.tags = entity(rng, &world.shape, sent.uid.clone()).tags;
+            sent.tags = entity(rng, &scenario.shape, sent.uid.clone()).tags;
         }
-        8 if !world.validates() => {
+        8 if !scenario.validates() => {
             let known: Attributes = query
                 .context
                 .iter()
@@ -190,7 +190,7 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
             query.context = record(rng, &known, CONTEXT);
         }
         _ => {
-            let sent = request_entity(rng, world, &query);
+            let sent = request_entity(rng, scenario, &query);
             if query.entities.iter().all(|entity| entity.uid != sent.uid) {
                 query.entities.push(sent);
             }
@@ -199,14 +199,14 @@ fn varied(rng: &mut Rng, world: &World, base: Query) -> Query {
     query
 }
 
-/// The context with an attribute more or less, mostly one that is declared and optional.
-fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
+/// Adds or removes one attribute of the context, mostly a declared optional one.
+fn toggle_attribute(rng: &mut Rng, scenario: &Scenario, query: &Query) -> Record {
     let mut fields: BTreeMap<String, Value> = query
         .context
         .iter()
         .map(|(name, value)| (name.to_owned(), value.clone()))
         .collect();
-    let leaves = world.shape.leaves();
+    let leaves = scenario.shape.leaves();
     let declared = leaves
         .iter()
         .find(|(action, _)| action.uid() == query.action)
@@ -217,7 +217,7 @@ fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
         .filter_map(|(name, required)| (!required).then_some(*name))
         .collect();
     let (any, ty) = rng.pick(CONTEXT);
-    let any_percent = if world.validates() { 12 } else { 50 };
+    let any_percent = if scenario.validates() { 12 } else { 50 };
     let (name, ty) = match optional.is_empty() || rng.chance(any_percent) {
         true => (any, ty),
         false => {
@@ -232,8 +232,8 @@ fn with_or_without_one(rng: &mut Rng, world: &World, query: &Query) -> Record {
     fields.into()
 }
 
-/// The same record with one field's value another, or a set in it in another order.
-fn altered(rng: &mut Rng, record: &Record, types: &[(&str, crate::values::Ty)]) -> Record {
+/// Changes the value of one field, or the order of a set in it.
+fn change_field(rng: &mut Rng, record: &Record, types: &[(&str, crate::values::Ty)]) -> Record {
     let mut fields: BTreeMap<String, Value> = record
         .iter()
         .map(|(name, value)| (name.to_owned(), value.clone()))

@@ -1,20 +1,20 @@
-//! A small seeded generator: the same seed makes the same worlds on every machine.
+//! A small seeded generator: a seed makes the same scenarios on every machine.
 //!
-//! Not proptest's: a world is drawn in one go of many dependent choices, which strategies would
-//! only obscure, and a failing case is printed whole in place of being shrunk.
+//! Not proptest's: a scenario takes many dependent choices, which strategies would only obscure. A
+//! failing case is printed whole instead of being shrunk.
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Self(seed);
-        // Neighbouring seeds must not begin alike.
+        // Adjacent seeds must not begin alike.
         Self(rng.next())
     }
 
-    /// A generator for the thing named `name`, which draws the same whatever else is drawn.
+    /// Returns a generator for `name`, independent of other draws.
     pub(crate) fn named(seed: u64, name: &str) -> Self {
         let digest = name.bytes().fold(seed, |digest, byte| {
             (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -22,7 +22,7 @@ impl Rng {
         Self::new(digest)
     }
 
-    /// A seed for another generator.
+    /// Draws a seed for another generator.
     pub(crate) fn seed(&mut self) -> u64 {
         self.next()
     }
@@ -35,17 +35,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`.
+    /// Draws a number below `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    /// A number from `least` to `most`, both included.
+    /// Draws a number from `least` to `most`, both included.
     pub(crate) fn between(&mut self, least: usize, most: usize) -> usize {
         least + self.below(most - least + 1)
     }
 
-    /// True in `percent` of a hundred cases.
+    /// Returns true in `percent` of a hundred cases.
     pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -54,7 +54,7 @@ impl Rng {
         items[self.below(items.len())].clone()
     }
 
-    /// Each item with a chance of `percent`, in order.
+    /// Keeps each item with a probability of `percent`, in order.
     pub(crate) fn some<T: Clone>(&mut self, items: &[T], percent: usize) -> Vec<T> {
         items
             .iter()

@@ -1,6 +1,6 @@
-//! What entities, actions and contexts of a world look like, and the schema that says so.
+//! The types of a scenario's entities, actions and contexts, and its schema.
 //!
-//! A world without a schema has a shape too: it is what its entities mostly follow.
+//! A scenario without a schema has a shape too, which most of its entities follow.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ pub(crate) struct Shape {
     pub(crate) actions: Vec<ActionShape>,
 }
 
-/// Type, id and the groups it may be in.
+/// Type, id and possible groups.
 const ACTIONS: &[(&str, &str, bool, &[&str])] = &[
     ("Action", "read", false, &["all", "view"]),
     ("Action", "write", false, &["edit", "all"]),
@@ -89,8 +89,8 @@ impl Shape {
         Self { entities, actions }
     }
 
-    /// Changes the actions' groups and what they apply to, or which optional attributes there
-    /// are. Entities that conform go on to do so.
+    /// Changes the actions' groups and resource types, or the optional attributes. Entities that
+    /// conform continue to do so.
     pub(crate) fn change(&mut self, rng: &mut Rng) {
         match rng.below(3) {
             0 => {
@@ -123,7 +123,7 @@ impl Shape {
         }
     }
 
-    /// The attributes of an entity type; none for types that no world shapes.
+    /// Returns the attributes of an entity type; none for types without a shape.
     pub(crate) fn attributes(&self, type_name: &str) -> Attributes {
         self.entities
             .get(type_name)
@@ -135,7 +135,7 @@ impl Shape {
         self.entities.get(type_name).is_some_and(|shape| shape.tags)
     }
 
-    /// The actions that requests ask for.
+    /// Returns the actions of requests.
     pub(crate) fn leaves(&self) -> Vec<(&ActionShape, &Applies)> {
         self.actions
             .iter()
@@ -143,7 +143,7 @@ impl Shape {
             .collect()
     }
 
-    /// The schema in two texts, for two files: the types, and the actions with what is in `Shop`.
+    /// Writes the schema for two files: the types, and the actions with the namespace `Shop`.
     pub(crate) fn schema(&self) -> [String; 2] {
         let mut types = String::from("entity Tier enum [\"gold\", \"silver\"];\n");
         let mut rest = String::new();
@@ -208,7 +208,7 @@ fn attributes(rng: &mut Rng, from: &[(&'static str, Ty)], percent: usize) -> Att
 }
 
 fn context(rng: &mut Rng) -> Attributes {
-    // Some have a few plain attributes and no others, as most do elsewhere.
+    // Some have a few plain attributes and no others.
     match rng.chance(40) {
         true => attributes(rng, &CONTEXT[..PLAIN], 60),
         false => attributes(rng, CONTEXT, 50),

@@ -1,7 +1,7 @@
-//! Types, values and uids of the generated worlds, and how each is written for whom.
+//! Types, values and uids of scenarios, and their encodings.
 //!
-//! The model of a value is the query's own plain [`Value`]; that it means the same to Cedar is
-//! what the test finds out, so everything Cedar gets is written here and not by our code.
+//! A value is modelled by the query's own plain [`Value`]. The test verifies that it means the same
+//! to Cedar, so this code writes all of Cedar's input itself.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::rng::Rng;
 
-/// What a value may be.
+/// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ty {
     Bool,
@@ -19,7 +19,7 @@ pub(crate) enum Ty {
     String,
     Entity(&'static str),
     Set(&'static Ty),
-    /// The one record type: [`RECORD`].
+    /// The only record type: [`RECORD`].
     Record,
     Decimal,
     Ip,
@@ -27,8 +27,8 @@ pub(crate) enum Ty {
     Duration,
 }
 
-/// A name means the same type wherever it stands, so that policies can be drawn without knowing
-/// which entity they will meet.
+/// A name has the same type on every entity, so that policies can be drawn before their entities
+/// are known.
 pub(crate) const ATTRIBUTES: &[(&str, Ty)] = &[
     ("level", Ty::Long),
     ("limit", Ty::Long),
@@ -65,7 +65,7 @@ pub(crate) const CONTEXT: &[(&str, Ty)] = &[
     ("tier", Ty::Entity("Tier")),
 ];
 
-/// How many of them, the first ones, are of a type that a value's kind tells.
+/// The number of leading entries whose type follows from the kind of a value.
 pub(crate) const PLAIN: usize = 4;
 
 /// Name, type and whether it is required.
@@ -75,7 +75,7 @@ pub(crate) const RECORD: &[(&str, Ty, bool)] = &[
     ("boss", Ty::Entity("User"), false),
 ];
 
-/// The type of tags on entities of `type_name`, where they may have any.
+/// Returns the type of tags on entities of `type_name`, where the schema allows tags.
 pub(crate) fn tag_type(type_name: &str) -> Ty {
     match type_name {
         "User" => Ty::Entity("Doc"),
@@ -87,8 +87,8 @@ pub(crate) fn tag_type(type_name: &str) -> Ty {
 
 pub(crate) const TAGS: &[&str] = &["k0", "k1", "x"];
 
-/// Types with a hierarchy, and what their parents may be. An entity's parents of its own type
-/// come later in [`IDS`], which is what keeps generated stores free of cycles.
+/// Types with a hierarchy, and their parent types. An entity's parents of its own type come later
+/// in [`IDS`], so that generated stores have no cycles.
 pub(crate) const TYPES: &[(&str, &[&str])] = &[
     ("User", &["Group", "Org"]),
     ("Group", &["Group", "Org"]),
@@ -103,28 +103,28 @@ pub(crate) const RESOURCES: &[&str] = &["Doc", "Doc", "Folder", "Shop::Order"];
 
 pub(crate) const IDS: &[&str] = &["a", "b", "c", "d", "e", "", "q\"é\n\0"];
 
-/// Groups and folders that stand one above the other, in worlds that have them: an entity at the
-/// foot has some tens of ancestors. Elsewhere they are uids that nothing knows but a policy.
-pub(crate) const TOWER: &[&str] = &[
+/// Ids of groups and folders in a long chain, in scenarios that have one: the lowest has some tens
+/// of ancestors. In others only policies name them.
+pub(crate) const CHAIN: &[&str] = &[
     "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
     "17", "18", "19", "20", "21", "22", "23", "24", "25", "26", "27", "28", "29", "30", "31", "32",
     "33", "34", "35", "36", "37", "38", "39",
 ];
 
-/// The types that towers are of.
-pub(crate) const TOWERS: &[&str] = &["Group", "Folder"];
+/// The types of the chains.
+pub(crate) const CHAIN_TYPES: &[&str] = &["Group", "Folder"];
 
-/// The ids that an entity's parents of its own type may have.
-pub(crate) fn above(id: &str) -> &'static [&'static str] {
+/// Returns the ids that parents of the same type may have.
+pub(crate) fn parent_ids(id: &str) -> &'static [&'static str] {
     match IDS.iter().position(|known| *known == id) {
         Some(rank) => &IDS[rank + 1..],
-        // Of a tower, which no entity of it may leave and come in again below.
+        // An entity of a chain has no other parents of its type, which could lead back below it.
         None => &[],
     }
 }
 
 pub(crate) fn id(rng: &mut Rng) -> &'static str {
-    // Mostly few ids, so that policies, entities and requests meet.
+    // Few ids, so that policies, entities and requests match often.
     match rng.below(100) {
         0..=88 => IDS[rng.below(4)],
         89 => "nobody",
@@ -136,8 +136,8 @@ pub(crate) fn uid(rng: &mut Rng, type_name: &str) -> Uid {
     if type_name == "Tier" {
         return Uid::new("Tier", rng.pick(&["gold", "silver"]));
     }
-    if TOWERS.contains(&type_name) && rng.chance(12) {
-        return Uid::new(type_name, rng.pick(TOWER));
+    if CHAIN_TYPES.contains(&type_name) && rng.chance(12) {
+        return Uid::new(type_name, rng.pick(CHAIN));
     }
     Uid::new(type_name, id(rng))
 }
@@ -183,7 +183,7 @@ pub(crate) fn value(rng: &mut Rng, ty: Ty) -> Value {
     }
 }
 
-/// A value of any type but, most likely, `ty`.
+/// Draws a value that most likely has another type than `ty`.
 pub(crate) fn other_value(rng: &mut Rng, ty: Ty) -> Value {
     let mut other = rng.pick(ATTRIBUTES).1;
     if other == ty {
@@ -200,7 +200,7 @@ pub(crate) fn cedar_uid(uid: &Uid) -> Result<EntityUid, String> {
     ))
 }
 
-/// As a policy writes it.
+/// Writes a uid in policy syntax.
 pub(crate) fn uid_text(uid: &Uid) -> String {
     cedar_uid(uid).unwrap().to_string()
 }
@@ -209,7 +209,7 @@ pub(crate) fn string_text(text: &str) -> String {
     format!("\"{}\"", text.escape_debug())
 }
 
-/// As a policy writes it.
+/// Writes a value in policy syntax.
 pub(crate) fn literal(value: &Value) -> String {
     match value {
         Value::Bool(value) => value.to_string(),
@@ -234,7 +234,7 @@ pub(crate) fn literal(value: &Value) -> String {
     }
 }
 
-/// As an entity file writes it; `implicit` leaves to the schema what it can tell.
+/// Writes a value for an entity file; `implicit` omits what the schema implies.
 pub(crate) fn json(value: &Value, implicit: bool) -> serde_json::Value {
     let extension = |function: &str, text: &str| match implicit {
         true => json!(text),
@@ -268,7 +268,7 @@ pub(crate) fn json(value: &Value, implicit: bool) -> serde_json::Value {
     }
 }
 
-/// As Cedar's public API takes it.
+/// Converts a value for Cedar's public API.
 pub(crate) fn expression(value: &Value) -> Result<RestrictedExpression, String> {
     Ok(match value {
         Value::Bool(value) => RestrictedExpression::new_bool(*value),

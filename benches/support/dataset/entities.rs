@@ -1,4 +1,4 @@
-//! Entities by kind and number, and how they are written.
+//! Entities by kind and number, and their JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,16 +10,16 @@ use cedar_pdp::pdp::query::{Record, RequestEntity, Uid, Value};
 
 use super::{Dataset, PER_FILE, rng, write_files};
 
-/// Labels that entities bear, three each.
+/// The number of labels; an entity has three.
 pub const LABELS: usize = 12;
-/// The levels of entities are below this.
+/// Entity levels are below this number.
 pub const LEVELS: usize = 100;
 
 const USER: &str = "User";
 const GROUP: &str = "Group";
 const FOLDER: &str = "Folder";
 
-/// What an entity is.
+/// The kind of an entity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntityKind {
     User,
@@ -29,7 +29,7 @@ pub enum EntityKind {
 }
 
 impl EntityKind {
-    /// What such entities are in.
+    /// Returns the kind of their parents.
     fn container(self) -> Self {
         match self {
             Self::User | Self::Group => Self::Group,
@@ -45,18 +45,18 @@ pub struct Name {
     pub id: String,
 }
 
-/// As Cedar writes a uid; nothing in ids needs escaping.
+/// Writes a uid in Cedar syntax; ids need no escapes.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}::\"{}\"", self.type_name, self.id)
     }
 }
 
-/// What an entity knows of itself.
+/// The attributes of an entity.
 pub struct Attributes {
     text: String,
     pub level: usize,
-    /// A user's number.
+    /// The number of a user.
     pub owner: usize,
     pub labels: Option<[usize; 3]>,
     remark: Option<String>,
@@ -97,7 +97,7 @@ impl Dataset {
         }
     }
 
-    /// The groups that a user, or the folders that a document, is directly in.
+    /// Returns the direct groups of a user, or the folders of a document.
     pub fn parents(&self, kind: EntityKind, n: usize) -> Vec<usize> {
         match kind {
             EntityKind::User => self.groups.parents_of_leaf(&mut rng(10, n)),
@@ -107,7 +107,7 @@ impl Dataset {
         }
     }
 
-    /// The entity as a request brings it.
+    /// Builds the entity as a part of a request.
     pub fn request_entity(&self, kind: EntityKind, n: usize) -> RequestEntity {
         let uid = |name: Name| Uid::new(name.type_name, name.id);
         let attributes = self.attributes(kind, n);
@@ -138,7 +138,7 @@ impl Dataset {
         }
     }
 
-    /// The file in the directory `entities` that an entity stands in.
+    /// Returns the path of an entity's file below `entities`.
     pub fn file_of(&self, kind: EntityKind, n: usize) -> String {
         let before = match kind {
             EntityKind::User => 0,
@@ -149,10 +149,10 @@ impl Dataset {
         entity_file((before + n) / PER_FILE)
     }
 
-    /// A group of the highest level that a user is in, by way of others.
+    /// Returns a group of the highest level that contains the user indirectly.
     pub fn highest_group_of(&self, user: usize) -> Option<usize> {
         let parents = self.parents(EntityKind::User, user);
-        // Those of the highest level have the lowest numbers.
+        // Containers of the highest level have the lowest numbers.
         self.groups.with_ancestors(parents).first().copied()
     }
 
@@ -200,7 +200,7 @@ impl Dataset {
     }
 }
 
-/// Where the `n`th thousand of entities stands in the directory `entities`.
+/// Returns the name of the `n`th file in `entities`.
 fn entity_file(n: usize) -> String {
     format!("{n:04}.entities.json")
 }
@@ -213,7 +213,7 @@ pub fn document_type(n: usize) -> String {
     format!("Document{n:02}")
 }
 
-/// `text` with letters and digits behind it, `bytes` in all.
+/// Pads `text` with letters and digits to `bytes` bytes.
 fn filled(mut text: String, bytes: usize, seed: u64) -> String {
     let mut rng = super::Rng::new(seed);
     while text.len() < bytes {

@@ -1,4 +1,4 @@
-//! Groups, or folders: eight levels, each four times the one above it.
+//! Groups, or folders: eight levels, each four times the size of the level above.
 
 use super::entities::EntityKind;
 use super::rng;
@@ -6,18 +6,17 @@ use super::rng::Rng;
 
 const LEVELS: usize = 8;
 const GROWTH: usize = 4;
-/// Of one in a hundred entities.
+/// The number of parents of one in a hundred entities.
 pub const MANY_PARENTS: usize = 50;
-/// The many parents of a user or document lie so near each other, counted in containers: someone
-/// who is in 50 groups is so in one part of a house. Scattered ones would have more ancestors than
-/// an entity may have.
+/// The many parents of an entity are within this distance: a user in 50 groups is so in one part of
+/// an organisation. Scattered parents would have too many ancestors.
 const NEIGHBOURHOOD: usize = 400;
 
-/// Containers by number, those of the highest level first.
+/// Containers by number, the highest level first.
 #[derive(Debug)]
 pub struct Hierarchy {
     kind: EntityKind,
-    /// Where each level begins, and after the last where it ends.
+    /// The start of each level, and the end of the last.
     begins: [usize; LEVELS + 1],
 }
 
@@ -27,7 +26,7 @@ impl Hierarchy {
         let mut left = containers;
         for (above, begin) in begins.iter_mut().enumerate().rev() {
             *begin = left;
-            // What remains for the levels above, of which each needs one at the least.
+            // The levels above share the rest, and need at least one each.
             left = (left / GROWTH).max(above.saturating_sub(1));
         }
         if let Some(first) = begins.first_mut() {
@@ -40,7 +39,7 @@ impl Hierarchy {
         self.begins.last().copied().unwrap_or(0)
     }
 
-    /// Where the level of container `n`, and the one above, begin and end: `(above, level, end)`.
+    /// Returns the level of container `n` and the one above as `(above, level, end)`.
     fn level(&self, n: usize) -> (usize, usize, usize) {
         let mut above = 0;
         let mut begin = 0;
@@ -53,7 +52,7 @@ impl Hierarchy {
         (above, begin, begin)
     }
 
-    /// The containers that container `n` is in; none for those on the highest level.
+    /// Returns the parents of container `n`; none on the highest level.
     pub fn parents_of_container(&self, n: usize) -> Vec<usize> {
         let (above, level, end) = self.level(n);
         if level == 0 {
@@ -68,7 +67,7 @@ impl Hierarchy {
             71..=90 => (GROWTH, 1),
             _ => (GROWTH, 2),
         };
-        // The neighbours of the tree's parent, as far as there are any.
+        // Neighbours of the parent in the tree, as far as there are any.
         let first =
             (tree_parent - (tree_parent - above) % nearby).min(level.saturating_sub(nearby));
         for neighbour in first.max(above)..level {
@@ -82,7 +81,7 @@ impl Hierarchy {
         parents
     }
 
-    /// The containers that a user or document is in whose rng this is.
+    /// Draws the containers of a user or document.
     pub fn parents_of_leaf(&self, rng: &mut Rng) -> Vec<usize> {
         let (count, nearby) = match rng.below(100) {
             0 => (MANY_PARENTS, NEIGHBOURHOOD),
@@ -100,7 +99,7 @@ impl Hierarchy {
         parents
     }
 
-    /// `parents` and all that they are in, sorted.
+    /// Returns `parents` and all their ancestors, sorted.
     pub fn with_ancestors(&self, parents: Vec<usize>) -> Vec<usize> {
         let mut found = parents.clone();
         let mut ahead = parents;

@@ -1,19 +1,19 @@
-//! What each policy says, before it is written: enough to tell which requests it permits.
+//! Outlines of policies, from which requests for them can be made.
 
 use super::entities::{EntityKind, LABELS, LEVELS};
 use super::rng::Rng;
 use super::{Dataset, UNSCOPED_POLICIES, rng};
 
-/// Three actions for each type of document; the first views, the others change.
+/// Three actions for each type of document; the first reads, the others change.
 pub const VERBS: [&str; 3] = ["read", "edit", "share"];
 
-/// Permits that are not bound to a document ask for less than their amount, which lies below this:
-/// a request with this amount or more is not permitted.
+/// Permits that are not bound to a document require a smaller amount than their own, which is below
+/// this. A request with this amount or more is not permitted.
 pub const AMOUNTS: usize = 10_000;
 /// Every permit allows amounts below this.
 pub const LEAST_AMOUNT: usize = 1_000;
 
-/// A policy, or a link, by what it is about.
+/// A policy or link, by its scope.
 #[derive(Debug)]
 pub struct Outline {
     pub is_permit: bool,
@@ -29,9 +29,9 @@ pub enum Scope {
     Document(usize),
     InFolder(usize),
     InGroup(usize),
-    /// By a template.
+    /// A link of a template.
     Link(Link),
-    /// By the type of the document, or by the action alone; mostly with a group in the condition.
+    /// By the document's type or the action alone, mostly with a group in the condition.
     Type(usize, Option<usize>),
     Action(Option<usize>),
 }
@@ -54,7 +54,7 @@ pub enum ActionScope {
     Is(usize, usize),
 }
 
-/// With the amount from which on it does not hold; or, for a forbid, holds.
+/// With the amount from which it no longer applies, or, for a forbid, from which it applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     LevelOfPrincipal {
@@ -76,12 +76,11 @@ pub enum Condition {
     GreatWithoutMfa {
         above: usize,
     },
-    /// As the policy without scope says.
+    /// The condition of the policy without scope.
     Own,
 }
 
-/// 60 % by resource, 25 % by group, 10 % links, 5 % by type or action, mixed so that any stretch
-/// holds of each.
+/// 60 % by resource, 25 % by group, 10 % links, 5 % by type or action, evenly mixed.
 #[derive(Clone, Copy)]
 enum Sort {
     Resource,
@@ -178,7 +177,7 @@ impl Link {
         }
     }
 
-    /// The slots' values.
+    /// Returns the slots' values.
     pub fn slots(self) -> [(EntityKind, usize); 2] {
         let (principal, resource) = match self {
             Self::UserInFolder(user, folder) => {

@@ -100,8 +100,8 @@ impl Dataset {
         )
     }
 
-    /// The condition of the `n`th policy without scope. Each permit asks for an amount below
-    /// [`AMOUNTS`](super::outline::AMOUNTS), and no forbid meets a request of a common channel
+    /// Writes the `n`th policy without scope. Each permit requires an amount below
+    /// [`AMOUNTS`](super::outline::AMOUNTS), and no forbid matches a request of a common channel
     /// with a second factor.
     fn unscoped(&self, n: usize) -> String {
         let name = |kind, n| self.name(kind, n).to_string();
@@ -204,7 +204,7 @@ pub fn action_id(verb: usize, document_type: usize) -> String {
     format!("{verb}{document_type:02}")
 }
 
-/// Where the `n`th thousand of policies stands in the directory `policies`.
+/// Returns the name of the `n`th file in `policies`.
 pub fn policy_file(n: usize) -> String {
     format!("{n:04}.cedar")
 }

@@ -1,9 +1,8 @@
-//! Requests over a data set: who asks often asks often, and half of them are allowed.
+//! Requests over a data set: users and documents by frequency, half of them allowed.
 //!
-//! Which are is settled by construction: a request that shall be allowed is drawn again until a
-//! permit covers it, with a context that no forbid minds; one that shall be denied has an amount
-//! that no permit bears, or comes from outside, which a forbid minds. The real share is for those
-//! to report who have the answers.
+//! The decision is determined by construction. A request to allow is drawn until a permit covers
+//! it, with a context that no forbid matches. A request to deny has an amount above every permit,
+//! or comes from outside, which a forbid matches. Benchmarks report the actual share.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,12 +16,12 @@ use super::policies::action_id;
 use super::rng::Rng;
 use super::{Dataset, rng};
 
-/// Draws without success after which a data set counts as one without permits.
-const MOST_DRAWS: usize = 100_000;
+/// Failed draws after which a data set counts as one without permits.
+const MAX_DRAWS: usize = 100_000;
 
 /// One request, as a message and as a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct DrawnRequest {
     /// The number of the user who is the principal.
     pub user: usize,
     /// The number of the document that is the resource.
@@ -33,12 +32,12 @@ pub struct Ask {
     pub channel: &'static str,
     pub mfa: bool,
     pub amount: i64,
-    /// What the construction promises.
+    /// The decision by construction.
     pub is_allowed: bool,
 }
 
-impl Ask {
-    /// The promised decision.
+impl DrawnRequest {
+    /// The expected decision.
     pub fn decision(&self) -> pb::Decision {
         match self.is_allowed {
             true => pb::Decision::Allow,
@@ -91,46 +90,46 @@ impl Ask {
 }
 
 impl Dataset {
-    /// `ask` bringing five entities along: the principal, the resource and its owner, and a group
-    /// and a folder that they are in. They say what is stored of them, so the decision stays; who
-    /// decides cannot know that.
-    pub fn bringing_entities(&self, ask: &Ask) -> Query {
-        let owner = self.attributes(EntityKind::Document, ask.document).owner;
+    /// Adds five entities to `ask`: the principal, the resource and its owner, a group and a folder
+    /// that contain them. They are equal to the stored ones, so the decision stays, but the service
+    /// cannot know that.
+    pub fn with_entities(&self, drawn: &DrawnRequest) -> Query {
+        let owner = self.attributes(EntityKind::Document, drawn.document).owner;
         let first = |kind, n| self.parents(kind, n).first().copied().unwrap_or(0);
-        let mut brought = vec![
-            (EntityKind::User, ask.user),
-            (EntityKind::Document, ask.document),
+        let mut entities = vec![
+            (EntityKind::User, drawn.user),
+            (EntityKind::Document, drawn.document),
             (EntityKind::User, owner),
-            (EntityKind::Group, first(EntityKind::User, ask.user)),
+            (EntityKind::Group, first(EntityKind::User, drawn.user)),
             (
                 EntityKind::Folder,
-                first(EntityKind::Document, ask.document),
+                first(EntityKind::Document, drawn.document),
             ),
         ];
-        if owner == ask.user {
-            // No entity may come twice.
-            brought.remove(2);
-            brought.push((EntityKind::User, (owner + 1) % self.users));
+        if owner == drawn.user {
+            // No entity may occur twice.
+            entities.remove(2);
+            entities.push((EntityKind::User, (owner + 1) % self.users));
         }
         Query {
-            entities: brought
+            entities: entities
                 .into_iter()
                 .map(|(kind, n)| self.request_entity(kind, n))
                 .collect(),
-            ..ask.query()
+            ..drawn.query()
         }
     }
 
-    /// So many requests, allowed and denied ones in turn.
-    pub fn requests(&self, count: usize) -> anyhow::Result<Vec<Ask>> {
+    /// Draws `count` requests, alternately allowed and denied.
+    pub fn requests(&self, count: usize) -> anyhow::Result<Vec<DrawnRequest>> {
         self.draws()?.take(count).collect()
     }
 
-    /// Requests without end, allowed and denied ones in turn.
-    pub fn draws(&self) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Ask>>> {
+    /// Draws requests without end, alternately allowed and denied.
+    pub fn draws(&self) -> anyhow::Result<impl Iterator<Item = anyhow::Result<DrawnRequest>>> {
         ensure!(
             self.users > 0 && self.documents > 0,
-            "nobody is there to ask for anything"
+            "the data set has no users"
         );
         let mut draw = Draw {
             rng: rng(13, 0),
@@ -147,23 +146,23 @@ impl Dataset {
         }))
     }
 
-    fn allowed(&self, draw: &mut Draw, permits: &Permits<'_>) -> anyhow::Result<Ask> {
-        for _ in 0..MOST_DRAWS {
+    fn allowed(&self, draw: &mut Draw, permits: &Permits<'_>) -> anyhow::Result<DrawnRequest> {
+        for _ in 0..MAX_DRAWS {
             let (user, document) = draw.pair();
             if let Some(verb) = permits.verb(user, document, &mut draw.rng) {
-                return Ok(Ask {
+                return Ok(DrawnRequest {
                     channel: draw.common_channel(),
                     mfa: true,
                     amount: draw.rng.below(LEAST_AMOUNT) as i64,
                     is_allowed: true,
-                    ..self.ask(user, verb, document)
+                    ..self.base_request(user, verb, document)
                 });
             }
         }
         None.context("no permit covers any request")
     }
 
-    fn denied(&self, draw: &mut Draw) -> Ask {
+    fn denied(&self, draw: &mut Draw) -> DrawnRequest {
         let (user, document) = draw.pair();
         let verb = draw.rng.below(VERBS.len());
         let mfa = draw.rng.below(4) > 0;
@@ -175,16 +174,16 @@ impl Dataset {
                 draw.rng.between(AMOUNTS, 10 * AMOUNTS),
             )
         };
-        Ask {
+        DrawnRequest {
             channel,
             mfa,
             amount: amount as i64,
-            ..self.ask(user, verb, document)
+            ..self.base_request(user, verb, document)
         }
     }
 
-    fn ask(&self, user: usize, verb: usize, document: usize) -> Ask {
-        Ask {
+    fn base_request(&self, user: usize, verb: usize, document: usize) -> DrawnRequest {
+        DrawnRequest {
             user,
             document,
             principal: self.name(EntityKind::User, user),
@@ -198,7 +197,7 @@ impl Dataset {
     }
 }
 
-/// Users and documents as they come.
+/// Users and documents by frequency.
 struct Draw {
     rng: Rng,
     users: Zipf,
@@ -222,9 +221,9 @@ impl Draw {
     }
 }
 
-/// Zipf's distribution with exponent 1: the item of rank k is drawn in proportion to 1/k.
+/// A Zipf distribution with exponent 1: the item of rank k is drawn in proportion to 1/k.
 struct Zipf {
-    /// By rank, the chance of it or a better one, times the last.
+    /// Cumulative weights by rank.
     sums: Vec<f64>,
 }
 
@@ -247,12 +246,12 @@ impl Zipf {
             .sums
             .partition_point(|sum| *sum <= target)
             .min(items - 1);
-        // The ranks are spread over the numbers: a prime above their count meets each once.
+        // Maps ranks to numbers: a prime above their count reaches each number once.
         (rank * 2_654_435_761 + 97) % items
     }
 }
 
-/// The permits by what they are bound to, as far as they are bound to anything but an action.
+/// The permits by principal, resource and type.
 struct Permits<'a> {
     dataset: &'a Dataset,
     by_document: HashMap<usize, Vec<&'a Outline>>,
@@ -285,7 +284,7 @@ impl<'a> Permits<'a> {
                 }
                 Scope::Unscoped(0) => (&mut permits.by_group, 0),
                 Scope::Unscoped(2) => (&mut permits.by_group, dataset.groups.len() / 50),
-                // There is enough without these.
+                // The other permits are enough.
                 Scope::Unscoped(_) | Scope::Type(_, None) | Scope::Action(None) => continue,
             };
             by.entry(n).or_default().push(outline);
@@ -293,7 +292,7 @@ impl<'a> Permits<'a> {
         permits
     }
 
-    /// What a permit lets `user` do with `document`.
+    /// Returns what a permit allows `user` to do with `document`.
     fn verb(&self, user: usize, document: usize, rng: &mut Rng) -> Option<usize> {
         let dataset = self.dataset;
         let groups = dataset
@@ -340,12 +339,12 @@ impl<'a> Permits<'a> {
                 (in_scope && self.holds(outline, user, document)).then_some((outline, verb))
             })
             .collect();
-        // Not always the first: the order is that of the policies' sorts.
+        // A random start, because policies of one sort follow each other.
         let chosen = rng.below(found.len().max(1));
         (chosen < found.len()).then(|| found.swap_remove(chosen).1)
     }
 
-    /// Whether the condition of a permit holds for a small amount with a second factor.
+    /// Returns whether a permit holds for a small amount with a second factor.
     fn holds(&self, outline: &Outline, user: usize, document: usize) -> bool {
         let dataset = self.dataset;
         let of_user = |user| dataset.attributes(EntityKind::User, user);

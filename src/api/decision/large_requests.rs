@@ -69,18 +69,18 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn large_request_does_not_block_other_tasks() {
-        let (ask, asked) = std::sync::mpsc::channel();
-        let (answer, answered) = std::sync::mpsc::channel();
+        let (started, has_started) = std::sync::mpsc::channel();
+        let (finish, may_finish) = std::sync::mpsc::channel();
         let large = tokio::spawn(async move {
             let permit = LargeRequestLimiter::new().acquire().await;
             let other = tokio::spawn(async move {
-                ask.send(()).unwrap();
-                answered.recv().unwrap();
+                started.send(()).unwrap();
+                may_finish.recv().unwrap();
             });
             // Blocks the only thread until the other task has run.
             permit.run(|| {
-                asked.recv().unwrap();
-                answer.send(()).unwrap();
+                has_started.recv().unwrap();
+                finish.send(()).unwrap();
             });
             other.await.unwrap();
         });

@@ -272,13 +272,13 @@ mod tests {
 
     /// A connection that executes some calls at each poll, and ends when the sender of `end` is
     /// dropped.
-    struct Busy {
+    struct BatchedCalls {
         executor: ConnectionExecutor,
         batches: Vec<Vec<CallFuture>>,
         end: tokio::sync::oneshot::Receiver<()>,
     }
 
-    impl Future for Busy {
+    impl Future for BatchedCalls {
         type Output = ();
 
         fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -296,7 +296,7 @@ mod tests {
     async fn run(batches: Vec<Vec<CallFuture>>, done: impl Future<Output = ()>) {
         let executor = ConnectionExecutor::default();
         let (end, ended) = tokio::sync::oneshot::channel();
-        let connection = Busy {
+        let connection = BatchedCalls {
             executor: executor.clone(),
             batches,
             end: ended,
@@ -320,7 +320,7 @@ mod tests {
         })
     }
 
-    async fn reaches(count: &AtomicUsize, wanted: usize) {
+    async fn wait_for_count(count: &AtomicUsize, wanted: usize) {
         while count.load(Ordering::SeqCst) < wanted {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -340,7 +340,7 @@ mod tests {
             vec![counted(&count), waits(counted(&count)), counted(&count)],
             vec![waits(counted(&count))],
         ];
-        run(calls, reaches(&count, 4)).await;
+        run(calls, wait_for_count(&count, 4)).await;
     }
 
     #[tokio::test]
@@ -355,20 +355,20 @@ mod tests {
             vec![counted(&count)],
             vec![counted(&count), fails, fails_late, counted(&count)],
         ];
-        run(calls, reaches(&count, 3)).await;
+        run(calls, wait_for_count(&count, 3)).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn slow_calls_run_on_several_threads() {
         // Each call occupies its thread until it sees the other one running.
         let running = Arc::new(AtomicUsize::new(0));
-        let met = Arc::new(AtomicUsize::new(0));
+        let finished = Arc::new(AtomicUsize::new(0));
         let slow = |call: CallFuture| -> CallFuture {
             let running = Arc::clone(&running);
             Box::pin(async move {
                 running.fetch_add(1, Ordering::SeqCst);
-                let begun = std::time::Instant::now();
-                while begun.elapsed() < Duration::from_secs(10) {
+                let started = std::time::Instant::now();
+                while started.elapsed() < Duration::from_secs(10) {
                     if running.load(Ordering::SeqCst) == 2 {
                         return call.await;
                     }
@@ -377,8 +377,12 @@ mod tests {
             })
         };
         let first: CallFuture = Box::pin(async { std::thread::sleep(Duration::from_millis(2)) });
-        let calls = vec![vec![first, slow(counted(&met)), slow(counted(&met))]];
-        run(calls, reaches(&met, 2)).await;
+        let calls = vec![vec![
+            first,
+            slow(counted(&finished)),
+            slow(counted(&finished)),
+        ]];
+        run(calls, wait_for_count(&finished, 2)).await;
     }
 
     #[tokio::test]

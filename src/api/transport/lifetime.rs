@@ -201,11 +201,11 @@ mod tests {
 
     #[tokio::test]
     async fn connection_without_calls_expires_after_idle_time() {
-        let begun = Instant::now();
+        let started = Instant::now();
         let tracker = CallTracker::default();
         let expiry = limits(Some(LONG), Some(SHORT)).expiry(&tracker).await;
         assert_eq!(expiry, Expiry::Idle);
-        assert!(begun.elapsed() >= SHORT);
+        assert!(started.elapsed() >= SHORT);
     }
 
     #[tokio::test]
@@ -213,9 +213,9 @@ mod tests {
         let tracker = CallTracker::default();
         let limits = limits(None, Some(SHORT));
         let calling = async {
-            let begun = Instant::now();
+            let started = Instant::now();
             // Each call ends at once, so no check finds one in flight.
-            while begun.elapsed() < 5 * SHORT {
+            while started.elapsed() < 5 * SHORT {
                 drop(tracker.begin());
                 tokio::task::yield_now().await;
             }
@@ -232,10 +232,10 @@ mod tests {
     async fn connection_expires_at_its_age_despite_calls() {
         let tracker = CallTracker::default();
         let _stream = tracker.begin();
-        let begun = Instant::now();
+        let started = Instant::now();
         let expiry = limits(Some(SHORT), Some(LONG)).expiry(&tracker).await;
         assert_eq!(expiry, Expiry::Age);
-        assert!(begun.elapsed() >= SHORT.mul_f64(0.9));
+        assert!(started.elapsed() >= SHORT.mul_f64(0.9));
     }
 
     #[tokio::test]

@@ -247,14 +247,14 @@ fn cyclic_hierarchies_are_rejected() {
 
 #[test]
 fn deeply_nested_texts_are_rejected_at_their_position() {
-    let parens = format!(
+    let parentheses = format!(
         "permit(principal, action, resource) when {{ {}true{} }};",
         "(".repeat(400),
         ")".repeat(400)
     );
     let deep_json = "[".repeat(100_000);
     let errors = compile_errors(&[
-        ("a.cedar", &parens),
+        ("a.cedar", &parentheses),
         ("entities.json", &deep_json),
         ("s.cedarschema", &"entity A { x: Set<".repeat(50_000)),
     ]);
@@ -269,11 +269,11 @@ fn deeply_nested_texts_are_rejected_at_their_position() {
 
 #[test]
 fn policies_at_nesting_limits_compile() {
-    let parens = crate::pdp::MAX_BRACKETS - 2;
+    let parentheses = crate::pdp::MAX_BRACKETS - 2;
     let nested = format!(
         "permit(principal, action, resource) when {{ {}true{} }};",
-        "(".repeat(parens),
-        ")".repeat(parens)
+        "(".repeat(parentheses),
+        ")".repeat(parentheses)
     );
     let chained = format!(
         "permit(principal, action, resource) when {{ {} }};",

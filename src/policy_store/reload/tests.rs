@@ -660,11 +660,11 @@ async fn compiler_panic_is_a_rejection() {
         settings: &Settings,
         workers: &Workers,
     ) -> Result<Compiled, CompileError> {
-        let is_bomb = sources
+        let must_panic = sources
             .files()
             .iter()
             .any(|file| file.text().unwrap().contains("bomb"));
-        assert!(!is_bomb, "boom");
+        assert!(!must_panic, "boom");
         compile_from(previous, sources, settings, workers)
     }
     let dir = one_policy();

@@ -1,4 +1,4 @@
-//! Decisions that go to a collector, as OTLP log records.
+//! Export of decisions to a collector, as OTLP log records.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -26,45 +26,45 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::setup::{POLICIES, allowed, denied};
-use crate::support::{PATIENCE, Server, get, policy_directory, serving};
+use crate::support::{Server, TIME_LIMIT, get, policy_directory, remove_variables, serve_command};
 
-/// A collector that a test looks into.
+/// A collector that keeps what it receives.
 struct Collector {
-    taken: mpsc::UnboundedReceiver<ExportLogsServiceRequest>,
-    /// How it answers the next messages; after these it takes all.
-    answers: Arc<Mutex<VecDeque<Answer>>>,
+    messages: mpsc::UnboundedReceiver<ExportLogsServiceRequest>,
+    /// Replies to the next messages; afterwards it accepts all.
+    replies: Arc<Mutex<VecDeque<Reply>>>,
 }
 
 #[derive(Clone)]
-enum Answer {
+enum Reply {
     Grpc(Box<Status>),
     Http(u16),
-    /// Takes the message, but for so many records.
-    Partly(i64),
+    /// Accepts the message except this number of records.
+    PartialSuccess(i64),
 }
 
-/// The side of it that is sent to.
+/// The server side of the collector.
 #[derive(Clone)]
-struct Desk {
-    taken: mpsc::UnboundedSender<ExportLogsServiceRequest>,
+struct CollectorService {
+    messages: mpsc::UnboundedSender<ExportLogsServiceRequest>,
     authorization: &'static str,
-    answers: Arc<Mutex<VecDeque<Answer>>>,
+    replies: Arc<Mutex<VecDeque<Reply>>>,
 }
 
-impl Desk {
-    fn take(
+impl CollectorService {
+    fn accept(
         &self,
         authorization: &[u8],
         message: ExportLogsServiceRequest,
-    ) -> Result<ExportLogsServiceResponse, Answer> {
+    ) -> Result<ExportLogsServiceResponse, Reply> {
         assert_eq!(authorization, self.authorization.as_bytes());
-        let answer = self.answers.lock().unwrap().pop_front();
+        let answer = self.replies.lock().unwrap().pop_front();
         let rejected_log_records = match answer {
             None => 0,
-            Some(Answer::Partly(rejected)) => rejected,
-            Some(refusal) => return Err(refusal),
+            Some(Reply::PartialSuccess(rejected)) => rejected,
+            Some(rejection) => return Err(rejection),
         };
-        let _ = self.taken.send(message);
+        let _ = self.messages.send(message);
         let partial_success = ExportLogsPartialSuccess {
             rejected_log_records,
             error_message: "some are too old".to_owned(),
@@ -76,24 +76,24 @@ impl Desk {
 }
 
 #[tonic::async_trait]
-impl LogsService for Desk {
+impl LogsService for CollectorService {
     async fn export(
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let shown = request.metadata().get("authorization").cloned();
-        let shown = shown.as_ref().map_or(&b""[..], |shown| shown.as_bytes());
-        match self.take(shown, request.into_inner()) {
+        let header = request.metadata().get("authorization").cloned();
+        let header = header.as_ref().map_or(&b""[..], |header| header.as_bytes());
+        match self.accept(header, request.into_inner()) {
             Ok(answer) => Ok(Response::new(answer)),
-            Err(Answer::Grpc(status)) => Err(*status),
-            Err(Answer::Http(_) | Answer::Partly(_)) => panic!("no answer over gRPC"),
+            Err(Reply::Grpc(status)) => Err(*status),
+            Err(Reply::Http(_) | Reply::PartialSuccess(_)) => panic!("no answer over gRPC"),
         }
     }
 }
 
-/// A record as it arrived.
+/// A received record.
 #[derive(Debug)]
-struct Arrived {
+struct ReceivedRecord {
     line: Json,
     record: LogRecord,
     attributes: BTreeMap<String, String>,
@@ -101,37 +101,37 @@ struct Arrived {
 }
 
 impl Collector {
-    /// Its two sides; it is shown this as `authorization`.
-    fn new(authorization: &'static str) -> (Self, Desk) {
-        let (sender, taken) = mpsc::unbounded_channel();
-        let answers = Arc::default();
-        let desk = Desk {
-            taken: sender,
+    /// Creates both sides. Requests must carry this `authorization` header.
+    fn new(authorization: &'static str) -> (Self, CollectorService) {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let replies = Arc::default();
+        let logs_service = CollectorService {
+            messages: sender,
             authorization,
-            answers: Arc::clone(&answers),
+            replies: Arc::clone(&replies),
         };
-        (Self { taken, answers }, desk)
+        (Self { messages, replies }, logs_service)
     }
 
     fn over_grpc(listener: TcpListener, authorization: &'static str) -> Self {
-        let (collector, desk) = Self::new(authorization);
-        let serving = tonic::transport::Server::builder()
-            .add_service(LogsServiceServer::new(desk))
+        let (collector, logs_service) = Self::new(authorization);
+        let server_task = tonic::transport::Server::builder()
+            .add_service(LogsServiceServer::new(logs_service))
             .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-        tokio::spawn(serving);
+        tokio::spawn(server_task);
         collector
     }
 
     fn over_http(listener: TcpListener, authorization: &'static str) -> Self {
-        let (collector, desk) = Self::new(authorization);
+        let (collector, logs_service) = Self::new(authorization);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let desk = desk.clone();
+                let logs_service = logs_service.clone();
                 let service = hyper::service::service_fn(
                     move |request: http::Request<hyper::body::Incoming>| {
-                        let desk = desk.clone();
-                        async move { Ok::<_, Infallible>(over_http(&desk, request).await) }
+                        let logs_service = logs_service.clone();
+                        async move { Ok::<_, Infallible>(over_http(&logs_service, request).await) }
                     },
                 );
                 let http1 = hyper::server::conn::http1::Builder::new();
@@ -141,16 +141,16 @@ impl Collector {
         collector
     }
 
-    /// Has it answer so before it takes anything.
-    fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
-        self.answers.lock().unwrap().extend(answers);
+    /// Sets the replies to the next messages.
+    fn replies(&self, replies: impl IntoIterator<Item = Reply>) {
+        self.replies.lock().unwrap().extend(replies);
     }
 
-    /// The first so many records, once they have arrived.
-    async fn records(&mut self, count: usize) -> Vec<Arrived> {
+    /// Waits for the next `count` records.
+    async fn records(&mut self, count: usize) -> Vec<ReceivedRecord> {
         let mut all = Vec::new();
         while all.len() < count {
-            let next = tokio::time::timeout(PATIENCE, self.taken.recv()).await;
+            let next = tokio::time::timeout(TIME_LIMIT, self.messages.recv()).await;
             for of_resource in next.expect("records arrive").unwrap().resource_logs {
                 let resource = attributes(of_resource.resource.unwrap().attributes);
                 for record in of_resource
@@ -158,7 +158,7 @@ impl Collector {
                     .into_iter()
                     .flat_map(|it| it.log_records)
                 {
-                    all.push(Arrived {
+                    all.push(ReceivedRecord {
                         line: serde_json::from_str(&text(record.body.clone().unwrap())).unwrap(),
                         attributes: attributes(record.attributes.clone()),
                         record,
@@ -172,22 +172,22 @@ impl Collector {
 }
 
 async fn over_http(
-    desk: &Desk,
+    logs_service: &CollectorService,
     request: http::Request<hyper::body::Incoming>,
 ) -> http::Response<Full<prost::bytes::Bytes>> {
     assert_eq!(request.uri().path(), "/v1/logs");
     let kind = request.headers().get("content-type");
     assert_eq!(kind.unwrap(), "application/x-protobuf");
-    let shown = request.headers().get("authorization").cloned();
-    let shown = shown.as_ref().map_or(&b""[..], |shown| shown.as_bytes());
+    let header = request.headers().get("authorization").cloned();
+    let header = header.as_ref().map_or(&b""[..], |header| header.as_bytes());
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let mut response = http::Response::<Full<prost::bytes::Bytes>>::default();
-    match desk.take(shown, ExportLogsServiceRequest::decode(body).unwrap()) {
+    match logs_service.accept(header, ExportLogsServiceRequest::decode(body).unwrap()) {
         Ok(answer) => *response.body_mut() = Full::from(answer.encode_to_vec()),
-        Err(Answer::Http(status)) => {
+        Err(Reply::Http(status)) => {
             *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
         }
-        Err(Answer::Grpc(_) | Answer::Partly(_)) => panic!("no answer over HTTP"),
+        Err(Reply::Grpc(_) | Reply::PartialSuccess(_)) => panic!("no answer over HTTP"),
     }
     response
 }
@@ -207,12 +207,8 @@ fn attributes(all: Vec<KeyValue>) -> BTreeMap<String, String> {
 
 fn start(variables: &[(&str, &str)], arguments: &[&str]) -> (TempDir, Server) {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
-    let mut command = serving(policies.path(), arguments);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("OTEL_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = serve_command(policies.path(), arguments);
+    remove_variables(&mut command, "OTEL_");
     command.envs(variables.iter().copied()).args([
         "--decision-log",
         "otlp",
@@ -256,35 +252,35 @@ async fn otlp_record_body_is_the_log_line() {
             .authorize(pb::AuthorizeRequest::default())
             .await
             .unwrap_err();
-        // What waits is sent before the end.
+        // Queued records are sent before the process exits.
         server.signal("TERM");
         assert!(server.wait().success());
         let records = collector.records(3).await;
-        for (arrived, answer) in records.iter().zip([&first, &second]) {
-            assert_eq!(arrived.line["id"], answer.decision_id.as_str());
+        for (received, answer) in records.iter().zip([&first, &second]) {
+            assert_eq!(received.line["id"], answer.decision_id.as_str());
             assert_eq!(
-                arrived.attributes["cedar_pdp.decision_id"],
+                received.attributes["cedar_pdp.decision_id"],
                 answer.decision_id
             );
-            assert_eq!(arrived.attributes["cedar_pdp.revision"], answer.revision);
-            assert_eq!(arrived.record.event_name, "cedar_pdp.decision");
-            assert!(arrived.record.time_unix_nano > 0);
-            assert_eq!(arrived.resource["service.name"], "pdp-of-orders");
+            assert_eq!(received.attributes["cedar_pdp.revision"], answer.revision);
+            assert_eq!(received.record.event_name, "cedar_pdp.decision");
+            assert!(received.record.time_unix_nano > 0);
+            assert_eq!(received.resource["service.name"], "pdp-of-orders");
         }
-        let [allow, deny, refused] = records.as_slice() else {
+        let [allow, deny, rejected] = records.as_slice() else {
             panic!("{records:?}");
         };
         assert_eq!(allow.attributes["cedar_pdp.decision"], "ALLOW");
         assert_eq!(allow.record.trace_id[..2], [0x4b, 0xf9]);
         assert_eq!(deny.attributes["cedar_pdp.decision"], "DENY");
         assert_eq!(deny.record.trace_id, [] as [u8; 0]);
-        assert_eq!(refused.attributes["cedar_pdp.refused"], "INVALID_REQUEST");
+        assert_eq!(rejected.attributes["cedar_pdp.refused"], "INVALID_REQUEST");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_collector_delays_records_only() {
-    // Calls are answered meanwhile, and the collector gets every record once it is back.
+    // Calls are answered meanwhile, and the collector receives every record later.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -307,27 +303,27 @@ async fn unreachable_collector_delays_records_only() {
         .records(1_000)
         .await
         .into_iter()
-        .map(|arrived| arrived.line["id"].as_str().unwrap().to_owned())
+        .map(|received| received.line["id"].as_str().unwrap().to_owned())
         .collect();
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 1_000);
     server.wait_for_log("the decision log is written again");
-    let told = server.log();
-    let warnings = told.matches("cannot write the decision log").count();
-    assert_eq!(warnings, 1, "{told}");
+    let log = server.log();
+    let warnings = log.matches("cannot write the decision log").count();
+    assert_eq!(warnings, 1, "{log}");
 }
 
-/// A service that sends to a collector.
-struct Sending {
+/// A service that exports its decision log to a collector.
+struct Exporter {
     server: Server,
     admin: String,
     collector: Collector,
     _policies: TempDir,
 }
 
-/// One that sends over `protocol`, and whose calls wait for its log.
-async fn with_collector(protocol: &str) -> Sending {
+/// Starts a service that exports over `protocol`. Its calls wait when the log is full.
+async fn start_exporting(protocol: &str) -> Exporter {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let collector = match protocol {
@@ -347,7 +343,7 @@ async fn with_collector(protocol: &str) -> Sending {
             "block",
         ],
     );
-    Sending {
+    Exporter {
         admin: server.admin(),
         server,
         collector,
@@ -355,27 +351,27 @@ async fn with_collector(protocol: &str) -> Sending {
     }
 }
 
-impl Sending {
-    /// Waits until the page of metrics says that so many records had this `result`.
-    async fn has_records(&self, result: &str, count: u64) {
+impl Exporter {
+    /// Waits until the metrics page counts this number of records with this `result`.
+    async fn wait_for_count(&self, result: &str, count: u64) {
         let line = format!(r#"cedar_pdp_decision_log_records_total{{result="{result}"}} {count}"#);
-        let is_there = async || self.page().lines().any(|it| it == line);
+        let is_there = async || self.metrics().lines().any(|it| it == line);
         self.server.eventually(&line, is_there).await;
     }
 
-    fn page(&self) -> String {
+    fn metrics(&self) -> String {
         get(&self.admin, "/metrics")
     }
 
-    /// Asks, and gives the id of the decision.
-    async fn asked(&self) -> String {
+    /// Makes one call; returns the id of its decision.
+    async fn call(&self) -> String {
         let mut client = self.server.authorization().await;
         let answer = client.authorize(allowed()).await.unwrap();
         answer.into_inner().decision_id
     }
 
-    /// The id in the one record that arrives next.
-    async fn arrived(&mut self) -> String {
+    /// Returns the id in the next received record.
+    async fn next_record_id(&mut self) -> String {
         let [record] = &self.collector.records(1).await[..] else {
             panic!("one record");
         };
@@ -383,54 +379,54 @@ impl Sending {
     }
 }
 
-fn grpc(code: Code) -> Answer {
-    Answer::Grpc(Box::new(Status::new(code, "says the collector")))
+fn grpc(code: Code) -> Reply {
+    Reply::Grpc(Box::new(Status::new(code, "rejected by the collector")))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn permanently_rejected_records_are_dropped() {
-    // Records after them are sent.
-    for (protocol, refusals) in [
+    // Later records are sent.
+    for (protocol, rejections) in [
         (
             "grpc",
-            // Without a time to come back at, one that is too large comes back for ever.
+            // Without retry information, RESOURCE_EXHAUSTED is permanent.
             [grpc(Code::InvalidArgument), grpc(Code::ResourceExhausted)],
         ),
-        ("http/protobuf", [Answer::Http(400), Answer::Http(413)]),
+        ("http/protobuf", [Reply::Http(400), Reply::Http(413)]),
     ] {
-        let mut sending = with_collector(protocol).await;
-        sending.collector.answers(refusals.clone());
+        let mut exporter = start_exporting(protocol).await;
+        exporter.collector.replies(rejections.clone());
         for count in 1..=2 {
-            sending.asked().await;
-            sending.has_records("refused", count).await;
+            exporter.call().await;
+            exporter.wait_for_count("refused", count).await;
         }
-        let id = sending.asked().await;
-        assert_eq!(sending.arrived().await, id);
-        sending
+        let id = exporter.call().await;
+        assert_eq!(exporter.next_record_id().await, id);
+        exporter
             .server
             .wait_for_log("the decision log is written again");
-        let told = sending.server.log();
-        let warnings = told.matches("rejected records permanently").count();
-        assert_eq!(warnings, 1, "{told}");
-        sending.has_records("written", 1).await;
-        sending.has_records("dropped", 0).await;
+        let log = exporter.server.log();
+        let warnings = log.matches("rejected records permanently").count();
+        assert_eq!(warnings, 1, "{log}");
+        exporter.wait_for_count("written", 1).await;
+        exporter.wait_for_count("dropped", 0).await;
 
-        // Another streak is told anew.
-        sending.collector.answers([refusals[0].clone()]);
-        sending.asked().await;
-        sending.has_records("refused", 3).await;
-        // It is counted before it is told.
+        // A new series of rejections is logged again.
+        exporter.collector.replies([rejections[0].clone()]);
+        exporter.call().await;
+        exporter.wait_for_count("refused", 3).await;
+        // The counter changes before the log line is written.
         let warnings = || {
-            let told = sending.server.log();
-            told.matches("rejected records permanently").count()
+            let log = exporter.server.log();
+            log.matches("rejected records permanently").count()
         };
-        sending
+        exporter
             .server
             .eventually("a second warning", async || warnings() >= 2)
             .await;
         assert_eq!(warnings(), 2);
-        let told = sending.server.log();
-        assert!(!told.contains("cannot write"), "{told}");
+        let log = exporter.server.log();
+        assert!(!log.contains("cannot write"), "{log}");
     }
 }
 
@@ -438,38 +434,38 @@ async fn permanently_rejected_records_are_dropped() {
 async fn temporarily_rejected_records_are_sent_again() {
     let soon = ErrorDetails::with_retry_info(Some(Duration::from_millis(1)));
     let full = Status::with_error_details(Code::ResourceExhausted, "full", soon);
-    for (protocol, refusals) in [
+    for (protocol, rejections) in [
         (
             "grpc",
             vec![
                 grpc(Code::Unavailable),
                 grpc(Code::Unauthenticated),
-                Answer::Grpc(Box::new(full)),
+                Reply::Grpc(Box::new(full)),
             ],
         ),
-        ("http/protobuf", [503, 429, 404].map(Answer::Http).into()),
+        ("http/protobuf", [503, 429, 404].map(Reply::Http).into()),
     ] {
-        let mut sending = with_collector(protocol).await;
-        sending.collector.answers(refusals);
-        let id = sending.asked().await;
-        assert_eq!(sending.arrived().await, id);
-        sending.has_records("written", 1).await;
-        sending.has_records("refused", 0).await;
-        let page = sending.page();
+        let mut exporter = start_exporting(protocol).await;
+        exporter.collector.replies(rejections);
+        let id = exporter.call().await;
+        assert_eq!(exporter.next_record_id().await, id);
+        exporter.wait_for_count("written", 1).await;
+        exporter.wait_for_count("refused", 0).await;
+        let metrics = exporter.metrics();
         let failed = "cedar_pdp_decision_log_write_failures_total 3";
-        assert!(page.lines().any(|line| line == failed), "{page}");
+        assert!(metrics.lines().any(|line| line == failed), "{metrics}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partial_success_counts_as_refused() {
+async fn partially_rejected_records_are_counted() {
     for protocol in ["grpc", "http/protobuf"] {
-        let mut sending = with_collector(protocol).await;
-        sending.collector.answers([Answer::Partly(1)]);
-        let id = sending.asked().await;
-        assert_eq!(sending.arrived().await, id);
-        sending.has_records("refused", 1).await;
-        sending.has_records("written", 0).await;
-        sending.server.wait_for_log("some are too old");
+        let mut exporter = start_exporting(protocol).await;
+        exporter.collector.replies([Reply::PartialSuccess(1)]);
+        let id = exporter.call().await;
+        assert_eq!(exporter.next_record_id().await, id);
+        exporter.wait_for_count("refused", 1).await;
+        exporter.wait_for_count("written", 0).await;
+        exporter.server.wait_for_log("some are too old");
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of the log when something goes wrong around it.
+//! The decision log under faults: full disk, missing directory, stalled reader, kill.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,41 +16,43 @@ use serde_json::Value as Json;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::setup::{House, POLICIES, allowed, lines, padded};
-use crate::support::http2::{AUTHORIZE, Caller, Outcome};
-use crate::support::{PATIENCE, Server, eventually, policy_directory};
+use super::setup::{LoggedService, POLICIES, allowed, lines, padded};
+use crate::support::http2::{AUTHORIZE, Http2Client, Outcome};
+use crate::support::{Server, TIME_LIMIT, eventually, policy_directory};
 
-/// Callers that ask without a pause until they are turned away or told to stop, and note the ids.
+/// Clients that call without pause until they are rejected or stopped, and collect the decision
+/// ids.
 ///
-/// Each has one connection and no other: what becomes of a call is known, and one that is lost is not
+/// Each uses a single connection and does not reconnect, so the outcome of every call is known. A
+/// lost call cannot be mistaken for one that may be retried.
 /// taken for one that could not be sent again.
 struct Load {
     stop: Arc<AtomicBool>,
-    callers: JoinSet<BTreeSet<String>>,
+    clients: JoinSet<BTreeSet<String>>,
 }
 
 impl Load {
     const CALLERS: usize = 8;
 
-    /// Fails when a call ends with anything but an answer or a clean refusal.
+    /// Starts the clients. A call must end with an answer or a retryable rejection.
     async fn start(server: &Server) -> Self {
-        Self::start_with(server, Outcome::is_turned_away).await
+        Self::start_with(server, Outcome::is_retryable_rejection).await
     }
 
-    /// Fails when a call ends with anything but an answer or `an_end`.
-    async fn start_with(server: &Server, an_end: fn(&Outcome) -> bool) -> Self {
+    /// Starts the clients. A call must end with an answer or an outcome accepted by `is_end`.
+    async fn start_with(server: &Server, is_end: fn(&Outcome) -> bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut callers = JoinSet::new();
+        let mut clients = JoinSet::new();
         for _ in 0..Self::CALLERS {
-            let caller = Caller::connect(server.address()).await;
+            let client = Http2Client::connect(server.address()).await;
             let stop = Arc::clone(&stop);
-            let question = allowed().encode_to_vec();
-            callers.spawn(async move {
+            let request = allowed().encode_to_vec();
+            clients.spawn(async move {
                 let mut ids = BTreeSet::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let outcome = caller.call(AUTHORIZE, &question).await;
-                    if outcome.broken.is_some() || outcome.code() != Code::Ok {
-                        assert!(an_end(&outcome), "{outcome:?}");
+                    let outcome = client.call(AUTHORIZE, &request).await;
+                    if outcome.h2_error.is_some() || outcome.code() != Code::Ok {
+                        assert!(is_end(&outcome), "{outcome:?}");
                         break;
                     }
                     ids.insert(outcome.message::<pb::AuthorizeResponse>().decision_id);
@@ -58,19 +60,19 @@ impl Load {
                 ids
             });
         }
-        Self { stop, callers }
+        Self { stop, clients }
     }
 
-    /// The ids of all decisions that were answered, `""` if one had none.
+    /// Stops the clients. Returns the ids of all answered decisions, with `""` for one without id.
     async fn finish(self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
-        self.ended().await
+        self.join().await
     }
 
-    /// The same, once all callers were turned away.
-    async fn ended(mut self) -> BTreeSet<String> {
+    /// Waits until all clients end by themselves. Returns the same ids.
+    async fn join(mut self) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
-        while let Some(ids) = self.callers.join_next().await {
+        while let Some(ids) = self.clients.join_next().await {
             all.extend(ids.unwrap());
         }
         all
@@ -82,50 +84,50 @@ fn ids(lines: impl IntoIterator<Item = Json>) -> BTreeSet<String> {
     lines.into_iter().map(id).collect()
 }
 
-/// What `call` comes to, which must not take for ever.
-async fn in_time<T>(call: tokio::task::JoinHandle<T>) -> T {
-    let ended = tokio::time::timeout(PATIENCE, call).await;
-    ended.expect("the call goes on").unwrap()
+/// Waits for the result of `call`, within the time limit.
+async fn join_in_time<T>(call: tokio::task::JoinHandle<T>) -> T {
+    let ended = tokio::time::timeout(TIME_LIMIT, call).await;
+    ended.expect("the call ends in time").unwrap()
 }
 
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(300)).await;
 }
 
-/// Asks until `holds`, which must come true.
-async fn ask_until(server: &Server, what: &str, mut holds: impl FnMut(&str) -> bool) {
+/// Repeats a call until `condition` accepts its decision id.
+async fn call_until(server: &Server, what: &str, mut condition: impl FnMut(&str) -> bool) {
     let mut client = server.authorization().await;
-    let asking = async || {
+    let condition_holds = async || {
         let answer = client.authorize(allowed()).await.unwrap().into_inner();
-        holds(&answer.decision_id)
+        condition(&answer.decision_id)
     };
-    server.eventually(what, asking).await;
+    server.eventually(what, condition_holds).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_log_line() {
     for when_full in ["block", "drop"] {
-        let mut house = House::start(&["--decision-log-when-full", when_full]);
-        let load = Load::start(&house.server).await;
+        let mut service = LoggedService::start(&["--decision-log-when-full", when_full]);
+        let load = Load::start(&service.server).await;
         pause().await;
-        house.server.signal("TERM");
-        let answered = load.ended().await;
-        assert!(house.server.wait().success());
-        let logged = ids(house.all_lines().into_values());
+        service.server.signal("TERM");
+        let answered = load.join().await;
+        assert!(service.server.wait().success());
+        let logged = ids(service.all_lines().into_values());
         assert!(answered.len() > 100, "{}", answered.len());
         assert!(
             answered == logged,
             "{} answered, {} logged:\n{}",
             answered.len(),
             logged.len(),
-            house.server.log()
+            service.server.log()
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_under_load_loses_no_line() {
-    let mut house = House::start(&[
+    let mut service = LoggedService::start(&[
         "--decision-log-max-file-bytes",
         "30000",
         "--decision-log-max-files",
@@ -133,66 +135,66 @@ async fn rotation_under_load_loses_no_line() {
         "--decision-log-when-full",
         "block",
     ]);
-    let load = Load::start(&house.server).await;
+    let load = Load::start(&service.server).await;
     eventually("the file is rotated some times", async || {
-        fs::read_dir(house.logs.path()).unwrap().count() > 3
+        fs::read_dir(service.logs.path()).unwrap().count() > 3
     })
     .await;
     let answered = load.finish().await;
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
-    for entry in fs::read_dir(house.logs.path()).unwrap() {
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
+    for entry in fs::read_dir(service.logs.path()).unwrap() {
         let size = entry.unwrap().metadata().unwrap().len();
         assert!((1..=30_000).contains(&size), "{size} bytes");
     }
-    assert_eq!(ids(house.all_lines().into_values()), answered);
+    assert_eq!(ids(service.all_lines().into_values()), answered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logrotate_may_rename_the_file_under_load() {
-    let house = House::start(&["--decision-log-max-file-bytes", "0"]);
-    let load = Load::start(&house.server).await;
+    let service = LoggedService::start(&["--decision-log-max-file-bytes", "0"]);
+    let load = Load::start(&service.server).await;
     for n in 0..5 {
         pause().await;
-        fs::rename(house.file(), house.logs.path().join(format!("old-{n}"))).unwrap();
+        fs::rename(service.file(), service.logs.path().join(format!("old-{n}"))).unwrap();
     }
     pause().await;
     let answered = load.finish().await;
-    // Also without another line to write, the last ones come.
+    // The last lines are written although no later call causes a write.
     eventually("the last lines are written", async || {
-        ids(house.all_lines().into_values()) == answered
+        ids(service.all_lines().into_values()) == answered
     })
     .await;
-    assert!(!lines(&house.logs.path().join("old-4")).is_empty());
-    assert!(!lines(&house.file()).is_empty());
+    assert!(!lines(&service.logs.path().join("old-4")).is_empty());
+    assert!(!lines(&service.file()).is_empty());
 }
 
 #[tokio::test]
 async fn missing_log_directory_blocks_no_call() {
-    // The log goes on in the directory when it is back.
-    let house = House::start(&[]);
-    let file = house.file();
-    let logs = house.logs.path().to_owned();
-    ask_until(&house.server, "written", |_| !lines(&file).is_empty()).await;
+    // Logging resumes in the directory when it is back.
+    let service = LoggedService::start(&[]);
+    let file = service.file();
+    let logs = service.logs.path().to_owned();
+    call_until(&service.server, "written", |_| !lines(&file).is_empty()).await;
     fs::remove_dir_all(&logs).unwrap();
-    ask_until(&house.server, "told", |_| {
-        let log = house.server.log();
+    call_until(&service.server, "the warning", |_| {
+        let log = service.server.log();
         log.contains("cannot write the decision log")
     })
     .await;
     fs::create_dir(&logs).unwrap();
-    // What came in the meantime waited.
-    house
+    // Records were queued in the meantime.
+    service
         .server
         .wait_for_log("the decision log is written again");
-    assert!(!house.lines_now().is_empty());
-    let told = house.server.log();
-    let warnings = told.matches("cannot write the decision log").count();
-    assert_eq!(warnings, 1, "{told}");
+    assert!(!service.lines_now().is_empty());
+    let log = service.server.log();
+    let warnings = log.matches("cannot write the decision log").count();
+    assert_eq!(warnings, 1, "{log}");
 }
 
-/// A service whose log has no room but its queue, in which some ten large records fit.
-fn with_a_full_disk(arguments: &[&str]) -> House {
+/// Starts a service on a full disk, with a queue for about ten large records.
+fn start_on_full_disk(arguments: &[&str]) -> LoggedService {
     let logs = tempfile::tempdir().unwrap();
     symlink("/dev/full", logs.path().join("decisions")).unwrap();
     let mut all = vec![
@@ -202,16 +204,16 @@ fn with_a_full_disk(arguments: &[&str]) -> House {
         "1048576",
     ];
     all.extend(arguments);
-    House::start_with(logs, &all)
+    LoggedService::start_with(logs, &all)
 }
 
 #[tokio::test]
 async fn full_disk_drops_lines_until_space_returns() {
-    let mut house = with_a_full_disk(&["--admin-listen", "127.0.0.1:0"]);
-    let mut client = house.server.authorization().await;
+    let mut service = start_on_full_disk(&["--admin-listen", "127.0.0.1:0"]);
+    let mut client = service.server.authorization().await;
     let mut answered = BTreeSet::new();
     let mut dropped = 0;
-    // Each answer is given; the queue has room for some ten records.
+    // Every call is answered; the queue has space for about ten records.
     for _ in 0..30 {
         let answer = client.authorize(padded(100_000)).await.unwrap();
         let id = answer.into_inner().decision_id;
@@ -223,31 +225,31 @@ async fn full_disk_drops_lines_until_space_returns() {
         }
     }
     assert!((15..=21).contains(&dropped), "{dropped}");
-    house.server.wait_for_log("dropping records");
-    assert!(house.server.log().contains("No space left"));
-    fs::remove_file(house.file()).unwrap();
-    house.server.wait_for_log("has room again");
-    let told = house.server.log();
-    assert!(told.contains(&format!("dropped={dropped}")), "{told}");
-    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
+    service.server.wait_for_log("dropping records");
+    assert!(service.server.log().contains("No space left"));
+    fs::remove_file(service.file()).unwrap();
+    service.server.wait_for_log("has room again");
+    let log = service.server.log();
+    assert!(log.contains(&format!("dropped={dropped}")), "{log}");
+    assert_eq!(log.matches("decision log is full").count(), 1, "{log}");
     let metric = format!(r#"cedar_pdp_decision_log_records_total{{result="dropped"}} {dropped}"#);
-    let page = house.metrics();
+    let page = service.metrics();
     assert!(page.contains(&metric), "{page}");
     let last = client.authorize(allowed()).await.unwrap();
     answered.insert(last.into_inner().decision_id);
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
-    assert_eq!(ids(house.all_lines().into_values()), answered);
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
+    assert_eq!(ids(service.all_lines().into_values()), answered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocking_log_loses_nothing_on_full_disk() {
     // Calls wait while the disk is full.
-    let mut house = with_a_full_disk(&["--decision-log-when-full", "block"]);
-    let mut client = house.server.authorization().await;
+    let mut service = start_on_full_disk(&["--decision-log-when-full", "block"]);
+    let mut client = service.server.authorization().await;
     let mut answered = BTreeSet::new();
-    // One that cannot wait gives up by its own deadline.
-    let refused = loop {
+    // A call with a deadline ends at it.
+    let rejected = loop {
         let mut request = tonic::Request::new(padded(100_000));
         request.set_timeout(Duration::from_millis(500));
         match client.authorize(request).await {
@@ -255,12 +257,12 @@ async fn blocking_log_loses_nothing_on_full_disk() {
             Err(status) => break status,
         }
     };
-    // Whether the client or the service sees it first.
+    // The client or the service notices the deadline first.
     let deadline = [Code::DeadlineExceeded, Code::Cancelled];
-    assert!(deadline.contains(&refused.code()), "{refused:?}");
+    assert!(deadline.contains(&rejected.code()), "{rejected:?}");
     assert!((8..=12).contains(&answered.len()), "{}", answered.len());
-    house.server.wait_for_log("calls wait for room");
-    // Every kind of call waits, and none holds up the others' connection.
+    service.server.wait_for_log("calls wait for room");
+    // Every kind of call waits, and none blocks other calls on its connection.
     let one = tokio::spawn({
         let mut client = client.clone();
         async move { client.authorize(padded(100_000)).await }
@@ -294,71 +296,71 @@ async fn blocking_log_loses_nothing_on_full_disk() {
     });
     pause().await;
     assert!(!one.is_finished() && !batch.is_finished() && !stream.is_finished());
-    let mut store = house.server.policy_store().await;
+    let mut store = service.server.policy_store().await;
     store.get_status(pb::GetStatusRequest {}).await.unwrap();
 
-    fs::remove_file(house.file()).unwrap();
-    answered.insert(in_time(one).await.unwrap().into_inner().decision_id);
-    for result in in_time(batch).await.unwrap().into_inner().results {
+    fs::remove_file(service.file()).unwrap();
+    answered.insert(join_in_time(one).await.unwrap().into_inner().decision_id);
+    for result in join_in_time(batch).await.unwrap().into_inner().results {
         use pb::batch_authorize_result::Result::Response;
         match result.result.unwrap() {
             Response(answer) => assert!(answered.insert(answer.decision_id)),
             other => panic!("{other:?}"),
         }
     }
-    answered.extend(in_time(stream).await);
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
+    answered.extend(join_in_time(stream).await);
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
     assert!(!answered.contains(""));
-    assert_eq!(ids(house.all_lines().into_values()), answered);
+    assert_eq!(ids(service.all_lines().into_values()), answered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_rejects_calls_waiting_for_the_log() {
-    let mut house =
-        with_a_full_disk(&["--drain-timeout", "5s", "--decision-log-when-full", "block"]);
-    let client = house.server.authorization().await;
+    let mut service =
+        start_on_full_disk(&["--drain-timeout", "5s", "--decision-log-when-full", "block"]);
+    let client = service.server.authorization().await;
     let mut calls = JoinSet::new();
     for _ in 0..30 {
         let mut client = client.clone();
         calls.spawn(async move { client.authorize(padded(100_000)).await });
     }
-    house.server.wait_for_log("calls wait for room");
+    service.server.wait_for_log("calls wait for room");
     pause().await;
-    house.server.signal("TERM");
-    let mut refused = 0;
+    service.server.signal("TERM");
+    let mut rejected = 0;
     while let Some(ended) = calls.join_next().await {
         if let Err(status) = ended.unwrap() {
             assert_eq!(status.code(), Code::Unavailable, "{status:?}");
             assert_eq!(status.message(), "the service is shutting down");
-            refused += 1;
+            rejected += 1;
         }
     }
-    assert!(refused > 10, "{refused}");
-    assert!(house.server.wait().success());
+    assert!(rejected > 10, "{rejected}");
+    assert!(service.server.wait().success());
 }
 
 #[tokio::test]
 async fn unwritten_lines_at_shutdown_are_counted() {
-    let mut house = with_a_full_disk(&["--drain-timeout", "100ms"]);
-    let mut client = house.server.authorization().await;
+    let mut service = start_on_full_disk(&["--drain-timeout", "100ms"]);
+    let mut client = service.server.authorization().await;
     for _ in 0..3 {
         client.authorize(allowed()).await.unwrap();
     }
-    house.server.signal("TERM");
-    assert!(house.server.wait().success());
-    let told = house.server.log();
+    service.server.signal("TERM");
+    assert!(service.server.wait().success());
+    let log = service.server.log();
     assert!(
-        told.contains("decision log ended, dropping unwritten records"),
-        "{told}"
+        log.contains("decision log ended, dropping unwritten records"),
+        "{log}"
     );
-    assert!(told.contains("decisions=3"), "{told}");
+    assert!(log.contains("decisions=3"), "{log}");
 }
 
 #[tokio::test]
 async fn stalled_stdout_reader_blocks_no_call() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
-    let mut command = crate::support::serving(policies.path(), &[]);
+    let mut command = crate::support::serve_command(policies.path(), &[]);
     command
         .args([
             "--decision-log",
@@ -379,7 +381,7 @@ async fn stalled_stdout_reader_blocks_no_call() {
     let mut client = pb::authorization_service_client::AuthorizationServiceClient::new(
         crate::support::channel(address).await,
     );
-    // The pipe takes 64 KiB, the queue ten records; nobody reads.
+    // Nobody reads: the pipe holds 64 KiB, the queue ten records.
     let mut logged = BTreeSet::new();
     let mut dropped = 0;
     for _ in 0..40 {
@@ -391,7 +393,7 @@ async fn stalled_stdout_reader_blocks_no_call() {
         }
     }
     assert!((25..=31).contains(&dropped), "{dropped}");
-    // Now somebody does, and all that was kept comes, and what is decided next.
+    // Once the reader resumes, all queued records and the next one arrive.
     let reader = std::thread::spawn(move || {
         let mut ids = BTreeSet::new();
         for line in stdout.lines() {
@@ -400,17 +402,12 @@ async fn stalled_stdout_reader_blocks_no_call() {
         }
         ids
     });
-    let begun = std::time::Instant::now();
-    loop {
+    eventually("decisions are logged again", async || {
         let answer = client.authorize(allowed()).await.unwrap();
         let id = answer.into_inner().decision_id;
-        if !id.is_empty() {
-            logged.insert(id);
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "it never recovers");
-        pause().await;
-    }
+        !id.is_empty() && logged.insert(id)
+    })
+    .await;
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap(),
         rustix::process::Signal::TERM,
@@ -418,33 +415,33 @@ async fn stalled_stdout_reader_blocks_no_call() {
     .unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(reader.join().unwrap(), logged);
-    let mut told = String::new();
-    stderr.read_to_string(&mut told).unwrap();
-    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert_eq!(log.matches("decision log is full").count(), 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigkill_leaves_whole_log_lines() {
     // All lines but the last are whole, and the next start begins a new line.
-    let mut house = House::start(&[]);
-    let load = Load::start_with(&house.server, |_| true).await;
+    let mut service = LoggedService::start(&[]);
+    let load = Load::start_with(&service.server, |_| true).await;
     pause().await;
-    house.server.signal("KILL");
-    load.ended().await;
-    house.server.wait();
-    let before = fs::read(house.file()).unwrap();
+    service.server.signal("KILL");
+    load.join().await;
+    service.server.wait();
+    let before = fs::read(service.file()).unwrap();
     let (whole, _torn) = before.split_at(end_of_lines(&before));
     assert!(!whole.is_empty());
-    let count = lines(&house.file()).len();
-    // As if the kill had come in the middle of a write.
+    let count = lines(&service.file()).len();
+    // Simulates a kill during a write.
     let torn = [whole, br#"{"v":1,"time":"2026"#].concat();
-    fs::write(house.file(), torn).unwrap();
+    fs::write(service.file(), torn).unwrap();
 
-    let house = House::start_with(house.logs, &[]);
-    let mut client = house.server.authorization().await;
+    let service = LoggedService::start_with(service.logs, &[]);
+    let mut client = service.server.authorization().await;
     client.authorize(allowed()).await.unwrap();
-    let file = house.file();
-    ask_until(&house.server, "written", |_| {
+    let file = service.file();
+    call_until(&service.server, "written", |_| {
         text(&file).lines().count() > count + 1
     })
     .await;
@@ -470,13 +467,13 @@ fn end_of_lines(text: &[u8]) -> usize {
 fn unopenable_log_file_fails_the_start() {
     let policies = policy_directory(&[("policies.cedar", POLICIES)]);
     let to_nowhere = ["--decision-log", "file:/nonexistent/decisions"];
-    let output = crate::support::serving(policies.path(), &to_nowhere)
+    let output = crate::support::serve_command(policies.path(), &to_nowhere)
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
     assert!(
-        told.contains("cannot open the decision log `/nonexistent/decisions`: No such file"),
-        "{told}"
+        log.contains("cannot open the decision log `/nonexistent/decisions`: No such file"),
+        "{log}"
     );
 }

@@ -1,17 +1,20 @@
-//! What is logged of a decision, and what its caller is told.
+//! The content of log records, and the decision ids that clients receive.
 
 use cedar_pdp::api::grpc::pb;
 use serde_json::{Value as Json, json};
 use tonic::Request;
 
-use super::setup::{House, allowed, denied, paying};
+use super::setup::{LoggedService, allowed, denied, paying};
 use crate::support::{parse_uid, uid, value};
 
 const HEADER: &str = "cedar-pdp-decision-id";
 
-/// Asks once; the id in the message, which must be the one in the header.
-async fn ask(house: &House, request: impl tonic::IntoRequest<pb::AuthorizeRequest>) -> String {
-    let mut client = house.server.authorization().await;
+/// Makes one call; returns the decision id, which header and message must agree on.
+async fn authorize(
+    service: &LoggedService,
+    request: impl tonic::IntoRequest<pb::AuthorizeRequest>,
+) -> String {
+    let mut client = service.server.authorization().await;
     let response = client.authorize(request).await.unwrap();
     let header = response.metadata().get(HEADER).cloned();
     let id = response.into_inner().decision_id;
@@ -24,24 +27,25 @@ async fn ask(house: &House, request: impl tonic::IntoRequest<pb::AuthorizeReques
 
 #[tokio::test]
 async fn decision_id_finds_the_log_line() {
-    let house = House::start(&["--decision-log-attributes", "context.sum"]);
-    let mut asked = Request::new(paying(500));
-    asked.metadata_mut().insert(
+    let service = LoggedService::start(&["--decision-log-attributes", "context.sum"]);
+    let mut request = Request::new(paying(500));
+    request.metadata_mut().insert(
         "traceparent",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
             .parse()
             .unwrap(),
     );
-    let id = ask(&house, asked).await;
-    let mut line = house.lines(1).remove(0);
-    let taken = |line: &mut Json, key: &str| line.as_object_mut().unwrap().remove(key).unwrap();
-    let time = taken(&mut line, "time");
+    let id = authorize(&service, request).await;
+    let mut line = service.lines(1).remove(0);
+    let remove_field =
+        |line: &mut Json, key: &str| line.as_object_mut().unwrap().remove(key).unwrap();
+    let time = remove_field(&mut line, "time");
     assert!(
         humantime::parse_rfc3339(time.as_str().unwrap()).is_ok(),
         "{time}"
     );
-    assert!(taken(&mut line, "duration_us").as_f64().unwrap() > 0.0);
-    let revision = taken(&mut line, "revision");
+    assert!(remove_field(&mut line, "duration_us").as_f64().unwrap() > 0.0);
+    let revision = remove_field(&mut line, "revision");
     assert_eq!(revision.as_str().unwrap().len(), 64);
     assert_eq!(
         line,
@@ -64,12 +68,12 @@ async fn decision_id_finds_the_log_line() {
 
 #[tokio::test]
 async fn cached_answers_get_new_decision_ids() {
-    let house = House::start(&[]);
+    let service = LoggedService::start(&[]);
     let mut ids = Vec::new();
     for _ in 0..20 {
-        ids.push(ask(&house, allowed()).await);
+        ids.push(authorize(&service, allowed()).await);
     }
-    let lines = house.lines(20);
+    let lines = service.lines(20);
     for (line, id) in lines.iter().zip(&ids) {
         assert_eq!(line["id"], id.as_str());
         assert_eq!(line["decision"], "ALLOW");
@@ -79,7 +83,7 @@ async fn cached_answers_get_new_decision_ids() {
     assert_eq!(ids.len(), 20);
     assert!(ids.is_sorted(), "{ids:?}");
     let cache: Vec<_> = lines.iter().map(|line| &line["cache"]).collect();
-    // A look at the directory may come in between, after which answers are not remembered.
+    // A poll of the directory may happen in between; it empties the cache.
     assert_eq!(cache[0], "miss");
     assert!(
         cache.iter().filter(|it| **it == "hit").count() > 10,
@@ -89,8 +93,8 @@ async fn cached_answers_get_new_decision_ids() {
 
 #[tokio::test]
 async fn batch_and_stream_items_are_logged_each() {
-    let house = House::start(&["--cache-bytes", "0"]);
-    let mut client = house.server.authorization().await;
+    let service = LoggedService::start(&["--cache-bytes", "0"]);
+    let mut client = service.server.authorization().await;
     let nothing = pb::AuthorizeRequest::default();
     let requests = vec![allowed(), nothing.clone(), denied()];
     let batch = client
@@ -98,12 +102,12 @@ async fn batch_and_stream_items_are_logged_each() {
         .await
         .unwrap();
     assert_eq!(batch.metadata().get(HEADER), None);
-    let mut told = Vec::new();
+    let mut returned = Vec::new();
     for result in batch.into_inner().results {
         use pb::batch_authorize_result::Result::{Error, Response};
         match result.result.unwrap() {
-            Response(response) => told.push(("BatchAuthorize", response.decision_id)),
-            Error(_) => told.push(("BatchAuthorize", String::new())),
+            Response(response) => returned.push(("BatchAuthorize", response.decision_id)),
+            Error(_) => returned.push(("BatchAuthorize", String::new())),
         }
     }
     let items = [denied(), nothing, allowed()].map(|request| pb::StreamAuthorizeRequest {
@@ -119,12 +123,12 @@ async fn batch_and_stream_items_are_logged_each() {
         use pb::stream_authorize_response::Result::{Error, Response};
         assert_eq!(item.correlation_id, 7);
         match item.result.unwrap() {
-            Response(response) => told.push(("StreamAuthorize", response.decision_id)),
-            Error(_) => told.push(("StreamAuthorize", String::new())),
+            Response(response) => returned.push(("StreamAuthorize", response.decision_id)),
+            Error(_) => returned.push(("StreamAuthorize", String::new())),
         }
     }
-    let lines = house.lines(6);
-    for (line, (method, id)) in lines.iter().zip(&told) {
+    let lines = service.lines(6);
+    for (line, (method, id)) in lines.iter().zip(&returned) {
         assert_eq!(line["method"], *method);
         if id.is_empty() {
             assert_eq!(line["refused"], "INVALID_REQUEST");
@@ -140,8 +144,8 @@ async fn batch_and_stream_items_are_logged_each() {
 
 #[tokio::test]
 async fn messages_of_any_shape_are_logged_once() {
-    let house = House::start(&[]);
-    // Too many entries to be read in place, and one that has to say why.
+    let service = LoggedService::start(&[]);
+    // Too many entries for borrowed decoding, and a request for an explanation.
     let context = (0..100)
         .map(|n| (n.to_string(), value(pb::value::Kind::Bool(true))))
         .collect();
@@ -153,8 +157,11 @@ async fn messages_of_any_shape_are_logged_once() {
         explain: true,
         ..denied()
     };
-    let ids = [ask(&house, large).await, ask(&house, explained).await];
-    let lines = house.lines(2);
+    let ids = [
+        authorize(&service, large).await,
+        authorize(&service, explained).await,
+    ];
+    let lines = service.lines(2);
     assert_eq!([&lines[0]["id"], &lines[1]["id"]], [&ids[0], &ids[1]]);
     assert_eq!(lines[0]["context"].as_object().unwrap().len(), 100);
     assert_eq!(lines[1]["explain"], true);
@@ -163,20 +170,20 @@ async fn messages_of_any_shape_are_logged_once() {
 
 #[tokio::test]
 async fn policy_errors_are_logged_and_redacted() {
-    for (attributes, shown) in [("", false), ("errors.message", true)] {
-        let house = House::start(&["--decision-log-attributes", attributes]);
-        let id = ask(&house, paying(i64::MAX)).await;
+    for (attributes, is_visible) in [("", false), ("errors.message", true)] {
+        let service = LoggedService::start(&["--decision-log-attributes", attributes]);
+        let id = authorize(&service, paying(i64::MAX)).await;
         let without_sum = pb::AuthorizeRequest {
             context: Default::default(),
             ..paying(0)
         };
-        ask(&house, without_sum).await;
-        let lines = house.lines(2);
+        authorize(&service, without_sum).await;
+        let lines = service.lines(2);
         assert_eq!(lines[0]["id"], id.as_str());
         assert_eq!(lines[0].get("errors"), None);
         let error = &lines[1]["errors"][0];
         assert_eq!(error["policy"], "small-sums");
-        match shown {
+        match is_visible {
             true => assert!(
                 error["message"].as_str().unwrap().contains("sum"),
                 "{error}"
@@ -188,7 +195,7 @@ async fn policy_errors_are_logged_and_redacted() {
 
 #[tokio::test]
 async fn unlisted_attributes_are_redacted() {
-    let house = House::start(&["--decision-log-attributes", "context.open,Doc.open"]);
+    let service = LoggedService::start(&["--decision-log-attributes", "context.open,Doc.open"]);
     let text = |text: &str| value(pb::value::Kind::String(text.to_owned()));
     let attributes = || {
         [
@@ -207,8 +214,8 @@ async fn unlisted_attributes_are_redacted() {
         entities: vec![entity],
         ..denied()
     };
-    ask(&house, request).await;
-    let line = house.lines(1).remove(0);
+    authorize(&service, request).await;
+    let line = service.lines(1).remove(0);
     assert!(!line.to_string().contains("sesame"), "{line}");
     let fields = json!({ "open": "for all to see", "phone": { "__masked": true } });
     assert_eq!(line["context"], fields);
@@ -226,8 +233,8 @@ async fn unlisted_attributes_are_redacted() {
 
 #[tokio::test]
 async fn rejected_requests_are_logged_without_content() {
-    let house = House::start(&["--decision-log-attributes", "*"]);
-    let mut client = house.server.authorization().await;
+    let service = LoggedService::start(&["--decision-log-attributes", "*"]);
+    let mut client = service.server.authorization().await;
     let token = pb::authorize_request::Identity::PrincipalToken("sesame".to_owned());
     let with_token = pb::AuthorizeRequest {
         identity: Some(token),
@@ -240,7 +247,7 @@ async fn rejected_requests_are_logged_without_content() {
         ..allowed()
     };
     client.authorize(no_address).await.unwrap_err();
-    let lines = house.lines(2);
+    let lines = service.lines(2);
     assert_eq!(lines[0]["refused"], "TOKENS_NOT_CONFIGURED");
     assert_eq!(lines[1]["refused"], "INVALID_REQUEST");
     for line in lines {
@@ -252,16 +259,16 @@ async fn rejected_requests_are_logged_without_content() {
 
 #[tokio::test]
 async fn line_breaks_are_escaped_in_lines() {
-    let house = House::start(&[]);
+    let service = LoggedService::start(&[]);
     let name = "a\n{\"v\":1}\r\u{0}\u{1b}[31m\u{7f}\u{85}\u{2028}\u{202e}\"\\ü";
     let request = pb::AuthorizeRequest {
         resource: Some(uid("Doc", name)),
         ..allowed()
     };
-    ask(&house, request).await;
-    let line = house.lines(1).remove(0);
+    authorize(&service, request).await;
+    let line = service.lines(1).remove(0);
     assert_eq!(line["resource"]["id"], name);
-    let text = std::fs::read_to_string(house.file()).unwrap();
+    let text = std::fs::read_to_string(service.file()).unwrap();
     let line = text.strip_suffix('\n').unwrap();
     assert!(
         line.chars()
@@ -272,27 +279,27 @@ async fn line_breaks_are_escaped_in_lines() {
 
 #[tokio::test]
 async fn allows_are_sampled_and_denies_logged() {
-    let none = House::start(&["--decision-log-allow-sample", "0"]);
-    let some = House::start(&["--decision-log-allow-sample", "20%"]);
-    let mut told = 0;
+    let none = LoggedService::start(&["--decision-log-allow-sample", "0"]);
+    let some = LoggedService::start(&["--decision-log-allow-sample", "20%"]);
+    let mut returned = 0;
     for _ in 0..300 {
-        assert_eq!(ask(&none, allowed()).await, "");
-        told += usize::from(!ask(&some, allowed()).await.is_empty());
+        assert_eq!(authorize(&none, allowed()).await, "");
+        returned += usize::from(!authorize(&some, allowed()).await.is_empty());
     }
-    // Ten standard deviations either way.
-    assert!((1..=130).contains(&told), "{told} of 300");
+    // A tolerance of ten standard deviations.
+    assert!((1..=130).contains(&returned), "{returned} of 300");
     for _ in 0..20 {
-        assert_ne!(ask(&none, denied()).await, "");
-        assert_ne!(ask(&some, denied()).await, "");
+        assert_ne!(authorize(&none, denied()).await, "");
+        assert_ne!(authorize(&some, denied()).await, "");
     }
     assert!(none.lines(20).iter().all(|line| line["decision"] == "DENY"));
-    some.lines(20 + told);
+    some.lines(20 + returned);
 }
 
 #[tokio::test]
-async fn without_a_log_nobody_is_told_an_id() {
-    let house = House::start(&["--decision-log", "off"]);
-    assert_eq!(ask(&house, allowed()).await, "");
-    assert_eq!(ask(&house, denied()).await, "");
-    assert!(!house.file().exists());
+async fn responses_have_no_decision_id_without_log() {
+    let service = LoggedService::start(&["--decision-log", "off"]);
+    assert_eq!(authorize(&service, allowed()).await, "");
+    assert_eq!(authorize(&service, denied()).await, "");
+    assert!(!service.file().exists());
 }

@@ -1,14 +1,14 @@
-//! A line holds what deciding anew takes: from it alone, with the policies of its revision, Cedar's own
-//! authorizer comes to the same decision.
+//! A log line is sufficient to repeat its decision: Cedar's authorizer decides the same from the
+//! line and the policies of its revision.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 
-use super::setup::House;
+use super::setup::LoggedService;
 use crate::support::replay::Replay;
 use crate::support::{parse_uid, policy_directory, request, value};
 
-/// What they read is told by a line in each way that a value can be.
+/// Policies that read every type of value.
 const POLICIES: &str = r#"
 @id("owner") permit(principal, action, resource)
 when { resource has owner && resource.owner == principal };
@@ -33,7 +33,7 @@ fn text(text: &str) -> pb::Value {
     value(Kind::String(text.to_owned()))
 }
 
-/// A resource that the request brings.
+/// An entity of the request, used as the resource.
 fn doc(change: impl FnOnce(&mut pb::Entity)) -> pb::Entity {
     let mut entity = pb::Entity {
         uid: Some(parse_uid(r#"Doc::"1""#)),
@@ -69,7 +69,7 @@ fn typed(amount: &str) -> Vec<(&'static str, pb::Value)> {
 #[tokio::test]
 async fn plain_cedar_repeats_logged_decisions() {
     let policies = policy_directory(&[("policies.cedar", POLICIES), ("entities.json", ENTITIES)]);
-    let house = House::start_on(
+    let service = LoggedService::start_on(
         policies,
         tempfile::tempdir().unwrap(),
         &["--decision-log-attributes", "*"],
@@ -110,21 +110,21 @@ async fn plain_cedar_repeats_logged_decisions() {
         (r#"Doc::"1""#, typed("10.4999"), vec![], "ALLOW"),
         (r#"Doc::"1""#, typed("10.5"), vec![], "DENY"),
     ];
-    let mut client = house.server.authorization().await;
+    let mut client = service.server.authorization().await;
     let mut expected = Vec::new();
     for (resource, context, entities, decision) in cases {
         let context = context
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
-        let asked = pb::AuthorizeRequest {
+        let request = pb::AuthorizeRequest {
             context: context.collect(),
             entities,
             ..request(r#"User::"alice""#, r#"Action::"read""#, resource)
         };
-        client.authorize(asked).await.unwrap();
+        client.authorize(request).await.unwrap();
         expected.push(decision);
     }
-    let lines = house.lines(expected.len());
+    let lines = service.lines(expected.len());
     let replay = Replay::new(POLICIES, ENTITIES);
     for (line, expected) in lines.iter().zip(expected) {
         assert_eq!(line["decision"], expected, "{line}");

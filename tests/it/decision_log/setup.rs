@@ -1,4 +1,4 @@
-//! A service that logs its decisions to a file, and the lines of that file.
+//! A service that logs its decisions to a file, and the lines of the file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,9 @@ use cedar_pdp::api::grpc::pb;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use crate::support::{Server, eventually_blocking, get, policy_directory, request, serving, value};
+use crate::support::{
+    Server, eventually_blocking, get, policy_directory, request, serve_command, value,
+};
 
 pub(crate) const POLICIES: &str = r#"
 @id("everyone-reads")
@@ -18,30 +20,30 @@ permit (principal, action == Action::"pay", resource) when { context.sum < 100 }
 forbid (principal == User::"mallory", action, resource);
 "#;
 
-pub(crate) struct House {
+pub(crate) struct LoggedService {
     pub(crate) server: Server,
     pub(crate) logs: TempDir,
     _policies: TempDir,
 }
 
-impl House {
-    /// Starts the service, logging every decision to a file, with these further arguments.
+impl LoggedService {
+    /// Starts the service with further arguments. It logs every decision to a file.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_with(tempfile::tempdir().unwrap(), arguments)
     }
 
-    /// The same, in a directory that is there.
+    /// Starts the service with an existing log directory.
     pub(crate) fn start_with(logs: TempDir, arguments: &[&str]) -> Self {
         let policies = policy_directory(&[("policies.cedar", POLICIES)]);
         Self::start_on(policies, logs, arguments)
     }
 
-    /// The same, on these policies.
+    /// Starts the service with these policies.
     pub(crate) fn start_on(policies: TempDir, logs: TempDir, arguments: &[&str]) -> Self {
-        let mut command = serving(policies.path(), arguments);
+        let mut command = serve_command(policies.path(), arguments);
         let file = logs.path().join("decisions");
         command
-            // What the arguments say comes first.
+            // Arguments take precedence over the environment.
             .env("CEDAR_PDP_DECISION_LOG", format!("file:{}", file.display()))
             .env("CEDAR_PDP_DECISION_LOG_ALLOW_SAMPLE", "1");
         Self {
@@ -55,7 +57,7 @@ impl House {
         self.logs.path().join("decisions")
     }
 
-    /// The lines of the file that is written, once there are so many.
+    /// Waits until the current file has `count` lines, and returns them.
     pub(crate) fn lines(&self, count: usize) -> Vec<Json> {
         let what = format!("{count} lines of the decision log");
         eventually_blocking(&what, || self.lines_now().len() >= count);
@@ -64,17 +66,17 @@ impl House {
         lines
     }
 
-    /// The page of metrics; the service needs an operators' door.
+    /// Fetches the metrics page; the service needs an admin server.
     pub(crate) fn metrics(&self) -> String {
         get(&self.server.admin(), "/metrics")
     }
 
-    /// The lines of the file that is written now.
+    /// Returns the lines of the current file.
     pub(crate) fn lines_now(&self) -> Vec<Json> {
         lines(&self.file())
     }
 
-    /// The lines of all files, by the ids of their decisions.
+    /// Returns the lines of all files, by decision id.
     pub(crate) fn all_lines(&self) -> BTreeMap<String, Json> {
         let mut all = BTreeMap::new();
         for entry in std::fs::read_dir(self.logs.path()).unwrap() {
@@ -87,7 +89,7 @@ impl House {
     }
 }
 
-/// The whole lines of a file, each of which must be JSON; none when there is no file.
+/// Parses the complete lines of a file; returns none if it does not exist.
 pub(crate) fn lines(file: &Path) -> Vec<Json> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.split_inclusive('\n')
@@ -96,17 +98,17 @@ pub(crate) fn lines(file: &Path) -> Vec<Json> {
         .collect()
 }
 
-/// A request that is allowed.
+/// Returns a request that is allowed.
 pub(crate) fn allowed() -> pb::AuthorizeRequest {
     request(r#"User::"alice""#, r#"Action::"read""#, r#"Doc::"1""#)
 }
 
-/// A request that is denied.
+/// Returns a request that is denied.
 pub(crate) fn denied() -> pb::AuthorizeRequest {
     request(r#"User::"mallory""#, r#"Action::"read""#, r#"Doc::"1""#)
 }
 
-/// A request with something in its context.
+/// Returns a request with `sum` in its context.
 pub(crate) fn paying(sum: i64) -> pb::AuthorizeRequest {
     let sum = value(pb::value::Kind::Long(sum));
     pb::AuthorizeRequest {
@@ -115,7 +117,7 @@ pub(crate) fn paying(sum: i64) -> pb::AuthorizeRequest {
     }
 }
 
-/// A request with so many bytes in its context.
+/// Returns a request with this number of bytes in its context.
 pub(crate) fn padded(bytes: usize) -> pb::AuthorizeRequest {
     let padding = value(pb::value::Kind::String("x".repeat(bytes)));
     pb::AuthorizeRequest {

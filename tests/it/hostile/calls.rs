@@ -1,4 +1,4 @@
-//! Calls that are no calls: messages that do not decode, wrong frames, paths, headers, deadlines.
+//! Invalid calls: undecodable messages, wrong frames, paths, headers, deadlines.
 
 use crate::support::eventually;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use prost::Message as _;
 use prost::bytes::Bytes;
 use tonic::Code;
 
-use super::requests::{BARE, HOUSE, good};
-use super::target::House;
-use crate::support::http2::{AUTHORIZE, BATCH, STREAM, fields_of, post};
+use super::requests::{WITH_SCHEMA, WITHOUT_SCHEMA, good};
+use super::target::Target;
+use crate::support::http2::{AUTHORIZE, BATCH, STREAM, post, violated_fields};
 use crate::support::protobuf;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn undecodable_message_is_invalid_argument_without_field() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let uid = |content: &[u8]| protobuf::field(1, content);
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("text", b"{\"principal\": \"alice\"}".to_vec()),
@@ -69,18 +69,18 @@ async fn undecodable_message_is_invalid_argument_without_field() {
         ),
     ];
     for (case, bytes) in cases {
-        house
-            .refuses_bytes(case, Code::InvalidArgument, &bytes)
+        target
+            .assert_rejected_bytes(case, Code::InvalidArgument, &bytes)
             .await;
-        house
-            .refuses_bytes(
+        target
+            .assert_rejected_bytes(
                 case,
                 Code::InvalidArgument,
                 &[good().encode_to_vec(), bytes].concat(),
             )
             .await;
     }
-    // An item that came before is answered; what comes after is not read.
+    // Earlier items are answered; later ones are not read.
     let item = |request: &[u8]| {
         protobuf::framed(&[vec![0x08, 0x07], protobuf::field(2, request)].concat())
     };
@@ -90,64 +90,64 @@ async fn undecodable_message_is_invalid_argument_without_field() {
         item(&good().encode_to_vec()),
     ]
     .concat();
-    let outcome = house
-        .caller
+    let outcome = target
+        .client
         .send(post(STREAM).body(()).unwrap(), body)
         .await;
     assert_eq!(outcome.code(), Code::InvalidArgument, "{outcome:?}");
     assert_eq!(outcome.messages.len(), 1, "{outcome:?}");
-    house.goes_on("a stream that ended").await;
-    // What nobody knows is passed over.
+    target.assert_alive("a stream that ended").await;
+    // Unknown fields are skipped.
     let unknown = [good().encode_to_vec(), protobuf::field(1_000, b"x")].concat();
     assert_eq!(
-        house.caller.call(AUTHORIZE, &unknown).await.code(),
+        target.client.call(AUTHORIZE, &unknown).await.code(),
         Code::Ok
     );
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_items_and_batches_are_answered() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let item: pb::StreamAuthorizeResponse =
-        house.caller.call(STREAM, &[0x08, 0x07]).await.message();
+        target.client.call(STREAM, &[0x08, 0x07]).await.message();
     assert_eq!(item.correlation_id, 7);
     assert!(
         matches!(item.result, Some(pb::stream_authorize_response::Result::Error(e)) if e.code == 3)
     );
-    let batch: pb::BatchAuthorizeResponse = house.caller.call(BATCH, &[]).await.message();
+    let batch: pb::BatchAuthorizeResponse = target.client.call(BATCH, &[]).await.message();
     assert!(
         batch.results.is_empty() && batch.revision.len() == 64,
         "{batch:?}"
     );
-    let nothing = house
-        .caller
+    let nothing = target
+        .client
         .send(post(STREAM).body(()).unwrap(), vec![])
         .await;
     assert_eq!((nothing.code(), nothing.messages.len()), (Code::Ok, 0));
-    house.goes_on("empty calls").await;
-    house.close().await;
+    target.assert_alive("empty calls").await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_items_and_bytes_exhaust_a_resource() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let batch = |n: usize| {
         pb::BatchAuthorizeRequest {
             requests: vec![good(); n],
         }
         .encode_to_vec()
     };
-    let full: pb::BatchAuthorizeResponse = house.caller.call(BATCH, &batch(1_000)).await.message();
+    let full: pb::BatchAuthorizeResponse = target.client.call(BATCH, &batch(1_000)).await.message();
     assert_eq!(full.results.len(), 1_000);
     for n in [1_001, 50_000] {
         assert_eq!(
-            house.caller.call(BATCH, &batch(n)).await.code(),
+            target.client.call(BATCH, &batch(n)).await.code(),
             Code::ResourceExhausted
         );
-        house.goes_on("too many items").await;
+        target.assert_alive("too many items").await;
     }
-    // A message of exactly `bytes`, filled up with a field that nobody knows.
+    // Builds a message of exactly `bytes`, padded with an unknown field.
     let sized = |bytes: usize| {
         let mut message = protobuf::field(2, &good().encode_to_vec());
         let filler = vec![0; bytes - message.len() - 6];
@@ -165,22 +165,22 @@ async fn too_many_items_and_bytes_exhaust_a_resource() {
         ] {
             let message = vec![0x0a; bytes];
             let body = protobuf::framed_as(0, u32::try_from(announced).unwrap(), &message);
-            let outcome = house.caller.send(post(path).body(()).unwrap(), body).await;
+            let outcome = target.client.send(post(path).body(()).unwrap(), body).await;
             assert_eq!(
                 outcome.code(),
                 Code::ResourceExhausted,
                 "{path}, {bytes} of {announced} bytes: {outcome:?}"
             );
             assert_eq!(
-                fields_of(outcome.status.as_ref().unwrap()),
+                violated_fields(outcome.status.as_ref().unwrap()),
                 Vec::<String>::new()
             );
-            house.goes_on_elsewhere("too many bytes").await;
+            target.assert_accepting("too many bytes").await;
         }
     }
     let message = sized(whole);
     assert_eq!(message.len(), whole);
-    assert_eq!(house.caller.call(STREAM, &message).await.code(), Code::Ok);
+    assert_eq!(target.client.call(STREAM, &message).await.code(), Code::Ok);
     // Items before the large one are answered.
     let good = protobuf::framed(
         &[
@@ -190,8 +190,8 @@ async fn too_many_items_and_bytes_exhaust_a_resource() {
         .concat(),
     );
     let body = [good.clone(), good, protobuf::framed(&sized(whole + 1))].concat();
-    let outcome = house
-        .caller
+    let outcome = target
+        .client
         .send(post(STREAM).body(()).unwrap(), body)
         .await;
     assert_eq!(
@@ -199,12 +199,12 @@ async fn too_many_items_and_bytes_exhaust_a_resource() {
         (Code::ResourceExhausted, 2),
         "{outcome:?}"
     );
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn false_message_lengths_get_an_error_status() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let good = good().encode_to_vec();
     let length = u32::try_from(good.len()).unwrap();
     for path in [AUTHORIZE, BATCH, STREAM] {
@@ -228,8 +228,8 @@ async fn false_message_lengths_get_an_error_status() {
                 protobuf::framed_as(7, u32::try_from(message.len()).unwrap(), &message),
             ),
         ] {
-            let outcome = house.caller.send(post(path).body(()).unwrap(), body).await;
-            // gRPC itself says INTERNAL of these; the contract speaks of messages.
+            let outcome = target.client.send(post(path).body(()).unwrap(), body).await;
+            // gRPC libraries answer INTERNAL here; the contract covers only messages.
             let code = outcome.code();
             assert!(
                 matches!(
@@ -239,12 +239,12 @@ async fn false_message_lengths_get_an_error_status() {
                 "{case}, {path}: {outcome:?}"
             );
             assert!(outcome.messages.is_empty(), "{case}, {path}: {outcome:?}");
-            house.goes_on(case).await;
+            target.assert_alive(case).await;
         }
     }
     for path in [AUTHORIZE, BATCH] {
-        let outcome = house
-            .caller
+        let outcome = target
+            .client
             .send(post(path).body(()).unwrap(), vec![])
             .await;
         assert!(
@@ -254,15 +254,15 @@ async fn false_message_lengths_get_an_error_status() {
             ),
             "{outcome:?}"
         );
-        house.goes_on("no message").await;
+        target.assert_alive("no message").await;
     }
     for encoding in ["gzip", "identity, gzip", "snappy", "x"] {
         let request = post(AUTHORIZE)
             .header("grpc-encoding", encoding)
             .body(())
             .unwrap();
-        let outcome = house
-            .caller
+        let outcome = target
+            .client
             .send(request, protobuf::framed_as(1, length, &good))
             .await;
         assert_eq!(
@@ -270,14 +270,14 @@ async fn false_message_lengths_get_an_error_status() {
             Code::Unimplemented,
             "{encoding}: {outcome:?}"
         );
-        house.goes_on("an unknown encoding").await;
+        target.assert_alive("an unknown encoding").await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_paths_are_unimplemented() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let long = format!("/{}/x", "a".repeat(4_000));
     for path in [
         "/pdp.v1.AuthorizationService/Nothing",
@@ -295,16 +295,16 @@ async fn unknown_paths_are_unimplemented() {
         "/%ff%fe",
         &long,
     ] {
-        let outcome = house.caller.call(path, &good().encode_to_vec()).await;
+        let outcome = target.client.call(path, &good().encode_to_vec()).await;
         assert_eq!(outcome.code(), Code::Unimplemented, "{path}: {outcome:?}");
-        house.goes_on(path).await;
+        target.assert_alive(path).await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_another_kind_never_allow() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let body = || protobuf::framed(&good().encode_to_vec());
     for content_type in [
         "",
@@ -319,22 +319,22 @@ async fn calls_of_another_kind_never_allow() {
         };
         let mut request = post(AUTHORIZE).body(()).unwrap();
         request.headers_mut().insert("content-type", content_type);
-        let outcome = house.caller.send(request, body()).await;
+        let outcome = target.client.send(request, body()).await;
         assert!(
             outcome.http == 415 || outcome.status.is_some(),
             "{outcome:?}"
         );
-        house.goes_on("another content type").await;
+        target.assert_alive("another content type").await;
     }
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
         let mut request = post(AUTHORIZE).body(()).unwrap();
         *request.method_mut() = method.parse().unwrap();
-        let outcome = house.caller.send(request, body()).await;
+        let outcome = target.client.send(request, body()).await;
         assert!(
             outcome.http >= 400 || outcome.status.is_some(),
             "{method}: {outcome:?}"
         );
-        house.goes_on("another method").await;
+        target.assert_alive("another method").await;
     }
     for (name, content) in [
         ("grpc-encoding", "identity"),
@@ -345,26 +345,26 @@ async fn calls_of_another_kind_never_allow() {
     ] {
         let mut request = post(AUTHORIZE).body(()).unwrap();
         request.headers_mut().insert(name, content.parse().unwrap());
-        let outcome = house.caller.send(request, body()).await;
+        let outcome = target.client.send(request, body()).await;
         assert!(
-            outcome.status.is_some() || outcome.broken.is_some(),
+            outcome.status.is_some() || outcome.h2_error.is_some(),
             "{name}: {outcome:?}"
         );
-        house.goes_on_elsewhere("another header").await;
+        target.assert_accepting("another header").await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn oversized_headers_are_refused() {
-    let mut house = House::open(BARE, &[]).await;
+async fn oversized_headers_are_rejected() {
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     for (count, bytes) in [(1, 15_000), (1, 60_000), (500, 100), (10, 100_000)] {
         let mut request = post(AUTHORIZE);
         for n in 0..count {
             request = request.header(format!("x-{n}"), "h".repeat(bytes));
         }
-        let caller = house.another().await;
-        let outcome = caller
+        let client = target.connect().await;
+        let outcome = client
             .send(
                 request.body(()).unwrap(),
                 protobuf::framed(&good().encode_to_vec()),
@@ -372,7 +372,7 @@ async fn oversized_headers_are_refused() {
             .await;
         println!(
             "{count} headers of {bytes}: {} {:?} {:?}",
-            outcome.http, outcome.status, outcome.broken
+            outcome.http, outcome.status, outcome.h2_error
         );
         if count * bytes > 16_384 {
             assert!(
@@ -380,14 +380,14 @@ async fn oversized_headers_are_refused() {
                 "{count} headers of {bytes}: {outcome:?}"
             );
         }
-        house.goes_on_elsewhere("large headers").await;
+        target.assert_accepting("large headers").await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deadlines_are_kept_and_malformed_ones_ignored() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let with = |path: &str, timeout: &[u8]| {
         let timeout = http::HeaderValue::from_bytes(timeout).unwrap();
         post(path).header("grpc-timeout", timeout).body(()).unwrap()
@@ -402,8 +402,8 @@ async fn deadlines_are_kept_and_malformed_ones_ignored() {
     };
     for timeout in ["0n", "1n", "0H", "00000000S"] {
         for (path, body) in bodies() {
-            let outcome = house
-                .caller
+            let outcome = target
+                .client
                 .send(with(path, timeout.as_bytes()), body)
                 .await;
             assert_eq!(
@@ -411,7 +411,7 @@ async fn deadlines_are_kept_and_malformed_ones_ignored() {
                 Code::DeadlineExceeded,
                 "{timeout}, {path}: {outcome:?}"
             );
-            house.goes_on("a deadline that passed").await;
+            target.assert_alive("a deadline that passed").await;
         }
     }
     for timeout in [
@@ -429,16 +429,17 @@ async fn deadlines_are_kept_and_malformed_ones_ignored() {
         b"1S1S",
     ] {
         for (path, body) in bodies() {
-            let outcome = house.caller.send(with(path, timeout), body).await;
+            let outcome = target.client.send(with(path, timeout), body).await;
             assert_eq!(outcome.code(), Code::Ok, "{timeout:?}, {path}: {outcome:?}");
-            house.goes_on("a deadline that is none").await;
+            target.assert_alive("a deadline that is none").await;
         }
     }
-    // The deadline passes while the body does not come: not at all, in part, and without its end.
+    // The deadline passes before the body is complete: nothing, a part, or all but its end was
+    // sent.
     for (path, body) in bodies() {
         for part in [0, 3, body.len() - 1, body.len()] {
-            let begun = Instant::now();
-            let mut call = house.caller.open(with(path, b"100m")).await.unwrap();
+            let started = Instant::now();
+            let mut call = target.client.open(with(path, b"100m")).await.unwrap();
             if part > 0 {
                 call.body
                     .send_data(Bytes::copy_from_slice(&body[..part]), false)
@@ -451,36 +452,36 @@ async fn deadlines_are_kept_and_malformed_ones_ignored() {
                 "{path}, {part} bytes: {outcome:?}"
             );
             assert!(
-                begun.elapsed() >= Duration::from_millis(90),
+                started.elapsed() >= Duration::from_millis(90),
                 "{path}, {part} bytes"
             );
-            house.goes_on("a body that never came").await;
+            target.assert_alive("a body that never came").await;
         }
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn vanished_callers_leave_no_descriptors() {
-    let mut house = House::open(HOUSE, &[]).await;
+async fn disconnected_clients_leave_no_descriptors() {
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let descriptors = |pid: u32| {
         std::fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
             .count()
     };
-    let pid = house.server.pid();
+    let pid = target.server.pid();
     let before = descriptors(pid);
     let good = good().encode_to_vec();
     for round in 0..60 {
-        let caller = house.another().await;
+        let client = target.connect().await;
         let path = [AUTHORIZE, BATCH, STREAM][round % 3];
-        let mut call = caller.open(post(path).body(()).unwrap()).await.unwrap();
+        let mut call = client.open(post(path).body(()).unwrap()).await.unwrap();
         let message = match path {
             AUTHORIZE => protobuf::framed(&good),
             BATCH => protobuf::framed(&protobuf::field(1, &good).repeat(1_000)),
             _ => protobuf::framed(&protobuf::field(2, &good)).repeat(1_000),
         };
-        // Before its body, within it, and once it is complete.
+        // Cancelled before the body, within it, and after it.
         let sent = match round % 4 {
             0 => 0,
             1 => 7,
@@ -497,42 +498,40 @@ async fn vanished_callers_leave_no_descriptors() {
             call.reset();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        drop(caller);
+        drop(client);
     }
-    eventually("the end of connections whose caller is gone", async || {
-        descriptors(pid) <= before + 2
-    })
+    eventually(
+        "the connections of disconnected clients are closed",
+        async || descriptors(pid) <= before + 2,
+    )
     .await;
-    house.goes_on("callers that went away").await;
-    house.close().await;
+    target.assert_alive("callers that went away").await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_stream_is_bounded_by_its_window() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let good = good().encode_to_vec();
     let items = Bytes::from(protobuf::framed(&protobuf::field(2, &good)).repeat(20_000));
-    house.goes_on("nothing").await;
-    let before = house.server.resident_kib();
-    let mut callers = Vec::new();
+    target.assert_alive("nothing").await;
+    let before = target.server.resident_kib();
+    let mut clients = Vec::new();
     for _ in 0..4 {
-        let caller = house.another().await;
+        let client = target.connect().await;
         let mut calls = Vec::new();
         for _ in 0..8 {
-            let mut call = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
+            let mut call = client.open(post(STREAM).body(()).unwrap()).await.unwrap();
             call.body.send_data(items.clone(), false).unwrap();
             calls.push(call);
         }
-        callers.push((caller, calls));
+        clients.push((client, calls));
     }
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let grown = house.server.resident_kib().saturating_sub(before);
+    let grown = target.server.resident_kib().saturating_sub(before);
     println!("32 streams unread: {grown} KiB");
-    assert!(
-        grown < 64 << 10,
-        "32 streams that nobody reads hold {grown} KiB"
-    );
-    house.goes_on("a stream that nobody reads").await;
-    drop(callers);
-    house.close().await;
+    assert!(grown < 64 << 10, "32 unread streams hold {grown} KiB");
+    target.assert_alive("an unread stream").await;
+    drop(clients);
+    target.close().await;
 }

@@ -1,4 +1,4 @@
-//! Connections that are none, that say nothing, or that say too much.
+//! Invalid connections: another protocol, no data, or too much data.
 
 use crate::support::eventually;
 use std::io::Write as _;
@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use prost::Message as _;
 
-use super::requests::{BARE, good};
-use super::target::House;
+use super::requests::{WITHOUT_SCHEMA, good};
+use super::target::Target;
 use crate::support::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
-    SETTINGS, WINDOW_UPDATE, call_headers, frame, frames_in, hello, throw,
+    SETTINGS, WINDOW_UPDATE, call_headers, client_preface, frame, frames_in, send_bytes,
 };
 use crate::support::http2::{AUTHORIZE, post};
 use crate::support::protobuf;
 
-const MOMENT: Duration = Duration::from_millis(300);
+const SHORT_WAIT: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_of_another_protocol_end_the_connection_alone() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let tls = [
         &[
             0x16, 0x03, 0x01, 0x00, 0x80, 0x01, 0x00, 0x00, 0x7c, 0x03, 0x03,
@@ -46,19 +46,19 @@ async fn bytes_of_another_protocol_end_the_connection_alone() {
         ("a preface and HTTP/1.1", &[PREFACE, b"GET / HTTP/1.1\r\n\r\n"].concat()),
         ("SSH", b"SSH-2.0-OpenSSH_9.6\r\n"),
     ] {
-        let (_, closed) = throw(house.server.address(), bytes, true, MOMENT);
+        let (_, closed) = send_bytes(target.server.address(), bytes, true, SHORT_WAIT);
         println!("{case}: closed {closed}");
         if case != "half a preface" {
             assert!(closed, "{case}: the connection stays open");
         }
-        house.goes_on(case).await;
+        target.assert_alive(case).await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn protocol_errors_end_only_their_connection() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let call = frame(HEADERS, END_HEADERS, 1, &call_headers());
     for (case, frames) in [
         ("DATA of no stream", frame(DATA, 0, 1, b"x")),
@@ -118,23 +118,23 @@ async fn protocol_errors_end_only_their_connection() {
             .concat(),
         ),
     ] {
-        let (_, closed) = throw(
-            house.server.address(),
-            &[hello(), frames].concat(),
+        let (_, closed) = send_bytes(
+            target.server.address(),
+            &[client_preface(), frames].concat(),
             true,
-            MOMENT,
+            SHORT_WAIT,
         );
         println!("{case}: closed {closed}");
-        house.goes_on(case).await;
+        target.assert_alive(case).await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_small_frames_cost_no_memory() {
-    let mut house = House::open(BARE, &[]).await;
-    house.goes_on("nothing").await;
-    let before = house.server.resident_kib();
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
+    target.assert_alive("nothing").await;
+    let before = target.server.resident_kib();
     let call = frame(HEADERS, END_HEADERS, 1, &call_headers());
     let resets: Vec<u8> = (0..2_000_u32)
         .flat_map(|n| {
@@ -161,7 +161,7 @@ async fn floods_of_small_frames_cost_no_memory() {
         ]
         .concat()
     };
-    // One header entered into the table once, named many thousand times.
+    // One header is entered into the table once and referenced many thousand times.
     let bomb = {
         let entry = [&[0x40, 0x01, b'x', 0x7f, 0x81, 0x1e][..], &[b'y'; 4_000]].concat();
         let block = [call_headers(), entry, vec![0xbe; 10_000]].concat();
@@ -196,95 +196,95 @@ async fn floods_of_small_frames_cost_no_memory() {
         ),
     ] {
         for reading in [true, false] {
-            let bytes = [hello(), flood.clone()].concat();
-            let (answer, closed) = throw(house.server.address(), &bytes, reading, MOMENT);
+            let bytes = [client_preface(), flood.clone()].concat();
+            let (answer, closed) = send_bytes(target.server.address(), &bytes, reading, SHORT_WAIT);
             let frames = frames_in(&answer);
             let count = |kind: u8| frames.iter().filter(|(k, _)| *k == kind).count();
             println!(
                 "{case}, read {reading}: closed {closed}, {} RST_STREAM, {} GOAWAY, {} KiB",
                 count(RST_STREAM),
                 count(GOAWAY),
-                house.server.resident_kib()
+                target.server.resident_kib()
             );
             if reading && case.starts_with("2,000 calls") {
                 assert!(
                     count(RST_STREAM) + count(GOAWAY) > 0,
-                    "{case} are all taken"
+                    "all of {case} are accepted"
                 );
             }
-            house.goes_on(case).await;
+            target.assert_alive(case).await;
         }
     }
     eventually("the memory's return", async || {
-        house.server.resident_kib() < before + (48 << 10)
+        target.server.resident_kib() < before + (48 << 10)
     })
     .await;
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_resets_leave_others_alone() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let body = prost::bytes::Bytes::from(protobuf::framed(&good().encode_to_vec()));
     let mut resets = 0;
     for _ in 0..10 {
-        let caller = house.another().await;
+        let client = target.connect().await;
         for _ in 0..200 {
-            // The server may have enough of it and say GOAWAY.
-            let Ok(mut call) = caller.open(post(AUTHORIZE).body(()).unwrap()).await else {
+            // The server may send GOAWAY.
+            let Ok(mut call) = client.open(post(AUTHORIZE).body(()).unwrap()).await else {
                 break;
             };
             let _ = call.body.send_data(body.clone(), false);
             call.reset();
             resets += 1;
         }
-        house.goes_on("resets").await;
+        target.assert_alive("resets").await;
     }
     println!("{resets} resets");
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_streams_are_bounded_by_the_setting() {
-    let mut house = House::open(BARE, &["--max-concurrent-streams", "8"]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &["--max-concurrent-streams", "8"]).await;
     let opened: Vec<u8> = (0..100_u32)
         .flat_map(|n| frame(HEADERS, END_HEADERS, 2 * n + 1, &call_headers()))
         .collect();
-    let (answer, _) = throw(
-        house.server.address(),
-        &[hello(), opened].concat(),
+    let (answer, _) = send_bytes(
+        target.server.address(),
+        &[client_preface(), opened].concat(),
         true,
-        MOMENT,
+        SHORT_WAIT,
     );
-    let refused = frames_in(&answer)
+    let rejected = frames_in(&answer)
         .iter()
         .filter(|(kind, _)| *kind == RST_STREAM || *kind == GOAWAY)
         .count();
-    assert!(refused > 0, "100 calls at once are all taken");
-    // A caller that keeps to the setting has all its calls answered.
-    let caller = std::sync::Arc::new(house.another().await);
-    // Its first answer comes after the server's settings.
-    super::target::allowed(&caller, "a connection's begin").await;
+    assert!(rejected > 0, "all of 100 concurrent calls are accepted");
+    // A client that respects the setting gets all its answers.
+    let client = std::sync::Arc::new(target.connect().await);
+    // The first answer arrives after the server's settings.
+    super::target::allowed(&client, "a connection's begin").await;
     let calls: Vec<_> = (0..100)
         .map(|_| {
-            let caller = std::sync::Arc::clone(&caller);
+            let client = std::sync::Arc::clone(&client);
             tokio::spawn(
-                async move { caller.call(AUTHORIZE, &good().encode_to_vec()).await.code() },
+                async move { client.call(AUTHORIZE, &good().encode_to_vec()).await.code() },
             )
         })
         .collect();
     for call in calls {
         assert_eq!(call.await.unwrap(), tonic::Code::Ok);
     }
-    house.goes_on("many calls at a time").await;
-    house.close().await;
+    target.assert_alive("many calls at a time").await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_connections_are_closed() {
-    // They do not hinder other callers.
-    let mut house = House::open(
-        BARE,
+    // They do not affect other clients.
+    let mut target = Target::open(
+        WITHOUT_SCHEMA,
         &[
             "--keepalive-interval",
             "200ms",
@@ -295,42 +295,48 @@ async fn half_open_connections_are_closed() {
         ],
     )
     .await;
-    let pid = house.server.pid();
+    let pid = target.server.pid();
     let descriptors = || {
         std::fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
             .count()
     };
     let before = descriptors();
-    let memory = house.server.resident_kib();
+    let memory = target.server.resident_kib();
     let mut open = Vec::new();
     for n in 0..200 {
-        let mut socket = TcpStream::connect(house.server.address()).unwrap();
+        let mut socket = TcpStream::connect(target.server.address()).unwrap();
         match n % 4 {
             0 => {}
             1 => socket.write_all(&PREFACE[..10]).unwrap(),
-            2 => socket.write_all(&hello()).unwrap(),
+            2 => socket.write_all(&client_preface()).unwrap(),
             _ => socket
-                .write_all(&[hello(), frame(HEADERS, END_HEADERS, 1, &call_headers())].concat())
+                .write_all(
+                    &[
+                        client_preface(),
+                        frame(HEADERS, END_HEADERS, 1, &call_headers()),
+                    ]
+                    .concat(),
+                )
                 .unwrap(),
         }
         open.push(socket);
     }
-    house.goes_on_elsewhere("200 half-open connections").await;
+    target.assert_accepting("200 half-open connections").await;
     println!(
         "200 half-open connections: {} KiB",
-        house.server.resident_kib().saturating_sub(memory)
+        target.server.resident_kib().saturating_sub(memory)
     );
-    let begun = std::time::Instant::now();
-    while descriptors() > before + 10 && begun.elapsed() < Duration::from_secs(8) {
+    let started = std::time::Instant::now();
+    while descriptors() > before + 10 && started.elapsed() < Duration::from_secs(8) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let left = descriptors().saturating_sub(before);
-    println!("{left} left after {:?}", begun.elapsed());
+    println!("{left} left after {:?}", started.elapsed());
     assert!(
         left <= 10,
-        "{left} of 200 half-open connections stay for ever"
+        "{left} of 200 half-open connections are never closed"
     );
     drop(open);
-    house.close().await;
+    target.close().await;
 }

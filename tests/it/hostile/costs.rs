@@ -1,4 +1,4 @@
-//! Requests within every limit that must not cost what their sender would like them to.
+//! Requests within every limit that are meant to be expensive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,17 +10,17 @@ use prost::bytes::Bytes;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::requests::{BARE, good, principal};
-use super::target::House;
+use super::requests::{WITHOUT_SCHEMA, good, principal};
+use super::target::Target;
 use crate::support::Server;
-use crate::support::http2::{AUTHORIZE, BATCH, Call, Caller, STREAM, post};
+use crate::support::http2::{AUTHORIZE, BATCH, Call, Http2Client, STREAM, post};
 use crate::support::protobuf;
 
-/// The size of a message here: as large as is taken.
-const WHOLE: usize = (4 << 20) - 16;
+/// The size of a message here: as large as the service accepts.
+const MESSAGE_BYTES: usize = (4 << 20) - 16;
 
-/// The most memory that the process ever held, in KiB.
-fn most_kib(server: &Server) -> u64 {
+/// Returns the peak memory of the process, in KiB.
+fn peak_kib(server: &Server) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = text
         .lines()
@@ -48,12 +48,12 @@ fn in_context(value: &[u8]) -> Vec<u8> {
     )
 }
 
-/// A set in the context of as many members as the message holds; `member` makes the nth.
+/// Encodes a set in the context that fills the message; `member` encodes member n.
 fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     let mut members = Vec::new();
     for n in 0.. {
         let next = protobuf::field(1, &member(n));
-        if members.len() + next.len() > WHOLE - 1_000 {
+        if members.len() + next.len() > MESSAGE_BYTES - 1_000 {
             break;
         }
         members.extend(next);
@@ -61,7 +61,7 @@ fn huge_set(member: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     in_context(&protobuf::field(5, &members))
 }
 
-/// Entities each of whose parents are the `width` that follow it.
+/// Encodes entities each of whose parents are the next `width` entities.
 fn lattice(entities: usize, width: usize) -> Vec<u8> {
     let id = |n: usize| format!("{n:03}");
     let mut message = good().encode_to_vec();
@@ -75,7 +75,7 @@ fn lattice(entities: usize, width: usize) -> Vec<u8> {
     message
 }
 
-/// A short name for each number.
+/// Returns a short name for each number.
 fn name(mut n: usize) -> String {
     let mut name = String::from("T");
     while n > 0 {
@@ -85,7 +85,7 @@ fn name(mut n: usize) -> String {
     name
 }
 
-/// Every case: what it is, how it is sent, and the message.
+/// Returns all cases: description, method and message.
 fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let type_of = |n: usize| protobuf::field(4, &uid(&name(n), ""));
     let long_type =
@@ -121,7 +121,7 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ));
         items.extend(protobuf::field(1, &item));
     }
-    // Each item another one, or the cache would answer.
+    // Every item differs, to prevent cache hits.
     let numbered = |n: u64| {
         let number = [vec![0x10], protobuf::varint(n)].concat();
         protobuf::field(
@@ -211,17 +211,24 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         (
             "a set of values without a kind",
             AUTHORIZE,
-            in_context(&protobuf::field(5, &[0x0a, 0].repeat(WHOLE / 2 - 1_000))),
+            in_context(&protobuf::field(
+                5,
+                &[0x0a, 0].repeat(MESSAGE_BYTES / 2 - 1_000),
+            )),
         ),
         (
             "entities that say nothing",
             AUTHORIZE,
-            [good().encode_to_vec(), [0x32, 0].repeat(WHOLE / 2 - 1_000)].concat(),
+            [
+                good().encode_to_vec(),
+                [0x32, 0].repeat(MESSAGE_BYTES / 2 - 1_000),
+            ]
+            .concat(),
         ),
         (
             "requests that say nothing",
             BATCH,
-            [0x0a, 0].repeat(WHOLE / 2),
+            [0x0a, 0].repeat(MESSAGE_BYTES / 2),
         ),
         ("context of many keys", AUTHORIZE, keys),
         (
@@ -231,7 +238,7 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 6,
                 &[
                     protobuf::field(1, &uid("T", "")),
-                    [0x1a, 0].repeat(WHOLE / 2 - 1_000),
+                    [0x1a, 0].repeat(MESSAGE_BYTES / 2 - 1_000),
                 ]
                 .concat(),
             ),
@@ -239,32 +246,31 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     ]
 }
 
-/// A message of this size, whatever it says, takes no more than this, even in a debug build on a
-/// busy machine: processor time, not time on the wall.
-const MOST_CPU: Duration = Duration::from_secs(2);
+/// The maximum CPU time of a message of this size, in a debug build.
+const MAX_CPU: Duration = Duration::from_secs(2);
 
-/// A message beyond the limits on values, entities or items is refused before it has cost this much:
-/// what has come of it, twice while it is put together, and little more.
-const MOST_MIB_REFUSED: u64 = 32;
+/// The maximum memory in MiB of a message beyond the limits on values, entities or items: about
+/// twice the part that was read.
+const MAX_MIB_REJECTED: u64 = 32;
 
-/// No message costs more memory than this, whatever it says.
-const MOST_MIB: u64 = 160;
+/// The maximum memory in MiB of any message.
+const MAX_MIB: u64 = 160;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_cost_bounded_time_and_memory() {
     // Messages beyond the limits cost next to nothing.
     let mut over = Vec::new();
     for (case, path, message) in cases() {
-        assert!(message.len() <= WHOLE, "{case}: {}", message.len());
-        let mut house = House::open(BARE, &[]).await;
-        house.goes_on("nothing").await;
-        let (memory, cpu) = (most_kib(&house.server), cpu(&house.server));
-        let other = house.another().await;
+        assert!(message.len() <= MESSAGE_BYTES, "{case}: {}", message.len());
+        let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
+        target.assert_alive("nothing").await;
+        let (memory, cpu) = (peak_kib(&target.server), cpu(&target.server));
+        let other = target.connect().await;
         let watched =
             tokio::spawn(async move { slowest(&other, Duration::from_millis(100)).await });
-        let outcome = house.caller.call(path, &message).await;
-        let took = self::cpu(&house.server).saturating_sub(cpu);
-        let grown = most_kib(&house.server).saturating_sub(memory) >> 10;
+        let outcome = target.client.call(path, &message).await;
+        let took = self::cpu(&target.server).saturating_sub(cpu);
+        let grown = peak_kib(&target.server).saturating_sub(memory) >> 10;
         let slowest = watched.await.unwrap();
         let code = outcome.code();
         println!(
@@ -272,19 +278,19 @@ async fn messages_cost_bounded_time_and_memory() {
             message.len() >> 10,
         );
         let most = match code == Code::ResourceExhausted {
-            true => MOST_MIB_REFUSED,
-            false => MOST_MIB,
+            true => MAX_MIB_REJECTED,
+            false => MAX_MIB,
         };
-        if took > MOST_CPU || grown > most {
+        if took > MAX_CPU || grown > most {
             over.push(format!("{case}: {took:?}, {grown} MiB, {code:?}"));
         }
-        house.goes_on(case).await;
-        house.close().await;
+        target.assert_alive(case).await;
+        target.close().await;
     }
     assert!(over.is_empty(), "{over:#?}");
 }
 
-/// The processor time that the process has taken; counted in hundredths of a second.
+/// Returns the CPU time that the process has used, in steps of 10 ms.
 fn cpu(server: &Server) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
     let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
@@ -296,35 +302,35 @@ fn cpu(server: &Server) -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-/// The slowest of the good calls made one after another for so long, and at least one.
-async fn slowest(caller: &Caller, long: Duration) -> Duration {
-    let begun = Instant::now();
+/// Repeats valid calls for `duration`, at least once. Returns the slowest time.
+async fn slowest(client: &Http2Client, long: Duration) -> Duration {
+    let started = Instant::now();
     let mut slowest = Duration::ZERO;
-    while begun.elapsed() < long {
+    while started.elapsed() < long {
         let asked = Instant::now();
-        super::target::allowed(caller, "a good call beside").await;
+        super::target::allowed(client, "a good call beside").await;
         slowest = slowest.max(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     slowest
 }
 
-/// A call that takes a while to answer.
-struct Slow {
+/// A call that takes long to answer.
+struct SlowCall {
     case: &'static str,
     path: &'static str,
     body: Vec<u8>,
-    /// How many are made at once.
-    at_once: usize,
+    /// The number of concurrent calls.
+    concurrent: usize,
 }
 
-/// The fewest calls of another caller that are answered before the last of the slow ones: there is
-/// time for hundreds, and for fewer than ten where nobody makes room.
-const LEAST: usize = 24;
+/// The minimum of another client's calls answered before the last slow one. There is time for
+/// hundreds; without yielding, fewer than ten succeed.
+const MIN_OTHER_CALLS: usize = 24;
 
-fn slow_calls() -> [Slow; 4] {
-    // As large as it takes to be decided apart, and no larger: all must have come in full before the
-    // first is decided, or others are answered while the rest comes.
+fn slow_calls() -> [SlowCall; 4] {
+    // Just large enough for the large-request limit. A larger body takes longer to arrive, and
+    // other calls are answered meanwhile.
     let large = lattice(1_000, 10);
     assert!(
         (64 << 10..1 << 20).contains(&large.len()),
@@ -333,73 +339,75 @@ fn slow_calls() -> [Slow; 4] {
     );
     let item = protobuf::framed(&protobuf::field(2, &large));
     [
-        Slow {
+        SlowCall {
             case: "large requests",
             path: AUTHORIZE,
             body: protobuf::framed(&large),
-            at_once: 16,
+            concurrent: 16,
         },
-        Slow {
+        SlowCall {
             case: "batches of large requests",
             path: BATCH,
             body: protobuf::framed(&protobuf::field(1, &large).repeat(4)),
-            at_once: 4,
+            concurrent: 4,
         },
-        Slow {
+        SlowCall {
             case: "streams of large requests",
             path: STREAM,
             body: item.repeat(4),
-            at_once: 4,
+            concurrent: 4,
         },
-        // None of these requests is large: they are decided in turns, and others between two. Of
-        // several batches each would have a turn before the others have theirs.
-        Slow {
+        // None of these requests is large: the batch yields between time slices. Several batches
+        // would each take a slice before other calls.
+        SlowCall {
             case: "a batch of requests that many policies match",
             path: BATCH,
-            body: protobuf::framed(&protobuf::field(1, &busy().encode_to_vec()).repeat(1_000)),
-            at_once: 1,
+            body: protobuf::framed(
+                &protobuf::field(1, &matching_request().encode_to_vec()).repeat(1_000),
+            ),
+            concurrent: 1,
         },
     ]
 }
 
-/// A request that many policies match.
-fn busy() -> pb::AuthorizeRequest {
+/// Returns a request that many policies match.
+fn matching_request() -> pb::AuthorizeRequest {
     principal(crate::support::uid("User", "busy"))
 }
 
-/// A server that has one thread, as a second one could answer others by chance; which remembers
-/// nothing, and refuses nothing because it has waited.
-async fn of_one_thread() -> House {
+/// Starts a server with one thread, since a second one could answer others by chance. It caches
+/// nothing and sheds nothing.
+async fn start_single_threaded() -> Target {
     let of_busy = "permit(principal == User::\"busy\", action, resource) when { context has n };\n";
     let of_busy = of_busy.repeat(4_000);
-    let files = [BARE, &[("busy.cedar", &of_busy)]].concat();
+    let files = [WITHOUT_SCHEMA, &[("busy.cedar", &of_busy)]].concat();
     let environment = [("TOKIO_WORKER_THREADS", "1")];
     let arguments = [
         ["--cache-bytes", "0"],
         ["--overload-delay", "0s"],
         ["--max-call-time", "0s"],
     ];
-    House::open_in(&environment, &files, &arguments.concat()).await
+    Target::open_in(&environment, &files, &arguments.concat()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_callers_go_before_large_ones() {
-    for Slow {
+async fn small_calls_are_answered_before_large_ones() {
+    for SlowCall {
         case,
         path,
         body,
-        at_once,
+        concurrent,
     } in slow_calls()
     {
-        let house = of_one_thread().await;
-        let beside = house.another().await;
-        super::target::allowed(&beside, "nothing").await;
+        let target = start_single_threaded().await;
+        let other = target.connect().await;
+        super::target::allowed(&other, "nothing").await;
 
         let answered = Arc::new(AtomicUsize::new(0));
         let mut slow = JoinSet::new();
-        for _ in 0..at_once {
+        for _ in 0..concurrent {
             let head = post(path).body(()).unwrap();
-            let mut call = house.caller.open(head).await.unwrap();
+            let mut call = target.client.open(head).await.unwrap();
             call.body.send_data(body.clone().into(), true).unwrap();
             let answered = Arc::clone(&answered);
             slow.spawn(async move {
@@ -410,8 +418,8 @@ async fn small_callers_go_before_large_ones() {
         }
         let mut before = 0;
         loop {
-            super::target::allowed(&beside, "a good call beside").await;
-            if answered.load(Ordering::Relaxed) == at_once {
+            super::target::allowed(&other, "a good call beside").await;
+            if answered.load(Ordering::Relaxed) == concurrent {
                 break;
             }
             before += 1;
@@ -419,27 +427,30 @@ async fn small_callers_go_before_large_ones() {
         for outcome in slow.join_all().await {
             assert_eq!(outcome.code(), Code::Ok, "{case}: {outcome:?}");
         }
-        println!("{case}, {at_once} at once: {before} calls beside answered before the last");
-        assert!(before >= LEAST, "{case}: {before} of {LEAST}");
-        house.close().await;
+        println!("{case}, {concurrent} at once: {before} other calls answered before the last");
+        assert!(
+            before >= MIN_OTHER_CALLS,
+            "{case}: {before} of {MIN_OTHER_CALLS}"
+        );
+        target.close().await;
     }
 }
 
-/// Calls that never end: the message is whole, or nearly, and the body goes on.
-async fn held(caller: &Caller, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
+/// Opens calls that never end: the message is complete or nearly so, the body is not.
+async fn open_calls(client: &Http2Client, path: &str, body: &[u8], calls: usize) -> Vec<Call> {
     let body = Bytes::copy_from_slice(body);
-    let mut held = Vec::new();
+    let mut open_calls = Vec::new();
     for _ in 0..calls {
-        let mut call = caller.open(post(path).body(()).unwrap()).await.unwrap();
+        let mut call = client.open(post(path).body(()).unwrap()).await.unwrap();
         call.body.send_data(body.clone(), false).unwrap();
-        held.push(call);
+        open_calls.push(call);
     }
-    held
+    open_calls
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_calls_hold_little_memory() {
-    let quarter = WHOLE;
+    let quarter = MESSAGE_BYTES;
     let mut over = Vec::new();
     for (case, path, body) in [
         (
@@ -459,24 +470,24 @@ async fn unfinished_calls_hold_little_memory() {
         ),
         ("heads alone", STREAM, protobuf::framed_as(0, 4 << 20, &[])),
     ] {
-        let mut house = House::open(BARE, &[]).await;
-        house.goes_on("nothing").await;
-        let before = house.server.resident_kib();
-        let caller = house.another().await;
-        let calls = held(&caller, path, &body, 4).await;
+        let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
+        target.assert_alive("nothing").await;
+        let before = target.server.resident_kib();
+        let client = target.connect().await;
+        let calls = open_calls(&client, path, &body, 4).await;
         let mut grown = 0;
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            grown = grown.max(house.server.resident_kib().saturating_sub(before) >> 10);
+            grown = grown.max(target.server.resident_kib().saturating_sub(before) >> 10);
         }
         let sent = (4 * body.len()) >> 20;
         println!("4 calls, {case}: {sent} MiB sent, {grown} MiB held");
         if grown > 4 * sent as u64 + 16 {
             over.push(format!("{case}: {sent} MiB sent, {grown} MiB held"));
         }
-        house.goes_on_elsewhere(case).await;
-        drop((calls, caller));
-        house.close().await;
+        target.assert_accepting(case).await;
+        drop((calls, client));
+        target.close().await;
     }
     assert!(over.is_empty(), "{over:#?}");
 }

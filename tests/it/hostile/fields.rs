@@ -1,28 +1,28 @@
-//! Requests that decode and say something that cannot be.
+//! Requests that decode but have invalid content.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 use tonic::Code;
 
 use super::requests::{
-    BARE, HOUSE, attribute, context, entities, entity, principal, record, set, spoilt, tag, text,
-    without_id, without_kind,
+    WITH_SCHEMA, WITHOUT_SCHEMA, attribute, changed, context, entities, entity, principal, record,
+    set, tag, text, without_id, without_kind,
 };
-use super::target::House;
+use super::target::Target;
 use crate::support::{uid, value};
 
-/// A field, and a request that is refused for it.
+/// A field, and a request that is rejected because of it.
 type Case = (&'static str, pb::AuthorizeRequest);
 
-async fn all_refused(cases: Vec<Case>) {
-    let mut house = House::open(HOUSE, &[]).await;
+async fn assert_all_rejected(cases: Vec<Case>) {
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     for (number, (field, request)) in cases.into_iter().enumerate() {
         let case = format!("case {number}, `{field}`");
-        house
-            .refuses(&case, Code::InvalidArgument, field, &request)
+        target
+            .assert_rejected(&case, Code::InvalidArgument, field, &request)
             .await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,19 +40,19 @@ async fn missing_fields_are_named() {
     };
     let mut tagged = entity(bob(), vec![]);
     tagged.tags.insert("t".to_owned(), without_kind());
-    all_refused(vec![
-        ("principal", spoilt(|r| r.identity = None)),
-        ("action", spoilt(|r| r.action = None)),
-        ("resource", spoilt(|r| r.resource = None)),
+    assert_all_rejected(vec![
+        ("principal", changed(|r| r.identity = None)),
+        ("action", changed(|r| r.action = None)),
+        ("resource", changed(|r| r.resource = None)),
         ("principal", pb::AuthorizeRequest::default()),
         ("principal.id", principal(without_id("User"))),
         (
             "action.id",
-            spoilt(|r| r.action = Some(without_id("Action"))),
+            changed(|r| r.action = Some(without_id("Action"))),
         ),
         (
             "resource.id",
-            spoilt(|r| r.resource = Some(without_id("Doc"))),
+            changed(|r| r.resource = Some(without_id("Doc"))),
         ),
         ("entities[0].uid", entities(vec![pb::Entity::default()])),
         (
@@ -69,7 +69,10 @@ async fn missing_fields_are_named() {
         (r#"context["who"].entity.id"#, who(without_id("User"))),
         ("principal.type", principal(uid("", "alice"))),
         ("principal.type", principal(pb::EntityUid::default())),
-        ("resource.type", spoilt(|r| r.resource = Some(uid("", "1")))),
+        (
+            "resource.type",
+            changed(|r| r.resource = Some(uid("", "1"))),
+        ),
         (
             "entities[0].uid.type",
             entities(vec![entity(uid("", "bob"), vec![])]),
@@ -81,7 +84,7 @@ async fn missing_fields_are_named() {
         (r#"context["who"].entity.type"#, who(uid("", "bob"))),
         (
             r#"context["amount"]"#,
-            spoilt(|r| drop(r.context.insert("amount".to_owned(), without_kind()))),
+            changed(|r| drop(r.context.insert("amount".to_owned(), without_kind()))),
         ),
         (
             r#"context["names"].set[1]"#,
@@ -116,9 +119,9 @@ fn good_record(name: &str, field: pb::Value) -> pb::AuthorizeRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn type_names_that_are_none_are_named() {
+async fn invalid_type_names_are_named() {
     let long = "x".repeat(1_000_000);
-    let deep = "a::".repeat(300_000);
+    let nested_value = "a::".repeat(300_000);
     let parentheses = "(".repeat(100_000);
     let mut cases: Vec<Case> = Vec::new();
     for name in [
@@ -152,13 +155,13 @@ async fn type_names_that_are_none_are_named() {
         "__cedar::x",
         "\u{feff}User",
         &long,
-        &deep,
+        &nested_value,
         &parentheses,
     ] {
         cases.push(("principal.type", principal(uid(name, "x"))));
         cases.push((
             "resource.type",
-            spoilt(|r| r.resource = Some(uid(name, "x"))),
+            changed(|r| r.resource = Some(uid(name, "x"))),
         ));
         cases.push((
             "entities[0].uid.type",
@@ -172,21 +175,21 @@ async fn type_names_that_are_none_are_named() {
             r#"context["who"].entity.type"#,
             context("who", Kind::Entity(uid(name, "x"))),
         ));
-        // A name that parses and is no action's is an unknown action, which is its own case.
+        // A valid name that is no action type is an unknown action, which is another case.
         cases.push((
             "action.type",
-            spoilt(|r| r.action = Some(uid(name, "read"))),
+            changed(|r| r.action = Some(uid(name, "read"))),
         ));
     }
-    // `x` a million times is longer than any name that is parsed.
-    all_refused(cases).await;
+    // `x` a million times exceeds the limit on parsed names.
+    assert_all_rejected(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_types_and_attributes_are_named() {
     let with = |name: &str, kind: Kind| context(name, kind);
     let pay = |change: fn(&mut pb::AuthorizeRequest)| {
-        spoilt(|r| {
+        changed(|r| {
             r.action = Some(uid("Action", "pay"));
             change(r);
         })
@@ -198,16 +201,16 @@ async fn unknown_types_and_attributes_are_named() {
         }
         entities(vec![doc])
     };
-    all_refused(vec![
+    assert_all_rejected(vec![
         ("principal.type", principal(uid("Nobody", "x"))),
         ("principal.type", principal(uid("Robot", "x"))),
         (
             "resource.type",
-            spoilt(|r| r.resource = Some(uid("Nothing", "x"))),
+            changed(|r| r.resource = Some(uid("Nothing", "x"))),
         ),
         (
             "resource.type",
-            spoilt(|r| r.resource = Some(uid("User", "alice"))),
+            changed(|r| r.resource = Some(uid("User", "alice"))),
         ),
         (
             "entities[0].uid.type",
@@ -233,12 +236,12 @@ async fn unknown_types_and_attributes_are_named() {
         ),
         (
             "action",
-            spoilt(|r| r.action = Some(uid("Action", "nothing"))),
+            changed(|r| r.action = Some(uid("Action", "nothing"))),
         ),
-        ("action", spoilt(|r| r.action = Some(uid("", "")))),
+        ("action", changed(|r| r.action = Some(uid("", "")))),
         (
             "action",
-            spoilt(|r| r.action = Some(uid("", &"x".repeat(1_000_000)))),
+            changed(|r| r.action = Some(uid("", &"x".repeat(1_000_000)))),
         ),
         (r#"context["amount"]"#, pay(|_| {})),
         (
@@ -418,11 +421,11 @@ async fn malformed_extension_values_are_named() {
             attribute("leave", kind()),
         ));
     }
-    all_refused(cases).await;
+    assert_all_rejected(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hierarchies_that_cannot_be_are_named() {
+async fn invalid_hierarchies_are_named() {
     let team = |id: &str, parents: &[&str]| {
         entity(
             uid("Team", id),
@@ -433,7 +436,7 @@ async fn hierarchies_that_cannot_be_are_named() {
     let chain: Vec<_> = (0..1000)
         .map(|n| team(&n.to_string(), &[&((n + 1) % 1000).to_string()]))
         .collect();
-    all_refused(vec![
+    assert_all_rejected(vec![
         ("entities[0].parents", entities(vec![team("x", &["x"])])),
         (
             "entities[1].parents",
@@ -488,7 +491,7 @@ trait Swapped {
 }
 
 impl Swapped for pb::AuthorizeRequest {
-    /// Puts an entity that is on no cycle first.
+    /// Moves an entity outside every cycle to the front.
     fn swapped_first(mut self) -> Self {
         self.entities
             .insert(0, entity(uid("User", "first"), vec![]));
@@ -498,7 +501,7 @@ impl Swapped for pb::AuthorizeRequest {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_entities_and_tokens_are_rejected() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let users = |n: usize| {
         entities(
             (0..n)
@@ -506,50 +509,50 @@ async fn too_many_entities_and_tokens_are_rejected() {
                 .collect(),
         )
     };
-    house
-        .answers("as many entities as are taken", &users(1_000))
+    target
+        .assert_answered("as many entities as the limit", &users(1_000))
         .await;
-    house
-        .refuses(
+    target
+        .assert_rejected(
             "one entity too many",
             Code::ResourceExhausted,
             "",
             &users(1_001),
         )
         .await;
-    house
-        .refuses("many too many", Code::ResourceExhausted, "", &users(20_000))
+    target
+        .assert_rejected("many too many", Code::ResourceExhausted, "", &users(20_000))
         .await;
     for token in ["", "x.y.z", "\0"] {
         let token = Some(pb::authorize_request::Identity::PrincipalToken(
             token.to_owned(),
         ));
-        house
-            .refuses(
+        target
+            .assert_rejected(
                 "a token",
                 Code::Unauthenticated,
                 "",
-                &spoilt(|r| r.identity = token),
+                &changed(|r| r.identity = token),
             )
             .await;
     }
-    house.close().await;
-    let mut house = House::open(HOUSE, &["--request-entity-types", "Team"]).await;
+    target.close().await;
+    let mut target = Target::open(WITH_SCHEMA, &["--request-entity-types", "Team"]).await;
     let bob = entities(vec![entity(uid("User", "bob"), vec![])]);
-    house
-        .refuses(
+    target
+        .assert_rejected(
             "a type not listed",
             Code::InvalidArgument,
             "entities[0].uid.type",
             &bob,
         )
         .await;
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_but_legal_requests_are_answered() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let long = "x".repeat(1_000_000);
     let control: String = (0..32)
         .map(|n| char::from(n as u8))
@@ -571,33 +574,35 @@ async fn odd_but_legal_requests_are_answered() {
         &long,
     ] {
         let case = format!("id {:?}", id.chars().take(8).collect::<String>());
-        let answer = house.answers(&case, &principal(uid("User", id))).await;
+        let answer = target
+            .assert_answered(&case, &principal(uid("User", id)))
+            .await;
         assert_eq!(answer.decision(), pb::Decision::Allow, "{case}");
-        house
-            .answers(&case, &spoilt(|r| r.resource = Some(uid("Doc", id))))
+        target
+            .assert_answered(&case, &changed(|r| r.resource = Some(uid("Doc", id))))
             .await;
-        house
-            .answers(&case, &context("who", Kind::Entity(uid("User", id))))
+        target
+            .assert_answered(&case, &context("who", Kind::Entity(uid("User", id))))
             .await;
-        house
-            .answers(&case, &context("names", set(vec![text(id), text(id)])))
+        target
+            .assert_answered(&case, &context("names", set(vec![text(id), text(id)])))
             .await;
-        house
-            .answers(&case, &tag(id, Kind::String(id.to_owned())))
+        target
+            .assert_answered(&case, &tag(id, Kind::String(id.to_owned())))
             .await;
-        house
-            .answers(
+        target
+            .assert_answered(
                 &case,
                 &entities(vec![entity(uid("User", id), vec![uid("Team", id)])]),
             )
             .await;
     }
     for long in [i64::MIN, i64::MAX, 0, -1] {
-        house
-            .answers("a long", &context("amount", Kind::Long(long)))
+        target
+            .assert_answered("a long", &context("amount", Kind::Long(long)))
             .await;
-        house
-            .answers("a long", &attribute("age", Kind::Long(long)))
+        target
+            .assert_answered("a long", &attribute("age", Kind::Long(long)))
             .await;
     }
     for (name, kind) in [
@@ -607,16 +612,16 @@ async fn odd_but_legal_requests_are_answered() {
         ("at", Kind::Datetime("0000-01-01".to_owned())),
         ("span", Kind::Duration("-9223372036854775808ms".to_owned())),
     ] {
-        house.answers(name, &context(name, kind)).await;
+        target.assert_answered(name, &context(name, kind)).await;
     }
-    house.close().await;
+    target.close().await;
 
-    let mut bare = House::open(BARE, &[]).await;
-    bare.answers("any type", &principal(uid("Nobody::Knows", "x")))
+    let mut bare = Target::open(WITHOUT_SCHEMA, &[]).await;
+    bare.assert_answered("any type", &principal(uid("Nobody::Knows", "x")))
         .await;
-    bare.answers("an odd key", &context("\0\u{10ffff}\"", Kind::Bool(true)))
+    bare.assert_answered("an odd key", &context("\0\u{10ffff}\"", Kind::Bool(true)))
         .await;
-    bare.answers(
+    bare.assert_answered(
         "mixed set",
         &context("x", set(vec![value(Kind::Bool(true)), value(set(vec![]))])),
     )
@@ -624,16 +629,15 @@ async fn odd_but_legal_requests_are_answered() {
     bare.close().await;
 }
 
-/// A caller with default settings takes header lists of 16 KiB at most; what a status says of a
-/// long text must fit.
+/// Clients accept header lists of 16 KiB by default; a status with a long text must fit.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_about_long_texts_are_short() {
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let long = "x\u{1}".repeat(400_000);
     let cases = [
         (
             "unknown action",
-            spoilt(|r| r.action = Some(uid("", &long))),
+            changed(|r| r.action = Some(uid("", &long))),
         ),
         (
             "unknown type",
@@ -681,8 +685,8 @@ async fn errors_about_long_texts_are_short() {
     let mut too_long = Vec::new();
     for (case, request) in cases {
         use prost::Message as _;
-        let outcome = house
-            .caller
+        let outcome = target
+            .client
             .call(crate::support::http2::AUTHORIZE, &request.encode_to_vec())
             .await;
         match &outcome.status {
@@ -695,11 +699,11 @@ async fn errors_about_long_texts_are_short() {
             other => too_long.push(format!(
                 "{case}: {:?}, {:?}",
                 other.as_ref().map(|s| s.code()),
-                outcome.broken
+                outcome.h2_error
             )),
         }
-        house.goes_on_elsewhere(case).await;
+        target.assert_accepting(case).await;
     }
     assert!(too_long.is_empty(), "{too_long:#?}");
-    house.close().await;
+    target.close().await;
 }

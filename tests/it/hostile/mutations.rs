@@ -1,16 +1,16 @@
-//! A good request, changed at random: whatever it has become, it has a status.
+//! Random changes of a valid request: each result has a status.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 use prost::Message as _;
 
-use super::requests::{HOUSE, entity, record, set, spoilt, text};
-use super::target::House;
+use super::requests::{WITH_SCHEMA, changed, entity, record, set, text};
+use super::target::Target;
 use crate::support::http2::{AUTHORIZE, BATCH, STREAM};
 use crate::support::protobuf;
 use crate::support::{uid, value};
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 struct Random(u64);
 
 impl Random {
@@ -27,7 +27,7 @@ impl Random {
     }
 
     fn byte(&mut self) -> u8 {
-        // Bytes that mean something: keys, lengths, ends.
+        // Bytes with a meaning in protobuf: keys, lengths, ends.
         const ODD: [u8; 12] = [
             0, 1, 2, 0x0a, 0x12, 0x1a, 0x2a, 0x32, 0x7f, 0x80, 0xfe, 0xff,
         ];
@@ -66,7 +66,7 @@ impl Random {
 }
 
 fn rich() -> pb::AuthorizeRequest {
-    spoilt(|r| {
+    changed(|r| {
         for (name, kind) in [
             ("amount", Kind::Long(-1)),
             ("limit", Kind::Decimal("12.5".to_owned())),
@@ -95,9 +95,11 @@ fn rich() -> pb::AuthorizeRequest {
 async fn two_thousand_random_changes_each_have_a_status() {
     let seed =
         std::env::var("CEDAR_PDP_HOSTILE_SEED").map_or(20_240_601, |seed| seed.parse().unwrap());
-    let mut house = House::open(HOUSE, &[]).await;
+    let mut target = Target::open(WITH_SCHEMA, &[]).await;
     let rich = rich();
-    house.answers("the request before any change", &rich).await;
+    target
+        .assert_answered("the request before any change", &rich)
+        .await;
     let rich = rich.encode_to_vec();
     let mut random = Random(seed);
     let mut codes = std::collections::BTreeMap::new();
@@ -111,7 +113,7 @@ async fn two_thousand_random_changes_each_have_a_status() {
             ),
         };
         random.mutate(&mut message);
-        let outcome = house.caller.call(path, &message).await;
+        let outcome = target.client.call(path, &message).await;
         let Some(status) = &outcome.status else {
             panic!("seed {seed}, round {round}, {path}: {outcome:?}\n{message:02x?}");
         };
@@ -122,10 +124,12 @@ async fn two_thousand_random_changes_each_have_a_status() {
         );
         *codes.entry(status.code() as i32).or_insert(0_u32) += 1;
         if round % 50 == 0 {
-            house.goes_on(&format!("seed {seed}, round {round}")).await;
+            target
+                .assert_alive(&format!("seed {seed}, round {round}"))
+                .await;
         }
     }
     println!("{codes:?}");
     assert!(codes.len() >= 2, "{codes:?}");
-    house.close().await;
+    target.close().await;
 }

@@ -1,18 +1,18 @@
-//! Values within values, and messages within messages.
+//! Nested values, and nested messages.
 
 use cedar_pdp::api::grpc::pb;
 use pb::value::Kind;
 use prost::Message as _;
 use tonic::Code;
 
-use super::requests::{BARE, attribute, context, good, record, set, tag};
-use super::target::House;
+use super::requests::{WITHOUT_SCHEMA, attribute, context, good, record, set, tag};
+use super::target::Target;
 use crate::support::http2::{BATCH, STREAM};
 use crate::support::protobuf;
 use crate::support::value;
 
-/// A value of so many levels, a plain one counting as one.
-fn deep(levels: usize, outer: impl Fn(pb::Value) -> Kind) -> Kind {
+/// Nests a value to this number of levels; a plain value counts as one.
+fn nested_value(levels: usize, outer: impl Fn(pb::Value) -> Kind) -> Kind {
     let mut inner = value(Kind::Bool(true));
     for _ in 1..levels {
         inner = value(outer(inner));
@@ -21,16 +21,16 @@ fn deep(levels: usize, outer: impl Fn(pb::Value) -> Kind) -> Kind {
 }
 
 fn sets(levels: usize) -> Kind {
-    deep(levels, |inner| set(vec![inner]))
+    nested_value(levels, |inner| set(vec![inner]))
 }
 
 fn records(levels: usize) -> Kind {
-    deep(levels, |inner| record("x", inner))
+    nested_value(levels, |inner| record("x", inner))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn values_nest_to_32_levels_and_no_further() {
-    let mut house = House::open(BARE, &[]).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     for (kind, depth) in [(sets as fn(usize) -> Kind, "sets"), (records, "records")] {
         for place in [
             context as fn(&str, Kind) -> pb::AuthorizeRequest,
@@ -38,12 +38,12 @@ async fn values_nest_to_32_levels_and_no_further() {
             tag,
         ] {
             let request = place("v", kind(32));
-            house.answers(depth, &request).await;
+            target.assert_answered(depth, &request).await;
             let batch = pb::BatchAuthorizeRequest {
                 requests: vec![request.clone()],
             };
-            let batch: pb::BatchAuthorizeResponse = house
-                .caller
+            let batch: pb::BatchAuthorizeResponse = target
+                .client
                 .call(BATCH, &batch.encode_to_vec())
                 .await
                 .message();
@@ -58,8 +58,8 @@ async fn values_nest_to_32_levels_and_no_further() {
                 correlation_id: 7,
                 request: Some(request),
             };
-            let item: pb::StreamAuthorizeResponse = house
-                .caller
+            let item: pb::StreamAuthorizeResponse = target
+                .client
                 .call(STREAM, &item.encode_to_vec())
                 .await
                 .message();
@@ -74,8 +74,8 @@ async fn values_nest_to_32_levels_and_no_further() {
     }
     let path = ".set[0]".repeat(32);
     for levels in [33, 34, 40] {
-        house
-            .refuses(
+        target
+            .assert_rejected(
                 "sets",
                 Code::InvalidArgument,
                 &format!(r#"context["v"]{path}"#),
@@ -83,8 +83,8 @@ async fn values_nest_to_32_levels_and_no_further() {
             )
             .await;
         let field = format!(r#"entities[0].attributes["v"]{path}"#);
-        house
-            .refuses(
+        target
+            .assert_rejected(
                 "sets",
                 Code::InvalidArgument,
                 &field,
@@ -92,8 +92,8 @@ async fn values_nest_to_32_levels_and_no_further() {
             )
             .await;
         let field = format!(r#"entities[0].tags["v"]{path}"#);
-        house
-            .refuses(
+        target
+            .assert_rejected(
                 "sets",
                 Code::InvalidArgument,
                 &field,
@@ -101,13 +101,13 @@ async fn values_nest_to_32_levels_and_no_further() {
             )
             .await;
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nesting_beyond_32_levels_is_rejected() {
-    // That holds whether or not the message decodes.
-    let mut house = House::open(BARE, &[]).await;
+    // The limit applies whether or not the message decodes.
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     for levels in [33, 34, 50, 100] {
         for place in [
             context as fn(&str, Kind) -> pb::AuthorizeRequest,
@@ -120,9 +120,9 @@ async fn nesting_beyond_32_levels_is_rejected() {
                 (BATCH, protobuf::field(1, &message)),
                 (STREAM, protobuf::field(2, &message)),
             ] {
-                let outcome = house.caller.call(path, &message).await;
-                // Where it decodes it is refused as an item.
-                let refused = if outcome.code() != Code::Ok {
+                let outcome = target.client.call(path, &message).await;
+                // A message that decodes is rejected as an item.
+                let rejected = if outcome.code() != Code::Ok {
                     outcome.code() == Code::InvalidArgument
                 } else if path == BATCH {
                     use pb::batch_authorize_result::Result;
@@ -133,21 +133,23 @@ async fn nesting_beyond_32_levels_is_rejected() {
                     let item: pb::StreamAuthorizeResponse = outcome.message();
                     matches!(&item.result, Some(Result::Error(e)) if e.code == 3)
                 };
-                assert!(refused, "{levels} levels of records, {path}: {outcome:?}");
-                house.goes_on("deep records").await;
+                assert!(rejected, "{levels} levels of records, {path}: {outcome:?}");
+                target.assert_alive("deep records").await;
             }
         }
     }
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lower_nesting_limit_holds() {
-    let mut house = House::open(BARE, &["--max-value-depth", "2"]).await;
-    house.answers("2 levels", &context("v", sets(2))).await;
+    let mut target = Target::open(WITHOUT_SCHEMA, &["--max-value-depth", "2"]).await;
+    target
+        .assert_answered("2 levels", &context("v", sets(2)))
+        .await;
     let case = r#"context["v"].set[0].set[0]"#;
-    house
-        .refuses(
+    target
+        .assert_rejected(
             "3 levels",
             Code::InvalidArgument,
             case,
@@ -155,20 +157,20 @@ async fn lower_nesting_limit_holds() {
         )
         .await;
     let case = r#"context["v"].record["x"].record["x"]"#;
-    house
-        .refuses(
+    target
+        .assert_rejected(
             "3 levels",
             Code::InvalidArgument,
             case,
             &context("v", records(3)),
         )
         .await;
-    house.close().await;
+    target.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn depth_of_100_000_messages_is_survived() {
-    let mut house = House::open(BARE, &[]).await;
+async fn message_depth_of_100_000_is_harmless() {
+    let mut target = Target::open(WITHOUT_SCHEMA, &[]).await;
     let leaf = [0x08, 0x01];
     let good = good().encode_to_vec();
     let with_field = |number: u64, content: &[u8]| {
@@ -186,30 +188,30 @@ async fn depth_of_100_000_messages_is_survived() {
         let case = format!("{levels} messages within one another");
         let sets = protobuf::nested(&[5, 1], levels, &leaf);
         let records = protobuf::nested(&[6, 1, 2], levels, &leaf);
-        house
-            .refuses_bytes(&case, Code::InvalidArgument, &in_context(&sets))
+        target
+            .assert_rejected_bytes(&case, Code::InvalidArgument, &in_context(&sets))
             .await;
-        house
-            .refuses_bytes(&case, Code::InvalidArgument, &in_context(&records))
+        target
+            .assert_rejected_bytes(&case, Code::InvalidArgument, &in_context(&records))
             .await;
         let attribute = protobuf::field(
             2,
             &[protobuf::field(1, b"v"), protobuf::field(2, &sets)].concat(),
         );
-        house
-            .refuses_bytes(&case, Code::InvalidArgument, &with_field(6, &attribute))
+        target
+            .assert_rejected_bytes(&case, Code::InvalidArgument, &with_field(6, &attribute))
             .await;
     }
-    // Groups of a field that nobody knows: begun, within one another.
+    // Nested groups of an unknown field.
     for closed in [true, false] {
         let mut groups = protobuf::key(99, 3).repeat(100_000);
         if closed {
             groups.extend(protobuf::key(99, 4).repeat(100_000));
         }
         let message = [good.clone(), groups].concat();
-        house
-            .refuses_bytes("groups", Code::InvalidArgument, &message)
+        target
+            .assert_rejected_bytes("groups", Code::InvalidArgument, &message)
             .await;
     }
-    house.close().await;
+    target.close().await;
 }

@@ -1,4 +1,4 @@
-//! Requests to spoil, and the policies that they are asked of.
+//! A valid request and its variations, and the policies that decide it.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use pb::value::Kind;
 
 use crate::support::{uid, value};
 
-/// A schema with every kind of field, stored entities, and three policies.
-pub(crate) const HOUSE: &[(&str, &str)] = &[
+/// Files with a schema of every type, stored entities, and three policies.
+pub(crate) const WITH_SCHEMA: &[(&str, &str)] = &[
     (
-        "house.cedarschema",
+        "shop.cedarschema",
         r#"
 entity Team in [Team];
 entity User in [Team] = { age?: Long, balance?: decimal, net?: ipaddr, since?: datetime, leave?: duration, friend?: User, home?: { street?: String } } tags String;
@@ -26,7 +26,7 @@ action pay appliesTo { principal: User, resource: Doc, context: { amount: Long }
 "#,
     ),
     (
-        "house.cedar",
+        "shop.cedar",
         r#"
 permit(principal, action == Action::"read", resource);
 @id("team") permit(principal in Team::"top", action, resource) when { principal has age && principal.age > 3 };
@@ -34,7 +34,7 @@ permit(principal, action == Action::"read", resource);
 "#,
     ),
     (
-        "house.entities.json",
+        "shop.entities.json",
         r#"[
 {"uid": {"type": "User", "id": "alice"}, "attrs": {"age": 40}, "parents": [{"type": "Team", "id": "a"}]},
 {"uid": {"type": "Team", "id": "a"}, "attrs": {}, "parents": [{"type": "Team", "id": "b"}]},
@@ -44,13 +44,13 @@ permit(principal, action == Action::"read", resource);
     ),
 ];
 
-/// No schema: any value may stand anywhere.
-pub(crate) const BARE: &[(&str, &str)] = &[(
+/// Files without a schema: values have no declared types.
+pub(crate) const WITHOUT_SCHEMA: &[(&str, &str)] = &[(
     "bare.cedar",
     "permit(principal, action, resource);\nforbid(principal in T::\"none\", action, resource);\n",
 )];
 
-/// May alice read document 1? Yes, in either house.
+/// Returns a request of alice to read document 1. Both sets of files allow it.
 pub(crate) fn good() -> pb::AuthorizeRequest {
     pb::AuthorizeRequest {
         identity: Some(pb::authorize_request::Identity::Principal(uid(
@@ -62,31 +62,31 @@ pub(crate) fn good() -> pb::AuthorizeRequest {
     }
 }
 
-/// A good request, changed.
-pub(crate) fn spoilt(change: impl FnOnce(&mut pb::AuthorizeRequest)) -> pb::AuthorizeRequest {
+/// Returns the valid request after a change.
+pub(crate) fn changed(change: impl FnOnce(&mut pb::AuthorizeRequest)) -> pb::AuthorizeRequest {
     let mut request = good();
     change(&mut request);
     request
 }
 
-/// Another principal.
+/// Returns the valid request with another principal.
 pub(crate) fn principal(uid: pb::EntityUid) -> pb::AuthorizeRequest {
-    spoilt(|r| r.identity = Some(pb::authorize_request::Identity::Principal(uid)))
+    changed(|r| r.identity = Some(pb::authorize_request::Identity::Principal(uid)))
 }
 
-/// With this in the context.
+/// Returns the valid request with a value in the context.
 pub(crate) fn context(name: &str, kind: Kind) -> pb::AuthorizeRequest {
-    spoilt(|r| {
+    changed(|r| {
         r.context.insert(name.to_owned(), value(kind));
     })
 }
 
-/// With these entities.
+/// Returns the valid request with these entities.
 pub(crate) fn entities(entities: Vec<pb::Entity>) -> pb::AuthorizeRequest {
-    spoilt(|r| r.entities = entities)
+    changed(|r| r.entities = entities)
 }
 
-/// An entity with parents.
+/// Returns an entity with parents.
 pub(crate) fn entity(own: pb::EntityUid, parents: Vec<pb::EntityUid>) -> pb::Entity {
     pb::Entity {
         uid: Some(own),
@@ -95,21 +95,21 @@ pub(crate) fn entity(own: pb::EntityUid, parents: Vec<pb::EntityUid>) -> pb::Ent
     }
 }
 
-/// The user bob with this attribute.
+/// Returns a request with the user bob, who has this attribute.
 pub(crate) fn attribute(name: &str, kind: Kind) -> pb::AuthorizeRequest {
     let mut bob = entity(uid("User", "bob"), vec![]);
     bob.attributes.insert(name.to_owned(), value(kind));
     entities(vec![bob])
 }
 
-/// The user bob with this tag.
+/// Returns a request with the user bob, who has this tag.
 pub(crate) fn tag(name: &str, kind: Kind) -> pb::AuthorizeRequest {
     let mut bob = entity(uid("User", "bob"), vec![]);
     bob.tags.insert(name.to_owned(), value(kind));
     entities(vec![bob])
 }
 
-/// A uid whose id is not set.
+/// Returns a uid without id.
 pub(crate) fn without_id(type_name: &str) -> pb::EntityUid {
     pb::EntityUid {
         r#type: type_name.to_owned(),
@@ -117,22 +117,22 @@ pub(crate) fn without_id(type_name: &str) -> pb::EntityUid {
     }
 }
 
-/// A value without a kind.
+/// Returns a value without kind.
 pub(crate) fn without_kind() -> pb::Value {
     pb::Value { kind: None }
 }
 
-/// A text.
+/// Returns a string value.
 pub(crate) fn text(text: &str) -> pb::Value {
     value(Kind::String(text.to_owned()))
 }
 
-/// A set.
+/// Returns a set.
 pub(crate) fn set(values: Vec<pb::Value>) -> Kind {
     Kind::Set(pb::ValueList { values })
 }
 
-/// A record of one field.
+/// Returns a record of one field.
 pub(crate) fn record(name: &str, field: pb::Value) -> Kind {
     Kind::Record(pb::ValueRecord {
         fields: BTreeMap::from([(name.to_owned(), field)]),

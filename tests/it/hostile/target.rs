@@ -1,4 +1,4 @@
-//! A server to mistreat, and the check that it took no harm.
+//! A server under attack, and checks that it is unharmed.
 
 use cedar_pdp::api::grpc::pb;
 use prost::Message as _;
@@ -6,75 +6,75 @@ use tempfile::TempDir;
 use tonic::{Code, Status};
 
 use super::requests::good;
-use crate::support::http2::{AUTHORIZE, BATCH, Caller, Outcome, STREAM, fields_of};
+use crate::support::http2::{AUTHORIZE, BATCH, Http2Client, Outcome, STREAM, violated_fields};
 use crate::support::protobuf::framed;
-use crate::support::{Server, policy_directory};
+use crate::support::{Server, item_status, policy_directory};
 
-pub(crate) struct House {
+pub(crate) struct Target {
     pub(crate) server: Server,
-    /// The connection that cases are sent on.
-    pub(crate) caller: Caller,
+    /// The connection of the cases.
+    pub(crate) client: Http2Client,
     _policies: TempDir,
 }
 
-impl House {
+impl Target {
     pub(crate) async fn open(files: &[(&str, &str)], arguments: &[&str]) -> Self {
         Self::open_in(&[], files, arguments).await
     }
 
-    /// One whose process has these variables in its environment.
+    /// Starts a server with these environment variables.
     pub(crate) async fn open_in(
         environment: &[(&str, &str)],
         files: &[(&str, &str)],
         arguments: &[&str],
     ) -> Self {
         let policies = policy_directory(files);
-        let mut command = crate::support::serving(policies.path(), arguments);
+        let mut command = crate::support::serve_command(policies.path(), arguments);
         command.envs(environment.iter().copied());
         let server = Server::spawn(command, 1);
-        let caller = Caller::connect(server.address()).await;
+        let client = Http2Client::connect(server.address()).await;
         Self {
             server,
-            caller,
+            client,
             _policies: policies,
         }
     }
 
-    /// A connection of its own.
-    pub(crate) async fn another(&self) -> Caller {
-        Caller::connect(self.server.address()).await
+    /// Opens another connection.
+    pub(crate) async fn connect(&self) -> Http2Client {
+        Http2Client::connect(self.server.address()).await
     }
 
-    /// The process lives, and the next good call on the same connection is answered.
-    pub(crate) async fn goes_on(&mut self, after: &str) {
+    /// Asserts that the process lives, and answers the next valid call on the same connection.
+    pub(crate) async fn assert_alive(&mut self, after: &str) {
         assert!(
             self.server.is_alive(),
             "{after} ended the process:\n{}",
             self.server.log()
         );
-        allowed(&self.caller, after).await;
+        allowed(&self.client, after).await;
     }
 
-    /// The process lives, and the next good call on a new connection is answered.
-    pub(crate) async fn goes_on_elsewhere(&mut self, after: &str) {
+    /// Asserts that the process lives, and answers the next valid call on a new connection.
+    pub(crate) async fn assert_accepting(&mut self, after: &str) {
         assert!(
             self.server.is_alive(),
             "{after} ended the process:\n{}",
             self.server.log()
         );
-        allowed(&self.another().await, after).await;
+        allowed(&self.connect().await, after).await;
     }
 
-    /// `request` is refused with this code and field, and so is the same request as an item of a
-    /// batch and of a stream, where the items around it are answered.
-    pub(crate) async fn refuses(
+    /// Asserts that `request` is rejected with this code and field, alone and as an item of a batch
+    /// and a stream. The items around it must be answered.
+    pub(crate) async fn assert_rejected(
         &mut self,
         case: &str,
         code: Code,
         field: &str,
         request: &pb::AuthorizeRequest,
     ) {
-        let fields = |status: &Status| (status.code(), fields_of(status));
+        let fields = |status: &Status| (status.code(), violated_fields(status));
         let named: Vec<String> = if field.is_empty() {
             vec![]
         } else {
@@ -82,7 +82,7 @@ impl House {
         };
         let expected = (code, named);
 
-        let unary = self.caller.call(AUTHORIZE, &request.encode_to_vec()).await;
+        let unary = self.client.call(AUTHORIZE, &request.encode_to_vec()).await;
         unary.code();
         assert_eq!(
             fields(unary.status.as_ref().unwrap()),
@@ -95,7 +95,7 @@ impl House {
             requests: vec![good(), request.clone(), good()],
         };
         let batch: pb::BatchAuthorizeResponse = self
-            .caller
+            .client
             .call(BATCH, &batch.encode_to_vec())
             .await
             .message();
@@ -108,7 +108,7 @@ impl House {
         match results.as_slice() {
             [Response(_), Error(error), Response(_)] => {
                 assert_eq!(
-                    fields(&of_item(error)),
+                    fields(&item_status(error)),
                     expected,
                     "{case}, in a batch: {error:?}"
                 );
@@ -125,7 +125,7 @@ impl House {
             items.extend(framed(&item.encode_to_vec()));
         }
         let stream = self
-            .caller
+            .client
             .send(crate::support::http2::post(STREAM).body(()).unwrap(), items)
             .await;
         assert_eq!(stream.code(), Code::Ok, "{case}, in a stream: {stream:?}");
@@ -135,7 +135,7 @@ impl House {
         match answers[1].result.as_ref().unwrap() {
             pb::stream_authorize_response::Result::Error(error) => {
                 assert_eq!(
-                    fields(&of_item(error)),
+                    fields(&item_status(error)),
                     expected,
                     "{case}, in a stream: {error:?}"
                 );
@@ -144,61 +144,52 @@ impl House {
                 panic!("{case}, in a stream: {other:?}")
             }
         }
-        self.goes_on(case).await;
+        self.assert_alive(case).await;
     }
 
-    /// `request` is answered, one way or the other.
-    pub(crate) async fn answers(
+    /// Asserts that `request` is answered, by either decision.
+    pub(crate) async fn assert_answered(
         &mut self,
         case: &str,
         request: &pb::AuthorizeRequest,
     ) -> pb::AuthorizeResponse {
-        let outcome = self.caller.call(AUTHORIZE, &request.encode_to_vec()).await;
+        let outcome = self.client.call(AUTHORIZE, &request.encode_to_vec()).await;
         assert_eq!(outcome.code(), Code::Ok, "{case}: {:?}", outcome.status);
         let answer: pb::AuthorizeResponse = outcome.message();
         assert_ne!(answer.decision(), pb::Decision::Unspecified, "{case}");
-        self.goes_on(case).await;
+        self.assert_alive(case).await;
         answer
     }
 
-    /// These bytes, sent as one message of each method, end the call with this code and no field.
-    pub(crate) async fn refuses_bytes(&mut self, case: &str, code: Code, request: &[u8]) {
+    /// Asserts that these bytes, sent to each method, end the call with this code and no field.
+    pub(crate) async fn assert_rejected_bytes(&mut self, case: &str, code: Code, request: &[u8]) {
         let item = crate::support::protobuf::field(2, request);
         let batch = crate::support::protobuf::field(1, request);
         for (path, message) in [(AUTHORIZE, request), (BATCH, &batch), (STREAM, &item)] {
-            let outcome = self.caller.call(path, message).await;
+            let outcome = self.client.call(path, message).await;
             assert_eq!(outcome.code(), code, "{case}, {path}: {outcome:?}");
             assert_eq!(
-                fields_of(outcome.status.as_ref().unwrap()),
+                violated_fields(outcome.status.as_ref().unwrap()),
                 Vec::<String>::new(),
                 "{case}, {path}"
             );
             assert!(outcome.messages.is_empty(), "{case}, {path}");
-            self.goes_on(case).await;
+            self.assert_alive(case).await;
         }
     }
 
-    /// Ends it; nothing may have panicked.
+    /// Asserts that nothing panicked, and stops the server.
     pub(crate) async fn close(mut self) {
-        self.goes_on_elsewhere("everything").await;
+        self.assert_accepting("everything").await;
         let log = self.server.log();
         assert!(!log.contains("panicked"), "something panicked:\n{log}");
     }
 }
 
-/// The good call is answered with ALLOW.
-pub(crate) async fn allowed(caller: &Caller, after: &str) {
-    let outcome: Outcome = caller.call(AUTHORIZE, &good().encode_to_vec()).await;
+/// Asserts that the valid call is allowed.
+pub(crate) async fn allowed(client: &Http2Client, after: &str) {
+    let outcome: Outcome = client.call(AUTHORIZE, &good().encode_to_vec()).await;
     assert_eq!(outcome.code(), Code::Ok, "after {after}: {outcome:?}");
     let answer: pb::AuthorizeResponse = outcome.message();
     assert_eq!(answer.decision(), pb::Decision::Allow, "after {after}");
-}
-
-/// An item's error as the status that a call would have failed with.
-fn of_item(error: &tonic_types::Status) -> Status {
-    Status::with_details(
-        Code::from_i32(error.code),
-        error.message.clone(),
-        error.encode_to_vec().into(),
-    )
 }

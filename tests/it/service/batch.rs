@@ -1,4 +1,4 @@
-//! Batches: order, items that fail, limits.
+//! Batches: order, failing items, limits.
 
 use cedar_pdp::api::grpc::pb;
 use pb::authorize_request::Identity;
@@ -8,7 +8,7 @@ use tonic::Code;
 use tonic_types::RpcStatusExt as _;
 
 use super::example::example;
-use super::{ALL_ARE_PERMITTED, context, question};
+use super::{ALL_ARE_PERMITTED, context, sample_request};
 use crate::support::{Server, policy_directory, request, revision, shipped_policies, uid};
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn batch_keeps_order_and_isolates_errors() {
     );
 }
 
-/// Remembered or not, next to one another or far apart, and whatever stands between them.
+/// Batch items equal unary answers, cached or not, in any combination.
 #[tokio::test]
 async fn long_batch_items_equal_unary_answers() {
     let policy =
@@ -74,7 +74,8 @@ async fn long_batch_items_equal_unary_answers() {
     let directory = policy_directory(&[("a.cedar", policy)]);
     let server = Server::start(directory.path(), &[]);
     let mut client = server.authorization().await;
-    // Some are twice in it, some cannot be decided, and of some a part is no plain request's.
+    // Some items occur twice, some cannot be decided, and some have parts that a plain request
+    // lacks.
     let item = |n: i64| {
         let user = format!(r#"User::"{}""#, n % 40);
         let mut item = request(&user, r#"Action::"read""#, r#"Doc::"1""#);
@@ -87,7 +88,7 @@ async fn long_batch_items_equal_unary_answers() {
         }
         item
     };
-    // On a server of its own, so that nothing is remembered here on its account.
+    // A separate server, which leaves this server's cache unchanged.
     let apart = Server::start(directory.path(), &["--cache-bytes", "0"]);
     let mut alone = apart.authorization().await;
     let mut wanted = Vec::new();
@@ -97,13 +98,13 @@ async fn long_batch_items_equal_unary_answers() {
             Err(status) => Err((i32::from(status.code()), status.message().to_owned())),
         });
         if n > 100 && n % 7 != 0 {
-            let _remembered = client.authorize(item(n)).await;
+            let _cached = client.authorize(item(n)).await;
         }
     }
     let batch = pb::BatchAuthorizeRequest {
         requests: (0..600).map(item).collect(),
     };
-    for round in ["some are remembered", "all are"] {
+    for round in ["some are cached", "all are cached"] {
         let answered = client.batch_authorize(batch.clone()).await.unwrap();
         let results = answered.into_inner().results;
         assert_eq!(results.len(), wanted.len());
@@ -116,10 +117,10 @@ async fn long_batch_items_equal_unary_answers() {
         }
     }
     let mut store = server.policy_store().await;
-    let told = store.get_status(pb::GetStatusRequest {}).await.unwrap();
-    let cache = told.into_inner().cache.unwrap();
-    // Each is looked for once, however it is found: 1,200 items and 428 single ones, but for those two
-    // in each round and alone that never come to a query.
+    let store_status = store.get_status(pb::GetStatusRequest {}).await.unwrap();
+    let cache = store_status.into_inner().cache.unwrap();
+    // Every item is looked up once: 1,200 batch items and 428 unary calls, except two in each round
+    // and in the unary calls that never become a query.
     assert_eq!(cache.hits + cache.misses, 1_200 + 428 - 3 * 2, "{cache:?}");
 }
 
@@ -149,7 +150,7 @@ async fn oversized_batch_is_rejected_whole() {
     let mut ask = async |count: usize, id: &str| {
         let request = pb::AuthorizeRequest {
             identity: Some(Identity::Principal(uid("User", id))),
-            ..question()
+            ..sample_request()
         };
         let batch = pb::BatchAuthorizeRequest {
             requests: vec![request; count],

@@ -1,4 +1,4 @@
-//! The worked example, asked in every way, against its table of decisions.
+//! The worked example: every kind of call gives the decisions of its table.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use pb::stream_authorize_response::Result as StreamResult;
 use pb::value::Kind;
 
 use super::{authorize, context, field, next};
-use crate::support::{Said, Server, parse_uid, request, shipped_policies, uid};
+use crate::support::{Answer, Server, parse_uid, request, shipped_policies, uid};
 
 /// principal, action, resource, context, whether it is allowed, determining policies
 pub(super) type Row = (
@@ -54,7 +54,7 @@ pub(super) fn office() -> BTreeMap<String, pb::Value> {
     ])
 }
 
-/// The table of `policies/README.md`.
+/// Returns the table of `policies/README.md`.
 pub(super) fn table() -> Vec<Row> {
     let none = BTreeMap::new;
     let jonas = r#"Support::Agent::"jonas.weber""#;
@@ -239,14 +239,14 @@ async fn example_table_holds_for_every_call_kind() {
             streamed[&(index as u64)],
             StreamResult::Response(answer.clone())
         );
-        let said = Said::from(answer);
-        let asked = format!("{principal} {resource}");
+        let answer = Answer::from(answer);
+        let case = format!("{principal} {resource}");
         assert_eq!(
-            (said.is_allow, &*said.determining),
+            (answer.is_allow, &*answer.determining),
             (is_allow, &*strings(determining)),
-            "{asked}"
+            "{case}"
         );
-        assert_eq!(said.revision, batch.revision);
+        assert_eq!(answer.revision, batch.revision);
     }
     let unidentified = pb::AuthorizeRequest {
         identity: None,

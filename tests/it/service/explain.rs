@@ -1,11 +1,11 @@
-//! Explanations of decisions: determining policies, and permits that came close.
+//! Explanations of decisions: determining policies, and permits that nearly matched.
 
 use std::fs;
 
 use cedar_pdp::api::grpc::pb;
 
 use super::example::example;
-use super::{authorize, question};
+use super::{authorize, sample_request};
 use crate::support::{Server, policy_directory, shipped_policies};
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn explanation_shows_the_false_clause() {
 
 #[tokio::test]
 async fn explanation_counts_unsatisfied_permits() {
-    // It has twenty of them, with the errors that they raised, and the total.
+    // The explanation has twenty permits with their errors, and the total.
     let mut policies = String::new();
     for number in 0..25 {
         policies.push_str(&format!(
@@ -88,7 +88,7 @@ async fn explanation_counts_unsatisfied_permits() {
     let server = Server::start(directory.path(), &[]);
     let explained = pb::AuthorizeRequest {
         explain: true,
-        ..question()
+        ..sample_request()
     };
     let answer = authorize(&server, explained).await.unwrap();
     assert_eq!(answer.errors.len(), 25);

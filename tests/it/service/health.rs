@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: its names, and what changes it.
+//! `grpc.health.v1`: its service names and status changes.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::{ALL_ARE_PERMITTED, authorize, next, question};
+use super::{ALL_ARE_PERMITTED, authorize, next, sample_request};
 use crate::support::{Server, policy_directory, wait_for_status};
 
 const HEALTH_NAMES: [&str; 3] = [
@@ -35,7 +35,7 @@ pub(super) async fn wait_for_health(
     while next(watch)
         .await
         .unwrap()
-        .expect("the watch goes on")
+        .expect("the watch stays open")
         .status()
         != wanted
     {}
@@ -53,12 +53,12 @@ async fn health_knows_exactly_three_names() {
         )
         .await;
         let service = service.to_owned();
-        let told = health
+        let response = health
             .check(HealthCheckRequest { service })
             .await
             .unwrap()
             .into_inner();
-        assert_eq!(told.status(), ServingStatus::Serving);
+        assert_eq!(response.status(), ServingStatus::Serving);
     }
     let unknown = HealthCheckRequest {
         service: "pdp.v1.Nothing".to_owned(),
@@ -68,8 +68,8 @@ async fn health_knows_exactly_three_names() {
         Code::NotFound
     );
     let mut watch = watch_health(&server, "pdp.v1.Nothing").await;
-    let told = next(&mut watch).await.unwrap().unwrap();
-    assert_eq!(told.status(), ServingStatus::ServiceUnknown);
+    let response = next(&mut watch).await.unwrap().unwrap();
+    assert_eq!(response.status(), ServingStatus::ServiceUnknown);
 }
 
 #[tokio::test]
@@ -87,7 +87,10 @@ async fn health_follows_the_first_valid_load() {
         watches.push(watch);
     }
     assert_eq!(
-        authorize(&server, question()).await.unwrap_err().code(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap_err()
+            .code(),
         Code::Unavailable
     );
     let mut client = server.authorization().await;
@@ -96,12 +99,12 @@ async fn health_follows_the_first_valid_load() {
         .await;
     assert_eq!(batch.unwrap_err().code(), Code::Unavailable);
     let mut store = server.policy_store().await;
-    let told = store
+    let response = store
         .get_status(pb::GetStatusRequest {})
         .await
         .unwrap()
         .into_inner();
-    assert!(told.status.unwrap().refused.is_some());
+    assert!(response.status.unwrap().refused.is_some());
     let listed = store
         .list_policies(pb::ListPoliciesRequest::default())
         .await
@@ -113,26 +116,29 @@ async fn health_follows_the_first_valid_load() {
         wait_for_health(watch, ServingStatus::Serving).await;
     }
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
 
     fs::write(directory.path().join("a.cedar"), "permit (").unwrap();
-    wait_for_status(&server, "the refusal", |status| status.refused.is_some()).await;
+    wait_for_status(&server, "the rejection", |status| status.refused.is_some()).await;
     let mut health = HealthClient::new(server.channel().await);
-    let told = health
+    let response = health
         .check(HealthCheckRequest::default())
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(told.status(), ServingStatus::Serving);
+    assert_eq!(response.status(), ServingStatus::Serving);
     server.signal("TERM");
     for watch in &mut watches {
-        let told = next(watch).await.unwrap().unwrap();
+        let response = next(watch).await.unwrap().unwrap();
         assert_eq!(
-            told.status(),
+            response.status(),
             ServingStatus::NotServing,
-            "nothing stands between the two"
+            "no status between the two"
         );
     }
 }

@@ -7,10 +7,10 @@ use std::process::Output;
 
 use cedar_pdp::api::grpc::pb;
 
-use super::{ALL_ARE_PERMITTED, authorize, question};
+use super::{ALL_ARE_PERMITTED, authorize, sample_request};
 use crate::support::{Server, command, policy_directory};
 
-/// Runs a `serve` that is to end by itself.
+/// Runs a `serve` that must exit by itself.
 pub(super) fn serve(policies: &Path, listen: &[&str], arguments: &[&str]) -> Output {
     let mut command = command();
     command.arg("serve").arg("--policies").arg(policies);
@@ -22,7 +22,7 @@ pub(super) fn serve(policies: &Path, listen: &[&str], arguments: &[&str]) -> Out
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unix_socket_replaces_a_stale_one() {
-    // It is removed at the end.
+    // The socket is removed at shutdown.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let place = tempfile::tempdir().unwrap();
     let socket = place.path().join("pdp.sock");
@@ -32,17 +32,23 @@ async fn unix_socket_replaces_a_stale_one() {
     let mut server = Server::start_listening(directory.path(), &[&listen], &[]);
     assert_eq!(server.addresses, [listen.as_str()]);
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
 
-    // A live one is somebody's; the other process goes on.
+    // A socket in use is kept; the other process continues.
     let second = serve(directory.path(), &[&listen], &[]);
     assert_eq!(second.status.code(), Some(2));
-    let told = String::from_utf8(second.stderr).unwrap();
-    assert!(told.contains(&listen), "{told}");
+    let stderr = String::from_utf8(second.stderr).unwrap();
+    assert!(stderr.contains(&listen), "{stderr}");
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
 
@@ -53,7 +59,7 @@ async fn unix_socket_replaces_a_stale_one() {
 
 #[tokio::test]
 async fn other_files_are_never_replaced() {
-    // A path that holds something else than a socket fails the start.
+    // A path to something other than a socket fails the start.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let precious = directory.path().join("precious");
     fs::write(&precious, "text").unwrap();
@@ -84,7 +90,11 @@ async fn several_addresses_are_served_and_printed() {
     for address in &server.addresses {
         let channel = crate::support::channel(address).await;
         let mut client = pb::authorization_service_client::AuthorizationServiceClient::new(channel);
-        let answer = client.authorize(question()).await.unwrap().into_inner();
+        let answer = client
+            .authorize(sample_request())
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(answer.decision(), pb::Decision::Allow);
     }
 }
@@ -99,7 +109,7 @@ async fn occupied_address_leaves_no_socket_behind() {
     assert_eq!(ended.status.code(), Some(2));
     assert_eq!(
         ended.stdout, b"",
-        "what did not come to be served is not announced"
+        "an address that is not served is not printed"
     );
     assert!(!socket.exists());
 }
@@ -110,10 +120,10 @@ async fn invalid_policies_at_start_show_all_findings() {
     let ended = serve(directory.path(), &["127.0.0.1:0"], &[]);
     assert_eq!(ended.status.code(), Some(2));
     assert_eq!(ended.stdout, b"");
-    let told = String::from_utf8(ended.stderr).unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
     assert!(
-        told.contains("a.cedar:1:") && told.contains("b.cedar:1:"),
-        "{told}"
+        stderr.contains("a.cedar:1:") && stderr.contains("b.cedar:1:"),
+        "{stderr}"
     );
     let ended = serve(&directory.path().join("nowhere"), &["127.0.0.1:0"], &[]);
     assert_eq!(ended.status.code(), Some(2));

@@ -3,7 +3,7 @@
 use super::{ALL_ARE_PERMITTED, next};
 use crate::support::{Server, policy_directory};
 
-/// The answers of one version of server reflection to the requests.
+/// Returns the answers of one version of server reflection to the requests.
 macro_rules! reflect {
     ($version:ident, $server:expr, $requests:expr) => {{
         use reflection::server_reflection_client::ServerReflectionClient;
@@ -21,10 +21,10 @@ macro_rules! reflect {
                 }),
             })
             .collect();
-        let asked = client
+        let request = client
             .server_reflection_info(tokio_stream::iter(requests))
             .await;
-        let mut answers = asked.unwrap().into_inner();
+        let mut answers = request.unwrap().into_inner();
         let mut services = Vec::new();
         let mut files = Vec::new();
         while let Some(answer) = next(&mut answers).await.unwrap() {
@@ -47,7 +47,7 @@ async fn reflection_lists_services_and_error_details() {
     use prost::Message as _;
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let server = Server::start(directory.path(), &[]);
-    let asked = [
+    let request = [
         "",
         "pdp.v1.AuthorizationService",
         "pdp.v1.PolicyStoreService.WatchStatus",
@@ -59,8 +59,8 @@ async fn reflection_lists_services_and_error_details() {
         "google.protobuf.Any",
     ];
     for (services, files) in [
-        reflect!(v1, server, asked),
-        reflect!(v1alpha, server, asked),
+        reflect!(v1, server, request),
+        reflect!(v1alpha, server, request),
     ] {
         for name in [
             "pdp.v1.AuthorizationService",

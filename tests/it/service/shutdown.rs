@@ -1,4 +1,4 @@
-//! Signals, draining, and deadlines that pass.
+//! Signals, draining, and passed deadlines.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::health::{wait_for_health, watch_health};
 use super::stream::{item, open_stream};
-use super::{ALL_ARE_PERMITTED, authorize, next, question};
-use crate::support::{PATIENCE, Server, policy_directory, request, shipped_policies};
+use super::{ALL_ARE_PERMITTED, authorize, next, sample_request};
+use crate::support::{Server, TIME_LIMIT, policy_directory, request, shipped_policies};
 
-/// A call that the server has begun to read, and that goes on until it is released.
+/// A call that the server has begun to read, and that lasts until it is released.
 struct CallInFlight {
     release: oneshot::Sender<()>,
     answer: tokio::task::JoinHandle<Result<pb::AuthorizeResponse, Status>>,
@@ -25,17 +25,17 @@ impl CallInFlight {
         let channel = server.channel().await;
         let (started, has_started) = oneshot::channel();
         let (release, released) = oneshot::channel::<()>();
-        // Sent as a stream, a request can be left without an end.
+        // A client-streaming request can stay without an end.
         let messages = futures_util::stream::once(async move {
             let _ = started.send(());
             let _ = released.await;
-            question()
+            sample_request()
         });
         let answer = tokio::spawn({
             let channel = channel.clone();
             async move {
                 let mut client = tonic::client::Grpc::new(channel);
-                client.ready().await.expect("the connection stands");
+                client.ready().await.expect("the connection is open");
                 let path =
                     http::uri::PathAndQuery::from_static("/pdp.v1.AuthorizationService/Authorize");
                 let codec =
@@ -49,17 +49,18 @@ impl CallInFlight {
             }
         });
         has_started.await.unwrap();
-        // An answer on the same connection: frames keep their order, so the call has come in.
+        // Frames keep their order: an answer on the same connection proves that the call has
+        // arrived.
         let mut client =
             pb::authorization_service_client::AuthorizationServiceClient::<Channel>::new(channel);
-        client.authorize(question()).await.unwrap();
+        client.authorize(sample_request()).await.unwrap();
         Self { release, answer }
     }
 
     async fn finish(self) -> Result<pb::AuthorizeResponse, Status> {
-        // Nobody hears it when the connection is gone.
+        // The receiver is gone if the connection has ended.
         let _ = self.release.send(());
-        tokio::time::timeout(PATIENCE, self.answer)
+        tokio::time::timeout(TIME_LIMIT, self.answer)
             .await
             .expect("an answer in time")
             .unwrap()
@@ -80,7 +81,7 @@ async fn sigterm_finishes_calls_and_ends_streams() {
         .into_inner();
     next(&mut status).await.unwrap();
     let (items, mut answers) = open_stream(&server).await;
-    items.send(item(1, Some(question()))).await.unwrap();
+    items.send(item(1, Some(sample_request()))).await.unwrap();
     next(&mut answers).await.unwrap();
     let call = CallInFlight::begin(&server).await;
 
@@ -107,7 +108,7 @@ async fn sigterm_finishes_calls_and_ends_streams() {
 async fn sigint_stops_as_sigterm_does() {
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let mut server = Server::start(directory.path(), &[]);
-    authorize(&server, question()).await.unwrap();
+    authorize(&server, sample_request()).await.unwrap();
     server.signal("INT");
     assert_eq!(server.wait().code(), Some(0));
 }
@@ -148,13 +149,16 @@ async fn passed_deadline_has_its_status() {
         Ok(answers) => next(&mut answers.into_inner()).await.unwrap_err(),
         Err(status) => status,
     };
-    // The client may be the first to notice, and calls it by the other name.
+    // The client may notice first, and reports another code.
     assert!(
         matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
         "{status:?}"
     );
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
 }
@@ -169,7 +173,7 @@ async fn idle_connections_do_not_delay_shutdown() {
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
     )
     .unwrap();
-    // A call on a connection of its own shows that the two before it have been accepted.
+    // A call on another connection shows that the two earlier ones were accepted.
     server
         .authorization()
         .await

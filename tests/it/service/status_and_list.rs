@@ -12,12 +12,12 @@ use crate::support::{Server, policy_directory, shipped_policies};
 async fn status_counts_loaded_items() {
     let server = Server::start(&shipped_policies(), &[]);
     let mut store = server.policy_store().await;
-    let told = store
+    let response = store
         .get_status(pb::GetStatusRequest {})
         .await
         .unwrap()
         .into_inner();
-    let status = told.status.unwrap();
+    let status = response.status.unwrap();
     assert_eq!(
         (status.policies, status.templates, status.links),
         (16, 1, 3)
@@ -25,7 +25,7 @@ async fn status_counts_loaded_items() {
     assert!(status.entities > 20);
     assert!(status.refused.is_none() && status.loaded_at.is_some());
     assert_eq!(status.warnings, []);
-    assert_eq!(told.reloads.unwrap().reloaded, 1);
+    assert_eq!(response.reloads.unwrap().reloaded, 1);
     let mut watch = store
         .watch_status(pb::WatchStatusRequest {})
         .await
@@ -56,12 +56,12 @@ async fn page_tokens_belong_to_a_revision() {
     let mut store = server.policy_store().await;
     let mut list = async |page_size, page_token: &str| {
         let page_token = page_token.to_owned();
-        let asked = pb::ListPoliciesRequest {
+        let request = pb::ListPoliciesRequest {
             page_size,
             page_token,
         };
         store
-            .list_policies(asked)
+            .list_policies(request)
             .await
             .map(tonic::Response::into_inner)
     };
@@ -115,7 +115,7 @@ async fn cache_changes_its_counters_but_no_answer() {
     let mut answers = Vec::new();
     for server in [&cached, &uncached] {
         let mut client = server.authorization().await;
-        let mut said = Vec::new();
+        let mut round_answers = Vec::new();
         for _ in 0..3 {
             for (principal, action, resource, context, ..) in table() {
                 let request = pb::AuthorizeRequest {
@@ -123,10 +123,10 @@ async fn cache_changes_its_counters_but_no_answer() {
                     explain: true,
                     ..example(principal, action, resource)
                 };
-                said.push(client.authorize(request).await.unwrap().into_inner());
+                round_answers.push(client.authorize(request).await.unwrap().into_inner());
             }
         }
-        answers.push(said);
+        answers.push(round_answers);
     }
     assert_eq!(answers[0], answers[1]);
     let figures = async |server: &Server| {

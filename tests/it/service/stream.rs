@@ -1,4 +1,4 @@
-//! Streams: correlation ids, items that fail, reloads, and too many matching policies.
+//! Streams: correlation ids, failing items, reloads, and too many matching policies.
 
 use std::fs;
 
@@ -10,10 +10,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use tonic_types::RpcStatusExt as _;
 
-use super::{ALL_ARE_PERMITTED, authorize, next, question};
+use super::{ALL_ARE_PERMITTED, authorize, next, sample_request};
 use crate::support::{Server, policy_directory, request, revision};
 
-/// A stream and the end that sends on it.
+/// Opens a stream; returns its sender and its answers.
 pub(super) async fn open_stream(
     server: &Server,
 ) -> (
@@ -41,14 +41,14 @@ pub(super) fn item(
 
 #[tokio::test]
 async fn stream_answers_carry_correlation_ids() {
-    // After half-close it ends with OK.
+    // After half-close the stream ends with OK.
     let directory = policy_directory(&[("a.cedar", ALL_ARE_PERMITTED)]);
     let server = Server::start(directory.path(), &[]);
     let (items, mut answers) = open_stream(&server).await;
-    // The caller's numbers mean nothing to the service: any will do, twice the same too.
+    // The service does not interpret the client's numbers: duplicates are fine.
     let ids = [7, 0, u64::MAX, 7];
     for id in ids {
-        items.send(item(id, Some(question()))).await.unwrap();
+        items.send(item(id, Some(sample_request()))).await.unwrap();
     }
     drop(items);
     let mut answered = Vec::new();
@@ -74,7 +74,7 @@ async fn failed_item_leaves_the_stream_open() {
     assert_eq!(Code::from(error.code), Code::InvalidArgument);
     let details = error.get_details_bad_request().unwrap();
     assert_eq!(details.field_violations[0].field, "principal");
-    items.send(item(2, Some(question()))).await.unwrap();
+    items.send(item(2, Some(sample_request()))).await.unwrap();
     let answer = next(&mut answers).await.unwrap().unwrap();
     assert!(matches!(answer.result, Some(StreamResult::Response(_))));
 }
@@ -88,7 +88,7 @@ async fn open_stream_sees_every_reload() {
     for text in [ALL_ARE_PERMITTED, "forbid (principal, action, resource);"] {
         fs::write(directory.path().join("a.cedar"), text).unwrap();
         store.reload(pb::ReloadRequest {}).await.unwrap();
-        items.send(item(1, Some(question()))).await.unwrap();
+        items.send(item(1, Some(sample_request()))).await.unwrap();
         let answer = next(&mut answers).await.unwrap().unwrap();
         let Some(StreamResult::Response(answer)) = answer.result else {
             panic!("{answer:?}");
@@ -101,7 +101,7 @@ async fn open_stream_sees_every_reload() {
     }
 }
 
-/// Asks whether the user `id` may read.
+/// Returns a request of the user `id` to read.
 fn of_user(id: &str) -> pb::AuthorizeRequest {
     request(&format!("User::{id:?}"), r#"Action::"read""#, r#"Doc::"1""#)
 }
@@ -117,10 +117,10 @@ async fn too_many_matching_policies_reject_the_request() {
     let server = Server::start(directory.path(), &["--max-candidates", "5"]);
     server.wait_for_log("7 policies, `a.cedar#10` among them, may match one and the same request");
     server.wait_for_log("raise `--max-candidates`");
-    let told = "more than 5 policies match this principal, action and resource; `max_candidates` \
+    let message = "more than 5 policies match this principal, action and resource; `max_candidates` \
                 allows no more";
 
-    // Five match the few, which is as many as may.
+    // Five policies match the user `few`, which is the limit.
     for (id, determining) in [("alice", 1), ("few", 5)] {
         let answer = authorize(&server, of_user(id)).await.unwrap();
         assert_eq!(answer.decision(), pb::Decision::Allow);
@@ -131,11 +131,11 @@ async fn too_many_matching_policies_reject_the_request() {
             explain,
             ..of_user("crowd")
         };
-        // What is refused is not remembered as anything else.
+        // The rejection is not cached as another result.
         for _ in 0..2 {
-            let refused = authorize(&server, request.clone()).await.unwrap_err();
-            assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
-            assert_eq!(refused.message(), told);
+            let rejected = authorize(&server, request.clone()).await.unwrap_err();
+            assert_eq!(rejected.code(), Code::ResourceExhausted, "{rejected:?}");
+            assert_eq!(rejected.message(), message);
         }
 
         let mut client = server.authorization().await;
@@ -149,7 +149,7 @@ async fn too_many_matching_policies_reject_the_request() {
             .collect();
         let [
             BatchResult::Response(few),
-            BatchResult::Error(refused),
+            BatchResult::Error(rejected),
             BatchResult::Response(alice),
         ] = &results[..]
         else {
@@ -157,8 +157,8 @@ async fn too_many_matching_policies_reject_the_request() {
         };
         assert_eq!(few.decision(), pb::Decision::Allow);
         assert_eq!(alice.decision(), pb::Decision::Allow);
-        assert_eq!(Code::from(refused.code), Code::ResourceExhausted);
-        assert_eq!(refused.message, told);
+        assert_eq!(Code::from(rejected.code), Code::ResourceExhausted);
+        assert_eq!(rejected.message, message);
 
         let (items, mut answers) = open_stream(&server).await;
         for (id, request) in [(1, request), (2, of_user("few"))] {
@@ -166,11 +166,11 @@ async fn too_many_matching_policies_reject_the_request() {
         }
         let answer = next(&mut answers).await.unwrap().unwrap();
         assert_eq!(answer.correlation_id, 1);
-        let Some(StreamResult::Error(refused)) = answer.result else {
+        let Some(StreamResult::Error(rejected)) = answer.result else {
             panic!("{answer:?}");
         };
-        assert_eq!(Code::from(refused.code), Code::ResourceExhausted);
-        assert_eq!(refused.message, told);
+        assert_eq!(Code::from(rejected.code), Code::ResourceExhausted);
+        assert_eq!(rejected.message, message);
         let answer = next(&mut answers).await.unwrap().unwrap();
         assert_eq!(answer.correlation_id, 2);
         let Some(StreamResult::Response(few)) = answer.result else {

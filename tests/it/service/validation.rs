@@ -1,4 +1,4 @@
-//! What a request, its entities and its policies must conform to.
+//! Validation of requests, their entities and policies.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use tonic_types::StatusExt as _;
 
 use super::example::{example, strings};
 use super::listen::serve;
-use super::{ALL_ARE_PERMITTED, authorize, context, field, question};
-use crate::support::{Said, Server, policy_directory, shipped_policies, uid, wait_for_status};
+use super::{ALL_ARE_PERMITTED, authorize, context, field, sample_request};
+use crate::support::{Answer, Server, policy_directory, shipped_policies, uid, wait_for_status};
 
 #[tokio::test]
 async fn schema_violation_names_the_field() {
@@ -62,7 +62,7 @@ async fn schema_violation_names_the_field() {
 
 #[tokio::test]
 async fn empty_action_type_means_action() {
-    // An empty id is an id.
+    // An empty id is valid.
     let policies = r#"permit (principal == User::"", action == Action::"read", resource);"#;
     let directory = policy_directory(&[("a.cedar", policies)]);
     let server = Server::start(directory.path(), &[]);
@@ -71,7 +71,7 @@ async fn empty_action_type_means_action() {
         pb::AuthorizeRequest {
             identity: Some(Identity::Principal(uid("User", ""))),
             action: Some(uid("", "read")),
-            ..question()
+            ..sample_request()
         },
     );
     assert_eq!(answer.await.unwrap().decision(), pb::Decision::Allow);
@@ -98,7 +98,7 @@ async fn token_without_configured_issuer_is_rejected() {
 
 #[tokio::test]
 async fn failing_forbid_follows_the_configured_mode() {
-    // It is skipped, or it denies.
+    // The policy is skipped, or the request is denied.
     let policies = "@id(\"all\")\npermit (principal, action, resource);\n\
          @id(\"suspended\")\nforbid (principal, action, resource) when { principal.suspended };\n\
          @id(\"fails\")\npermit (principal, action, resource) when { principal.age > 17 };\n";
@@ -108,7 +108,7 @@ async fn failing_forbid_follows_the_configured_mode() {
         ("deny", false, &["suspended"][..]),
     ] {
         let server = Server::start(directory.path(), &["--on-policy-error", mode]);
-        let answer = authorize(&server, question()).await.unwrap();
+        let answer = authorize(&server, sample_request()).await.unwrap();
         let erring: Vec<_> = answer
             .errors
             .iter()
@@ -116,9 +116,9 @@ async fn failing_forbid_follows_the_configured_mode() {
             .collect();
         assert_eq!(erring, ["fails", "suspended"]);
         assert!(answer.errors.iter().all(|error| !error.message.is_empty()));
-        let said = Said::from(answer);
+        let answer = Answer::from(answer);
         assert_eq!(
-            (said.is_allow, said.determining),
+            (answer.is_allow, answer.determining),
             (is_allow, strings(determining))
         );
     }
@@ -135,7 +135,7 @@ async fn request_entity_types_are_restricted() {
     };
     let sending = |entities: &[pb::Entity]| pb::AuthorizeRequest {
         entities: entities.to_vec(),
-        ..question()
+        ..sample_request()
     };
     let server = Server::start(
         directory.path(),
@@ -157,7 +157,10 @@ async fn request_entity_types_are_restricted() {
         .unwrap_err();
     assert!(field(&status).starts_with("entities[0]"));
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Deny
     );
 
@@ -175,12 +178,12 @@ async fn validation_mode_decides_about_invalid_policies() {
     let bad = "permit (principal, action, resource) when { principal.name == 1 };\n\
          @id(\"good\")\npermit (principal, action, resource);";
     let directory = policy_directory(&[("a.cedarschema", schema), ("a.cedar", bad)]);
-    let refused = serve(directory.path(), &["127.0.0.1:0"], &[]);
-    assert_eq!(refused.status.code(), Some(2));
+    let rejected = serve(directory.path(), &["127.0.0.1:0"], &[]);
+    assert_eq!(rejected.status.code(), Some(2));
 
     let unknown = || pb::AuthorizeRequest {
         action: Some(uid("Action", "burn")),
-        ..question()
+        ..sample_request()
     };
     let server = Server::start(directory.path(), &["--validation", "warn"]);
     let status = wait_for_status(&server, "the status", |_| true).await;
@@ -191,7 +194,10 @@ async fn validation_mode_decides_about_invalid_policies() {
             .any(|warning| warning.file == "a.cedar" && warning.line == 1)
     );
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
     assert_eq!(
@@ -201,7 +207,10 @@ async fn validation_mode_decides_about_invalid_policies() {
 
     let server = Server::start(directory.path(), &["--validation", "off"]);
     assert_eq!(
-        authorize(&server, question()).await.unwrap().decision(),
+        authorize(&server, sample_request())
+            .await
+            .unwrap()
+            .decision(),
         pb::Decision::Allow
     );
     assert_eq!(

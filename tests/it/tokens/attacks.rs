@@ -1,19 +1,20 @@
-//! Every way of making a token that should not be believed: each is refused, with its own reason,
-//! by the running service, alone, in a batch and on a stream.
+//! Invalid tokens of every kind: the running service rejects each for its own reason, alone, in a
+//! batch and on a stream.
 
 use cedar_pdp::api::grpc::pb;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use tokio_stream::iter;
 
-use super::setup::{House, Plan, claims, es256, now, reason, request, with};
+use super::setup::{TokenOptions, TokenService, claims, es256, now, reason, request, with};
+use crate::support::item_status;
 use crate::support::signer::{Signer, encoded};
 
-/// What each attack sends, and the reason that it is refused for.
+/// Returns the attacks: name, token, and the reason for its rejection.
 fn attacks(
     key: &Signer,
     rsa: &Signer,
-    stranger: &Signer,
+    unlisted: &Signer,
 ) -> Vec<(&'static str, String, &'static str)> {
     let unsigned = |alg: &str| {
         let header = json!({"alg": alg, "typ": "JWT"}).to_string();
@@ -34,10 +35,10 @@ fn attacks(
         key.sign(&header, &claims().to_string())
     };
     let own_key = {
-        let mut header = stranger.header();
-        header["jwk"] = stranger.jwk();
+        let mut header = unlisted.header();
+        header["jwk"] = unlisted.jwk();
         header["jku"] = json!("https://evil.example/jwks.json");
-        stranger.sign(&header.to_string(), &claims().to_string())
+        unlisted.sign(&header.to_string(), &claims().to_string())
     };
     let header = key.header().to_string();
     let twice = claims()
@@ -60,7 +61,7 @@ fn attacks(
         ("the public key as a secret", confused, "TOKEN_ALGORITHM"),
         (
             "another's key",
-            stranger.token(&claims()),
+            unlisted.token(&claims()),
             "TOKEN_SIGNATURE",
         ),
         ("a key that the token brings", own_key, "TOKEN_SIGNATURE"),
@@ -164,32 +165,37 @@ fn attacks(
     ]
 }
 
-fn house(key: &Signer, rsa: &Signer) -> House {
+fn start_service(key: &Signer, rsa: &Signer) -> TokenService {
     let list = format!(
         "[[revoked]]\njti = \"revoked\"\n[[revoked]]\nissuer = \"{}\"\nsub = \"mallory\"\n",
         super::setup::ISSUER
     );
-    let plan = Plan {
+    let options = TokenOptions {
         revocations: Some(&list),
-        ..Plan::default()
+        ..TokenOptions::default()
     };
-    House::planned(&[key, rsa], &plan)
+    TokenService::start_with(&[key, rsa], &options)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_attack_is_refused_for_its_own_reason() {
+async fn every_attack_is_rejected_for_its_own_reason() {
     let (key, rsa) = (es256("k"), Signer::new("r", Algorithm::RS256));
-    let house = house(&key, &rsa);
+    let service = start_service(&key, &rsa);
     for good in [key.token(&claims()), rsa.token(&claims())] {
-        assert!(house.ask(&good, "read").await.unwrap());
+        assert!(service.is_allowed(&good, "read").await.unwrap());
     }
     let attacks = attacks(&key, &rsa, &es256("k"));
     for (attack, token, wanted) in &attacks {
-        assert_eq!(&house.refused(token).await, wanted, "{attack}");
+        assert_eq!(&service.rejection_reason(token).await, wanted, "{attack}");
     }
-    // Nothing was remembered of all that, and the good ones are still good.
-    assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
-    let log = house.server.log();
+    // No attack was cached, and valid tokens are still accepted.
+    assert!(
+        service
+            .is_allowed(&key.token(&claims()), "read")
+            .await
+            .unwrap()
+    );
+    let log = service.server.log();
     for (attack, token, _) in &attacks {
         let claims = token.split('.').nth(1).unwrap_or_default();
         assert!(
@@ -204,10 +210,10 @@ async fn every_attack_is_refused_for_its_own_reason() {
 async fn batches_and_streams_reject_bad_tokens() {
     // Other items are answered.
     let (key, rsa) = (es256("k"), Signer::new("r", Algorithm::RS256));
-    let house = house(&key, &rsa);
+    let service = start_service(&key, &rsa);
     let good = key.token(&claims());
     let attacks = attacks(&key, &rsa, &es256("k"));
-    // A good one before, between and after.
+    // A valid token before, between and after them.
     let tokens: Vec<&str> = attacks
         .iter()
         .flat_map(|(_, token, _)| [good.as_str(), token])
@@ -219,13 +225,13 @@ async fn batches_and_streams_reject_bad_tokens() {
         .chain([None])
         .collect();
     let requests: Vec<_> = tokens.iter().map(|token| request(token, "read")).collect();
-    let mut client = house.client().await;
+    let mut client = service.client().await;
 
     let batch = pb::BatchAuthorizeRequest {
         requests: requests.clone(),
     };
     let answered = client.batch_authorize(batch).await.unwrap().into_inner();
-    let said: Vec<Option<String>> = answered
+    let reasons: Vec<Option<String>> = answered
         .results
         .into_iter()
         .map(|result| match result.result.unwrap() {
@@ -233,11 +239,11 @@ async fn batches_and_streams_reject_bad_tokens() {
                 assert_eq!(answer.decision(), pb::Decision::Allow);
                 None
             }
-            pb::batch_authorize_result::Result::Error(error) => Some(reason(&status(error))),
+            pb::batch_authorize_result::Result::Error(error) => Some(reason(&item_status(&error))),
         })
         .collect();
     assert_eq!(
-        said.iter().map(Option::as_deref).collect::<Vec<_>>(),
+        reasons.iter().map(Option::as_deref).collect::<Vec<_>>(),
         wanted
     );
 
@@ -253,30 +259,21 @@ async fn batches_and_streams_reject_bad_tokens() {
         .await
         .unwrap()
         .into_inner();
-    let mut said = vec![None; wanted.len()];
+    let mut reasons = vec![None; wanted.len()];
     while let Some(answer) = answers.message().await.unwrap() {
         if let pb::stream_authorize_response::Result::Error(error) = answer.result.unwrap() {
-            said[usize::try_from(answer.correlation_id).unwrap()] = Some(reason(&status(error)));
+            reasons[usize::try_from(answer.correlation_id).unwrap()] =
+                Some(reason(&item_status(&error)));
         }
     }
     assert_eq!(
-        said.iter().map(Option::as_deref).collect::<Vec<_>>(),
+        reasons.iter().map(Option::as_deref).collect::<Vec<_>>(),
         wanted
     );
 }
 
-/// An item's error as the status that a call would have.
-fn status(error: tonic_types::Status) -> tonic::Status {
-    use prost::Message as _;
-    tonic::Status::with_details(
-        error.code.into(),
-        error.message.clone(),
-        error.encode_to_vec().into(),
-    )
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_issuers_file_no_token_is_believed() {
+async fn tokens_are_rejected_without_issuers_file() {
     let policies =
         crate::support::policy_directory(&[("a.cedar", "permit(principal, action, resource);")]);
     let server = crate::support::Server::start(
@@ -285,7 +282,7 @@ async fn without_an_issuers_file_no_token_is_believed() {
     );
     let mut client = server.authorization().await;
     for token in ["", "x.y.z", &es256("k").token(&claims())] {
-        let refused = client.authorize(request(token, "read")).await.unwrap_err();
-        assert_eq!(reason(&refused), "TOKENS_NOT_CONFIGURED");
+        let rejected = client.authorize(request(token, "read")).await.unwrap_err();
+        assert_eq!(reason(&rejected), "TOKENS_NOT_CONFIGURED");
     }
 }

@@ -1,13 +1,15 @@
-//! What a good token makes of its bearer, and how that meets what is stored and what is sent.
+//! The principal that a valid token describes, with stored entities and request entities.
 
 use cedar_pdp::api::grpc::pb;
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::setup::{House, MAPPING, Plan, ask, claims, es256, reason, request, with};
+use super::setup::{
+    MAPPING, TokenOptions, TokenService, claims, es256, is_allowed, reason, request, with,
+};
 
-/// The field that a request is refused for.
+/// Returns the field that a request is rejected for.
 fn field(status: &tonic::Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let details = status.get_error_details();
@@ -17,38 +19,53 @@ fn field(status: &tonic::Status) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_are_what_policies_read_of_the_bearer() {
+async fn policies_read_the_claims_of_the_token() {
     let key = es256("k");
-    let house = House::start(&[&key]);
+    let service = TokenService::start(&[&key]);
     let token = |changes| key.token(&with(changes));
-    assert!(house.ask(&key.token(&claims()), "read").await.unwrap());
-    assert!(!house.ask(&key.token(&claims()), "write").await.unwrap());
-    // A role that is stored to be in another.
     assert!(
-        house
-            .ask(&token(json!({"roles": ["chief"]})), "read")
+        service
+            .is_allowed(&key.token(&claims()), "read")
             .await
             .unwrap()
     );
     assert!(
-        house
-            .ask(&token(json!({"roles": "reader"})), "read")
+        !service
+            .is_allowed(&key.token(&claims()), "write")
+            .await
+            .unwrap()
+    );
+    // A role that is stored in another role.
+    assert!(
+        service
+            .is_allowed(&token(json!({"roles": ["chief"]})), "read")
+            .await
+            .unwrap()
+    );
+    assert!(
+        service
+            .is_allowed(&token(json!({"roles": "reader"})), "read")
             .await
             .unwrap()
     );
     for none in [json!([]), json!(["other"]), json!(null)] {
         assert!(
-            !house
-                .ask(&token(json!({ "roles": none })), "read")
+            !service
+                .is_allowed(&token(json!({ "roles": none })), "read")
                 .await
                 .unwrap()
         );
     }
     let finance = token(json!({"department": "finance"}));
-    assert!(house.ask(&finance, "write").await.unwrap());
-    // Remembered answers are those of the claims, not of the name.
-    assert!(!house.ask(&key.token(&claims()), "write").await.unwrap());
-    assert!(house.ask(&finance, "write").await.unwrap());
+    assert!(service.is_allowed(&finance, "write").await.unwrap());
+    // Cached answers depend on the claims, not only on the name.
+    assert!(
+        !service
+            .is_allowed(&key.token(&claims()), "write")
+            .await
+            .unwrap()
+    );
+    assert!(service.is_allowed(&finance, "write").await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,69 +74,87 @@ async fn stored_principal_is_joined_replaced_or_required() {
     let token = |sub: &str, department: &str| {
         key.token(&with(json!({"sub": sub, "department": department})))
     };
-    let house = |stored: &str| {
+    let start_service = |stored: &str| {
         let mapping = MAPPING.replace(
             "type = \"User\"",
             &format!("type = \"User\"\nstored = \"{stored}\""),
         );
-        let plan = Plan {
+        let options = TokenOptions {
             mapping: &mapping,
-            ..Plan::default()
+            ..TokenOptions::default()
         };
-        House::planned(&[&key], &plan)
+        TokenService::start_with(&[&key], &options)
     };
-    let join = house("join");
+    let join = start_service("join");
     assert!(
-        join.ask(&token("stored", "x"), "paint").await.unwrap(),
+        join.is_allowed(&token("stored", "x"), "paint")
+            .await
+            .unwrap(),
         "the stored team"
     );
     assert!(
-        join.ask(&token("stored", "x"), "read").await.unwrap(),
+        join.is_allowed(&token("stored", "x"), "read")
+            .await
+            .unwrap(),
         "the token's role"
     );
     assert!(
-        join.ask(&token("stored", "finance"), "write")
+        join.is_allowed(&token("stored", "finance"), "write")
             .await
             .unwrap(),
         "the token's attribute"
     );
     assert!(
         !join
-            .ask(&token("suspended", "finance"), "write")
+            .is_allowed(&token("suspended", "finance"), "write")
             .await
             .unwrap(),
         "the stored attribute"
     );
-    assert!(join.ask(&token("new", "finance"), "write").await.unwrap());
-
-    let replace = house("replace");
-    assert!(!replace.ask(&token("stored", "x"), "paint").await.unwrap());
     assert!(
-        replace
-            .ask(&token("suspended", "finance"), "write")
+        join.is_allowed(&token("new", "finance"), "write")
             .await
             .unwrap()
     );
 
-    let require = house("require");
-    assert!(require.ask(&token("stored", "x"), "paint").await.unwrap());
-    let refused = require
-        .ask(&token("new", "finance"), "write")
+    let replace = start_service("replace");
+    assert!(
+        !replace
+            .is_allowed(&token("stored", "x"), "paint")
+            .await
+            .unwrap()
+    );
+    assert!(
+        replace
+            .is_allowed(&token("suspended", "finance"), "write")
+            .await
+            .unwrap()
+    );
+
+    let require = start_service("require");
+    assert!(
+        require
+            .is_allowed(&token("stored", "x"), "paint")
+            .await
+            .unwrap()
+    );
+    let rejected = require
+        .is_allowed(&token("new", "finance"), "write")
         .await
         .unwrap_err();
-    assert_eq!(reason(&refused), "PRINCIPAL_UNKNOWN");
+    assert_eq!(reason(&rejected), "PRINCIPAL_UNKNOWN");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn request_entities_cannot_override_token_claims() {
     let key = es256("k");
-    // What callers may send does not bind what issuers say.
-    let plan = Plan {
+    // The setting for request entities does not restrict issuers.
+    let options = TokenOptions {
         arguments: &["--request-entity-types", "Doc,User,Role"],
-        ..Plan::default()
+        ..TokenOptions::default()
     };
-    let house = House::planned(&[&key], &plan);
-    let mut client = house.client().await;
+    let service = TokenService::start_with(&[&key], &options);
+    let mut client = service.client().await;
     let token = key.token(&claims());
     let sent = |type_name: &str, id: &str, parents: &[(&str, &str)]| pb::AuthorizeRequest {
         entities: vec![pb::Entity {
@@ -141,32 +176,36 @@ async fn request_entities_cannot_override_token_claims() {
         ..request(&token, "write")
     };
     for (type_name, id) in [("User", "alice"), ("Role", "reader")] {
-        let refused = ask(&mut client, sent(type_name, id, &[]))
+        let rejected = is_allowed(&mut client, sent(type_name, id, &[]))
             .await
             .unwrap_err();
-        assert_eq!(field(&refused), "entities[0].uid");
+        assert_eq!(field(&rejected), "entities[0].uid");
     }
-    // Nor what a role is stored to be in, or it could be lifted from there.
-    let mut lifted = sent("Role", "reader", &[("Role", "other")]);
+    // Nor can they redefine the stored parents of a role, which would add rights.
+    let mut redefined = sent("Role", "reader", &[("Role", "other")]);
     let chief = key.token(&with(json!({"roles": ["chief"]})));
-    lifted.identity = request(&chief, "write").identity;
-    let refused = ask(&mut client, lifted).await.unwrap_err();
-    assert_eq!(field(&refused), "entities[0].uid");
-    assert!(!ask(&mut client, sent("Doc", "1", &[])).await.unwrap());
-    // Nor can it make a circle of them.
+    redefined.identity = request(&chief, "write").identity;
+    let rejected = is_allowed(&mut client, redefined).await.unwrap_err();
+    assert_eq!(field(&rejected), "entities[0].uid");
+    assert!(
+        !is_allowed(&mut client, sent("Doc", "1", &[]))
+            .await
+            .unwrap()
+    );
+    // Nor can they create a cycle.
     let through = with(json!({"roles": ["a"]}));
     let mut circle = sent("Role", "b", &[("Role", "a")]);
     circle.identity = request(&key.token(&through), "write").identity;
-    assert!(ask(&mut client, circle).await.is_ok());
+    assert!(is_allowed(&mut client, circle).await.is_ok());
 
-    let house = House::planned(
+    let service = TokenService::start_with(
         &[&key],
-        &Plan {
+        &TokenOptions {
             arguments: &["--request-entity-types", "Doc"],
-            ..Plan::default()
+            ..TokenOptions::default()
         },
     );
-    assert!(house.ask(&token, "read").await.unwrap());
+    assert!(service.is_allowed(&token, "read").await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,17 +222,17 @@ claim = "docs"
 type = "Doc"
 optional = true
 "#;
-    let house = House::planned(
+    let service = TokenService::start_with(
         &[&key],
-        &Plan {
+        &TokenOptions {
             mapping,
-            ..Plan::default()
+            ..TokenOptions::default()
         },
     );
     let unfit = |changes| {
         let token = key.token(&with(changes));
-        let house = &house;
-        async move { field(&house.ask(&token, "read").await.unwrap_err()) }
+        let service = &service;
+        async move { field(&service.is_allowed(&token, "read").await.unwrap_err()) }
     };
     assert_eq!(
         unfit(json!({"department": null})).await,
@@ -209,35 +248,46 @@ optional = true
     );
 
     let mapping = "[issuer.principal]\ntype = \"Stranger\"\n";
-    let house = House::planned(
+    let service = TokenService::start_with(
         &[&key],
-        &Plan {
+        &TokenOptions {
             mapping,
-            ..Plan::default()
+            ..TokenOptions::default()
         },
     );
-    let refused = house.ask(&key.token(&claims()), "read").await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
+    let rejected = service
+        .is_allowed(&key.token(&claims()), "read")
+        .await
+        .unwrap_err();
+    assert_eq!(rejected.code(), Code::InvalidArgument);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn authorize_command_sends_a_token() {
     let key = es256("k");
-    let house = House::start(&[&key]);
-    std::fs::write(house.path("token"), format!("{}\n", key.token(&claims()))).unwrap();
-    let asked = |action: &str| {
+    let service = TokenService::start(&[&key]);
+    std::fs::write(service.path("token"), format!("{}\n", key.token(&claims()))).unwrap();
+    let run_authorize = |action: &str| {
         crate::support::command()
-            .args(["authorize", "--connect", house.server.address(), "--token"])
-            .arg(house.path("token"))
+            .args([
+                "authorize",
+                "--connect",
+                service.server.address(),
+                "--token",
+            ])
+            .arg(service.path("token"))
             .args(["--action", action, "--resource", "Doc::\"1\""])
             .output()
             .unwrap()
     };
-    assert_eq!(asked("Action::\"read\"").status.code(), Some(0));
-    assert_eq!(asked("Action::\"write\"").status.code(), Some(1));
-    std::fs::write(house.path("token"), "x.y.z").unwrap();
-    let refused = asked("Action::\"read\"");
-    assert_eq!(refused.status.code(), Some(2));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(said.contains("token") && !said.contains("x.y.z"), "{said}");
+    assert_eq!(run_authorize("Action::\"read\"").status.code(), Some(0));
+    assert_eq!(run_authorize("Action::\"write\"").status.code(), Some(1));
+    std::fs::write(service.path("token"), "x.y.z").unwrap();
+    let rejected = run_authorize("Action::\"read\"");
+    assert_eq!(rejected.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&rejected.stderr).into_owned();
+    assert!(
+        stderr.contains("token") && !stderr.contains("x.y.z"),
+        "{stderr}"
+    );
 }

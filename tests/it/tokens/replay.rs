@@ -1,8 +1,10 @@
-//! What the decision log tells of a token's bearer is what deciding anew takes.
+//! The log has all that is needed to repeat a decision with a token.
 
 use serde_json::{Value, json};
 
-use super::setup::{ENTITIES, House, MAPPING, POLICIES, Plan, ask, es256, request, with};
+use super::setup::{
+    ENTITIES, MAPPING, POLICIES, TokenOptions, TokenService, es256, is_allowed, request, with,
+};
 use crate::support::replay::Replay;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,13 +28,13 @@ async fn plain_cedar_repeats_token_decisions_from_log() {
             "--decision-log-attributes",
             "*",
         ];
-        let plan = Plan {
+        let options = TokenOptions {
             mapping: &mapping,
             arguments: &arguments,
-            ..Plan::default()
+            ..TokenOptions::default()
         };
-        let house = House::planned(&[&key], &plan);
-        let mut client = house.client().await;
+        let service = TokenService::start_with(&[&key], &options);
+        let mut client = service.client().await;
         let mut answered = 0;
         for changes in [
             json!({}),
@@ -43,16 +45,16 @@ async fn plain_cedar_repeats_token_decisions_from_log() {
         ] {
             let token = key.token(&with(changes));
             for action in ["read", "write", "paint"] {
-                // Who has to be stored and is not, is refused.
-                let asked = ask(&mut client, request(&token, action)).await;
+                // A principal that must be stored, but is not, is rejected.
+                let asked = is_allowed(&mut client, request(&token, action)).await;
                 answered += usize::from(asked.is_ok());
             }
         }
         assert_eq!(answered, if stored == "require" { 9 } else { 15 });
         drop(client);
-        house.server.signal("TERM");
-        let mut house = house;
-        house.server.wait();
+        service.server.signal("TERM");
+        let mut service = service;
+        service.server.wait();
         let text = std::fs::read_to_string(&file).unwrap();
         let lines: Vec<Value> = text
             .lines()

@@ -1,25 +1,25 @@
-//! What is revoked is refused at once, though token and answer were remembered.
+//! Revoked tokens are rejected at once, even with a cached token and answer.
 
 use serde_json::json;
 
-use super::setup::{House, ISSUER, Plan, claims, es256, now, with};
+use super::setup::{ISSUER, TokenOptions, TokenService, claims, es256, now, with};
 use crate::support::{eventually, replace};
 
-fn house(key: &crate::support::signer::Signer, list: &str) -> House {
-    let plan = Plan {
+fn start_service(key: &crate::support::signer::Signer, list: &str) -> TokenService {
+    let options = TokenOptions {
         revocations: Some(list),
-        ..Plan::default()
+        ..TokenOptions::default()
     };
-    House::planned(&[key], &plan)
+    TokenService::start_with(&[key], &options)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn edited_revocations_affect_cached_answers() {
     let key = es256("k");
-    let house = house(&key, "");
+    let service = start_service(&key, "");
     let token = key.token(&claims());
     let other = key.token(&with(json!({"sub": "bob", "jti": "two"})));
-    let file = house.path("revoked.toml");
+    let file = service.path("revoked.toml");
     let before = now() + 1;
     for list in [
         "[[revoked]]\njti = \"one\"\n".to_owned(),
@@ -27,78 +27,95 @@ async fn edited_revocations_affect_cached_answers() {
         format!("[[revoked]]\nissuer = \"{ISSUER}\"\nsub = \"alice\"\nnot_before = {before}\n"),
     ] {
         for _ in 0..3 {
-            assert!(house.ask(&token, "read").await.unwrap());
+            assert!(service.is_allowed(&token, "read").await.unwrap());
         }
         replace(&file, &list);
-        let (house, token) = (&house, &token);
+        let (service, token) = (&service, &token);
         eventually("the token is revoked", async || {
-            house.ask(token, "read").await.is_err()
+            service.is_allowed(token, "read").await.is_err()
         })
         .await;
-        assert_eq!(house.refused(token).await, "TOKEN_REVOKED", "{list}");
+        assert_eq!(
+            service.rejection_reason(token).await,
+            "TOKEN_REVOKED",
+            "{list}"
+        );
         assert!(
-            house.ask(&other, "read").await.unwrap(),
+            service.is_allowed(&other, "read").await.unwrap(),
             "another's token: {list}"
         );
         replace(&file, "revoked = []\n");
         eventually("the list is empty again", async || {
-            house.ask(token, "read").await.is_ok()
+            service.is_allowed(token, "read").await.is_ok()
         })
         .await;
     }
-    // A token that was issued since.
+    // A token issued after the revocation.
     let list = format!(
         "[[revoked]]\nissuer = \"{ISSUER}\"\nsub = \"alice\"\nnot_before = {}\n",
         now() - 30
     );
     let old = key.token(&with(json!({"iat": now() - 60, "nbf": now() - 60})));
     replace(&file, &list);
-    let (house, old) = (&house, &old);
+    let (service, old) = (&service, &old);
     eventually("the old one is revoked", async || {
-        house.ask(old, "read").await.is_err()
+        service.is_allowed(old, "read").await.is_err()
     })
     .await;
-    assert!(house.ask(&token, "read").await.unwrap());
+    assert!(service.is_allowed(&token, "read").await.unwrap());
 
     replace(&file, "[[revoked]]\nkid = \"k\"\n");
     let other = &other;
     eventually("the key is revoked", async || {
-        house.ask(other, "read").await.is_err()
+        service.is_allowed(other, "read").await.is_err()
     })
     .await;
-    assert_eq!(house.refused(&token).await, "TOKEN_REVOKED");
+    assert_eq!(service.rejection_reason(&token).await, "TOKEN_REVOKED");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_revocations_keep_the_last_valid_list() {
     // The log reports the error.
     let key = es256("k");
-    let house = house(&key, "[[revoked]]\njti = \"one\"\n");
+    let service = start_service(&key, "[[revoked]]\njti = \"one\"\n");
     let (revoked, good) = (
         key.token(&claims()),
         key.token(&with(json!({"jti": "two"}))),
     );
     for bad in [
-        // As a file is for a moment that is being written anew.
+        // A file is empty for a moment while it is rewritten.
         "",
         "revoked = 1",
         "[[revoked]]\njit = \"two\"",
         "[[revoked]]\n",
         "\u{0}",
     ] {
-        let told = house.server.log().matches("changed file rejected").count();
-        replace(&house.path("revoked.toml"), bad);
-        let house = &house;
-        eventually("the bad list is told of", async || {
-            house.server.log().matches("changed file rejected").count() > told
+        let before = service
+            .server
+            .log()
+            .matches("changed file rejected")
+            .count();
+        replace(&service.path("revoked.toml"), bad);
+        let service = &service;
+        eventually("the invalid list is logged", async || {
+            service
+                .server
+                .log()
+                .matches("changed file rejected")
+                .count()
+                > before
         })
         .await;
-        assert_eq!(house.refused(&revoked).await, "TOKEN_REVOKED", "{bad}");
-        assert!(house.ask(&good, "read").await.unwrap(), "{bad}");
+        assert_eq!(
+            service.rejection_reason(&revoked).await,
+            "TOKEN_REVOKED",
+            "{bad}"
+        );
+        assert!(service.is_allowed(&good, "read").await.unwrap(), "{bad}");
     }
-    std::fs::remove_file(house.path("revoked.toml")).unwrap();
-    house.server.wait_for_log("No such file");
-    assert_eq!(house.refused(&revoked).await, "TOKEN_REVOKED");
+    std::fs::remove_file(service.path("revoked.toml")).unwrap();
+    service.server.wait_for_log("No such file");
+    assert_eq!(service.rejection_reason(&revoked).await, "TOKEN_REVOKED");
 }
 
 #[test]
@@ -116,7 +133,7 @@ fn missing_or_invalid_files_fail_the_start() {
         crate::support::policy_directory(&[("a.cedar", "permit(principal, action, resource);")]);
     let fails = |tokens: &str, revocations: Option<&str>, says: &str| {
         std::fs::write(at("issuers.toml"), tokens).unwrap();
-        let mut command = crate::support::serving(policies.path(), &[]);
+        let mut command = crate::support::serve_command(policies.path(), &[]);
         command.arg("--tokens").arg(at("issuers.toml"));
         if let Some(text) = revocations {
             std::fs::write(at("revoked.toml"), text).unwrap();
@@ -125,9 +142,9 @@ fn missing_or_invalid_files_fail_the_start() {
             command.arg("--revocations").arg(at("missing.toml"));
         }
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains(says), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(says), "{stderr}");
     };
     let good = issuers("keys_file = \"jwks.json\"");
     fails(&good, None, "missing.toml");

@@ -1,4 +1,4 @@
-//! A server of keys over HTTPS, which does whatever a test tells it to.
+//! A key server over HTTPS that behaves as a test wants.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -22,29 +22,29 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::eventually;
 
-/// How the server answers.
+/// The server's response to a request.
 #[derive(Clone, Debug)]
-pub(crate) enum Manner {
-    /// With this text and this `Cache-Control`.
+pub(crate) enum ResponseMode {
+    /// This text with this `Cache-Control`.
     Serve(String, &'static str),
-    /// With this status and text.
+    /// This status and text.
     Fail(u16, &'static str),
-    /// With a redirect to where a good set is.
+    /// A redirect to a valid set.
     Redirect,
-    /// After so long.
+    /// This text after a delay.
     Slow(Duration, String),
-    /// A byte now and then, for ever.
+    /// Single bytes with pauses, without end.
     Trickle,
-    /// As much as anyone reads.
+    /// An endless response.
     Endless,
-    /// Not at all: the connection is cut.
+    /// A closed connection.
     Cut,
 }
 
-/// The server. Ends when dropped.
+/// The server, which stops when dropped.
 pub(crate) struct KeyServer {
-    manner: Arc<Mutex<Manner>>,
-    asked: Arc<AtomicUsize>,
+    mode: Arc<Mutex<ResponseMode>>,
+    request_count: Arc<AtomicUsize>,
     port: u16,
     tls: Option<Arc<ServerConfig>>,
     task: JoinHandle<()>,
@@ -57,8 +57,8 @@ impl Drop for KeyServer {
 }
 
 impl KeyServer {
-    /// A server that an authority vouches for, whose certificate is written to `ca_file`.
-    pub(crate) async fn start(manner: Manner, ca_file: &Path) -> Self {
+    /// Starts a server, and writes the certificate of its authority to `ca_file`.
+    pub(crate) async fn start(mode: ResponseMode, ca_file: &Path) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -78,23 +78,23 @@ impl KeyServer {
                 PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
             )
             .unwrap();
-        Self::listen(manner, Some(Arc::new(config)), 0).await
+        Self::listen(mode, Some(Arc::new(config)), 0).await
     }
 
-    async fn listen(manner: Manner, tls: Option<Arc<ServerConfig>>, port: u16) -> Self {
+    async fn listen(mode: ResponseMode, tls: Option<Arc<ServerConfig>>, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let manner = Arc::new(Mutex::new(manner));
-        let asked = Arc::new(AtomicUsize::new(0));
+        let mode = Arc::new(Mutex::new(mode));
+        let request_count = Arc::new(AtomicUsize::new(0));
         let task = tokio::spawn(accept(
             listener,
             tls.clone(),
-            Arc::clone(&manner),
-            Arc::clone(&asked),
+            Arc::clone(&mode),
+            Arc::clone(&request_count),
         ));
         Self {
-            manner,
-            asked,
+            mode,
+            request_count,
             port,
             tls,
             task,
@@ -105,24 +105,24 @@ impl KeyServer {
         format!("https://localhost:{}/jwks.json", self.port)
     }
 
-    /// How it answers from now on.
-    pub(crate) fn set(&self, manner: Manner) {
-        *self.manner.lock().unwrap() = manner;
+    /// Sets the response from now on.
+    pub(crate) fn set(&self, mode: ResponseMode) {
+        *self.mode.lock().unwrap() = mode;
     }
 
-    /// How often it was asked.
-    pub(crate) fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+    /// Returns the number of requests.
+    pub(crate) fn request_count(&self) -> usize {
+        self.request_count.load(Ordering::SeqCst)
     }
 
-    /// Stops listening, and gives what it takes to start again.
+    /// Stops listening; returns the state needed to start again.
     pub(crate) async fn stop(self) -> Stopped {
         self.task.abort();
         let stopped = Stopped {
             port: self.port,
             tls: self.tls.clone(),
         };
-        // Until the listener is gone.
+        // Waits until the listener is closed.
         let port = self.port;
         eventually("the port is closed", async || {
             let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
@@ -133,35 +133,35 @@ impl KeyServer {
     }
 }
 
-/// A server that has stopped.
+/// A stopped server.
 pub(crate) struct Stopped {
     port: u16,
     tls: Option<Arc<ServerConfig>>,
 }
 
 impl Stopped {
-    pub(crate) async fn start(self, manner: Manner) -> KeyServer {
-        KeyServer::listen(manner, self.tls, self.port).await
+    pub(crate) async fn start(self, mode: ResponseMode) -> KeyServer {
+        KeyServer::listen(mode, self.tls, self.port).await
     }
 }
 
 async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
-    manner: Arc<Mutex<Manner>>,
-    asked: Arc<AtomicUsize>,
+    mode: Arc<Mutex<ResponseMode>>,
+    request_count: Arc<AtomicUsize>,
 ) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let (manner, asked) = (Arc::clone(&manner), Arc::clone(&asked));
+        let (mode, request_count) = (Arc::clone(&mode), Arc::clone(&request_count));
         let acceptor = TlsAcceptor::from(tls.clone().unwrap());
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(stream).await else {
                 return;
             };
             let service = service_fn(move |request| {
-                asked.fetch_add(1, Ordering::SeqCst);
-                answer(request, manner.lock().unwrap().clone())
+                request_count.fetch_add(1, Ordering::SeqCst);
+                answer(request, mode.lock().unwrap().clone())
             });
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -174,36 +174,36 @@ type Body = BoxBody<Bytes, Infallible>;
 
 async fn answer(
     _request: Request<hyper::body::Incoming>,
-    manner: Manner,
+    mode: ResponseMode,
 ) -> Result<Response<Body>, std::io::Error> {
     let full = |text: String| Full::new(Bytes::from(text)).boxed();
     let response = Response::builder();
-    let response = match manner {
-        Manner::Serve(text, caching) => response
+    let response = match mode {
+        ResponseMode::Serve(text, caching) => response
             .header("cache-control", caching)
             .header("content-type", "application/json")
             .body(full(text)),
-        Manner::Fail(status, text) => response.status(status).body(full(text.to_owned())),
-        Manner::Redirect => response
+        ResponseMode::Fail(status, text) => response.status(status).body(full(text.to_owned())),
+        ResponseMode::Redirect => response
             .status(302)
             .header("location", "/jwks.json")
             .body(full(String::new())),
-        Manner::Slow(pause, text) => {
+        ResponseMode::Slow(pause, text) => {
             tokio::time::sleep(pause).await;
             response.body(full(text))
         }
-        Manner::Trickle => response.body(drops(Duration::from_millis(200), " ")),
-        Manner::Endless => {
+        ResponseMode::Trickle => response.body(repeated_body(Duration::from_millis(200), " ")),
+        ResponseMode::Endless => {
             let chunk = "x".repeat(1 << 16).leak();
-            response.body(drops(Duration::ZERO, chunk))
+            response.body(repeated_body(Duration::ZERO, chunk))
         }
-        Manner::Cut => return Err(std::io::Error::other("cut")),
+        ResponseMode::Cut => return Err(std::io::Error::other("cut")),
     };
     Ok(response.unwrap())
 }
 
-/// The same again and again.
-fn drops(pause: Duration, text: &'static str) -> Body {
+/// Returns a body that repeats `text` without end.
+fn repeated_body(pause: Duration, text: &'static str) -> Body {
     let endless = futures_util::stream::unfold((), move |()| async move {
         tokio::time::sleep(pause).await;
         let frame = Frame::data(Bytes::from_static(text.as_bytes()));

@@ -1,4 +1,4 @@
-//! A service with an issuer, and how a test asks it.
+//! A service with an issuer, and its clients.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::support::signer::{Signer, jwks};
 
 pub(crate) const ISSUER: &str = "https://id.example";
 
-/// Who is in the role and whose department is finance may read; who is suspended may not.
+/// Policies: members of the role read, finance writes, suspended users may do nothing.
 pub(crate) const POLICIES: &str = r#"
 @id("role") permit(principal in Role::"reader", action == Action::"read", resource);
 @id("department") permit(principal, action == Action::"write", resource)
@@ -42,7 +42,7 @@ pub(crate) const ENTITIES: &str = r#"[
 {"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
 ]"#;
 
-/// What the issuers file says of the principal, where a test says nothing else.
+/// The default mapping of claims to the principal.
 pub(crate) const MAPPING: &str = r#"
 [issuer.principal]
 type = "User"
@@ -54,24 +54,24 @@ type = "Role"
 optional = true
 "#;
 
-/// A directory with keys and lists, and the service that reads them.
-pub(crate) struct House {
+/// A service that accepts tokens, and the directory of its keys and lists.
+pub(crate) struct TokenService {
     pub(crate) server: Server,
     pub(crate) dir: TempDir,
-    /// What the service reads while it runs.
-    kept: Vec<TempDir>,
+    /// Directories that must exist while the service runs.
+    directories: Vec<TempDir>,
 }
 
-/// What the files hold at the start.
-pub(crate) struct Plan<'a> {
-    /// Lines of `[[issuer]]`: the source of keys, and what more a test wants.
+/// The initial content of the files.
+pub(crate) struct TokenOptions<'a> {
+    /// Lines of `[[issuer]]`: the source of keys and further settings.
     pub(crate) issuer: &'a str,
     pub(crate) mapping: &'a str,
     pub(crate) revocations: Option<&'a str>,
     pub(crate) arguments: &'a [&'a str],
 }
 
-impl Default for Plan<'_> {
+impl Default for TokenOptions<'_> {
     fn default() -> Self {
         Self {
             issuer: "keys_file = \"jwks.json\"",
@@ -82,13 +82,13 @@ impl Default for Plan<'_> {
     }
 }
 
-impl House {
-    /// A service whose issuer has these keys in a file.
+impl TokenService {
+    /// Starts a service whose issuer has these keys in a file.
     pub(crate) fn start(signers: &[&Signer]) -> Self {
-        Self::planned(signers, &Plan::default())
+        Self::start_with(signers, &TokenOptions::default())
     }
 
-    pub(crate) fn planned(signers: &[&Signer], plan: &Plan<'_>) -> Self {
+    pub(crate) fn start_with(signers: &[&Signer], options: &TokenOptions<'_>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("jwks.json"), jwks(signers)).unwrap();
         let issuers = format!(
@@ -99,17 +99,17 @@ audiences = ["pdp"]
 algorithms = ["ES256", "RS256", "EdDSA"]
 {}
 {}"#,
-            plan.issuer, plan.mapping
+            options.issuer, options.mapping
         );
         let file = dir.path().join("issuers.toml");
         fs::write(&file, issuers).unwrap();
         let mut arguments = vec!["--tokens", file.to_str().unwrap()];
         let revocations = dir.path().join("revoked.toml");
-        if let Some(text) = plan.revocations {
+        if let Some(text) = options.revocations {
             fs::write(&revocations, text).unwrap();
             arguments.extend(["--revocations", revocations.to_str().unwrap()]);
         }
-        arguments.extend(plan.arguments);
+        arguments.extend(options.arguments);
         let policies = crate::support::policy_directory(&[
             ("policies.cedar", POLICIES),
             ("schema.cedarschema", SCHEMA),
@@ -119,13 +119,13 @@ algorithms = ["ES256", "RS256", "EdDSA"]
         Self {
             server,
             dir,
-            kept: vec![policies],
+            directories: vec![policies],
         }
     }
 
-    /// Keeps `dir` for as long as the service runs.
-    pub(crate) fn keeping(mut self, dir: TempDir) -> Self {
-        self.kept.push(dir);
+    /// Keeps `dir` while the service runs.
+    pub(crate) fn with_directory(mut self, dir: TempDir) -> Self {
+        self.directories.push(dir);
         self
     }
 
@@ -137,19 +137,19 @@ algorithms = ["ES256", "RS256", "EdDSA"]
         self.server.authorization().await
     }
 
-    /// Whether the bearer of `token` may do `action`, or why nobody knows.
-    pub(crate) async fn ask(&self, token: &str, action: &str) -> Result<bool, Status> {
+    /// Returns whether the owner of `token` may do `action`.
+    pub(crate) async fn is_allowed(&self, token: &str, action: &str) -> Result<bool, Status> {
         let mut client = self.client().await;
-        ask(&mut client, request(token, action)).await
+        is_allowed(&mut client, request(token, action)).await
     }
 
-    /// The reason that `token` is refused for.
-    pub(crate) async fn refused(&self, token: &str) -> String {
-        reason(&self.ask(token, "read").await.unwrap_err())
+    /// Returns the reason why `token` is rejected.
+    pub(crate) async fn rejection_reason(&self, token: &str) -> String {
+        reason(&self.is_allowed(token, "read").await.unwrap_err())
     }
 }
 
-pub(crate) async fn ask(
+pub(crate) async fn is_allowed(
     client: &mut AuthorizationServiceClient<Channel>,
     request: pb::AuthorizeRequest,
 ) -> Result<bool, Status> {
@@ -157,7 +157,7 @@ pub(crate) async fn ask(
     Ok(answer.decision() == pb::Decision::Allow)
 }
 
-/// The request of the bearer of `token`.
+/// Returns a request with `token`.
 pub(crate) fn request(token: &str, action: &str) -> pb::AuthorizeRequest {
     let identity = pb::authorize_request::Identity::PrincipalToken(token.to_owned());
     pb::AuthorizeRequest {
@@ -168,7 +168,7 @@ pub(crate) fn request(token: &str, action: &str) -> pb::AuthorizeRequest {
     }
 }
 
-/// The reason in a status that refuses a token.
+/// Returns the reason in a status that rejects a token.
 pub(crate) fn reason(status: &Status) -> String {
     let info = status
         .get_error_details()
@@ -180,13 +180,13 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_secs()).unwrap()
 }
 
-/// The claims of a good token.
+/// Returns the claims of a valid token.
 pub(crate) fn claims() -> Value {
     json!({
         "iss": ISSUER, "aud": "pdp", "sub": "alice", "jti": "one",
@@ -195,7 +195,7 @@ pub(crate) fn claims() -> Value {
     })
 }
 
-/// Those claims with some set anew, or left out where they are null.
+/// Returns these claims with changes; null removes a claim.
 pub(crate) fn with(changes: Value) -> Value {
     let mut claims = claims();
     let members = claims.as_object_mut().unwrap();

@@ -1,4 +1,4 @@
-//! Programs that call: known by certificate, user or key, and what each may.
+//! Callers: identified by certificate, user or key, each with its rights.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -16,35 +16,31 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::support::pki::{Authority, connect, shown};
-use crate::support::{Server, channel, command, eventually, policy_directory, request};
+use super::{OPEN, sample_request};
+use crate::support::pki::{Authority, connect, path_string};
+use crate::support::{Server, channel, command, eventually, policy_directory};
 
-const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
 const KEY: &str = "a-key-of-a-test-and-no-secret";
 
-fn ask() -> pb::AuthorizeRequest {
-    request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
-}
-
-/// Policies, and the list of callers that stands beside them.
-fn house(callers: &str) -> (TempDir, TempDir, String) {
+/// Creates policies and a list of callers.
+fn write_files(callers: &str) -> (TempDir, TempDir, String) {
     let policies = policy_directory(OPEN);
     let lists = tempfile::tempdir().unwrap();
     let list = lists.path().join("callers.toml");
     std::fs::write(&list, callers).unwrap();
     std::fs::write(lists.path().join("key"), format!("{KEY}\n")).unwrap();
-    let list = shown(&list);
+    let list = path_string(&list);
     (policies, lists, list)
 }
 
 fn with_key<T>(message: T, key: &str) -> Request<T> {
     let mut request = Request::new(message);
-    let shown = format!("Bearer {key}").parse().unwrap();
-    request.metadata_mut().insert("authorization", shown);
+    let header = format!("Bearer {key}").parse().unwrap();
+    request.metadata_mut().insert("authorization", header);
     request
 }
 
-/// The code of a refusal, and the reason that ErrorInfo gives.
+/// Returns the code of a rejection, and the reason in ErrorInfo.
 fn reason(status: &Status) -> (Code, String) {
     let details = status.get_error_details();
     let info = details.error_info().expect("a reason");
@@ -55,8 +51,8 @@ fn reason(status: &Status) -> (Code, String) {
 async fn authorize(channel: &Channel, key: Option<&str>) -> Result<(), Status> {
     let mut client = AuthorizationServiceClient::new(channel.clone());
     let request = match key {
-        Some(key) => with_key(ask(), key),
-        None => Request::new(ask()),
+        Some(key) => with_key(sample_request(), key),
+        None => Request::new(sample_request()),
     };
     let answer = client.authorize(request).await?.into_inner();
     assert_eq!(answer.decision(), pb::Decision::Allow);
@@ -64,15 +60,15 @@ async fn authorize(channel: &Channel, key: Option<&str>) -> Result<(), Status> {
 }
 
 async fn is_serving(channel: &Channel) -> bool {
-    let asked = HealthClient::new(channel.clone())
+    let response = HealthClient::new(channel.clone())
         .check(HealthCheckRequest::default())
         .await;
-    asked.unwrap().into_inner().status == 1
+    response.unwrap().into_inner().status == 1
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_identifies_the_caller() {
-    let (policies, _lists, list) = house(
+    let (policies, _lists, list) = write_files(
         r#"
 [[caller]]
 name = "orders"
@@ -89,9 +85,9 @@ rights = ["administer"]
 "#,
     );
     let authority = Authority::generate();
-    let mut options = authority.serve_with(&authority.server()).to_vec();
+    let mut options = authority.tls_options(&authority.server()).to_vec();
     for (name, value) in [
-        ("--tls-client-ca", shown(&authority.file())),
+        ("--tls-client-ca", path_string(&authority.file())),
         ("--tls-client-auth", "optional".to_owned()),
         ("--callers", list),
     ] {
@@ -99,9 +95,9 @@ rights = ["administer"]
     }
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start(policies.path(), &options);
-    let known_as = async |names: Vec<SanType>, subject: &[(DnType, &str)]| {
+    let connect_as = async |names: Vec<SanType>, subject: &[(DnType, &str)]| {
         let own = authority.client(names, subject);
-        let tls = authority.caller(Some(&own));
+        let tls = authority.client_tls(Some(&own));
         connect(server.address(), tls).await.unwrap()
     };
     let spiffe = SanType::URI("spiffe://shop/orders".try_into().unwrap());
@@ -110,11 +106,11 @@ rights = ["administer"]
         (DnType::OrganizationName, "Shop"),
         (DnType::CommonName, "pipeline"),
     ];
-    let orders = known_as(vec![spiffe], &[]).await;
-    let desk = known_as(vec![dns], &[]).await;
-    let pipeline = known_as(vec![], &subject).await;
-    let stranger = known_as(vec![], &[(DnType::CommonName, "stranger")]).await;
-    let unnamed = connect(server.address(), authority.caller(None))
+    let orders = connect_as(vec![spiffe], &[]).await;
+    let console = connect_as(vec![dns], &[]).await;
+    let pipeline = connect_as(vec![], &subject).await;
+    let unlisted = connect_as(vec![], &[(DnType::CommonName, "stranger")]).await;
+    let unnamed = connect(server.address(), authority.client_tls(None))
         .await
         .unwrap();
 
@@ -129,9 +125,9 @@ rights = ["administer"]
         store.get_status(pb::GetStatusRequest {}).await.map(|_| ())
     };
     authorize(&orders, None).await.unwrap();
-    status(&desk).await.unwrap();
+    status(&console).await.unwrap();
     reload(&pipeline).await.unwrap();
-    for channel in [&desk, &pipeline] {
+    for channel in [&console, &pipeline] {
         assert_eq!(
             reason(&authorize(channel, None).await.unwrap_err()),
             missing
@@ -140,10 +136,10 @@ rights = ["administer"]
     for channel in [&orders, &pipeline] {
         assert_eq!(reason(&status(channel).await.unwrap_err()), missing);
     }
-    for channel in [&orders, &desk] {
+    for channel in [&orders, &console] {
         assert_eq!(reason(&reload(channel).await.unwrap_err()), missing);
     }
-    for channel in [&stranger, &unnamed] {
+    for channel in [&unlisted, &unnamed] {
         assert_eq!(
             reason(&authorize(channel, None).await.unwrap_err()),
             unknown
@@ -154,13 +150,13 @@ rights = ["administer"]
     }
 }
 
-/// The user that the tests run as.
+/// Returns the user that the tests run as.
 fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").unwrap().uid()
 }
 
-/// What openssl prints of the subject in this file.
+/// Returns the subject that openssl prints for this file.
 fn subject_by_openssl(certificate: &Path) -> String {
     let output = Command::new("openssl")
         .args(["x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in"])
@@ -195,12 +191,12 @@ async fn subjects_match_the_output_of_openssl() {
     own.write(&file, &authority.path("own.key"));
     let subject = subject_by_openssl(&file);
     assert!(subject.contains("SN=\\#Desk\\ "), "{subject}");
-    let (policies, _lists, list) = house(&format!(
+    let (policies, _lists, list) = write_files(&format!(
         "[[caller]]\nname = \"desk\"\nsubject = ['{subject}']\nrights = [\"authorize\"]\n"
     ));
-    let mut options = authority.serve_with(&authority.server()).to_vec();
+    let mut options = authority.tls_options(&authority.server()).to_vec();
     for (name, value) in [
-        ("--tls-client-ca", shown(&authority.file())),
+        ("--tls-client-ca", path_string(&authority.file())),
         ("--tls-client-auth", "required".to_owned()),
         ("--callers", list),
     ] {
@@ -208,7 +204,7 @@ async fn subjects_match_the_output_of_openssl() {
     }
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let server = Server::start(policies.path(), &options);
-    let tls = authority.caller(Some(&own));
+    let tls = authority.client_tls(Some(&own));
     let channel = connect(server.address(), tls).await.unwrap();
     authorize(&channel, None).await.expect("it is known");
 }
@@ -218,7 +214,7 @@ async fn unix_socket_user_identifies_the_caller() {
     let callers = |uid: u32| {
         format!("[[caller]]\nname = 'me'\nuid = [{uid}]\nrights = ['authorize', 'store']\n")
     };
-    let (policies, lists, list) = house(&callers(own_uid()));
+    let (policies, lists, list) = write_files(&callers(own_uid()));
     let socket = lists.path().join("pdp.sock");
     let listen = format!("unix:{}", socket.display());
     let server = Server::start_listening(
@@ -237,7 +233,7 @@ async fn unix_socket_user_identifies_the_caller() {
         unknown
     );
 
-    // A list that changes holds for connections that stand.
+    // A changed list applies to open connections.
     std::fs::write(Path::new(&list), callers(own_uid() + 1)).unwrap();
     server.wait_for_log("new list of callers");
     assert_eq!(
@@ -261,7 +257,7 @@ async fn unix_socket_user_identifies_the_caller() {
 #[tokio::test(flavor = "multi_thread")]
 async fn key_identifies_the_caller_per_call() {
     let (policies, lists, list) =
-        house("[[caller]]\nname = 'cli'\nbearer = ['key']\nrights = ['authorize']\n");
+        write_files("[[caller]]\nname = 'cli'\nbearer = ['key']\nrights = ['authorize']\n");
     let decisions = lists.path().join("decisions.jsonl");
     let log = format!("file:{}", decisions.display());
     let server = Server::start(
@@ -279,9 +275,9 @@ async fn key_identifies_the_caller_per_call() {
     let unknown = (Code::Unauthenticated, "CALLER_UNKNOWN".to_owned());
     authorize(&channel, Some(KEY)).await.unwrap();
     for wrong in ["a-key-of-a-test-and-no-secre", "another-key-altogether", ""] {
-        let refused = authorize(&channel, Some(wrong)).await.unwrap_err();
-        assert_eq!(reason(&refused), key_unknown, "{wrong}");
-        assert!(!server.log().contains(KEY) && !refused.to_string().contains("key-of"));
+        let rejected = authorize(&channel, Some(wrong)).await.unwrap_err();
+        assert_eq!(reason(&rejected), key_unknown, "{wrong}");
+        assert!(!server.log().contains(KEY) && !rejected.to_string().contains("key-of"));
     }
     assert_eq!(
         reason(&authorize(&channel, None).await.unwrap_err()),
@@ -296,7 +292,7 @@ async fn key_identifies_the_caller_per_call() {
         command.arg(r#"--resource=Doc::"1""#).args(options);
         command.output().unwrap().status.code()
     };
-    let file = shown(&lists.path().join("key"));
+    let file = path_string(&lists.path().join("key"));
     assert_eq!(cli(&["--bearer", &file]), Some(0));
     assert_eq!(cli(&[]), Some(2));
     assert_eq!(cli(&["--bearer", &list]), Some(2));
@@ -308,8 +304,8 @@ async fn key_identifies_the_caller_per_call() {
     })
     .await;
 
-    // Two keys while one takes the other's place, and then the new one alone.
-    let second = "the-key-that-comes-after-it";
+    // Both keys are valid during a rotation, then the new one alone.
+    let second = "the-key-after-the-rotation";
     std::fs::write(&file, format!("{KEY}\n{second}\n")).unwrap();
     server.wait_for_log("new list of callers");
     authorize(&channel, Some(KEY)).await.unwrap();
@@ -323,12 +319,15 @@ async fn key_identifies_the_caller_per_call() {
     authorize(&channel, Some(second)).await.unwrap();
 }
 
-/// A request for each way to say on whose behalf it asks.
-fn by_identity() -> [(&'static str, pb::AuthorizeRequest); 3] {
+/// Returns a request for each kind of identity.
+fn requests_by_identity() -> [(&'static str, pb::AuthorizeRequest); 3] {
     use pb::authorize_request::Identity;
-    let with = |identity: Option<Identity>| pb::AuthorizeRequest { identity, ..ask() };
+    let with = |identity: Option<Identity>| pb::AuthorizeRequest {
+        identity,
+        ..sample_request()
+    };
     [
-        ("principal", ask()),
+        ("principal", sample_request()),
         (
             "token",
             with(Some(Identity::PrincipalToken("e30.e30.".to_owned()))),
@@ -346,7 +345,7 @@ async fn restricted_caller_cannot_define_the_anonymous_principal() {
             r#"permit(principal in Group::"admins", action, resource);"#,
         ),
         (
-            "house.entities.json",
+            "guests.entities.json",
             r#"[{"uid": {"type": "User", "id": "nobody"}, "attrs": {},
                  "parents": [{"type": "Group", "id": "guests"}]}]"#,
         ),
@@ -363,7 +362,7 @@ async fn restricted_caller_cannot_define_the_anonymous_principal() {
     for (file, key) in ["bound", "free"].into_iter().zip(keys) {
         std::fs::write(lists.path().join(file), key).unwrap();
     }
-    let list = shown(&list);
+    let list = path_string(&list);
     let anonymous = [
         "--callers",
         &list,
@@ -376,22 +375,22 @@ async fn restricted_caller_cannot_define_the_anonymous_principal() {
         r#type: ty.to_owned(),
         id: Some(id.to_owned()),
     };
-    for (told, is_retold) in [
+    for (sent_uid, is_related) in [
         (uid("User", "nobody"), true),
         (uid("Group", "guests"), true),
         (uid("Group", "others"), false),
     ] {
-        let brought = pb::Entity {
-            uid: Some(told.clone()),
+        let entity = pb::Entity {
+            uid: Some(sent_uid.clone()),
             parents: vec![uid("Group", "admins")],
             ..pb::Entity::default()
         };
-        // Read in place, and the long way round.
+        // By borrowed decoding and by prost.
         for copies in [1, 100] {
             let mut request = pb::AuthorizeRequest {
                 identity: None,
-                entities: vec![brought.clone()],
-                ..ask()
+                entities: vec![entity.clone()],
+                ..sample_request()
             };
             for n in 1..copies {
                 request.entities.push(pb::Entity {
@@ -401,14 +400,14 @@ async fn restricted_caller_cannot_define_the_anonymous_principal() {
             }
             let free = client.authorize(with_key(request.clone(), keys[1])).await;
             let decision = free.unwrap().into_inner().decision();
-            assert_eq!(decision == pb::Decision::Allow, is_retold, "{told:?}");
+            assert_eq!(decision == pb::Decision::Allow, is_related, "{sent_uid:?}");
             match client.authorize(with_key(request, keys[0])).await {
                 Ok(answer) => {
-                    assert!(!is_retold, "{told:?}");
+                    assert!(!is_related, "{sent_uid:?}");
                     assert_eq!(answer.into_inner().decision(), pb::Decision::Deny);
                 }
                 Err(status) => {
-                    assert!(is_retold, "{told:?}: {status:?}");
+                    assert!(is_related, "{sent_uid:?}: {status:?}");
                     assert_eq!(status.code(), Code::InvalidArgument);
                     let bad = status.get_details_bad_request().unwrap();
                     assert_eq!(bad.field_violations[0].field, "entities[0].uid");
@@ -421,25 +420,30 @@ async fn restricted_caller_cannot_define_the_anonymous_principal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn several_keys_are_all_rejected() {
     let (policies, _lists, list) =
-        house("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
+        write_files("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
     let server = Server::start(policies.path(), &["--callers", &list]);
     let mut client = AuthorizationServiceClient::new(server.channel().await);
     for other in ["Bearer another", "Basic x", &format!("Bearer {KEY}")] {
-        let mut request = with_key(ask(), KEY);
+        let mut request = with_key(sample_request(), KEY);
         request
             .metadata_mut()
             .append("authorization", other.parse().unwrap());
-        let refused = client.authorize(request).await.unwrap_err();
+        let rejected = client.authorize(request).await.unwrap_err();
         let unknown = (Code::Unauthenticated, "KEY_UNKNOWN".to_owned());
-        assert_eq!(reason(&refused), unknown, "{other}");
+        assert_eq!(reason(&rejected), unknown, "{other}");
     }
-    assert!(client.authorize(with_key(ask(), KEY)).await.is_ok());
+    assert!(
+        client
+            .authorize(with_key(sample_request(), KEY))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_kinds_are_restricted_per_caller() {
     for kind in ["principal", "token", "anonymous"] {
-        let (policies, _lists, list) = house(&format!(
+        let (policies, _lists, list) = write_files(&format!(
             "[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\nidentities = ['{kind}']\n"
         ));
         let server = Server::start(
@@ -453,9 +457,9 @@ async fn identity_kinds_are_restricted_per_caller() {
         );
         let mut client = AuthorizationServiceClient::new(server.channel().await);
         let not_allowed = (Code::PermissionDenied, "IDENTITY_NOT_ALLOWED".to_owned());
-        for (sent, mut request) in by_identity() {
-            // With more of a context than is read in place it goes the long way round, where the
-            // same holds.
+        for (sent, mut request) in requests_by_identity() {
+            // A larger context than borrowed decoding accepts: prost decodes it, and the same rule
+            // applies.
             for attributes in [0, 100] {
                 for n in 0..attributes {
                     let value = crate::support::value(pb::value::Kind::Bool(true));
@@ -470,7 +474,7 @@ async fn identity_kinds_are_restricted_per_caller() {
                 use pb::batch_authorize_result::Result::{Error, Response};
                 match (sent == kind, one, item) {
                     (true, Ok(_), Response(_)) if sent != "token" => {}
-                    // It may send tokens; that nobody can verify it is another matter.
+                    // The caller may send tokens, although no issuer verifies them.
                     (true, Err(status), Error(_)) if sent == "token" => {
                         assert_ne!(reason(&status), not_allowed);
                     }
@@ -488,22 +492,22 @@ async fn identity_kinds_are_restricted_per_caller() {
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_requires_its_right() {
     let (policies, _lists, list) =
-        house("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
+        write_files("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['authorize']\n");
     let asks_why = pb::AuthorizeRequest {
         explain: true,
-        ..ask()
+        ..sample_request()
     };
-    for (options, wanted) in [
+    for (options, expected) in [
         (&["--callers", &list][..], Some("RIGHT_MISSING")),
         (&["--explanations", "off"], Some("EXPLAIN_OFF")),
         (&[], None),
     ] {
         let server = Server::start(policies.path(), options);
         let mut client = AuthorizationServiceClient::new(server.channel().await);
-        let told = client.authorize(with_key(asks_why.clone(), KEY)).await;
-        // Others of the same batch are answered.
+        let sent_uid = client.authorize(with_key(asks_why.clone(), KEY)).await;
+        // Other items of the batch are answered.
         let batch = pb::BatchAuthorizeRequest {
-            requests: vec![ask(), asks_why.clone(), ask()],
+            requests: vec![sample_request(), asks_why.clone(), sample_request()],
         };
         let batch = client.batch_authorize(with_key(batch, KEY)).await.unwrap();
         let items: Vec<_> = batch.into_inner().results;
@@ -513,15 +517,15 @@ async fn explain_requires_its_right() {
                 Some(pb::batch_authorize_result::Result::Response(_))
             )
         };
-        match wanted {
-            Some(wanted) => {
-                let refused = reason(&told.unwrap_err());
-                assert_eq!(refused, (Code::PermissionDenied, wanted.to_owned()));
+        match expected {
+            Some(expected) => {
+                let rejected = reason(&sent_uid.unwrap_err());
+                assert_eq!(rejected, (Code::PermissionDenied, expected.to_owned()));
                 let answered: Vec<bool> = items.iter().map(is_answer).collect();
                 assert_eq!(answered, [true, false, true]);
             }
             None => {
-                assert!(told.unwrap().into_inner().explanation.is_some());
+                assert!(sent_uid.unwrap().into_inner().explanation.is_some());
                 assert!(items.iter().all(is_answer));
             }
         }
@@ -533,7 +537,7 @@ async fn half_sent_call_of_unlisted_caller_fails() {
     let list_of =
         |right: &str| format!("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['{right}']\n");
     for method in ["Authorize", "BatchAuthorize"] {
-        let (policies, _lists, list) = house(&list_of("authorize"));
+        let (policies, _lists, list) = write_files(&list_of("authorize"));
         let server = Server::start(policies.path(), &["--callers", &list]);
         let channel = server.channel().await;
         let (rest, waited_for) = tokio::sync::oneshot::channel::<()>();
@@ -554,14 +558,14 @@ async fn half_sent_call_of_unlisted_caller_fails() {
                 .map(drop)
         });
         has_started.await.unwrap();
-        // What is sent after the call's headers is answered after they were read.
+        // The list is checked again when the body arrives after the headers.
         authorize(&channel, Some(KEY)).await.unwrap();
         std::fs::write(Path::new(&list), list_of("store")).unwrap();
         server.wait_for_log("new list of callers");
         rest.send(()).unwrap();
-        let refused = half_sent.await.unwrap().unwrap_err();
+        let rejected = half_sent.await.unwrap().unwrap_err();
         assert_eq!(
-            reason(&refused),
+            reason(&rejected),
             (Code::PermissionDenied, "RIGHT_MISSING".to_owned())
         );
     }
@@ -571,7 +575,7 @@ async fn half_sent_call_of_unlisted_caller_fails() {
 async fn stream_ends_when_caller_is_unlisted() {
     let list_of =
         |right: &str| format!("[[caller]]\nname = 'c'\nbearer = ['key']\nrights = ['{right}']\n");
-    let (policies, _lists, list) = house(&list_of("authorize"));
+    let (policies, _lists, list) = write_files(&list_of("authorize"));
     let server = Server::start(policies.path(), &["--callers", &list]);
     let mut client = AuthorizationServiceClient::new(server.channel().await);
     let (items, sent) = tokio::sync::mpsc::channel(1);
@@ -579,7 +583,7 @@ async fn stream_ends_when_caller_is_unlisted() {
     let mut answers = stream.await.unwrap().into_inner();
     let item = pb::StreamAuthorizeRequest {
         correlation_id: 1,
-        request: Some(ask()),
+        request: Some(sample_request()),
     };
     items.send(item.clone()).await.unwrap();
     assert!(answers.message().await.unwrap().is_some());
@@ -602,8 +606,8 @@ async fn disabled_services_are_unimplemented() {
     authorize(&channel, None).await.unwrap();
     assert!(is_serving(&channel).await);
     let mut store = PolicyStoreServiceClient::new(channel.clone());
-    let refused = store.get_status(pb::GetStatusRequest {}).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
+    let rejected = store.get_status(pb::GetStatusRequest {}).await.unwrap_err();
+    assert_eq!(rejected.code(), Code::Unimplemented);
     let service = "pdp.v1.PolicyStoreService".to_owned();
     let health = HealthClient::new(channel.clone())
         .check(HealthCheckRequest { service })
@@ -611,11 +615,11 @@ async fn disabled_services_are_unimplemented() {
     assert_eq!(health.unwrap_err().code(), Code::NotFound);
     use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    let asked = tokio_stream::iter([ServerReflectionRequest::default()]);
-    let refused = ServerReflectionClient::new(channel)
-        .server_reflection_info(asked)
+    let response = tokio_stream::iter([ServerReflectionRequest::default()]);
+    let rejected = ServerReflectionClient::new(channel)
+        .server_reflection_info(response)
         .await;
-    assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(rejected.unwrap_err().code(), Code::Unimplemented);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -628,7 +632,7 @@ async fn calls_are_accepted_during_the_shutdown_delay() {
     server.signal("TERM");
     server.wait_for_log("calls are still accepted");
     assert!(!is_serving(&channel).await);
-    // By connections that stand and by new ones.
+    // On open connections and new ones.
     authorize(&channel, None).await.unwrap();
     authorize(&server.channel().await, None).await.unwrap();
     assert!(server.is_alive());

@@ -1,4 +1,4 @@
-//! More calls than can be answered.
+//! More calls than the service can answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::support::http2::{AUTHORIZE, Caller, post};
+use crate::support::http2::{AUTHORIZE, Http2Client, post};
 use crate::support::protobuf::framed;
 use crate::support::{Server, eventually, get, policy_directory, request};
 
-/// How long it is asked too much: long enough here to see it, and a minute with
+/// Returns the duration of the overload: short by default, a minute with
 /// `CEDAR_PDP_OVERLOAD_SECONDS=60`.
 fn duration() -> Duration {
     let seconds = std::env::var("CEDAR_PDP_OVERLOAD_SECONDS").ok();
@@ -24,7 +24,7 @@ fn duration() -> Duration {
     Duration::from_secs(seconds.unwrap_or(5))
 }
 
-/// Policies that take a while: all of them match, and none is told by its scope.
+/// Returns policies that are slow to evaluate: all match, and the index excludes none.
 pub(crate) fn slow_policies(count: usize) -> String {
     (1..count)
         .map(|n| format!("permit(principal, action, resource) when {{ context.n * {n} == -1 }};\n"))
@@ -32,61 +32,61 @@ pub(crate) fn slow_policies(count: usize) -> String {
         .collect()
 }
 
-/// A request that nobody has asked before, so that it has to be decided.
-pub(crate) fn ask(n: i64) -> pb::AuthorizeRequest {
+/// Returns a new request, which is not cached.
+pub(crate) fn numbered_request(n: i64) -> pb::AuthorizeRequest {
     let mut request = request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#);
     let n = crate::support::value(pb::value::Kind::Long(n));
     request.context.insert("n".to_owned(), n);
     request
 }
 
-/// What a call ended with. There is nothing else that it may end with.
+/// The outcome of a call. No other outcome is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum CallOutcome {
     Decided,
     Shed,
-    /// Its time was over, at the service or when the answer came.
+    /// The deadline passed in the service or before the answer arrived.
     Late,
-    /// Its time was over before it could be sent.
+    /// The deadline passed before the call could be sent.
     Unsent,
 }
 
-/// How long an answer is of use: the deadline of each call.
-const USE: Duration = Duration::from_secs(1);
-const USE_AS_TEXT: &str = "1S";
+/// The deadline of each call.
+const CALL_DEADLINE: Duration = Duration::from_secs(1);
+const CALL_DEADLINE_TEXT: &str = "1S";
 
-/// A connection, and the room on it: as HTTP/2 has it, further calls wait at the caller.
-struct Asker {
-    caller: Caller,
-    room: Semaphore,
+/// A connection with a limit of concurrent calls. As in HTTP/2, further calls wait in the client.
+struct LoadClient {
+    client: Http2Client,
+    slots: Semaphore,
 }
 
-impl Asker {
+impl LoadClient {
     async fn connect(server: &Server) -> Arc<Self> {
         Arc::new(Self {
-            caller: Caller::connect(server.address()).await,
-            // Somewhat less than the service takes.
-            room: Semaphore::new(200),
+            client: Http2Client::connect(server.address()).await,
+            // Somewhat less than the server's limit.
+            slots: Semaphore::new(200),
         })
     }
 }
 
-/// One call, due at `due`; fails when it is lost or refused in another way.
-async fn call(asker: Arc<Asker>, n: i64, due: Instant) -> End {
-    let room = asker.room.acquire();
-    let Ok(_place) = tokio::time::timeout_at((due + USE).into(), room).await else {
-        return End::Unsent;
+/// Makes one call that is due at `due`. Panics if it is lost or rejected for another reason.
+async fn call(load_client: Arc<LoadClient>, n: i64, due: Instant) -> CallOutcome {
+    let slots = load_client.slots.acquire();
+    let Ok(_slot) = tokio::time::timeout_at((due + CALL_DEADLINE).into(), slots).await else {
+        return CallOutcome::Unsent;
     };
-    let head = post(AUTHORIZE).header("grpc-timeout", USE_AS_TEXT);
-    let body = framed(&ask(n).encode_to_vec());
-    let outcome = asker.caller.send(head.body(()).unwrap(), body).await;
+    let head = post(AUTHORIZE).header("grpc-timeout", CALL_DEADLINE_TEXT);
+    let body = framed(&numbered_request(n).encode_to_vec());
+    let outcome = load_client.client.send(head.body(()).unwrap(), body).await;
     let code = outcome.code();
-    let end = if code == Code::Ok {
+    let outcome = if code == Code::Ok {
         let answer: pb::AuthorizeResponse = outcome.message();
         assert_eq!(answer.decision(), pb::Decision::Allow);
-        End::Decided
+        CallOutcome::Decided
     } else if code == Code::DeadlineExceeded {
-        End::Late
+        CallOutcome::Late
     } else {
         let status = outcome.status.unwrap();
         assert_eq!(code, Code::ResourceExhausted, "{status:?}");
@@ -97,63 +97,63 @@ async fn call(asker: Arc<Asker>, n: i64, due: Instant) -> End {
         assert!(retry.is_some(), "{status:?}");
         let pushback = status.metadata().get("grpc-retry-pushback-ms");
         assert!(pushback.is_some(), "{status:?}");
-        End::Shed
+        CallOutcome::Shed
     };
-    match due.elapsed() <= USE {
-        true => end,
-        false => End::Late,
+    match due.elapsed() <= CALL_DEADLINE {
+        true => outcome,
+        false => CallOutcome::Late,
     }
 }
 
-/// What calls ended with, and how often.
+/// The number of calls by outcome.
 #[derive(Debug, Default)]
-struct Ends {
+struct Outcomes {
     decided: u64,
     shed: u64,
     late: u64,
     unsent: u64,
 }
 
-impl Ends {
-    fn count(&mut self, end: End) {
-        match end {
-            End::Decided => self.decided += 1,
-            End::Shed => self.shed += 1,
-            End::Late => self.late += 1,
-            End::Unsent => self.unsent += 1,
+impl Outcomes {
+    fn count(&mut self, outcome: CallOutcome) {
+        match outcome {
+            CallOutcome::Decided => self.decided += 1,
+            CallOutcome::Shed => self.shed += 1,
+            CallOutcome::Late => self.late += 1,
+            CallOutcome::Unsent => self.unsent += 1,
         }
     }
 
-    /// How many the service has had to do with.
+    /// Returns the number of calls that reached the service.
     fn sent(&self) -> u64 {
         self.decided + self.shed + self.late
     }
 }
 
-/// What is decided while each connection has one call under way.
+/// The decisions with one call in flight on each connection.
 #[derive(Debug)]
 struct Capacity {
     decided: u64,
     per_second: f64,
 }
 
-async fn capacity(askers: &[Arc<Asker>]) -> Capacity {
-    let begun = Instant::now();
+async fn capacity(clients: &[Arc<LoadClient>]) -> Capacity {
+    let started = Instant::now();
     let duration = Duration::from_secs(3);
-    let mut asking = JoinSet::new();
-    for (asker, first) in askers.iter().cloned().zip(1 << 40..) {
-        asking.spawn(async move {
-            let mut ends = Ends::default();
+    let mut calls = JoinSet::new();
+    for (load_client, first) in clients.iter().cloned().zip(1 << 40..) {
+        calls.spawn(async move {
+            let mut outcomes = Outcomes::default();
             for n in (first..).step_by(1_000) {
-                if begun.elapsed() >= duration {
+                if started.elapsed() >= duration {
                     break;
                 }
-                ends.count(call(Arc::clone(&asker), n, Instant::now()).await);
+                outcomes.count(call(Arc::clone(&load_client), n, Instant::now()).await);
             }
-            ends.decided
+            outcomes.decided
         });
     }
-    let decided = asking.join_all().await.into_iter().sum();
+    let decided = calls.join_all().await.into_iter().sum();
     let per_second = decided as f64 / duration.as_secs_f64();
     Capacity {
         decided,
@@ -161,44 +161,48 @@ async fn capacity(askers: &[Arc<Asker>]) -> Capacity {
     }
 }
 
-/// Makes so many calls a second, whatever becomes of earlier ones.
-async fn offer(askers: &[Arc<Asker>], per_second: f64, duration: Duration) -> Ends {
-    let begun = Instant::now();
-    let mut ends = Ends::default();
-    let mut under_way = JoinSet::new();
+/// Makes calls at this rate, independent of earlier answers.
+async fn send_at_rate(
+    clients: &[Arc<LoadClient>],
+    per_second: f64,
+    duration: Duration,
+) -> Outcomes {
+    let started = Instant::now();
+    let mut outcomes = Outcomes::default();
+    let mut in_flight = JoinSet::new();
     let mut made = 0;
-    while begun.elapsed() < duration {
-        let due = (begun.elapsed().as_secs_f64() * per_second) as i64;
+    while started.elapsed() < duration {
+        let due = (started.elapsed().as_secs_f64() * per_second) as i64;
         for n in made..due {
-            // Its time, and not that at which this program came to it.
-            let at = begun + Duration::from_secs_f64(n as f64 / per_second);
-            let asker = &askers[n as usize % askers.len()];
-            under_way.spawn(call(Arc::clone(asker), n, at));
+            // Scheduled time, not the time at which this loop reaches the call.
+            let at = started + Duration::from_secs_f64(n as f64 / per_second);
+            let load_client = &clients[n as usize % clients.len()];
+            in_flight.spawn(call(Arc::clone(load_client), n, at));
         }
         made = due;
-        while let Some(end) = under_way.try_join_next() {
-            ends.count(end.expect("a call's assertions hold"));
+        while let Some(outcome) = in_flight.try_join_next() {
+            outcomes.count(outcome.expect("a call's assertions hold"));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // What is still under way ends, too, and is not counted: nobody asks any more.
-    for _ in under_way.join_all().await {}
-    ends
+    // Calls in flight also end, uncounted, because the load has stopped.
+    for _ in in_flight.join_all().await {}
+    outcomes
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queued_call_past_its_deadline_is_undecided() {
     let policies = policy_directory(&[("slow.cedar", &slow_policies(400))]);
     let server = Server::start(policies.path(), &["--overload-delay", "0s"]);
-    let caller = Caller::connect(server.address()).await;
+    let client = Http2Client::connect(server.address()).await;
     let mut calls = Vec::new();
     for n in 0..250 {
         let request = match n {
             249 => post(AUTHORIZE).header("grpc-timeout", "1m"),
             _ => post(AUTHORIZE),
         };
-        let mut call = caller.open(request.body(()).unwrap()).await.unwrap();
-        let body = framed(&ask(n).encode_to_vec());
+        let mut call = client.open(request.body(()).unwrap()).await.unwrap();
+        let body = framed(&numbered_request(n).encode_to_vec());
         call.body.send_data(body.into(), true).unwrap();
         calls.push(call);
     }
@@ -213,9 +217,9 @@ async fn queued_call_past_its_deadline_is_undecided() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_shed_with_a_retry_hint() {
-    // The rest is answered.
+    // The other calls are answered.
     const TIMES: f64 = 10.0;
-    // So many that to decide costs much more than to refuse, and than to ask.
+    // Deciding must cost much more than shedding, and than calling.
     const POLICIES: usize = 3_000;
     let policies = policy_directory(&[("slow.cedar", &slow_policies(POLICIES))]);
     let options = ["--cache-bytes", "0", "--admin-listen", "127.0.0.1:0"];
@@ -227,50 +231,56 @@ async fn overload_is_shed_with_a_retry_hint() {
         page["overload"].clone()
     };
     assert_eq!(overload()["shed"], 0);
-    let mut askers = Vec::new();
+    let mut clients = Vec::new();
     for _ in 0..16 {
-        askers.push(Asker::connect(&server).await);
+        clients.push(LoadClient::connect(&server).await);
     }
     let idle = server.processor_ticks();
-    let capacity = capacity(&askers).await;
+    let capacity = capacity(&clients).await;
     let busy = server.processor_ticks();
     let each = (busy - idle) as f64 / capacity.decided as f64;
 
-    // Another, on a connection of its own, who asks now and then; in the midst of it health is told.
-    let other = Asker::connect(&server).await;
+    // Another client, on its own connection, calls now and then and checks the health.
+    let other = LoadClient::connect(&server).await;
     let mut health = HealthClient::new(server.channel().await);
-    let beside = tokio::spawn(async move {
-        let mut ends = Ends::default();
-        let begun = Instant::now();
+    let other_client = tokio::spawn(async move {
+        let mut outcomes = Outcomes::default();
+        let started = Instant::now();
         for n in 1 << 41.. {
-            if begun.elapsed() >= duration() {
+            if started.elapsed() >= duration() {
                 break;
             }
-            ends.count(call(Arc::clone(&other), n, Instant::now()).await);
-            let asked = health.check(HealthCheckRequest::default());
-            assert_eq!(asked.await.unwrap().into_inner().status, 1);
+            outcomes.count(call(Arc::clone(&other), n, Instant::now()).await);
+            let health_call = health.check(HealthCheckRequest::default());
+            assert_eq!(health_call.await.unwrap().into_inner().status, 1);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        ends
+        outcomes
     });
-    // The state is read in the midst of it.
+    // Reads the state during the overload.
     let during = async {
         tokio::time::sleep(duration() * 3 / 4).await;
         (overload(), get(&admin, "/metrics"))
     };
-    let offered = offer(&askers, capacity.per_second * TIMES, duration());
-    let (ends, (during, page)) = tokio::join!(offered, during);
-    let beside = beside.await.expect("a call's assertions hold");
-    // By the processors that the service had, since others, the callers first of all, take their part.
-    let could_be = (server.processor_ticks() - busy) as f64 / each;
-    println!("{capacity:?}; of {could_be:.0}: {ends:?}; beside: {beside:?}");
+    let offered = send_at_rate(&clients, capacity.per_second * TIMES, duration());
+    let (outcomes, (during, page)) = tokio::join!(offered, during);
+    let other_client = other_client.await.expect("a call's assertions hold");
+    // Computed from the CPU time that the service had, because clients use the rest.
+    let possible = (server.processor_ticks() - busy) as f64 / each;
+    println!("{capacity:?}; of {possible:.0}: {outcomes:?}; other client: {other_client:?}");
     assert!(
-        ends.sent() as f64 >= could_be * TIMES / 2.0,
-        "too little is asked"
+        outcomes.sent() as f64 >= possible * TIMES / 2.0,
+        "too few calls are sent"
     );
-    assert!(ends.decided as f64 >= could_be / 8.0, "too few are decided");
-    assert!(ends.shed > 0, "none is refused");
-    assert!(beside.decided * 2 >= beside.sent(), "{beside:?}");
+    assert!(
+        outcomes.decided as f64 >= possible / 8.0,
+        "too few are decided"
+    );
+    assert!(outcomes.shed > 0, "no call is shed");
+    assert!(
+        other_client.decided * 2 >= other_client.sent(),
+        "{other_client:?}"
+    );
     assert!(during["shedding_since"].is_string(), "{during}");
     assert!(during["shed"].as_u64() > Some(0), "{during}");
     let delay = page
@@ -278,15 +288,15 @@ async fn overload_is_shed_with_a_retry_hint() {
         .find_map(|line| line.strip_prefix("cedar_pdp_queue_delay_seconds "));
     assert!(delay.unwrap().parse::<f64>().unwrap() > 0.0, "{delay:?}");
     server.wait_for_log("overload started");
-    // Logged though no further call arrives.
+    // Logged although no further call arrives.
     server.wait_for_log("overload ended");
     assert!(overload()["shedding_since"].is_null());
 
-    // Once it is over, everything is answered.
+    // After the overload, everything is answered.
     let mut n = 1 << 42;
     eventually("the overload is over", async || {
         n += 1;
-        call(Arc::clone(&askers[0]), n, Instant::now()).await == End::Decided
+        call(Arc::clone(&clients[0]), n, Instant::now()).await == CallOutcome::Decided
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! The end of the service while calls come: the one that is wanted, and the one that is not.
+//! The end of the service under load, by SIGTERM and by SIGKILL.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,20 +11,22 @@ use prost::Message as _;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::overload::{ask, slow_policies};
+use super::overload::{numbered_request, slow_policies};
 use crate::support::http2::{
-    AUTHORIZE, BATCH, Caller, STREAM, outcome_of, post, with_wide_windows,
+    AUTHORIZE, BATCH, Http2Client, STREAM, post, read_outcome, wide_windows,
 };
 use crate::support::pki::Authority;
 use crate::support::protobuf::framed;
-use crate::support::{PATIENCE, Server, channel, policy_directory};
+use crate::support::{Server, TIME_LIMIT, channel, policy_directory};
 
-/// Asks one by one until it is turned away; gives the ids of the decisions that were answered.
-async fn one_by_one(caller: Arc<Caller>, first: i64) -> Vec<String> {
+/// Makes unary calls until one is rejected; returns the ids of the answered decisions.
+async fn call_unary(client: Arc<Http2Client>, first: i64) -> Vec<String> {
     let mut ids = Vec::new();
     for n in first.. {
-        let outcome = caller.call(AUTHORIZE, &ask(n).encode_to_vec()).await;
-        if outcome.is_turned_away() {
+        let outcome = client
+            .call(AUTHORIZE, &numbered_request(n).encode_to_vec())
+            .await;
+        if outcome.is_retryable_rejection() {
             break;
         }
         ids.push(outcome.message::<pb::AuthorizeResponse>().decision_id);
@@ -32,16 +34,16 @@ async fn one_by_one(caller: Arc<Caller>, first: i64) -> Vec<String> {
     ids
 }
 
-/// The same in batches.
-async fn in_batches(caller: Arc<Caller>, first: i64) -> Vec<String> {
+/// Makes batch calls in the same way.
+async fn call_batch(client: Arc<Http2Client>, first: i64) -> Vec<String> {
     use pb::batch_authorize_result::Result::{Error, Response};
     const ITEMS: i64 = 10;
     let mut ids = Vec::new();
     for n in (first..).step_by(ITEMS as usize) {
-        let requests = (n..n + ITEMS).map(ask).collect();
+        let requests = (n..n + ITEMS).map(numbered_request).collect();
         let batch = pb::BatchAuthorizeRequest { requests };
-        let outcome = caller.call(BATCH, &batch.encode_to_vec()).await;
-        if outcome.is_turned_away() {
+        let outcome = client.call(BATCH, &batch.encode_to_vec()).await;
+        if outcome.is_retryable_rejection() {
             break;
         }
         let answered: pb::BatchAuthorizeResponse = outcome.message();
@@ -56,17 +58,17 @@ async fn in_batches(caller: Arc<Caller>, first: i64) -> Vec<String> {
     ids
 }
 
-/// The same on one stream, without waiting for answers.
-async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
+/// Makes calls on one stream in the same way, without waiting for answers.
+async fn call_stream(client: Arc<Http2Client>, first: i64) -> Vec<String> {
     use pb::stream_authorize_response::Result::{Error, Response};
-    let mut call = caller.open(post(STREAM).body(()).unwrap()).await.unwrap();
-    let asking = async {
+    let mut call = client.open(post(STREAM).body(()).unwrap()).await.unwrap();
+    let sending = async {
         for n in first.. {
             let item = pb::StreamAuthorizeRequest {
                 correlation_id: n as u64,
-                request: Some(ask(n)),
+                request: Some(numbered_request(n)),
             };
-            // Once the service has ended the stream it takes no more.
+            // Sending fails once the service has ended the stream.
             let _ = call
                 .body
                 .send_data(framed(&item.encode_to_vec()).into(), false);
@@ -74,11 +76,11 @@ async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
         }
     };
     let outcome = tokio::select! {
-        outcome = outcome_of(call.response) => outcome,
-        () = asking => panic!("there is no end of what can be asked"),
+        outcome = read_outcome(call.response) => outcome,
+        () = sending => panic!("the items ended before the stream"),
     };
-    // A stream that stood is told of the end by a status, after all the answers.
-    assert!(outcome.broken.is_none(), "{outcome:?}");
+    // The stream ends with a status after all answers.
+    assert!(outcome.h2_error.is_none(), "{outcome:?}");
     assert_eq!(outcome.code(), Code::Unavailable, "{outcome:?}");
     let answers = outcome.messages::<pb::StreamAuthorizeResponse>();
     let id = |answer: pb::StreamAuthorizeResponse| match answer.result.unwrap() {
@@ -88,7 +90,7 @@ async fn on_a_stream(caller: Arc<Caller>, first: i64) -> Vec<String> {
     answers.into_iter().map(id).collect()
 }
 
-/// The ids of all lines in the files of a decision log.
+/// Returns the ids of all lines in the files of a decision log.
 fn logged(logs: &Path) -> Vec<String> {
     let files = std::fs::read_dir(logs).unwrap();
     let texts = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
@@ -102,10 +104,10 @@ fn logged(logs: &Path) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_call() {
-    // Every decision that was answered is logged.
+    // Every answered decision is logged.
     let policies = policy_directory(&[("slow.cedar", &slow_policies(400))]);
     let authority = Authority::generate();
-    let tls = authority.serve_with(&authority.server());
+    let tls = authority.tls_options(&authority.server());
     for is_encrypted in [false, true] {
         let logs = tempfile::tempdir().unwrap();
         let log = format!("file:{}", logs.path().join("decisions").display());
@@ -120,19 +122,25 @@ async fn sigterm_under_load_loses_no_call() {
         let mut numbers = (0..).step_by(1_000_000);
         let mut next = || numbers.next().unwrap();
         for _ in 0..4 {
-            // One that does not connect again: what becomes of its calls is all there is to know.
-            let builder = with_wide_windows();
-            let caller = match is_encrypted {
-                true => Caller::over(authority.shake_hands(server.address()).await, &builder).await,
-                false => Caller::connect(server.address()).await,
+            // A client that does not reconnect, so that the outcome of all its calls is known.
+            let builder = wide_windows();
+            let client = match is_encrypted {
+                true => {
+                    Http2Client::from_stream(
+                        authority.connect_tls(server.address()).await,
+                        &builder,
+                    )
+                    .await
+                }
+                false => Http2Client::connect(server.address()).await,
             };
-            let caller = Arc::new(caller);
+            let client = Arc::new(client);
             for _ in 0..16 {
-                kinds[0].push(tokio::spawn(one_by_one(Arc::clone(&caller), next())));
+                kinds[0].push(tokio::spawn(call_unary(Arc::clone(&client), next())));
             }
             for _ in 0..2 {
-                kinds[1].push(tokio::spawn(in_batches(Arc::clone(&caller), next())));
-                kinds[2].push(tokio::spawn(on_a_stream(Arc::clone(&caller), next())));
+                kinds[1].push(tokio::spawn(call_batch(Arc::clone(&client), next())));
+                kinds[2].push(tokio::spawn(call_stream(Arc::clone(&client), next())));
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -140,17 +148,17 @@ async fn sigterm_under_load_loses_no_call() {
         assert_eq!(server.wait().code(), Some(0), "{}", server.log());
         let mut answered = BTreeSet::new();
         let mut counts = Vec::new();
-        for callers in kinds {
+        for clients in kinds {
             let before = answered.len();
-            for caller in callers {
-                let ids = tokio::time::timeout(PATIENCE, caller).await;
+            for client in clients {
+                let ids = tokio::time::timeout(TIME_LIMIT, client).await;
                 for id in ids.expect("no call hangs").expect("its calls end cleanly") {
                     assert!(answered.insert(id), "an id is given twice");
                 }
             }
             counts.push(answered.len() - before);
         }
-        println!("answered one by one, in batches and on streams: {counts:?}");
+        println!("answered alone, in batches and on streams: {counts:?}");
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
         let logged = logged(logs.path());
         let lines = logged.len();
@@ -168,27 +176,32 @@ async fn restart_after_sigkill_reuses_port_and_socket() {
         "127.0.0.1:0".to_owned(),
         format!("unix:{}", socket.display()),
     ];
-    // More than once: what a killed process leaves must not outlast the next one either.
+    // Repeated, because the remains of a killed process must not affect a later start either.
     for _ in 0..3 {
         let listening: Vec<&str> = listen.iter().map(String::as_str).collect();
         let mut server = Server::start_listening(policies.path(), &listening, &[]);
-        // The port that it got at first is the one that is wanted again.
+        // Later starts use the port of the first one.
         listen.clone_from(&server.addresses);
-        let mut callers = JoinSet::new();
+        let mut clients = JoinSet::new();
         for address in &listen {
             let mut client = AuthorizationServiceClient::new(channel(address).await);
-            let answer = client.authorize(ask(0)).await.unwrap().into_inner();
+            let answer = client
+                .authorize(numbered_request(0))
+                .await
+                .unwrap()
+                .into_inner();
             assert_eq!(answer.decision(), pb::Decision::Allow, "{address}");
-            callers.spawn(async move { while client.authorize(ask(1)).await.is_ok() {} });
+            clients
+                .spawn(async move { while client.authorize(numbered_request(1)).await.is_ok() {} });
         }
-        // Connections that it does not close by itself stay behind in the system for a while.
+        // Connections that the service did not close remain in the system for a while.
         tokio::time::sleep(Duration::from_millis(200)).await;
         server.signal("KILL");
         assert!(!server.wait().success());
-        callers.shutdown().await;
-        assert!(socket.exists(), "a socket that nobody serves is left");
+        clients.shutdown().await;
+        assert!(socket.exists(), "the unserved socket is left");
     }
-    // And the end that is wanted clears it away.
+    // A regular shutdown removes the socket.
     let listening: Vec<&str> = listen.iter().map(String::as_str).collect();
     let mut server = Server::start_listening(policies.path(), &listening, &[]);
     server.signal("TERM");

@@ -1,4 +1,4 @@
-//! TLS as callers meet it, and certificates that change while they do.
+//! TLS for clients, and certificates that change at run time.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -9,16 +9,11 @@ use cedar_pdp::api::grpc::pb;
 use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
 use tonic::transport::Channel;
 
-use crate::support::pki::{Authority, Pair, connect, shown};
+use super::{OPEN, sample_request};
+use crate::support::pki::{Authority, Pair, connect, path_string};
 use crate::support::{
-    Busy, Server, command, eventually, eventually_blocking, policy_directory, request,
+    BackgroundCalls, Server, command, eventually, eventually_blocking, policy_directory,
 };
-
-const OPEN: &[(&str, &str)] = &[("open.cedar", "permit(principal, action, resource);")];
-
-fn ask() -> pb::AuthorizeRequest {
-    request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#)
-}
 
 fn arguments(options: &[String]) -> Vec<&str> {
     options.iter().map(String::as_str).collect()
@@ -26,14 +21,14 @@ fn arguments(options: &[String]) -> Vec<&str> {
 
 async fn is_allowed(channel: Channel) -> Result<(), tonic::Status> {
     let answer = AuthorizationServiceClient::new(channel)
-        .authorize(ask())
+        .authorize(sample_request())
         .await?
         .into_inner();
     assert_eq!(answer.decision(), pb::Decision::Allow);
     Ok(())
 }
 
-/// What `openssl s_client` says of the service.
+/// Returns the output of `openssl s_client`.
 fn openssl(address: &str, authority: &Authority, options: &[&str]) -> String {
     let Output { stdout, stderr, .. } = Command::new("openssl")
         .args(["s_client", "-connect", address, "-servername", "pdp.test"])
@@ -47,12 +42,12 @@ fn openssl(address: &str, authority: &Authority, options: &[&str]) -> String {
     String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned()
 }
 
-/// The certificate that a new connection is served with.
-fn served(address: &str, authority: &Authority) -> String {
-    let said = openssl(address, authority, &["-alpn", "h2"]);
-    let begin = said.find("-----BEGIN CERTIFICATE-----").unwrap_or_default();
-    let end = said.find("-----END CERTIFICATE-----").unwrap_or_default();
-    said[begin..end].replace(['\n', '\r'], "")
+/// Returns the certificate of a new connection.
+fn served_certificate(address: &str, authority: &Authority) -> String {
+    let text = openssl(address, authority, &["-alpn", "h2"]);
+    let begin = text.find("-----BEGIN CERTIFICATE-----").unwrap_or_default();
+    let end = text.find("-----END CERTIFICATE-----").unwrap_or_default();
+    text[begin..end].replace(['\n', '\r'], "")
 }
 
 fn body(pair: &Pair) -> String {
@@ -63,36 +58,40 @@ fn body(pair: &Pair) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn openssl_gets_http2_with_modern_tls_only() {
     let (policies, authority) = (policy_directory(OPEN), Authority::generate());
-    let options = authority.serve_with(&authority.server());
+    let options = authority.tls_options(&authority.server());
     let server = Server::start(policies.path(), &arguments(&options));
     for version in ["-tls1_2", "-tls1_3"] {
-        let said = openssl(server.address(), &authority, &[version, "-alpn", "h2"]);
-        assert!(said.contains("ALPN protocol: h2"), "{said}");
-        assert!(said.contains("Verification: OK"), "{said}");
+        let text = openssl(server.address(), &authority, &[version, "-alpn", "h2"]);
+        assert!(text.contains("ALPN protocol: h2"), "{text}");
+        assert!(text.contains("Verification: OK"), "{text}");
     }
-    for refused in [
+    for rejected in [
         &["-tls1_1", "-cipher", "ALL@SECLEVEL=0", "-alpn", "h2"][..],
         &["-alpn", "http/1.1"],
     ] {
-        let said = openssl(server.address(), &authority, refused);
-        assert!(!said.contains("BEGIN CERTIFICATE"), "{refused:?}: {said}");
-        assert!(said.contains("alert"), "{refused:?}: {said}");
+        let text = openssl(server.address(), &authority, rejected);
+        assert!(!text.contains("BEGIN CERTIFICATE"), "{rejected:?}: {text}");
+        assert!(text.contains("alert"), "{rejected:?}: {text}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusting_callers_end_the_handshake() {
-    // Callers that trust the authority are answered.
+    // Clients that trust the authority are answered.
     let (policies, authority, other) = (
         policy_directory(OPEN),
         Authority::generate(),
         Authority::generate(),
     );
-    let options = authority.serve_with(&authority.server());
+    let options = authority.tls_options(&authority.server());
     let server = Server::start(policies.path(), &arguments(&options));
-    let channel = connect(server.address(), authority.caller(None)).await;
+    let channel = connect(server.address(), authority.client_tls(None)).await;
     is_allowed(channel.unwrap()).await.unwrap();
-    assert!(connect(server.address(), other.caller(None)).await.is_err());
+    assert!(
+        connect(server.address(), other.client_tls(None))
+            .await
+            .is_err()
+    );
     let clear = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address()));
     let clear = clear.unwrap().connect().await;
     assert!(match clear {
@@ -107,22 +106,22 @@ async fn untrusting_callers_end_the_handshake() {
         command.arg(r#"--resource=Doc::"1""#).args(options);
         command.output().unwrap()
     };
-    let file = shown(&authority.file());
-    let told = cli(&["--tls-ca", &file, "--tls-server-name", "pdp.test"]);
-    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    let file = path_string(&authority.file());
+    let output = cli(&["--tls-ca", &file, "--tls-server-name", "pdp.test"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     for options in [
         &["--tls-ca", &file, "--tls-server-name", "elsewhere.test"][..],
         &[
             "--tls-ca",
-            &shown(&other.file()),
+            &path_string(&other.file()),
             "--tls-server-name",
             "pdp.test",
         ],
         &["--tls-server-name", "pdp.test"],
         &[],
     ] {
-        let told = cli(options);
-        assert_eq!(told.status.code(), Some(2), "{options:?}: {told:?}");
+        let output = cli(options);
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {output:?}");
     }
     let health = command()
         .args(["healthcheck", "--connect", server.address()])
@@ -141,53 +140,53 @@ async fn client_certificate_request_follows_the_setting() {
     );
     let own = authority.client(vec![], &[]);
     let foreign = other.client(vec![], &[]);
-    // Signed by the right authority, for the wrong purpose.
+    // The right authority, but the wrong key usage.
     let servers = authority.server();
-    for (auth, without_is_let_in) in [("optional", true), ("required", false)] {
-        let mut options = authority.serve_with(&authority.server()).to_vec();
-        options.extend(["--tls-client-ca".to_owned(), shown(&authority.file())]);
+    for (auth, without_is_accepted) in [("optional", true), ("required", false)] {
+        let mut options = authority.tls_options(&authority.server()).to_vec();
+        options.extend(["--tls-client-ca".to_owned(), path_string(&authority.file())]);
         options.extend(["--tls-client-auth".to_owned(), auth.to_owned()]);
         let server = Server::start(policies.path(), &arguments(&options));
-        let is_let_in = async |own: Option<&Pair>| {
-            // Of a certificate that is refused, TLS 1.3 tells after the handshake.
-            match connect(server.address(), authority.caller(own)).await {
+        let is_accepted = async |own: Option<&Pair>| {
+            // TLS 1.3 reports a rejected certificate after the handshake.
+            match connect(server.address(), authority.client_tls(own)).await {
                 Ok(channel) => is_allowed(channel).await.is_ok(),
                 Err(_) => false,
             }
         };
-        assert!(is_let_in(Some(&own)).await, "{auth}");
-        assert_eq!(is_let_in(None).await, without_is_let_in, "{auth}");
-        assert!(!is_let_in(Some(&foreign)).await, "{auth}");
-        assert!(!is_let_in(Some(&servers)).await, "{auth}");
+        assert!(is_accepted(Some(&own)).await, "{auth}");
+        assert_eq!(is_accepted(None).await, without_is_accepted, "{auth}");
+        assert!(!is_accepted(Some(&foreign)).await, "{auth}");
+        assert!(!is_accepted(Some(&servers)).await, "{auth}");
 
         own.write(&authority.path("own.crt"), &authority.path("own.key"));
         let (certificate, key) = (
-            shown(&authority.path("own.crt")),
-            shown(&authority.path("own.key")),
+            path_string(&authority.path("own.crt")),
+            path_string(&authority.path("own.key")),
         );
         let shows = ["-alpn", "h2", "-cert", &certificate, "-key", &key];
-        let said = openssl(server.address(), &authority, &shows);
+        let text = openssl(server.address(), &authority, &shows);
         assert!(
-            said.contains("Acceptable client certificate CA names"),
-            "{said}"
+            text.contains("Acceptable client certificate CA names"),
+            "{text}"
         );
-        assert!(said.contains("Verification: OK"), "{said}");
+        assert!(text.contains("Verification: OK"), "{text}");
 
-        let told = command()
+        let output = command()
             .args(["authorize", "--connect", server.address()])
             .args([r#"--principal=User::"a""#, r#"--action=Action::"read""#])
             .arg(r#"--resource=Doc::"1""#)
-            .args(["--tls-ca", &shown(&authority.file())])
+            .args(["--tls-ca", &path_string(&authority.file())])
             .args(["--tls-server-name", "pdp.test"])
             .args(["--tls-cert", &certificate, "--tls-key", &key])
             .output()
             .unwrap();
-        assert_eq!(told.status.code(), Some(0), "{told:?}");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
 }
 
-/// How a start ends that should fail, and what it says.
-fn refused_start(arguments: &[&str]) -> (Option<i32>, String) {
+/// Returns the exit code and error of a start that must fail.
+fn failed_start(arguments: &[&str]) -> (Option<i32>, String) {
     let policies = policy_directory(OPEN);
     let mut child = command()
         .args(["serve", "--policies"])
@@ -200,8 +199,8 @@ fn refused_start(arguments: &[&str]) -> (Option<i32>, String) {
     let what = format!("the start with {arguments:?} fails");
     eventually_blocking(&what, || child.try_wait().unwrap().is_some());
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    (output.status.code(), said)
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), text)
 }
 
 #[test]
@@ -220,25 +219,25 @@ fn invalid_key_pair_fails_the_start() {
         (crossed, "are not a usable certificate and key"),
         (cut, "does not contain a certificate"),
     ] {
-        let options = authority.serve_with(&pair);
+        let options = authority.tls_options(&pair);
         let mut options = arguments(&options);
         options.extend(["--listen", "127.0.0.1:0"]);
-        let (status, said) = refused_start(&options);
-        assert_eq!(status, Some(2), "{said}");
-        assert!(said.contains(reason), "{said}");
+        let (status, text) = failed_start(&options);
+        assert_eq!(status, Some(2), "{text}");
+        assert!(text.contains(reason), "{text}");
     }
-    let (status, said) = refused_start(&["--tls-cert", "nowhere.crt", "--listen", "127.0.0.1:0"]);
-    assert_eq!(status, Some(2), "{said}");
-    assert!(said.contains("`tls_cert` needs `tls_key`"), "{said}");
+    let (status, text) = failed_start(&["--tls-cert", "nowhere.crt", "--listen", "127.0.0.1:0"]);
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("`tls_cert` needs `tls_key`"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plaintext_on_public_addresses_needs_a_flag() {
-    let (status, said) = refused_start(&["--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"]);
-    assert_eq!(status, Some(2), "{said}");
+    let (status, text) = failed_start(&["--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"]);
+    assert_eq!(status, Some(2), "{text}");
     assert!(
-        said.contains("TLS is off") && said.contains("`insecure`"),
-        "{said}"
+        text.contains("TLS is off") && text.contains("`insecure`"),
+        "{text}"
     );
 
     let (policies, authority) = (policy_directory(OPEN), Authority::generate());
@@ -249,19 +248,19 @@ async fn plaintext_on_public_addresses_needs_a_flag() {
         .await
         .unwrap();
 
-    let options = authority.serve_with(&authority.server());
+    let options = authority.tls_options(&authority.server());
     let options = arguments(&options);
     let encrypted = Server::start_listening(policies.path(), &["0.0.0.0:0"], &options);
     let address = encrypted.address().replace("0.0.0.0", "127.0.0.1");
-    let channel = connect(&address, authority.caller(None)).await.unwrap();
+    let channel = connect(&address, authority.client_tls(None)).await.unwrap();
     is_allowed(channel).await.unwrap();
 }
 
-/// Callers that ask all the time, on connections that stay and on ones that are new each time.
-async fn load(address: &str, authority: &Authority) -> Busy {
-    let mut load = Busy::new();
+/// Starts clients that call continuously, on permanent and on new connections.
+async fn load(address: &str, authority: &Authority) -> BackgroundCalls {
+    let mut load = BackgroundCalls::new();
     for stays in [true, true, false, false] {
-        let tls = authority.caller(None);
+        let tls = authority.client_tls(None);
         let channel = connect(address, tls.clone()).await.unwrap();
         let address = address.to_owned();
         load = load.with(move || {
@@ -280,14 +279,17 @@ async fn load(address: &str, authority: &Authority) -> Busy {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_changes_fail_no_call() {
-    // An invalid pair is rejected, a valid one is used for new connections.
+    // An invalid pair is rejected; a valid one is used for new connections.
     let (policies, authority) = (policy_directory(OPEN), Authority::generate());
     let (first, second) = (authority.server(), authority.server());
-    let options = authority.serve_with(&first);
+    let options = authority.tls_options(&first);
     let server = Server::start(policies.path(), &arguments(&options));
     let (certificate, key) = (authority.path("tls.crt"), authority.path("tls.key"));
     let load = load(server.address(), &authority).await;
-    assert_eq!(served(server.address(), &authority), body(&first));
+    assert_eq!(
+        served_certificate(server.address(), &authority),
+        body(&first)
+    );
 
     let bad: BTreeMap<&str, Pair> = [
         (
@@ -315,15 +317,21 @@ async fn certificate_changes_fail_no_call() {
     for (reason, pair) in &bad {
         pair.write(&certificate, &key);
         server.wait_for_log(reason);
-        assert_eq!(served(server.address(), &authority), body(&first));
+        assert_eq!(
+            served_certificate(server.address(), &authority),
+            body(&first)
+        );
     }
     second.write(&certificate, &key);
     server.wait_for_log("certificate replaced, new connections use it");
-    assert_eq!(served(server.address(), &authority), body(&second));
+    assert_eq!(
+        served_certificate(server.address(), &authority),
+        body(&second)
+    );
     load.finish().await;
-    // However often it is looked at, each is told of once.
-    let told = server.log().matches("new certificate rejected").count();
-    assert!(told <= bad.len() + 1, "{told} times:\n{}", server.log());
+    // Each rejection is logged once, however often the files are read.
+    let output = server.log().matches("new certificate rejected").count();
+    assert!(output <= bad.len() + 1, "{output} times:\n{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,16 +344,16 @@ async fn removed_authority_rejects_new_connections() {
     let clients = authority.path("clients.crt");
     std::fs::write(&clients, format!("{}{}", authority.pem(), old.pem())).unwrap();
     let own = authority.server();
-    let mut options = authority.serve_with(&own).to_vec();
-    options.extend(["--tls-client-ca".to_owned(), shown(&clients)]);
+    let mut options = authority.tls_options(&own).to_vec();
+    options.extend(["--tls-client-ca".to_owned(), path_string(&clients)]);
     options.extend(["--tls-client-auth".to_owned(), "required".to_owned()]);
     let server = Server::start(policies.path(), &arguments(&options));
     let leaving = old.client(vec![], &[]);
-    // One configuration for all of it: a client that keeps its session would resume it.
-    let tls = authority.caller(Some(&leaving));
+    // One client configuration throughout: it keeps its TLS session, which could be resumed.
+    let tls = authority.client_tls(Some(&leaving));
     let channel = connect(server.address(), tls.clone()).await.unwrap();
     is_allowed(channel.clone()).await.unwrap();
-    // However bad the service's own pair is at that time.
+    // The server's own pair may be invalid at that time.
     Pair {
         certificate: "half a cert".to_owned(),
         key: own.key.clone(),
@@ -355,28 +363,33 @@ async fn removed_authority_rejects_new_connections() {
     std::fs::write(&clients, authority.pem()).unwrap();
     server.wait_for_log("client CA certificates replaced");
     assert_eq!(
-        served(server.address(), &authority),
+        served_certificate(server.address(), &authority),
         body(&own),
-        "the last good pair goes on"
+        "the last valid pair stays in use"
     );
     let staying = authority.client(vec![], &[]);
-    let channel_of_staying = connect(server.address(), authority.caller(Some(&staying))).await;
+    let channel_of_staying = connect(server.address(), authority.client_tls(Some(&staying))).await;
     is_allowed(channel_of_staying.unwrap()).await.unwrap();
     let again = match connect(server.address(), tls).await {
         Ok(channel) => is_allowed(channel).await.is_ok(),
         Err(_) => false,
     };
-    assert!(!again, "its authority is gone");
-    is_allowed(channel).await.expect("its connection stands");
+    assert!(!again, "its authority was removed");
+    is_allowed(channel)
+        .await
+        .expect("its connection stays open");
 
-    // Nor is a good pair held back by bad authorities.
+    // Invalid authorities do not delay a valid pair.
     std::fs::write(&clients, "nothing").unwrap();
     server.wait_for_log("new client CA certificates rejected");
     let next = authority.server();
     next.write(&authority.path("tls.crt"), &authority.path("tls.key"));
     server.wait_for_log("certificate replaced, new connections use it");
-    assert_eq!(served(server.address(), &authority), body(&next));
-    let channel = connect(server.address(), authority.caller(Some(&staying))).await;
+    assert_eq!(
+        served_certificate(server.address(), &authority),
+        body(&next)
+    );
+    let channel = connect(server.address(), authority.client_tls(Some(&staying))).await;
     is_allowed(channel.unwrap()).await.unwrap();
 }
 
@@ -384,26 +397,26 @@ async fn removed_authority_rejects_new_connections() {
 async fn half_open_handshakes_are_closed() {
     // They cost little memory.
     let (policies, authority) = (policy_directory(OPEN), Authority::generate());
-    let mut options = authority.serve_with(&authority.server()).to_vec();
+    let mut options = authority.tls_options(&authority.server()).to_vec();
     options.extend(["--handshake-timeout".to_owned(), "500ms".to_owned()]);
     let server = Server::start(policies.path(), &arguments(&options));
     let descriptors = || {
         let open = format!("/proc/{}/fd", server.pid());
         std::fs::read_dir(open).unwrap().count()
     };
-    let channel = connect(server.address(), authority.caller(None))
+    let channel = connect(server.address(), authority.client_tls(None))
         .await
         .unwrap();
     is_allowed(channel.clone()).await.unwrap();
     let (before, memory) = (descriptors(), server.resident_kib());
-    // A record that announces a hello and never ends.
-    let mut begun = vec![0x16, 0x03, 0x01, 0x40, 0x00, 0x01, 0x00, 0x3f, 0xfc];
-    begun.extend([0; 4_000]);
+    // A record with a ClientHello that never ends.
+    let mut started = vec![0x16, 0x03, 0x01, 0x40, 0x00, 0x01, 0x00, 0x3f, 0xfc];
+    started.extend([0; 4_000]);
     let open: Vec<TcpStream> = (0..500)
         .map(|n| {
             let mut socket = TcpStream::connect(server.address()).unwrap();
             if n % 2 == 0 {
-                socket.write_all(&begun).unwrap();
+                socket.write_all(&started).unwrap();
             }
             socket
         })

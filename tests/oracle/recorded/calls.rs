@@ -1,4 +1,4 @@
-//! Draws calls: alone, in batches and on streams, well-formed and not.
+//! Draws calls: alone, in batches and on streams, well-formed and malformed.
 
 use cedar_pdp::pdp::query::Query;
 
@@ -14,7 +14,7 @@ const LIST: &str = "/pdp.v1.PolicyStoreService/ListPolicies";
 pub(super) struct Call {
     pub(super) method: &'static str,
     pub(super) headers: Vec<(&'static str, String)>,
-    /// With the frames of gRPC.
+    /// The messages with their gRPC prefixes.
     pub(super) body: Vec<u8>,
 }
 
@@ -44,12 +44,12 @@ impl Call {
         Self::new(STREAM, items.collect::<Vec<_>>().concat())
     }
 
-    /// The same requests in one of the three ways, mostly the first.
+    /// Sends the same requests in one of the three ways, mostly the first.
     pub(super) fn drawn(rng: &mut Rng, mut requests: impl FnMut(&mut Rng) -> Vec<u8>) -> Self {
-        let way = rng.below(10);
-        let count = if way < 8 { 1 } else { rng.between(0, 8) };
+        let mode = rng.below(10);
+        let count = if mode < 8 { 1 } else { rng.between(0, 8) };
         let requests: Vec<_> = (0..count).map(|_| requests(rng)).collect();
-        match way {
+        match mode {
             8 => Self::batch(&requests),
             9 => Self::stream(&requests),
             _ => Self::unary(&requests.concat()),
@@ -74,7 +74,7 @@ impl Call {
 pub(super) fn draw(rng: &mut Rng, queries: &[Query], count: usize) -> Vec<Call> {
     let mut calls = unusual(rng, &queries[0]);
     calls.truncate(count);
-    // Each query is sent at least once where there is room, and some again.
+    // Each query is sent at least once if `count` allows it, and some again.
     let mut once = queries.iter();
     while calls.len() < count {
         let mut first = once.next().cloned();
@@ -91,7 +91,7 @@ pub(super) fn draw(rng: &mut Rng, queries: &[Query], count: usize) -> Vec<Call> 
     calls
 }
 
-/// Calls that differ from others in how they are made.
+/// Draws calls with unusual paths, headers or bodies.
 fn unusual(rng: &mut Rng, query: &Query) -> Vec<Call> {
     let request = Request::new(rng, query, false).bytes();
     let unset = framed(&flag(1, 7));

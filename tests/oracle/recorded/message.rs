@@ -1,4 +1,4 @@
-//! Writes requests as bytes: in any order of fields and entries, and with faults.
+//! Encodes requests as bytes: in any order of fields and entries, and with faults.
 
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 
@@ -6,14 +6,14 @@ use crate::rng::Rng;
 use crate::values::CONTEXT;
 use cedar_pdp_test_support::protobuf::{field, key, nested, varint};
 
-/// The first bytes of the fields of a request, which are their keys.
+/// The keys of a request's fields.
 const PRINCIPAL: u8 = 0x0a;
 const ACTION: u8 = 0x1a;
 const RESOURCE: u8 = 0x22;
 const CONTEXT_ENTRY: u8 = 0x2a;
 const ENTITY: u8 = 0x32;
 
-/// A request, a field at a time.
+/// A request as separate fields.
 #[derive(Clone, Debug)]
 pub(super) struct Request(Vec<Vec<u8>>);
 
@@ -37,14 +37,14 @@ impl Request {
         Self(fields)
     }
 
-    /// The same with a token in place of a principal.
+    /// Replaces the principal by a token.
     pub(super) fn with_token(mut self, token: &str) -> Self {
         self.remove(PRINCIPAL);
         self.0.push(field(2, token.as_bytes()));
         self
     }
 
-    /// The same without an identity.
+    /// Removes the identity.
     pub(super) fn anonymous(mut self) -> Self {
         self.remove(PRINCIPAL);
         self
@@ -63,8 +63,8 @@ impl Request {
         self.0.concat()
     }
 
-    /// The request's bytes with one fault, or with something unusual that is none. What is added
-    /// behind a field merges with it, as protobuf says.
+    /// Encodes the request with one fault, or with an unusual but valid part. A field that is
+    /// appended twice is merged, as protobuf defines.
     pub(super) fn faulty(mut self, rng: &mut Rng) -> Vec<u8> {
         let typed = |type_name: &str| field(1, type_name.as_bytes());
         let (name, _) = rng.pick(CONTEXT);
@@ -124,7 +124,7 @@ impl Request {
                 self.0.push(field(6, &field(1, &action)));
             }
             26 => {
-                // More than is read without a copy.
+                // More entries than borrowed decoding accepts.
                 for number in 0..rng.pick(&[60, 70, 200]) {
                     let name = field(1, format!("more {number}").as_bytes());
                     self.0
@@ -179,7 +179,7 @@ fn uid(uid: &Uid) -> Vec<u8> {
     .concat()
 }
 
-/// The entries of a map, in any order.
+/// Encodes the entries of a map in random order.
 fn entries(rng: &mut Rng, number: u64, record: &Record) -> Vec<Vec<u8>> {
     let mut entries: Vec<Vec<u8>> = record
         .iter()

@@ -1,4 +1,4 @@
-//! A reply as a line of text: answers byte for byte, errors without what is for people alone.
+//! Formats a reply as a line of text: answers byte for byte, errors without their messages.
 
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -6,13 +6,13 @@ use tonic_types::StatusExt as _;
 
 use cedar_pdp_test_support::http2::{BATCH, Outcome, STREAM};
 
-/// The number of `decision_id` in an `AuthorizeResponse`. It is new with each decision.
+/// The number of `decision_id` in an `AuthorizeResponse`, which is new with each decision.
 const DECISION_ID: u64 = 6;
 
-/// Returns the reply to a call of `method`.
+/// Formats the reply to a call of `method`.
 pub(super) fn text(method: &str, outcome: &Outcome) -> String {
     let mut text = format!("{} ", outcome.http);
-    if let Some(broken) = &outcome.broken {
+    if let Some(broken) = &outcome.h2_error {
         text.push_str(&format!("broken {:?} ", broken.reason()));
     }
     match &outcome.status {
@@ -28,7 +28,7 @@ pub(super) fn text(method: &str, outcome: &Outcome) -> String {
             _ => answer(message),
         })
         .collect();
-    // Answers of a stream come in any order; each begins with the number of its request.
+    // Stream answers come in any order; each begins with the number of its request.
     if method == STREAM {
         messages.sort();
     }
@@ -39,7 +39,7 @@ pub(super) fn text(method: &str, outcome: &Outcome) -> String {
     text
 }
 
-/// Returns the code, field paths, reasons and details of a status, without messages.
+/// Formats the code, field paths, reasons and details of a status, without messages.
 fn error(status: &Status) -> String {
     let details = status.get_error_details();
     let mut text = format!("{:?}", status.code());
@@ -59,7 +59,7 @@ fn error(status: &Status) -> String {
     if let Some(retry) = details.retry_info() {
         text.push_str(&format!(" retry={:?}", retry.retry_delay));
     }
-    // Also counts details of kinds that are not read here.
+    // Also counts details of types that are not decoded here.
     let all = tonic_types::Status::decode(status.details()).unwrap_or_default();
     for detail in &all.details {
         text.push_str(&format!(" {}", detail.type_url));
@@ -68,15 +68,15 @@ fn error(status: &Status) -> String {
     text
 }
 
-/// Returns an answer without its decision id.
+/// Formats an answer without its decision id.
 pub(super) fn answer(bytes: &[u8]) -> String {
-    let mut kept = Vec::new();
+    let mut bytes_without_id = Vec::new();
     for field in fields(bytes) {
         if field.number != DECISION_ID {
-            kept.extend_from_slice(field.whole);
+            bytes_without_id.extend_from_slice(field.whole);
         }
     }
-    kept.escape_ascii().to_string()
+    bytes_without_id.escape_ascii().to_string()
 }
 
 fn batch(bytes: &[u8]) -> String {
@@ -87,7 +87,7 @@ fn batch(bytes: &[u8]) -> String {
     parts.collect::<Vec<_>>().join(" | ")
 }
 
-/// Returns an item whose answer and error have these numbers.
+/// Formats an item whose answer and error have these field numbers.
 fn item(bytes: &[u8], answers: u64, errors: u64) -> String {
     let parts = fields(bytes).into_iter().map(|field| match field.number {
         number if number == answers => answer(field.content),
@@ -107,13 +107,13 @@ fn item(bytes: &[u8], answers: u64, errors: u64) -> String {
 
 struct Field<'a> {
     number: u64,
-    /// With its key and length.
+    /// The field with its key and length.
     whole: &'a [u8],
     /// Empty for a number.
     content: &'a [u8],
 }
 
-/// Reads the fields of a message that the service wrote.
+/// Splits a message of the service into fields.
 fn fields(bytes: &[u8]) -> Vec<Field<'_>> {
     let mut fields = Vec::new();
     let mut rest = bytes;

@@ -1,4 +1,4 @@
-//! The services that are called: their policies, their options, and the calls to each.
+//! The services under test: their policies, options and calls.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,21 +12,21 @@ use tempfile::TempDir;
 use super::calls::{self, Call};
 use super::message::Request;
 use crate::rng::Rng;
-use crate::world::World;
+use crate::scenario::Scenario;
 use cedar_pdp_test_support as support;
 
-/// Services with a generated world, and queries drawn for each.
-const WORLDS: usize = 24;
+/// The number of services with a generated scenario, and of queries for each.
+const SCENARIOS: usize = 24;
 const QUERIES: usize = 220;
 
-/// A service and what is sent to it.
+/// A service and its calls.
 pub(super) struct Service {
     pub(super) name: &'static str,
     pub(super) policies: PathBuf,
     pub(super) arguments: Vec<String>,
     pub(super) calls: Vec<Call>,
     /// Directories that exist as long as the service.
-    kept: Vec<TempDir>,
+    directories: Vec<TempDir>,
 }
 
 impl Service {
@@ -37,7 +37,7 @@ impl Service {
             policies: policies.path().to_owned(),
             arguments: Vec::new(),
             calls: Vec::new(),
-            kept: vec![policies],
+            directories: vec![policies],
         };
         // A busy machine must neither shed calls nor let them time out.
         service.add(&["--overload-delay", "0s", "--max-call-time", "0s"]);
@@ -50,22 +50,22 @@ impl Service {
             .extend(arguments.iter().map(|&argument| argument.to_owned()));
     }
 
-    /// Files beside the policies. Returns their directory.
+    /// Writes files beside the policies. Returns their directory.
     fn lists(&mut self, files: &[(&str, &str)]) -> PathBuf {
         let lists = support::policy_directory(files);
         let path = lists.path().to_owned();
-        self.kept.push(lists);
+        self.directories.push(lists);
         path
     }
 }
 
-/// All services with `count` calls in all.
+/// Creates all services with `count` calls in all.
 pub(super) fn all(seed: u64, count: usize) -> Vec<Service> {
     let share = |thousandths: usize| count * thousandths / 1_000;
-    let mut services: Vec<Service> = (0..WORLDS)
+    let mut services: Vec<Service> = (0..SCENARIOS)
         .map(|number| {
             let mut rng = Rng::new(seed.wrapping_add(number as u64));
-            world(&mut rng, number, share(30))
+            scenario(&mut rng, number, share(30))
         })
         .collect();
     let mut rng = Rng::named(seed, "services");
@@ -79,11 +79,11 @@ pub(super) fn all(seed: u64, count: usize) -> Vec<Service> {
     services
 }
 
-/// A generated policy directory under drawn settings.
-fn world(rng: &mut Rng, number: usize, count: usize) -> Service {
+/// Draws a policy directory with drawn settings.
+fn scenario(rng: &mut Rng, number: usize, count: usize) -> Service {
     let settings = crate::settings(rng);
-    let world = World::draw(rng, settings.validation);
-    let files = world.files();
+    let scenario = Scenario::draw(rng, settings.validation);
+    let files = scenario.files();
     let files: Vec<(&str, &str)> = files
         .iter()
         .map(|(path, text)| (path.as_str(), text.as_str()))
@@ -101,12 +101,12 @@ fn world(rng: &mut Rng, number: usize, count: usize) -> Service {
         2 => service.add(&["--anonymous-principal", "User::\"a\""]),
         _ => {}
     }
-    let queries = crate::requests::draw(rng, &world, QUERIES);
+    let queries = crate::requests::draw(rng, &scenario, QUERIES);
     service.calls = calls::draw(rng, &queries, count);
     service
 }
 
-/// The options of a service with these settings.
+/// Returns the options of a service with these settings.
 fn options(settings: &Settings) -> Vec<String> {
     let validation = match settings.validation {
         Validation::Strict => "strict",
@@ -128,7 +128,7 @@ fn options(settings: &Settings) -> Vec<String> {
     options
 }
 
-/// The policies that the repository ships, with the requests of their test cases in parts and whole.
+/// Creates a service with the policies of this repository; its requests come from their test cases.
 fn shipped(rng: &mut Rng, count: usize) -> Service {
     let anonymous = ["--anonymous-principal", "Platform::Visitor::\"anonymous\""];
     let mut service = Service::new("shipped", &[], &anonymous);
@@ -159,7 +159,7 @@ fn shipped(rng: &mut Rng, count: usize) -> Service {
     service
 }
 
-/// The requests of all test cases in a directory.
+/// Reads the requests of all test cases in a directory.
 fn cases(directory: &Path) -> Vec<Query> {
     let mut files: Vec<PathBuf> = fs::read_dir(directory)
         .unwrap()
@@ -201,7 +201,7 @@ fn record(members: &serde_json::Map<String, Json>) -> Record {
     fields.collect::<BTreeMap<_, _>>().into()
 }
 
-/// Returns what Cedar's JSON says, as far as test cases use it.
+/// Converts Cedar's JSON, as far as test cases use it.
 fn value(json: &Json) -> Value {
     match json {
         Json::Bool(value) => Value::Bool(*value),
@@ -257,7 +257,7 @@ action read, write, paint appliesTo { principal: User, resource: Doc };
     ),
 ];
 
-/// A request of the staff, about a document.
+/// Draws a request of the staff about a document.
 fn staff_query(rng: &mut Rng) -> Query {
     let user = rng.pick(&["alice", "stored", "suspended"]);
     let action = rng.pick(&["read", "write", "paint"]);
@@ -268,11 +268,11 @@ fn staff_query(rng: &mut Rng) -> Query {
     )
 }
 
-/// Secrets of issuers. They are written down, so that equal seeds make equal tokens.
+/// Fixed secrets of issuers, so that equal seeds make equal tokens.
 const SECRET: &str = "a secret of tests that is long enough to sign with";
 const OTHER_SECRET: &str = "another secret of tests that is long enough as well";
 
-/// A token that is signed with a secret.
+/// Signs a token with a secret.
 fn token(header: &Json, claims: &Json, secret: &str) -> String {
     let signer = cedar_pdp_test_support::signer::Signer::secret(secret.as_bytes());
     signer.sign(&header.to_string(), &claims.to_string())
@@ -315,7 +315,7 @@ optional = true
             "join",
         ),
     ];
-    // The public key of RFC 8037. Nothing here is signed by it.
+    // The public key of RFC 8037. Nothing here is signed with it.
     let keys = json!({"keys": [{
         "kty": "OKP", "crv": "Ed25519", "kid": "k", "use": "sig",
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
@@ -354,7 +354,7 @@ fn header() -> Json {
     json!({"alg": "HS256", "typ": "at+jwt"})
 }
 
-/// Claims that stay good for years. The longest `max_age` ends ten years after `iat`.
+/// Returns claims that stay valid for years. The longest `max_age` ends ten years after `iat`.
 fn claims(rng: &mut Rng) -> Json {
     json!({
         "iss": rng.pick(&["https://id.example", "https://new.example", "https://id.example"]),
@@ -381,7 +381,7 @@ fn good_token(rng: &mut Rng) -> String {
     token(&header(), &claims, SECRET)
 }
 
-/// A token that is rejected, each for another reason.
+/// Draws a token that is rejected, for one of many reasons.
 fn bad_token(rng: &mut Rng) -> String {
     let mut claims = claims(rng);
     claims["iss"] = json!("https://id.example");

@@ -3,11 +3,12 @@
 use std::io::{Read as _, Write as _};
 
 use cedar_pdp::api::grpc::pb;
+use prost::Message as _;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::PATIENCE;
+use crate::TIME_LIMIT;
 
-/// A connection to `address`, as the server printed it.
+/// Connects to `address`, as the server printed it.
 pub async fn channel(address: &str) -> Channel {
     let uri = if address.starts_with("unix:") {
         address.to_owned()
@@ -21,10 +22,10 @@ pub async fn channel(address: &str) -> Channel {
         .expect("the server accepts")
 }
 
-/// The page at `path` of the operators' door at `admin`.
+/// Fetches the page at `path` of the admin server at `admin`.
 pub fn get(admin: &str, path: &str) -> String {
     let mut stream = std::net::TcpStream::connect(admin).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: pdp\r\nConnection: close\r\n\r\n"
@@ -36,7 +37,7 @@ pub fn get(admin: &str, path: &str) -> String {
     body.to_owned()
 }
 
-/// The uid `type_name::"id"`.
+/// Returns the uid `type_name::"id"`.
 pub fn uid(type_name: &str, id: &str) -> pb::EntityUid {
     pb::EntityUid {
         r#type: type_name.to_owned(),
@@ -44,13 +45,13 @@ pub fn uid(type_name: &str, id: &str) -> pb::EntityUid {
     }
 }
 
-/// A uid as Cedar writes it.
+/// Parses a uid in Cedar syntax.
 pub fn parse_uid(text: &str) -> pb::EntityUid {
     let uid: cedar_pdp::pdp::query::Uid = text.parse().unwrap();
     self::uid(&uid.type_name, &uid.id)
 }
 
-/// A request by three uids as Cedar writes them.
+/// Builds a request from three uids in Cedar syntax.
 pub fn request(principal: &str, action: &str, resource: &str) -> pb::AuthorizeRequest {
     pb::AuthorizeRequest {
         identity: Some(pb::authorize_request::Identity::Principal(parse_uid(
@@ -62,20 +63,29 @@ pub fn request(principal: &str, action: &str, resource: &str) -> pb::AuthorizeRe
     }
 }
 
-/// A value of this kind.
+/// Wraps a kind of value.
 pub fn value(kind: pb::value::Kind) -> pb::Value {
     pb::Value { kind: Some(kind) }
 }
 
-/// What an answer said.
+/// Converts an item's error to the status of an equivalent call.
+pub fn item_status(error: &tonic_types::Status) -> tonic::Status {
+    tonic::Status::with_details(
+        error.code.into(),
+        error.message.clone(),
+        error.encode_to_vec().into(),
+    )
+}
+
+/// The parts of a response that tests compare.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Said {
+pub struct Answer {
     pub is_allow: bool,
     pub determining: Vec<String>,
     pub revision: String,
 }
 
-impl From<pb::AuthorizeResponse> for Said {
+impl From<pb::AuthorizeResponse> for Answer {
     fn from(response: pb::AuthorizeResponse) -> Self {
         assert_ne!(response.decision(), pb::Decision::Unspecified);
         Self {

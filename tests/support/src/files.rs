@@ -1,4 +1,4 @@
-//! Policy directories, and the files in them.
+//! Policy directories and their files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn repository() -> &'static Path {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.ancestors().nth(2).expect("two folders above")
 }
 
-/// The policies that the repository ships.
+/// Returns the directory of the example policies.
 pub fn shipped_policies() -> PathBuf {
     repository().join("policies")
 }
 
-/// A temporary policy directory holding these files.
+/// Creates a temporary policy directory with these files.
 pub fn policy_directory(files: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for (path, text) in files {
@@ -28,16 +28,16 @@ pub fn policy_directory(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-/// Puts `text` in place of what stands in `file`, in one step.
+/// Replaces `file` by a file with this text, atomically.
 pub fn replace(file: &Path, text: &str) {
-    // A name with a dot is passed over in a policy directory.
+    // The policy store ignores names that begin with a dot.
     let name = file.file_name().unwrap().to_str().unwrap();
     let new = file.with_file_name(format!(".{name}.new"));
     std::fs::write(&new, text).unwrap();
     std::fs::rename(new, file).unwrap();
 }
 
-/// The revision of these served files, worked out as the contract says and not by our own code.
+/// Computes the revision of these files by the contract's rule, independently of our code.
 pub fn revision(files: &[(&str, &str)]) -> String {
     let files: BTreeMap<&[u8], &[u8]> = files
         .iter()

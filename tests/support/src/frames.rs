@@ -1,4 +1,4 @@
-//! HTTP/2 frames written by hand, and bytes that are none.
+//! Handwritten HTTP/2 frames, and raw bytes.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::http2::AUTHORIZE;
 
-/// What every HTTP/2 connection begins with.
+/// The first bytes of every HTTP/2 connection.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pub const DATA: u8 = 0;
@@ -21,7 +21,7 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-/// A frame.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
@@ -30,7 +30,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The headers of a call, each literal.
+/// Encodes the headers of an Authorize call, each as a literal.
 pub fn call_headers() -> Vec<u8> {
     let mut block = vec![0x83, 0x86];
     let text = |block: &mut Vec<u8>, text: &str| {
@@ -49,25 +49,30 @@ pub fn call_headers() -> Vec<u8> {
     block
 }
 
-/// A connection that has said hello.
-pub fn hello() -> Vec<u8> {
+/// Returns the preface and an empty SETTINGS frame.
+pub fn client_preface() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// Sends bytes until they are all sent, the server closes, or `patience` ends, while reading what
-/// comes back if `reading`. Gives what was read and whether the server closed.
-pub fn throw(address: &str, bytes: &[u8], reading: bool, patience: Duration) -> (Vec<u8>, bool) {
+/// Sends bytes over a new connection, and reads the response if `reading`. Stops when the server
+/// closes or `time_limit` ends. Returns the bytes read, and whether the server closed.
+pub fn send_bytes(
+    address: &str,
+    bytes: &[u8],
+    reading: bool,
+    time_limit: Duration,
+) -> (Vec<u8>, bool) {
     let mut socket = TcpStream::connect(address).expect("the server accepts");
     let mut reader = socket.try_clone().unwrap();
-    socket.set_write_timeout(Some(patience)).unwrap();
+    socket.set_write_timeout(Some(time_limit)).unwrap();
     reader
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     std::thread::scope(|scope| {
         let read = scope.spawn(move || {
             let (mut all, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
-            while begun.elapsed() < patience {
+            while started.elapsed() < time_limit {
                 if !reading {
                     std::thread::sleep(Duration::from_millis(20));
                     continue;
@@ -92,7 +97,7 @@ pub fn throw(address: &str, bytes: &[u8], reading: bool, patience: Duration) -> 
     })
 }
 
-/// The frames in `bytes`: kind and stream.
+/// Returns the kind and stream of each frame in `bytes`.
 pub fn frames_in(mut bytes: &[u8]) -> Vec<(u8, u32)> {
     let mut frames = Vec::new();
     while bytes.len() >= 9 {

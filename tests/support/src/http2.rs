@@ -1,4 +1,4 @@
-//! An HTTP/2 connection that sends whatever it is told.
+//! An HTTP/2 client that sends arbitrary bodies and headers.
 
 use std::future::poll_fn;
 
@@ -12,15 +12,15 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::PATIENCE;
+use crate::TIME_LIMIT;
 use crate::protobuf::framed;
 
 pub const AUTHORIZE: &str = "/pdp.v1.AuthorizationService/Authorize";
 pub const BATCH: &str = "/pdp.v1.AuthorizationService/BatchAuthorize";
 pub const STREAM: &str = "/pdp.v1.AuthorizationService/StreamAuthorize";
 
-/// Settings under which no answer waits for its caller.
-pub fn with_wide_windows() -> h2::client::Builder {
+/// Returns settings under which flow control delays no answer.
+pub fn wide_windows() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(1 << 20)
@@ -28,33 +28,33 @@ pub fn with_wide_windows() -> h2::client::Builder {
     builder
 }
 
-/// One connection.
-pub struct Caller {
+/// One client connection.
+pub struct Http2Client {
     sender: SendRequest<Bytes>,
     driver: JoinHandle<()>,
 }
 
-impl Drop for Caller {
+impl Drop for Http2Client {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-/// What came back.
+/// The result of a call.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The status of HTTP.
+    /// The HTTP status.
     pub http: u16,
-    /// The status of gRPC, from headers or trailers; `None` when there was none.
+    /// The gRPC status, from headers or trailers; `None` without one.
     pub status: Option<Status>,
-    /// The messages, without their frames.
+    /// The messages, without their prefixes.
     pub messages: Vec<Bytes>,
-    /// What HTTP/2 says of a call that broke off.
-    pub broken: Option<h2::Error>,
+    /// The HTTP/2 error that ended the call.
+    pub h2_error: Option<h2::Error>,
 }
 
 impl Outcome {
-    /// The code; panics when there is no gRPC status.
+    /// Returns the status code. Panics without a gRPC status.
     pub fn code(&self) -> Code {
         self.status
             .as_ref()
@@ -62,10 +62,10 @@ impl Outcome {
             .code()
     }
 
-    /// Whether it was turned away by a service that ends: with UNAVAILABLE, or by HTTP/2, which says
-    /// of it that it was never begun and may be made elsewhere. A call that is lost is none of these.
-    pub fn is_turned_away(&self) -> bool {
-        match &self.broken {
+    /// Returns whether a service that shuts down rejected the call before processing it: with
+    /// UNAVAILABLE, or by HTTP/2, so that the client may retry. A lost call is neither.
+    pub fn is_retryable_rejection(&self) -> bool {
+        match &self.h2_error {
             None => self.code() == Code::Unavailable,
             Some(error) => match error.reason() {
                 Some(Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
@@ -75,14 +75,14 @@ impl Outcome {
         }
     }
 
-    /// The only message.
+    /// Decodes the only message.
     pub fn message<M: Message + Default>(&self) -> M {
         assert_eq!(self.code(), Code::Ok, "{self:?}");
         assert_eq!(self.messages.len(), 1, "{self:?}");
         M::decode(self.messages[0].clone()).unwrap()
     }
 
-    /// All messages.
+    /// Decodes all messages.
     pub fn messages<M: Message + Default>(&self) -> Vec<M> {
         self.messages
             .iter()
@@ -91,8 +91,8 @@ impl Outcome {
     }
 }
 
-/// The fields that `google.rpc.BadRequest` names.
-pub fn fields_of(status: &Status) -> Vec<String> {
+/// Returns the fields that `google.rpc.BadRequest` names.
+pub fn violated_fields(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let violations = details
         .bad_request()
@@ -104,7 +104,7 @@ pub fn fields_of(status: &Status) -> Vec<String> {
         .collect()
 }
 
-/// A POST as gRPC makes it.
+/// Starts a gRPC request.
 pub fn post(path: &str) -> http::request::Builder {
     http::Request::post(format!("http://pdp.test{path}"))
         .version(http::Version::HTTP_2)
@@ -112,23 +112,23 @@ pub fn post(path: &str) -> http::request::Builder {
         .header("content-type", "application/grpc")
 }
 
-impl Caller {
-    /// Connects to `address`.
+impl Http2Client {
+    /// Connects to `address` with wide windows.
     pub async fn connect(address: &str) -> Self {
-        Self::connect_as(address, &with_wide_windows()).await
+        Self::connect_with(address, &wide_windows()).await
     }
 
     /// Connects with these settings.
-    pub async fn connect_as(address: &str, builder: &h2::client::Builder) -> Self {
+    pub async fn connect_with(address: &str, builder: &h2::client::Builder) -> Self {
         let socket = TcpStream::connect(address)
             .await
             .expect("the server accepts");
         socket.set_nodelay(true).unwrap();
-        Self::over(socket, builder).await
+        Self::from_stream(socket, builder).await
     }
 
-    /// Speaks HTTP/2 over what is connected.
-    pub async fn over(
+    /// Performs the HTTP/2 handshake on an open connection.
+    pub async fn from_stream(
         socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         builder: &h2::client::Builder,
     ) -> Self {
@@ -142,14 +142,14 @@ impl Caller {
         Self { sender, driver }
     }
 
-    /// Opens a call: the body is still to be sent, the answer still to be read.
+    /// Opens a call: sends its headers, but neither body nor end.
     pub async fn open(&self, request: http::Request<()>) -> Result<Call, h2::Error> {
         let mut sender = self.sender.clone().ready().await?;
         let (response, body) = sender.send_request(request, false)?;
         Ok(Call { response, body })
     }
 
-    /// One call with this body, which need not be one frame.
+    /// Makes one call with this body, which need not be one frame.
     pub async fn send(&self, request: http::Request<()>, body: Vec<u8>) -> Outcome {
         let whole = async {
             match self.open(request).await {
@@ -157,57 +157,57 @@ impl Caller {
                     let _ = call.body.send_data(body.into(), true);
                     call.outcome().await
                 }
-                Err(broken) => Outcome {
+                Err(h2_error) => Outcome {
                     http: 0,
                     status: None,
                     messages: vec![],
-                    broken: Some(broken),
+                    h2_error: Some(h2_error),
                 },
             }
         };
-        tokio::time::timeout(PATIENCE, whole)
+        tokio::time::timeout(TIME_LIMIT, whole)
             .await
             .expect("the call ends")
     }
 
-    /// One call with one message.
+    /// Makes one call with one message.
     pub async fn call(&self, path: &str, message: &[u8]) -> Outcome {
         self.send(post(path).body(()).unwrap(), framed(message))
             .await
     }
 }
 
-/// A call under way.
+/// A call in progress.
 pub struct Call {
     pub response: h2::client::ResponseFuture,
     pub body: SendStream<Bytes>,
 }
 
 impl Call {
-    /// Breaks it off.
+    /// Cancels the call.
     pub fn reset(mut self) {
         self.body.send_reset(Reason::CANCEL);
     }
 
-    /// Reads it to its end.
+    /// Reads the answer to its end.
     pub async fn outcome(self) -> Outcome {
-        outcome_of(self.response).await
+        read_outcome(self.response).await
     }
 }
 
-/// What comes of a call, whose body may still be sent meanwhile.
-pub async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
+/// Reads the answer to a call, whose body may still be in progress.
+pub async fn read_outcome(response: h2::client::ResponseFuture) -> Outcome {
     let mut outcome = Outcome {
         http: 0,
         status: None,
         messages: vec![],
-        broken: None,
+        h2_error: None,
     };
     let response = match response.await {
         Ok(response) => response,
-        Err(broken) => {
+        Err(h2_error) => {
             return Outcome {
-                broken: Some(broken),
+                h2_error: Some(h2_error),
                 ..outcome
             };
         }
@@ -216,9 +216,9 @@ pub async fn outcome_of(response: h2::client::ResponseFuture) -> Outcome {
     outcome.status = Status::from_header_map(response.headers());
     let (body, trailers) = match read(response.into_body()).await {
         Ok(read) => read,
-        Err(broken) => {
+        Err(h2_error) => {
             return Outcome {
-                broken: Some(broken),
+                h2_error: Some(h2_error),
                 ..outcome
             };
         }

@@ -1,5 +1,5 @@
-//! What the tests and benchmarks share: the real server process and clients of it, raw HTTP/2,
-//! certificates, tokens, and one way to wait.
+//! Code that tests and benchmarks share: the real server process and its clients, raw HTTP/2,
+//! certificates, tokens, and polling for a condition.
 
 pub mod client;
 pub mod files;
@@ -13,8 +13,10 @@ pub mod server;
 pub mod signer;
 mod waiting;
 
-pub use client::{Said, channel, get, parse_uid, request, uid, value};
+pub use client::{Answer, channel, get, item_status, parse_uid, request, uid, value};
 pub use files::{policy_directory, replace, repository, revision, shipped_policies};
-pub use load::{Askers, Busy};
-pub use server::{Server, binary, command, serving, wait_for_status, without_settings};
-pub use waiting::{PATIENCE, eventually, eventually_blocking};
+pub use load::{BackgroundCalls, BackgroundClients};
+pub use server::{
+    Server, binary, command, remove_variables, serve_command, wait_for_status, without_settings,
+};
+pub use waiting::{TIME_LIMIT, eventually, eventually_blocking};

@@ -1,4 +1,4 @@
-//! Clients that call all the time, in the background of a test.
+//! Clients that call continuously, in the background of a test.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use cedar_pdp::api::grpc::pb;
 use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationServiceClient;
 use tonic::transport::Channel;
 
-use crate::client::Said;
+use crate::client::Answer;
 use crate::server::Server;
 
-/// Tasks that go on until they are told to stop, and count what they did.
+/// Tasks that repeat calls until stopped, and count them.
 #[derive(Default)]
-pub struct Busy {
+pub struct BackgroundCalls {
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<u64>>,
 }
 
-impl Busy {
+impl BackgroundCalls {
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Another task, which makes `call` again and again.
+    /// Adds a task that repeats `call`.
     pub fn with<F>(mut self, mut call: impl FnMut() -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send,
@@ -41,7 +41,7 @@ impl Busy {
         self
     }
 
-    /// Ends them; fails when one has failed, or never did anything.
+    /// Stops the tasks. Panics if a task failed or made no call.
     pub async fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -50,60 +50,59 @@ impl Busy {
     }
 }
 
-/// Clients that ask the same all the time, each in its own way and on its own connection.
-pub struct Askers {
+/// Clients that repeat one request, by each kind of call, each on its own connection.
+pub struct BackgroundClients {
     stop: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<BTreeMap<Said, u64>>>,
+    tasks: Vec<tokio::task::JoinHandle<BTreeMap<Answer, u64>>>,
 }
 
-impl Askers {
-    /// Starts one client that asks one by one, one that asks in batches, and one on a stream;
-    /// each has had an answer when this returns. `pause` leaves the processor to others.
+impl BackgroundClients {
+    /// Starts a unary, a batch and a stream client, and waits for the first answer to each. `pause`
+    /// is the time between calls, which leaves CPU to others.
     pub async fn start(server: &Server, request: &pb::AuthorizeRequest, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = Vec::new();
-        for way in [Way::OneByOne, Way::InBatches, Way::OnAStream] {
-            let mut asker = Asker::connect(server, way, request.clone()).await;
-            let mut said = BTreeMap::new();
-            asker.ask(&mut said).await;
+        for kind in [CallKind::Unary, CallKind::Batch, CallKind::Stream] {
+            let mut client = Client::connect(server, kind, request.clone()).await;
+            let mut counts = BTreeMap::new();
+            client.call_once(&mut counts).await;
             let stop = Arc::clone(&stop);
             tasks.push(tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    asker.ask(&mut said).await;
+                    client.call_once(&mut counts).await;
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
                 }
-                said
+                counts
             }));
         }
         Self { stop, tasks }
     }
 
-    /// Ends the clients. Gives everything that was answered, with how often; fails when a single
-    /// call failed.
-    pub async fn finish(self) -> BTreeMap<Said, u64> {
+    /// Stops the clients. Returns all distinct answers with their counts. Panics if a call failed.
+    pub async fn finish(self) -> BTreeMap<Answer, u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = BTreeMap::new();
         for task in self.tasks {
-            for (said, count) in task.await.expect("no call fails") {
-                *all.entry(said).or_default() += count;
+            for (counts, count) in task.await.expect("no call fails") {
+                *all.entry(counts).or_default() += count;
             }
         }
         all
     }
 }
 
-enum Way {
-    OneByOne,
-    InBatches,
-    OnAStream,
+enum CallKind {
+    Unary,
+    Batch,
+    Stream,
 }
 
-enum Asker {
-    OneByOne(AuthorizationServiceClient<Channel>, pb::AuthorizeRequest),
-    InBatches(AuthorizationServiceClient<Channel>, pb::AuthorizeRequest),
-    OnAStream {
+enum Client {
+    Unary(AuthorizationServiceClient<Channel>, pb::AuthorizeRequest),
+    Batch(AuthorizationServiceClient<Channel>, pb::AuthorizeRequest),
+    Stream {
         items: tokio::sync::mpsc::Sender<pb::StreamAuthorizeRequest>,
         answers: tonic::Streaming<pb::StreamAuthorizeResponse>,
         next: u64,
@@ -111,17 +110,17 @@ enum Asker {
     },
 }
 
-impl Asker {
-    async fn connect(server: &Server, way: Way, request: pb::AuthorizeRequest) -> Self {
+impl Client {
+    async fn connect(server: &Server, kind: CallKind, request: pb::AuthorizeRequest) -> Self {
         let mut client = server.authorization().await;
-        match way {
-            Way::OneByOne => Self::OneByOne(client, request),
-            Way::InBatches => Self::InBatches(client, request),
-            Way::OnAStream => {
+        match kind {
+            CallKind::Unary => Self::Unary(client, request),
+            CallKind::Batch => Self::Batch(client, request),
+            CallKind::Stream => {
                 let (items, sent) = tokio::sync::mpsc::channel(1);
                 let sent = tokio_stream::wrappers::ReceiverStream::new(sent);
                 let answers = client.stream_authorize(sent).await.unwrap().into_inner();
-                Self::OnAStream {
+                Self::Stream {
                     items,
                     answers,
                     next: 0,
@@ -131,13 +130,13 @@ impl Asker {
         }
     }
 
-    async fn ask(&mut self, said: &mut BTreeMap<Said, u64>) {
-        let mut note = |response: pb::AuthorizeResponse| {
-            *said.entry(response.into()).or_default() += 1;
+    async fn call_once(&mut self, counts: &mut BTreeMap<Answer, u64>) {
+        let mut count_answer = |response: pb::AuthorizeResponse| {
+            *counts.entry(response.into()).or_default() += 1;
         };
         match self {
-            Self::OneByOne(client, request) => {
-                note(
+            Self::Unary(client, request) => {
+                count_answer(
                     client
                         .authorize(request.clone())
                         .await
@@ -145,7 +144,7 @@ impl Asker {
                         .into_inner(),
                 );
             }
-            Self::InBatches(client, request) => {
+            Self::Batch(client, request) => {
                 let requests = vec![request.clone(); 3];
                 let batch = pb::BatchAuthorizeRequest { requests };
                 let answered = client.batch_authorize(batch).await.unwrap().into_inner();
@@ -154,13 +153,13 @@ impl Asker {
                     match result.result {
                         Some(pb::batch_authorize_result::Result::Response(response)) => {
                             assert_eq!(response.revision, answered.revision);
-                            note(response);
+                            count_answer(response);
                         }
                         other => panic!("{other:?}"),
                     }
                 }
             }
-            Self::OnAStream {
+            Self::Stream {
                 items,
                 answers,
                 next,
@@ -176,11 +175,11 @@ impl Asker {
                     .message()
                     .await
                     .unwrap()
-                    .expect("the stream goes on");
+                    .expect("the stream stays open");
                 assert_eq!(answer.correlation_id, *next);
                 match answer.result {
                     Some(pb::stream_authorize_response::Result::Response(response)) => {
-                        note(response)
+                        count_answer(response)
                     }
                     other => panic!("{other:?}"),
                 }

@@ -1,4 +1,4 @@
-//! Authorities, and what they sign: made anew for each test.
+//! Certificate authorities and the certificates that they sign, new for each test.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 use crate::replace;
 
-/// An authority, and a directory for what it signs.
+/// A certificate authority, and a directory for its files.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: TempDir,
 }
 
-/// A certificate and its key.
+/// A certificate and its key, in PEM.
 #[derive(Clone)]
 pub struct Pair {
     pub certificate: String,
@@ -53,7 +53,7 @@ impl Authority {
         self.dir.path().join(name)
     }
 
-    /// The file of its own certificate.
+    /// Returns the path of the authority's own certificate.
     pub fn file(&self) -> PathBuf {
         self.path("ca.crt")
     }
@@ -78,7 +78,7 @@ impl Authority {
         }
     }
 
-    /// A certificate for the service, good for `localhost` and `pdp.test`.
+    /// Signs a server certificate for `localhost` and `pdp.test`.
     pub fn server(&self) -> Pair {
         let names =
             ["localhost", "pdp.test"].map(|name| SanType::DnsName(name.try_into().unwrap()));
@@ -86,25 +86,25 @@ impl Authority {
         self.sign(names.into(), &[(DnType::CommonName, "pdp")], usage)
     }
 
-    /// A certificate for a caller.
+    /// Signs a client certificate.
     pub fn client(&self, names: Vec<SanType>, subject: &[(DnType, &str)]) -> Pair {
         self.sign(names, subject, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    /// The service's pair as `tls.crt` and `tls.key`, and the options that name them.
-    pub fn serve_with(&self, pair: &Pair) -> [String; 4] {
+    /// Writes the server's pair to `tls.crt` and `tls.key`, and returns the options that name them.
+    pub fn tls_options(&self, pair: &Pair) -> [String; 4] {
         let (certificate, key) = (self.path("tls.crt"), self.path("tls.key"));
         pair.write(&certificate, &key);
         [
             "--tls-cert".to_owned(),
-            shown(&certificate),
+            path_string(&certificate),
             "--tls-key".to_owned(),
-            shown(&key),
+            path_string(&key),
         ]
     }
 
-    /// A connection to `address` that has shaken hands, for HTTP/2 by hand.
-    pub async fn shake_hands(&self, address: &str) -> TlsStream<TcpStream> {
+    /// Connects to `address` over TLS, with ALPN for HTTP/2.
+    pub async fn connect_tls(&self, address: &str) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.as_ref().der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -121,8 +121,8 @@ impl Authority {
         connector.connect(name, socket).await.unwrap()
     }
 
-    /// How a caller speaks to a service that this authority vouches for.
-    pub fn caller(&self, own: Option<&Pair>) -> ClientTlsConfig {
+    /// Returns the TLS configuration of a client that trusts this authority.
+    pub fn client_tls(&self, own: Option<&Pair>) -> ClientTlsConfig {
         let config = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.pem()))
             .domain_name("pdp.test");
@@ -134,18 +134,18 @@ impl Authority {
 }
 
 impl Pair {
-    /// Puts both in place, each in one step.
+    /// Replaces both files, each atomically.
     pub fn write(&self, certificate: &Path, key: &Path) {
         replace(certificate, &self.certificate);
         replace(key, &self.key);
     }
 }
 
-pub fn shown(path: &Path) -> String {
+pub fn path_string(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// A connection to `address`, or why there is none.
+/// Connects to `address` over TLS.
 pub async fn connect(
     address: &str,
     tls: ClientTlsConfig,

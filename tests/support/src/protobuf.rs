@@ -1,6 +1,6 @@
-//! Protobuf written by hand, for what a typed client cannot say.
+//! Handwritten protobuf, for messages that a typed client cannot send.
 
-/// A varint.
+/// Encodes a varint.
 pub fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -14,12 +14,12 @@ pub fn varint(mut value: u64) -> Vec<u8> {
     }
 }
 
-/// The key of a field.
+/// Encodes the key of a field.
 pub fn key(field: u64, wire_type: u64) -> Vec<u8> {
     varint(field << 3 | wire_type)
 }
 
-/// A field that holds a message, a string or bytes.
+/// Encodes a field with a message, a string or bytes.
 pub fn field(number: u64, content: &[u8]) -> Vec<u8> {
     let mut bytes = key(number, 2);
     bytes.extend(varint(content.len() as u64));
@@ -27,12 +27,12 @@ pub fn field(number: u64, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A message as gRPC frames it, not compressed.
+/// Adds the gRPC prefix to an uncompressed message.
 pub fn framed(message: &[u8]) -> Vec<u8> {
     framed_as(0, u32::try_from(message.len()).unwrap(), message)
 }
 
-/// A frame that says of itself what is not true.
+/// Adds a gRPC prefix with arbitrary values.
 pub fn framed_as(compressed: u8, length: u32, message: &[u8]) -> Vec<u8> {
     let mut bytes = vec![compressed];
     bytes.extend_from_slice(&length.to_be_bytes());
@@ -40,9 +40,9 @@ pub fn framed_as(compressed: u8, length: u32, message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// `leaf` within `levels` of `field(path[0], field(path[1], …))`.
+/// Nests `leaf` in `levels` of `field(path[0], field(path[1], …))`.
 pub fn nested(path: &[u64], levels: usize, leaf: &[u8]) -> Vec<u8> {
-    // Back to front, so that the length of what is inside is always known.
+    // From the inside out, so that the length of the content is known.
     let mut backwards: Vec<u8> = leaf.iter().rev().copied().collect();
     for _ in 0..levels {
         for &number in path.iter().rev() {

@@ -1,4 +1,4 @@
-//! Decides again, by Cedar's own authorizer, what a line of the decision log tells.
+//! Repeats logged decisions with Cedar's own authorizer.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use cedar_policy::{
 };
 use serde_json::{Map, Value as Json, json};
 
-/// What was in force when the line was written.
+/// The policies and entities in force when a line was written.
 pub struct Replay {
     policies: PolicySet,
-    /// By uid, each as Cedar's JSON format has it.
+    /// Stored entities in Cedar's JSON format, by uid.
     stored: BTreeMap<String, Json>,
 }
 
 impl Replay {
-    /// `policies`, each of which has an `@id`, and a list of `entities`.
+    /// Parses `policies`, each of which has an `@id`, and a list of `entities`.
     pub fn new(policies: &str, entities: &str) -> Self {
         let mut named = PolicySet::new();
         for policy in policies.parse::<PolicySet>().unwrap().policies() {
@@ -31,7 +31,7 @@ impl Replay {
         }
     }
 
-    /// Asserts that what `line` says of the decision is what comes of what it says of the request.
+    /// Asserts that the logged decision follows from the logged request.
     pub fn check(&self, line: &Json) {
         assert_eq!(line["replayable"], true, "{line}");
         let uid = |name: &str| EntityUid::from_json(line[name].clone()).unwrap();
@@ -48,11 +48,11 @@ impl Replay {
             let stored = entities
                 .get(&key)
                 .filter(|_| claimed["stored"] != "replace");
-            let principal = joined(&line["principal"], stored, claimed);
+            let principal = merge_principal(&line["principal"], stored, claimed);
             entities.insert(key, principal);
         }
-        let brought = line.get("entities").and_then(Json::as_array);
-        entities.extend(brought.into_iter().flatten().cloned().map(by_uid));
+        let request_entities = line.get("entities").and_then(Json::as_array);
+        entities.extend(request_entities.into_iter().flatten().cloned().map(by_uid));
         let entities = Entities::from_json_value(entities.into_values().collect(), None).unwrap();
         let answer = Authorizer::new().is_authorized(&request.unwrap(), &self.policies, &entities);
         let decision = match answer.decision() {
@@ -73,7 +73,7 @@ impl Replay {
             })
             .collect();
         erring.sort();
-        let said = |list: &Json, field: Option<&str>| -> Vec<String> {
+        let ids_in = |list: &Json, field: Option<&str>| -> Vec<String> {
             let items = list.as_array().into_iter().flatten();
             let ids = items.map(|item| field.map_or(item, |field| &item[field]));
             let mut ids: Vec<_> = ids.map(|id| id.as_str().unwrap().to_owned()).collect();
@@ -82,11 +82,11 @@ impl Replay {
         };
         assert_eq!(line["decision"], decision, "{line}");
         assert_eq!(
-            said(&line["determining_policies"], None),
+            ids_in(&line["determining_policies"], None),
             determining,
             "{line}"
         );
-        assert_eq!(said(&line["errors"], Some("policy")), erring, "{line}");
+        assert_eq!(ids_in(&line["errors"], Some("policy")), erring, "{line}");
     }
 }
 
@@ -94,8 +94,8 @@ fn by_uid(entity: Json) -> (String, Json) {
     (entity["uid"].to_string(), entity)
 }
 
-/// The principal of a token: what is stored of it, if that counts, and what the token claims.
-fn joined(uid: &Json, stored: Option<&Json>, claimed: &Json) -> Json {
+/// Merges the principal of a token: its stored entity, if any is used, and the token's claims.
+fn merge_principal(uid: &Json, stored: Option<&Json>, claimed: &Json) -> Json {
     let map = |entity: &Json, field: &str| -> Map<String, Json> {
         entity[field].as_object().cloned().unwrap_or_default()
     };

@@ -1,4 +1,4 @@
-//! The server process: its command, its log, its memory, and clients of it.
+//! The server process: its command, log, memory and clients.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationService
 use cedar_pdp::api::grpc::pb::policy_store_service_client::PolicyStoreServiceClient;
 use tonic::transport::Channel;
 
-use crate::PATIENCE;
+use crate::TIME_LIMIT;
 use crate::client::channel;
-use crate::waiting::{comes_true, comes_true_blocking};
+use crate::waiting::{poll_until, poll_until_blocking};
 
-/// The server binary: the one that cargo built for the tests, or the one that
-/// `CEDAR_PDP_TEST_BINARY` names, so that the same tests can be run against a release build.
+/// Returns the path of the server binary: the one that cargo built for the tests, or the one in
+/// `CEDAR_PDP_TEST_BINARY`, such as a release build.
 ///
-/// Cargo puts a test or benchmark into a folder beside the binary that it built for it.
+/// Cargo puts tests and benchmarks into a folder beside the binary.
 pub fn binary() -> PathBuf {
     std::env::var_os("CEDAR_PDP_TEST_BINARY").map_or_else(
         || {
@@ -30,17 +30,17 @@ pub fn binary() -> PathBuf {
     )
 }
 
-/// A command for the binary, without the environment of whoever runs the tests.
+/// Returns a command for the binary, without settings from the environment.
 pub fn command() -> Command {
     without_settings(Command::new(binary()))
 }
 
-/// `cedar-pdp serve` on `policies` and a free port, with these further arguments.
-pub fn serving(policies: &Path, arguments: &[&str]) -> Command {
-    serving_on(&["127.0.0.1:0"], policies, arguments)
+/// Returns the command `cedar-pdp serve` for `policies` and a free port, with further arguments.
+pub fn serve_command(policies: &Path, arguments: &[&str]) -> Command {
+    serve_command_on(&["127.0.0.1:0"], policies, arguments)
 }
 
-fn serving_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
+fn serve_command_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
     let mut command = command();
     command.arg("serve").arg("--policies").arg(policies);
     for address in listen {
@@ -50,23 +50,27 @@ fn serving_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// `command`, without the settings in the environment of whoever runs the tests, and without a
-/// door for operators: many services run at once, and its port is one and the same for all. A test
-/// that wants one gives `--admin-listen`.
+/// Removes settings in the environment from `command`, and disables the admin server: its default
+/// port is the same for all servers that run at once. A test that needs it passes `--admin-listen`.
 pub fn without_settings(mut command: Command) -> Command {
+    remove_variables(&mut command, "CEDAR_PDP_");
+    command.env("CEDAR_PDP_ADMIN_LISTEN", "off");
+    command
+}
+
+/// Removes the environment variables whose names begin with `prefix`.
+pub fn remove_variables(command: &mut Command, prefix: &str) {
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CEDAR_PDP_") {
+        if name.to_string_lossy().starts_with(prefix) {
             command.env_remove(name);
         }
     }
-    command.env("CEDAR_PDP_ADMIN_LISTEN", "off");
-    command
 }
 
 /// A running server process, killed when dropped.
 pub struct Server {
     child: Child,
-    /// The addresses it printed, as it printed them.
+    /// The addresses that it printed, unchanged.
     pub addresses: Vec<String>,
     admin: mpsc::Receiver<String>,
     stderr: Arc<Mutex<String>>,
@@ -74,18 +78,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `cedar-pdp serve` on `policies` and a free port, with these further arguments, and
-    /// waits until it listens.
+    /// Starts `cedar-pdp serve` for `policies` on a free port with further arguments, and waits
+    /// until it listens.
     pub fn start(policies: &Path, arguments: &[&str]) -> Self {
-        Self::spawn(serving(policies, arguments), 1)
+        Self::spawn(serve_command(policies, arguments), 1)
     }
 
-    /// Starts it on these addresses.
+    /// Starts the server on these addresses.
     pub fn start_listening(policies: &Path, listen: &[&str], arguments: &[&str]) -> Self {
-        Self::spawn(serving_on(listen, policies, arguments), listen.len())
+        Self::spawn(serve_command_on(listen, policies, arguments), listen.len())
     }
 
-    /// Runs `command` and waits for `addresses` lines that say where it listens.
+    /// Runs `command` and waits until it has printed `addresses` addresses.
     pub fn spawn(mut command: Command, addresses: usize) -> Self {
         let mut child = command
             .stdin(Stdio::null())
@@ -95,17 +99,18 @@ impl Server {
             .expect("the server binary runs");
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let kept = Arc::clone(&stderr);
+        let shared_log = Arc::clone(&stderr);
         let stderr_reader = std::thread::spawn(move || {
             let mut line = Vec::new();
             while log.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                kept.lock()
+                shared_log
+                    .lock()
                     .unwrap()
                     .push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
         });
-        let (tell_admin, admin) = mpsc::channel();
+        let (admin_sender, admin) = mpsc::channel();
         let mut server = Self {
             child,
             addresses: Vec::new(),
@@ -127,51 +132,55 @@ impl Server {
                 server.addresses.push(address.to_owned());
             }
         }
-        // Whatever else it prints must find a reader.
+        // Reads the rest of stdout, so that the server never blocks on it.
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 if let Some(address) = line.strip_prefix("admin on ") {
-                    let _ = tell_admin.send(address.to_owned());
+                    let _ = admin_sender.send(address.to_owned());
                 }
             }
         });
         server
     }
 
-    /// Where operators find it. To be asked once.
+    /// Returns the address of the admin server. Can be called once.
     pub fn admin(&self) -> String {
         self.admin
-            .recv_timeout(PATIENCE)
-            .expect("it has a door for operators")
+            .recv_timeout(TIME_LIMIT)
+            .expect("the server has an admin server")
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub fn address(&self) -> &str {
         &self.addresses[0]
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
 
     /// Waits until the log contains `text`.
     pub fn wait_for_log(&self, text: &str) {
-        let is_logged = comes_true_blocking(|| self.log().contains(text));
+        let is_logged = poll_until_blocking(|| self.log().contains(text));
         assert!(is_logged, "`{text}` was never logged:\n{}", self.log());
     }
 
-    /// Waits until `holds` returns true. Panics with `what` and the log if it never does.
-    pub async fn eventually(&self, what: &str, holds: impl AsyncFnMut() -> bool) {
-        assert!(comes_true(holds).await, "timed out: {what}\n{}", self.log());
+    /// Waits until `condition` returns true. Panics with `what` and the log if it never does.
+    pub async fn eventually(&self, what: &str, condition: impl AsyncFnMut() -> bool) {
+        assert!(
+            poll_until(condition).await,
+            "timed out: {what}\n{}",
+            self.log()
+        );
     }
 
-    /// Whether the process still runs.
+    /// Returns whether the process still runs.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -186,9 +195,9 @@ impl Server {
         assert!(status.success());
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits until the process exits by itself.
     pub fn wait(&mut self) -> ExitStatus {
-        let has_ended = comes_true_blocking(|| !self.is_alive());
+        let has_ended = poll_until_blocking(|| !self.is_alive());
         assert!(has_ended, "the server does not end:\n{}", self.log());
         if let Some(reader) = self.stderr_reader.take() {
             reader.join().unwrap();
@@ -196,7 +205,7 @@ impl Server {
         self.child.wait().unwrap()
     }
 
-    /// Resident memory now, in KiB.
+    /// Returns the resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
         let mut text = String::new();
         std::fs::File::open(format!("/proc/{}/status", self.pid()))
@@ -210,10 +219,10 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// How much of the processors it has had so far, in the system's ticks.
+    /// Returns the CPU time used so far, in the system's ticks.
     pub fn processor_ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // A name may hold anything, and ends with the last parenthesis.
+        // The process name may contain parentheses; the last one ends it.
         let (_, fields) = stat.rsplit_once(')').unwrap();
         let in_user_and_system = fields.split_whitespace().skip(11).take(2);
         in_user_and_system
@@ -221,17 +230,17 @@ impl Server {
             .sum()
     }
 
-    /// A connection to the first address.
+    /// Connects to the first address.
     pub async fn channel(&self) -> Channel {
         channel(self.address()).await
     }
 
-    /// A client of the decisions.
+    /// Connects a client of the authorization service.
     pub async fn authorization(&self) -> AuthorizationServiceClient<Channel> {
         AuthorizationServiceClient::new(self.channel().await)
     }
 
-    /// A client of the policy store.
+    /// Connects a client of the policy store service.
     pub async fn policy_store(&self) -> PolicyStoreServiceClient<Channel> {
         PolicyStoreServiceClient::new(self.channel().await)
     }
@@ -244,11 +253,11 @@ impl Drop for Server {
     }
 }
 
-/// Waits until the store's status satisfies `holds`, and gives it.
+/// Waits until the store's status satisfies `condition`, and returns it.
 pub async fn wait_for_status(
     server: &Server,
     what: &str,
-    mut holds: impl FnMut(&pb::StoreStatus) -> bool,
+    mut condition: impl FnMut(&pb::StoreStatus) -> bool,
 ) -> pb::StoreStatus {
     let mut store = server.policy_store().await;
     let mut watch = store
@@ -262,15 +271,15 @@ pub async fn wait_for_status(
                 .message()
                 .await
                 .unwrap()
-                .expect("the watch goes on")
+                .expect("the watch stays open")
                 .status
                 .unwrap();
-            if holds(&status) {
+            if condition(&status) {
                 return status;
             }
         }
     };
-    match tokio::time::timeout(PATIENCE, waiting).await {
+    match tokio::time::timeout(TIME_LIMIT, waiting).await {
         Ok(status) => status,
         Err(_) => panic!("the status never showed {what}:\n{}", server.log()),
     }

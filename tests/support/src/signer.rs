@@ -1,4 +1,4 @@
-//! An issuer's keys, and tokens as it signs them: good ones, and whatever else a test writes down.
+//! Issuer keys, and tokens signed with them, valid or not.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use rcgen::{KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 
-/// One key of an issuer.
+/// One signing key of an issuer.
 pub struct Signer {
     pub kid: String,
     pub algorithm: Algorithm,
@@ -16,7 +16,7 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// A new key.
+    /// Generates a key.
     pub fn new(kid: &str, algorithm: Algorithm) -> Self {
         let (key, mut jwk) = match algorithm {
             Algorithm::ES256 => {
@@ -51,7 +51,7 @@ impl Signer {
         }
     }
 
-    /// A shared secret.
+    /// Creates a signer with a shared secret.
     pub fn secret(secret: &[u8]) -> Self {
         Self {
             kid: String::new(),
@@ -61,22 +61,22 @@ impl Signer {
         }
     }
 
-    /// Its public half.
+    /// Returns the public key.
     pub fn jwk(&self) -> Value {
         self.jwk.clone()
     }
 
-    /// The header of its tokens.
+    /// Returns the header of its tokens.
     pub fn header(&self) -> Value {
         json!({"alg": self.algorithm, "typ": "at+jwt", "kid": self.kid})
     }
 
-    /// A token of these claims.
+    /// Signs a token with these claims.
     pub fn token(&self, claims: &Value) -> String {
         self.sign(&self.header().to_string(), &claims.to_string())
     }
 
-    /// A token of this header and these claims, whatever they are.
+    /// Signs any header and claims.
     pub fn sign(&self, header: &str, claims: &str) -> String {
         let message = format!(
             "{}.{}",
@@ -89,18 +89,18 @@ impl Signer {
     }
 }
 
-/// A JWKS of these keys.
+/// Returns a JWKS of these keys.
 pub fn jwks(signers: &[&Signer]) -> String {
     let keys: Vec<Value> = signers.iter().map(|signer| signer.jwk()).collect();
     json!({ "keys": keys }).to_string()
 }
 
-/// In base64url.
+/// Encodes bytes in base64url.
 pub fn encoded(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The PKCS #1 key within a PKCS #8 one: the last of its members.
+/// Extracts the PKCS #1 key from a PKCS #8 one, where it is the last member.
 fn inner_key(der: &[u8]) -> Vec<u8> {
     let (_, sequence, _) = element(der);
     let (_, _version, rest) = element(sequence);
@@ -110,7 +110,7 @@ fn inner_key(der: &[u8]) -> Vec<u8> {
     key.to_vec()
 }
 
-/// The tag and content of the first DER element, and what follows it.
+/// Returns the tag and content of the first DER element, and the bytes after it.
 fn element(der: &[u8]) -> (u8, &[u8], &[u8]) {
     let (length, begin) = match usize::from(der[1]) {
         short @ 0..=0x7f => (short, 2),

@@ -94,12 +94,12 @@ fn nothing_is_shed_without_a_target() {
 fn state_shows_delay_and_shed_calls() {
     let admission = admission();
     assert!(admits(&admission, 1_000, 0));
-    let calm = OverloadState {
+    let idle = OverloadState {
         shedding_since: None,
         queue_delay: Duration::ZERO,
         shed: 0,
     };
-    assert_eq!(state(&admission, 1_000), calm);
+    assert_eq!(state(&admission, 1_000), idle);
 
     for at in 1_001..1_200 {
         admits(&admission, at, 50);
@@ -112,7 +112,7 @@ fn state_shows_delay_and_shed_calls() {
     assert_eq!(overloaded.queue_delay, Duration::from_millis(50));
     assert_eq!(overloaded.shed, 98);
 
-    assert_eq!(state(&admission, 1_320), OverloadState { shed: 98, ..calm });
+    assert_eq!(state(&admission, 1_320), OverloadState { shed: 98, ..idle });
 }
 
 #[test]

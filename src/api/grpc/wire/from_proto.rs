@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn more_entities_than_the_limit_are_fault() {
+    fn more_entities_than_the_limit_are_rejected() {
         let entities = vec![pb::Entity::default(); 3];
         let request = pb::AuthorizeRequest {
             entities,

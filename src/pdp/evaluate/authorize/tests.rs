@@ -843,7 +843,7 @@ fn request_entities_cannot_redefine_stored_ancestors() {
         Settings::default(),
     );
     let query = |id: &str, parents: &[&str], stored, group: &str| {
-        let lifted = entity(&format!("Group::\"{group}\""), &[], &[r#"Group::"admins""#]);
+        let redefined = entity(&format!("Group::\"{group}\""), &[], &[r#"Group::"admins""#]);
         Query {
             principal: Uid::new("User", id),
             claimed: Some(Arc::new(Claimed {
@@ -851,7 +851,7 @@ fn request_entities_cannot_redefine_stored_ancestors() {
                 parents: parents.iter().map(|id| Uid::new("Group", *id)).collect(),
                 stored,
             })),
-            entities: vec![entity(r#"Doc::"1""#, &[], &[]), lifted],
+            entities: vec![entity(r#"Doc::"1""#, &[], &[]), redefined],
             ..read()
         }
     };

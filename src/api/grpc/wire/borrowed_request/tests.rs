@@ -254,7 +254,7 @@ fn other_shapes_are_left_to_prost() {
             with(&[0x2a, 8, 0x0a, 1, b'c', 0x12, 3, 0x1a, 1, 0xff]),
         ),
         ("a group", with(&[0x43, 0x44])),
-        ("less than was said", with(&[0x2a, 9])),
+        ("less than the declared length", with(&[0x2a, 9])),
         ("nothing", Vec::new()),
     ] {
         assert!(!check(&message, &rules), "{what}");

@@ -1,7 +1,7 @@
-//! A steady stream of calls to a server, and how long each of them took.
+//! A steady stream of calls to a server, and the latency of each.
 //!
-//! The calls begin at fixed times, whether the ones before are answered or not: a server that
-//! stands still for a moment is late with all that came in it, not only with one.
+//! The calls begin at fixed times, independent of earlier answers: a server that pauses is late
+//! with all calls of that time, not only with one.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,24 +15,24 @@ use cedar_pdp::api::grpc::pb::authorization_service_client::AuthorizationService
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::MissedTickBehavior;
 
-/// Calls not yet answered, beyond which the server has failed.
+/// Calls in flight at which the server has failed.
 const MOST_IN_FLIGHT: usize = 100_000;
 
-/// One call: when it began, and how long it took.
+/// The start and latency of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    pub begun: Instant,
+    pub started: Instant,
     pub took: Duration,
 }
 
-/// Calls on a thread of its own, until asked for what they took.
+/// Calls on a thread of its own, until stopped.
 pub struct Pressure {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<anyhow::Result<Vec<Call>>>,
 }
 
 impl Pressure {
-    /// One call each `pause`, the `requests` in turn, on one connection.
+    /// Starts one call each `pause`, with the `requests` in turn, on one connection.
     pub fn start(address: &str, requests: Vec<pb::AuthorizeRequest>, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -46,7 +46,7 @@ impl Pressure {
         Self { stop, thread }
     }
 
-    /// Ends it. An error if a single call failed.
+    /// Stops the calls. Fails if a call failed.
     pub fn finish(self) -> anyhow::Result<Vec<Call>> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
@@ -76,11 +76,11 @@ async fn call(
         in_flight.spawn_local(async move {
             let request = requests.get(turn % requests.len()).cloned();
             let request = request.context("there are requests")?;
-            let begun = Instant::now();
+            let started = Instant::now();
             client.authorize(request).await?;
             Ok(Call {
-                begun,
-                took: begun.elapsed(),
+                started,
+                took: started.elapsed(),
             })
         });
         turn += 1;

@@ -1,10 +1,10 @@
-//! Repeated measurements, what is said of them, and how it is printed.
+//! Repeated measurements, their statistics, and tables.
 
-/// Measurements of one thing.
+/// Repeated measurements of one quantity.
 pub struct Spread(Vec<f64>);
 
 impl Spread {
-    /// Of at least one measurement.
+    /// Sorts `values`, of which there must be at least one.
     pub fn of(measurements: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = measurements.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -12,7 +12,7 @@ impl Spread {
         Self(sorted)
     }
 
-    /// How many there are.
+    /// Returns the number of measurements.
     #[allow(clippy::len_without_is_empty, reason = "there is always a measurement")]
     pub fn len(&self) -> usize {
         self.0.len()
@@ -30,20 +30,20 @@ impl Spread {
         self.percentile(100)
     }
 
-    /// The least measurement that `percent` of them do not exceed.
+    /// Returns the least measurement that `percent` of them do not exceed.
     pub fn percentile(&self, percent: usize) -> f64 {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0.get(rank - 1).copied().unwrap_or(f64::NAN)
     }
 
-    /// The median, with the extremes behind it.
+    /// Formats the median with the extremes.
     pub fn show(&self, decimals: usize) -> String {
         let (median, least, most) = (self.median(), self.least(), self.most());
         format!("{median:.decimals$} ({least:.decimals$} to {most:.decimals$})")
     }
 }
 
-/// Prints `rows` under `head`, the first column to the left and the others to the right.
+/// Prints `rows` under `head`, the first column left-aligned and the others right-aligned.
 pub fn print_table<const N: usize>(
     title: &str,
     head: [&str; N],

@@ -1,4 +1,4 @@
-//! A world: what stands in a policy directory, how it changes, and as which files it is written.
+//! A scenario: the content of a policy directory, its changes, and its files.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,22 +10,22 @@ use cedar_policy::{
 };
 use serde_json::json;
 
-use crate::policies::{Drawn, arguments, draw};
+use crate::policies::{DrawnPolicy, arguments, draw};
 use crate::rng::Rng;
 use crate::shape::{Attributes, Shape};
 use crate::values::{
-    ATTRIBUTES, IDS, TAGS, TOWER, TOWERS, TYPES, Ty, above, cedar_uid, json, other_value,
+    ATTRIBUTES, CHAIN, CHAIN_TYPES, IDS, TAGS, TYPES, Ty, cedar_uid, json, other_value, parent_ids,
     string_text, tag_type, uid_text, value,
 };
 
 /// Relative path and text.
 pub(crate) type Files = BTreeMap<String, String>;
 
-/// Where policies and templates stand; now and then all in the first, so that numbers reach ten
-/// and ids are seen to be sorted as text.
+/// Files with policies and templates. Sometimes all are in the first, so that numbers reach ten and
+/// ids are sorted as text.
 const POLICY_FILES: &[&str] = &["a.cedar", "dir/b.cedar", "dir/more/c.cedar.json", "z.cedar"];
 
-/// Where entities stand, some of them.
+/// Files with entities; a scenario uses some of them.
 const ENTITY_FILES: &[&str] = &[
     "entities.json",
     "dir/people.entities.json",
@@ -34,28 +34,28 @@ const ENTITY_FILES: &[&str] = &[
 ];
 
 #[derive(Clone, Debug)]
-pub(crate) struct World {
+pub(crate) struct Scenario {
     pub(crate) shape: Shape,
-    /// The schema, when the directory has one.
+    /// The schema, if the directory has one.
     schema: Option<Schema>,
     validation: Validation,
-    policies: Vec<Written>,
+    policies: Vec<WrittenPolicy>,
     links: Vec<Link>,
     entities: BTreeMap<Uid, RequestEntity>,
-    /// Numbers policies and links, so that ids are never given twice.
+    /// Numbers policies and links, so that ids are unique.
     serial: usize,
-    /// How files are split and values are written. What has not changed is written as before, so
-    /// that its file is the same.
+    /// Decides how files are split and values are written. Unchanged parts are written as before,
+    /// so that their files stay the same.
     style: u64,
-    /// The files of entities that have moved from where the style would have them.
+    /// Entities that are in another file than the style chooses.
     moved: BTreeMap<Uid, usize>,
 }
 
 #[derive(Clone, Debug)]
-struct Written {
-    drawn: Drawn,
+struct WrittenPolicy {
+    drawn: DrawnPolicy,
     serial: usize,
-    /// Whether it has an `@id`.
+    /// The policy has an `@id`.
     named: bool,
     file: &'static str,
 }
@@ -66,11 +66,11 @@ struct Link {
     template: usize,
     principal: Option<Uid>,
     resource: Option<Uid>,
-    /// In a `.cedar.json` file rather than in a `.links.json` one.
+    /// The link is in a `.cedar.json` file instead of a `.links.json` file.
     in_json: bool,
 }
 
-impl World {
+impl Scenario {
     pub(crate) fn draw(rng: &mut Rng, validation: Validation) -> Self {
         let shape = Shape::draw(rng);
         let has_schema = match validation {
@@ -78,7 +78,7 @@ impl World {
             Validation::Off => rng.chance(50),
         };
         let schema = has_schema.then(|| schema(&shape));
-        let mut world = Self {
+        let mut scenario = Self {
             shape,
             schema,
             validation,
@@ -90,66 +90,66 @@ impl World {
             moved: BTreeMap::new(),
         };
         for _ in 0..rng.between(7, 18) {
-            world.add_policy(rng);
+            scenario.add_policy(rng);
         }
         for _ in 0..rng.between(0, 8) {
-            world.add_link(rng);
+            scenario.add_link(rng);
         }
         for (type_name, _) in TYPES {
             for id in IDS {
                 if rng.chance(78) {
-                    world.store_drawn(rng, Uid::new(*type_name, *id));
+                    scenario.store_drawn(rng, Uid::new(*type_name, *id));
                 }
             }
         }
         if rng.chance(30) {
-            for type_name in TOWERS {
-                for id in rng.some(TOWER, 95) {
-                    world.store_drawn(rng, Uid::new(*type_name, id));
+            for type_name in CHAIN_TYPES {
+                for id in rng.some(CHAIN, 95) {
+                    scenario.store_drawn(rng, Uid::new(*type_name, id));
                 }
             }
         }
         if rng.chance(15) {
-            for written in &mut world.policies {
+            for written in &mut scenario.policies {
                 written.file = POLICY_FILES[0];
             }
         }
-        match &world.schema {
-            None => world.store_actions(rng, 70),
-            // Stored all the same, they must be the schema's.
-            Some(_) if rng.chance(8) => world.store_actions(rng, 100),
+        match &scenario.schema {
+            None => scenario.store_actions(rng, 70),
+            // Stored actions must be the same as in the schema.
+            Some(_) if rng.chance(8) => scenario.store_actions(rng, 100),
             Some(_) => {}
         }
-        world
+        scenario
     }
 
-    /// The next revision: a few things are different.
+    /// Returns the next revision, with a few changes.
     pub(crate) fn changed(&self, rng: &mut Rng) -> Self {
         if rng.chance(4) {
             return Self::draw(rng, self.validation);
         }
-        let mut world = self.clone();
+        let mut scenario = self.clone();
         if rng.chance(20) {
-            world.style = rng.seed();
+            scenario.style = rng.seed();
         }
         if rng.chance(15) {
-            world.change_schema(rng);
+            scenario.change_schema(rng);
         }
         for _ in 0..rng.between(0, 3) {
             match rng.below(5) {
                 0 => {
-                    let at = rng.below(world.policies.len());
-                    let gone = world.policies.remove(at).serial;
-                    world.links.retain(|link| link.template != gone);
-                    world.add_policy(rng);
+                    let at = rng.below(scenario.policies.len());
+                    let removed = scenario.policies.remove(at).serial;
+                    scenario.links.retain(|link| link.template != removed);
+                    scenario.add_policy(rng);
                 }
-                1 => world.add_link(rng),
-                2 if !world.links.is_empty() => {
-                    let at = rng.below(world.links.len());
-                    world.links.remove(at);
+                1 => scenario.add_link(rng),
+                2 if !scenario.links.is_empty() => {
+                    let at = rng.below(scenario.links.len());
+                    scenario.links.remove(at);
                 }
                 3 => {
-                    for written in &mut world.policies {
+                    for written in &mut scenario.policies {
                         if rng.chance(30) {
                             written.file = rng.pick(POLICY_FILES);
                         }
@@ -158,34 +158,34 @@ impl World {
                 _ => {}
             }
         }
-        let stored: Vec<Uid> = world.entities.keys().cloned().collect();
-        // Of a whole file, or of a few entities here and there.
-        let gone = rng.chance(10).then(|| rng.below(ENTITY_FILES.len()));
+        let stored: Vec<Uid> = scenario.entities.keys().cloned().collect();
+        // Entities of a whole file, or of several files.
+        let removed = rng.chance(10).then(|| rng.below(ENTITY_FILES.len()));
         let share = rng.pick(&[0, 2, 2, 25]);
         for uid in stored {
             if uid.type_name.ends_with("Action") {
                 continue;
             }
-            if gone == Some(world.home(&uid)) {
-                world.entities.remove(&uid);
+            if removed == Some(scenario.file_index(&uid)) {
+                scenario.entities.remove(&uid);
             } else if rng.chance(share) {
                 match rng.below(8) {
                     0 | 1 => {
-                        world.entities.remove(&uid);
+                        scenario.entities.remove(&uid);
                     }
                     2 => {
-                        let home = rng.below(ENTITY_FILES.len());
-                        world.moved.insert(uid, home);
+                        let file_index = rng.below(ENTITY_FILES.len());
+                        scenario.moved.insert(uid, file_index);
                     }
-                    _ => world.store_drawn(rng, uid),
+                    _ => scenario.store_drawn(rng, uid),
                 }
             }
         }
-        world
+        scenario
     }
 
-    /// Other groups of actions, or other optional attributes of contexts and entities; policies
-    /// that no longer validate give way to others.
+    /// Changes the actions' groups, or optional attributes of contexts and entities. Policies that
+    /// no longer validate are replaced.
     fn change_schema(&mut self, rng: &mut Rng) {
         self.shape.change(rng);
         if self.schema.is_some() {
@@ -199,7 +199,7 @@ impl World {
             let is_all = self.schema.is_some();
             self.store_actions(rng, if is_all { 100 } else { 70 });
         }
-        let kept: Vec<Link> = std::mem::take(&mut self.links)
+        let remaining: Vec<Link> = std::mem::take(&mut self.links)
             .into_iter()
             .filter(|link| {
                 let template = self.policies.iter().find(|w| w.serial == link.template);
@@ -209,7 +209,7 @@ impl World {
         let (fit, unfit): (Vec<_>, Vec<_>) = std::mem::take(&mut self.policies)
             .into_iter()
             .partition(|written| self.fits(&written.drawn, None));
-        self.links = kept;
+        self.links = remaining;
         self.links
             .retain(|link| fit.iter().any(|written| written.serial == link.template));
         self.policies = fit;
@@ -218,26 +218,26 @@ impl World {
         }
     }
 
-    /// The file that an entity stands in.
-    fn home(&self, uid: &Uid) -> usize {
+    /// Returns the file of an entity.
+    fn file_index(&self, uid: &Uid) -> usize {
         let Uid { type_name, id } = uid;
-        let home = || {
+        let file_index = || {
             let files = Rng::named(self.style, "files").between(1, ENTITY_FILES.len());
             Rng::named(self.style, &format!("home of {type_name} {id}")).below(files)
         };
-        self.moved.get(uid).copied().unwrap_or_else(home)
+        self.moved.get(uid).copied().unwrap_or_else(file_index)
     }
 
-    /// A matter of taste that is settled by the style.
-    fn likes(&self, matter: &str, percent: usize) -> bool {
-        Rng::named(self.style, matter).chance(percent)
+    /// Returns a random choice that depends on the style alone.
+    fn style_choice(&self, name: &str, percent: usize) -> bool {
+        Rng::named(self.style, name).chance(percent)
     }
 
     pub(crate) fn has_schema(&self) -> bool {
         self.schema.is_some()
     }
 
-    /// Whether requests are checked against the schema.
+    /// Returns whether requests are checked against the schema.
     pub(crate) fn validates(&self) -> bool {
         self.has_schema() && self.validation != Validation::Off
     }
@@ -246,7 +246,7 @@ impl World {
         self.entities.get(uid)
     }
 
-    /// Whether only what the strict validator takes may stand here.
+    /// Returns the schema if all policies must pass the strict validator.
     fn must_validate(&self) -> Option<&Schema> {
         match self.validation {
             Validation::Strict => self.schema.as_ref(),
@@ -257,7 +257,7 @@ impl World {
     fn store_drawn(&mut self, rng: &mut Rng, uid: Uid) {
         let mut entity = entity(rng, &self.shape, uid);
         if !self.has_schema() && rng.chance(25) {
-            entity.attributes = bent(rng, &entity.attributes);
+            entity.attributes = bend_record(rng, &entity.attributes);
         }
         self.store(entity);
     }
@@ -282,13 +282,13 @@ impl World {
     }
 
     fn add_policy(&mut self, rng: &mut Rng) {
-        let wild = self.must_validate().is_none();
+        let untyped = self.must_validate().is_none();
         let drawn = (0..50)
-            .map(|_| draw(rng, &self.shape, wild))
+            .map(|_| draw(rng, &self.shape, untyped))
             .find(|drawn| self.fits(drawn, None))
             .expect("the generator draws policies that validate");
         self.serial += 1;
-        self.policies.push(Written {
+        self.policies.push(WrittenPolicy {
             drawn,
             serial: self.serial,
             named: rng.chance(50),
@@ -297,7 +297,7 @@ impl World {
     }
 
     fn add_link(&mut self, rng: &mut Rng) {
-        let templates: Vec<&Written> = self
+        let templates: Vec<&WrittenPolicy> = self
             .policies
             .iter()
             .filter(|written| written.drawn.is_template())
@@ -328,8 +328,8 @@ impl World {
         }
     }
 
-    /// Whether the strict validator takes it, where it must.
-    fn fits(&self, drawn: &Drawn, link: Option<&Link>) -> bool {
+    /// Returns whether the strict validator accepts the policy, where it must.
+    fn fits(&self, drawn: &DrawnPolicy, link: Option<&Link>) -> bool {
         let mut set = PolicySet::new();
         if drawn.is_template() {
             let template = Template::parse(Some(PolicyId::new("t")), &drawn.text).unwrap();
@@ -357,13 +357,13 @@ impl World {
             .validation_passed()
     }
 
-    /// The policy directory.
+    /// Writes the policy directory.
     pub(crate) fn files(&self) -> Files {
         let mut files = Files::new();
         if self.schema.is_some() {
             let [types, rest] = self.shape.schema();
             for (name, text) in [("types", types), ("dir/actions", rest)] {
-                match self.likes(name, 30) {
+                match self.style_choice(name, 30) {
                     true => {
                         let (fragment, _) = SchemaFragment::from_cedarschema_str(&text).unwrap();
                         let json = fragment.to_json_string().unwrap();
@@ -384,7 +384,8 @@ impl World {
         let mut arrays: [Vec<serde_json::Value>; 4] = Default::default();
         for entity in self.entities.values() {
             let Uid { type_name, id } = &entity.uid;
-            let implicit = self.has_schema() && self.likes(&format!("plain {type_name} {id}"), 40);
+            let implicit =
+                self.has_schema() && self.style_choice(&format!("plain {type_name} {id}"), 40);
             let fields = |record: &Record| -> serde_json::Map<String, serde_json::Value> {
                 record
                     .iter()
@@ -400,10 +401,10 @@ impl World {
             if !entity.tags.is_empty() {
                 written["tags"] = fields(&entity.tags).into();
             }
-            arrays[self.home(&entity.uid)].push(written);
+            arrays[self.file_index(&entity.uid)].push(written);
         }
         for (name, array) in ENTITY_FILES.iter().zip(arrays) {
-            if !array.is_empty() || self.likes(name, 30) {
+            if !array.is_empty() || self.style_choice(name, 30) {
                 let text = serde_json::to_string_pretty(&array).unwrap();
                 files.insert((*name).to_owned(), text);
             }
@@ -419,7 +420,7 @@ impl World {
             let mut set = json!({"staticPolicies": {}, "templates": {}, "templateLinks": []});
             for (number, written) in here.enumerate() {
                 let mut id = format!("{file}#{number}");
-                // What the oracle checks its own numbering by.
+                // The oracle checks its own numbering against this.
                 let mut annotations = format!("@ordinal(\"{number}\")\n");
                 if written.named || file.ends_with(".json") {
                     id = match written.serial % 7 {
@@ -428,7 +429,7 @@ impl World {
                     };
                 }
                 if written.named {
-                    // In JSON it is an annotation like any other, so there it lies.
+                    // In JSON `@id` is an ordinary annotation, so here it names another id.
                     let text = match file.ends_with(".json") {
                         true => "p1".to_owned(),
                         false => id.clone(),
@@ -494,9 +495,9 @@ impl World {
         for (file, set) in policy_sets {
             files.insert(file.to_owned(), serde_json::to_string_pretty(&set).unwrap());
         }
-        if !links.is_empty() || self.likes("a file for no links", 50) {
+        if !links.is_empty() || self.style_choice("a file for no links", 50) {
             // Before or after the files of its templates.
-            let name = if self.likes("links come first", 50) {
+            let name = if self.style_choice("links come first", 50) {
                 "0.links.json"
             } else {
                 "zz/all.links.json"
@@ -524,17 +525,17 @@ fn slots(link: &Link) -> HashMap<SlotId, cedar_policy::EntityUid> {
         .collect()
 }
 
-/// An entity of this shape.
+/// Draws an entity of this shape.
 pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     let attributes = record(rng, &shape.attributes(&uid.type_name), ATTRIBUTES);
     let mut parents = Vec::new();
-    let floor = TOWER.iter().position(|known| *known == uid.id);
+    let chain_index = CHAIN.iter().position(|known| *known == uid.id);
     for (type_name, parent_types) in TYPES {
         if *type_name != uid.type_name || parent_types.is_empty() {
             continue;
         }
-        if let Some(floor) = floor {
-            let next = &TOWER[floor + 1..TOWER.len().min(floor + 4)];
+        if let Some(chain_index) = chain_index {
+            let next = &CHAIN[chain_index + 1..CHAIN.len().min(chain_index + 4)];
             for id in rng.some(next, 60) {
                 parents.push(Uid::new(*type_name, id));
             }
@@ -542,14 +543,14 @@ pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
         for _ in 0..rng.below(3) {
             let parent_type = rng.pick(parent_types);
             let ids = match parent_type == uid.type_name {
-                true => above(&uid.id),
+                true => parent_ids(&uid.id),
                 false => IDS,
             };
             if !ids.is_empty() {
                 parents.push(Uid::new(parent_type, rng.pick(ids)));
             }
-            if floor.is_none() && TOWERS.contains(&parent_type) && rng.chance(15) {
-                parents.push(Uid::new(parent_type, rng.pick(&TOWER[..3])));
+            if chain_index.is_none() && CHAIN_TYPES.contains(&parent_type) && rng.chance(15) {
+                parents.push(Uid::new(parent_type, rng.pick(&CHAIN[..3])));
             }
         }
     }
@@ -569,7 +570,7 @@ pub(crate) fn entity(rng: &mut Rng, shape: &Shape, uid: Uid) -> RequestEntity {
     }
 }
 
-/// Values for these attributes, optional ones now and then.
+/// Draws values for these attributes, including some optional ones.
 pub(crate) fn record(rng: &mut Rng, attributes: &Attributes, types: &[(&str, Ty)]) -> Record {
     let mut fields = BTreeMap::new();
     for (name, required) in attributes {
@@ -583,8 +584,8 @@ pub(crate) fn record(rng: &mut Rng, attributes: &Attributes, types: &[(&str, Ty)
     fields.into()
 }
 
-/// The same record with one field of another type, too many, or missing.
-pub(crate) fn bent(rng: &mut Rng, record: &Record) -> Record {
+/// Removes a field, adds one, or changes the type of one.
+pub(crate) fn bend_record(rng: &mut Rng, record: &Record) -> Record {
     let mut fields: BTreeMap<String, _> = record
         .iter()
         .map(|(name, value)| (name.to_owned(), value.clone()))

@@ -1,6 +1,6 @@
-"""A grpcio client is let in, or not, as the list of callers says: by certificate, by key, by socket.
+"""The list of callers decides which grpcio clients may call: by certificate, key or socket.
 
-Certificates are made here, with openssl. Of what each refusal is called, README.md tells.
+The certificates are made here, with openssl. README.md lists the reasons of rejections.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from test_python import ANONYMOUS, PATIENCE, ROOT, pdp, serving, services
+from test_python import ANONYMOUS, ROOT, TIMEOUT, pdp, serving, services
 
 KEY = "a-key-of-a-test-and-no-secret"
 CALLERS = f"""
@@ -23,8 +23,8 @@ spiffe = ["spiffe://shop/orders"]
 rights = ["authorize"]
 
 [[caller]]
-name = "desk"
-bearer = ["desk.txt"]
+name = "console"
+bearer = ["console.txt"]
 rights = ["authorize", "explain"]
 
 [[caller]]
@@ -44,7 +44,7 @@ def openssl(*arguments):
 
 
 class Authority:
-    """Signs certificates, in a directory of its own."""
+    """A certificate authority with a directory of its own."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -89,7 +89,7 @@ def authority(tmp_path_factory):
     for name in ("orders", "stranger"):
         names = f"subjectAltName=URI:spiffe://shop/{name}\nextendedKeyUsage=clientAuth\n"
         authority.sign(name, names)
-    authority.path("desk.txt").write_text(KEY, encoding="utf-8")
+    authority.path("console.txt").write_text(KEY, encoding="utf-8")
     return authority
 
 
@@ -101,7 +101,7 @@ def foreign(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def house(authority, auth, listen="127.0.0.1:0"):
+def serve_with_callers(authority, auth, listen="127.0.0.1:0"):
     """Runs the service with TLS and the list of callers."""
     callers = authority.path("callers.toml")
     callers.write_text(CALLERS, encoding="utf-8")
@@ -116,89 +116,89 @@ def house(authority, auth, listen="127.0.0.1:0"):
 
 @pytest.fixture(scope="module")
 def optional(authority):
-    with house(authority, "optional") as address:
+    with serve_with_callers(authority, "optional") as address:
         yield address
 
 
-def ask(channel, request=PRICES, key=None):
+def authorize(channel, request=PRICES, key=None):
     metadata = [("authorization", f"Bearer {key}")] if key else None
     stub = services.AuthorizationServiceStub(channel)
-    return stub.Authorize(request, timeout=PATIENCE, metadata=metadata)
+    return stub.Authorize(request, timeout=TIMEOUT, metadata=metadata)
 
 
-def refusal(channel, *arguments, **more):
-    """The code of a refusal, and the reason that it gives."""
-    with pytest.raises(grpc.RpcError) as refused:
-        ask(channel, *arguments, **more)
-    status = rpc_status.from_call(refused.value)
+def rejection(channel, *arguments, **more):
+    """Returns the code and reason of a rejection."""
+    with pytest.raises(grpc.RpcError) as rejected:
+        authorize(channel, *arguments, **more)
+    status = rpc_status.from_call(rejected.value)
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert info.domain == "cedar-pdp"
-    return refused.value.code(), info.reason
+    return rejected.value.code(), info.reason
 
 
 UNKNOWN = (grpc.StatusCode.UNAUTHENTICATED, "CALLER_UNKNOWN")
 
 
-def test_with_a_certificate_that_is_listed(authority, optional):
+def test_listed_certificate_is_accepted(authority, optional):
     with grpc.secure_channel(optional, authority.credentials("orders")) as channel:
-        assert ask(channel).decision == pdp.DECISION_ALLOW
-        why = pdp.AuthorizeRequest(explain=True)
-        why.MergeFrom(PRICES)
+        assert authorize(channel).decision == pdp.DECISION_ALLOW
+        explained = pdp.AuthorizeRequest(explain=True)
+        explained.MergeFrom(PRICES)
         missing = (grpc.StatusCode.PERMISSION_DENIED, "RIGHT_MISSING")
-        assert refusal(channel, why) == missing
-        assert ask(channel, why, key=KEY).HasField("explanation")
+        assert rejection(channel, explained) == missing
+        assert authorize(channel, explained, key=KEY).HasField("explanation")
 
 
-def test_with_a_certificate_that_is_not_listed(authority, optional):
+def test_unlisted_certificate_is_rejected(authority, optional):
     with grpc.secure_channel(optional, authority.credentials("stranger")) as channel:
-        assert refusal(channel) == UNKNOWN
+        assert rejection(channel) == UNKNOWN
 
 
-def test_without_a_certificate(authority, optional):
+def test_key_replaces_a_certificate(authority, optional):
     with grpc.secure_channel(optional, authority.credentials()) as channel:
-        assert refusal(channel) == UNKNOWN
-        assert ask(channel, key=KEY).decision == pdp.DECISION_ALLOW
+        assert rejection(channel) == UNKNOWN
+        assert authorize(channel, key=KEY).decision == pdp.DECISION_ALLOW
         wrong = (grpc.StatusCode.UNAUTHENTICATED, "KEY_UNKNOWN")
-        assert refusal(channel, key=KEY + "x") == wrong
+        assert rejection(channel, key=KEY + "x") == wrong
         health = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(), timeout=PATIENCE
+            health_pb2.HealthCheckRequest(), timeout=TIMEOUT
         )
         assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def is_let_in(address, credentials):
+def is_accepted(address, credentials):
     with grpc.secure_channel(address, credentials) as channel:
         try:
-            return ask(channel).decision == pdp.DECISION_ALLOW
-        except grpc.RpcError as refused:
-            assert refused.code() == grpc.StatusCode.UNAVAILABLE
+            return authorize(channel).decision == pdp.DECISION_ALLOW
+        except grpc.RpcError as rejected:
+            assert rejected.code() == grpc.StatusCode.UNAVAILABLE
             return False
 
 
-def test_where_a_certificate_is_required(authority, foreign):
-    with house(authority, "required") as address:
-        assert is_let_in(address, authority.credentials("orders"))
-        assert not is_let_in(address, authority.credentials())
-        theirs = grpc.ssl_channel_credentials(
+def test_required_certificate_is_verified(authority, foreign):
+    with serve_with_callers(authority, "required") as address:
+        assert is_accepted(address, authority.credentials("orders"))
+        assert not is_accepted(address, authority.credentials())
+        foreign_credentials = grpc.ssl_channel_credentials(
             authority.path("ca.crt").read_bytes(),
             foreign.path("orders.key").read_bytes(),
             foreign.path("orders.crt").read_bytes(),
         )
-        assert not is_let_in(address, theirs)
+        assert not is_accepted(address, foreign_credentials)
         with grpc.insecure_channel(address) as channel:
-            with pytest.raises(grpc.RpcError) as refused:
-                ask(channel)
-            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(grpc.RpcError) as rejected:
+                authorize(channel)
+            assert rejected.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_behind_a_unix_socket(authority, tmp_path):
+def test_unix_socket_user_is_identified(authority, tmp_path):
     listen = f"unix:{tmp_path}/pdp.sock"
-    with house(authority, "optional", listen=listen):
+    with serve_with_callers(authority, "optional", listen=listen):
         options = [("grpc.default_authority", "localhost")]
         with grpc.insecure_channel(listen, options=options) as channel:
-            assert ask(channel).decision == pdp.DECISION_ALLOW
+            assert authorize(channel).decision == pdp.DECISION_ALLOW
             named = pdp.AuthorizeRequest(principal={"type": "Platform::User", "id": "ines.varga"})
             named.MergeFrom(PRICES)
             not_allowed = (grpc.StatusCode.PERMISSION_DENIED, "IDENTITY_NOT_ALLOWED")
-            assert refusal(channel, named) == not_allowed
+            assert rejection(channel, named) == not_allowed

@@ -1,12 +1,13 @@
-//! What a condition reads beyond its scope: entities behind attributes, tags, records and branches.
+//! Entities that a condition reads beyond its scope: behind attributes, tags, records and branches.
 //!
-//! Each case has one policy that reads in one way, so that no other read brings the same entities.
+//! Each case has one policy that reads in one way, so that no other read loads the same entities.
 
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Value};
 
 use super::{OFF, Outcome, allowed, ann_reads, check, denied, entity, fields, sending, user};
 
-/// `Doc::"1"` is owned by bob, who is in the staff, and tagged with carl, who is in the board.
+/// Stored entities: `Doc::"1"` is owned by bob, who is in the staff, and tagged with carl, who is
+/// in the board.
 const OWNED: &str = r#"[
     {"uid": {"type": "Doc", "id": "1"},
      "attrs": {"owner": {"__entity": {"type": "User", "id": "bob"}},
@@ -22,7 +23,7 @@ const OWNED: &str = r#"[
     {"uid": {"type": "Group", "id": "team"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]}
 ]"#;
 
-/// Asks whether ann may read `Doc::"1"` under one policy with this condition.
+/// Checks whether ann may read `Doc::"1"` under one policy with this condition.
 fn check_condition(condition: &str, outcome: Outcome<'_>) {
     let policy = format!("permit(principal, action, resource) when {{ {condition} }};");
     let files = [("p.cedar", policy.as_str()), ("entities.json", OWNED)];
@@ -60,7 +61,7 @@ fn slices_hold_every_entity_a_condition_reads() {
     }
 }
 
-/// Each entity is visited once at a place of a path, and again at another place.
+/// The analysis visits an entity once per position in a path.
 #[test]
 fn slices_merge_several_access_paths() {
     let to = |names: &[&str]| {

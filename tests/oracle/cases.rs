@@ -1,6 +1,7 @@
-//! Cases that are easy to get wrong, a sentence each; Cedar says here too what is right.
+//! Hand-written cases that are easy to get wrong, each described by its name; Cedar decides here
+//! too.
 
-mod lookups;
+mod entity_reads;
 mod reloads;
 
 use cedar_pdp::pdp::Settings;
@@ -8,7 +9,7 @@ use cedar_pdp::pdp::answer::Decision;
 use cedar_pdp::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use cedar_pdp::pdp::settings::{OnPolicyError, Validation};
 
-use crate::checked_engine::House;
+use crate::checked_engine::EngineUnderTest;
 use crate::plain::{Expected, Plain};
 
 const OFF: Settings = Settings {
@@ -32,7 +33,7 @@ fn group(id: &str) -> Uid {
     Uid::new("Group", id)
 }
 
-/// `User::"ann"` reads `Doc::"1"`.
+/// Returns the query whether `User::"ann"` reads `Doc::"1"`.
 fn ann_reads() -> Query {
     Query {
         principal: user("ann"),
@@ -73,10 +74,10 @@ fn entity<const N: usize>(uid: Uid, parents: [Uid; N]) -> RequestEntity {
     }
 }
 
-/// What is to come out: a decision and what determined it, or nothing.
+/// The expected result: a decision and its determining policies, or `None` for a rejection.
 type Outcome<'a> = Option<(Decision, &'a [&'a str])>;
 
-const REFUSED: Outcome<'static> = None;
+const REJECTED: Outcome<'static> = None;
 
 fn allowed<'a>(by: &'a [&'a str]) -> Outcome<'a> {
     Some((Decision::Allow, by))
@@ -86,19 +87,19 @@ fn denied<'a>(by: &'a [&'a str]) -> Outcome<'a> {
     Some((Decision::Deny, by))
 }
 
-/// Asks each of `queries` on a directory of `files`, all with one cache.
+/// Checks each of `queries` on a directory of `files`, all with one cache.
 fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<'_>)]) {
     let files = files
         .iter()
         .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
         .collect();
     let plain = Plain::load(&files, &settings).unwrap();
-    let mut house = House::new(settings, 1 << 20);
-    let snapshot = house.load(&files).unwrap();
+    let mut engine = EngineUnderTest::new(settings, 1 << 20);
+    let snapshot = engine.load(&files).unwrap();
     for (query, outcome) in queries {
         let expected = plain.authorize(query);
-        let is_as_said = match (&expected, outcome) {
-            (Expected::Refused(_), None) => true,
+        let is_as_expected = match (&expected, outcome) {
+            (Expected::Rejected(_), None) => true,
             (
                 Expected::Answered {
                     allow, determining, ..
@@ -107,9 +108,9 @@ fn check(settings: Settings, files: &[(&str, &str)], queries: &[(Query, Outcome<
             ) => *allow == (*decision == Decision::Allow) && determining == by,
             _ => false,
         };
-        assert!(is_as_said, "Cedar says {expected:#?} to {query:#?}");
-        if let Err(why) = house.check(&snapshot, query, &expected) {
-            panic!("{why}\nexpected {expected:#?}\nasked {query:#?}");
+        assert!(is_as_expected, "Cedar answers {expected:#?} to {query:#?}");
+        if let Err(why) = engine.check(&snapshot, query, &expected) {
+            panic!("{why}\nexpected {expected:#?}\nrequest {query:#?}");
         }
     }
 }
@@ -263,7 +264,7 @@ fn replaced_group_changes_access_of_descendants() {
                 allowed(&["p.cedar#0"]),
             ),
             (sending([entity(user("ann"), [])]), denied(&[])),
-            // `Group::"staff"` is a parent that is stored nowhere.
+            // `Group::"staff"` is a parent that is not stored.
             (
                 sending([entity(group("staff"), [group("guests")])]),
                 allowed(&["guests", "p.cedar#0"]),
@@ -332,13 +333,13 @@ fn request_entities_are_checked() {
             ("entities.json", STAFF),
         ],
         &[
-            (sending([entity(group("staff"), [group("team")])]), REFUSED),
-            (sending([entity(group("x"), [group("x")])]), REFUSED),
+            (sending([entity(group("staff"), [group("team")])]), REJECTED),
+            (sending([entity(group("x"), [group("x")])]), REJECTED),
             (
                 sending([entity(group("x"), []), entity(group("x"), [])]),
-                REFUSED,
+                REJECTED,
             ),
-            (sending([entity(Uid::new("Action", "read"), [])]), REFUSED),
+            (sending([entity(Uid::new("Action", "read"), [])]), REJECTED),
             (sending([entity(group("x"), [])]), allowed(&["p.cedar#0"])),
         ],
     );
@@ -510,7 +511,7 @@ forbid(principal, action, resource) when { context.price + 1 == 2 };"#,
         &[
             (price("1.0"), allowed(&["p.cedar#0"])),
             (price("1.00"), allowed(&["p.cedar#0"])),
-            (price("one"), REFUSED),
+            (price("one"), REJECTED),
         ],
     );
 }
@@ -568,7 +569,7 @@ fn entities_are_checked_with_validation_off() {
         ("s.cedarschema", SCHEMA),
     ];
     let ill_typed = || with_context([("n", Value::String("one".to_owned()))]);
-    let stranger = || Query {
+    let unknown_user = || Query {
         principal: Uid::new("Robot", "r"),
         ..with_context([("n", Value::Long(1))])
     };
@@ -589,7 +590,7 @@ fn entities_are_checked_with_validation_off() {
         query
     };
     let robot = || {
-        let mut query = stranger();
+        let mut query = unknown_user();
         query.entities.push(entity(query.principal.clone(), []));
         query
     };
@@ -598,12 +599,12 @@ fn entities_are_checked_with_validation_off() {
         &files,
         &[
             (ill_typed(), allowed(&["p.cedar#0"])),
-            (stranger(), allowed(&["p.cedar#0"])),
+            (unknown_user(), allowed(&["p.cedar#0"])),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
-            (level(Value::Bool(true)), REFUSED),
+            (level(Value::Bool(true)), REJECTED),
             (child_of(group("team")), allowed(&["p.cedar#0"])),
-            (child_of(user("bob")), REFUSED),
-            (robot(), REFUSED),
+            (child_of(user("bob")), REJECTED),
+            (robot(), REJECTED),
         ],
     );
     let warn = Settings {
@@ -614,10 +615,10 @@ fn entities_are_checked_with_validation_off() {
         warn,
         &files,
         &[
-            (ill_typed(), REFUSED),
-            (stranger(), REFUSED),
+            (ill_typed(), REJECTED),
+            (unknown_user(), REJECTED),
             (level(Value::Long(1)), allowed(&["p.cedar#0"])),
-            // The policy is not what the validator takes, but loaded; it fails here.
+            // The validator rejects the policy, which is loaded anyway and fails here.
             (ann_reads(), denied(&[])),
         ],
     );

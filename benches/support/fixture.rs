@@ -1,8 +1,7 @@
-//! What is asked while it is measured what being observed costs: a small policy directory, and
-//! requests that it allows.
+//! A small policy directory and requests that it allows, to measure the cost of observability.
 //!
-//! Every request is allowed by one policy, and all ids of a kind are of one length: whatever sample
-//! of ALLOW is logged, one record costs as much as another.
+//! Every request is allowed by one policy, and ids of one kind have the same length. So every log
+//! record costs the same, whichever ALLOWs are sampled.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,9 +16,9 @@ const TEAMS: usize = 10;
 const USERS: usize = 490;
 const DOCUMENTS: usize = 490;
 
-/// Users with documents of their own team's folder.
+/// The number of users; each reads documents of the team's folder.
 const PAIRS: usize = USERS * DOCUMENTS / TEAMS;
-/// As many as there are pairs and sums below a thousand.
+/// The number of pairs of user and document, times the sums below a thousand.
 pub const DISTINCT_REQUESTS: usize = PAIRS * 750;
 
 const SCHEMA: &str = r#"
@@ -45,7 +44,7 @@ when { context.sum > 1000000 }
 unless { context.mfa };
 "#;
 
-/// The directory, with a schema that it fits strictly.
+/// Writes the directory, which passes strict validation.
 pub fn policy_directory() -> anyhow::Result<TempDir> {
     let directory = tempfile::tempdir()?;
     let write = |name: &str, text: String| fs::write(directory.path().join(name), text);
@@ -73,7 +72,7 @@ fn permit_id(team: usize) -> String {
     format!("team-{team:02}-reads")
 }
 
-/// 24 bytes or so, as the ids of a platform are.
+/// Returns an id of about 24 bytes, as on a real platform.
 fn id(kind: &str, n: usize) -> String {
     format!("{kind}-{n:018}")
 }
@@ -110,13 +109,14 @@ fn entities() -> Vec<Value> {
         .collect()
 }
 
-/// Request number `n`; the first [`DISTINCT_REQUESTS`] differ from each other.
+/// Returns request `n`; the first [`DISTINCT_REQUESTS`] differ from each other.
 pub fn request(n: usize) -> pb::AuthorizeRequest {
     use pb::value::Kind;
     let user = n % USERS;
-    // Of the user's own team's folder, for `TEAMS` divides `DOCUMENTS`; another one each time round.
+    // In the folder of the user's team, since `TEAMS` divides `DOCUMENTS`; another one in each
+    // round.
     let document = (user + TEAMS * (n / USERS)) % DOCUMENTS;
-    // Another one when all pairs have been; as many bytes, and as good for every policy.
+    // Another sum when all pairs are used: as many bytes, and equal for every policy.
     let sum = 250 + (n / PAIRS) as i64;
     pb::AuthorizeRequest {
         identity: Some(pb::authorize_request::Identity::Principal(uid(
@@ -137,7 +137,7 @@ pub fn request(n: usize) -> pb::AuthorizeRequest {
     }
 }
 
-/// An answer of the size of every answer here, if it has no more to say.
+/// Returns an answer of the size of every answer here, except for optional fields.
 pub fn answer() -> pb::AuthorizeResponse {
     pb::AuthorizeResponse {
         decision: pb::Decision::Allow.into(),

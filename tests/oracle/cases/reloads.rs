@@ -1,9 +1,9 @@
-//! What is taken over from the snapshot before, and what must not be.
+//! Data that a reload may reuse, and data that it must not.
 
 use super::{OFF, ann_reads, group};
-use crate::checked_engine::House;
+use crate::checked_engine::EngineUnderTest;
 use crate::plain::Plain;
-use crate::world::Files;
+use crate::scenario::Files;
 
 use cedar_pdp::pdp::query::{Query, Uid};
 
@@ -14,14 +14,14 @@ fn files(files: &[(&str, String)]) -> Files {
         .collect()
 }
 
-/// Loads one directory after the other and asks `queries` on each.
+/// Loads one directory after the other, and checks `queries` on each.
 fn check(directories: &[Files], queries: &[Query]) {
-    let mut house = House::new(OFF, 1 << 20);
+    let mut engine = EngineUnderTest::new(OFF, 1 << 20);
     for (number, files) in directories.iter().enumerate() {
         let plain = Plain::load(files, &OFF).unwrap();
-        let snapshot = house.load(files).unwrap();
+        let snapshot = engine.load(files).unwrap();
         for query in queries {
-            if let Err(why) = house.check(&snapshot, query, &plain.authorize(query)) {
+            if let Err(why) = engine.check(&snapshot, query, &plain.authorize(query)) {
                 panic!("in directory {number}: {why}\nasked {query:#?}");
             }
         }
@@ -42,7 +42,7 @@ fn users(range: std::ops::Range<usize>) -> String {
 
 #[test]
 fn unused_interned_uids_are_cleared() {
-    // After thousands of entities are gone, only what is unused is cleared.
+    // After thousands of entities are removed, only unused data is cleared.
     let policy = r#"permit(principal in Group::"3", action, resource);
 permit(principal, action, resource) when { principal is User && resource in Group::"staff" };"#;
     let few = r#"[{"uid": {"type": "Doc", "id": "1"}, "attrs": {}, "parents": [{"type": "Group", "id": "staff"}]},
