@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 
-use support::exchange::Exchange;
-use support::figures::{Spread, print_table};
 use support::load::{self, Load};
-use support::processes::{Caller, CpuMeter, Memory};
+use support::processes::{Client, CpuMeter, Memory};
 use support::running::{Server, binary, shipped_policies, without_settings};
-use support::{Sizes, world};
+use support::statistics::{Spread, print_table};
+use support::workload::Workload;
+use support::{Sizes, fixture};
 
 const ROUNDS: usize = 21;
 const CALLS_PER_RUN: usize = 10_000;
@@ -75,8 +75,8 @@ impl Comparison {
 
     /// Measures server CPU of cached calls, uncached calls and batches, in microseconds.
     fn calls(&mut self, files: &TempDir) -> anyhow::Result<()> {
-        let exchange = Exchange::new(UNCACHED_REQUESTS)?;
-        let requests = exchange.requests();
+        let workload = Workload::new(UNCACHED_REQUESTS)?;
+        let requests = workload.requests();
         let hot = requests.get(..CACHED_REQUESTS).unwrap_or_default();
         let cached = Load::own(files.path().join("cached"), hot)?;
         let uncached = Load::own(files.path().join("uncached"), &requests)?;
@@ -94,7 +94,7 @@ impl Comparison {
             ),
         ];
         for (name, arguments, load, calls) in kinds {
-            let servers = self.start_all(exchange.policies(), arguments);
+            let servers = self.start_all(workload.policies(), arguments);
             for server in &servers {
                 load.run(server.address(), calls)?;
             }
@@ -125,7 +125,7 @@ impl Comparison {
     fn reloads(&mut self) -> anyhow::Result<()> {
         let mut servers = Vec::new();
         for binary in &self.binaries {
-            let directory = world::policy_directory()?;
+            let directory = fixture::policy_directory()?;
             servers.push((start(binary, directory.path(), &[]), directory));
         }
         let mut saved = 0;
@@ -133,12 +133,12 @@ impl Comparison {
             "saved file to new answer, ms",
             &servers,
             |(server, directory)| {
-                let mut caller = Caller::of(server)?;
+                let mut client = Client::of(server)?;
                 let file = directory.path().join("more.cedar");
                 let mut took = Duration::ZERO;
                 for _ in 0..RELOADS {
                     saved += 1;
-                    took += reload(&mut caller, &file, saved)?;
+                    took += reload(&mut client, &file, saved)?;
                 }
                 Ok(took.as_secs_f64() * 1e3 / RELOADS as f64)
             },
@@ -185,8 +185,8 @@ fn start(binary: &Path, policies: &Path, arguments: &[&str]) -> Server {
 }
 
 /// Saves `file` with a policy that differs each time, and waits for an answer of another revision.
-fn reload(caller: &mut Caller, file: &Path, number: usize) -> anyhow::Result<Duration> {
-    let before = caller.authorize(world::request(0))?.revision;
+fn reload(client: &mut Client, file: &Path, number: usize) -> anyhow::Result<Duration> {
+    let before = client.authorize(fixture::request(0))?.revision;
     let text = format!(
         "@id(\"more\")\nforbid (principal, action, resource) when {{ context.sum == {number}000000 }};\n"
     );
@@ -194,7 +194,7 @@ fn reload(caller: &mut Caller, file: &Path, number: usize) -> anyhow::Result<Dur
     fs::write(&temporary, text)?;
     let begun = Instant::now();
     fs::rename(&temporary, file).context("cannot replace the file")?;
-    while caller.authorize(world::request(0))?.revision == before {
+    while client.authorize(fixture::request(0))?.revision == before {
         ensure!(begun.elapsed() < RELOAD_TIMEOUT, "the file was not loaded");
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -13,11 +13,11 @@ use anyhow::{Context as _, ensure};
 use cedar_pdp::api::grpc::pb;
 use tempfile::TempDir;
 
-use support::figures::{Spread, print_table};
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Caller, CpuMeter};
-use support::running::{Server, serving, uid, value};
-use support::{Sizes, targets, world};
+use support::processes::{Client, CpuMeter};
+use support::running::{Server, serve_command, uid, value};
+use support::statistics::{Spread, print_table};
+use support::{Sizes, fixture, targets};
 
 /// Rounds; each round takes all servers in turn.
 const ROUNDS: usize = 21;
@@ -57,7 +57,7 @@ struct CallKind {
 
 fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let rounds = sizes.of(ROUNDS, 3);
-    let policies = world::policy_directory()?;
+    let policies = fixture::policy_directory()?;
     let files = tempfile::tempdir()?;
     println!(
         "Server CPU, user and system, of one unary Authorize call, with one fast path off.\n\
@@ -76,7 +76,7 @@ fn call_kinds(files: &TempDir) -> anyhow::Result<[CallKind; 3]> {
     let load = |name: &str, requests: Vec<pb::AuthorizeRequest>| {
         Load::own(files.path().join(name), &requests)
     };
-    let distinct = || (0..UNCACHED_REQUESTS).map(world::request);
+    let distinct = || (0..UNCACHED_REQUESTS).map(fixture::request);
     let uncached = &["--cache-bytes", "0"];
     Ok([
         CallKind {
@@ -174,7 +174,7 @@ impl CallKind {
 
     /// Starts the service with the fast path `off` switched off.
     fn start(&self, policies: &TempDir, off: Option<&str>) -> Server {
-        let mut command = serving(policies.path(), self.arguments);
+        let mut command = serve_command(policies.path(), self.arguments);
         // What is measured is the cost of every call; none may be shed.
         command.args(["--overload-delay", "0s"]);
         command.envs(off.map(|name| ("FAST_PATH_OFF", name)));
@@ -184,9 +184,9 @@ impl CallKind {
 
 /// Fails unless `server` allows the first request, as it must whatever is switched off.
 fn ensure_allowed(server: &Server) -> anyhow::Result<()> {
-    let request = world::request(0);
+    let request = fixture::request(0);
     for request in [with_resource(request.clone()), request] {
-        let answer = Caller::of(server)?.authorize(request)?;
+        let answer = Client::of(server)?.authorize(request)?;
         let is_allowed = answer.decision() == pb::Decision::Allow;
         ensure!(is_allowed, "not allowed: {answer:?}");
     }
