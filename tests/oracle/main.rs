@@ -101,7 +101,7 @@ const STACK_BYTES: usize = 64 << 20;
 
 #[test]
 fn answers_equal_those_of_plain_cedar() {
-    let wanted = number("CEDAR_PDP_ORACLE_CASES", 10_000);
+    let wanted = number("CEDAR_PDP_ORACLE_CASES", 4_000);
     let first = number("CEDAR_PDP_ORACLE_SEED", 0xced4);
     let next = AtomicU64::new(first);
     let total = Mutex::new(Tally::default());

@@ -8,9 +8,10 @@ use cedar_policy_core::ast::{Expr, ExprKind};
 /// Unoptimised builds use several times as much.
 pub(in crate::pdp) const COMPILE_STACK_BYTES: usize = 256 << 20;
 
-/// Stack for evaluating one level of an expression, in bytes, rounded up.
+/// Stack for evaluating one level of an expression, in bytes, rounded up. Unoptimised, Cedar's
+/// evaluator uses several times as much.
 const EVALUATE_STACK_BYTES_PER_LEVEL: usize = if cfg!(debug_assertions) {
-    16 << 10
+    64 << 10
 } else {
     4 << 10
 };
