@@ -90,7 +90,7 @@ impl fmt::Display for Tally {
         } = self;
         write!(
             f,
-            "{cases} cases: {allow} ALLOW, {deny} DENY ({failing} of both erring), {rejected} refused; \
+            "{cases} cases: {allow} ALLOW, {deny} DENY ({failing} of both failing), {rejected} rejected; \
              {loads} loads"
         )
     }
@@ -141,7 +141,7 @@ fn answers_equal_those_of_plain_cedar() {
         for (name, share) in [
             ("ALLOW", total.allow),
             ("DENY", total.deny),
-            ("erring", total.failing),
+            ("failing", total.failing),
         ] {
             assert!(
                 share * 5 >= total.cases,
