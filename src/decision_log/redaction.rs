@@ -90,7 +90,7 @@ mod tests {
         Redaction::new(&paths)
     }
 
-    fn shows(redaction: &Redaction, type_name: &str, name: &str) -> bool {
+    fn is_visible(redaction: &Redaction, type_name: &str, name: &str) -> bool {
         let names = redaction.entity(type_name);
         names.is_some_and(|names| names.is_visible(name))
     }
@@ -99,7 +99,7 @@ mod tests {
     fn everything_is_masked_by_default() {
         let none = redaction(&[]);
         assert!(!none.context().is_visible("amount"));
-        assert!(!shows(&none, "User", "name"));
+        assert!(!is_visible(&none, "User", "name"));
         assert!(!none.shows_error_messages());
     }
 
@@ -108,14 +108,14 @@ mod tests {
         let some = redaction(&["context.amount", "User.name", "Order.*"]);
         assert!(some.context().is_visible("amount"));
         assert!(!some.context().is_visible("name"));
-        assert!(shows(&some, "User", "name"));
-        assert!(!shows(&some, "User", "amount"));
-        assert!(!shows(&some, "Shop::User", "name"));
-        assert!(shows(&some, "Order", "anything"));
+        assert!(is_visible(&some, "User", "name"));
+        assert!(!is_visible(&some, "User", "amount"));
+        assert!(!is_visible(&some, "Shop::User", "name"));
+        assert!(is_visible(&some, "Order", "anything"));
         assert!(!some.shows_error_messages());
         assert!(redaction(&["errors.message"]).shows_error_messages());
         let all = redaction(&["*"]);
-        assert!(all.context().is_visible("x") && shows(&all, "T", "x"));
+        assert!(all.context().is_visible("x") && is_visible(&all, "T", "x"));
         assert!(all.shows_error_messages());
     }
 }

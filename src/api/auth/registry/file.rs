@@ -55,7 +55,7 @@ pub enum CallerProblem {
     #[error("invalid caller name `{0}`; allowed: 1 to 64 of a-z, A-Z, 0-9, `.`, `-` and `_`")]
     Name(String),
     #[error("`{0}` is listed twice")]
-    Twice(String),
+    Duplicate(String),
     #[error("`{0}` has none of `spiffe`, `dns`, `subject`, `uid` and `bearer`")]
     NoCredentials(String),
     /// A credential is empty or malformed, so that it would identify nobody.
@@ -185,7 +185,7 @@ impl ListedCaller {
             return Err(CallerProblem::Name(name()));
         }
         if (registry.callers.iter()).any(|other| other.name() == self.name) {
-            return Err(CallerProblem::Twice(name()));
+            return Err(CallerProblem::Duplicate(name()));
         }
         if spiffe.is_empty()
             && dns.is_empty()
