@@ -2,6 +2,8 @@
 //!
 //! Exit status: 0 good, 1 the answer is no, 2 the command could not run.
 
+mod help;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
