@@ -66,7 +66,7 @@ keys! {
     tokens: String, "FILE";
     /// Revoked tokens, subjects and keys, TOML or JSON, watched
     revocations: String, "FILE";
-    /// Memory for verified tokens, in bytes; 0 verifies every token anew
+    /// Memory for verified tokens, in bytes; 0 disables the cache
     token_cache_bytes: i64, "BYTES";
     /// Start unready, instead of failing, while the policy directory is invalid
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -74,7 +74,7 @@ keys! {
     /// Load a directory, schema or policy file that has become empty
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_empty: bool, "BOOL";
-    /// Detection of changed files: by events, backed by polling, or by poll alone
+    /// Detection of changed files: events (and polling), or poll (polling only)
     watch: String, "events|poll";
     /// Interval between rereads of the directory without an event
     poll_interval: String, "DURATION";

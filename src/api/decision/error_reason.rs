@@ -77,7 +77,7 @@ reasons! {
     ExplainOff "EXPLAIN_OFF" PermissionDenied Caller
         "explanations are turned off by `explanations = \"off\"`";
     Overloaded "OVERLOADED" Overloaded Overloaded
-        "calls wait longer than `overload_delay`, so this one was shed; retry later";
+        "the call was shed because calls wait longer than `overload_delay`; retry later";
     TooManyCalls "TOO_MANY_CALLS" Overloaded TooManyCalls
         "`max_concurrent_calls` is reached; retry later";
     BuffersFull "TOO_MUCH_PENDING" Overloaded BuffersFull

@@ -601,7 +601,7 @@ async fn emptied_policy_file_is_rejected() {
         &[("a.cedar", PERMIT), ("b.cedar", FORBID)],
         |dir| dir.write("b.cedar", ""),
         "b.cedar",
-        "no policy is left of 1",
+        "all policies of this file (1) were removed",
     )
     .await;
 }

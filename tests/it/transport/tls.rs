@@ -318,7 +318,7 @@ async fn certificate_changes_fail_no_call() {
         assert_eq!(served(server.address(), &authority), body(&first));
     }
     second.write(&certificate, &key);
-    server.wait_for_log("certificate replaced, new connections use it");
+    server.wait_for_log("certificate replaced for new connections");
     assert_eq!(served(server.address(), &authority), body(&second));
     load.finish().await;
     // However often it is looked at, each is told of once.
@@ -374,7 +374,7 @@ async fn removed_authority_rejects_new_connections() {
     server.wait_for_log("new client CA certificates rejected");
     let next = authority.server();
     next.write(&authority.path("tls.crt"), &authority.path("tls.key"));
-    server.wait_for_log("certificate replaced, new connections use it");
+    server.wait_for_log("certificate replaced for new connections");
     assert_eq!(served(server.address(), &authority), body(&next));
     let channel = connect(server.address(), authority.caller(Some(&staying))).await;
     is_allowed(channel.unwrap()).await.unwrap();
