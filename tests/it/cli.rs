@@ -60,7 +60,7 @@ fn validate_finds_the_example_good() {
     assert!(
         ended
             .out
-            .contains("good: 15 policies, 1 templates, 3 links"),
+            .contains("good: 16 policies, 1 templates, 3 links"),
         "{}",
         ended.out
     );

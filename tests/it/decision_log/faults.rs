@@ -225,10 +225,14 @@ async fn full_disk_drops_lines_until_space_returns() {
     house.server.wait_for_log("dropping records");
     assert!(house.server.log().contains("No space left"));
     fs::remove_file(house.file()).unwrap();
-    house.server.wait_for_log("has room again");
+    house.server.wait_for_log("is no longer full");
     let told = house.server.log();
     assert!(told.contains(&format!("dropped={dropped}")), "{told}");
-    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
+    assert_eq!(
+        told.matches("decision log queue is full").count(),
+        1,
+        "{told}"
+    );
     let metric = format!(r#"cedar_pdp_decision_log_records_total{{result="dropped"}} {dropped}"#);
     let page = house.metrics();
     assert!(page.contains(&metric), "{page}");
@@ -258,7 +262,7 @@ async fn blocking_log_loses_nothing_on_full_disk() {
     let deadline = [Code::DeadlineExceeded, Code::Cancelled];
     assert!(deadline.contains(&refused.code()), "{refused:?}");
     assert!((8..=12).contains(&answered.len()), "{}", answered.len());
-    house.server.wait_for_log("calls wait for room");
+    house.server.wait_for_log("blocking calls");
     // Every kind of call waits, and none holds up the others' connection.
     let one = tokio::spawn({
         let mut client = client.clone();
@@ -322,7 +326,7 @@ async fn shutdown_rejects_calls_waiting_for_the_log() {
         let mut client = client.clone();
         calls.spawn(async move { client.authorize(padded(100_000)).await });
     }
-    house.server.wait_for_log("calls wait for room");
+    house.server.wait_for_log("blocking calls");
     pause().await;
     house.server.signal("TERM");
     let mut refused = 0;
@@ -419,7 +423,11 @@ async fn stalled_stdout_reader_blocks_no_call() {
     assert_eq!(reader.join().unwrap(), logged);
     let mut told = String::new();
     stderr.read_to_string(&mut told).unwrap();
-    assert_eq!(told.matches("decision log is full").count(), 1, "{told}");
+    assert_eq!(
+        told.matches("decision log queue is full").count(),
+        1,
+        "{told}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
