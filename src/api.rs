@@ -9,6 +9,6 @@ mod server;
 pub mod transport;
 
 pub(crate) use grpc::dispatch::Backend;
-pub use grpc::status::ERROR_DOMAIN;
+pub use grpc::status::{ERROR_DOMAIN, ListedReason, listed_reasons};
 pub(crate) use grpc::wire::encoded_answer::EncodedAnswer;
 pub(crate) use server::{OpenError, Server};

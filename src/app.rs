@@ -240,7 +240,7 @@ impl App {
         };
         tokio::select! {
             () = self.server.run() => tracing::info!("stopped"),
-            () = drained => tracing::warn!("drain timeout passed with calls in flight, closing their connections"),
+            () = drained => tracing::warn!("drain timeout passed with calls in flight, closing all connections"),
         }
         if let Some(writer) = self.decision_log {
             // The rest of the drain timeout, or the minimum: every decision that was answered

@@ -153,7 +153,7 @@ fn open_key_file(
             if keys.len() == 0 {
                 tracing::warn!(
                     issuer = &*name,
-                    "key file has no key for the issuer's `algorithms`, rejecting its tokens"
+                    "key file has no key for the issuer's `algorithms`, rejecting all tokens of the issuer"
                 );
             }
             let summary = format!("{} keys loaded", keys.len());

@@ -7,6 +7,7 @@ pub(crate) mod admission;
 pub(crate) mod call;
 pub(crate) mod deadline;
 pub(crate) mod decide;
+pub(crate) mod error_reason;
 pub(crate) mod identity;
 pub(crate) mod large_requests;
 pub(crate) mod memory;

@@ -162,7 +162,8 @@ pub(crate) fn call_outcome(method: Method, code: Code) -> CallOutcome {
     }
 }
 
-fn code_label(code: usize) -> &'static str {
+/// Returns the name of a gRPC status code.
+pub(crate) fn code_label(code: usize) -> &'static str {
     const LABELS: [&str; CODES] = [
         "OK",
         "CANCELLED",

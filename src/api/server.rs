@@ -173,7 +173,7 @@ fn open_callers(
     let clients = settings.tls.as_ref().map(|tls| &tls.clients);
     if callers.uses_certificates() && matches!(clients, None | Some(ClientCertificates::None)) {
         tracing::warn!(
-            "callers are listed by certificate, but client certificates are not requested: see tls_client_auth"
+            "callers are listed by certificate, but client certificates are not requested: set `tls_client_auth`"
         );
     }
     Ok(callers)

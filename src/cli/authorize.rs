@@ -24,9 +24,6 @@ pub(super) struct AuthorizeArgs {
     /// Address of a running service, in place of a directory: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR", conflicts_with = "policies")]
     pub(super) connect: Option<Listen>,
-    /// Arguments of the connection to the service.
-    #[command(flatten)]
-    pub(super) target: TargetArgs,
     /// Principal, such as User::"alice"
     #[arg(long, value_name = "UID", required_unless_present = "token")]
     pub(super) principal: Option<Uid>,
@@ -56,6 +53,10 @@ pub(super) struct AuthorizeArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
+    /// Arguments of the connection to the service. They stand after the others: their heading holds
+    /// for what follows.
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
     /// Settings that change how a directory decides.
     #[command(flatten)]
     pub(super) config: ConfigArgs,

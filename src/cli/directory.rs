@@ -39,7 +39,7 @@ pub(super) fn load(settings: &StoreSettings) -> anyhow::Result<Directory> {
         }
     }
     bail!(
-        "the policy directory `{}` keeps changing while it is read",
+        "the policy directory `{}` keeps changing during the read",
         path.display()
     )
 }

@@ -18,7 +18,14 @@ pub(super) struct HealthcheckArgs {
     /// Address of the service; by default the first that serve would listen on
     #[arg(long, value_name = "ADDR")]
     pub(super) connect: Option<Listen>,
-    /// Arguments of the connection to the service.
+    /// Name of the gRPC service to check; empty: the whole server
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(super) service: String,
+    /// Configuration file, TOML [env: CEDAR_PDP_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Arguments of the connection to the service. They stand after the others: their heading holds
+    /// for what follows.
     #[command(flatten)]
     pub(super) target: TargetArgs,
     /// Client certificate chain, PEM
@@ -37,12 +44,6 @@ pub(super) struct HealthcheckArgs {
         help_heading = "Connection"
     )]
     pub(super) tls_key: Option<PathBuf>,
-    /// Name of the gRPC service to check; empty: the whole server
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub(super) service: String,
-    /// Configuration file, TOML [env: CEDAR_PDP_CONFIG]
-    #[arg(long, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
 }
 
 /// Prints the health of the service; the outcome is good if it is serving.

@@ -19,7 +19,7 @@ use crate::pdp::sources::FileKind;
 /// Arguments of `test`.
 #[derive(Debug, Args)]
 pub(super) struct TestArgs {
-    /// Directory to test
+    /// Policy directory to test
     #[arg(value_name = "DIR", conflicts_with = "policies")]
     pub(super) dir: PathBuf,
     /// Run only tests whose name contains this text
@@ -64,7 +64,7 @@ pub(super) fn run(args: TestArgs) -> anyhow::Result<Outcome> {
     if results.is_empty() {
         let directory = store.directory.display();
         match &args.filter {
-            Some(filter) => bail!("no test in `{directory}` has `{filter}` in its name"),
+            Some(filter) => bail!("no test in `{directory}` has a name that contains `{filter}`"),
             None => bail!("there is no test in `{directory}`; tests are `*.test.json` files"),
         }
     }
@@ -89,7 +89,7 @@ fn read_entities(store: &StoreSettings, test_file: &str, name: &str) -> anyhow::
     let directory = test_file.parent().unwrap_or(Path::new("."));
     let path = directory.join(name).canonicalize()?;
     if !path.starts_with(directory.canonicalize()?) {
-        bail!("it is outside of the directory of the test");
+        bail!("the file is outside of the directory of the test");
     }
     let max_bytes = store.limits.file_bytes;
     let mut text = String::new();
@@ -97,7 +97,7 @@ fn read_entities(store: &StoreSettings, test_file: &str, name: &str) -> anyhow::
         .take(max_bytes + 1)
         .read_to_string(&mut text)?;
     if text.len() as u64 > max_bytes {
-        bail!("it is larger than {max_bytes} bytes");
+        bail!("the file is larger than {max_bytes} bytes");
     }
     Ok(text)
 }

@@ -17,7 +17,7 @@ use crate::pdp::{CompileError, Snapshot};
 /// Arguments of `validate`.
 #[derive(Debug, Args)]
 pub(super) struct ValidateArgs {
-    /// Directory to read
+    /// Policy directory to check
     #[arg(value_name = "DIR", conflicts_with = "policies")]
     pub(super) dir: PathBuf,
     /// Output format

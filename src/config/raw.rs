@@ -1,10 +1,13 @@
 //! Settings as text: one field for each key.
 //!
 //! This is the one list of keys. The help, the names of environment variables and the table of the
-//! README are derived from it. Values are checked in `check`.
+//! documentation are derived from it. Values are checked in `check`.
 
 use serde::{Deserialize, Serialize};
 use toml::Table;
+
+/// The heading of the settings in the help.
+pub const HEADING: &str = "Configuration";
 
 /// Declares the keys: the help text, the name, the type, and the name of the value in the help.
 macro_rules! keys {
@@ -15,7 +18,7 @@ macro_rules! keys {
         /// variable (`CEDAR_PDP_POLL_INTERVAL`). Durations are text such as `5s` or `50ms`.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
         #[serde(deny_unknown_fields)]
-        #[command(next_help_heading = "Configuration")]
+        #[command(next_help_heading = HEADING)]
         pub struct RawConfig {
             $($(#[$attribute])+ #[arg(long, value_name = $value_name)] pub $key: Option<$type>,)+
         }
@@ -27,7 +30,7 @@ keys! {
     policies: String, "DIR";
     /// Address to listen on, HOST:PORT or unix:PATH; may be repeated
     listen: Vec<String>, "ADDR";
-    /// TLS certificate chain, PEM, watched; the client's in `authorize --connect`
+    /// TLS certificate chain, PEM, watched
     tls_cert: String, "FILE";
     /// Private key of the TLS certificate, PEM, watched
     tls_key: String, "FILE";
@@ -63,7 +66,7 @@ keys! {
     tokens: String, "FILE";
     /// Revoked tokens, subjects and keys, TOML or JSON, watched
     revocations: String, "FILE";
-    /// Memory for verified tokens, in bytes; 0 verifies every token anew
+    /// Memory for verified tokens, in bytes; 0 disables the cache
     token_cache_bytes: i64, "BYTES";
     /// Start unready, instead of failing, while the policy directory is invalid
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -71,7 +74,7 @@ keys! {
     /// Load a directory, schema or policy file that has become empty
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_empty: bool, "BOOL";
-    /// Detection of changed files: by events, backed by polling, or by poll alone
+    /// Detection of changed files: events (and polling), or poll (polling only)
     watch: String, "events|poll";
     /// Interval between rereads of the directory without an event
     poll_interval: String, "DURATION";

@@ -16,6 +16,7 @@ use toml::de::DeTable;
 use toml::{Table, Value};
 
 use super::Config;
+pub use super::raw::HEADING;
 use super::raw::RawConfig;
 use super::value::InvalidValue;
 
@@ -26,7 +27,7 @@ const PREFIX: &str = "CEDAR_PDP_";
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct ConfigArgs {
     /// Configuration file, TOML [env: CEDAR_PDP_CONFIG]
-    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    #[arg(long, value_name = "FILE", help_heading = HEADING)]
     pub config: Option<PathBuf>,
     /// The settings that were given as flags.
     #[command(flatten)]

@@ -6,7 +6,7 @@ use crate::counters::page::{Export, Page, metrics};
 
 metrics! {
     RECORDS = Counter "cedar_pdp_decision_log_records_total" ["result"]
-        "Records by result: written, dropped (queue full), refused (by the collector)";
+        "Decision log records, by result (written, dropped, refused by the collector)";
     WRITE_FAILURES = Counter "cedar_pdp_decision_log_write_failures_total" []
         "Failed attempts to write the decision log; they are retried";
     QUEUE_BYTES = Gauge "cedar_pdp_decision_log_queue_bytes" []

@@ -92,7 +92,7 @@ impl Queue {
     pub(super) async fn wait_for_space(&self) {
         while !self.has_space() {
             if !self.has_warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!("decision log is full, calls wait for room");
+                tracing::warn!("decision log queue is full, blocking calls");
             }
             let notified = self.space.notified();
             tokio::pin!(notified);
@@ -118,7 +118,7 @@ impl Queue {
             drop(state);
             self.dropped.fetch_add(1, Ordering::Relaxed);
             if !self.has_warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!("decision log is full, dropping records");
+                tracing::warn!("decision log queue is full, dropping records");
             }
             return false;
         }
@@ -205,7 +205,7 @@ impl Queue {
         // Not before it is half empty: otherwise the same messages would be logged again at once.
         if bytes <= self.capacity_bytes / 2 && self.has_warned.swap(false, Ordering::Relaxed) {
             let dropped = self.dropped.load(Ordering::Relaxed);
-            tracing::info!(dropped, "decision log has room again");
+            tracing::info!(dropped, "decision log queue is no longer full");
         }
     }
 

@@ -52,7 +52,7 @@ impl Writer {
         match tokio::time::timeout(timeout + RETRY_PAUSE, ended).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => {
-                tracing::error!("the thread that writes the decision log has failed");
+                tracing::error!("decision log writer thread has failed");
                 warn_lost(queue.abandon());
             }
             Err(_elapsed) => warn_lost(queue.abandon()),
@@ -128,7 +128,7 @@ impl FailureReport {
                     tracing::warn!(
                         decisions = lines,
                         error = reason,
-                        "collector rejected records permanently, dropping them",
+                        "collector rejected records permanently, dropping records",
                     );
                 }
             }

@@ -23,7 +23,7 @@ metrics! {
     CACHE_MISSES = Counter "cedar_pdp_cache_misses_total" []
         "Requests whose answer was not in the cache";
     CACHE_EVICTIONS = Counter "cedar_pdp_cache_evictions_total" []
-        "Answers evicted from the cache to make room";
+        "Answers evicted because the cache was full";
     CACHE_ENTRIES = Gauge "cedar_pdp_cache_entries" []
         "Answers in the cache";
     CACHE_BYTES = Gauge "cedar_pdp_cache_bytes" []

@@ -72,7 +72,7 @@ pub enum NoAnswer {
     TooManyPolicies { limit: usize },
     #[error(
         "the policies that match look up more than {limit} entities, or take more than \
-         {MAX_LOOKUP_STEPS} steps to reach them"
+         {MAX_LOOKUP_STEPS} steps to reach these entities"
     )]
     TooManyEntities { limit: usize },
 }

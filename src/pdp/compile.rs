@@ -222,7 +222,7 @@ impl<'a> Compilation<'a> {
         let limit = self.settings.max_store_bytes;
         if bytes as u64 > limit {
             let message =
-                format!("policies and entities take {bytes} bytes, and {limit} are allowed");
+                format!("policies and entities need {bytes} bytes; at most {limit} are allowed");
             let help = "raise `--max-store-bytes`, if the machine has the memory";
             self.diagnostics
                 .add(Diagnostic::error("", message).with_help(help));
@@ -237,12 +237,12 @@ impl<'a> Compilation<'a> {
             && let Some(first) = rule_table.rules.get(*first as usize)
         {
             let message = format!(
-                "{count} policies, `{}` among them, may match one and the same request, which is \
-                 rejected when more than {limit} do",
+                "one request may match {count} policies, such as `{}`; requests that match more than \
+                 {limit} are rejected",
                 first.id,
             );
             let diagnostic = Diagnostic::warning(first.file.as_ref(), message);
-            let help = "narrow their scopes, or raise `--max-candidates`";
+            let help = "narrow the scopes of these policies, or raise `--max-candidates`";
             self.diagnostics.add(diagnostic.with_help(help));
         }
     }

@@ -250,21 +250,21 @@ pub enum Problem {
     DuplicateEntity(String),
     /// The uid is the token's principal, an entity that the token names, or an ancestor of one.
     #[error(
-        "`{0}` is set by the token, or an ancestor of such an entity; a request cannot redefine it"
+        "`{0}` is supplied by the token, or an ancestor of such an entity; requests cannot redefine these entities"
     )]
     ClaimedEntity(String),
     #[error(
-        "`{0}` is the anonymous principal, or an ancestor of it; a caller that may not name principals cannot redefine it"
+        "`{0}` is the anonymous principal, or an ancestor of that principal; only callers that may name principals can redefine these entities"
     )]
     AnonymousEntity(String),
-    #[error("`{0}` is its own ancestor")]
+    #[error("the parents of `{0}` form a cycle")]
     Cycle(String),
     /// Actions come from the schema only.
     #[error("`{0}` is an action type; a request cannot send actions")]
     ActionEntity(String),
     #[error("this service accepts no request entities of type `{0}`")]
     TypeNotAccepted(String),
-    #[error("the hierarchy of these entities takes more than {0} steps to follow")]
+    #[error("the parents of these entities take more than {0} steps to follow")]
     HierarchyTooLarge(usize),
     #[error("`{uid}` would have more than {limit} ancestors")]
     TooManyAncestors { uid: String, limit: usize },

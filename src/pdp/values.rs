@@ -196,7 +196,7 @@ impl Constructor {
             .ok_or_else(|| invalid("this build of Cedar has no such type".to_owned()))?;
         match function.call(&[ast::Value::from(text)]) {
             Ok(PartialValue::Value(value)) => Ok(value),
-            Ok(PartialValue::Residual(_)) => Err(invalid("it is not a value".to_owned())),
+            Ok(PartialValue::Residual(_)) => Err(invalid("the text gives no value".to_owned())),
             Err(error) => Err(invalid(error.to_string())),
         }
     }

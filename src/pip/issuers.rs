@@ -73,7 +73,7 @@ pub enum IssuersError {
     #[error("line {0}: {1}")]
     Syntax(usize, String),
     /// The file has no issuer.
-    #[error("it names no issuer; each is a table `[[issuer]]`")]
+    #[error("no issuer is defined; each is a table `[[issuer]]`")]
     Empty,
     /// Two tables name the same issuer.
     #[error("issuer `{0}` is defined twice")]

@@ -28,7 +28,7 @@ pub enum KeySetError {
     #[error("not a JWKS, a JSON object with a list `keys`")]
     NotJwks,
     /// The set has too many keys.
-    #[error("it holds more than {MAX_KEYS} keys")]
+    #[error("more than {MAX_KEYS} keys")]
     TooMany,
     /// The shared secret is short enough to be guessed.
     #[error("a secret for these algorithms must have at least {0} bytes")]

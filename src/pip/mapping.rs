@@ -114,7 +114,7 @@ impl Mapping {
         let Some(id) = self.id(claims) else {
             return Err(self.id.rejection(match self.id.find(claims) {
                 None => "is missing",
-                Some(_) => "is not text that can be an id",
+                Some(_) => "must be non-empty text",
             }));
         };
         let principal = Uid::new(self.type_name.clone(), format!("{}{id}", self.id_prefix));

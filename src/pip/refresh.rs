@@ -61,7 +61,7 @@ impl Refresh {
                 Ok(summary) => tracing::info!(file = %file.display(), "{summary}"),
                 Err(problem) => {
                     on_rejected();
-                    tracing::error!(%problem, "changed file rejected, keeping its last content");
+                    tracing::error!(%problem, "changed file rejected, keeping the last good content");
                 }
             }
         });

@@ -50,9 +50,9 @@ reasons! {
     Algorithm "TOKEN_ALGORITHM"
         "the header's `alg` is not among the issuer's `algorithms`";
     KeyUnknown "TOKEN_KEY_UNKNOWN"
-        "the issuer has no key of this `kid` that fits the algorithm, or the token names none and too many fit";
+        "the issuer has no key with this `kid` for the algorithm, or the token has no `kid` and too many keys fit";
     KeysUnavailable "KEYS_UNAVAILABLE"
-        "the key may exist, but the last fetch of the issuer's keys failed or is not over, or too many requests wait for it; retry";
+        "the last fetch of the issuer's keys failed or has not ended, or too many requests wait for keys; retry";
     Signature "TOKEN_SIGNATURE"
         "the signature does not verify";
     Claims "TOKEN_CLAIMS"
@@ -66,7 +66,7 @@ reasons! {
     TooOld "TOKEN_TOO_OLD"
         "`iat` is longer ago than `max_age`";
     Revoked "TOKEN_REVOKED"
-        "the revocation file names the token, its subject or its key";
+        "the revocation file lists the token, the subject or the key";
     PrincipalUnknown "PRINCIPAL_UNKNOWN"
         "the mapping says `stored = \"require\"`, and the principal is not a stored entity";
 }

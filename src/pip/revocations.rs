@@ -55,7 +55,7 @@ pub enum RevocationsError {
     NotBefore(usize),
     /// The key `revoked` is missing, and the current list is not empty.
     #[error(
-        "it has no `revoked` and would remove {0} revocations; `revoked = []` empties the list"
+        "the list has no `revoked` and would remove {0} revocations; to empty the list, write `revoked = []`"
     )]
     MissingList(usize),
 }

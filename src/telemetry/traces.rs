@@ -134,8 +134,8 @@ impl Traces {
         });
         match ending.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "queued spans were not all sent"),
-            Err(error) => tracing::error!(%error, "the shutdown of traces failed"),
+            Ok(Err(error)) => tracing::warn!(%error, "some queued spans were not sent"),
+            Err(error) => tracing::error!(%error, "shutdown of traces failed"),
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Exit status: 0 is success, 1 is a negative result, 2 means that the command could not run.
 
+mod help;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;

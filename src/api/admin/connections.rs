@@ -127,7 +127,9 @@ pub(super) async fn serve_http(
     match tokio::time::timeout(MAX_CONNECTION_AGE, serving).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "admin connection failed"),
-        Err(_elapsed) => tracing::debug!("admin connection reached its maximum age, closing it"),
+        Err(_elapsed) => {
+            tracing::debug!("admin connection reached the maximum age, closing the connection")
+        }
     }
 }
 

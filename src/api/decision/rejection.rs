@@ -2,11 +2,12 @@
 //!
 //! Each protocol converts a rejection to its own error, from `code`, `reason` and text.
 
+use super::error_reason::{ErrorReason, RejectionCode};
 use crate::api::auth::caller::Denied;
 use crate::api::metrics::{CallMetrics, RejectionLabel};
 use crate::pdp::answer::NoAnswer;
 use crate::pdp::query::InvalidQuery;
-use crate::pip::TokenRejection;
+use crate::pip::{RejectionReason, TokenRejection};
 
 /// A reason for which a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,24 +41,6 @@ pub(crate) enum Rejection {
     ShuttingDown,
 }
 
-/// The class of a rejection, from which each protocol derives its status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RejectionCode {
-    /// The request is at fault.
-    InvalidArgument,
-    /// Caller or principal are not authenticated.
-    Unauthenticated,
-    /// The caller may not do this.
-    PermissionDenied,
-    /// A limit is exceeded by the request itself; a retry cannot succeed.
-    LimitExceeded,
-    /// The service is over capacity; a retry may succeed.
-    Overloaded,
-    /// The service cannot decide now.
-    Unavailable,
-    DeadlineExceeded,
-}
-
 impl Rejection {
     pub(crate) fn code(&self) -> RejectionCode {
         self.classify().0
@@ -76,56 +59,66 @@ impl Rejection {
     }
 
     fn classify(&self) -> (RejectionCode, &'static str, RejectionLabel) {
-        use RejectionCode as Code;
-        use RejectionLabel as Label;
-        match self {
-            Self::NoAnswer(no_answer) => {
-                let (code, label) = match no_answer {
-                    NoAnswer::Invalid(_) => (Code::InvalidArgument, Label::Invalid),
-                    NoAnswer::UnknownPrincipal => (Code::Unauthenticated, Label::Token),
-                    NoAnswer::TooManyPolicies { .. } => {
-                        (Code::LimitExceeded, Label::TooManyPolicies)
-                    }
-                    NoAnswer::TooManyEntities { .. } => {
-                        (Code::LimitExceeded, Label::TooManyEntities)
-                    }
-                };
-                (code, no_answer.reason(), label)
+        let token = |reason: RejectionReason| {
+            let code = RejectionCode::Unauthenticated;
+            (code, reason.code(), RejectionLabel::Token)
+        };
+        let reason = match self {
+            Self::Token(TokenRejection { reason, .. }) => return token(*reason),
+            Self::NoAnswer(NoAnswer::UnknownPrincipal) => {
+                return token(RejectionReason::PrincipalUnknown);
             }
-            Self::TooManyItems { .. } => {
-                (Code::LimitExceeded, "TOO_MANY_ITEMS", Label::TooManyItems)
-            }
-            Self::Token(TokenRejection { reason, .. }) => {
-                (Code::Unauthenticated, reason.code(), Label::Token)
-            }
-            Self::Caller(denied) => {
-                let (code, reason) = match denied {
-                    Denied::UnknownCaller => (Code::Unauthenticated, "CALLER_UNKNOWN"),
-                    Denied::UnknownKey => (Code::Unauthenticated, "KEY_UNKNOWN"),
-                    Denied::MissingRight(_) => (Code::PermissionDenied, "RIGHT_MISSING"),
-                    Denied::IdentityNotAllowed(_) => {
-                        (Code::PermissionDenied, "IDENTITY_NOT_ALLOWED")
-                    }
-                };
-                (code, reason, Label::Caller)
-            }
-            Self::ExplainDisabled => (Code::PermissionDenied, "EXPLAIN_OFF", Label::Caller),
-            Self::NothingLoaded => (Code::Unavailable, "NOTHING_LOADED", Label::NothingLoaded),
-            Self::DeadlineExceeded => (
-                Code::DeadlineExceeded,
-                "DEADLINE_PASSED",
-                Label::DeadlineExceeded,
-            ),
-            Self::Overloaded => (Code::Overloaded, "OVERLOADED", Label::Overloaded),
-            Self::TooManyCalls => (Code::Overloaded, "TOO_MANY_CALLS", Label::TooManyCalls),
-            Self::BuffersFull => (Code::Overloaded, "TOO_MUCH_PENDING", Label::BuffersFull),
-            Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN", Label::ShuttingDown),
-        }
+            Self::NoAnswer(NoAnswer::Invalid(_)) => ErrorReason::InvalidRequest,
+            Self::NoAnswer(NoAnswer::TooManyPolicies { .. }) => ErrorReason::TooManyPolicies,
+            Self::NoAnswer(NoAnswer::TooManyEntities { .. }) => ErrorReason::TooManyEntities,
+            Self::TooManyItems { .. } => ErrorReason::TooManyItems,
+            Self::Caller(Denied::UnknownCaller) => ErrorReason::CallerUnknown,
+            Self::Caller(Denied::UnknownKey) => ErrorReason::KeyUnknown,
+            Self::Caller(Denied::MissingRight(_)) => ErrorReason::RightMissing,
+            Self::Caller(Denied::IdentityNotAllowed(_)) => ErrorReason::IdentityNotAllowed,
+            Self::ExplainDisabled => ErrorReason::ExplainOff,
+            Self::NothingLoaded => ErrorReason::NothingLoaded,
+            Self::DeadlineExceeded => ErrorReason::DeadlineExceeded,
+            Self::Overloaded => ErrorReason::Overloaded,
+            Self::TooManyCalls => ErrorReason::TooManyCalls,
+            Self::BuffersFull => ErrorReason::BuffersFull,
+            Self::ShuttingDown => ErrorReason::ShuttingDown,
+        };
+        (reason.code(), reason.name(), reason.label())
     }
 }
 
 impl From<InvalidQuery> for Rejection {
     fn from(invalid: InvalidQuery) -> Self {
         NoAnswer::Invalid(invalid).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn reasons_are_unique() {
+        let reasons = ErrorReason::ALL.iter().map(|reason| reason.name());
+        let tokens = RejectionReason::ALL.iter().map(|reason| reason.code());
+        let names: BTreeSet<_> = reasons.chain(tokens).collect();
+        let count = ErrorReason::ALL.len() + RejectionReason::ALL.len();
+        assert_eq!(names.len(), count);
+    }
+
+    /// The engine logs such a rejection itself, by the reason of the core.
+    #[test]
+    fn core_names_reasons_alike() {
+        for no_answer in [
+            NoAnswer::UnknownPrincipal,
+            NoAnswer::TooManyPolicies { limit: 1 },
+            NoAnswer::TooManyEntities { limit: 1 },
+        ] {
+            let reason = no_answer.reason();
+            assert_eq!(Rejection::from(no_answer).reason(), reason);
+        }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) enum ClientError {
     /// There is no runtime or no connection.
     #[error("cannot connect to `{address}`: {message}")]
     Connect { address: String, message: String },
-    #[error("the bearer key has characters that a header cannot hold")]
+    #[error("the bearer key contains characters that are not allowed in a header")]
     Bearer,
     /// The service answered with an error.
     #[error("{code:?}: {message}")]

@@ -8,7 +8,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::wire::body::AnswerBody;
 use crate::api::auth::caller::Denied;
 use crate::api::decision::admission::RETRY_AFTER;
-use crate::api::decision::rejection::{Rejection, RejectionCode};
+use crate::api::decision::error_reason::{ErrorReason, RejectionCode};
+use crate::api::decision::rejection::Rejection;
+use crate::api::metrics::code_label;
 use crate::pdp::NoAnswer;
 use crate::pdp::query::InvalidQuery;
 
@@ -46,22 +48,68 @@ impl From<Rejection> for Status {
             );
             return Self::with_error_details(Code::InvalidArgument, message, details);
         }
+        let class = rejection.code();
+        let code = grpc_code(class);
+        if !carries_reason(class) {
+            return Self::new(code, message);
+        }
         let metadata = missing_permission(&rejection);
         let mut details = ErrorDetails::with_error_info(rejection.reason(), ERROR_DOMAIN, metadata);
-        let code = match rejection.code() {
-            RejectionCode::InvalidArgument => return Self::invalid_argument(message),
-            RejectionCode::LimitExceeded => return Self::resource_exhausted(message),
-            RejectionCode::Unavailable => return Self::unavailable(message),
-            RejectionCode::DeadlineExceeded => return Self::deadline_exceeded(message),
-            RejectionCode::Unauthenticated => Code::Unauthenticated,
-            RejectionCode::PermissionDenied => Code::PermissionDenied,
-            RejectionCode::Overloaded => {
-                details.set_retry_info(Some(RETRY_AFTER));
-                Code::ResourceExhausted
-            }
-        };
+        if class == RejectionCode::Overloaded {
+            details.set_retry_info(Some(RETRY_AFTER));
+        }
         Self::with_error_details(code, message, details)
     }
+}
+
+const fn grpc_code(class: RejectionCode) -> Code {
+    match class {
+        RejectionCode::InvalidArgument => Code::InvalidArgument,
+        RejectionCode::LimitExceeded | RejectionCode::Overloaded => Code::ResourceExhausted,
+        RejectionCode::Unavailable => Code::Unavailable,
+        RejectionCode::DeadlineExceeded => Code::DeadlineExceeded,
+        RejectionCode::Unauthenticated => Code::Unauthenticated,
+        RejectionCode::PermissionDenied => Code::PermissionDenied,
+    }
+}
+
+/// Returns whether a status of this class names its reason in `ErrorInfo`.
+const fn carries_reason(class: RejectionCode) -> bool {
+    match class {
+        RejectionCode::Unauthenticated
+        | RejectionCode::PermissionDenied
+        | RejectionCode::Overloaded => true,
+        RejectionCode::InvalidArgument
+        | RejectionCode::LimitExceeded
+        | RejectionCode::Unavailable
+        | RejectionCode::DeadlineExceeded => false,
+    }
+}
+
+/// A reason for which requests are rejected, as the documentation lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedReason {
+    /// The name in `ErrorInfo` and in the decision log.
+    pub name: &'static str,
+    /// The gRPC status of the rejection.
+    pub status: &'static str,
+    /// True if the status names the reason in `ErrorInfo`; else only the decision log does.
+    pub is_sent: bool,
+    /// The meaning, in one line.
+    pub description: &'static str,
+}
+
+/// Returns all reasons but those of tokens, which [`RejectionReason`](crate::pip::RejectionReason)
+/// lists.
+#[must_use]
+pub fn listed_reasons() -> Vec<ListedReason> {
+    let listed = |reason: &ErrorReason| ListedReason {
+        name: reason.name(),
+        status: code_label(grpc_code(reason.code()) as usize),
+        is_sent: carries_reason(reason.code()),
+        description: reason.description(),
+    };
+    ErrorReason::ALL.iter().map(listed).collect()
 }
 
 /// Returns the right or the identity kind that the caller lacks, for the metadata of `ErrorInfo`.

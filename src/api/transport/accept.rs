@@ -120,7 +120,7 @@ async fn serve<S: Service>(
         Ok(Ok((connection, peer))) => serve_http2(connection, peer, state).await,
         Ok(Err(error)) => {
             state.count_closed(Closing::Handshake);
-            tracing::debug!(%error, "connection ended before its first call");
+            tracing::debug!(%error, "connection ended before the first call");
         }
         Err(_elapsed) => {
             state.count_closed(Closing::HandshakeTimeout);

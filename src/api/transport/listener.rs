@@ -18,7 +18,7 @@ use crate::config::listen::Listen;
 pub enum ListenError {
     #[error("cannot listen on `{address}`: {source}")]
     Bind { address: String, source: io::Error },
-    #[error("cannot listen on `unix:{}`: another process listens on it", path.display())]
+    #[error("cannot listen on `unix:{}`: another process is listening on the socket", path.display())]
     SocketInUse { path: PathBuf },
     #[error("cannot listen on `unix:{}`: the file exists and is not a socket", path.display())]
     NotASocket { path: PathBuf },

@@ -114,7 +114,7 @@ impl Tls {
         if !pair.validity.contains(unix_seconds()) {
             tracing::warn!(
                 file = %settings.certificate.display(),
-                "the certificate has expired or is not valid yet, clients will reject it",
+                "certificate has expired or is not valid yet, clients will reject connections",
             );
         }
         let config = credentials::server_config(&base, &pair, authorities.as_ref());
@@ -197,7 +197,7 @@ impl Tls {
         }
         loaded.authorities = Some(new);
         self.rebuild_config(loaded);
-        tracing::info!("client CA certificates replaced, new connections use them");
+        tracing::info!("client CA certificates replaced for new connections");
     }
 
     /// Replaces the pair, unless the new one is not valid now and the current one is.
@@ -233,7 +233,7 @@ impl Tls {
         self.rebuild_config(loaded);
         tracing::info!(
             not_after_unix_seconds,
-            "certificate replaced, new connections use it",
+            "certificate replaced for new connections",
         );
     }
 

@@ -308,7 +308,7 @@ impl StoreFiles<'_> {
 /// Returns the message for an invalid hierarchy.
 fn hierarchy_message(error: &HierarchyError) -> String {
     match error {
-        HierarchyError::Cycle(uid) => format!("entity `{uid}` is its own ancestor"),
+        HierarchyError::Cycle(uid) => format!("the parents of entity `{uid}` form a cycle"),
         HierarchyError::TooManyAncestors(uid) => {
             format!("entity `{uid}` has more than {MAX_ANCESTORS} ancestors")
         }

@@ -117,7 +117,7 @@ fn context_mismatch(
     }
     for (name, attribute) in declared.iter() {
         if attribute.is_required && !context.contains_key(name) {
-            return at(name, format!("is missing; action `{action}` requires it"));
+            return at(name, format!("is missing; required by action `{action}`"));
         }
     }
     InvalidQuery::field("context", Problem::SchemaMismatch(message))
@@ -197,7 +197,7 @@ fn entity_mismatch(
         .required_attrs()
         .filter(|name| entity.get(name).is_none());
     if let Some(missing) = missing.min() {
-        let fault = mismatch("is missing; the schema requires it");
+        let fault = mismatch("is missing; required by the schema");
         return fault.at_key(&missing).within("attributes");
     }
     let conforms = |value: &PartialValue, ty: Option<SchemaType>, open: bool| {

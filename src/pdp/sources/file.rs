@@ -139,7 +139,7 @@ impl fmt::Debug for ContentDigest {
 
 /// The error for an external text that changed since it was first read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("changed while it was being loaded")]
+#[error("changed during the load")]
 pub struct TextChanged;
 
 /// An external text, such as a file on disk, that is not kept in memory.

@@ -106,7 +106,7 @@ impl RawIssuer {
             (None, Some(url), None) => Ok(KeySource::Url(self.url_source(url, directory)?)),
             _ => Err(InvalidValue::new(
                 "keys_url",
-                "or `keys_file` or `secret_file` must be set, and only one of them",
+                "or `keys_file` or `secret_file` must be set, and only one",
             )),
         }
     }
@@ -234,7 +234,7 @@ fn check_url(url: &str, insecure_http: bool) -> Result<(), InvalidValue> {
         "https" => Ok(()),
         "http" if is_loopback || insecure_http => Ok(()),
         "http" => invalid(
-            "is without TLS, so anyone on the network path could replace the keys; `insecure_http = true` allows it",
+            "is without TLS, so anyone on the network path could replace the keys; to allow this, set `insecure_http = true`",
         ),
         _ => invalid("must be https or http"),
     }

@@ -132,7 +132,7 @@ impl RawClaimPath {
             Self::Names(names) => names,
             // A URL is one claim name: its dots do not separate names.
             Self::Text(text) if text.contains(['/', ':']) => {
-                return Err(format!("must write this claim name as `[\"{text}\"]`"));
+                return Err(format!("must be written as `[\"{text}\"]`"));
             }
             Self::Text(text) => text.split('.').map(ToOwned::to_owned).collect(),
         };

@@ -274,7 +274,7 @@ impl KeyRefresher {
             match keys.len() {
                 0 => tracing::warn!(
                     issuer = %self.issuer, url = %self.source.url,
-                    "issuer has no usable key, rejecting its tokens"
+                    "issuer has no usable key, rejecting all tokens of the issuer"
                 ),
                 keys => tracing::info!(issuer = %self.issuer, keys, "issuer keys replaced"),
             }
@@ -293,7 +293,7 @@ impl KeyRefresher {
     fn drop_stale(&self) {
         tracing::error!(
             issuer = %self.issuer, url = %self.source.url,
-            "no successful fetch of issuer keys for `max_stale`, rejecting its tokens until one succeeds"
+            "no successful fetch of issuer keys for `max_stale`, rejecting all tokens of the issuer until a fetch succeeds"
         );
         self.keys.replace(None);
     }

@@ -54,7 +54,7 @@ impl Issuer {
             true => Ok(()),
             false => Err(TokenRejection::new(
                 RejectionReason::Type,
-                "the token's `typ` is not accepted from its issuer",
+                "the token's `typ` is not accepted from this issuer",
             )),
         }
     }
@@ -97,7 +97,7 @@ impl Issuer {
                 .map_err(|TooManyCandidates| {
                     TokenRejection::new(
                         RejectionReason::KeyUnknown,
-                        "too many keys of the token's issuer fit, and the token names none",
+                        "the token names no key, and too many keys of the issuer fit",
                     )
                 })?,
         };
@@ -122,7 +122,7 @@ impl Issuer {
         let rejected = || {
             TokenRejection::new(
                 RejectionReason::Algorithm,
-                "the token's `alg` is not accepted from its issuer",
+                "the token's `alg` is not accepted from this issuer",
             )
         };
         header
@@ -146,7 +146,7 @@ impl Issuer {
             ),
             MissingKey::Unavailable => (
                 RejectionReason::KeysUnavailable,
-                "the keys of the token's issuer could not be fetched, or not yet",
+                "the keys of the token's issuer are not available: the fetch failed or has not ended",
             ),
         };
         TokenRejection::new(reason, detail).into()

@@ -200,7 +200,7 @@ fn links_to_a_parent_directory_are_problems() {
         let directory = directory(&[("sub/a.cedar", "permit")]);
         symlink(target, directory.path().join("sub/again")).unwrap();
         let scan = scan_all(&directory);
-        check_problem(&scan, "sub/again", "leads back");
+        check_problem(&scan, "sub/again", "leads back to a parent");
         assert_eq!(paths(&scan), ["sub/a.cedar"]);
     }
 }
@@ -273,7 +273,7 @@ fn directories_beyond_a_limit_are_rejected() {
                 ..limits()
             },
             "",
-            "11 bytes allowed together",
+            "more than 11 bytes in total",
         ),
         (
             SourceLimits {

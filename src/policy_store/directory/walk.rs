@@ -111,7 +111,7 @@ impl Walk<'_> {
             Err(error) => return self.unreadable(name, &error),
         };
         if self.ancestors.contains(&id) {
-            return self.problem(name, "leads back to one of its parent directories".into());
+            return self.problem(name, "leads back to a parent directory".into());
         }
         if self.ancestors.len() > self.limits.depth {
             let text = format!("is nested deeper than {} directories", self.limits.depth);
@@ -304,7 +304,7 @@ impl Walk<'_> {
     fn count_bytes(&mut self, bytes: u64) -> bool {
         self.byte_count = self.byte_count.saturating_add(bytes);
         let allowed = self.limits.total_bytes;
-        let text = || format!("the files hold more than the {allowed} bytes allowed together");
+        let text = || format!("the files have more than {allowed} bytes in total");
         self.check_limit(self.byte_count > allowed, text)
     }
 
@@ -318,7 +318,7 @@ impl Walk<'_> {
 
     fn too_large(&mut self, name: &str, bytes: u64) {
         let allowed = self.limits.file_bytes;
-        let text = format!("holds {bytes} bytes, more than the {allowed} allowed");
+        let text = format!("has {bytes} bytes; at most {allowed} are allowed");
         self.problem(name, text);
     }
 
@@ -390,7 +390,7 @@ fn error_text(error: &io::Error) -> String {
     if error.kind() == ErrorKind::PermissionDenied {
         "permission denied".to_owned()
     } else if error.kind() == ErrorKind::NotADirectory {
-        "it is not a directory".to_owned()
+        "not a directory".to_owned()
     } else {
         error.to_string()
     }

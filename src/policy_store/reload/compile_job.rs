@@ -94,11 +94,11 @@ fn unexpected_losses(old: &Snapshot, new: &Snapshot, sources: &Sources) -> Vec<D
     let before = policies_and_links(old);
     if before > 0 && policies_and_links(new) == 0 {
         let text =
-            format!("no policy and no link is left of {before}: all requests would be denied");
+            format!("all {before} policies and links were removed: every request would be denied");
         losses.push(Diagnostic::error("", text).with_help(HELP));
     }
     if old.has_schema() && !new.has_schema() {
-        let text = "no schema file is left: nothing would be validated";
+        let text = "all schema files were removed: nothing would be validated";
         losses.push(Diagnostic::error("", text).with_help(HELP));
     }
     let policies_in = |snapshot: &Snapshot, file: &str| {
@@ -108,7 +108,7 @@ fn unexpected_losses(old: &Snapshot, new: &Snapshot, sources: &Sources) -> Vec<D
     for file in sources.files() {
         let before = policies_in(old, &file.path);
         if before > 0 && policies_in(new, &file.path) == 0 {
-            let text = format!("no policy is left of {before} in this file");
+            let text = format!("all policies of this file ({before}) were removed");
             losses.push(Diagnostic::error(&file.path, text).with_help(HELP));
         }
     }

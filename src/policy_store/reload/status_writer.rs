@@ -130,7 +130,7 @@ impl StatusWriter {
     /// for each.
     pub(super) fn held_back(&self, names: &BTreeSet<String>, delay: Duration) -> Vec<Diagnostic> {
         let diagnostic = |file: &str| {
-            let text = format!("held back: still being written after {delay:?}");
+            let text = format!("held back: files are still being written after {delay:?}");
             Diagnostic::error(file, text)
         };
         let mut diagnostics: Vec<_> = names.iter().map(|name| diagnostic(name)).collect();

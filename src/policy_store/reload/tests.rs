@@ -579,7 +579,7 @@ async fn directory_that_becomes_empty_is_rejected() {
         &[("a.cedar", PERMIT)],
         |dir| fs::remove_file(dir.directory.join("a.cedar")).unwrap(),
         "",
-        "no policy and no link is left",
+        "all 1 policies and links were removed",
     )
     .await;
 }
@@ -590,7 +590,7 @@ async fn removed_schema_is_rejected() {
         &[("a.cedar", PERMIT), ("a.cedarschema", SCHEMA)],
         |dir| fs::remove_file(dir.directory.join("a.cedarschema")).unwrap(),
         "",
-        "no schema file is left",
+        "all schema files were removed",
     )
     .await;
 }
@@ -601,7 +601,7 @@ async fn emptied_policy_file_is_rejected() {
         &[("a.cedar", PERMIT), ("b.cedar", FORBID)],
         |dir| dir.write("b.cedar", ""),
         "b.cedar",
-        "no policy is left of 1",
+        "all policies of this file (1) were removed",
     )
     .await;
 }

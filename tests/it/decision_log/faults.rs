@@ -228,10 +228,14 @@ async fn full_disk_drops_lines_until_space_returns() {
     service.server.wait_for_log("dropping records");
     assert!(service.server.log().contains("No space left"));
     fs::remove_file(service.file()).unwrap();
-    service.server.wait_for_log("has room again");
+    service.server.wait_for_log("is no longer full");
     let log = service.server.log();
     assert!(log.contains(&format!("dropped={dropped}")), "{log}");
-    assert_eq!(log.matches("decision log is full").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("decision log queue is full").count(),
+        1,
+        "{log}"
+    );
     let metric = format!(r#"cedar_pdp_decision_log_records_total{{result="dropped"}} {dropped}"#);
     let page = service.metrics();
     assert!(page.contains(&metric), "{page}");
@@ -261,7 +265,7 @@ async fn blocking_log_loses_nothing_on_full_disk() {
     let deadline = [Code::DeadlineExceeded, Code::Cancelled];
     assert!(deadline.contains(&rejected.code()), "{rejected:?}");
     assert!((8..=12).contains(&answered.len()), "{}", answered.len());
-    service.server.wait_for_log("calls wait for room");
+    service.server.wait_for_log("blocking calls");
     // Every kind of call waits, and none blocks other calls on its connection.
     let one = tokio::spawn({
         let mut client = client.clone();
@@ -325,7 +329,7 @@ async fn shutdown_rejects_calls_waiting_for_the_log() {
         let mut client = client.clone();
         calls.spawn(async move { client.authorize(padded(100_000)).await });
     }
-    service.server.wait_for_log("calls wait for room");
+    service.server.wait_for_log("blocking calls");
     pause().await;
     service.server.signal("TERM");
     let mut rejected = 0;
@@ -417,7 +421,11 @@ async fn stalled_stdout_reader_blocks_no_call() {
     assert_eq!(reader.join().unwrap(), logged);
     let mut log = String::new();
     stderr.read_to_string(&mut log).unwrap();
-    assert_eq!(log.matches("decision log is full").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("decision log queue is full").count(),
+        1,
+        "{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -149,7 +149,7 @@ fn missing_or_invalid_files_fail_the_start() {
     let good = issuers("keys_file = \"jwks.json\"");
     fails(&good, None, "missing.toml");
     fails(&good, Some("revoked = 1"), "revoked.toml");
-    fails("", Some(""), "names no issuer");
+    fails("", Some(""), "no issuer is defined");
     fails("x", Some(""), "line 1");
     fails(
         &issuers("keys_file = \"missing.json\""),

@@ -323,7 +323,7 @@ async fn certificate_changes_fail_no_call() {
         );
     }
     second.write(&certificate, &key);
-    server.wait_for_log("certificate replaced, new connections use it");
+    server.wait_for_log("certificate replaced for new connections");
     assert_eq!(
         served_certificate(server.address(), &authority),
         body(&second)
@@ -384,7 +384,7 @@ async fn removed_authority_rejects_new_connections() {
     server.wait_for_log("new client CA certificates rejected");
     let next = authority.server();
     next.write(&authority.path("tls.crt"), &authority.path("tls.key"));
-    server.wait_for_log("certificate replaced, new connections use it");
+    server.wait_for_log("certificate replaced for new connections");
     assert_eq!(
         served_certificate(server.address(), &authority),
         body(&next)

@@ -41,10 +41,10 @@ pub enum CallersError {
     },
     /// A key is too short or has other characters than visible ASCII.
     #[error(
-        "`{}`, line {line}: invalid key: it needs {MIN_KEY_BYTES} or more visible ASCII characters", file.display()
+        "`{}`, line {line}: invalid key: at least {MIN_KEY_BYTES} visible ASCII characters are required", file.display()
     )]
     Key { file: PathBuf, line: usize },
-    #[error("`{}` holds no key", file.display())]
+    #[error("`{}` contains no key", file.display())]
     NoKey { file: PathBuf },
 }
 

@@ -82,9 +82,9 @@ fn invalid_keys_are_rejected_without_quoting_them() {
     let bearer = |file: &str| format!("[[caller]]\nname = 'a'\nbearer = ['{file}']\nrights = []");
     check_rejected(
         &bearer("short"),
-        "`short`, line 1: invalid key: it needs 16 or more visible ASCII characters",
+        "`short`, line 1: invalid key: at least 16 visible ASCII characters are required",
     );
-    check_rejected(&bearer("empty"), "`empty` holds no key");
+    check_rejected(&bearer("empty"), "`empty` contains no key");
     check_rejected(
         &bearer("nowhere"),
         "`callers.toml`: cannot read file 1 of the `bearer` of `a`: No such file or directory (os error 2)",

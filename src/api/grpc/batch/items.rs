@@ -37,7 +37,7 @@ pub(super) fn holds_more_than(limit: usize, message: &[u8]) -> Result<bool, Stat
     }
     // prost's error names what is malformed. prost skips groups, which are rejected here.
     codec::decode::<()>(message)?;
-    Err(Status::invalid_argument("groups are no part of proto3"))
+    Err(Status::invalid_argument("groups are not part of proto3"))
 }
 
 /// Returns the first request at or after byte `offset` of the `BatchAuthorizeRequest` in `message`,

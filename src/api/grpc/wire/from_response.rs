@@ -14,7 +14,7 @@ pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static
     let decision = match response.decision() {
         pb::Decision::Allow => Decision::Allow,
         pb::Decision::Deny => Decision::Deny,
-        pb::Decision::Unspecified => return Err("it has no decision"),
+        pb::Decision::Unspecified => return Err("no decision"),
     };
     let determining = response.determining_policies.iter();
     let errors = response.errors.into_iter().map(|error| PolicyError {
@@ -27,7 +27,7 @@ pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static
             determining: determining.map(|id| PolicyId::new(id)).collect(),
             errors: errors.collect(),
         },
-        revision: Revision::from_text(&response.revision).ok_or("its revision is not a digest")?,
+        revision: Revision::from_text(&response.revision).ok_or("the revision is not a digest")?,
         explanation: (response.explanation).map(|sent| Box::new(explanation(sent))),
     })
 }
