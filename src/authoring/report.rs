@@ -29,7 +29,7 @@ fn write_text(out: &mut String, answer: &Answer) -> fmt::Result {
         }
     }
     if !answer.diagnostics.errors.is_empty() {
-        writeln!(out, "errors (these policies were skipped):")?;
+        writeln!(out, "errors (evaluation of these policies failed):")?;
         for error in &answer.diagnostics.errors {
             writeln!(out, "  {}: {}", error.policy, error.message)?;
         }
