@@ -20,7 +20,7 @@ async fn status_counts_loaded_items() {
     let status = told.status.unwrap();
     assert_eq!(
         (status.policies, status.templates, status.links),
-        (15, 1, 3)
+        (16, 1, 3)
     );
     assert!(status.entities > 20);
     assert!(status.refused.is_none() && status.loaded_at.is_some());
