@@ -780,7 +780,7 @@ async fn emptied_directory_is_rejected_unless_allowed() {
     const SCHEMA: &str =
         "entity User, Doc; action read appliesTo { principal: User, resource: Doc };";
     let changes: &[ShrinkCase<'_>] = &[
-        (&[("a.cedar", PERMIT)], &[("a.cedar", None)], "no policy"),
+        (&[("a.cedar", PERMIT)], &[("a.cedar", None)], "were removed"),
         (
             &[("a.cedar", PERMIT), ("b.cedar", PERMIT)],
             &[("a.cedar", Some("// soon\n"))],
