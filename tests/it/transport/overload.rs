@@ -277,8 +277,9 @@ async fn overload_is_shed_with_a_retry_hint() {
         "too few are decided"
     );
     assert!(outcomes.shed > 0, "no call is shed");
+    // Without fairness between connections it would be one call in ten.
     assert!(
-        other_client.decided * 2 >= other_client.sent(),
+        other_client.decided * 4 >= other_client.sent(),
         "{other_client:?}"
     );
     assert!(during["shedding_since"].is_string(), "{during}");
