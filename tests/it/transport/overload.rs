@@ -32,6 +32,12 @@ pub(crate) fn slow_policies(count: usize) -> String {
         .collect()
 }
 
+/// Returns whether the service may be an optimised build, which decides much faster than the clients
+/// here can call.
+fn is_optimised() -> bool {
+    std::env::var_os("CEDAR_PDP_TEST_BINARY").is_some()
+}
+
 /// Returns a new request, which is not cached.
 pub(crate) fn numbered_request(n: i64) -> pb::AuthorizeRequest {
     let mut request = request(r#"User::"a""#, r#"Action::"read""#, r#"Doc::"1""#);
@@ -192,7 +198,12 @@ async fn send_at_rate(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queued_call_past_its_deadline_is_undecided() {
-    let policies = policy_directory(&[("slow.cedar", &slow_policies(400))]);
+    // Deciding must take longer than sending the calls.
+    let policies = match is_optimised() {
+        true => 4_000,
+        false => 400,
+    };
+    let policies = policy_directory(&[("slow.cedar", &slow_policies(policies))]);
     let server = Server::start(policies.path(), &["--overload-delay", "0s"]);
     let client = Http2Client::connect(server.address()).await;
     let mut calls = Vec::new();
@@ -203,7 +214,8 @@ async fn queued_call_past_its_deadline_is_undecided() {
         };
         let mut call = client.open(request.body(()).unwrap()).await.unwrap();
         let body = framed(&numbered_request(n).encode_to_vec());
-        call.body.send_data(body.into(), true).unwrap();
+        // Fails if the service has answered already, as it may once the deadline has passed.
+        let _ = call.body.send_data(body.into(), true);
         calls.push(call);
     }
     let last = calls.pop().unwrap().outcome().await;
@@ -218,10 +230,13 @@ async fn queued_call_past_its_deadline_is_undecided() {
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_shed_with_a_retry_hint() {
     // The other calls are answered.
-    const TIMES: f64 = 10.0;
+    const TIMES: f64 = 6.0;
     // Deciding must cost much more than shedding, and than calling.
-    const POLICIES: usize = 3_000;
-    let policies = policy_directory(&[("slow.cedar", &slow_policies(POLICIES))]);
+    let policies = match is_optimised() {
+        true => 9_000,
+        false => 3_000,
+    };
+    let policies = policy_directory(&[("slow.cedar", &slow_policies(policies))]);
     let options = ["--cache-bytes", "0", "--admin-listen", "127.0.0.1:0"];
     let server = Server::start(policies.path(), &options);
     let admin = server.admin();
@@ -277,7 +292,7 @@ async fn overload_is_shed_with_a_retry_hint() {
         "too few are decided"
     );
     assert!(outcomes.shed > 0, "no call is shed");
-    // Without fairness between connections it would be one call in ten.
+    // Without fairness between connections it would be one call in six.
     assert!(
         other_client.decided * 4 >= other_client.sent(),
         "{other_client:?}"
@@ -291,7 +306,11 @@ async fn overload_is_shed_with_a_retry_hint() {
     server.wait_for_log("overload started");
     // Logged although no further call arrives.
     server.wait_for_log("overload ended");
-    assert!(overload()["shedding_since"].is_null());
+    // It may have ended and begun before.
+    eventually("shedding stops", async || {
+        overload()["shedding_since"].is_null()
+    })
+    .await;
 
     // After the overload, everything is answered.
     let mut n = 1 << 42;
