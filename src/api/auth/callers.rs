@@ -1,4 +1,4 @@
-//! Who may call the service: anyone, or the callers of a list that is reloaded when it changes.
+//! The callers that the service accepts: anyone, or those of a list that is reloaded when it changes.
 //!
 //! A caller is the program that calls. On whose behalf it asks is not known here, except for the
 //! kinds of identity that a caller may send.

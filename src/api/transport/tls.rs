@@ -70,7 +70,7 @@ const VALIDITY_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The expiry of the current certificate, and the counts of reloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TlsMetrics {
-    /// Of a chain, the earliest expiry.
+    /// The earliest expiry of the certificates of the chain.
     pub(crate) not_after_unix_seconds: i64,
     /// Pairs and sets of client CA certificates that were accepted, the first ones included.
     pub(crate) accepted: u64,
