@@ -10,7 +10,6 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -18,8 +17,8 @@ use tempfile::TempDir;
 
 use support::load::{self, Load};
 use support::processes::{Client, CpuMeter, Memory};
-use support::running::{Server, binary, shipped_policies, without_settings};
-use support::statistics::{Spread, print_table};
+use support::running::{Server, binary, serve_command_of, shipped_policies};
+use support::statistics::{Rounds, print_table};
 use support::workload::Workload;
 use support::{Sizes, fixture};
 
@@ -99,9 +98,7 @@ impl Comparison {
                 load.run(server.address(), calls)?;
             }
             self.measure(name, &servers, |server| {
-                let meter = CpuMeter::start(server.pid())?;
-                load.run(server.address(), calls)?;
-                Ok(meter.used()?.as_secs_f64() * 1e6 / calls as f64)
+                load.microseconds_per_call(server, calls)
             })?;
         }
         Ok(())
@@ -157,31 +154,23 @@ impl Comparison {
         &mut self,
         name: &str,
         processes: &[T],
-        mut measurement: impl FnMut(&T) -> anyhow::Result<f64>,
+        measurement: impl FnMut(&T) -> anyhow::Result<f64>,
     ) -> anyhow::Result<()> {
-        let mut taken = [const { Vec::new() }; 3];
-        for _ in 0..self.rounds {
-            for (process, taken) in processes.iter().zip(&mut taken) {
-                taken.push(measurement(process)?);
-            }
-        }
-        let [other, again, this] = taken;
-        let ratio = |ours: &[f64]| {
-            let ratios = ours.iter().zip(&other).map(|(ours, theirs)| ours / theirs);
-            Spread::of(ratios).show(3)
-        };
-        let (this_ratio, again_ratio) = (ratio(&this), ratio(&again));
-        let [other, this] = [other, this].map(|all| Spread::of(all).show(2));
-        (self.rows).push([name.to_owned(), other, this, this_ratio, again_ratio]);
+        let measured = Rounds::measure(self.rounds, processes, measurement)?;
+        let [other, again, this] = [0, 1, 2];
+        self.rows.push([
+            name.to_owned(),
+            measured.of(other).show(2),
+            measured.of(this).show(2),
+            measured.over(this, other).show(3),
+            measured.over(again, other).show(3),
+        ]);
         Ok(())
     }
 }
 
 fn start(binary: &Path, policies: &Path, arguments: &[&str]) -> Server {
-    let mut command = without_settings(Command::new(binary));
-    command.args(["serve", "--listen", "127.0.0.1:0", "--policies"]);
-    command.arg(policies).args(arguments);
-    Server::spawn(command, 1)
+    Server::spawn(serve_command_of(binary, policies, arguments), 1)
 }
 
 /// Saves `file` with a policy that differs each time, and waits for an answer of another revision.

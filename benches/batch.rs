@@ -11,9 +11,9 @@ mod support;
 use anyhow::ensure;
 
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Client, CpuMeter, start_again_as};
+use support::processes::{Client, start_again_as};
 use support::running::Server;
-use support::statistics::{Spread, print_table};
+use support::statistics::{Rounds, Spread, print_table};
 use support::workload::{Workload, check_echo};
 use support::{Sizes, echo, targets};
 
@@ -49,13 +49,10 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let mut client = Client::of(&service)?;
     let before = client.cache()?;
     let rounds = sizes.of(ROUNDS, 3);
-    let mut measured = Vec::new();
-    for _ in 0..rounds {
-        measured.push((
-            microseconds_per_item(&echo, &load)?,
-            microseconds_per_item(&service, &load)?,
-        ));
-    }
+    let measured = Rounds::measure(rounds, &[&echo, &service], |server| {
+        let each = load.microseconds_per_call(server, BATCHES_PER_RUN)?;
+        Ok(each / BATCH as f64)
+    })?;
     let after = client.cache()?;
     ensure!(
         after.misses == before.misses,
@@ -76,17 +73,17 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
             over_echo.show(2),
         ]
     };
-    let echoes = measured.iter().map(|(echo, _)| *echo);
-    let ours = || Spread::of(measured.iter().map(|(_, service)| *service));
-    let over_echo = || Spread::of(measured.iter().map(|(echo, service)| service / echo));
+    let (echo_row, our_row) = (0, 1);
+    let ours = || measured.of(our_row);
+    let over_echo = || measured.over(our_row, echo_row);
     print_table(
         "batches of 100",
         ["", "decisions/s", "us a decision", "x echo"],
         [
             row(
                 "echo",
-                Spread::of(echoes.clone()),
-                Spread::of(measured.iter().map(|_| 1.0)),
+                measured.of(echo_row),
+                measured.over(echo_row, echo_row),
             ),
             row("cached", ours(), over_echo()),
         ],
@@ -95,15 +92,9 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         "{:.0}/s ({:.3} us a decision, echo {:.3} us; {:.2} x)",
         1e6 / ours().median(),
         ours().median(),
-        Spread::of(echoes).median(),
+        measured.of(echo_row).median(),
         over_echo().median()
     ));
     targets::print_rows(sizes);
     Ok(())
-}
-
-fn microseconds_per_item(server: &Server, load: &Load) -> anyhow::Result<f64> {
-    let meter = CpuMeter::start(server.pid())?;
-    load.run(server.address(), BATCHES_PER_RUN)?;
-    Ok(meter.used()?.as_secs_f64() * 1e6 / (BATCHES_PER_RUN * BATCH) as f64)
 }

@@ -18,9 +18,9 @@ mod support;
 use anyhow::ensure;
 
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Client, CpuMeter, start_again_as};
+use support::processes::{Client, start_again_as};
 use support::running::Server;
-use support::statistics::{Spread, print_table};
+use support::statistics::{Rounds, print_table};
 use support::targets::{self, Target, thousands};
 use support::workload::{self, Workload, check_echo};
 use support::{Sizes, echo};
@@ -117,8 +117,8 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         thousands(workload::ENTITIES),
     );
     let subjects = with_echoes(&echoes_of_one, &cached, &uncached);
-    Round::warm_up(&one, &subjects, CALLS_PER_RUN)?;
-    Round::measure(
+    warm_up(&one, &subjects, CALLS_PER_RUN)?;
+    rows(
         "one request again and again, from h2load",
         &one,
         &subjects,
@@ -126,8 +126,8 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     )?;
 
     let subjects = with_echoes(&echoes_of_many, &cached, &uncached);
-    Round::warm_up(&hot_load, &subjects, CALLS_PER_RUN)?;
-    let hot = Round::measure(
+    warm_up(&hot_load, &subjects, CALLS_PER_RUN)?;
+    let hot = rows(
         &format!(
             "{} different requests in turn, from our own generator",
             thousands(HOT_REQUESTS)
@@ -137,10 +137,10 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         rounds,
     )?;
 
-    Round::warm_up(&distinct_load, &subjects, DISTINCT_REQUESTS)?;
+    warm_up(&distinct_load, &subjects, DISTINCT_REQUESTS)?;
     let mut client = Client::of(&cached)?;
     let before = client.cache()?;
-    let distinct = Round::measure(
+    let distinct = rows(
         &format!(
             "{} different requests in turn, from our own generator",
             thousands(DISTINCT_REQUESTS)
@@ -160,86 +160,54 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
         after.bytes as f64 / f64::from(1 << 20)
     );
 
-    hot.target(targets::CACHED_HOT, CACHED, ECHO);
-    distinct.target(targets::CACHED_MANY, CACHED, ECHO);
-    hot.target(targets::CACHED_DEFAULT_ECHO, CACHED, DEFAULT_ECHO);
-    distinct.target(targets::CACHED_MANY_DEFAULT_ECHO, CACHED, DEFAULT_ECHO);
-    distinct.target(targets::UNCACHED, UNCACHED, ECHO);
+    target(&hot, targets::CACHED_HOT, CACHED, ECHO);
+    target(&distinct, targets::CACHED_MANY, CACHED, ECHO);
+    target(&hot, targets::CACHED_DEFAULT_ECHO, CACHED, DEFAULT_ECHO);
+    target(
+        &distinct,
+        targets::CACHED_MANY_DEFAULT_ECHO,
+        CACHED,
+        DEFAULT_ECHO,
+    );
+    target(&distinct, targets::UNCACHED, UNCACHED, ECHO);
     targets::print_rows(sizes);
     Ok(())
 }
 
-/// Microseconds per call: by round, then by subject.
-struct Round(Vec<Vec<f64>>);
-
-impl Round {
-    fn warm_up(load: &Load, subjects: &[Subject<'_>], calls: usize) -> anyhow::Result<()> {
-        for Subject { server, .. } in subjects {
-            load.run(server.address(), calls)?;
-        }
-        Ok(())
+fn warm_up(load: &Load, subjects: &[Subject<'_>], calls: usize) -> anyhow::Result<()> {
+    for Subject { server, .. } in subjects {
+        load.run(server.address(), calls)?;
     }
-
-    fn measure(
-        title: &str,
-        load: &Load,
-        subjects: &[Subject<'_>],
-        rounds: usize,
-    ) -> anyhow::Result<Self> {
-        let round = || {
-            subjects
-                .iter()
-                .map(|subject| microseconds_per_call(subject.server, load))
-                .collect::<anyhow::Result<Vec<f64>>>()
-        };
-        let measured = Self(
-            (0..rounds)
-                .map(|_| round())
-                .collect::<anyhow::Result<_>>()?,
-        );
-        let rows = subjects
-            .iter()
-            .enumerate()
-            .map(|(subject, Subject { name, .. })| {
-                [
-                    (*name).to_owned(),
-                    measured.of(subject).show(2),
-                    measured.over(subject, ECHO).show(2),
-                    measured.over(subject, DEFAULT_ECHO).show(2),
-                ]
-            });
-        print_table(title, ["", "us a call", "x echo", "x default echo"], rows);
-        Ok(measured)
-    }
-
-    fn column(&self, subject: usize) -> impl Iterator<Item = f64> {
-        self.0
-            .iter()
-            .filter_map(move |round| round.get(subject).copied())
-    }
-
-    fn of(&self, subject: usize) -> Spread {
-        Spread::of(self.column(subject))
-    }
-
-    /// Returns the ratio of two subjects in each round.
-    fn over(&self, subject: usize, baseline: usize) -> Spread {
-        let pairs = self.column(subject).zip(self.column(baseline));
-        Spread::of(pairs.map(|(ours, theirs)| ours / theirs))
-    }
-
-    fn target(&self, target: Target, subject: usize, baseline: usize) {
-        target.measured(&format!(
-            "{:.2} x ({:.2} us / {:.2} us)",
-            self.over(subject, baseline).median(),
-            self.of(subject).median(),
-            self.of(baseline).median()
-        ));
-    }
+    Ok(())
 }
 
-fn microseconds_per_call(server: &Server, load: &Load) -> anyhow::Result<f64> {
-    let meter = CpuMeter::start(server.pid())?;
-    load.run(server.address(), CALLS_PER_RUN)?;
-    Ok(meter.used()?.as_secs_f64() * 1e6 / CALLS_PER_RUN as f64)
+/// Measures the microseconds per call of each subject, and prints its row.
+fn rows(
+    title: &str,
+    load: &Load,
+    subjects: &[Subject<'_>],
+    rounds: usize,
+) -> anyhow::Result<Rounds> {
+    let measured = Rounds::measure(rounds, subjects, |subject| {
+        load.microseconds_per_call(subject.server, CALLS_PER_RUN)
+    })?;
+    let rows = subjects.iter().enumerate().map(|(at, subject)| {
+        [
+            subject.name.to_owned(),
+            measured.of(at).show(2),
+            measured.over(at, ECHO).show(2),
+            measured.over(at, DEFAULT_ECHO).show(2),
+        ]
+    });
+    print_table(title, ["", "us a call", "x echo", "x default echo"], rows);
+    Ok(measured)
+}
+
+fn target(measured: &Rounds, target: Target, subject: usize, baseline: usize) {
+    target.measured(&format!(
+        "{:.2} x ({:.2} us / {:.2} us)",
+        measured.over(subject, baseline).median(),
+        measured.of(subject).median(),
+        measured.of(baseline).median()
+    ));
 }

@@ -15,14 +15,14 @@ use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use prost::Message as _;
 use tempfile::TempDir;
 
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
 use support::processes::{Client, CpuMeter};
 use support::running::Server;
-use support::statistics::{Spread, print_table};
+use support::statistics::{Rounds, print_table};
 use support::targets::{self, Target, thousands};
 use support::{Sizes, fixture};
 
@@ -260,12 +260,11 @@ fn measure(sizes: Sizes) -> anyhow::Result<()> {
     let hot = rows(&title, &subjects, &hot, rounds)?;
     for (at, variant) in VARIANTS.iter().enumerate() {
         if let Some(target) = variant.target {
-            let ratio = over_baseline(&hot, at)?;
             target.measured(&format!(
                 "{:.2} x ({:.2} us / {:.2} us)",
-                ratio.median(),
-                column(&hot, at).median(),
-                column(&hot, BASELINE).median()
+                hot.over(at, BASELINE).median(),
+                hot.of(at).median(),
+                hot.of(BASELINE).median()
             ));
         }
     }
@@ -307,39 +306,19 @@ fn answer_requests(stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Microseconds per call: by round, then by subject.
-type Rounds = Vec<Vec<f64>>;
-
+/// Measures the microseconds per call of each subject, and prints its row.
 fn rows(title: &str, subjects: &[Subject], load: &Load, rounds: usize) -> anyhow::Result<Rounds> {
     for subject in subjects {
         subject.microseconds_per_call(load)?;
     }
-    let round = || {
-        let of_each = subjects.iter().map(|it| it.microseconds_per_call(load));
-        of_each.collect::<anyhow::Result<Vec<f64>>>()
-    };
-    let measured: Rounds = (0..rounds)
-        .map(|_| round())
-        .collect::<anyhow::Result<_>>()?;
+    let measured = Rounds::measure(rounds, subjects, |it| it.microseconds_per_call(load))?;
     let rows = subjects.iter().enumerate().map(|(at, subject)| {
-        Ok([
+        [
             subject.variant.name.to_owned(),
-            column(&measured, at).show(2),
-            over_baseline(&measured, at)?.show(2),
-        ])
+            measured.of(at).show(2),
+            measured.over(at, BASELINE).show(2),
+        ]
     });
-    let rows = rows.collect::<anyhow::Result<Vec<_>>>()?;
     print_table(title, ["on", "us a call", "x nothing on"], rows);
     Ok(measured)
-}
-
-fn column(rounds: &Rounds, at: usize) -> Spread {
-    Spread::of(rounds.iter().filter_map(|round| round.get(at).copied()))
-}
-
-/// Returns the ratio to the baseline in each round.
-fn over_baseline(rounds: &Rounds, at: usize) -> anyhow::Result<Spread> {
-    let ratio = |round: &Vec<f64>| Some(round.get(at)? / round.get(BASELINE)?);
-    let ratios: Option<Vec<f64>> = rounds.iter().map(ratio).collect();
-    Ok(Spread::of(ratios.context("a round lacks a subject")?))
 }

@@ -14,9 +14,9 @@ use cedar_pdp::api::grpc::pb;
 use tempfile::TempDir;
 
 use support::load::{self, CONNECTIONS, IN_FLIGHT, Load};
-use support::processes::{Client, CpuMeter};
+use support::processes::Client;
 use support::running::{Server, serve_command, uid, value};
-use support::statistics::{Spread, print_table};
+use support::statistics::{Rounds, print_table};
 use support::{Sizes, fixture, targets};
 
 /// Rounds; each round takes all servers in turn.
@@ -146,26 +146,19 @@ impl CallKind {
             .chain(off)
             .map(|(row, off)| (row, self.start(policies, off)))
             .collect();
-        let mut costs = vec![Vec::new(); servers.len()];
         for (_, server) in &servers {
             ensure_allowed(server)?;
             self.load.run(server.address(), CALLS_PER_RUN)?;
         }
-        for _ in 0..rounds {
-            for ((_, server), costs) in servers.iter().zip(&mut costs) {
-                let meter = CpuMeter::start(server.pid())?;
-                self.load.run(server.address(), CALLS_PER_RUN)?;
-                costs.push(meter.used()?.as_secs_f64() * 1e6 / CALLS_PER_RUN as f64);
-            }
-        }
-        let all_on = costs.first().cloned().unwrap_or_default();
-        let rows = servers.iter().zip(&costs).map(|((row, _), costs)| {
-            let pairs = costs.iter().zip(&all_on);
-            let ratios = Spread::of(pairs.map(|(off, on)| off / on));
+        let measured = Rounds::measure(rounds, &servers, |(_, server)| {
+            self.load.microseconds_per_call(server, CALLS_PER_RUN)
+        })?;
+        let all_on = 0;
+        let rows = servers.iter().enumerate().map(|(at, (row, _))| {
             [
                 row.clone(),
-                Spread::of(costs.clone()).show(2),
-                ratios.show(3),
+                measured.of(at).show(2),
+                measured.over(at, all_on).show(3),
             ]
         });
         print_table(self.name, ["", "us a call", "x all on"], rows);

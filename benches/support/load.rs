@@ -26,6 +26,9 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 use tokio_rustls::TlsConnector;
 
+use super::processes::CpuMeter;
+use super::running::Server;
+
 pub const CONNECTIONS: usize = 8;
 /// Calls in flight per connection.
 pub const IN_FLIGHT: usize = 16;
@@ -99,6 +102,13 @@ impl Load {
     /// Makes `calls` calls to the server at `address`, and returns when all are answered.
     pub fn run(&self, address: &str, calls: usize) -> anyhow::Result<()> {
         self.run_over(address, None, calls)
+    }
+
+    /// Makes `calls` calls to `server`, and returns its CPU time per call, in microseconds.
+    pub fn microseconds_per_call(&self, server: &Server, calls: usize) -> anyhow::Result<f64> {
+        let meter = CpuMeter::start(server.pid())?;
+        self.run(server.address(), calls)?;
+        Ok(meter.used()?.as_secs_f64() * 1e6 / calls as f64)
     }
 
     /// Makes the calls over TLS if `authority` names the file of an authority. h2load does not

@@ -43,6 +43,42 @@ impl Spread {
     }
 }
 
+/// Measurements of several subjects in turn: what slows the machine for a moment slows them all.
+pub struct Rounds {
+    by_subject: Vec<Vec<f64>>,
+}
+
+impl Rounds {
+    /// Measures every subject once in each of `count` rounds.
+    pub fn measure<T>(
+        count: usize,
+        subjects: &[T],
+        mut measure: impl FnMut(&T) -> anyhow::Result<f64>,
+    ) -> anyhow::Result<Self> {
+        let mut by_subject = vec![Vec::new(); subjects.len()];
+        for _ in 0..count {
+            for (subject, measured) in subjects.iter().zip(&mut by_subject) {
+                measured.push(measure(subject)?);
+            }
+        }
+        Ok(Self { by_subject })
+    }
+
+    fn column(&self, subject: usize) -> impl Iterator<Item = f64> {
+        self.by_subject.get(subject).into_iter().flatten().copied()
+    }
+
+    pub fn of(&self, subject: usize) -> Spread {
+        Spread::of(self.column(subject))
+    }
+
+    /// Returns the ratio of two subjects in each round.
+    pub fn over(&self, subject: usize, baseline: usize) -> Spread {
+        let pairs = self.column(subject).zip(self.column(baseline));
+        Spread::of(pairs.map(|(ours, theirs)| ours / theirs))
+    }
+}
+
 /// Prints `rows` under `head`, the first column left-aligned and the others right-aligned.
 pub fn print_table<const N: usize>(
     title: &str,

@@ -25,6 +25,22 @@ async fn start_service(signers: &[&Signer], more: &str) -> (KeyServer, TokenServ
     (server, service.with_directory(dir))
 }
 
+/// Starts a service that has fetched one key set, and whose next fetch is due and never ends.
+async fn start_with_hanging_fetches(key_wait: &str) -> (KeyServer, TokenService) {
+    let key = es256("k");
+    let more =
+        format!("refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"{key_wait}\"");
+    let (server, service) = start_service(&[&key], &more).await;
+    let token = key.token(&claims());
+    assert!(service.is_allowed(&token, "read").await.unwrap());
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    server.set(ResponseMode::Slow(
+        Duration::from_secs(3_600),
+        String::new(),
+    ));
+    (server, service)
+}
+
 /// Starts a service whose issuer has its keys from `server`, which `ca_file` verifies.
 fn start_with_server(server: &KeyServer, ca_file: &Path, more: &str) -> TokenService {
     let issuer = format!(
@@ -188,20 +204,7 @@ async fn known_keys_never_wait_for_fetches() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wait_for_unknown_key_is_bounded() {
-    let key = es256("k");
-    let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"500ms\"";
-    let (server, service) = start_service(&[&key], more).await;
-    assert!(
-        service
-            .is_allowed(&key.token(&claims()), "read")
-            .await
-            .unwrap()
-    );
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    server.set(ResponseMode::Slow(
-        Duration::from_secs(3_600),
-        String::new(),
-    ));
+    let (_server, service) = start_with_hanging_fetches("500ms").await;
     let unknown = es256("unknown").token(&claims());
     let started = Instant::now();
     // A set was loaded and the last finished fetch succeeded, but the current one may still bring
@@ -330,21 +333,8 @@ async fn empty_key_set_withdraws_all_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_waits_once_for_all_keys() {
-    let key = es256("k");
     let key_wait = Duration::from_secs(4);
-    let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"4s\"";
-    let (server, service) = start_service(&[&key], more).await;
-    assert!(
-        service
-            .is_allowed(&key.token(&claims()), "read")
-            .await
-            .unwrap()
-    );
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    server.set(ResponseMode::Slow(
-        Duration::from_secs(3_600),
-        String::new(),
-    ));
+    let (_server, service) = start_with_hanging_fetches("4s").await;
     let unknown = |n: usize| es256(&format!("unknown-{n}")).token(&claims());
     let requests: Vec<_> = (0..6).map(|n| request(&unknown(n), "read")).collect();
     let waits = u32::try_from(requests.len()).unwrap();
@@ -368,20 +358,7 @@ async fn batch_waits_once_for_all_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_rejects_calls_waiting_for_keys() {
-    let key = es256("k");
-    let more = "refetch_interval = \"1s\"\nfetch_timeout = \"60s\"\nkey_wait = \"30s\"";
-    let (server, service) = start_service(&[&key], more).await;
-    assert!(
-        service
-            .is_allowed(&key.token(&claims()), "read")
-            .await
-            .unwrap()
-    );
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    server.set(ResponseMode::Slow(
-        Duration::from_secs(3_600),
-        String::new(),
-    ));
+    let (server, service) = start_with_hanging_fetches("30s").await;
     let mut client = service.client().await;
     let unknown = es256("unknown").token(&claims());
     let waiting =

@@ -2,15 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::setup::{
-    ENTITIES, MAPPING, POLICIES, TokenOptions, TokenService, es256, is_allowed, request, with,
-};
+use super::setup::{MAPPING, TokenOptions, TokenService, es256, is_allowed, request, with};
 use crate::support::replay::Replay;
+use crate::support::staff;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_cedar_repeats_token_decisions_from_log() {
     let key = es256("k");
-    let replay = Replay::new(POLICIES, ENTITIES);
+    let replay = Replay::new(staff::POLICIES, staff::ENTITIES);
     for stored in ["join", "replace", "require"] {
         let logs = tempfile::tempdir().unwrap();
         let file = logs.path().join("decisions");

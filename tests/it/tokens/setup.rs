@@ -15,32 +15,9 @@ use tonic_types::StatusExt as _;
 
 use crate::support::Server;
 use crate::support::signer::{Signer, jwks};
+use crate::support::staff::FILES;
 
 pub(crate) const ISSUER: &str = "https://id.example";
-
-/// Policies: members of the role read, finance writes, suspended users may do nothing.
-pub(crate) const POLICIES: &str = r#"
-@id("role") permit(principal in Role::"reader", action == Action::"read", resource);
-@id("department") permit(principal, action == Action::"write", resource)
-when { principal.department == "finance" };
-@id("stored") permit(principal in Team::"red", action == Action::"paint", resource);
-@id("suspended") forbid(principal, action, resource)
-when { principal has suspended && principal.suspended };
-"#;
-
-const SCHEMA: &str = r#"
-entity Role in [Role];
-entity Team;
-entity User in [Role, Team] = { department: String, suspended?: Bool, level?: Long, scopes?: Set<String> };
-entity Doc;
-action read, write, paint appliesTo { principal: User, resource: Doc };
-"#;
-
-pub(crate) const ENTITIES: &str = r#"[
-{"uid": {"type": "User", "id": "stored"}, "attrs": {"department": "sales"}, "parents": [{"type": "Team", "id": "red"}]},
-{"uid": {"type": "User", "id": "suspended"}, "attrs": {"department": "sales", "suspended": true}, "parents": []},
-{"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
-]"#;
 
 /// The default mapping of claims to the principal.
 pub(crate) const MAPPING: &str = r#"
@@ -110,11 +87,7 @@ algorithms = ["ES256", "RS256", "EdDSA"]
             arguments.extend(["--revocations", revocations.to_str().unwrap()]);
         }
         arguments.extend(options.arguments);
-        let policies = crate::support::policy_directory(&[
-            ("policies.cedar", POLICIES),
-            ("schema.cedarschema", SCHEMA),
-            ("entities.json", ENTITIES),
-        ]);
+        let policies = crate::support::policy_directory(FILES);
         let server = Server::start(policies.path(), &arguments);
         Self {
             server,

@@ -225,38 +225,6 @@ fn value(json: &Json) -> Value {
     }
 }
 
-const STAFF: &[(&str, &str)] = &[
-    (
-        "policies.cedar",
-        r#"
-@id("role") permit(principal in Role::"reader", action == Action::"read", resource);
-@id("department") permit(principal, action == Action::"write", resource)
-when { principal.department == "finance" };
-@id("stored") permit(principal in Team::"red", action == Action::"paint", resource);
-@id("suspended") forbid(principal, action, resource)
-when { principal has suspended && principal.suspended };
-"#,
-    ),
-    (
-        "schema.cedarschema",
-        r#"
-entity Role in [Role];
-entity Team;
-entity User in [Role, Team] = { department: String, suspended?: Bool, level?: Long, scopes?: Set<String> };
-entity Doc;
-action read, write, paint appliesTo { principal: User, resource: Doc };
-"#,
-    ),
-    (
-        "entities.json",
-        r#"[
-{"uid": {"type": "User", "id": "stored"}, "attrs": {"department": "sales"}, "parents": [{"type": "Team", "id": "red"}]},
-{"uid": {"type": "User", "id": "suspended"}, "attrs": {"department": "sales", "suspended": true}, "parents": []},
-{"uid": {"type": "Role", "id": "chief"}, "attrs": {}, "parents": [{"type": "Role", "id": "reader"}]}
-]"#,
-    ),
-];
-
 /// Draws a request of the staff about a document.
 fn staff_query(rng: &mut Rng) -> Query {
     let user = rng.pick(&["alice", "stored", "suspended"]);
@@ -279,7 +247,7 @@ fn token(header: &Json, claims: &Json, secret: &str) -> String {
 }
 
 fn with_tokens(rng: &mut Rng, count: usize) -> Service {
-    let mut service = Service::new("tokens", STAFF, &[]);
+    let mut service = Service::new("tokens", support::staff::FILES, &[]);
     let issuers = |name: &str, source: &str, algorithm: &str, stored: &str| {
         format!(
             r#"
@@ -441,7 +409,7 @@ fn with_callers(rng: &mut Rng, count: usize) -> Service {
     let key = |name: &str| format!("a-key-of-the-tests-{name}");
     let mut service = Service::new(
         "callers",
-        STAFF,
+        support::staff::FILES,
         &["--anonymous-principal", "User::\"stored\""],
     );
     let texts: Vec<(&str, String)> = keys.iter().map(|name| (*name, key(name))).collect();

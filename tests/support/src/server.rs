@@ -37,11 +37,21 @@ pub fn command() -> Command {
 
 /// Returns the command `cedar-pdp serve` for `policies` and a free port, with further arguments.
 pub fn serve_command(policies: &Path, arguments: &[&str]) -> Command {
-    serve_command_on(&["127.0.0.1:0"], policies, arguments)
+    serve_command_of(&binary(), policies, arguments)
 }
 
-fn serve_command_on(listen: &[&str], policies: &Path, arguments: &[&str]) -> Command {
-    let mut command = command();
+/// Returns the same command of another binary.
+pub fn serve_command_of(binary: &Path, policies: &Path, arguments: &[&str]) -> Command {
+    serve_command_on(&["127.0.0.1:0"], binary, policies, arguments)
+}
+
+fn serve_command_on(
+    listen: &[&str],
+    binary: &Path,
+    policies: &Path,
+    arguments: &[&str],
+) -> Command {
+    let mut command = without_settings(Command::new(binary));
     command.arg("serve").arg("--policies").arg(policies);
     for address in listen {
         command.args(["--listen", address]);
@@ -86,7 +96,10 @@ impl Server {
 
     /// Starts the server on these addresses.
     pub fn start_listening(policies: &Path, listen: &[&str], arguments: &[&str]) -> Self {
-        Self::spawn(serve_command_on(listen, policies, arguments), listen.len())
+        Self::spawn(
+            serve_command_on(listen, &binary(), policies, arguments),
+            listen.len(),
+        )
     }
 
     /// Runs `command` and waits until it has printed `addresses` addresses.
