@@ -19,6 +19,7 @@ mod entities;
 mod evaluate;
 pub mod explanation;
 pub mod id;
+pub mod json_object;
 mod policies;
 pub mod query;
 pub mod query_ref;

@@ -1,10 +1,11 @@
 //! Reads policies from a directory, and publishes the current snapshot of them.
 //!
 //! `directory` reads the files, `reload` decides when they replace the current snapshot, and
-//! `status` reports the result. Nothing here evaluates a policy or answers a caller.
+//! `status` reports the result. `losses` are content that must not replace what is loaded. Nothing here evaluates a policy or answers a caller.
 
 mod background;
 pub mod directory;
+pub(crate) mod losses;
 pub(crate) mod metrics;
 pub mod reload;
 mod snapshots;

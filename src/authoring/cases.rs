@@ -13,15 +13,18 @@ use serde_json::value::RawValue;
 use super::report;
 use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::diagnostic::Position;
+use crate::pdp::json_object::Object;
 use crate::pdp::query::{Query, Record, Uid};
 use crate::pdp::sources::{FileKind, SourceFile};
 use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CaseJson<'a> {
     #[serde(default)]
     name: String,
-    request: RequestJson<'a>,
+    #[serde(borrow)]
+    request: Object<RequestJson<'a>>,
     /// An array, or the name of a file that contains one.
     #[serde(borrow, default)]
     entities: Option<&'a RawValue>,
@@ -34,6 +37,7 @@ struct CaseJson<'a> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RequestJson<'a> {
     principal: String,
     action: String,
@@ -112,18 +116,27 @@ impl CaseRun<'_> {
                 .into_iter()
                 .filter_map(|raw| self.run_case(raw, &text, file))
                 .collect(),
-            Err(error) => unreadable(u32::try_from(error.line()).unwrap_or(0), error.to_string()),
+            Err(error) => {
+                let found = request_json::json_error(&file.path, &text, &text, &error);
+                let line = found.position.map_or(1, |position| position.line);
+                unreadable(line, found.render(false))
+            }
         }
     }
 
     /// Runs the case `raw`, a part of `text`. Returns `None` if the filter excludes it.
-    fn run_case(&self, raw: &RawValue, text: &str, file: &SourceFile) -> Option<CaseResult> {
+    fn run_case(&self, raw: &RawValue, text: &Arc<str>, file: &SourceFile) -> Option<CaseResult> {
         let start = Instant::now();
         let offset = (raw.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
-        let (name, failure) = match serde_json::from_str::<CaseJson<'_>>(raw.get()) {
-            Err(error) => ("(unreadable)".to_owned(), Some(error.to_string())),
-            Ok(case) if self.filter.is_some_and(|it| !case.name.contains(it)) => return None,
-            Ok(case) => {
+        let (name, failure) = match serde_json::from_str::<Object<CaseJson<'_>>>(raw.get()) {
+            Err(error) => {
+                let found = request_json::json_error(&file.path, text, raw.get(), &error);
+                ("(unreadable)".to_owned(), Some(found.render(false)))
+            }
+            Ok(Object(case)) if self.filter.is_some_and(|it| !case.name.contains(it)) => {
+                return None;
+            }
+            Ok(Object(case)) => {
                 let failure = self.check(&case, file).err();
                 (case.name, failure)
             }
@@ -139,7 +152,7 @@ impl CaseRun<'_> {
 
     /// Decides the request of a case and compares the answer; the error is a message for people.
     fn check(&self, case: &CaseJson<'_>, file: &SourceFile) -> Result<(), String> {
-        let query = self.query(&case.request)?;
+        let query = self.query(&case.request.0)?;
         let answer = match case.entities {
             None => authorize(self.snapshot, &query),
             Some(raw) => {
@@ -153,6 +166,32 @@ impl CaseRun<'_> {
         }
         .map_err(|error| format!("the request is not valid: {error}"))?;
         self.compare(case, &answer)
+    }
+
+    /// Returns the ids of policies that `reasons` name.
+    ///
+    /// Cedar calls the policies of a file without `@id` `policy0`, `policy1`, …, and they are
+    /// `<path>#0`, `<path>#1`, … here. In a directory with several such files that is ambiguous.
+    fn own_ids<'a>(&'a self, reasons: &'a [String]) -> Result<BTreeSet<&'a str>, String> {
+        let own_id = |reason: &'a String| {
+            let ids = || self.snapshot.policies().map(|policy| policy.id.as_str());
+            let Some(number) = reason.strip_prefix("policy") else {
+                return Ok(reason.as_str());
+            };
+            let mut numbered = ids().filter(|id| is_numbered(id, number));
+            match (
+                ids().any(|id| id == reason),
+                numbered.next(),
+                numbered.next(),
+            ) {
+                (false, Some(one), None) => Ok(one),
+                (false, Some(one), Some(other)) => Err(format!(
+                    "the reason `{reason}` may be `{one}` or `{other}`: name one of them"
+                )),
+                (true, ..) | (false, None, _) => Ok(reason.as_str()),
+            }
+        };
+        reasons.iter().map(own_id).collect()
     }
 
     fn query(&self, request: &RequestJson<'_>) -> Result<Query, String> {
@@ -198,27 +237,33 @@ impl CaseRun<'_> {
     fn compare(&self, case: &CaseJson<'_>, answer: &Answer) -> Result<(), String> {
         let determining = &answer.diagnostics.determining;
         let determining: BTreeSet<&str> = determining.iter().map(|id| id.as_str()).collect();
-        let has_reasons = case.reason.as_ref().is_none_or(|reasons| {
-            let expected: BTreeSet<&str> = reasons.iter().map(String::as_str).collect();
-            match self.reasons {
-                Reasons::Exact => determining == expected,
-                Reasons::Contains => determining.is_superset(&expected),
-            }
-        });
+        let reasons = case.reason.as_ref().map(|reasons| self.own_ids(reasons));
+        let reasons = reasons.transpose()?;
+        let contains = reasons
+            .as_ref()
+            .is_none_or(|expected| determining.is_superset(expected));
+        let has_reasons = match self.reasons {
+            Reasons::Exact => reasons.as_ref().is_none_or(|it| *it == determining),
+            Reasons::Contains => contains,
+        };
         let errors = answer.diagnostics.errors.len();
         let has_errors = case.num_errors.is_none_or(|expected| expected == errors);
         if answer.decision == case.decision && has_reasons && has_errors {
             return Ok(());
         }
-        let expected_reasons = case.reason.as_ref();
-        let expected_reasons = expected_reasons.map(|ids| ids.iter().map(String::as_str).collect());
+        let expected_reasons = reasons.map(|ids| ids.into_iter().collect());
+        // Cedar's own tool accepts a part of the reasons.
+        let hint = match answer.decision == case.decision && has_errors && contains {
+            true => "\nhint:     `--reasons contains` accepts a part of the determining policies",
+            false => "",
+        };
         Err(format!(
             "request:  principal {}\n          action {}\n          resource {}\n          context {}\n\
-             expected: {}\ngot:      {}\n{}",
-            case.request.principal,
-            case.request.action,
-            case.request.resource,
-            case.request.context.map_or("{}", RawValue::get),
+             expected: {}\ngot:      {}\n{}{hint}",
+            case.request.0.principal,
+            case.request.0.action,
+            case.request.0.resource,
+            case.request.0.context.map_or("{}", RawValue::get),
             outcome(case.decision, expected_reasons, case.num_errors),
             outcome(
                 answer.decision,
@@ -228,6 +273,12 @@ impl CaseRun<'_> {
             report::text(answer).trim_end(),
         ))
     }
+}
+
+/// Returns whether `id` names policy `number` of some file, counted from 0.
+fn is_numbered(id: &str, number: &str) -> bool {
+    id.rsplit_once('#')
+        .is_some_and(|(_, found)| found == number)
 }
 
 /// Returns one line for a decision, its reasons and its errors; `None` is any.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use crate::config::StoreSettings;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Snapshot, Workers, compile_from};
-use crate::policy_store::{cores, directory};
+use crate::policy_store::{cores, directory, losses};
 
 /// Most attempts to read a directory that changes while it is read.
 const MAX_ATTEMPTS: usize = 5;
@@ -34,7 +34,16 @@ pub(super) fn load(settings: &StoreSettings) -> anyhow::Result<Directory> {
         let compiled = compile_from(None, &reading.sources, &settings.pdp, &workers);
         if !reading.is_inconsistent() {
             let sources = reading.sources;
-            let compiled = compiled.map(|compiled| compiled.snapshot);
+            let compiled = compiled.and_then(|compiled| {
+                let snapshot = compiled.snapshot;
+                match losses::by_patterns(&snapshot, &sources) {
+                    errors if errors.is_empty() || settings.allow_empty => Ok(snapshot),
+                    errors => Err(CompileError {
+                        errors,
+                        warnings: snapshot.warnings().to_vec(),
+                    }),
+                }
+            });
             return Ok(Directory { sources, compiled });
         }
     }

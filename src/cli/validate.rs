@@ -2,17 +2,18 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Format, Outcome, config_of_directory, directory};
+use super::directory::{self, Directory};
+use super::{Format, Outcome, config_of_directory};
 use crate::authoring::report;
 use crate::config::sources::ConfigArgs;
+use crate::pdp::Snapshot;
 use crate::pdp::advice;
 use crate::pdp::analysis::advice::{Advice, CacheKeyReads, PolicyRef};
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::{CompileError, Snapshot};
+use crate::pdp::sources::{LeftOutCounts, UnusedFiles};
 
 /// Arguments of `validate`.
 #[derive(Debug, Args)]
@@ -23,6 +24,12 @@ pub(super) struct ValidateArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
+    /// Exit with status 1 if there is a warning
+    #[arg(long)]
+    pub(super) deny_warnings: bool,
+    /// List all ignored files, not only the first 20
+    #[arg(long)]
+    pub(super) verbose: bool,
     /// Settings that change what serve would load.
     #[command(flatten)]
     pub(super) config: ConfigArgs,
@@ -32,38 +39,57 @@ pub(super) struct ValidateArgs {
 /// load it.
 pub(super) fn run(args: ValidateArgs) -> anyhow::Result<Outcome> {
     let store = config_of_directory(args.config, args.dir)?.store;
-    let compiled = directory::load(&store)?.compiled;
+    let loaded = directory::load(&store)?;
+    let report = Report::new(&loaded);
     let mut stdout = io::stdout().lock();
     match args.format {
         Format::Text => {
             let color = stdout.is_terminal();
-            let (errors, warnings) = diagnostics(&compiled);
-            for diagnostic in errors.iter().chain(warnings) {
+            for diagnostic in report.errors.iter().chain(&report.warnings) {
                 writeln!(stdout, "{}\n", diagnostic.render(color))?;
             }
             write!(stdout, "{}: ", store.directory.display())?;
-            write_summary(&mut stdout, &compiled)?;
+            write_summary(&mut stdout, &report)?;
+            if args.verbose {
+                write_ignored(&mut stdout, report.unused)?;
+            }
         }
-        Format::Json => writeln!(stdout, "{:#}", json(&compiled))?,
+        Format::Json => writeln!(stdout, "{:#}", json(&report))?,
     }
-    Ok(Outcome::of(compiled.is_ok()))
+    let is_denied = args.deny_warnings && !report.warnings.is_empty();
+    Ok(Outcome::of(report.snapshot.is_some() && !is_denied))
 }
 
-type Compiled = Result<Arc<Snapshot>, CompileError>;
+/// The findings about a directory.
+struct Report<'a> {
+    /// The snapshot that `serve` would load, if any.
+    snapshot: Option<&'a Snapshot>,
+    errors: &'a [Diagnostic],
+    warnings: Vec<Diagnostic>,
+    unused: &'a UnusedFiles,
+}
 
-/// Returns the errors, and the warnings.
-fn diagnostics(compiled: &Compiled) -> (&[Diagnostic], &[Diagnostic]) {
-    match compiled {
-        Ok(snapshot) => (&[], snapshot.warnings()),
-        Err(error) => (&error.errors, &error.warnings),
+impl<'a> Report<'a> {
+    fn new(directory: &'a Directory) -> Self {
+        let (snapshot, errors, warnings) = match &directory.compiled {
+            Ok(snapshot) => (Some(&**snapshot), [].as_slice(), snapshot.warnings()),
+            Err(error) => (None, error.errors.as_slice(), error.warnings.as_slice()),
+        };
+        let unused = directory.sources.unused();
+        Self {
+            snapshot,
+            errors,
+            warnings: warnings.iter().cloned().chain(unused.warning()).collect(),
+            unused,
+        }
     }
 }
 
-fn write_summary(out: &mut impl io::Write, compiled: &Compiled) -> io::Result<()> {
-    let (errors, warnings) = diagnostics(compiled);
-    let (errors, warnings) = (errors.len(), warnings.len());
-    let Ok(snapshot) = compiled else {
-        return writeln!(out, "bad: {errors} errors, {warnings} warnings");
+fn write_summary(out: &mut impl io::Write, report: &Report<'_>) -> io::Result<()> {
+    let (errors, warnings) = (report.errors.len(), report.warnings.len());
+    let Some(snapshot) = report.snapshot else {
+        writeln!(out, "bad: {errors} errors, {warnings} warnings")?;
+        return write_left_out(out, report.unused.left_out);
     };
     let counts = snapshot.counts();
     writeln!(
@@ -75,11 +101,39 @@ fn write_summary(out: &mut impl io::Write, compiled: &Compiled) -> io::Result<()
         counts.entities,
         snapshot.revision(),
     )?;
+    write_left_out(out, report.unused.left_out)?;
     write_advice(out, &advice(snapshot))
 }
 
-fn json(compiled: &Compiled) -> serde_json::Value {
-    let snapshot = compiled.as_ref().ok();
+/// Writes how many files `.cedarignore` leaves out, by kind, if any.
+fn write_left_out(out: &mut impl io::Write, left_out: LeftOutCounts) -> io::Result<()> {
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    let LeftOutCounts {
+        policies,
+        schemas,
+        entities,
+        links,
+        tests,
+    } = left_out;
+    writeln!(
+        out,
+        "files left out by .cedarignore: policies {policies}, schemas {schemas}, \
+         entities {entities}, links {links}, tests {tests}"
+    )
+}
+
+fn write_ignored(out: &mut impl io::Write, unused: &UnusedFiles) -> io::Result<()> {
+    writeln!(out, "\nignored files: {}", unused.ignored.len())?;
+    for name in &unused.ignored {
+        writeln!(out, "  {name}")?;
+    }
+    Ok(())
+}
+
+fn json(report: &Report<'_>) -> serde_json::Value {
+    let snapshot = report.snapshot;
     let counts = snapshot.map(|snapshot| {
         let counts = snapshot.counts();
         serde_json::json!({
@@ -89,15 +143,17 @@ fn json(compiled: &Compiled) -> serde_json::Value {
             "entities": counts.entities,
         })
     });
-    let (errors, warnings) = diagnostics(compiled);
-    let all = errors.iter().chain(warnings).map(report::diagnostic_json);
+    let all = report.errors.iter().chain(&report.warnings);
+    let all = all.map(report::diagnostic_json);
     serde_json::json!({
-        "valid": compiled.is_ok(),
-        "errors": errors.len(),
-        "warnings": warnings.len(),
+        "valid": snapshot.is_some(),
+        "errors": report.errors.len(),
+        "warnings": report.warnings.len(),
         "diagnostics": all.collect::<Vec<_>>(),
         "revision": snapshot.map(|snapshot| snapshot.revision().as_str()),
         "counts": counts,
+        "ignored": report.unused.ignored,
+        "left_out": report.unused.left_out,
         "advice": snapshot.map(|snapshot| advice_json(&advice(snapshot))),
     })
 }

@@ -8,6 +8,7 @@ pub(in crate::pdp) mod combine;
 pub(in crate::pdp) mod entities;
 mod entity_json;
 pub(in crate::pdp) mod findings;
+mod misplaced;
 mod policies;
 mod reuse;
 mod rule_set;

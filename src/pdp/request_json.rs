@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 pub use super::compile::entities::stored_entities;
+pub use super::compile::findings::json_error;
 use super::query::{Record, RequestEntity, Uid, Value};
 use super::settings::Validation;
 use super::snapshot::Snapshot;

@@ -9,6 +9,7 @@
 
 mod file;
 pub(in crate::pdp) mod scanner;
+mod unused;
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use super::diagnostic::Diagnostic;
 use super::id::Revision;
 pub use file::{ContentDigest, ContentHasher, FileKind, SourceFile, TextChanged, TextSource};
+pub use unused::{LeftOutCounts, UnusedFiles};
 
 /// The content of a policy directory at one moment.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +26,7 @@ pub struct Sources {
     files: Vec<SourceFile>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
+    unused: UnusedFiles,
     /// The hash of the served files, once it was computed.
     hash: OnceLock<Result<Arc<RunningHash>, TextChanged>>,
 }
@@ -44,8 +47,21 @@ impl Sources {
             files,
             problems,
             warnings,
+            unused: UnusedFiles::default(),
             hash: OnceLock::new(),
         }
+    }
+
+    /// Returns these sources with the files that were found and not loaded.
+    #[must_use]
+    pub fn with_unused(self, unused: UnusedFiles) -> Self {
+        Self { unused, ..self }
+    }
+
+    /// Returns the files that were found and not loaded.
+    #[must_use]
+    pub fn unused(&self) -> &UnusedFiles {
+        &self.unused
     }
 
     /// Returns the files, sorted by path.
@@ -71,7 +87,7 @@ impl Sources {
         &self.problems
     }
 
-    /// Returns the warnings, with which the directory can still be loaded.
+    /// Returns the warnings about single names, with which the directory can still be loaded.
     #[must_use]
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings

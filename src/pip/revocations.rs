@@ -8,11 +8,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::numeric_date::NumericDate;
+use crate::pdp::json_object::Object;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRevocations {
-    revoked: Option<Vec<RawEntry>>,
+    revoked: Option<Vec<Object<RawEntry>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,7 +111,7 @@ impl Revocations {
             ..Self::default()
         };
         for (number, entry) in (1..).zip(entries) {
-            list.add(number, entry)?;
+            list.add(number, entry.0)?;
         }
         Ok(list)
     }

@@ -5,6 +5,7 @@
 
 mod file;
 mod fingerprint;
+mod ignore_file;
 mod scan;
 mod walk;
 

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::id::Revision;
 use crate::pdp::snapshot::Counts;
+use crate::pdp::sources::LeftOutCounts;
 
 /// Most diagnostics of one kind in a status.
 pub const MAX_DIAGNOSTICS: usize = 100;
@@ -21,6 +22,8 @@ pub struct StoreStatus {
     pub rejected: Option<RejectedReload>,
     /// The first [`MAX_DIAGNOSTICS`] warnings for policy authors.
     pub warnings: Vec<Diagnostic>,
+    /// The numbers of files that `.cedarignore` leaves out.
+    pub left_out: LeftOutCounts,
     /// Counts since startup.
     pub reloads: ReloadCounts,
 }

@@ -44,7 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "src/pdp",
         &[
-            "query query_ref answer explanation diagnostic id settings switches workers",
+            "query query_ref answer explanation diagnostic id json_object settings switches workers",
             "sources",
             "values",
             "schema entities policies",

@@ -106,6 +106,7 @@ const LAYER_RULES: &[LayerRule] = &[
             "crate::versioned",
             "crate::pdp::query",
             "crate::pdp::is_type_name",
+            "crate::pdp::json_object",
             "crate::watch",
         ],
     ),
@@ -196,6 +197,7 @@ const LAYER_RULES: &[LayerRule] = &[
             "crate::policy_store::cores",
             "crate::policy_store::directory",
             "crate::policy_store::SourceLimits",
+            "crate::policy_store::losses",
             // `serve` runs the service, and rereads the policies on SIGHUP.
             "crate::app",
             "crate::telemetry",

@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 is success, 1 is a negative result, 2 means that the command could not run.
 
+mod findings;
 mod help;
 
 use std::fs;

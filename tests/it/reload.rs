@@ -536,6 +536,54 @@ async fn misnamed_files_warn_and_are_ignored() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn cedarignore_takes_effect_live() {
+    for mode in [BY_EVENTS, BY_POLLING] {
+        let (directory, good) = directory_of_version_1();
+        let notes = directory.path().join("notes.txt");
+        fs::write(&notes, "").unwrap();
+        let server = Server::start(directory.path(), mode);
+        let status = wait_for_status(&server, "the start", |_| true).await;
+        let last = status.warnings.last().unwrap();
+        assert!(last.message.contains("1 file is ignored"), "{last:?}");
+        assert_eq!(status.left_out, None);
+        // What is left out is counted, and no longer a warning; the revision stays.
+        let patterns = directory.path().join(".cedarignore");
+        fs::write(directory.path().join("draft.cedar"), "permit (").unwrap();
+        fs::write(&patterns, "*.txt\ndraft.*\n").unwrap();
+        let left_out =
+            |status: &pb::StoreStatus| status.left_out.is_some_and(|it| it.policies == 1);
+        let status = wait_for_status(&server, "the patterns", left_out).await;
+        assert_eq!(
+            (status.revision, status.refused),
+            (good.revision.clone(), None)
+        );
+        assert!(
+            !status
+                .warnings
+                .iter()
+                .any(|found| found.message.contains("ignored"))
+        );
+        // Bad patterns, and patterns that leave out all policies, change nothing.
+        for text in ["a[\n", "*.cedar\n"] {
+            fs::write(&patterns, text).unwrap();
+            let is_refused = |status: &pb::StoreStatus| {
+                let refused = status
+                    .refused
+                    .iter()
+                    .flat_map(|refused| &refused.diagnostics);
+                refused
+                    .into_iter()
+                    .any(|found| found.file == ".cedarignore")
+            };
+            let status = wait_for_status(&server, "the rejection", is_refused).await;
+            assert_eq!(status.revision, good.revision);
+            fs::write(&patterns, "*.txt\ndraft.*\n").unwrap();
+            wait_for_status(&server, "the recovery", |status| status.refused.is_none()).await;
+        }
+    }
+}
+
 /// Returns the current answer.
 async fn current_answer(server: &Server) -> Answer {
     let mut client = server.authorization().await;

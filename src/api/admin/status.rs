@@ -16,6 +16,7 @@ pub(super) fn read(state: &AdminState) -> Value {
         loaded,
         rejected,
         warnings,
+        left_out,
         reloads,
     } = &*status;
     let loaded = loaded.as_ref().map(|loaded| {
@@ -62,6 +63,8 @@ pub(super) fn read(state: &AdminState) -> Value {
         // Null if the content of the directory is loaded.
         "refused": refused,
         "warnings": findings(warnings),
+        // Files that `.cedarignore` leaves out.
+        "left_out": left_out,
         "reloads": reloads,
         // Null if the cache is off.
         "cache": state.engine.cache_metrics(),

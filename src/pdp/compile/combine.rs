@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use cedar_policy::PolicySet;
+use cedar_policy::{Effect, PolicySet};
 use cedar_policy_core::ast;
 
 use super::findings::{DiagnosticSink, duplicate_id_message};
@@ -12,7 +12,6 @@ use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
 use crate::pdp::diagnostic::{Diagnostic, LineStarts, Position};
 use crate::pdp::id::PolicyId;
-use crate::pdp::sources::FileKind;
 use crate::pdp::values::with_causes;
 use crate::pdp::workers::Workers;
 
@@ -75,7 +74,7 @@ pub(super) fn combine(
         templates: files.iter().map(|file| file.templates.len()).sum(),
         per_file: files
             .iter()
-            .filter(|file| FileKind::from_name(&file.path) != Some(FileKind::Links))
+            .filter(|file| !file.holds_links_alone)
             .map(|file| (file.path.clone(), count(file)))
             .collect(),
     }
@@ -163,12 +162,37 @@ fn link_all(
             diagnostics.add(link.origin.error(message));
         }
     }
-    let warnings = linker.validate(validator, diagnostics);
+    let mut warnings = linker.validate(validator, diagnostics);
+    let linked: HashSet<&str> = files
+        .iter()
+        .flat_map(|file| &file.links)
+        .map(|link| link.template.as_str())
+        .collect();
+    let templates = files.iter().flat_map(|file| &file.templates);
+    let unlinked = templates.filter(|template| !linked.contains(template.id.as_str()));
+    warnings.extend(unlinked.map(unlinked_warning));
     Links {
         rule_set: linker.rule_set,
         warnings,
         files,
     }
+}
+
+/// Returns the warning about a template that no link applies.
+fn unlinked_warning(template: &Template) -> Diagnostic {
+    let effect = match template.template.effect() {
+        Effect::Permit => "permits",
+        Effect::Forbid => "forbids",
+    };
+    let message = format!(
+        "template `{}` has no link and {effect} nothing",
+        template.id
+    );
+    let help = "add a link in a `*.links.json` file, or remove the template";
+    let origin = &template.origin;
+    Diagnostic::warning(origin.file.as_ref(), message)
+        .at(&origin.text, origin.start..origin.start)
+        .with_help(help)
 }
 
 /// Templates and links that are being combined to rules.
@@ -201,7 +225,15 @@ impl<'a> Linker<'a> {
         let template_id = cedar_policy::PolicyId::new(&link.template);
         self.policies
             .link(template_id, id.clone(), link.args.clone())
-            .map_err(|error| format!("template link `{}`: {}", link.id, with_causes(&error)))?;
+            .map_err(|error| {
+                let Position { line, column } = template.origin.position;
+                let (id, file) = (&link.template, &template.origin.file);
+                let error = with_causes(&error);
+                format!(
+                    "template link `{}`: {error} (template `{id}` at {file}:{line}:{column})",
+                    link.id
+                )
+            })?;
         self.links.insert(link.id.as_str(), link);
         let Some(policy) = self.policies.policy(&id) else {
             return Ok(());

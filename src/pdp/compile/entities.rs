@@ -4,6 +4,8 @@
 //! file need not be read again. Checks that concern all files follow: the hierarchy, and uids that
 //! are defined twice.
 
+mod errors;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -112,8 +114,10 @@ impl<'a> EntityReader<'a> {
                 added.map_err(|error| error.to_string())
             });
             if let Err(message) = added {
-                let diagnostic = Diagnostic::error(&file.path, message);
-                diagnostics.add(diagnostic.at(&text, origin..origin));
+                let explained = errors::explain(&file.path, &text, json);
+                diagnostics.add(explained.unwrap_or_else(|| {
+                    Diagnostic::error(&file.path, message).at(&text, origin..origin)
+                }));
                 is_valid = false;
             }
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::stack::COMPILE_STACK_BYTES;
 use crate::pdp::diagnostic::{Diagnostic, Position, Severity};
@@ -67,20 +68,6 @@ impl DiagnosticSink {
         self.ok(&file.path, file.text())
     }
 
-    /// Adds `error` about the JSON file at `path`, placed at the byte that the JSON parser names.
-    pub(super) fn add_json_error(
-        &mut self,
-        path: &str,
-        text: &Arc<str>,
-        error: &(dyn std::error::Error + 'static),
-    ) {
-        let diagnostic = Diagnostic::error(path, with_causes(error));
-        self.add(match json_position(error, text) {
-            Some(offset) => diagnostic.at(text, offset..offset),
-            None => diagnostic,
-        });
-    }
-
     pub(super) fn by_severity(self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
         self.0
             .into_iter()
@@ -122,17 +109,49 @@ pub(in crate::pdp) fn duplicate_id_message(id: &str, first_file: &str, first: Po
     format!("policy id `{id}` is defined twice, here and at {first_file}:{line}:{column}")
 }
 
-/// Adds the position and the help of Cedar's `error` to `diagnostic`.
+/// Returns the error about the file at `path` that Cedar's parser reports in `text`.
+///
+/// What is missing at the end of a statement is missed where the code ends, not at the next token,
+/// which may be many lines below.
+pub(super) fn syntax_error(
+    path: &str,
+    error: &dyn miette::Diagnostic,
+    (text, language): (&Arc<str>, Language),
+) -> Diagnostic {
+    let diagnostic = located(Diagnostic::error(path, error.to_string()), error, text);
+    let mut labels = error.labels().into_iter().flatten();
+    let expects_end = |label: &miette::LabeledSpan| {
+        let text = label.label().unwrap_or_default();
+        text.contains("`;`") || label.is_empty()
+    };
+    match labels.next() {
+        Some(label) if expects_end(&label) => {
+            let end = scanner::code_end(text, label.offset(), language);
+            diagnostic.at(text, end..end)
+        }
+        Some(_) | None => diagnostic,
+    }
+}
+
+/// Adds the position, the label and the help of Cedar's `error` to `diagnostic`.
 pub(in crate::pdp) fn located(
     diagnostic: Diagnostic,
     error: &dyn miette::Diagnostic,
     text: &Arc<str>,
 ) -> Diagnostic {
     let diagnostic = with_help(diagnostic, error);
-    match error.labels().and_then(|mut labels| labels.next()) {
-        Some(label) => diagnostic.at(text, label.offset()..label.offset() + label.len()),
-        None => diagnostic,
-    }
+    let Some(label) = error.labels().and_then(|mut labels| labels.next()) else {
+        return diagnostic;
+    };
+    let message = match label.label() {
+        Some(label) => format!("{}: {label}", diagnostic.message),
+        None => diagnostic.message,
+    };
+    let diagnostic = Diagnostic {
+        message,
+        ..diagnostic
+    };
+    diagnostic.at(text, label.offset()..label.offset() + label.len())
 }
 
 /// Adds the help of Cedar's `error` to `diagnostic`.
@@ -158,8 +177,39 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
         return None;
     }
     serde_json::from_str(text)
-        .map_err(|error| diagnostics.add_json_error(path, text, &error))
+        .map_err(|error| diagnostics.add(json_error(path, text, text, &error)))
         .ok()
+}
+
+/// The entries of a JSON object in order, duplicate names included.
+///
+/// A map would silently keep the last of two entries with the same name.
+#[derive(Default)]
+pub(super) struct Entries<'a>(pub(super) Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
 }
 
 /// Returns the byte offset of `part` in `text`, of which it is a slice.
@@ -169,11 +219,33 @@ pub(super) fn offset_in(text: &str, part: &str) -> usize {
         .min(text.len())
 }
 
-/// Returns the byte offset of the first serde_json error among `error` and its causes.
-fn json_position(error: &(dyn std::error::Error + 'static), text: &str) -> Option<usize> {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    let error = causes.find_map(|error| error.downcast_ref::<serde_json::Error>())?;
-    let line = error.line().checked_sub(1)?;
-    let start: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
-    Some((start + error.column().saturating_sub(1)).min(text.len()))
+/// Returns the error about the JSON file at `path` that a parser of `part` reports.
+///
+/// `part` is a part of `text`, the whole file. The JSON parser counts lines from the start of what
+/// it reads, and writes its position at the end of the message.
+#[must_use]
+pub fn json_error(
+    path: &str,
+    text: &Arc<str>,
+    part: &str,
+    error: &(dyn std::error::Error + 'static),
+) -> Diagnostic {
+    let message = with_causes(error);
+    let start = offset_in(text, part);
+    let (message, offset) = match split_position(&message) {
+        Some((message, line, column)) => {
+            let lines = part.split_inclusive('\n').take(line.saturating_sub(1));
+            let offset = lines.map(str::len).sum::<usize>() + column.saturating_sub(1);
+            (message, start + offset.min(part.len()))
+        }
+        None => (message.as_str(), start),
+    };
+    Diagnostic::error(path, message).at(text, offset..offset)
+}
+
+/// Splits ` at line L column C`, which ends the messages of the JSON parser.
+fn split_position(message: &str) -> Option<(&str, usize, usize)> {
+    let (message, position) = message.rsplit_once(" at line ")?;
+    let (line, column) = position.split_once(" column ")?;
+    Some((message, line.parse().ok()?, column.parse().ok()?))
 }

@@ -14,11 +14,15 @@ use cedar_policy_core::{ast, est};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::findings::{DiagnosticSink, duplicate_id_message, located, offset_in, parse_json};
+use super::findings::{
+    DiagnosticSink, Entries, duplicate_id_message, json_error, offset_in, parse_json, syntax_error,
+};
+use super::misplaced;
 use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
 use crate::pdp::diagnostic::{Diagnostic, LineStarts};
 use crate::pdp::id::PolicyId;
+use crate::pdp::json_object::Object;
 use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, scanner};
 use crate::pdp::values::with_causes;
@@ -27,6 +31,7 @@ use crate::pdp::values::with_causes;
 #[derive(Debug, Default)]
 pub(in crate::pdp) struct PolicyFile {
     pub(super) path: String,
+    pub(super) holds_links_alone: bool,
     /// The static policies.
     pub(super) rule_set: RuleSet,
     pub(super) templates: Vec<Template>,
@@ -53,6 +58,7 @@ pub(super) fn read(
         read_sets: ReadSetCache::default(),
         file: PolicyFile {
             path: file.path.clone(),
+            holds_links_alone: file.kind == FileKind::Links,
             ..PolicyFile::default()
         },
         diagnostics: DiagnosticSink::default(),
@@ -110,20 +116,27 @@ impl PolicyFileReader<'_> {
         if !diagnostics.check_nesting(&self.path, text, Language::Policies) {
             return;
         }
-        let parsed = match PolicySet::from_str(text) {
-            Ok(parsed) => parsed,
-            Err(errors) => {
-                for error in errors.iter() {
-                    let diagnostic = Diagnostic::error(self.path.as_ref(), error.to_string());
-                    diagnostics.add(located(diagnostic, error, text));
+        let parsed =
+            match PolicySet::from_str(text) {
+                Ok(parsed) => parsed,
+                Err(errors) => {
+                    match misplaced::in_policy_file(&self.path, text) {
+                        Some(misplaced) => diagnostics.add(misplaced),
+                        None => diagnostics.0.extend(errors.iter().map(|error| {
+                            syntax_error(&self.path, error, (text, Language::Policies))
+                        })),
+                    }
+                    return;
                 }
-                return;
-            }
-        };
+            };
+        if parsed.is_empty() {
+            let message = "the file holds no policy";
+            diagnostics.add(Diagnostic::warning(self.path.as_ref(), message));
+        }
         for policy in parsed.policies() {
             let ast: &ast::Policy = policy.as_ref();
             let start = ast.loc().map_or(0, Loc::start);
-            let id = self.cedar_id(policy.id(), policy.annotation("id"), start);
+            let id = self.cedar_id(number(policy.id()), policy.annotation("id"), start);
             if let Some(origin) = self.register(&id, start) {
                 self.add(policy.new_id(cedar_policy::PolicyId::new(&id)), origin);
             }
@@ -131,7 +144,7 @@ impl PolicyFileReader<'_> {
         for template in parsed.templates() {
             let ast: &ast::Template = template.as_ref();
             let start = ast.loc().map_or(0, Loc::start);
-            let id = self.cedar_id(template.id(), template.annotation("id"), start);
+            let id = self.cedar_id(number(template.id()), template.annotation("id"), start);
             if let Some(origin) = self.register(&id, start) {
                 self.add_template(template.new_id(cedar_policy::PolicyId::new(&id)), origin);
             }
@@ -140,19 +153,20 @@ impl PolicyFileReader<'_> {
 
     fn read_json(&mut self) {
         let text = self.text;
+        let Some(fields) = parse_json::<Entries<'_>>(&self.path, text, &mut self.diagnostics)
+        else {
+            return;
+        };
+        if fields.0.iter().any(|(name, _)| name == "effect") {
+            return self.read_single_json();
+        }
         let Some(json) = parse_json::<PolicySetJson<'_>>(&self.path, text, &mut self.diagnostics)
         else {
             return;
         };
         for (entries, is_template) in [(json.static_policies, false), (json.templates, true)] {
             for (id, raw) in entries.0 {
-                if let Some(origin) = self.register(&id, offset_in(text, raw.get()))
-                    && let Err(message) = self.add_json(&id, raw, is_template, origin.clone())
-                {
-                    let kind = if is_template { "template" } else { "policy" };
-                    self.diagnostics
-                        .add(origin.error(format!("{kind} `{id}`: {message}")));
-                }
+                self.add_json(&id, raw.get(), Some(is_template));
             }
         }
         for raw in json.template_links {
@@ -160,28 +174,64 @@ impl PolicyFileReader<'_> {
         }
     }
 
-    /// Adds the policy or template `id` that `raw` defines in Cedar's JSON format.
-    fn add_json(
-        &mut self,
-        id: &str,
-        raw: &RawValue,
-        is_template: bool,
-        origin: SourceLocation,
-    ) -> Result<(), String> {
-        let policy: est::Policy =
-            serde_json::from_str(raw.get()).map_err(|error| with_causes(&error))?;
-        let id = Some(ast::PolicyID::from_string(id));
-        if is_template {
-            let template = policy.try_into_ast_template(id);
-            self.add_template(
-                template.map_err(|error| with_causes(&error))?.into(),
-                origin,
-            );
-        } else {
-            let policy = policy.try_into_ast_policy(id);
-            self.add(policy.map_err(|error| with_causes(&error))?.into(), origin);
+    /// Reads a file that is a single policy or template, as Cedar's tools export it.
+    fn read_single_json(&mut self) {
+        #[derive(Deserialize)]
+        struct Annotations {
+            id: Option<String>,
         }
-        Ok(())
+        #[derive(Deserialize)]
+        struct Annotated {
+            annotations: Option<Annotations>,
+        }
+        let text = self.text;
+        let annotated: Option<Annotated> = serde_json::from_str(text).ok();
+        let annotation = annotated.and_then(|policy| policy.annotations?.id);
+        let start = text.len() - text.trim_start().len();
+        let id = self.cedar_id("0", annotation.as_deref(), start);
+        self.add_json(&id, text, None);
+    }
+
+    /// Adds the policy or template `id` that `json`, a part of the file, defines in Cedar's format.
+    ///
+    /// What is no template by its place may be one by its slots.
+    fn add_json(&mut self, id: &str, json: &str, is_template: Option<bool>) {
+        let Some(origin) = self.register(id, offset_in(self.text, json)) else {
+            return;
+        };
+        let kind = match is_template {
+            Some(true) => "template",
+            Some(false) | None => "policy",
+        };
+        let policy: est::Policy = match serde_json::from_str(json) {
+            Ok(policy) => policy,
+            Err(error) => {
+                let mut diagnostic = json_error(&self.path, self.text, json, &error);
+                diagnostic.message = format!("{kind} `{id}`: {}", diagnostic.message);
+                return self.diagnostics.add(diagnostic);
+            }
+        };
+        let ast_id = Some(ast::PolicyID::from_string(id));
+        let template = policy.clone().try_into_ast_template(ast_id.clone());
+        let has_slots = |template: &ast::Template| template.slots().next().is_some();
+        let added = match template {
+            Ok(template) if is_template.unwrap_or_else(|| has_slots(&template)) => {
+                self.add_template(template.into(), origin.clone());
+                Ok(())
+            }
+            Err(error) if is_template == Some(true) => Err(with_causes(&error)),
+            Ok(_) | Err(_) => match policy.try_into_ast_policy(ast_id) {
+                Ok(policy) => {
+                    self.add(policy.into(), origin.clone());
+                    Ok(())
+                }
+                Err(error) => Err(with_causes(&error)),
+            },
+        };
+        if let Err(message) = added {
+            let error = origin.error(format!("{kind} `{id}`: {message}"));
+            self.diagnostics.add(error);
+        }
     }
 
     fn read_links(&mut self) {
@@ -196,14 +246,21 @@ impl PolicyFileReader<'_> {
     fn add_link(
         &mut self,
         raw: &RawValue,
-        parse: impl Fn(&RawValue, SourceLocation) -> Result<Link, String>,
+        parse: impl Fn(&RawValue, SourceLocation) -> Result<Link, LinkError>,
     ) {
         let origin = self.location(offset_in(self.text, raw.get()));
-        match parse(raw, origin.clone()) {
+        match parse(raw, origin) {
             Ok(link) => self.file.links.push(link),
-            Err(message) => self
-                .diagnostics
-                .add(origin.error(format!("template link: {message}"))),
+            Err(error) => {
+                let mut diagnostic = match error {
+                    LinkError::Json(error) => json_error(&self.path, self.text, raw.get(), &error),
+                    LinkError::Invalid(message) => self
+                        .location(offset_in(self.text, raw.get()))
+                        .error(message),
+                };
+                diagnostic.message = format!("template link: {}", diagnostic.message);
+                self.diagnostics.add(diagnostic);
+            }
         }
     }
 
@@ -248,19 +305,11 @@ impl PolicyFileReader<'_> {
         });
     }
 
-    /// Returns the id of a policy or template in Cedar syntax: its `@id`, or path and number.
-    fn cedar_id(
-        &mut self,
-        generated: &cedar_policy::PolicyId,
-        annotation: Option<&str>,
-        start: usize,
-    ) -> String {
+    /// Returns the id of a policy or template: its `@id`, or the path and its number in the file.
+    fn cedar_id(&mut self, number: &str, annotation: Option<&str>, start: usize) -> String {
         if let Some(id) = annotation.filter(|id| !id.is_empty()) {
             return id.to_owned();
         }
-        // Cedar numbers the policies and templates of a text in order: `policy0`, `policy1`, …
-        let generated: &str = generated.as_ref();
-        let number = generated.strip_prefix("policy").unwrap_or(generated);
         let id = format!("{}#{number}", self.path);
         if annotation.is_some() {
             let message = format!("`@id` is empty; the id is `{id}`");
@@ -269,6 +318,12 @@ impl PolicyFileReader<'_> {
         }
         id
     }
+}
+
+/// Returns the number of a policy or template in its text, which Cedar's own id ends with.
+fn number(generated: &cedar_policy::PolicyId) -> &str {
+    let generated: &str = generated.as_ref();
+    generated.strip_prefix("policy").unwrap_or(generated)
 }
 
 /// A Cedar JSON policy set; entries stay text, so that their offsets are known.
@@ -283,40 +338,15 @@ struct PolicySetJson<'a> {
     template_links: Vec<&'a RawValue>,
 }
 
-/// The entries of a JSON object in order, duplicate names included.
-///
-/// A map would silently keep the last of two entries with the same name.
-#[derive(Default)]
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Entries<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of policies by id")
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
-    }
+/// The reason why an element of a list is no template link.
+enum LinkError {
+    Json(serde_json::Error),
+    Invalid(String),
 }
 
-fn cedar_json_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
-    let link: est::TemplateLink =
-        serde_json::from_str(raw.get()).map_err(|error| with_causes(&error))?;
+fn cedar_json_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, LinkError> {
+    let Object(link): Object<est::TemplateLink> =
+        serde_json::from_str(raw.get()).map_err(LinkError::Json)?;
     let args = link.values.into_iter();
     Ok(Link {
         template: AsRef::<str>::as_ref(&link.template_id).to_owned(),
@@ -335,13 +365,16 @@ struct LinkJson {
     args: BTreeMap<String, String>,
 }
 
-fn links_file_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, String> {
-    let json: LinkJson = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+fn links_file_link(raw: &RawValue, origin: SourceLocation) -> Result<Link, LinkError> {
+    let Object(json): Object<LinkJson> =
+        serde_json::from_str(raw.get()).map_err(LinkError::Json)?;
     let args = json.args.iter().map(|(slot, uid)| link_arg(slot, uid));
     Ok(Link {
         template: json.template_id,
         id: PolicyId::new(&json.link_id),
-        args: args.collect::<Result<_, String>>()?,
+        args: args
+            .collect::<Result<_, String>>()
+            .map_err(LinkError::Invalid)?,
         origin,
     })
 }

@@ -1,5 +1,7 @@
 //! Reads the schema files, in both syntaxes, and combines them to one schema.
 
+mod declarations;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,7 +10,8 @@ use cedar_policy_core::validator::ValidatorSchema;
 use cedar_policy_core::validator::types::Type;
 use miette::Diagnostic as _;
 
-use super::findings::{DiagnosticSink, located, with_help};
+use super::findings::{DiagnosticSink, json_error, located, syntax_error, with_help};
+use super::misplaced;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
@@ -37,14 +40,18 @@ pub(super) fn read(
     if fragments.len() < files.len() {
         return Err(InvalidSchema);
     }
-    let error = match Schema::from_schema_fragments(fragments) {
+    match Schema::from_schema_fragments(fragments) {
         Ok(schema) => match check_size(schema.as_ref()) {
             Ok(()) => return Ok(Some(Arc::new(schema))),
-            Err(message) => Diagnostic::error(&first.path, message),
+            Err(message) => diagnostics.add(Diagnostic::error(&first.path, message)),
         },
-        Err(error) => combination_error(&files, &error),
-    };
-    diagnostics.add(error);
+        Err(error) => match declarations::conflicts(&files) {
+            conflicts if conflicts.is_empty() => {
+                diagnostics.add(combination_error(&files, &error));
+            }
+            conflicts => diagnostics.0.extend(conflicts),
+        },
+    }
     Err(InvalidSchema)
 }
 
@@ -128,7 +135,10 @@ fn fragment(file: &SourceFile, diagnostics: &mut DiagnosticSink) -> Option<Schem
     if is_json {
         let parsed = SchemaFragment::from_json_str(text);
         return parsed
-            .map_err(|error| diagnostics.add_json_error(path, text, &error))
+            .map_err(|error| {
+                let diagnostic = json_error(path, text, text, &error);
+                diagnostics.add(with_help(diagnostic, &error));
+            })
             .ok();
     }
     match SchemaFragment::from_cedarschema_str(text) {
@@ -140,15 +150,17 @@ fn fragment(file: &SourceFile, diagnostics: &mut DiagnosticSink) -> Option<Schem
             Some(fragment)
         }
         Err(error) => {
+            if let Some(misplaced) = misplaced::in_schema_file(path, text) {
+                diagnostics.add(misplaced);
+                return None;
+            }
             // A syntax error is a list in which each item has its own position.
             let mut items = error.related().into_iter().flatten().peekable();
             if items.peek().is_none() {
-                let diagnostic = Diagnostic::error(path, with_causes(&error));
-                diagnostics.add(located(diagnostic, &error, text));
+                diagnostics.add(syntax_error(path, &error, (text, language)));
             }
             for item in items {
-                let diagnostic = Diagnostic::error(path, item.to_string());
-                diagnostics.add(located(diagnostic, item, text));
+                diagnostics.add(syntax_error(path, item, (text, language)));
             }
             None
         }

@@ -169,14 +169,20 @@ fn links_may_use_templates_of_other_files() {
 #[test]
 fn invalid_links_are_reported_at_their_position() {
     let template = r#"@id("t") permit(principal == ?principal, action, resource);"#;
-    for link in [
+    for (link, column) in [
         r#"{"template_id": "none", "link_id": "l", "args": {}}"#,
         r#"{"template_id": "t", "link_id": "l", "args": {}}"#,
         r#"{"template_id": "t", "link_id": "l", "args": {"?principal": "User::\"a\"", "?resource": "Doc::\"a\""}}"#,
         r#"{"template_id": "t", "link_id": "l", "args": {"?owner": "User::\"a\""}}"#,
         r#"{"template_id": "t", "link_id": "l", "args": {"?principal": "alice"}}"#,
-        r#"{"template_id": "t", "link": "l", "args": {}}"#,
-    ] {
+    ]
+    .map(|link| (link, 3))
+    .into_iter()
+    // What is wrong inside of a link has a place of its own.
+    .chain([
+        (r#"{"template_id": "t", "link": "l", "args": {}}"#, 29),
+        (r#"["t", "l", {}]"#, 3),
+    ]) {
         let errors = compile_errors(&[
             ("a.cedar", template),
             ("l.links.json", &format!("[\n  {link}\n]")),
@@ -186,7 +192,7 @@ fn invalid_links_are_reported_at_their_position() {
         };
         assert_eq!(
             (file.as_str(), *position),
-            ("l.links.json", Some((2, 3))),
+            ("l.links.json", Some((2, column))),
             "{errors:?}"
         );
     }

@@ -15,13 +15,13 @@ pub enum FileKind {
     Policies,
     /// `*.cedar.json`: policies, templates and links as a Cedar JSON policy set.
     PoliciesJson,
-    /// `*.cedarschema`: schema in Cedar syntax.
+    /// `*.cedarschema` and `cedarschema`: schema in Cedar syntax.
     Schema,
-    /// `*.cedarschema.json`: schema in JSON syntax.
+    /// `*.cedarschema.json` and `cedarschema.json`: schema in JSON syntax.
     SchemaJson,
-    /// `*.entities.json` and `entities.json`: stored entities.
+    /// `*.entities.json`, `*.cedarentities.json` and both without the first part: stored entities.
     Entities,
-    /// `*.links.json`: template links.
+    /// `*.links.json`, `*.cedartemplatelinks.json` and `linked`: template links.
     Links,
     /// `*.test.json`: policy tests, which are read but not served and not in the revision.
     Tests,
@@ -30,9 +30,17 @@ pub enum FileKind {
 impl FileKind {
     /// Returns the kind of a file by `name`, the last component of its path.
     ///
-    /// Returns `None` for files that a policy directory ignores.
+    /// Returns `None` for files that a policy directory ignores. The names of Cedar's own command
+    /// line, editor extension and examples are accepted beside ours.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "cedarschema" => return Some(Self::Schema),
+            "cedarschema.json" => return Some(Self::SchemaJson),
+            "entities.json" | "cedarentities.json" => return Some(Self::Entities),
+            "linked" => return Some(Self::Links),
+            _ => {}
+        }
         // INVARIANT: no name ends in two of these.
         let kinds = [
             (".cedarschema.json", Self::SchemaJson),
@@ -40,12 +48,11 @@ impl FileKind {
             (".cedarschema", Self::Schema),
             (".cedar", Self::Policies),
             (".entities.json", Self::Entities),
+            (".cedarentities.json", Self::Entities),
             (".links.json", Self::Links),
+            (".cedartemplatelinks.json", Self::Links),
             (".test.json", Self::Tests),
         ];
-        if name == "entities.json" {
-            return Some(Self::Entities);
-        }
         kinds
             .into_iter()
             .find(|(ending, _)| name.ends_with(ending))

@@ -173,6 +173,56 @@ pub(in crate::pdp) fn clauses(policy: &str) -> Vec<(ClauseKind, Range<usize>)> {
     clauses
 }
 
+/// Returns the end of the last code of `text` before `offset`, without the white space and comments
+/// that follow it.
+pub(in crate::pdp) fn code_end(text: &str, offset: usize, language: Language) -> usize {
+    let tokens = Tokens::new(text, language);
+    let (mut position, mut end) = (0, 0);
+    while position < offset
+        && let Some(byte) = tokens.byte(position)
+    {
+        let (kind, next) = tokens.token(position, byte);
+        let is_comment = kind.is_none() && byte == b'/';
+        if !is_comment && !byte.is_ascii_whitespace() {
+            end = next.min(offset);
+        }
+        position = next;
+    }
+    end
+}
+
+/// A word, string or sign of a schema, with its byte offset.
+pub(in crate::pdp) struct Lexeme<'a> {
+    pub(in crate::pdp) text: &'a str,
+    pub(in crate::pdp) offset: usize,
+}
+
+/// Returns the words, strings and single signs of a schema in Cedar's syntax, without comments.
+pub(in crate::pdp) fn lexemes(text: &str) -> impl Iterator<Item = Lexeme<'_>> {
+    let tokens = Tokens::new(text, Language::Schema);
+    let mut position = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let (start, byte) = (position, tokens.byte(position)?);
+            let (kind, end) = tokens.token(start, byte);
+            position = end;
+            if kind.is_some() || byte == b'"' {
+                let text = text.get(start..end)?;
+                return Some(Lexeme {
+                    text,
+                    offset: start,
+                });
+            }
+        }
+    })
+}
+
+/// Returns the first word of `text`, outside of strings and comments.
+pub(in crate::pdp) fn first_word(text: &str, language: Language) -> Option<&str> {
+    let mut words = Tokens::new(text, language).filter(|token| token.kind == TokenKind::Word);
+    text.get(words.next()?.span)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenKind {
     Open,
@@ -348,6 +398,18 @@ mod tests {
         assert!(check(&"[".repeat(100_000), Language::Json).is_err());
         assert!(check(&"Set<".repeat(100_000), Language::Schema).is_err());
         assert_eq!(check(&"[]".repeat(100_000), Language::Json), Ok(()));
+    }
+
+    #[test]
+    fn code_ends_before_blanks_and_comments() {
+        let text = "permit (\"// a\") // none;\n\n  // \"b\"\n@id(\"x\")";
+        let at = text.find('@').unwrap();
+        let end = code_end(text, at, Language::Policies);
+        assert_eq!(&text[..end], "permit (\"// a\")");
+        assert_eq!(code_end(text, text.len(), Language::Policies), text.len());
+        assert_eq!(code_end("// a\n", 5, Language::Schema), 0);
+        assert_eq!(first_word(text, Language::Policies), Some("permit"));
+        assert_eq!(first_word("// a\n\"b\"", Language::Policies), None);
     }
 
     #[test]

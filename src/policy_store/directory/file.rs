@@ -44,6 +44,12 @@ pub(super) struct FileToRead {
 pub(super) enum ReadOutcome {
     /// The file, and its size in bytes.
     Read(SourceFile, u64),
+    /// The reason why there is none.
+    Failed(ReadError),
+}
+
+/// The reason why a file has no text.
+pub(super) enum ReadError {
     /// The file exceeds the limit; it has at least this many bytes.
     TooLarge(u64),
     /// The content is not valid.
@@ -51,7 +57,7 @@ pub(super) enum ReadOutcome {
     /// The path names another file than the walk has found.
     Changed,
     /// The system reported an error.
-    Failed(io::Error),
+    Unreadable(io::Error),
 }
 
 /// Reads `files`, at most `max_bytes` of each, on several threads if that is worth it.
@@ -69,6 +75,39 @@ pub(super) fn read_all(
     workers.map_with(files, STACK_BYTES, Vec::new, read)
 }
 
+/// Reads the text of the file at `resolved`, which the walk has found with this `fingerprint`.
+///
+/// `name` is its path for diagnostics.
+pub(super) fn read_text<'b>(
+    name: &str,
+    resolved: &Path,
+    fingerprint: Fingerprint,
+    max_bytes: u64,
+    buffer: &'b mut Vec<u8>,
+) -> Result<&'b str, ReadError> {
+    let (mut file, found) = open(resolved).map_err(ReadError::Unreadable)?;
+    if Fingerprint::of(&found) != fingerprint {
+        return Err(ReadError::Changed);
+    }
+    let limit = max_bytes.saturating_add(1);
+    read_into(buffer, &mut file, fingerprint.size, limit).map_err(ReadError::Unreadable)?;
+    let bytes = buffer.len() as u64;
+    if bytes > max_bytes {
+        return Err(ReadError::TooLarge(bytes));
+    }
+    match str::from_utf8(buffer) {
+        Ok(text) if text.starts_with(BYTE_ORDER_MARK) => {
+            Err(ReadError::Invalid(byte_order_mark(name, text)))
+        }
+        Ok(text) => Ok(text),
+        Err(error) => Err(ReadError::Invalid(not_utf8(
+            name,
+            error.valid_up_to(),
+            buffer,
+        ))),
+    }
+}
+
 impl FileToRead {
     fn read(
         &self,
@@ -76,26 +115,15 @@ impl FileToRead {
         previous: Option<&DirectoryScan>,
         buffer: &mut Vec<u8>,
     ) -> ReadOutcome {
-        let read = open(&self.resolved).and_then(|(mut file, found)| {
-            if Fingerprint::of(&found) != self.fingerprint {
-                return Ok(false);
-            }
-            let limit = max_bytes.saturating_add(1);
-            read_into(buffer, &mut file, self.fingerprint.size, limit)?;
-            Ok(true)
-        });
-        match read {
-            Ok(true) => {}
-            Ok(false) => return ReadOutcome::Changed,
-            Err(error) => return ReadOutcome::Failed(error),
-        }
-        let bytes = buffer.len() as u64;
-        if bytes > max_bytes {
-            return ReadOutcome::TooLarge(bytes);
-        }
-        match str::from_utf8(buffer) {
-            Ok(text) => ReadOutcome::Read(self.source_file(text, previous), bytes),
-            Err(error) => ReadOutcome::Invalid(not_utf8(&self.path, error.valid_up_to(), buffer)),
+        match read_text(
+            &self.path,
+            &self.resolved,
+            self.fingerprint,
+            max_bytes,
+            buffer,
+        ) {
+            Ok(text) => ReadOutcome::Read(self.source_file(text, previous), text.len() as u64),
+            Err(error) => ReadOutcome::Failed(error),
         }
     }
 
@@ -219,7 +247,24 @@ fn read_into(buffer: &mut Vec<u8>, file: &mut File, size: u64, limit: u64) -> io
     Ok(())
 }
 
+/// Some editors begin a file with this invisible character. No parser of ours accepts it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+fn byte_order_mark(path: &str, text: &str) -> Diagnostic {
+    let line: Arc<str> = Arc::from(text.lines().next().unwrap_or_default());
+    Diagnostic::error(
+        path,
+        "begins with a byte order mark, an invisible character",
+    )
+    .at(&line, 0..BYTE_ORDER_MARK.len_utf8())
+    .with_help("save the file as UTF-8 without a byte order mark (BOM)")
+}
+
 fn not_utf8(path: &str, offset: usize, bytes: &[u8]) -> Diagnostic {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Diagnostic::error(path, "is UTF-16, not UTF-8")
+            .with_help("save the file as UTF-8 without a byte order mark (BOM)");
+    }
     // The diagnostic shows the text up to the end of the line with the first invalid byte.
     let line = bytes
         .get(offset..)

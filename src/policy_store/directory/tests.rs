@@ -1,5 +1,7 @@
 //! Which files of a directory are read, rejected or ignored, and how scans compare.
 
+mod unused;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::num::NonZeroUsize;
@@ -83,6 +85,7 @@ fn only_matching_names_are_read() {
         ("README.md", "no"),
     ]);
     let scan = scan_all(&directory);
+    assert_eq!(scan.sources.unused().ignored, ["README.md"]);
     assert_eq!(
         paths(&scan),
         ["a.cedarschema", "b.cedar", "deep/down/entities.json"]

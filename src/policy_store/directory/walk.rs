@@ -9,14 +9,16 @@ use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::file::{self, FileToRead, ReadOutcome};
+use super::file::{self, FileToRead, ReadError, ReadOutcome};
 use super::fingerprint::{Fingerprint, ResolvedFile};
+use super::ignore_file::{self, IgnorePatterns};
 use super::scan::DirectoryScan;
 use crate::config::SourceLimits;
 use crate::pdp::Workers;
 use crate::pdp::diagnostic::Diagnostic;
-use crate::pdp::sources::{FileKind, SourceFile, Sources};
+use crate::pdp::sources::{FileKind, SourceFile, Sources, UnusedFiles};
 use crate::watch::links::{ResolveError, resolve};
 
 /// Reads all of `directory`.
@@ -41,6 +43,9 @@ pub fn scan(
         to_read: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
+        patterns: IgnorePatterns::none(),
+        unused: UnusedFiles::default(),
+        left_out_entries: 0,
         file_count: 0,
         byte_count: 0,
         is_limit_exceeded: false,
@@ -49,12 +54,16 @@ pub fn scan(
     walk.visit_root(directory);
     let has_read = walk.read_files(workers);
     walk.verify(has_read);
-    let sources = Sources::new(walk.files, walk.problems, walk.warnings);
+    let sources = Sources::new(walk.files, walk.problems, walk.warnings).with_unused(walk.unused);
     DirectoryScan {
         sources,
         ..walk.scan
     }
 }
+
+/// Directories that operating systems make on a volume. Nobody keeps policies there, and often
+/// nobody may read them.
+const SYSTEM_DIRECTORIES: [&str; 3] = ["lost+found", "$RECYCLE.BIN", "System Volume Information"];
 
 struct Walk<'a> {
     limits: &'a SourceLimits,
@@ -68,6 +77,11 @@ struct Walk<'a> {
     to_read: Vec<FileToRead>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
+    /// The patterns of `.cedarignore`.
+    patterns: IgnorePatterns,
+    unused: UnusedFiles,
+    /// Entries seen so far in directories that are left out.
+    left_out_entries: usize,
     /// Files and directories so far, counted against the limit of the whole directory.
     file_count: usize,
     /// Bytes of files so far, likewise.
@@ -86,6 +100,7 @@ impl Walk<'_> {
         let why = match resolved {
             Ok(path) => {
                 self.root.clone_from(&path);
+                self.read_patterns();
                 return self.visit_directory(&path, "");
             }
             Err(ResolveError::Missing(at)) if at == directory => "does not exist".to_owned(),
@@ -149,10 +164,6 @@ impl Walk<'_> {
             format!("{parent}/{text}")
         };
         let kind = FileKind::from_name(&text);
-        let is_utf8 = entry.to_str().is_some();
-        if kind.is_some() && !is_utf8 {
-            return self.problem(&name, "the name is not UTF-8".into());
-        }
         let mut path = directory.join(entry);
         let mut is_directory = entry_kind.is_dir();
         if entry_kind.is_symlink() {
@@ -161,16 +172,97 @@ impl Walk<'_> {
                     is_directory = target.is_dir();
                     path = target;
                 }
+                Err(_) if self.patterns.leave_out(&name, false) => return self.leave_out(kind),
                 Err(error) => return self.bad_link(&name, kind.is_some(), &path, error),
             }
         }
+        if self.patterns.leave_out(&name, is_directory) {
+            return match is_directory {
+                true => self.leave_out_directory(&path),
+                false => self.leave_out(kind),
+            };
+        }
+        let is_utf8 = entry.to_str().is_some();
         match kind {
+            Some(_) if !is_utf8 => self.problem(&name, "the name is not UTF-8".into()),
             Some(kind) => self.visit_file(path, name, kind),
+            None if is_directory && SYSTEM_DIRECTORIES.contains(&&*text) => {
+                self.unused.ignored.push(format!("{name}/"));
+            }
             None if is_directory && is_utf8 => self.visit_directory(&path, &name),
             None if is_directory => self.warning(&name, "ignored: the name is not UTF-8".into()),
-            None => {
-                if let Some(meant) = FileKind::near_miss(&text) {
-                    self.warning(&name, format!("ignored: did you mean {meant}?"));
+            None => match FileKind::near_miss(&text) {
+                Some(meant) => self.warning(&name, format!("ignored: did you mean {meant}?")),
+                None => self.unused.ignored.push(name),
+            },
+        }
+    }
+
+    /// Reads the patterns of `.cedarignore`, if there is one at the root.
+    fn read_patterns(&mut self) {
+        let name = ignore_file::NAME;
+        let root = self.root.clone();
+        let mut path = root.join(name);
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => match self.resolve(&root, Path::new(name)) {
+                Ok(target) => {
+                    path = target;
+                    fs::symlink_metadata(&path)
+                }
+                Err(error) => return self.bad_link(name, true, &path, error),
+            },
+            found => found,
+        };
+        let found = match found {
+            Ok(found) => found,
+            // There is none, or the policy directory itself is none, which is reported for it.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return;
+            }
+            Err(error) => return self.unreadable(name, &error),
+        };
+        let fingerprint = Fingerprint::of(&found);
+        self.record_change_time(&fingerprint);
+        if !self.count_file() || !self.is_acceptable(name, &found) {
+            return;
+        }
+        let mut buffer = Vec::new();
+        let limit = self.limits.file_bytes;
+        match file::read_text(name, &path, fingerprint, limit, &mut buffer) {
+            Ok(text) => match IgnorePatterns::parse(&Arc::from(text)) {
+                Ok(patterns) => self.patterns = patterns,
+                Err(problems) => self.problems.extend(problems),
+            },
+            Err(error) => self.failed_read(name, error),
+        }
+        let file = ResolvedFile { path, fingerprint };
+        self.scan.fingerprints.files.insert(name.to_owned(), file);
+    }
+
+    /// Counts a file that is left out.
+    fn leave_out(&mut self, kind: Option<FileKind>) {
+        if let Some(kind) = kind {
+            self.unused.left_out.add(kind);
+        }
+    }
+
+    /// Counts the files below a directory that is left out. Follows no link, and needs no
+    /// permission: nothing in there matters. Stops at the limit of files, so that the count of a
+    /// huge directory is too low.
+    fn leave_out_directory(&mut self, path: &Path) {
+        let mut pending = vec![path.to_owned()];
+        while let Some(directory) = pending.pop() {
+            for (entry, kind) in list(&directory).unwrap_or_default() {
+                self.left_out_entries += 1;
+                if self.left_out_entries > self.limits.files {
+                    return;
+                }
+                if kind.is_dir() {
+                    pending.push(directory.join(entry));
+                } else {
+                    self.leave_out(FileKind::from_name(&entry.to_string_lossy()));
                 }
             }
         }
@@ -219,15 +311,22 @@ impl Walk<'_> {
                         self.files.push(found);
                     }
                 }
-                ReadOutcome::TooLarge(bytes) => self.too_large(&file.path, bytes),
-                ReadOutcome::Invalid(problem) => self.problems.push(problem),
-                ReadOutcome::Changed => {
-                    self.scan.changed_names.insert(file.path.clone());
-                }
-                ReadOutcome::Failed(error) => self.unreadable(&file.path, &error),
+                ReadOutcome::Failed(error) => self.failed_read(&file.path, error),
             }
         }
         !files.is_empty()
+    }
+
+    /// Reports a file that was found and could not be read.
+    fn failed_read(&mut self, name: &str, error: ReadError) {
+        match error {
+            ReadError::TooLarge(bytes) => self.too_large(name, bytes),
+            ReadError::Invalid(problem) => self.problems.push(problem),
+            ReadError::Changed => {
+                self.scan.changed_names.insert(name.to_owned());
+            }
+            ReadError::Unreadable(error) => self.unreadable(name, &error),
+        }
     }
 
     /// Looks again at everything that was seen. What differs may have been read half old, half new.

@@ -1,8 +1,4 @@
-//! Compiles settled content on its own thread, and rejects what looks like a mistake: policies or a
-//! schema that are suddenly gone.
-//!
-//! An empty directory is valid, and denies everything. But one that *becomes* empty is more often
-//! a failed mount or a truncated file than intended.
+//! Compiles settled content on its own thread.
 
 use std::sync::Arc;
 use std::thread;
@@ -11,17 +7,15 @@ use std::time::{Duration, Instant};
 use crate::config::StoreSettings;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::settings::Settings;
-use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Compiled, Workers};
 use crate::policy_store::background::Priority;
 use crate::policy_store::directory::DirectoryScan;
+use crate::policy_store::losses;
 
 /// The compiler: [`compile_from`](crate::pdp::compile::compile_from), or a test's own.
 pub(super) type Compile =
     fn(Option<&Compiled>, &Sources, &Settings, &Workers) -> Result<Compiled, CompileError>;
-
-const HELP: &str = "if this is intended, start with `--allow-empty`";
 
 pub(super) struct CompileJob {
     pub(super) settings: Arc<StoreSettings>,
@@ -44,7 +38,7 @@ impl CompileJob {
         let started_at = Instant::now();
         let compiled = self.compile().map_err(|error| error.errors);
         let compiled = compiled.and_then(|compiled| {
-            let losses = self.unexpected_losses(&compiled);
+            let losses = self.losses(&compiled);
             match losses.is_empty() {
                 true => Ok(compiled),
                 false => Err(losses),
@@ -76,41 +70,16 @@ impl CompileJob {
         })
     }
 
-    fn unexpected_losses(&self, new: &Compiled) -> Vec<Diagnostic> {
-        match &self.current {
-            Some((_, old)) if !self.settings.allow_empty => {
-                unexpected_losses(&old.snapshot, &new.snapshot, &self.scan.sources)
-            }
-            Some(_) | None => Vec::new(),
+    /// Returns the reasons why `new` must not be published, unless emptiness is allowed.
+    fn losses(&self, new: &Compiled) -> Vec<Diagnostic> {
+        if self.settings.allow_empty {
+            return Vec::new();
         }
-    }
-}
-
-/// Returns the reasons why `new`, compiled from `sources`, must not replace `old`.
-fn unexpected_losses(old: &Snapshot, new: &Snapshot, sources: &Sources) -> Vec<Diagnostic> {
-    let mut losses = Vec::new();
-    let policies_and_links =
-        |snapshot: &Snapshot| snapshot.counts().policies + snapshot.counts().links;
-    let before = policies_and_links(old);
-    if before > 0 && policies_and_links(new) == 0 {
-        let text =
-            format!("all {before} policies and links were removed: every request would be denied");
-        losses.push(Diagnostic::error("", text).with_help(HELP));
-    }
-    if old.has_schema() && !new.has_schema() {
-        let text = "all schema files were removed: nothing would be validated";
-        losses.push(Diagnostic::error("", text).with_help(HELP));
-    }
-    let policies_in = |snapshot: &Snapshot, file: &str| {
-        let count = snapshot.policies_per_file().get(file);
-        count.copied().unwrap_or_default()
-    };
-    for file in sources.files() {
-        let before = policies_in(old, &file.path);
-        if before > 0 && policies_in(new, &file.path) == 0 {
-            let text = format!("all policies of this file ({before}) were removed");
-            losses.push(Diagnostic::error(&file.path, text).with_help(HELP));
+        let (new, sources) = (&new.snapshot, &self.scan.sources);
+        let mut found = losses::by_patterns(new, sources);
+        if let Some((_, old)) = &self.current {
+            found.extend(losses::since(&old.snapshot, new, sources));
         }
+        found
     }
-    losses
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::snapshot::Snapshot;
+use crate::pdp::sources::LeftOutCounts;
 use crate::policy_store::directory::DirectoryScan;
 use crate::policy_store::status::{
     LoadedSnapshot, MAX_DIAGNOSTICS, RejectedReload, StatusReader, StoreStatus,
@@ -53,20 +54,22 @@ impl StatusWriter {
             status.loaded = Some(loaded);
             status.rejected = None;
             status.warnings = first_warnings(scan, content_warnings);
+            status.left_out = scan.sources.unused().left_out;
             status.reloads.reloaded += 1;
         });
-        let name_warnings = scan.sources.warnings();
+        let warnings = all_warnings(scan, content_warnings);
         tracing::info!(
             revision = %snapshot.revision(),
             policies = counts.policies,
             templates = counts.templates,
             links = counts.links,
             entities = counts.entities,
-            warnings = name_warnings.len() + content_warnings.len(),
+            warnings = warnings.len(),
             ?duration,
             "policies loaded"
         );
-        for warning in name_warnings.iter().chain(content_warnings) {
+        log_left_out(scan.sources.unused().left_out);
+        for warning in &warnings {
             log_diagnostic(warning);
         }
     }
@@ -84,14 +87,20 @@ impl StatusWriter {
                 "rejection cleared, the policy directory holds the current policies again"
             );
         }
-        let (known, found) = (previous.sources.warnings(), scan.sources.warnings());
-        if was_rejected || known != found {
+        let (known, found) = (all_warnings(previous, &[]), all_warnings(scan, &[]));
+        let left_out = scan.sources.unused().left_out;
+        let left_out_changed = previous.sources.unused().left_out != left_out;
+        if was_rejected || known != found || left_out_changed {
             for warning in found.iter().filter(|warning| !known.contains(warning)) {
                 log_diagnostic(warning);
+            }
+            if left_out_changed {
+                log_left_out(left_out);
             }
             self.update(|status| {
                 status.rejected = None;
                 status.warnings = first_warnings(scan, content_warnings);
+                status.left_out = left_out;
             });
         }
         // Wakes no reader, because this happens at every poll.
@@ -163,10 +172,36 @@ impl StatusWriter {
     }
 }
 
-/// Returns the first warnings for the status: those about file names, then those about content.
+/// Returns the warnings about single file names, those about content, and the one about ignored
+/// files.
+fn all_warnings(scan: &DirectoryScan, content_warnings: &[Diagnostic]) -> Vec<Diagnostic> {
+    let single = scan.sources.warnings().iter().chain(content_warnings);
+    let ignored = scan.sources.unused().warning();
+    single.cloned().chain(ignored).collect()
+}
+
+/// Returns the first warnings for the status, and always the one about ignored files, the last.
 fn first_warnings(scan: &DirectoryScan, content_warnings: &[Diagnostic]) -> Vec<Diagnostic> {
-    let all = scan.sources.warnings().iter().chain(content_warnings);
-    all.take(MAX_DIAGNOSTICS).cloned().collect()
+    let mut warnings = all_warnings(scan, content_warnings);
+    if warnings.len() > MAX_DIAGNOSTICS {
+        let last = warnings.pop();
+        warnings.truncate(MAX_DIAGNOSTICS - 1);
+        warnings.extend(last);
+    }
+    warnings
+}
+
+fn log_left_out(left_out: LeftOutCounts) {
+    if !left_out.is_empty() {
+        tracing::info!(
+            policies = left_out.policies,
+            schemas = left_out.schemas,
+            entities = left_out.entities,
+            links = left_out.links,
+            tests = left_out.tests,
+            "files left out by .cedarignore"
+        );
+    }
 }
 
 fn log_diagnostic(diagnostic: &Diagnostic) {

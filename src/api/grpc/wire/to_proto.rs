@@ -134,6 +134,7 @@ pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
         loaded,
         rejected,
         warnings,
+        left_out,
         reloads: _,
     } = status;
     let loaded = loaded.as_ref();
@@ -152,6 +153,13 @@ pub(crate) fn store_status(status: &StoreStatus) -> pb::StoreStatus {
             total: rejected.total as u64,
         }),
         warnings: warnings.iter().map(diagnostic).collect(),
+        left_out: (!left_out.is_empty()).then_some(pb::LeftOutFiles {
+            policies: left_out.policies as u64,
+            schemas: left_out.schemas as u64,
+            entities: left_out.entities as u64,
+            links: left_out.links as u64,
+            tests: left_out.tests as u64,
+        }),
     }
 }
 
