@@ -213,6 +213,7 @@ fn store(raw: &RawConfig, follow: WatchSettings) -> Checked<StoreSettings> {
             validation: read!(raw.validation: word, VALIDATION),
             on_policy_error: read!(raw.on_policy_error: word, ON_POLICY_ERROR),
             request_entity_types: read_optional!(raw.request_entity_types: entity_types),
+            require_known: read_optional!(raw.require_known: known_types),
             max_candidates: read!(raw.max_candidates: number, 1..=MILLION),
             max_store_bytes: read!(raw.max_store_bytes: number, 1..=64 * GIB),
         },

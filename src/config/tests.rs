@@ -7,7 +7,7 @@ use super::api::{
 use super::decision_log::{AttributePath, Destination, Share, WhenFull};
 use super::*;
 use crate::pdp::query::Uid;
-use crate::pdp::settings::{OnPolicyError, Validation};
+use crate::pdp::settings::{KnownTypes, OnPolicyError, Validation};
 use crate::watch::Mode;
 
 fn raw(toml: &str) -> RawConfig {
@@ -52,6 +52,7 @@ admin_listen = "0.0.0.0:9"
 validation = "warn"
 on_policy_error = "deny"
 request_entity_types = ["Shop::Order", "User"]
+require_known = ["Shop::Order"]
 anonymous_principal = 'User::"nobody"'
 tokens = "/etc/issuers.toml"
 revocations = "/etc/revoked.toml"
@@ -165,6 +166,7 @@ log_format = "json"
                 validation: Validation::Warn,
                 on_policy_error: OnPolicyError::Deny,
                 request_entity_types: Some(["Shop::Order", "User"].map(str::to_owned).into()),
+                require_known: Some(KnownTypes::Named(["Shop::Order".to_owned()].into())),
                 max_candidates: 13,
                 max_store_bytes: 14,
             },
@@ -406,6 +408,19 @@ fn empty_request_entity_types_allow_none() {
         let config = raw(toml).check().unwrap();
         assert_eq!(config.store.pdp.request_entity_types, Some([].into()));
     }
+}
+
+#[test]
+fn known_types_are_named_or_all() {
+    let required = |toml: &str| raw(toml).check().unwrap().store.pdp.require_known;
+    assert_eq!(required(""), None);
+    assert_eq!(required("require_known = ['*']"), Some(KnownTypes::All));
+    let none = Some(KnownTypes::Named([].into()));
+    assert_eq!(required("require_known = []"), none);
+    rejected(
+        "require_known = ['User', '*']",
+        "`require_known` contains `*`; expected entity types such as `Shop::Order`",
+    );
 }
 
 #[test]

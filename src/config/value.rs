@@ -15,6 +15,7 @@ use super::decision_log::{AttributePath, Destination, Share};
 use super::listen::{InvalidAddress, Listen};
 use crate::pdp::is_type_name;
 use crate::pdp::query::{InvalidUid, Uid};
+use crate::pdp::settings::KnownTypes;
 
 /// A key with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +111,14 @@ pub(super) fn entity_types(names: Vec<String>) -> Result<BTreeSet<String>, Probl
         false => Err(Problem::Item(text, "entity types such as `Shop::Order`")),
     });
     checked.collect()
+}
+
+/// Parses a list of entity types, or `*` for all.
+pub(super) fn known_types(names: Vec<String>) -> Result<KnownTypes, Problem> {
+    match names.as_slice() {
+        [all] if all == "*" => Ok(KnownTypes::All),
+        _ => entity_types(names).map(KnownTypes::Named),
+    }
 }
 
 pub(super) fn switch(on: bool) -> Result<bool, Problem> {

@@ -262,6 +262,9 @@ pub enum Problem {
     /// Actions come from the schema only.
     #[error("`{0}` is an action type; a request cannot send actions")]
     ActionEntity(String),
+    /// The service requires entities of this type to be known.
+    #[error("`{0}` is neither stored nor sent with the request, and this service requires it")]
+    UnknownEntity(String),
     #[error("this service accepts no request entities of type `{0}`")]
     TypeNotAccepted(String),
     #[error("the parents of these entities take more than {0} steps to follow")]

@@ -11,6 +11,8 @@ pub struct Settings {
     pub on_policy_error: OnPolicyError,
     /// The entity types that a request may send; `None` accepts any.
     pub request_entity_types: Option<BTreeSet<String>>,
+    /// The entity types of which a principal or resource must be known; `None` is no type.
+    pub require_known: Option<KnownTypes>,
     /// The maximum number of policies that may match a request's principal, action and resource.
     pub max_candidates: usize,
     /// The maximum memory of policies and stored entities, in bytes.
@@ -23,8 +25,32 @@ impl Default for Settings {
             validation: Validation::default(),
             on_policy_error: OnPolicyError::default(),
             request_entity_types: None,
+            require_known: None,
             max_candidates: 10_000,
             max_store_bytes: 4 << 30,
+        }
+    }
+}
+
+/// The entity types of which a request's principal and resource must be known: stored, or sent with
+/// the request, or described by its token.
+///
+/// A policy that reads an attribute of an unknown entity fails, and a failed `forbid` is skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KnownTypes {
+    /// These types, by their full names.
+    Named(BTreeSet<String>),
+    /// All types.
+    All,
+}
+
+impl KnownTypes {
+    /// Returns whether an entity of the type must be known.
+    #[must_use]
+    pub fn include(&self, type_name: &str) -> bool {
+        match self {
+            Self::Named(names) => names.contains(type_name),
+            Self::All => true,
         }
     }
 }

@@ -16,6 +16,7 @@ const OFF: Settings = Settings {
     validation: Validation::Off,
     on_policy_error: OnPolicyError::Skip,
     request_entity_types: None,
+    require_known: None,
     max_candidates: 10_000,
     max_store_bytes: 1 << 30,
 };

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cedar_pdp::pdp::query::Query;
-use cedar_pdp::pdp::settings::{OnPolicyError, Settings, Validation};
+use cedar_pdp::pdp::settings::{KnownTypes, OnPolicyError, Settings, Validation};
 use cedar_pdp::pdp::snapshot::Snapshot;
 
 use checked_engine::EngineUnderTest;
@@ -176,10 +176,16 @@ fn settings(rng: &mut Rng) -> Settings {
             .map(str::to_owned)
             .into()
     });
+    let require_known = match rng.below(10) {
+        0 => Some(KnownTypes::All),
+        1 => Some(KnownTypes::Named(["User", "Doc"].map(str::to_owned).into())),
+        _ => None,
+    };
     Settings {
         validation,
         on_policy_error,
         request_entity_types,
+        require_known,
         ..Settings::default()
     }
 }

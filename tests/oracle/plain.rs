@@ -128,6 +128,14 @@ impl Plain {
             schema,
         )
         .map_err(text)?;
+        for uid in [&query.principal, &query.resource] {
+            let required = self.settings.require_known.as_ref();
+            if required.is_some_and(|types| types.include(&uid.type_name))
+                && entities.get(&cedar_uid(uid)?).is_none()
+            {
+                return Err(format!("`{uid}` is not known"));
+            }
+        }
         let response = Authorizer::new().is_authorized(&request, &self.policies, entities);
 
         let mut allow = response.decision() == Decision::Allow;

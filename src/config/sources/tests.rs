@@ -299,6 +299,7 @@ fn every_option_has_description_and_most_defaults() {
             "tls_client_ca",
             "callers",
             "request_entity_types",
+            "require_known",
             "anonymous_principal",
             "tokens",
             "revocations",

@@ -185,6 +185,11 @@ impl<'a> Overlay<'a> {
         Some(UidId(MAX_UIDS + u32::try_from(index).ok()?))
     }
 
+    /// Returns whether there is an entity with this uid, stored or of the request.
+    pub(in crate::pdp) fn contains(&self, uid: UidId) -> bool {
+        self.request_entity(uid).is_some() || self.store.location(uid).is_some()
+    }
+
     fn request_entity(&self, uid: UidId) -> Option<&OverlayEntity<'a>> {
         let index = self.index_by_uid.get(&uid)?;
         self.request_entities.get(*index)

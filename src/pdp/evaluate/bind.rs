@@ -95,6 +95,18 @@ pub(in crate::pdp) fn bind<'a>(
         action: bind_variable(&mut overlay, action_ids).map_err(hierarchy_error)?,
         resource: bind_variable(&mut overlay, resource_ids).map_err(hierarchy_error)?,
     };
+    for (field, uid, variable) in [
+        ("principal", &query.principal, &variables.principal),
+        ("resource", &query.resource, &variables.resource),
+    ] {
+        let required = snapshot.settings.require_known.as_ref();
+        if required.is_some_and(|types| types.include(&uid.type_name))
+            && !variable.uid.is_some_and(|uid| overlay.contains(uid))
+        {
+            let problem = Problem::UnknownEntity(uid.to_string());
+            return Err(InvalidQuery::field(field, problem).into());
+        }
+    }
     let bindings = Bindings {
         principal,
         action,

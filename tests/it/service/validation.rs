@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 
 use cedar_pdp::api::grpc::pb;
 use pb::authorize_request::Identity;
+use pb::batch_authorize_result::Result as BatchResult;
+use pb::stream_authorize_response::Result as StreamResult;
 use pb::value::Kind;
 use tonic::Code;
-use tonic_types::StatusExt as _;
+use tonic_types::{RpcStatusExt as _, StatusExt as _};
 
 use super::example::{example, strings};
 use super::listen::serve;
-use super::{ALL_ARE_PERMITTED, authorize, context, field, sample_request};
-use crate::support::{Answer, Server, policy_directory, shipped_policies, uid, wait_for_status};
+use super::stream::{item, open_stream};
+use super::{ALL_ARE_PERMITTED, authorize, context, field, next, sample_request};
+use crate::support::{
+    Answer, Server, policy_directory, request, shipped_policies, uid, wait_for_status,
+};
 
 #[tokio::test]
 async fn schema_violation_names_the_field() {
@@ -121,6 +126,92 @@ async fn failing_forbid_follows_the_configured_mode() {
             (answer.is_allow, answer.determining),
             (is_allow, strings(determining))
         );
+    }
+}
+
+#[tokio::test]
+async fn required_entities_must_be_known() {
+    let files = [
+        ("a.cedar", ALL_ARE_PERMITTED),
+        (
+            "entities.json",
+            r#"[{"uid": {"type": "User", "id": "stored"}, "attrs": {}, "parents": [{"type": "User", "id": "group"}]}]"#,
+        ),
+    ];
+    let directory = policy_directory(&files);
+    let asking = |principal: &str, resource: &str, sent: &[(&str, &str)]| pb::AuthorizeRequest {
+        entities: sent
+            .iter()
+            .map(|(type_name, id)| pb::Entity {
+                uid: Some(uid(type_name, id)),
+                ..pb::Entity::default()
+            })
+            .collect(),
+        ..request(principal, r#"Action::"read""#, resource)
+    };
+    let stored = r#"User::"stored""#;
+    let unknown = r#"User::"unknown""#;
+    for (types, principal, resource, sent, rejected) in [
+        ("User", stored, r#"Doc::"1""#, &[][..], None),
+        ("User", unknown, r#"Doc::"1""#, &[], Some("principal")),
+        // To be named as a parent is not to be known.
+        (
+            "User",
+            r#"User::"group""#,
+            r#"Doc::"1""#,
+            &[],
+            Some("principal"),
+        ),
+        ("User", unknown, r#"Doc::"1""#, &[("User", "unknown")], None),
+        (
+            "User",
+            unknown,
+            r#"Doc::"1""#,
+            &[("Doc", "1")],
+            Some("principal"),
+        ),
+        ("Group,User", stored, unknown, &[], Some("resource")),
+        (
+            "Doc",
+            unknown,
+            r#"Doc::"1""#,
+            &[("User", "unknown")],
+            Some("resource"),
+        ),
+        ("*", stored, r#"Doc::"1""#, &[("Doc", "1")], None),
+        ("*", stored, r#"Doc::"1""#, &[], Some("resource")),
+        ("", unknown, r#"Doc::"1""#, &[], None),
+    ] {
+        let server = Server::start(directory.path(), &["--require-known", types]);
+        let call = asking(principal, resource, sent);
+        // Each twice, so that the second may come from the cache.
+        for _ in 0..2 {
+            let named = |details: Option<tonic_types::BadRequest>| {
+                Some(details?.field_violations[0].field.clone())
+            };
+            let expected = rejected.map(str::to_owned);
+            let unary = authorize(&server, call.clone()).await;
+            let unary = unary.err().map(|status| field(&status));
+            assert_eq!(unary, expected, "{types} {principal} {resource}");
+            let mut client = server.authorization().await;
+            let batch = pb::BatchAuthorizeRequest {
+                requests: vec![call.clone()],
+            };
+            let batch = client.batch_authorize(batch).await.unwrap().into_inner();
+            let result = batch.results.into_iter().next().unwrap().result;
+            let in_batch = match result {
+                Some(BatchResult::Error(error)) => named(error.get_details_bad_request()),
+                _ => None,
+            };
+            assert_eq!(in_batch, expected);
+            let (items, mut answers) = open_stream(&server).await;
+            items.send(item(1, Some(call.clone()))).await.unwrap();
+            let in_stream = match next(&mut answers).await.unwrap().unwrap().result {
+                Some(StreamResult::Error(error)) => named(error.get_details_bad_request()),
+                _ => None,
+            };
+            assert_eq!(in_stream, expected);
+        }
     }
 }
 

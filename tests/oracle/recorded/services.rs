@@ -125,6 +125,7 @@ fn options(settings: &Settings) -> Vec<String> {
         let types: Vec<&str> = types.iter().map(String::as_str).collect();
         options.push(format!("--request-entity-types={}", types.join(",")));
     }
+    // Not `require_known`: a binary of an earlier version does not know it.
     options
 }
 
