@@ -6,7 +6,15 @@ use crate::config::sources::{self, ConfigOption, HEADING};
 
 /// The settings that the short help lists, for each command but `serve`, which lists all.
 const IN_SHORT_HELP: &[(&str, &[&str])] = &[
-    ("validate", &["validation"]),
+    (
+        "validate",
+        &[
+            "validation",
+            "on_policy_error",
+            "require_known",
+            "allow_empty",
+        ],
+    ),
     ("test", &["validation", "on_policy_error"]),
     ("authorize", &["policies", "validation", "on_policy_error"]),
     ("config", &[]),

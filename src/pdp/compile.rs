@@ -9,6 +9,7 @@ pub(in crate::pdp) mod entities;
 mod entity_json;
 pub(in crate::pdp) mod findings;
 mod misplaced;
+mod open_forbids;
 mod policies;
 mod reuse;
 mod rule_set;
@@ -136,7 +137,7 @@ impl<'a> Compilation<'a> {
         let (rule_table, policies) = RuleTableBuilder {
             validator: PolicyValidator {
                 schema: schema.as_deref(),
-                validation: self.settings.validation,
+                settings: self.settings,
             },
             reusable,
             keeps_ids,
@@ -146,6 +147,9 @@ impl<'a> Compilation<'a> {
         .build(self.sources, &mut entities.interner);
 
         self.warn_of_missing_parts(&rule_table, schema.is_some());
+        let forbids = rule_table.combined.open_forbids.iter();
+        let open_forbids = open_forbids::warning(forbids, &entities);
+        self.diagnostics.0.extend(open_forbids);
         self.check_limits(&rule_table, &entities);
         let reusable = Reusable {
             schema,

@@ -263,7 +263,7 @@ pub enum Problem {
     #[error("`{0}` is an action type; a request cannot send actions")]
     ActionEntity(String),
     /// The service requires entities of this type to be known.
-    #[error("`{0}` is neither stored nor sent with the request, and this service requires it")]
+    #[error("`{0}` is neither stored nor sent with the request; entities of this type must be")]
     UnknownEntity(String),
     #[error("this service accepts no request entities of type `{0}`")]
     TypeNotAccepted(String),

@@ -7,6 +7,7 @@ use cedar_policy::{Effect, PolicySet};
 use cedar_policy_core::ast;
 
 use super::findings::{DiagnosticSink, duplicate_id_message};
+use super::open_forbids::{OpenForbid, OpenForbidCheck};
 use super::policies::PolicyFile;
 use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
@@ -28,6 +29,7 @@ pub(in crate::pdp) struct Links {
 pub(super) struct CombinedFiles {
     pub(super) links: Arc<Links>,
     pub(super) templates: usize,
+    pub(super) open_forbids: Vec<OpenForbid>,
     /// Number of policies and templates by path.
     pub(super) per_file: BTreeMap<String, usize>,
 }
@@ -68,10 +70,17 @@ pub(super) fn combine(
         )),
     };
     diagnostics.0.extend(links.warnings.iter().cloned());
+    let rule_sets = files.iter().map(|file| &file.rule_set);
+    let rule_sets = rule_sets.chain([&links.rule_set]);
+    let open_forbids = rule_sets
+        .flat_map(|rules| &rules.open_forbids)
+        .cloned()
+        .collect();
     let count = |file: &Arc<PolicyFile>| file.rule_set.rules.len() + file.templates.len();
     CombinedFiles {
         links,
         templates: files.iter().map(|file| file.templates.len()).sum(),
+        open_forbids,
         per_file: files
             .iter()
             .filter(|file| !file.holds_links_alone)
@@ -152,7 +161,7 @@ fn link_all(
     validator: PolicyValidator<'_>,
     diagnostics: &mut DiagnosticSink,
 ) -> Links {
-    let mut linker = Linker::default();
+    let mut linker = Linker::new(validator.open_forbid_check());
     for template in files.iter().flat_map(|file| &file.templates) {
         linker.add_template(template);
     }
@@ -196,8 +205,8 @@ fn unlinked_warning(template: &Template) -> Diagnostic {
 }
 
 /// Templates and links that are being combined to rules.
-#[derive(Default)]
 struct Linker<'a> {
+    open_forbids: OpenForbidCheck<'a>,
     policies: PolicySet,
     templates: HashMap<&'a str, &'a Template>,
     links: HashMap<&'a str, &'a Link>,
@@ -206,6 +215,17 @@ struct Linker<'a> {
 }
 
 impl<'a> Linker<'a> {
+    fn new(open_forbids: OpenForbidCheck<'a>) -> Self {
+        Self {
+            open_forbids,
+            policies: PolicySet::new(),
+            templates: HashMap::new(),
+            links: HashMap::new(),
+            rule_set: RuleSet::default(),
+            read_sets: ReadSetCache::default(),
+        }
+    }
+
     fn add_template(&mut self, template: &'a Template) {
         // Duplicate ids have been reported already.
         let added = self.policies.add_template(template.template.clone());
@@ -239,8 +259,9 @@ impl<'a> Linker<'a> {
             return Ok(());
         };
         let policy: &ast::Policy = policy.as_ref();
+        let analysis = (self.open_forbids, &mut self.read_sets);
         self.rule_set
-            .add(policy, Some(template), &link.origin, &mut self.read_sets)
+            .add(policy, Some(template), &link.origin, analysis)
     }
 
     /// Validates the linked policies, and returns the distinct warnings.

@@ -18,6 +18,7 @@ use super::findings::{
     DiagnosticSink, Entries, duplicate_id_message, json_error, offset_in, parse_json, syntax_error,
 };
 use super::misplaced;
+use super::open_forbids::OpenForbidCheck;
 use super::rule_set::{Link, ReadSetCache, RuleSet, SourceLocation, Template};
 use super::validator::PolicyValidator;
 use crate::pdp::diagnostic::{Diagnostic, LineStarts};
@@ -55,6 +56,7 @@ pub(super) fn read(
         line_starts: LineStarts::new(text),
         policies: PolicySet::new(),
         origins: HashMap::new(),
+        open_forbids: validator.open_forbid_check(),
         read_sets: ReadSetCache::default(),
         file: PolicyFile {
             path: file.path.clone(),
@@ -95,6 +97,7 @@ struct PolicyFileReader<'a> {
     /// All policies and templates, as Cedar validates them.
     policies: PolicySet,
     origins: HashMap<PolicyId, SourceLocation>,
+    open_forbids: OpenForbidCheck<'a>,
     read_sets: ReadSetCache,
     file: PolicyFile,
     diagnostics: DiagnosticSink,
@@ -284,10 +287,12 @@ impl PolicyFileReader<'_> {
         if let Err(error) = self.policies.add(policy) {
             return self.diagnostics.add(origin.error(with_causes(&error)));
         }
-        let added = self
-            .file
-            .rule_set
-            .add(&ast, None, &origin, &mut self.read_sets);
+        let added = self.file.rule_set.add(
+            &ast,
+            None,
+            &origin,
+            (self.open_forbids, &mut self.read_sets),
+        );
         if let Err(message) = added {
             self.diagnostics.add(origin.error(message));
         }

@@ -8,6 +8,7 @@ use cedar_policy_core::ast;
 use smol_str::SmolStr;
 
 use super::findings::located;
+use super::open_forbids::{OpenForbid, OpenForbidCheck};
 use super::stack::depth;
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::entities::interner::{TooManyUids, UidInterner};
@@ -26,6 +27,8 @@ pub(in crate::pdp) struct RuleSet {
     /// The bytecode of the rules' remaining conditions, in the same order.
     pub(super) conditions: BytecodeTable,
     pub(super) interner: Arc<UidInterner>,
+    /// The forbids among the rules that may not forbid where an entity is unknown.
+    pub(super) open_forbids: Vec<OpenForbid>,
     /// Nesting depth of the deepest condition.
     pub(super) depth: usize,
     /// Memory that the rules hold, in bytes; estimated, since Cedar does not report it.
@@ -53,8 +56,10 @@ impl RuleSet {
         policy: &ast::Policy,
         template: Option<&Template>,
         origin: &SourceLocation,
-        read_sets: &mut ReadSetCache,
+        (open_forbids, read_sets): (OpenForbidCheck<'_>, &mut ReadSetCache),
     ) -> Result<(), String> {
+        let place = (&origin.file, origin.position);
+        self.open_forbids.extend(open_forbids.check(policy, place));
         let scope =
             Scope::from_policy(policy, &mut self.interner).map_err(|error| error.to_string())?;
         let condition = policy.non_scope_constraints_arc();

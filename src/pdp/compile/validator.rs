@@ -3,17 +3,26 @@
 use cedar_policy::{PolicySet, Schema, ValidationMode, Validator};
 
 use super::findings::DiagnosticSink;
+use super::open_forbids::OpenForbidCheck;
 use crate::pdp::diagnostic::{Diagnostic, Severity};
-use crate::pdp::settings::Validation;
+use crate::pdp::settings::{Settings, Validation};
 
 /// The schema that policies are validated against, and the effect of an invalid policy.
 #[derive(Clone, Copy)]
 pub(in crate::pdp) struct PolicyValidator<'a> {
     pub(super) schema: Option<&'a Schema>,
-    pub(super) validation: Validation,
+    pub(super) settings: &'a Settings,
 }
 
-impl PolicyValidator<'_> {
+impl<'a> PolicyValidator<'a> {
+    /// Returns the check for forbids that do not forbid where an entity is unknown.
+    pub(super) fn open_forbid_check(self) -> OpenForbidCheck<'a> {
+        OpenForbidCheck {
+            schema: self.schema.map(AsRef::as_ref),
+            settings: self.settings,
+        }
+    }
+
     /// Validates `policies`, and adds a diagnostic for each error and warning.
     ///
     /// `locate` builds the diagnostic for a policy id, or returns `None` to leave it out.
@@ -23,7 +32,7 @@ impl PolicyValidator<'_> {
         locate: impl Fn(&cedar_policy::PolicyId, &dyn miette::Diagnostic) -> Option<Diagnostic>,
         diagnostics: &mut DiagnosticSink,
     ) {
-        let error_severity = match self.validation {
+        let error_severity = match self.settings.validation {
             Validation::Strict => Severity::Error,
             Validation::Warn => Severity::Warning,
             Validation::Off => return,

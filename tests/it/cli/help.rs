@@ -27,7 +27,19 @@ fn check_short(command: &str, expected: &[&str]) {
 
 #[test]
 fn short_help_lists_options_of_command() {
-    check_short("validate", &["format", "config", "validation"]);
+    check_short(
+        "validate",
+        &[
+            "format",
+            "deny-warnings",
+            "verbose",
+            "config",
+            "validation",
+            "on-policy-error",
+            "require-known",
+            "allow-empty",
+        ],
+    );
     check_short(
         "test",
         &[

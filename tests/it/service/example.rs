@@ -54,6 +54,97 @@ pub(super) fn office() -> BTreeMap<String, pb::Value> {
     ])
 }
 
+/// No request is allowed if its principal, resource or a company on the resource is stored nowhere.
+#[tokio::test]
+async fn unknown_entities_allow_nothing() {
+    let server = Server::start(&shipped_policies(), &[]);
+    let stranger = r#"Platform::User::"stranger""#;
+    let agent = r#"Support::Agent::"stranger""#;
+    let amount = context(&[
+        ("amount", Kind::Decimal("25000.00".to_owned())),
+        ("now", morning()),
+    ]);
+    let limit = context(&[("newLimit", Kind::Decimal("1.00".to_owned()))]);
+    let mfa = context(&[("mfa", Kind::Bool(true))]);
+    let reference = |text: &str| pb::Value {
+        kind: Some(Kind::Entity(parse_uid(text))),
+    };
+    let tenant = r#"Platform::Tenant::"unknown""#;
+    // The paper of a stranger, at companies that are stored nowhere.
+    let paper = |kind: &str, more: &[(&str, Kind)]| {
+        let mut attributes = context(more);
+        attributes.insert("tenant".to_owned(), reference(tenant));
+        attributes.insert("owner".to_owned(), reference(stranger));
+        pb::Entity {
+            uid: Some(uid(&format!("Invoicing::{kind}"), "sent")),
+            attributes,
+            ..pb::Entity::default()
+        }
+    };
+    let text = |text: &str| Kind::String(text.to_owned());
+    let mut invoice = paper(
+        "Invoice",
+        &[
+            ("number", text("1")),
+            ("amount", Kind::Decimal("1.00".to_owned())),
+            ("status", text("issued")),
+            ("due", morning()),
+        ],
+    );
+    invoice
+        .attributes
+        .insert("buyer".to_owned(), reference(tenant));
+    let document = paper("Document", &[("title", text("t"))]);
+    let mut denied = 0;
+    for (action, kind, known, context) in [
+        ("readInvoice", "Invoice", "INV-2041", office()),
+        ("editInvoice", "Invoice", "INV-2044", office()),
+        ("approveInvoice", "Invoice", "INV-2041", mfa),
+        ("readCreditLine", "CreditLine", "CL-7", office()),
+        ("drawCredit", "CreditLine", "CL-7", amount),
+        ("adjustCreditLine", "CreditLine", "CL-7", limit),
+        ("readDocument", "Document", "DOC-611", office()),
+    ] {
+        for principal in [
+            stranger,
+            agent,
+            r#"Platform::User::"ines.varga""#,
+            r#"Platform::User::"tobias.lindqvist""#,
+        ] {
+            for (resource, sent) in [
+                (known, vec![]),
+                ("unknown", vec![]),
+                ("sent", vec![&invoice, &document]),
+            ] {
+                let is_known = principal.contains("ines") || principal.contains("tobias");
+                if is_known && resource == known {
+                    continue;
+                }
+                let mut asked = request(
+                    principal,
+                    &format!("Invoicing::Action::{action:?}"),
+                    &format!("Invoicing::{kind}::{resource:?}"),
+                );
+                asked.context.clone_from(&context);
+                asked.entities = sent.into_iter().cloned().collect();
+                match authorize(&server, asked).await {
+                    Ok(answer) => {
+                        assert_eq!(
+                            answer.decision(),
+                            pb::Decision::Deny,
+                            "{principal} {action} {resource}"
+                        );
+                        denied += 1;
+                    }
+                    // An agent does none of the staff's work, by the schema.
+                    Err(status) => assert!(field(&status).starts_with("principal"), "{status}"),
+                }
+            }
+        }
+    }
+    assert!(denied > 40, "{denied}");
+}
+
 /// Returns the table of `policies/README.md`.
 pub(super) fn table() -> Vec<Row> {
     let none = BTreeMap::new;
