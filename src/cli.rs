@@ -7,6 +7,8 @@ mod authorize;
 mod directory;
 mod healthcheck;
 mod help;
+mod init;
+mod schema;
 mod serve;
 mod target;
 mod test;
@@ -23,6 +25,8 @@ use crate::config::Config;
 use crate::config::sources::{self, ConfigArgs};
 use authorize::AuthorizeArgs;
 use healthcheck::HealthcheckArgs;
+use init::InitArgs;
+use schema::SchemaArgs;
 use test::TestArgs;
 use validate::ValidateArgs;
 
@@ -54,6 +58,14 @@ enum Command {
     /// Exit status: 0 if all pass, 1 if one fails or the directory is rejected, 2 if there is no
     /// test
     Test(TestArgs),
+    /// Write a small policy directory to begin with: schema, policies, entities, tests
+    ///
+    /// Exit status: 0, or 2 if it cannot be written
+    Init(InitArgs),
+    /// Print the schema of a directory as one text, for editors
+    ///
+    /// Exit status: 0, 1 if the schema files are invalid, 2 if there is none
+    Schema(SchemaArgs),
     /// Print the settings in force and the source of each value
     ///
     /// The output is a configuration file. Exit status: 0, or 2 if a setting is invalid
@@ -122,6 +134,8 @@ impl Cli {
             Command::Validate(args) => validate::run(args),
             Command::Authorize(args) => authorize::run(*args),
             Command::Test(args) => test::run(args),
+            Command::Init(args) => init::run(&args),
+            Command::Schema(args) => schema::run(args),
             Command::Healthcheck(args) => healthcheck::run(args),
         }
     }
@@ -135,10 +149,12 @@ fn print_config(args: ConfigArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-/// Returns the settings for a command that has the policy directory as an argument of its own.
-fn config_of_directory(args: ConfigArgs, directory: PathBuf) -> anyhow::Result<Config> {
+/// Returns the settings for a command that may have the policy directory as an argument.
+fn config_of_directory(args: ConfigArgs, directory: Option<PathBuf>) -> anyhow::Result<Config> {
     let mut config = sources::merge(args)?.check()?;
-    config.store.directory = directory;
+    if let Some(directory) = directory {
+        config.store.directory = directory;
+    }
     Ok(config)
 }
 

@@ -36,7 +36,7 @@ pub use analysis::advice::advice;
 pub use answer::NoAnswer;
 pub use compile::entities::StoredEntities;
 pub use compile::findings::CompileError;
-pub use compile::{Compiled, compile, compile_from};
+pub use compile::{Compiled, JoinedSchema, compile, compile_from, joined_schema};
 pub use entities::hierarchy::MAX_ANCESTORS;
 pub use entities::overlay::MAX_REQUEST_HIERARCHY_STEPS;
 pub use evaluate::authorize::{

@@ -14,7 +14,8 @@ use super::report;
 use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::diagnostic::Position;
 use crate::pdp::json_object::Object;
-use crate::pdp::query::{Query, Record, Uid};
+use crate::pdp::query::Query;
+use crate::pdp::request_json::RequestJson;
 use crate::pdp::sources::{FileKind, SourceFile};
 use crate::pdp::{Snapshot, authorize, authorize_with_entities, request_json};
 
@@ -34,16 +35,6 @@ struct CaseJson<'a> {
     reason: Option<Vec<String>>,
     #[serde(default)]
     num_errors: Option<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RequestJson<'a> {
-    principal: String,
-    action: String,
-    resource: String,
-    #[serde(borrow, default)]
-    context: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -152,7 +143,10 @@ impl CaseRun<'_> {
 
     /// Decides the request of a case and compares the answer; the error is a message for people.
     fn check(&self, case: &CaseJson<'_>, file: &SourceFile) -> Result<(), String> {
-        let query = self.query(&case.request.0)?;
+        let query = Query {
+            explain: true,
+            ..case.request.0.query(Some(self.snapshot))?
+        };
         let answer = match case.entities {
             None => authorize(self.snapshot, &query),
             Some(raw) => {
@@ -192,28 +186,6 @@ impl CaseRun<'_> {
             }
         };
         reasons.iter().map(own_id).collect()
-    }
-
-    fn query(&self, request: &RequestJson<'_>) -> Result<Query, String> {
-        let uid = |name: &str, text: &str| {
-            text.parse::<Uid>()
-                .map_err(|error| format!("{name}: {error}"))
-        };
-        let action = uid("action", &request.action)?;
-        let context = match request.context {
-            None => Record::default(),
-            Some(raw) => request_json::context(raw.get(), &action, Some(self.snapshot))
-                .map_err(|error| format!("context: {error}"))?,
-        };
-        Ok(Query {
-            principal: uid("principal", &request.principal)?,
-            action,
-            resource: uid("resource", &request.resource)?,
-            context,
-            entities: Vec::new(),
-            claimed: None,
-            explain: true,
-        })
     }
 
     /// Returns the entities of a case, which are written in it or in another file.

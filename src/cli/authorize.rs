@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -16,6 +17,7 @@ use crate::config::listen::Listen;
 use crate::config::sources::{self, ConfigArgs};
 use crate::pdp::answer::{Answer, Decision};
 use crate::pdp::query::{Query, Record, Uid};
+use crate::pdp::request_json::RequestJson;
 use crate::pdp::{Snapshot, authorize, request_json};
 
 /// Arguments of `authorize`. Without `--connect` the policy directory decides.
@@ -25,7 +27,7 @@ pub(super) struct AuthorizeArgs {
     #[arg(long, value_name = "ADDR", conflicts_with = "policies")]
     pub(super) connect: Option<Listen>,
     /// Principal, such as User::"alice"
-    #[arg(long, value_name = "UID", required_unless_present = "token")]
+    #[arg(long, value_name = "UID", required_unless_present_any = ["token", "request_json"])]
     pub(super) principal: Option<Uid>,
     /// File with the token of the principal, in place of `--principal`
     #[arg(
@@ -36,14 +38,21 @@ pub(super) struct AuthorizeArgs {
     )]
     pub(super) token: Option<PathBuf>,
     /// Action, such as Action::"read"
-    #[arg(long, value_name = "UID")]
-    pub(super) action: Uid,
+    #[arg(long, value_name = "UID", required_unless_present = "request_json")]
+    pub(super) action: Option<Uid>,
     /// Resource, such as Document::"1"
-    #[arg(long, value_name = "UID")]
-    pub(super) resource: Uid,
+    #[arg(long, value_name = "UID", required_unless_present = "request_json")]
+    pub(super) resource: Option<Uid>,
     /// Context: a JSON object, or a file with one
     #[arg(long, value_name = "FILE|JSON")]
     pub(super) context: Option<String>,
+    /// File with principal, action, resource and context, as JSON
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["principal", "action", "resource", "context", "token"]
+    )]
+    pub(super) request_json: Option<PathBuf>,
     /// File of entities for this request only, in Cedar's JSON format
     #[arg(long, value_name = "FILE")]
     pub(super) entities: Option<PathBuf>,
@@ -120,6 +129,42 @@ fn query(
     config: &Config,
 ) -> anyhow::Result<Query> {
     let max_bytes = config.api.max_message_bytes;
+    let entities = match &args.entities {
+        None => Vec::new(),
+        Some(path) => request_json::request_entities(&read(path, max_bytes)?, snapshot)
+            .context("--entities")?,
+    };
+    let query = match &args.request_json {
+        Some(path) => query_of_file(path, max_bytes, snapshot)?,
+        None => query_of_flags(args, max_bytes, snapshot)?,
+    };
+    Ok(Query {
+        entities,
+        explain: args.explain,
+        ..query
+    })
+}
+
+fn query_of_file(
+    path: &Path,
+    max_bytes: usize,
+    snapshot: Option<&Snapshot>,
+) -> anyhow::Result<Query> {
+    let text: Arc<str> = Arc::from(read(path, max_bytes)?);
+    let request = RequestJson::parse(&path.display().to_string(), &text);
+    let request = request.map_err(|found| anyhow::anyhow!("{}", found.render(false)))?;
+    let query = request.query(snapshot);
+    query.map_err(|message| anyhow::anyhow!("`{}`: {message}", path.display()))
+}
+
+fn query_of_flags(
+    args: &AuthorizeArgs,
+    max_bytes: usize,
+    snapshot: Option<&Snapshot>,
+) -> anyhow::Result<Query> {
+    let (Some(action), Some(resource)) = (&args.action, &args.resource) else {
+        bail!("`--action` and `--resource` are required without `--request-json`");
+    };
     let context = match &args.context {
         None => Record::default(),
         Some(source) => {
@@ -127,13 +172,8 @@ fn query(
                 true => source.clone(),
                 false => read(Path::new(source), max_bytes)?,
             };
-            request_json::context(&text, &args.action, snapshot).context("--context")?
+            request_json::context(&text, action, snapshot).context("--context")?
         }
-    };
-    let entities = match &args.entities {
-        None => Vec::new(),
-        Some(path) => request_json::request_entities(&read(path, max_bytes)?, snapshot)
-            .context("--entities")?,
     };
     Ok(Query {
         // With a token the service takes the principal from it, and this one is not sent.
@@ -141,12 +181,12 @@ fn query(
             .principal
             .clone()
             .unwrap_or_else(|| Uid::new("Token", "")),
-        action: args.action.clone(),
-        resource: args.resource.clone(),
+        action: action.clone(),
+        resource: resource.clone(),
         context,
-        entities,
+        entities: Vec::new(),
         claimed: None,
-        explain: args.explain,
+        explain: false,
     })
 }
 

@@ -19,9 +19,9 @@ use crate::pdp::sources::FileKind;
 /// Arguments of `test`.
 #[derive(Debug, Args)]
 pub(super) struct TestArgs {
-    /// Policy directory to test
+    /// Policy directory to test [default: that of the settings]
     #[arg(value_name = "DIR", conflicts_with = "policies")]
-    pub(super) dir: PathBuf,
+    pub(super) dir: Option<PathBuf>,
     /// Run only tests whose name contains this text
     #[arg(long, value_name = "TEXT")]
     pub(super) filter: Option<String>,

@@ -18,9 +18,9 @@ use crate::pdp::sources::{LeftOutCounts, UnusedFiles};
 /// Arguments of `validate`.
 #[derive(Debug, Args)]
 pub(super) struct ValidateArgs {
-    /// Policy directory to check
+    /// Policy directory to check [default: that of the settings]
     #[arg(value_name = "DIR", conflicts_with = "policies")]
-    pub(super) dir: PathBuf,
+    pub(super) dir: Option<PathBuf>,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,

@@ -39,6 +39,7 @@ use findings::{CompileError, DiagnosticSink};
 use reuse::{ByFile, Reusable};
 use rule_table::{PAUSE_INTERVAL, RuleTable, RuleTableBuilder};
 use schema::InvalidSchema;
+pub use schema::{JoinedSchema, joined_schema};
 use stack::COMPILE_STACK_BYTES;
 use validator::PolicyValidator;
 

@@ -4,18 +4,22 @@
 //! the types need not be spelled out. Requests on the wire have a typed format of their own.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cedar_policy::{Context, EntityUid, Schema};
 use cedar_policy_core::ast::{self, ExprKind, Literal, PartialValue, RestrictedExpr, ValueKind};
 use cedar_policy_core::entities::{EntityJsonParser, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::CoreSchema;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 pub use super::compile::entities::stored_entities;
 pub use super::compile::findings::json_error;
-use super::query::{Record, RequestEntity, Uid, Value};
+use super::diagnostic::Diagnostic;
+use super::json_object::Object;
+use super::query::{Query, Record, RequestEntity, Uid, Value};
 use super::settings::Validation;
 use super::snapshot::Snapshot;
 use super::sources::scanner::{self, Language};
@@ -33,6 +37,64 @@ pub enum JsonError {
     /// The value exists in Cedar, but a request cannot contain it.
     #[error("`{0}` cannot be part of a request")]
     NotSendable(String),
+}
+
+/// A request as people and Cedar's tools write it: uids in Cedar syntax, the context in Cedar's JSON
+/// format.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestJson<'a> {
+    /// The principal, such as `User::"alice"`.
+    pub principal: String,
+    /// The action.
+    pub action: String,
+    /// The resource.
+    pub resource: String,
+    /// An object; no context is an empty one.
+    #[serde(borrow, default)]
+    pub context: Option<&'a RawValue>,
+}
+
+impl<'a> RequestJson<'a> {
+    /// Parses the JSON `text` of the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// The diagnostic, with line and column.
+    pub fn parse(path: &str, text: &'a Arc<str>) -> Result<Self, Diagnostic> {
+        check_depth(text).map_err(|error| Diagnostic::error(path, error.to_string()))?;
+        serde_json::from_str(text)
+            .map(|Object(request)| request)
+            .map_err(|error| json_error(path, text, text, &error))
+    }
+
+    /// Returns the query, without entities. A snapshot's schema gives the types of values that are
+    /// written without them.
+    ///
+    /// # Errors
+    ///
+    /// The message, which names the field.
+    pub fn query(&self, snapshot: Option<&Snapshot>) -> Result<Query, String> {
+        let uid = |name: &str, text: &str| {
+            text.parse::<Uid>()
+                .map_err(|error| format!("{name}: {error}"))
+        };
+        let action = uid("action", &self.action)?;
+        let context = match self.context {
+            None => Record::default(),
+            Some(raw) => context(raw.get(), &action, snapshot)
+                .map_err(|error| format!("context: {error}"))?,
+        };
+        Ok(Query {
+            principal: uid("principal", &self.principal)?,
+            action,
+            resource: uid("resource", &self.resource)?,
+            context,
+            entities: Vec::new(),
+            claimed: None,
+            explain: false,
+        })
+    }
 }
 
 /// Checks that `json` is not nested too deeply to be parsed.

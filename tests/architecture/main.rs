@@ -290,6 +290,8 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/cli/target",
             "src/cli/test",
             "src/cli/directory",
+            // Files that the command writes.
+            "src/cli/init",
         ],
     ),
 ];

@@ -1,5 +1,6 @@
 //! One gRPC call, from its headers to the end of its response.
 
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, LazyLock};
@@ -45,13 +46,18 @@ impl Service for GrpcService {
         self: Arc<Self>,
         arrival: Arrival,
         request: http::Request<Incoming>,
-    ) -> impl Future<Output = http::Response<CountedBody>> + Send + 'static {
-        let mut call = CallInFlight::begin(self, arrival.in_flight, &request);
+    ) -> impl Future<Output = Result<http::Response<CountedBody>, Infallible>> + Send + 'static
+    {
+        let Arrival {
+            caller,
+            in_flight,
+            at,
+        } = arrival;
+        let mut call = CallInFlight::begin(self, in_flight, &request);
         async move {
-            let (caller, arrived) = (&arrival.caller, arrival.at);
-            let mut response = respond(&mut call, caller, arrived, request).await;
+            let mut response = respond(&mut call, &caller, at, request).await;
             call.record_response(&mut response);
-            response.map(|body| CountedBody { body, call })
+            Ok(response.map(|body| CountedBody { body, call }))
         }
     }
 }

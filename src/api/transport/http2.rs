@@ -40,11 +40,13 @@ pub(crate) trait Service: Send + Sync + 'static {
         + Send
         + 'static;
 
+    /// Answers a call. The output is a `Result` for hyper: a wrapper around the future would be
+    /// another copy of it for each call.
     fn call(
         self: Arc<Self>,
         arrival: Arrival,
         request: http::Request<Incoming>,
-    ) -> impl Future<Output = http::Response<Self::Body>> + Send + 'static;
+    ) -> impl Future<Output = Result<http::Response<Self::Body>, Infallible>> + Send + 'static;
 }
 
 /// The caller, the connection and the arrival time of a call.
@@ -101,8 +103,7 @@ pub(crate) async fn serve<S: Service>(
             in_flight: service_tracker.begin(),
             at: readable_since.load().unwrap_or_else(MonotonicNanos::now),
         };
-        let response = Arc::clone(&service).call(arrival, request);
-        async move { Ok::<_, Infallible>(response.await) }
+        Arc::clone(&service).call(arrival, request)
     });
     let serving = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())

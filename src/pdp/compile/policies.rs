@@ -4,6 +4,8 @@
 //! unchanged file need not be read again. Checks that concern several files follow in
 //! [`combine`](super::combine): duplicate ids, and links to templates of other files.
 
+mod literal_types;
+
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ pub(super) fn read(
         policies: PolicySet::new(),
         origins: HashMap::new(),
         open_forbids: validator.open_forbid_check(),
+        is_untyped: !validator.compares_types(),
         read_sets: ReadSetCache::default(),
         file: PolicyFile {
             path: file.path.clone(),
@@ -98,6 +101,8 @@ struct PolicyFileReader<'a> {
     policies: PolicySet,
     origins: HashMap<PolicyId, SourceLocation>,
     open_forbids: OpenForbidCheck<'a>,
+    /// Set if Cedar compares no types, because there is no schema or no validation.
+    is_untyped: bool,
     read_sets: ReadSetCache,
     file: PolicyFile,
     diagnostics: DiagnosticSink,
@@ -284,6 +289,7 @@ impl PolicyFileReader<'_> {
     fn add(&mut self, policy: cedar_policy::Policy, origin: SourceLocation) {
         let ast: &ast::Policy = policy.as_ref();
         let ast = ast.clone();
+        self.warn_of_types(ast.id(), ast.non_scope_constraints(), &origin);
         if let Err(error) = self.policies.add(policy) {
             return self.diagnostics.add(origin.error(with_causes(&error)));
         }
@@ -303,10 +309,35 @@ impl PolicyFileReader<'_> {
             return self.diagnostics.add(origin.error(with_causes(&error)));
         }
         let ast: &ast::Template = template.as_ref();
+        self.warn_of_types(ast.id(), ast.non_scope_constraints(), &origin);
         self.file.templates.push(Template {
             id: PolicyId::new(ast.id().as_ref()),
             origin,
             template,
+        });
+    }
+
+    /// Warns of the first operation in a condition whose types cannot match, where Cedar does not.
+    fn warn_of_types(
+        &mut self,
+        id: &ast::PolicyID,
+        condition: Option<&ast::Expr>,
+        origin: &SourceLocation,
+    ) {
+        let condition = condition.filter(|_| self.is_untyped);
+        let Some(found) = condition.and_then(literal_types::mismatch) else {
+            return;
+        };
+        let message = format!("policy `{id}`: {}", found.message);
+        let diagnostic = Diagnostic::warning(self.path.as_ref(), message);
+        let span = match found.expr.source_loc() {
+            Some(loc) => loc.start()..loc.end(),
+            None => origin.start..origin.start,
+        };
+        let diagnostic = diagnostic.at(self.text, span);
+        self.diagnostics.add(match found.help {
+            Some(help) => diagnostic.with_help(help),
+            None => diagnostic,
         });
     }
 

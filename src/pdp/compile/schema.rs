@@ -12,6 +12,7 @@ use miette::Diagnostic as _;
 
 use super::findings::{DiagnosticSink, json_error, located, syntax_error, with_help};
 use super::misplaced;
+use super::stack::COMPILE_STACK_BYTES;
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::sources::scanner::Language;
 use crate::pdp::sources::{FileKind, SourceFile, Sources};
@@ -53,6 +54,70 @@ pub(super) fn read(
         },
     }
     Err(InvalidSchema)
+}
+
+/// The schema of a directory as one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinedSchema {
+    /// In Cedar's syntax.
+    pub cedar: String,
+    /// In the JSON syntax.
+    pub json: serde_json::Value,
+}
+
+/// Joins all schema files to one schema; returns `None` if there are none. Comments are not kept.
+///
+/// # Errors
+///
+/// The diagnostics, if the files are not valid together.
+pub fn joined_schema(sources: &Sources) -> Result<Option<JoinedSchema>, Vec<Diagnostic>> {
+    let mut diagnostics = DiagnosticSink::default();
+    let joined = stacker::grow(COMPILE_STACK_BYTES, || {
+        let is_there = read(sources, &mut diagnostics).ok()?.is_some();
+        let files = sources.of_kind(FileKind::Schema);
+        let files = files.chain(sources.of_kind(FileKind::SchemaJson));
+        let fragments = files.filter_map(|file| fragment(file, &mut DiagnosticSink::default()));
+        let joined = join(fragments);
+        Some(is_there.then(|| diagnostics.ok("", joined)).flatten())
+    });
+    let (errors, _) = diagnostics.sorted();
+    match joined {
+        Some(joined) if errors.is_empty() => Ok(joined),
+        Some(_) | None => Err(errors),
+    }
+}
+
+/// Joins fragments that declare nothing twice.
+fn join(fragments: impl Iterator<Item = SchemaFragment>) -> Result<JoinedSchema, String> {
+    let mut joined = serde_json::Map::new();
+    for fragment in fragments {
+        let json = fragment
+            .to_json_value()
+            .map_err(|error| with_causes(&error))?;
+        merge(&mut joined, json);
+    }
+    let json = serde_json::Value::Object(joined);
+    let fragment = SchemaFragment::from_json_value(json.clone());
+    let fragment = fragment.map_err(|error| with_causes(&error))?;
+    let cedar = fragment
+        .to_cedarschema()
+        .map_err(|error| with_causes(&error))?;
+    Ok(JoinedSchema { cedar, json })
+}
+
+/// Adds the fields of `added` to `joined`; fields that both have are joined in the same way.
+fn merge(joined: &mut serde_json::Map<String, serde_json::Value>, added: serde_json::Value) {
+    let serde_json::Value::Object(fields) = added else {
+        return;
+    };
+    for (name, value) in fields {
+        match joined.get_mut(&name) {
+            Some(serde_json::Value::Object(known)) => merge(known, value),
+            Some(_) | None => {
+                joined.insert(name, value);
+            }
+        }
+    }
 }
 
 /// The maximum nesting of records and sets in the type of an attribute, tag or context.

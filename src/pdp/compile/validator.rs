@@ -23,6 +23,11 @@ impl<'a> PolicyValidator<'a> {
         }
     }
 
+    /// Returns whether Cedar compares the types of operands, because there is a schema.
+    pub(super) fn compares_types(self) -> bool {
+        self.schema.is_some() && self.settings.validation != Validation::Off
+    }
+
     /// Validates `policies`, and adds a diagnostic for each error and warning.
     ///
     /// `locate` builds the diagnostic for a policy id, or returns `None` to leave it out.

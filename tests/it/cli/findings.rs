@@ -373,3 +373,183 @@ fn test_files_of_cedar_run_unchanged() {
         "{out}"
     );
 }
+
+#[test]
+fn init_writes_a_valid_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/policies");
+    let result = run(&["init", text(&path)]);
+    assert_eq!((result.code, &*result.err), (0, ""));
+    // What it prints can be run, and its tests pass without a warning.
+    for command in ["validate", "test", "serve --policies"] {
+        assert!(
+            result
+                .out
+                .contains(&format!("cedar-pdp {command} {}", path.display()))
+        );
+    }
+    let validated = run(&["validate", "--deny-warnings", text(&path)]);
+    assert_eq!(validated.code, 0, "{validated:?}");
+    assert!(validated.out.contains("2 policies") && validated.out.contains("2 entities"));
+    let tested = run(&["test", text(&path)]);
+    assert!(
+        tested.code == 0 && tested.out.contains("4 passed"),
+        "{tested:?}"
+    );
+    // The directory may also come from the environment.
+    let environment = [("CEDAR_PDP_POLICIES", text(&path))];
+    assert_eq!(run_in(&environment, &["test"]).code, 0);
+    // Nothing is overwritten.
+    fs::write(path.join("photos.cedar"), "changed").unwrap();
+    let again = run(&["init", text(&path)]);
+    assert!(
+        again.code == 2 && again.err.contains("is not empty"),
+        "{again:?}"
+    );
+    assert_eq!(
+        fs::read_to_string(path.join("photos.cedar")).unwrap(),
+        "changed"
+    );
+}
+
+#[test]
+fn authorize_reads_request_files() {
+    let directory = policy_directory(&[(
+        "a.cedar",
+        "permit (principal == User::\"a\", action, resource) when { context.n == 1 };",
+    )]);
+    let file = directory.path().join("request.json");
+    let authorize = |json: &str, more: &[&str]| {
+        fs::write(&file, json).unwrap();
+        let arguments = ["authorize", "--policies", text(directory.path())];
+        run(&[&arguments[..], &["--request-json", text(&file)], more].concat())
+    };
+    let request = |principal: &str, context: &str| {
+        format!(
+            r#"{{"principal": "{principal}::\"a\"", "action": "Action::\"read\"",
+                "resource": "Doc::\"d\"", "context": {context}}}"#
+        )
+    };
+    assert_eq!(authorize(&request("User", r#"{"n": 1}"#), &[]).code, 0);
+    assert_eq!(authorize(&request("User", r#"{"n": 2}"#), &[]).code, 1);
+    for (json, says) in [
+        (request("User", "[]"), "context"),
+        (request("User:", "{}"), "principal"),
+        (r#"["a", "b", "c"]"#.to_owned(), "expected an object"),
+        (
+            "{\"principal\": \"User::\\\"a\\\"\",\n\"actoin\": 1}".to_owned(),
+            "request.json:2:",
+        ),
+    ] {
+        let result = authorize(&json, &[]);
+        assert!(
+            result.code == 2 && result.err.contains(says),
+            "{json}: {result:?}"
+        );
+    }
+    let both = authorize(&request("User", "{}"), &["--action", r#"Action::"b""#]);
+    assert!(
+        both.code == 2 && both.err.contains("cannot be used with"),
+        "{both:?}"
+    );
+}
+
+#[test]
+fn schema_joins_all_schema_files() {
+    let json = r#"{"N": {"entityTypes": {"Doc": {}}, "actions": {"read": {
+        "appliesTo": {"principalTypes": ["User"], "resourceTypes": ["Doc"]}}}}}"#;
+    let directory = policy_directory(&[
+        (
+            "a.cedarschema",
+            "// users\nnamespace N { entity User; }\nentity Other;",
+        ),
+        ("b.cedarschema.json", json),
+    ]);
+    let joined = run(&["schema", text(directory.path())]);
+    assert_eq!(joined.code, 0, "{joined:?}");
+    // It means the same: policies are valid against it, and one file suffices.
+    let again = policy_directory(&[
+        ("all.cedarschema", &*joined.out),
+        (
+            "a.cedar",
+            "permit (principal is N::User, action == N::Action::\"read\", resource is N::Doc);",
+        ),
+    ]);
+    let validated = run(&["validate", "--deny-warnings", text(again.path())]);
+    assert_eq!(validated.code, 0, "{validated:?}\n{}", joined.out);
+    let json = run(&["schema", "--format", "json", text(directory.path())]).json();
+    assert!(
+        json["N"]["entityTypes"]["User"].is_object()
+            && json[""]["entityTypes"]["Other"].is_object()
+    );
+    assert_eq!(
+        run(&["schema", text(policy_directory(&[PERMIT]).path())]).code,
+        2
+    );
+    let bad = policy_directory(&[("a.cedarschema", "entity A"), PERMIT]);
+    assert_eq!(run(&["schema", text(bad.path())]).code, 1);
+}
+
+#[test]
+fn types_that_cannot_match_are_warnings() {
+    for (condition, says) in [
+        (
+            "context.country in [\"AA\", \"BB\"]",
+            "`in` needs entities on the right, not a String",
+        ),
+        (
+            "context.n in 7",
+            "`in` needs entities on the right, not a Long",
+        ),
+        (
+            "\"a\" in principal",
+            "`in` needs an entity on the left, not a String",
+        ),
+        ("1 == \"1\"", "`==` compares a Long with a String"),
+        (
+            "context.n < \"9\"",
+            "`<` needs numbers, datetimes or durations, not a String",
+        ),
+        ("context.n + true == 3", "`+` needs numbers, not a Bool"),
+        ("7 like \"7*\"", "`like` needs a String, not a Long"),
+        ("context.a && \"b\"", "`&&` needs a Bool, not a String"),
+        (
+            "\"abc\".contains(\"b\")",
+            "`contains` needs a Set, not a String",
+        ),
+    ] {
+        for effect in ["permit", "forbid"] {
+            let policy = format!(
+                "@id(\"p\") {effect} (principal, action, resource)\nwhen {{ {condition} }};"
+            );
+            let directory = policy_directory(&[("a.cedar", &*policy)]);
+            let result = run(&["validate", text(directory.path())]);
+            assert_eq!(result.code, 0, "{condition}: {result:?}");
+            assert!(
+                result.out.contains(&format!("policy `p`: {says}")),
+                "{condition}: {}",
+                result.out
+            );
+            assert!(
+                result.out.contains("a.cedar:2:"),
+                "{condition}: {}",
+                result.out
+            );
+        }
+    }
+    for condition in [
+        "context.country in [Group::\"a\", context.group]",
+        "context.n == 1 && context.s like \"a*\"",
+        "decimal(\"1.0\") == context.d || datetime(\"2024-01-01\") < context.now",
+        "[1, 2].contains(context.n) && (1 + 2 == context.n)",
+    ] {
+        let policy = format!("permit (principal, action, resource) when {{ {condition} }};");
+        let directory = policy_directory(&[("a.cedar", &*policy)]);
+        let result = run(&["validate", text(directory.path())]);
+        assert!(
+            !result.out.contains("needs") && !result.out.contains("compares"),
+            "{}",
+            result.out
+        );
+    }
+}

@@ -66,6 +66,7 @@ fn short_help_lists_options_of_command() {
             "action",
             "resource",
             "context",
+            "request-json",
             "entities",
             "explain",
             "format",

@@ -32,7 +32,23 @@ pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 impl<'a> Iterator for Fields<'a> {
     type Item = (u64, FieldContent<'a>);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
+        // Nearly all fields are texts and messages whose tag and length have one byte each.
+        if let [tag @ 0x08..=0x7f, length @ 0..=0x7f, rest @ ..] = self.0
+            && tag & 7 == 2
+            && let Some((content, rest)) = rest.split_at_checked(usize::from(*length))
+        {
+            self.0 = rest;
+            return Some((u64::from(tag >> 3), FieldContent::Bytes(content)));
+        }
+        self.next_of_any_kind()
+    }
+}
+
+impl<'a> Fields<'a> {
+    #[inline(never)]
+    fn next_of_any_kind(&mut self) -> Option<(u64, FieldContent<'a>)> {
         let mut rest = self.0;
         let tag = varint(&mut rest)?;
         let number = tag >> 3;
