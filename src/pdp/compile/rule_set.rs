@@ -17,6 +17,7 @@ use crate::pdp::policies::bytecode::BytecodeTable;
 use crate::pdp::policies::policy::{Condition, Rule, without_first};
 use crate::pdp::policies::read_set::{self, ReadSet};
 use crate::pdp::policies::scope::Scope;
+use crate::pdp::sources::scanner;
 
 /// Rules of one file, with the fields by which they are indexed.
 #[derive(Debug, Default)]
@@ -171,6 +172,17 @@ impl SourceLocation {
             Some(_) => Diagnostic::error(definition.file.as_ref(), message),
             None => self.error(message),
         };
-        located(diagnostic, error, &definition.text)
+        let diagnostic = located(diagnostic, error, &definition.text);
+        match &diagnostic.excerpt {
+            // What concerns the whole policy is shown at its scope, not at its first annotation.
+            Some(excerpt) if excerpt.span.start == definition.start => {
+                let end = excerpt.span.end;
+                let policy = definition.text.get(definition.start..end);
+                let scope = scanner::scope_start(policy.unwrap_or_default());
+                let start = definition.start + scope;
+                diagnostic.at(&definition.text, start..end)
+            }
+            Some(_) | None => diagnostic,
+        }
     }
 }

@@ -191,6 +191,26 @@ pub(in crate::pdp) fn code_end(text: &str, offset: usize, language: Language) ->
     end
 }
 
+/// Returns the offset of `permit` or `forbid` in a policy's text, after its annotations.
+pub(in crate::pdp) fn scope_start(policy: &str) -> usize {
+    let is_annotation = |start: usize| {
+        let before = policy.get(..start).unwrap_or_default();
+        before.trim_end().ends_with('@')
+    };
+    let mut depth = 0_usize;
+    for token in Tokens::new(policy, Language::Policies) {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth = depth.saturating_sub(1),
+            TokenKind::Word if depth == 0 && !is_annotation(token.span.start) => {
+                return token.span.start;
+            }
+            TokenKind::Word | TokenKind::Separator | TokenKind::Logical | TokenKind::Operator => {}
+        }
+    }
+    0
+}
+
 /// A word, string or sign of a schema, with its byte offset.
 pub(in crate::pdp) struct Lexeme<'a> {
     pub(in crate::pdp) text: &'a str,
@@ -410,6 +430,19 @@ mod tests {
         assert_eq!(code_end("// a\n", 5, Language::Schema), 0);
         assert_eq!(first_word(text, Language::Policies), Some("permit"));
         assert_eq!(first_word("// a\n\"b\"", Language::Policies), None);
+    }
+
+    #[test]
+    fn scope_follows_annotations() {
+        for (text, scope) in [
+            ("permit (principal);", "permit (principal);"),
+            (
+                "@id(\"forbid\")\n// permit\n@ permit\nforbid ();",
+                "forbid ();",
+            ),
+        ] {
+            assert_eq!(&text[scope_start(text)..], scope);
+        }
     }
 
     #[test]

@@ -491,6 +491,20 @@ fn schema_joins_all_schema_files() {
 }
 
 #[test]
+fn impossible_policies_are_shown_at_their_scope() {
+    for policy in [
+        "@id(\"x\")\n@description(\"y\")\npermit (principal is Doc, action, resource);",
+        "@id(\"x\")\n\nforbid (principal, action, resource is User);",
+        "@permit(\"x\") @b(\"y\")\n//\npermit (principal, action, resource) when { false };",
+    ] {
+        let directory = policy_directory(&[("a.cedar", policy), ("a.cedarschema", SCHEMA)]);
+        let result = run(&["validate", text(directory.path())]);
+        assert!(result.out.contains("policy is impossible"), "{result:?}");
+        assert!(result.out.contains("--> a.cedar:3:1"), "{}", result.out);
+    }
+}
+
+#[test]
 fn types_that_cannot_match_are_warnings() {
     for (condition, says) in [
         (
