@@ -60,7 +60,7 @@ keys! {
     /// Entity types that callers may send, comma-separated; empty: none, unset: any
     #[arg(value_delimiter = ',')]
     request_entity_types: Vec<String>, "T,…";
-    /// Entity types whose principals and resources must be stored or sent, comma-separated; `*`: all
+    /// Types of principals and resources that must be stored or sent; `*`: all
     #[arg(value_delimiter = ',')]
     require_known: Vec<String>, "T,…";
     /// Principal of requests that name none; unset: such requests are rejected
