@@ -5,6 +5,7 @@
 
 mod authorize;
 mod directory;
+mod fmt;
 mod healthcheck;
 mod help;
 mod init;
@@ -24,6 +25,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEn
 use crate::config::Config;
 use crate::config::sources::{self, ConfigArgs};
 use authorize::AuthorizeArgs;
+use fmt::FmtArgs;
 use healthcheck::HealthcheckArgs;
 use init::InitArgs;
 use schema::SchemaArgs;
@@ -62,6 +64,10 @@ enum Command {
     ///
     /// Exit status: 0, or 2 if it cannot be written
     Init(InitArgs),
+    /// Format the policy files of a directory
+    ///
+    /// Exit status: 0 if all are formatted, else 1
+    Fmt(FmtArgs),
     /// Print the schema of a directory as one text, for editors
     ///
     /// Exit status: 0, 1 if the schema files are invalid, 2 if there is none
@@ -135,6 +141,7 @@ impl Cli {
             Command::Authorize(args) => authorize::run(*args),
             Command::Test(args) => test::run(args),
             Command::Init(args) => init::run(&args),
+            Command::Fmt(args) => fmt::run(args),
             Command::Schema(args) => schema::run(args),
             Command::Healthcheck(args) => healthcheck::run(args),
         }

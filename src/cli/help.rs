@@ -17,6 +17,7 @@ const IN_SHORT_HELP: &[(&str, &[&str])] = &[
     ),
     ("test", &["validation", "on_policy_error"]),
     ("authorize", &["policies", "validation", "on_policy_error"]),
+    ("fmt", &[]),
     ("schema", &[]),
     ("config", &[]),
 ];

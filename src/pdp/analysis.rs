@@ -1,3 +1,4 @@
-//! Reports about a snapshot for policy authors.
+//! Reports about a snapshot, and the layout of policy files, for policy authors.
 
 pub mod advice;
+pub mod format;

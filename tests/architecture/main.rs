@@ -291,6 +291,7 @@ const ONLY: &[(&[&str], &[&str])] = &[
             "src/cli/test",
             "src/cli/directory",
             // Files that the command writes.
+            "src/cli/fmt",
             "src/cli/init",
         ],
     ),

@@ -16,6 +16,7 @@
 mod cases;
 mod checked_engine;
 mod conditions;
+mod formatting;
 mod plain;
 mod policies;
 mod recorded;

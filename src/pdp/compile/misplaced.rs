@@ -14,7 +14,7 @@ pub(super) fn in_policy_file(path: &str, text: &Arc<str>) -> Option<Diagnostic> 
     if let Some(found) = json(path, text, "policies in JSON are `*.cedar.json` files") {
         return Some(found);
     }
-    let keyword = scanner::first_word(text, Language::Policies);
+    let keyword = keyword(text, Language::Policies);
     let begins_schema = matches!(keyword, Some("entity" | "action" | "namespace" | "type"));
     let is_schema = begins_schema
         || scanner::check(text, Language::Schema).is_ok()
@@ -28,11 +28,15 @@ pub(super) fn in_schema_file(path: &str, text: &Arc<str>) -> Option<Diagnostic> 
     if let Some(found) = json(path, text, "schemas in JSON are `*.cedarschema.json` files") {
         return Some(found);
     }
-    let keyword = scanner::first_word(text, Language::Schema);
+    let keyword = keyword(text, Language::Schema);
     let is_policies = matches!(keyword, Some("permit" | "forbid"))
         || scanner::check(text, Language::Policies).is_ok() && text.parse::<PolicySet>().is_ok();
     let help = "policy files are called `*.cedar`";
     is_policies.then(|| Diagnostic::error(path, "holds policies, not a schema").with_help(help))
+}
+
+fn keyword(text: &str, language: Language) -> Option<&str> {
+    text.get(scanner::first_word(text, language)?)
 }
 
 /// Returns the error for a text that begins as JSON does, and neither policies nor schemas do.

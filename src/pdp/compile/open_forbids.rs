@@ -10,6 +10,7 @@
     reason = "most kinds of expression are alike here"
 )]
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -30,6 +31,10 @@ const ACCEPTED: &str = "allow_unknown";
 
 /// Most forbids that the warning lists.
 const MAX_LISTED: usize = 100;
+
+/// Most steps for one policy. A policy that takes more counts as open: it is longer than any that a
+/// person wrote.
+const MAX_STEPS: usize = 20_000;
 
 /// A forbid that may not apply because an entity is unknown.
 #[derive(Clone, Debug)]
@@ -103,6 +108,7 @@ impl OpenForbidCheck<'_> {
             open: Vec::new(),
             is_open: false,
             named: Vec::new(),
+            steps: Cell::new(0),
         };
         search.principals = search.types(Var::Principal, policy.principal_constraint().as_inner());
         search.resources = search.types(Var::Resource, policy.resource_constraint().as_inner());
@@ -199,6 +205,8 @@ struct Search<'a> {
     open: Vec<Expr>,
     is_open: bool,
     named: Vec<EntityUID>,
+    /// Comparisons and types looked up so far.
+    steps: Cell<usize>,
 }
 
 impl Search<'_> {
@@ -226,6 +234,7 @@ impl Search<'_> {
     }
 
     fn visit(&mut self, expr: &Expr, leads: Leads) {
+        self.is_open |= self.steps.get() > MAX_STEPS;
         if self.is_open {
             return;
         }
@@ -242,7 +251,13 @@ impl Search<'_> {
                 then_expr,
                 else_expr,
             } => {
-                self.visit(test_expr, Leads::Neither);
+                let forbids = |branch| constant(branch).is_some_and(|value| leads.is_by(value));
+                let test_leads = match (forbids(then_expr), forbids(else_expr)) {
+                    (_, true) => Leads::ByFalse,
+                    (true, false) => Leads::ByTrue,
+                    (false, false) => Leads::Neither,
+                };
+                self.visit(test_expr, test_leads);
                 self.visit_branch(then_expr, else_expr, (test_expr, true), leads);
                 self.visit_branch(else_expr, then_expr, (test_expr, false), leads);
             }
@@ -255,16 +270,19 @@ impl Search<'_> {
                 self.visit_operands(expr);
                 self.read(base);
             }
-            ExprKind::HasAttr { expr: base, .. }
-            | ExprKind::ExtHasAttr { expr: base, .. }
+            ExprKind::HasAttr { .. }
+            | ExprKind::ExtHasAttr { .. }
             | ExprKind::BinaryApp {
                 op: BinaryOp::HasTag,
-                arg1: base,
                 ..
             } => {
                 self.visit_operands(expr);
-                let is_unknown = self.may_be_unknown(base) && !contains(&self.closed, base);
-                self.is_open |= leads.is_by(true) && is_unknown;
+                // It is false without the entity.
+                if leads != Leads::ByFalse {
+                    for base in has_bases(expr) {
+                        self.require(&base);
+                    }
+                }
             }
             _ => self.visit_operands(expr),
         }
@@ -335,29 +353,43 @@ impl Search<'_> {
     /// Adds the entities that exist if `test` is `holds`. If it is not, the policy forbids, if
     /// `is_closed`.
     fn assume(&mut self, test: &Expr, holds: bool, is_closed: bool) {
-        let existing = if is_closed {
-            &mut self.closed
-        } else {
-            &mut self.open
-        };
-        tested(test, holds, existing);
+        let mut found = Tested::default();
+        tested(test, holds, &mut found);
+        let mut existing = found.existing;
+        if !is_closed {
+            // `in` is false for an unknown entity, but true for the entity itself.
+            existing.append(&mut found.descendants);
+        }
+        existing.retain(|entity| is_literal(entity) || self.may_be_unknown(entity));
+        match is_closed {
+            true => self.closed.append(&mut existing),
+            false => self.open.append(&mut existing),
+        }
     }
 
     /// Records that an attribute or tag of `base` is read.
     fn read(&mut self, base: &Expr) {
-        if contains(&self.closed, base) {
-            return;
-        }
-        let is_guarded = contains(&self.open, base);
+        // Without the entity there is an error, unless `has` or `in` was asked before.
         let denies_errors = self.check.settings.on_policy_error == OnPolicyError::Deny;
+        if !denies_errors || self.is_among(&self.open, base) {
+            self.require(base);
+        }
+    }
+
+    /// Records that the policy does not forbid if the entity `base` is unknown.
+    fn require(&mut self, base: &Expr) {
         if let ExprKind::Lit(Literal::EntityUID(uid)) = base.expr_kind() {
-            if !uid.is_action() && (is_guarded || !denies_errors) {
+            if !uid.is_action() && !self.is_among(&self.closed, base) {
                 self.named.push(EntityUID::clone(uid));
             }
-            return;
+        } else if self.may_be_unknown(base) && !self.is_among(&self.closed, base) {
+            self.is_open = true;
         }
-        // Without the entity there is an error, unless `has` was asked before.
-        self.is_open |= self.may_be_unknown(base) && (is_guarded || !denies_errors);
+    }
+
+    fn is_among(&self, entities: &[Expr], entity: &Expr) -> bool {
+        self.steps.set(self.steps.get() + entities.len());
+        entities.iter().any(|known| known.eq_shape(entity))
     }
 
     /// Returns whether `expr` is an entity other than a literal, and need be neither stored nor sent.
@@ -366,10 +398,28 @@ impl Search<'_> {
             ExprKind::Var(Var::Principal) => !self.is_required(self.principals.as_ref()),
             ExprKind::Var(Var::Resource) => !self.is_required(self.resources.as_ref()),
             ExprKind::Var(Var::Action | Var::Context) | ExprKind::Lit(_) => false,
-            _ => self
-                .shapes(expr)
-                .iter()
-                .any(|shape| matches!(shape, Shape::Entity(_))),
+            ExprKind::If {
+                then_expr,
+                else_expr,
+                ..
+            } => self.may_be_unknown(then_expr) || self.may_be_unknown(else_expr),
+            // Without a schema, what is behind an attribute may be an entity. In a context it is
+            // nearly always a record.
+            _ => match (root(expr), self.check.schema) {
+                (ExprKind::Var(Var::Context), None) => false,
+                (ExprKind::Var(_) | ExprKind::Lit(_) | ExprKind::If { .. }, Some(_)) => self
+                    .shapes(expr)
+                    .iter()
+                    .any(|shape| matches!(shape, Shape::Entity(_))),
+                (_, _) => matches!(
+                    expr.expr_kind(),
+                    ExprKind::GetAttr { .. }
+                        | ExprKind::BinaryApp {
+                            op: BinaryOp::GetTag,
+                            ..
+                        }
+                ),
+            },
         }
     }
 
@@ -377,6 +427,8 @@ impl Search<'_> {
     fn is_required(&self, types: Option<&BTreeSet<EntityType>>) -> bool {
         match (&self.check.settings.require_known, types) {
             (Some(KnownTypes::All), _) => true,
+            // No type at all: the schema does not declare the action.
+            (Some(_), Some(types)) if types.is_empty() => false,
             (Some(required), Some(types)) => {
                 types.iter().all(|ty| required.include(&ty.to_string()))
             }
@@ -386,6 +438,7 @@ impl Search<'_> {
 
     /// Returns the entity and record types that `expr` may have by the schema; none without one.
     fn shapes(&self, expr: &Expr) -> BTreeSet<Shape> {
+        self.steps.set(self.steps.get() + 1);
         let Some(schema) = self.check.schema else {
             return BTreeSet::new();
         };
@@ -457,8 +510,55 @@ fn shape(ty: &Type) -> Option<Shape> {
     }
 }
 
-fn contains(entities: &[Expr], entity: &Expr) -> bool {
-    entities.iter().any(|known| known.eq_shape(entity))
+fn is_literal(expr: &Expr) -> bool {
+    matches!(expr.expr_kind(), ExprKind::Lit(_))
+}
+
+/// Returns the expression at the start of a path such as `principal.home.city`.
+fn root(expr: &Expr) -> &ExprKind {
+    let mut expr = expr;
+    while let ExprKind::GetAttr { expr: base, .. }
+    | ExprKind::BinaryApp {
+        op: BinaryOp::GetTag,
+        arg1: base,
+        ..
+    } = expr.expr_kind()
+    {
+        expr = base;
+    }
+    expr.expr_kind()
+}
+
+/// Returns the entities and records that a `has` looks into: those of `principal has home.city` are
+/// `principal` and `principal.home`.
+fn has_bases(has: &Expr) -> Vec<Expr> {
+    match has.expr_kind() {
+        ExprKind::ExtHasAttr { expr, attrs } => {
+            let mut base = Expr::clone(expr);
+            let mut bases = Vec::with_capacity(attrs.len());
+            for attr in attrs.iter() {
+                let next = Expr::get_attr(base.clone(), attr.clone());
+                bases.push(std::mem::replace(&mut base, next));
+            }
+            bases
+        }
+        ExprKind::HasAttr { expr: base, .. }
+        | ExprKind::BinaryApp {
+            op: BinaryOp::HasTag,
+            arg1: base,
+            ..
+        } => vec![Expr::clone(base)],
+        _ => Vec::new(),
+    }
+}
+
+/// The entities that a condition has asked about.
+#[derive(Default)]
+struct Tested {
+    /// Those that certainly exist, because `has` found them.
+    existing: Vec<Expr>,
+    /// Those that are `in` another entity.
+    descendants: Vec<Expr>,
 }
 
 /// Collects the operands of a chain of `&&`, or of `||`, in the order of evaluation.
@@ -476,16 +576,20 @@ fn flatten<'e>(expr: &'e Expr, is_and: bool, operands: &mut Vec<&'e Expr>) {
     }
 }
 
-/// Collects the entities that certainly exist if `expr` is `holds`, because `has` found them.
-fn tested(expr: &Expr, holds: bool, found: &mut Vec<Expr>) {
+/// Collects the entities about which something is known if `expr` is `holds`.
+fn tested(expr: &Expr, holds: bool, found: &mut Tested) {
     match expr.expr_kind() {
-        ExprKind::HasAttr { expr, .. }
-        | ExprKind::ExtHasAttr { expr, .. }
+        ExprKind::HasAttr { .. }
+        | ExprKind::ExtHasAttr { .. }
         | ExprKind::BinaryApp {
             op: BinaryOp::HasTag,
-            arg1: expr,
             ..
-        } if holds => found.push(Expr::clone(expr)),
+        } if holds => found.existing.extend(has_bases(expr)),
+        ExprKind::BinaryApp {
+            op: BinaryOp::In,
+            arg1,
+            ..
+        } if holds => found.descendants.push(Expr::clone(arg1)),
         ExprKind::And { left, right } if holds => {
             tested(left, true, found);
             tested(right, true, found);
@@ -512,7 +616,7 @@ fn constant(expr: &Expr) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use crate::pdp::compile;
-    use crate::pdp::settings::{KnownTypes, OnPolicyError, Settings};
+    use crate::pdp::settings::{KnownTypes, OnPolicyError, Settings, Validation};
     use crate::pdp::sources::{FileKind, SourceFile, Sources};
 
     const SCHEMA: &str = r#"
@@ -526,6 +630,14 @@ action write appliesTo { principal: User, resource: Doc };
 
     /// Returns whether a warning names the forbid with this scope and condition.
     fn is_open(schema: bool, settings: &Settings, scope: &str, condition: &str) -> bool {
+        let settings = Settings {
+            validation: Validation::Warn,
+            ..settings.clone()
+        };
+        is_open_by(schema, &settings, scope, condition)
+    }
+
+    fn is_open_by(schema: bool, settings: &Settings, scope: &str, condition: &str) -> bool {
         let policy = format!("@id(\"f\") forbid ({scope}) {condition};");
         let file = |path: &str, kind, text: &str| {
             SourceFile::in_memory(path.to_owned(), kind, text.into())
@@ -536,11 +648,7 @@ action write appliesTo { principal: User, resource: Doc };
         }
         let stored = r#"[{"uid": {"type": "Tenant", "id": "stored"}, "attrs": {}, "parents": []}]"#;
         files.push(file("entities.json", FileKind::Entities, stored));
-        let settings = Settings {
-            validation: crate::pdp::settings::Validation::Warn,
-            ..settings.clone()
-        };
-        let snapshot = compile(&Sources::new(files, vec![], vec![]), &settings).unwrap();
+        let snapshot = compile(&Sources::new(files, vec![], vec![]), settings).unwrap();
         let warning = snapshot
             .warnings()
             .iter()
@@ -610,6 +718,30 @@ action write appliesTo { principal: User, resource: Doc };
             ),
             ("when { [principal.a, 1].contains(2) }", true),
             ("when { {a: resource.b} == context }", true),
+            (
+                "when { if principal has a then context.n > 3 else false }",
+                true,
+            ),
+            (
+                "when { if principal.hasTag(\"x\") then true else false }",
+                true,
+            ),
+            ("when { if principal has a then false else true }", false),
+            ("when { (principal has a) == true }", true),
+            ("when { resource.owner.suspended }", true),
+            ("when { context.device.blocked }", false),
+            (
+                "when { (if context.x then principal else resource).locked }",
+                true,
+            ),
+            ("when { {p: principal}.p.suspended }", true),
+            (
+                "when { !(resource has a) || (resource in Folder::\"f\" && resource.a) }",
+                false,
+            ),
+            ("when { Tenant::\"other\" has frozen }", true),
+            ("when { Tenant::\"stored\" has frozen }", false),
+            ("unless { Tenant::\"other\" has frozen }", false),
             ("when { Tenant::\"stored\".frozen }", false),
             ("when { Tenant::\"other\".frozen }", true),
         ] {
@@ -731,6 +863,45 @@ action write appliesTo { principal: User, resource: Doc };
             let found = is_open(schema, settings, scope, condition);
             assert_eq!(found, open, "{schema} {settings:?} {scope} {condition}");
         }
+    }
+
+    #[test]
+    fn unenforced_schema_counts_for_nothing() {
+        let settings = Settings {
+            validation: Validation::Off,
+            require_known: Some(KnownTypes::Named(
+                ["User", "Visitor", "Doc"].map(str::to_owned).into(),
+            )),
+            ..Settings::default()
+        };
+        assert!(is_open_by(
+            true,
+            &settings,
+            ANY,
+            "when { principal.suspended }"
+        ));
+    }
+
+    #[test]
+    fn endless_conditions_count_as_open() {
+        let path = ".a".repeat(100);
+        let operand = |number: usize| format!("!(context.b{number}{path} has x)");
+        let chain = (0..60).map(operand).collect::<Vec<_>>().join(" || ");
+        let reads = format!("!(principal has a) || {chain} || principal.a");
+        assert!(!is_open(
+            false,
+            &Settings::default(),
+            ANY,
+            &format!("when {{ {reads} }}")
+        ));
+        let operand = |number: usize| format!("!(resource.b{number}{path} has x)");
+        let chain = (0..60).map(operand).collect::<Vec<_>>().join(" || ");
+        assert!(is_open(
+            false,
+            &Settings::default(),
+            ANY,
+            &format!("when {{ {chain} }}")
+        ));
     }
 
     #[test]

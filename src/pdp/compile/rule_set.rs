@@ -17,7 +17,7 @@ use crate::pdp::policies::bytecode::BytecodeTable;
 use crate::pdp::policies::policy::{Condition, Rule, without_first};
 use crate::pdp::policies::read_set::{self, ReadSet};
 use crate::pdp::policies::scope::Scope;
-use crate::pdp::sources::scanner;
+use crate::pdp::sources::scanner::{self, Language};
 
 /// Rules of one file, with the fields by which they are indexed.
 #[derive(Debug, Default)]
@@ -178,8 +178,8 @@ impl SourceLocation {
             Some(excerpt) if excerpt.span.start == definition.start => {
                 let end = excerpt.span.end;
                 let policy = definition.text.get(definition.start..end);
-                let scope = scanner::scope_start(policy.unwrap_or_default());
-                let start = definition.start + scope;
+                let scope = scanner::first_word(policy.unwrap_or_default(), Language::Policies);
+                let start = definition.start + scope.map_or(0, |scope| scope.start);
                 diagnostic.at(&definition.text, start..end)
             }
             Some(_) | None => diagnostic,

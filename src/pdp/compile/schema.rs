@@ -71,6 +71,9 @@ pub struct JoinedSchema {
 ///
 /// The diagnostics, if the files are not valid together.
 pub fn joined_schema(sources: &Sources) -> Result<Option<JoinedSchema>, Vec<Diagnostic>> {
+    if !sources.problems().is_empty() {
+        return Err(sources.problems().to_vec());
+    }
     let mut diagnostics = DiagnosticSink::default();
     let joined = stacker::grow(COMPILE_STACK_BYTES, || {
         let is_there = read(sources, &mut diagnostics).ok()?.is_some();

@@ -18,7 +18,11 @@ impl<'a> PolicyValidator<'a> {
     /// Returns the check for forbids that do not forbid where an entity is unknown.
     pub(super) fn open_forbid_check(self) -> OpenForbidCheck<'a> {
         OpenForbidCheck {
-            schema: self.schema.map(AsRef::as_ref),
+            // Without validation, requests need not conform to the schema.
+            schema: self
+                .schema
+                .filter(|_| self.compares_types())
+                .map(AsRef::as_ref),
             settings: self.settings,
         }
     }

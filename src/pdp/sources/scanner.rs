@@ -191,24 +191,57 @@ pub(in crate::pdp) fn code_end(text: &str, offset: usize, language: Language) ->
     end
 }
 
-/// Returns the offset of `permit` or `forbid` in a policy's text, after its annotations.
-pub(in crate::pdp) fn scope_start(policy: &str) -> usize {
-    let is_annotation = |start: usize| {
-        let before = policy.get(..start).unwrap_or_default();
-        before.trim_end().ends_with('@')
-    };
+/// Returns whether the word at `offset` is the name of an annotation.
+pub(in crate::pdp) fn is_annotation(text: &str, offset: usize) -> bool {
+    let before = text.get(..offset).unwrap_or_default();
+    before.trim_end().ends_with('@')
+}
+
+/// Returns the first word of `text` after all annotations: `permit` in a policy, for example.
+pub(in crate::pdp) fn first_word(text: &str, language: Language) -> Option<Range<usize>> {
     let mut depth = 0_usize;
-    for token in Tokens::new(policy, Language::Policies) {
+    for token in Tokens::new(text, language) {
         match token.kind {
             TokenKind::Open => depth += 1,
             TokenKind::Close => depth = depth.saturating_sub(1),
-            TokenKind::Word if depth == 0 && !is_annotation(token.span.start) => {
-                return token.span.start;
+            TokenKind::Word if depth == 0 && !is_annotation(text, token.span.start) => {
+                return Some(token.span);
             }
             TokenKind::Word | TokenKind::Separator | TokenKind::Logical | TokenKind::Operator => {}
         }
     }
-    0
+    None
+}
+
+/// Returns the offsets after the `;` of each policy in a text.
+pub(in crate::pdp) fn statement_ends(text: &str) -> Vec<usize> {
+    let mut depth = 0_usize;
+    let mut ends = Vec::new();
+    for token in Tokens::new(text, Language::Policies) {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth = depth.saturating_sub(1),
+            TokenKind::Separator if depth == 0 => ends.push(token.span.end),
+            TokenKind::Separator | TokenKind::Word | TokenKind::Logical | TokenKind::Operator => {}
+        }
+    }
+    ends
+}
+
+/// Returns the comments of a text of policies, each from its `//` to the end of the line.
+pub(in crate::pdp) fn comments(text: &str) -> impl Iterator<Item = &str> {
+    let tokens = Tokens::new(text, Language::Policies);
+    let mut position = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let (start, byte) = (position, tokens.byte(position)?);
+            let (kind, end) = tokens.token(start, byte);
+            position = end;
+            if kind.is_none() && byte == b'/' {
+                return text.get(start..end);
+            }
+        }
+    })
 }
 
 /// A word, string or sign of a schema, with its byte offset.
@@ -235,12 +268,6 @@ pub(in crate::pdp) fn lexemes(text: &str) -> impl Iterator<Item = Lexeme<'_>> {
             }
         }
     })
-}
-
-/// Returns the first word of `text`, outside of strings and comments.
-pub(in crate::pdp) fn first_word(text: &str, language: Language) -> Option<&str> {
-    let mut words = Tokens::new(text, language).filter(|token| token.kind == TokenKind::Word);
-    text.get(words.next()?.span)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -428,7 +455,6 @@ mod tests {
         assert_eq!(&text[..end], "permit (\"// a\")");
         assert_eq!(code_end(text, text.len(), Language::Policies), text.len());
         assert_eq!(code_end("// a\n", 5, Language::Schema), 0);
-        assert_eq!(first_word(text, Language::Policies), Some("permit"));
         assert_eq!(first_word("// a\n\"b\"", Language::Policies), None);
     }
 
@@ -441,7 +467,8 @@ mod tests {
                 "forbid ();",
             ),
         ] {
-            assert_eq!(&text[scope_start(text)..], scope);
+            let start = first_word(text, Language::Policies).unwrap().start;
+            assert_eq!(&text[start..], scope);
         }
     }
 

@@ -43,6 +43,12 @@ impl LeftOutCounts {
         } += 1;
     }
 
+    /// Returns whether policies and whether schemas are left out, which may count as becoming empty.
+    #[must_use]
+    pub fn has_policies_and_schemas(&self) -> (bool, bool) {
+        (self.policies > 0, self.schemas > 0)
+    }
+
     /// Returns whether there is no such file.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -82,8 +82,10 @@ impl DirectoryScan {
     /// revisions, and equal problems. Cheap if one scan reused files of the other.
     #[must_use]
     pub fn same_content_as(&self, other: &Self) -> bool {
+        let left_out = |scan: &Self| scan.sources.unused().left_out.has_policies_and_schemas();
         self.sources.served().eq(other.sources.served())
             && self.sources.problems() == other.sources.problems()
+            && left_out(self) == left_out(other)
     }
 
     /// Returns the names that changed between an `earlier` scan and this one, or during either:

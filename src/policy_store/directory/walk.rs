@@ -183,7 +183,8 @@ impl Walk<'_> {
             };
         }
         let is_utf8 = entry.to_str().is_some();
-        match kind {
+        // Names without an ending, such as `linked`, are also usual for directories.
+        match kind.filter(|_| !is_directory || text.contains('.')) {
             Some(_) if !is_utf8 => self.problem(&name, "the name is not UTF-8".into()),
             Some(kind) => self.visit_file(path, name, kind),
             None if is_directory && SYSTEM_DIRECTORIES.contains(&&*text) => {

@@ -51,6 +51,10 @@ fn misplaced_content_is_named() {
                 says: &["holds a schema, not policies"],
             },
             Case {
+                files: &[("a.cedar", "@entity(\"x\")\npermit (principal, action);")],
+                says: &["missing the `resource` variable", "a.cedar:2:"],
+            },
+            Case {
                 files: &[("a.cedar", "\n { \"staticPolicies\": {} }")],
                 says: &[
                     "holds JSON, not Cedar syntax",
@@ -488,6 +492,13 @@ fn schema_joins_all_schema_files() {
     );
     let bad = policy_directory(&[("a.cedarschema", "entity A"), PERMIT]);
     assert_eq!(run(&["schema", text(bad.path())]).code, 1);
+    // A file that cannot be read is not left out.
+    fs::write(
+        directory.path().join("c.cedarschema"),
+        b"\xef\xbb\xbfentity C;",
+    )
+    .unwrap();
+    assert_eq!(run(&["schema", text(directory.path())]).code, 1);
 }
 
 #[test]
@@ -566,4 +577,42 @@ fn types_that_cannot_match_are_warnings() {
             result.out
         );
     }
+}
+
+#[test]
+fn fmt_formats_files_in_place() {
+    let directory = policy_directory(&[
+        ("a.cedar", "permit(principal,action,resource);// all\n"),
+        ("sub/b.cedar", "permit (principal, action, resource);\n"),
+    ]);
+    symlink("../a.cedar", directory.path().join("sub/link.cedar")).unwrap();
+    let check = || run(&["fmt", "--check", text(directory.path())]);
+    let first = check();
+    assert_eq!(first.code, 1, "{first:?}");
+    assert!(first.out.contains("not formatted: a.cedar") && !first.out.contains("sub/b.cedar"));
+    let formatted = run(&["fmt", text(directory.path())]);
+    assert_eq!(formatted.code, 0, "{formatted:?}");
+    let content = fs::read_to_string(directory.path().join("a.cedar")).unwrap();
+    assert!(
+        content.starts_with("permit (principal, action, resource);"),
+        "{content}"
+    );
+    assert!(content.contains("// all"), "{content}");
+    assert!(
+        fs::symlink_metadata(directory.path().join("sub/link.cedar"))
+            .unwrap()
+            .is_symlink()
+    );
+    assert_eq!(check().code, 0);
+    // A file that is not valid is left as it is.
+    fs::write(directory.path().join("a.cedar"), "permit(").unwrap();
+    let broken = run(&["fmt", text(directory.path())]);
+    assert!(
+        broken.code == 1 && broken.err.contains("a.cedar: "),
+        "{broken:?}"
+    );
+    assert_eq!(
+        fs::read_to_string(directory.path().join("a.cedar")).unwrap(),
+        "permit("
+    );
 }

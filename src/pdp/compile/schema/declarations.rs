@@ -27,29 +27,35 @@ impl DeclarationKind {
     }
 }
 
+/// Most conflicts that are reported.
+const MAX_CONFLICTS: usize = 100;
+
 /// Kind and full name of a declaration.
 type Key = (DeclarationKind, String);
 
 /// Returns an error for each declaration that repeats one of another file, naming both places.
 pub(super) fn conflicts(files: &[&SourceFile]) -> Vec<Diagnostic> {
-    let mut seen: BTreeMap<Key, (&str, Position)> = BTreeMap::new();
+    let mut seen: BTreeMap<Key, (&SourceFile, usize)> = BTreeMap::new();
     let mut conflicts = Vec::new();
     for file in files {
         let Some(text) = file.text_in_memory() else {
             continue;
         };
         for (key, offset) in declarations(file.kind, text) {
-            let position = Position::of(text, offset);
-            let Some((first_file, first)) = seen.get(&key) else {
-                seen.insert(key, (&file.path, position));
+            let Some((first, first_offset)) = seen.get(&key) else {
+                seen.insert(key, (file, offset));
                 continue;
             };
-            let Position { line, column } = first;
-            let (kind, name) = (key.0.name(), &key.1);
-            let message = format!(
-                "{kind} `{name}` is declared twice, here and at {first_file}:{line}:{column}"
-            );
+            let first_text = first.text_in_memory().map_or("", |text| text);
+            let Position { line, column } = Position::of(first_text, *first_offset);
+            let (kind, name, first) = (key.0.name(), &key.1, &first.path);
+            let message =
+                format!("{kind} `{name}` is declared twice, here and at {first}:{line}:{column}");
             conflicts.push(Diagnostic::error(&file.path, message).at(text, offset..offset));
+            // Each position costs a scan of its file.
+            if conflicts.len() == MAX_CONFLICTS {
+                return conflicts;
+            }
         }
     }
     conflicts
@@ -99,7 +105,10 @@ fn cedar_declarations(text: &str) -> Vec<(Key, usize)> {
     let mut is_statement_start = true;
     let mut depth = 0_usize;
     let mut lexemes = scanner::lexemes(text).peekable();
-    while let Some(Lexeme { text: word, .. }) = lexemes.next() {
+    while let Some(Lexeme { text: word, offset }) = lexemes.next() {
+        if scanner::is_annotation(text, offset) {
+            continue;
+        }
         // Braces of a namespace do not count: its declarations are as those outside.
         let kind = match word {
             "{" | "[" | "(" | "<" => {
@@ -166,7 +175,7 @@ mod tests {
     #[test]
     fn declarations_of_both_formats_are_found() {
         let cedar = r#"
-@doc("entity Not;") entity A, B in [C] = { "type"?: String, type: Set<Long> } tags Long;
+@entity("entity Not;") @type("x") entity A, B in [C] = { "type"?: String, type: Set<Long> } tags Long;
 // entity Not;
 namespace N::M {
   type T = { x: Long };

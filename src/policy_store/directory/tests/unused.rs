@@ -128,6 +128,16 @@ fn directories_of_the_system_are_reported_only() {
 }
 
 #[test]
+fn directories_may_have_names_without_ending() {
+    let scan = scan_all(&directory(&[
+        ("linked/a.cedar", ""),
+        ("cedarschema/b.cedar", ""),
+    ]));
+    assert_eq!(scan.sources.problems(), []);
+    assert_eq!(paths(&scan), ["cedarschema/b.cedar", "linked/a.cedar"]);
+}
+
+#[test]
 fn utf16_is_named() {
     let directory = directory(&[]);
     fs::write(directory.path().join("a.cedar"), b"\xff\xfep\0e\0").unwrap();
