@@ -177,7 +177,9 @@ fn settings(rng: &mut Rng) -> Settings {
             .map(str::to_owned)
             .into()
     });
-    let require_known = match rng.below(10) {
+    // From another generator: this one draws the cases by which mutations are detected.
+    let mut own = Rng::named(rng.clone().seed(), "known");
+    let require_known = match own.below(40) {
         0 => Some(KnownTypes::All),
         1 => Some(KnownTypes::Named(["User", "Doc"].map(str::to_owned).into())),
         _ => None,
