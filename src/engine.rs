@@ -5,6 +5,7 @@
 
 pub mod cache;
 mod cached_answer;
+mod forbid_errors;
 pub mod key;
 pub mod metrics;
 
@@ -233,7 +234,7 @@ impl<A: CachedAnswer> Engine<A> {
     fn decide(&self, snapshot: &Snapshot, query: &QueryRef<'_>) -> Result<A, NoAnswer> {
         let Decided { answer, candidates } = authorize_with_stats(snapshot, &query.to_query())?;
         if let Some(metrics) = &self.metrics {
-            metrics.count_evaluation(candidates, answer.diagnostics.errors.len());
+            metrics.count_evaluation(candidates, &answer);
         }
         Ok(A::from_answer(answer))
     }

@@ -5,7 +5,8 @@ use std::fmt::{self, Write as _};
 use crate::pdp::answer::{Answer, Diagnostics};
 use crate::pdp::diagnostic::Diagnostic;
 use crate::pdp::explanation::{
-    ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
+    ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, NearestPermit, OperandValue,
+    Place, ScopeMismatch, UnsatisfiedPermit,
 };
 
 /// Returns an answer as text: decision, determining policies, errors, revision, explanation.
@@ -31,7 +32,8 @@ fn write_text(out: &mut String, answer: &Answer) -> fmt::Result {
     if !answer.diagnostics.errors.is_empty() {
         writeln!(out, "errors (evaluation of these policies failed):")?;
         for error in &answer.diagnostics.errors {
-            writeln!(out, "  {}: {}", error.policy, error.message)?;
+            let (effect, policy) = (effect(error.effect), &error.policy);
+            writeln!(out, "  {effect} {policy}: {}", error.message)?;
         }
     }
     writeln!(out, "revision: {}", answer.revision)?;
@@ -51,10 +53,7 @@ fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result
         return Ok(());
     }
     match explanation.unsatisfied_total {
-        0 => writeln!(
-            out,
-            "because no permit has a scope that matches the request"
-        )?,
+        0 => write_nearest(out, explanation.nearest.as_ref())?,
         1 => writeln!(
             out,
             "because the one permit whose scope matches is not satisfied:"
@@ -73,6 +72,25 @@ fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result
     }
 }
 
+fn write_nearest(out: &mut String, nearest: Option<&NearestPermit>) -> fmt::Result {
+    let Some(nearest) = nearest else {
+        return writeln!(out, "because there is no permit");
+    };
+    writeln!(
+        out,
+        "because no permit has a scope that matches the request; the nearest:"
+    )?;
+    write!(out, "  ")?;
+    write_policy(out, &nearest.policy)?;
+    for ScopeMismatch { constraint, actual } in &nearest.mismatches {
+        writeln!(
+            out,
+            "    its scope has `{constraint}`, the request {actual}"
+        )?;
+    }
+    Ok(())
+}
+
 fn write_unsatisfied(out: &mut String, permit: &UnsatisfiedPermit) -> fmt::Result {
     let clause = &permit.clause;
     write!(out, "  ")?;
@@ -83,12 +101,16 @@ fn write_unsatisfied(out: &mut String, permit: &UnsatisfiedPermit) -> fmt::Resul
         ClauseOutcome::NotSatisfied => writeln!(
             out,
             "    its `{kind}` is not satisfied at {place}: {operand}"
-        ),
+        )?,
         ClauseOutcome::Failed(message) => writeln!(
             out,
             "    its `{kind}` fails at {place}: {operand}: {message}"
-        ),
+        )?,
     }
+    for OperandValue { expression, value } in &clause.values {
+        writeln!(out, "      {expression} = {value}")?;
+    }
+    Ok(())
 }
 
 fn write_policy(out: &mut String, policy: &ExplainedPolicy) -> fmt::Result {
@@ -134,8 +156,11 @@ pub fn json(answer: &Answer) -> serde_json::Value {
     } = &answer.diagnostics;
     let determining: Vec<&str> = determining.iter().map(|id| id.as_str()).collect();
     let errors = errors.iter().map(|error| {
-        let (policy, message) = (error.policy.as_str(), &error.message);
-        serde_json::json!({ "policy_id": policy, "message": message })
+        serde_json::json!({
+            "policy_id": error.policy.as_str(),
+            "effect": effect(error.effect),
+            "message": error.message,
+        })
     });
     let mut report = serde_json::json!({
         "decision": answer.decision.to_string(),
@@ -154,11 +179,27 @@ fn explanation_json(explanation: &Explanation) -> serde_json::Value {
         "determining": explanation.determining.iter().map(policy_json).collect::<Vec<_>>(),
         "unsatisfied": explanation.unsatisfied.iter().map(unsatisfied_json).collect::<Vec<_>>(),
         "unsatisfied_total": explanation.unsatisfied_total,
+        "nearest": explanation.nearest.as_ref().map(nearest_json),
+    })
+}
+
+fn nearest_json(nearest: &NearestPermit) -> serde_json::Value {
+    let mismatches = nearest.mismatches.iter();
+    let mismatches = mismatches.map(|ScopeMismatch { constraint, actual }| {
+        serde_json::json!({ "constraint": constraint, "actual": actual })
+    });
+    serde_json::json!({
+        "policy": policy_json(&nearest.policy),
+        "mismatches": mismatches.collect::<Vec<_>>(),
     })
 }
 
 fn unsatisfied_json(permit: &UnsatisfiedPermit) -> serde_json::Value {
     let clause = &permit.clause;
+    let values = clause.values.iter();
+    let values = values.map(|OperandValue { expression, value }| {
+        serde_json::json!({ "expression": expression, "value": value })
+    });
     serde_json::json!({
         "policy": policy_json(&permit.policy),
         "clause": {
@@ -166,6 +207,7 @@ fn unsatisfied_json(permit: &UnsatisfiedPermit) -> serde_json::Value {
             "text": clause.text,
             "operand": clause.operand,
             "position": position_json(&clause.place),
+            "values": values.collect::<Vec<_>>(),
         },
         "error": match &permit.outcome {
             ClauseOutcome::NotSatisfied => None,

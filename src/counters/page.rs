@@ -120,10 +120,10 @@ impl Collector for Parts {
 pub struct Page<'a>(DescriptorEncoder<'a>);
 
 impl Page<'_> {
-    pub(crate) fn counter<const N: usize>(
+    pub(crate) fn counter<'a, const N: usize>(
         &mut self,
         metric: &Metric,
-        series: impl IntoIterator<Item = ([&'static str; N], u64)>,
+        series: impl IntoIterator<Item = ([&'a str; N], u64)>,
     ) -> fmt::Result {
         self.write(metric, series, |encoder, count: u64| {
             encoder.encode_counter(&count, None::<&Exemplar<NoLabelSet, f64>>)
@@ -177,10 +177,10 @@ impl Page<'_> {
         })
     }
 
-    fn write<const N: usize, V>(
+    fn write<'a, const N: usize, V>(
         &mut self,
         metric: &Metric,
-        series: impl IntoIterator<Item = ([&'static str; N], V)>,
+        series: impl IntoIterator<Item = ([&'a str; N], V)>,
         mut write: impl FnMut(&mut MetricEncoder<'_>, V) -> fmt::Result,
     ) -> fmt::Result {
         let mut series = series.into_iter().peekable();

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::decision_log::LoggableAnswer;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
-use crate::pdp::explanation::{Clause, ExplainedPolicy, Explanation, UnsatisfiedPermit};
+use crate::pdp::explanation::{
+    Clause, ExplainedPolicy, Explanation, OperandValue, ScopeMismatch, UnsatisfiedPermit,
+};
 use crate::pdp::id::PolicyId;
 
 /// An answer in the form that a protocol sends and the cache holds.
@@ -67,7 +69,7 @@ impl LoggableAnswer for Arc<Answer> {
 
     fn errors(&self) -> impl Iterator<Item = (&str, &str)> {
         let errors = self.diagnostics.errors.iter();
-        errors.map(|PolicyError { policy, message }| (policy.as_str(), message.as_str()))
+        errors.map(|error| (error.policy.as_str(), error.message.as_str()))
     }
 }
 
@@ -93,7 +95,19 @@ impl CachedAnswer for Arc<Answer> {
 fn explanation_weight(explanation: &Explanation) -> usize {
     let policies: usize = explanation.determining.iter().map(policy_weight).sum();
     let permits: usize = explanation.unsatisfied.iter().map(permit_weight).sum();
-    size_of::<Explanation>() + policies + permits
+    let nearest = explanation.nearest.as_ref().map_or(0, |nearest| {
+        let mismatches = nearest.mismatches.iter();
+        let mismatches: usize = mismatches
+            .map(|ScopeMismatch { constraint, actual }| pair_weight(constraint, actual))
+            .sum();
+        policy_weight(&nearest.policy) + mismatches
+    });
+    size_of::<Explanation>() + policies + permits + nearest
+}
+
+/// Returns the memory of two texts in a list.
+fn pair_weight(one: &String, other: &String) -> usize {
+    size_of::<(String, String)>() + one.capacity() + other.capacity()
 }
 
 fn permit_weight(permit: &UnsatisfiedPermit) -> usize {
@@ -102,15 +116,20 @@ fn permit_weight(permit: &UnsatisfiedPermit) -> usize {
         text,
         operand,
         place,
+        values,
     } = &permit.clause;
     let texts = text.capacity() + operand.capacity() + place.file.capacity();
-    size_of::<UnsatisfiedPermit>() + policy_weight(&permit.policy) + texts
+    let values: usize = values
+        .iter()
+        .map(|OperandValue { expression, value }| pair_weight(expression, value))
+        .sum();
+    size_of::<UnsatisfiedPermit>() + policy_weight(&permit.policy) + texts + values
 }
 
 fn policy_weight(policy: &ExplainedPolicy) -> usize {
     let annotations = policy.annotations.iter();
     let annotations: usize = annotations
-        .map(|(name, value)| size_of::<(String, String)>() + name.capacity() + value.capacity())
+        .map(|(name, value)| pair_weight(name, value))
         .sum();
     size_of::<ExplainedPolicy>() + annotations + policy.place.file.capacity()
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::Source;
 use super::cache::CacheMetrics;
+use super::forbid_errors::ForbidErrors;
 use crate::counters::page::{Export, NANOSECONDS, Page, metrics};
 use crate::counters::{Counters, Histogram};
-use crate::pdp::answer::Decision;
+use crate::pdp::answer::{Answer, Decision};
 
 metrics! {
     DECISIONS = Counter "cedar_pdp_decisions_total" ["decision", "source"]
@@ -18,6 +19,8 @@ metrics! {
         "Policies whose scope matched, per request that was not answered from the cache";
     POLICY_ERRORS = Counter "cedar_pdp_policy_errors_total" []
         "Policy evaluations that failed; cached answers are not counted again";
+    FORBID_ERRORS = Counter "cedar_pdp_forbid_errors_total" ["policy"]
+        "Failed evaluations of forbids, by policy; after the first 100, as `others`";
     CACHE_HITS = Counter "cedar_pdp_cache_hits_total" []
         "Requests answered from the cache";
     CACHE_MISSES = Counter "cedar_pdp_cache_misses_total" []
@@ -66,6 +69,7 @@ pub struct DecisionMetrics {
     decided_durations: Histogram,
     candidates: Histogram,
     policy_errors: Counters<1>,
+    forbid_errors: ForbidErrors,
 }
 
 impl Default for DecisionMetrics {
@@ -76,6 +80,7 @@ impl Default for DecisionMetrics {
             decided_durations: Histogram::new(DURATION_BOUNDS),
             candidates: Histogram::new(CANDIDATE_BOUNDS),
             policy_errors: Counters::default(),
+            forbid_errors: ForbidErrors::default(),
         }
     }
 }
@@ -88,10 +93,12 @@ impl DecisionMetrics {
     }
 
     /// Counts an evaluation: the policies whose scope matched, and those that failed.
-    pub(super) fn count_evaluation(&self, candidates: usize, policy_errors: usize) {
+    pub(super) fn count_evaluation(&self, candidates: usize, answer: &Answer) {
         self.candidates.observe(candidates as u64);
+        let policy_errors = answer.diagnostics.errors.len();
         if policy_errors > 0 {
             self.policy_errors.add(0, policy_errors as u64);
+            self.forbid_errors.record(answer);
         }
     }
 
@@ -119,7 +126,13 @@ impl Export for DecisionMetrics {
         page.histogram(&DECISION_SECONDS, DURATION_BOUNDS, NANOSECONDS, durations)?;
         let candidates = [([], self.candidates.distribution())];
         page.histogram(&CANDIDATES, CANDIDATE_BOUNDS, 1.0, candidates)?;
-        page.counter(&POLICY_ERRORS, [([], self.policy_errors.sum(0))])
+        page.counter(&POLICY_ERRORS, [([], self.policy_errors.sum(0))])?;
+        let forbid_errors = self.forbid_errors.counts();
+        let forbid_errors = forbid_errors.iter();
+        page.counter(
+            &FORBID_ERRORS,
+            forbid_errors.map(|(policy, count)| ([policy.as_str()], *count)),
+        )
     }
 }
 

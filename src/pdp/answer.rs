@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::explanation::Explanation;
+use super::explanation::{Effect, Explanation};
 use super::id::{PolicyId, Revision};
 use super::query::InvalidQuery;
 use super::settings::MAX_LOOKUP_STEPS;
@@ -25,11 +25,14 @@ impl fmt::Display for Decision {
     }
 }
 
-/// A policy that was skipped because its evaluation failed.
+/// A policy whose evaluation failed. It is skipped, unless it is a forbid and
+/// [`OnPolicyError`](super::settings::OnPolicyError) says that these deny.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyError {
-    /// The skipped policy.
+    /// The policy.
     pub policy: PolicyId,
+    /// Permit or forbid.
+    pub effect: Effect,
     /// Cedar's own error message, cut to a bounded length.
     pub message: String,
 }
@@ -39,7 +42,7 @@ pub struct PolicyError {
 pub struct Diagnostics {
     /// The satisfied policies that determined the decision, sorted by id.
     pub determining: Vec<PolicyId>,
-    /// The policies skipped because their evaluation failed, sorted by id.
+    /// The policies whose evaluation failed, sorted by id.
     pub errors: Vec<PolicyError>,
 }
 

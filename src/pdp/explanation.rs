@@ -2,6 +2,8 @@
 //!
 //! Only the types; `evaluate::explain` computes them.
 
+use cedar_policy_core::ast;
+
 use super::diagnostic::Position;
 use super::id::PolicyId;
 
@@ -12,6 +14,15 @@ pub enum Effect {
     Permit,
     /// The policy forbids.
     Forbid,
+}
+
+impl From<ast::Effect> for Effect {
+    fn from(effect: ast::Effect) -> Self {
+        match effect {
+            ast::Effect::Permit => Self::Permit,
+            ast::Effect::Forbid => Self::Forbid,
+        }
+    }
 }
 
 /// The file and position at which a policy, template or link is written.
@@ -35,10 +46,16 @@ pub struct Explanation {
     pub unsatisfied: Vec<UnsatisfiedPermit>,
     /// The number of all permits whose scope matched, listed or not.
     pub unsatisfied_total: usize,
+    /// For a denial without any permit whose scope matched: the permit of which most matched.
+    /// `None` if there is no permit at all.
+    pub nearest: Option<NearestPermit>,
 }
 
 /// Most permits that an explanation lists.
 pub const MAX_UNSATISFIED: usize = 20;
+
+/// Most values that an explanation shows for one clause.
+pub const MAX_VALUES: usize = 8;
 
 /// A policy or template link, as an explanation describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +83,33 @@ pub struct UnsatisfiedPermit {
     pub outcome: ClauseOutcome,
 }
 
+/// The permit whose scope differs least from a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearestPermit {
+    /// The permit.
+    pub policy: ExplainedPolicy,
+    /// The constraints of its scope that the request does not satisfy, as they are written.
+    pub mismatches: Vec<ScopeMismatch>,
+}
+
+/// A constraint of a policy's scope that a request does not satisfy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScopeMismatch {
+    /// The constraint in Cedar's syntax, such as `principal in Group::"a"`; a long one is cut.
+    pub constraint: String,
+    /// The uid that the request has in its place.
+    pub actual: String,
+}
+
+/// An expression in a clause, with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperandValue {
+    /// The expression in Cedar's syntax: a variable, an attribute or a tag.
+    pub expression: String,
+    /// Its value in Cedar's syntax; a long one is cut.
+    pub value: String,
+}
+
 /// A clause of a policy's condition, with the `&&` operand in it that was not true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clause {
@@ -77,6 +121,8 @@ pub struct Clause {
     pub operand: String,
     /// The location at which the operand begins.
     pub place: Place,
+    /// The values that the operand reads, in its order; at most [`MAX_VALUES`].
+    pub values: Vec<OperandValue>,
 }
 
 /// The keyword of a condition clause.

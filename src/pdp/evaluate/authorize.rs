@@ -191,6 +191,7 @@ fn policy_error(rule: &Rule, error: EvaluationError) -> PolicyError {
     };
     PolicyError {
         policy: PolicyId::clone(&rule.id),
+        effect: rule.effect.into(),
         // The same text as Cedar's public authorizer reports.
         message: bounded_text(&cedar_policy::AuthorizationError::from(error)),
     }

@@ -7,13 +7,17 @@ use cedar_policy_core::ast;
 use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 
+mod operand_values;
+
 use super::bind::BoundRequest;
+use super::slicing::Bindings;
 use crate::pdp::diagnostic::Position;
 use crate::pdp::explanation::{
-    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, MAX_UNSATISFIED,
-    Place, UnsatisfiedPermit,
+    Clause, ClauseKind, ClauseOutcome, ExplainedPolicy, Explanation, MAX_UNSATISFIED,
+    NearestPermit, Place, ScopeMismatch, UnsatisfiedPermit,
 };
 use crate::pdp::policies::policy::{Rule, operands};
+use crate::pdp::policies::scope::{Scope, ScopeMatch};
 use crate::pdp::snapshot::Snapshot;
 use crate::pdp::sources::scanner;
 use crate::pdp::values::bounded_text;
@@ -48,6 +52,10 @@ pub(in crate::pdp) fn explain(
             first.push(rule);
         }
     }
+    if explanation.unsatisfied_total == 0 {
+        explanation.nearest = nearest_permit(snapshot, &bound_request.bindings);
+        return explanation;
+    }
     // These permits may look up more entities than the decision did, and exceed the limit. The
     // decision stands even then.
     let Ok(entities) = bound_request.slice_for(&first) else {
@@ -72,10 +80,7 @@ fn explained(rule: &Rule) -> ExplainedPolicy {
     ExplainedPolicy {
         policy: rule.id.clone(),
         template: rule.template.clone(),
-        effect: match rule.effect {
-            ast::Effect::Permit => Effect::Permit,
-            ast::Effect::Forbid => Effect::Forbid,
-        },
+        effect: rule.effect.into(),
         annotations: annotations.collect(),
         place: rule.place(),
     }
@@ -91,9 +96,40 @@ fn first_unsatisfied(evaluator: &Evaluator<'_>, rule: &Rule) -> Option<(Clause, 
             Ok(_) => ClauseOutcome::NotSatisfied,
             Err(error) => ClauseOutcome::Failed(bounded_text(&error)),
         };
-        return Some((clause_of(rule, operand), outcome));
+        let mut clause = clause_of(rule, operand);
+        clause.values = operand_values::operand_values(evaluator, rule, operand);
+        return Some((clause, outcome));
     }
     None
+}
+
+/// Returns the permit whose scope differs least from the request.
+fn nearest_permit(snapshot: &Snapshot, bindings: &Bindings) -> Option<NearestPermit> {
+    let mut nearest: Option<(ScopeMatch, &Rule, &Scope)> = None;
+    for (index, rule) in (0..).zip(&snapshot.rules) {
+        let Some(scope) = snapshot.index.scope(index) else {
+            continue;
+        };
+        if rule.effect != ast::Effect::Permit {
+            continue;
+        }
+        let matched = scope.matched(&bindings.variables);
+        if nearest.as_ref().is_none_or(|(best, ..)| *best < matched) {
+            nearest = Some((matched, rule, scope));
+        }
+    }
+    let (_, rule, scope) = nearest?;
+    let interner = &snapshot.entities.interner;
+    let mismatches = scope.mismatches(&bindings.variables);
+    Some(NearestPermit {
+        policy: explained(rule),
+        mismatches: mismatches
+            .map(|(variable, constraint)| ScopeMismatch {
+                constraint: bounded_text(&constraint.display(*variable, interner)),
+                actual: bounded_text(bindings.uid(*variable)),
+            })
+            .collect(),
+    })
 }
 
 /// Returns the clause that contains `operand`, as written in the policy's text.
@@ -127,6 +163,7 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
                 file: rule.template_file.to_string(),
                 position: Some(Position::of(&loc.src, loc.start())),
             },
+            values: Vec::new(),
         })
     };
     clause_in_text().unwrap_or_else(|| Clause {
@@ -134,5 +171,6 @@ fn clause_of(rule: &Rule, operand: &ast::Expr) -> Clause {
         text: format!("when {{ {operand} }}"),
         operand: operand.to_string(),
         place: rule.place(),
+        values: Vec::new(),
     })
 }

@@ -14,7 +14,7 @@ use crate::pdp::entities::interner::UidId;
 use crate::pdp::entities::overlay::{Overlay, OverlayError};
 use crate::pdp::policies::policy::{Condition, Rule};
 use crate::pdp::policies::read_set::{AccessTree, ReadSet, Root};
-use crate::pdp::policies::scope::RequestVariables;
+use crate::pdp::policies::scope::{RequestVariables, Variable};
 use crate::pdp::settings::{MAX_LOOKUP_STEPS, MAX_LOOKUPS};
 
 /// An error that stops slicing.
@@ -41,6 +41,17 @@ pub(in crate::pdp) struct Bindings {
     pub(in crate::pdp) context: Arc<BTreeMap<SmolStr, Value>>,
     /// The same variables as the scope index uses them.
     pub(in crate::pdp) variables: RequestVariables,
+}
+
+impl Bindings {
+    /// Returns the uid of a variable.
+    pub(in crate::pdp) fn uid(&self, variable: Variable) -> &EntityUID {
+        match variable {
+            Variable::Principal => &self.principal,
+            Variable::Action => &self.action,
+            Variable::Resource => &self.resource,
+        }
+    }
 }
 
 /// A slice under construction.

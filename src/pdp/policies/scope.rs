@@ -1,5 +1,6 @@
 //! The scope of a policy: its constraints on principal, action and resource.
 
+use std::fmt;
 use std::sync::Arc;
 
 use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, Literal, Policy, SlotEnv, Var};
@@ -34,6 +35,16 @@ pub(in crate::pdp) struct Scope {
     pub(super) scope_len: usize,
 }
 
+/// How closely a scope matches a request; the greater, the closer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::pdp) struct ScopeMatch {
+    /// The number of the variables whose constraints hold.
+    variables: u8,
+    // Among equal numbers, a person asks more likely about a policy for the action and the resource.
+    action: bool,
+    resource: bool,
+}
+
 /// The id, type and ancestors of one variable of a request.
 #[derive(Clone, Debug, Default)]
 pub(in crate::pdp) struct RequestVariable {
@@ -64,6 +75,41 @@ pub(in crate::pdp) enum Key {
     Type(Variable, TypeId),
     /// Any request: the policy has no constraint.
     Any,
+}
+
+impl fmt::Display for Variable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Principal => "principal",
+            Self::Action => "action",
+            Self::Resource => "resource",
+        })
+    }
+}
+
+impl ScopeConstraint {
+    /// Returns the constraint on `variable` in Cedar's syntax; its ids are those of `interner`.
+    pub(in crate::pdp) fn display(
+        &self,
+        variable: Variable,
+        interner: &UidInterner,
+    ) -> impl fmt::Display {
+        fmt::from_fn(move |f| match self {
+            Self::Is(uid) => write!(f, "{variable} == {}", interner.uid(*uid)),
+            Self::OfType(ty) => write!(f, "{variable} is {}", interner.entity_type(*ty)),
+            Self::In(uids) => {
+                write!(f, "{variable} in ")?;
+                if let [uid] = uids.as_slice() {
+                    return write!(f, "{}", interner.uid(*uid));
+                }
+                for (index, uid) in uids.iter().enumerate() {
+                    let before = if index == 0 { "[" } else { ", " };
+                    write!(f, "{before}{}", interner.uid(*uid))?;
+                }
+                f.write_str("]")
+            }
+        })
+    }
 }
 
 impl RequestVariable {
@@ -196,6 +242,40 @@ impl Scope {
             }
         }
         Ok(reinterned)
+    }
+
+    /// Returns the constraints written in the scope that the request does not satisfy.
+    pub(in crate::pdp) fn mismatches<'a>(
+        &'a self,
+        variables: &'a RequestVariables,
+    ) -> impl Iterator<Item = &'a (Variable, ScopeConstraint)> {
+        let written = self.constraints.get(..self.scope_len).unwrap_or_default();
+        let satisfied = |(variable, constraint): &&(Variable, ScopeConstraint)| {
+            variables.get(*variable).satisfies(constraint)
+        };
+        written.iter().filter(move |found| !satisfied(found))
+    }
+
+    /// Returns how closely the scope as written matches the request.
+    pub(in crate::pdp) fn matched(&self, variables: &RequestVariables) -> ScopeMatch {
+        let mut matched = PerVariable {
+            principal: true,
+            action: true,
+            resource: true,
+        };
+        for (variable, _) in self.mismatches(variables) {
+            *matched.get_mut(*variable) = false;
+        }
+        let PerVariable {
+            principal,
+            action,
+            resource,
+        } = matched;
+        ScopeMatch {
+            variables: u8::from(principal) + u8::from(action) + u8::from(resource),
+            action,
+            resource,
+        }
     }
 
     /// Returns the number of absorbed operands, which are true if the scope matches.

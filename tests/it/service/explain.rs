@@ -6,7 +6,7 @@ use cedar_pdp::api::grpc::pb;
 
 use super::example::example;
 use super::{authorize, sample_request};
-use crate::support::{Server, policy_directory, shipped_policies};
+use crate::support::{Server, get, policy_directory, shipped_policies};
 
 #[tokio::test]
 async fn explanation_describes_the_determining_policy() {
@@ -65,6 +65,15 @@ async fn explanation_shows_the_false_clause() {
         clause.operand,
         "resource.amount.lessThanOrEqual(principal.approvalLimit)"
     );
+    let values = clause.values.iter();
+    let values = values.map(|value| (value.expression.as_str(), value.value.as_str()));
+    assert_eq!(
+        values.collect::<Vec<_>>(),
+        [
+            ("resource.amount", r#"decimal("180000.00")"#),
+            ("principal.approvalLimit", r#"decimal("50000.00")"#),
+        ]
+    );
     let position = clause.position.as_ref().unwrap();
     assert_eq!(position.file, "invoices.cedar");
     let text = fs::read_to_string(shipped_policies().join("invoices.cedar")).unwrap();
@@ -108,4 +117,48 @@ async fn explanation_counts_unsatisfied_permits() {
             unsatisfied.error
         );
     }
+}
+
+#[tokio::test]
+async fn explanation_names_the_nearest_permit() {
+    let policies = "@id(\"p\") permit (principal is Robot, action, resource);";
+    let directory = policy_directory(&[("a.cedar", policies)]);
+    let server = Server::start(directory.path(), &[]);
+    let explained = pb::AuthorizeRequest {
+        explain: true,
+        ..sample_request()
+    };
+    let answer = authorize(&server, explained).await.unwrap();
+    let explanation = answer.explanation.unwrap();
+    assert_eq!(explanation.unsatisfied_total, 0);
+    let nearest = explanation.nearest.unwrap();
+    assert_eq!(nearest.policy.unwrap().policy_id, "p");
+    let [mismatch] = &*nearest.mismatches else {
+        panic!("{:?}", nearest.mismatches);
+    };
+    assert_eq!(mismatch.constraint, "principal is Robot");
+    assert_eq!(mismatch.actual, r#"User::"alice""#);
+}
+
+#[tokio::test]
+async fn failed_forbids_are_named() {
+    // In the answer, in the metrics and in the log.
+    let policies = "@id(\"p\") permit (principal, action, resource) when { context.missing };\n\
+                    @id(\"f\") forbid (principal, action, resource) when { context.missing };";
+    let directory = policy_directory(&[("a.cedar", policies)]);
+    let server = Server::start(directory.path(), &["--admin-listen", "127.0.0.1:0"]);
+    let answer = authorize(&server, sample_request()).await.unwrap();
+    let errors = answer.errors.iter();
+    let errors = errors.map(|error| (error.policy_id.as_str(), error.effect()));
+    assert_eq!(
+        errors.collect::<Vec<_>>(),
+        [("f", pb::Effect::Forbid), ("p", pb::Effect::Permit)]
+    );
+    let metrics = get(&server.admin(), "/metrics");
+    assert!(
+        metrics.contains("cedar_pdp_forbid_errors_total{policy=\"f\"} 1\n"),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("policy=\"p\""), "{metrics}");
+    server.wait_for_log("forbid failed to evaluate policy=\"f\"");
 }

@@ -183,6 +183,7 @@ pub(crate) fn insert_decision_id(headers: &mut http::HeaderMap, id: Option<Decis
 mod tests {
     use super::*;
     use crate::pdp::answer::{Diagnostics, PolicyError};
+    use crate::pdp::explanation::Effect;
     use crate::pdp::id::{PolicyId, Revision};
 
     #[test]
@@ -195,6 +196,7 @@ mod tests {
                     errors: [("c", "why"), ("d", "")]
                         .map(|(policy, message)| PolicyError {
                             policy: PolicyId::new(policy),
+                            effect: Effect::Forbid,
                             message: message.to_owned(),
                         })
                         .into(),

@@ -4,8 +4,8 @@ use crate::api::grpc::pb;
 use crate::pdp::answer::{Answer, Decision, Diagnostics, PolicyError};
 use crate::pdp::diagnostic::Position;
 use crate::pdp::explanation::{
-    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place,
-    UnsatisfiedPermit,
+    Clause, ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, NearestPermit,
+    OperandValue, Place, ScopeMismatch, UnsatisfiedPermit,
 };
 use crate::pdp::id::{PolicyId, Revision};
 
@@ -19,6 +19,7 @@ pub(crate) fn answer(response: pb::AuthorizeResponse) -> Result<Answer, &'static
     let determining = response.determining_policies.iter();
     let errors = response.errors.into_iter().map(|error| PolicyError {
         policy: PolicyId::new(&error.policy_id),
+        effect: effect(error.effect()),
         message: error.message,
     });
     Ok(Answer {
@@ -38,6 +39,24 @@ fn explanation(sent: pb::Explanation) -> Explanation {
         determining: sent.determining.into_iter().map(explained_policy).collect(),
         unsatisfied: unsatisfied.map(unsatisfied_permit).collect(),
         unsatisfied_total: usize::try_from(sent.unsatisfied_total).unwrap_or(usize::MAX),
+        nearest: sent.nearest.map(nearest_permit),
+    }
+}
+
+fn nearest_permit(sent: pb::NearestPermit) -> NearestPermit {
+    let mismatches = sent.mismatches.into_iter();
+    NearestPermit {
+        policy: explained_policy(sent.policy.unwrap_or_default()),
+        mismatches: mismatches
+            .map(|pb::ScopeMismatch { constraint, actual }| ScopeMismatch { constraint, actual })
+            .collect(),
+    }
+}
+
+fn effect(sent: pb::Effect) -> Effect {
+    match sent {
+        pb::Effect::Forbid => Effect::Forbid,
+        pb::Effect::Permit | pb::Effect::Unspecified => Effect::Permit,
     }
 }
 
@@ -45,10 +64,7 @@ fn explained_policy(sent: pb::ExplainedPolicy) -> ExplainedPolicy {
     ExplainedPolicy {
         policy: PolicyId::new(&sent.policy_id),
         template: (!sent.template_id.is_empty()).then(|| PolicyId::new(&sent.template_id)),
-        effect: match sent.effect() {
-            pb::Effect::Forbid => Effect::Forbid,
-            pb::Effect::Permit | pb::Effect::Unspecified => Effect::Permit,
-        },
+        effect: effect(sent.effect()),
         annotations: sent.annotations.into_iter().collect(),
         place: place(sent.position.unwrap_or_default()),
     }
@@ -56,6 +72,11 @@ fn explained_policy(sent: pb::ExplainedPolicy) -> ExplainedPolicy {
 
 fn unsatisfied_permit(sent: pb::UnsatisfiedPermit) -> UnsatisfiedPermit {
     let clause = sent.clause.unwrap_or_default();
+    let values = clause.values.iter();
+    let values = values.map(|value| OperandValue {
+        expression: value.expression.clone(),
+        value: value.value.clone(),
+    });
     UnsatisfiedPermit {
         policy: explained_policy(sent.policy.unwrap_or_default()),
         clause: Clause {
@@ -65,6 +86,7 @@ fn unsatisfied_permit(sent: pb::UnsatisfiedPermit) -> UnsatisfiedPermit {
                     ClauseKind::When
                 }
             },
+            values: values.collect(),
             text: clause.text,
             operand: clause.operand,
             place: place(clause.position.unwrap_or_default()),

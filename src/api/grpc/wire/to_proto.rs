@@ -7,7 +7,8 @@ use crate::engine::cache::CacheMetrics;
 use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::diagnostic::{Diagnostic, Position};
 use crate::pdp::explanation::{
-    ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, Place, UnsatisfiedPermit,
+    ClauseKind, ClauseOutcome, Effect, ExplainedPolicy, Explanation, NearestPermit, OperandValue,
+    Place, ScopeMismatch, UnsatisfiedPermit,
 };
 use crate::pdp::query::{Query, Record, RequestEntity, Uid, Value};
 use crate::pdp::snapshot::PolicySummary;
@@ -31,18 +32,31 @@ pub(crate) fn answer(answer: &Answer) -> pb::AuthorizeResponse {
             .iter()
             .map(ToString::to_string)
             .collect(),
-        errors: diagnostics
-            .errors
-            .iter()
-            .map(|PolicyError { policy, message }| pb::PolicyError {
-                policy_id: policy.to_string(),
-                message: message.clone(),
-            })
-            .collect(),
+        errors: diagnostics.errors.iter().map(policy_error).collect(),
         revision: revision.to_string(),
         explanation: explanation.as_deref().map(self::explanation),
         // This message is cached. Each decision's id is appended when it is sent.
         decision_id: String::new(),
+    }
+}
+
+fn policy_error(error: &PolicyError) -> pb::PolicyError {
+    let PolicyError {
+        policy,
+        effect,
+        message,
+    } = error;
+    pb::PolicyError {
+        policy_id: policy.to_string(),
+        message: message.clone(),
+        effect: self::effect(*effect).into(),
+    }
+}
+
+fn effect(effect: Effect) -> pb::Effect {
+    match effect {
+        Effect::Permit => pb::Effect::Permit,
+        Effect::Forbid => pb::Effect::Forbid,
     }
 }
 
@@ -52,6 +66,19 @@ fn explanation(explanation: &Explanation) -> pb::Explanation {
         determining: (explanation.determining.iter().map(explained_policy)).collect(),
         unsatisfied: unsatisfied.map(unsatisfied_permit).collect(),
         unsatisfied_total: explanation.unsatisfied_total as u64,
+        nearest: explanation.nearest.as_ref().map(nearest_permit),
+    }
+}
+
+fn nearest_permit(nearest: &NearestPermit) -> pb::NearestPermit {
+    let mismatches = nearest.mismatches.iter();
+    let mismatches = mismatches.map(|ScopeMismatch { constraint, actual }| pb::ScopeMismatch {
+        constraint: constraint.clone(),
+        actual: actual.clone(),
+    });
+    pb::NearestPermit {
+        policy: Some(explained_policy(&nearest.policy)),
+        mismatches: mismatches.collect(),
     }
 }
 
@@ -59,11 +86,7 @@ fn explained_policy(policy: &ExplainedPolicy) -> pb::ExplainedPolicy {
     let template_id = policy.template.as_ref().map(ToString::to_string);
     pb::ExplainedPolicy {
         policy_id: policy.policy.to_string(),
-        effect: match policy.effect {
-            Effect::Permit => pb::Effect::Permit,
-            Effect::Forbid => pb::Effect::Forbid,
-        }
-        .into(),
+        effect: effect(policy.effect).into(),
         annotations: policy.annotations.iter().cloned().collect(),
         position: Some(source_position(&policy.place)),
         template_id: template_id.unwrap_or_default(),
@@ -83,11 +106,19 @@ fn unsatisfied_permit(permit: &UnsatisfiedPermit) -> pb::UnsatisfiedPermit {
             text: clause.text.clone(),
             operand: clause.operand.clone(),
             position: Some(source_position(&clause.place)),
+            values: clause.values.iter().map(operand_value).collect(),
         }),
         error: match &permit.outcome {
             ClauseOutcome::NotSatisfied => String::new(),
             ClauseOutcome::Failed(message) => message.clone(),
         },
+    }
+}
+
+fn operand_value(OperandValue { expression, value }: &OperandValue) -> pb::OperandValue {
+    pb::OperandValue {
+        expression: expression.clone(),
+        value: value.clone(),
     }
 }
 

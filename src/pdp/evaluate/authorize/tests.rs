@@ -524,6 +524,114 @@ fn explanation_names_determining_policies_and_their_location() {
 }
 
 #[test]
+fn explanation_shows_the_values_that_an_operand_reads() {
+    let entities = r#"[
+        {"uid": {"type": "User", "id": "alice"}, "parents": [], "attrs": {
+            "limit": {"__extn": {"fn": "decimal", "arg": "50000.00"}},
+            "home": {"city": "Riga"},
+            "teams": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"]
+        }, "tags": {"unit": "north"}},
+        {"uid": {"type": "Doc", "id": "1"}, "parents": [], "attrs": {
+            "amount": {"__extn": {"fn": "decimal", "arg": "180000.00"}},
+            "owner": {"__entity": {"type": "User", "id": "bob"}}
+        }}
+    ]"#;
+    for (condition, values) in [
+        (
+            "resource.amount.lessThan(principal.limit)",
+            &[
+                r#"resource.amount = decimal("180000.00")"#,
+                r#"principal.limit = decimal("50000.00")"#,
+            ][..],
+        ),
+        (
+            "resource.owner == principal",
+            &[
+                r#"resource.owner = User::"bob""#,
+                r#"principal = User::"alice""#,
+            ],
+        ),
+        // Only the operand that is not true, and a path as a whole.
+        (
+            r#"principal.home.city == "Riga" && principal.home.city == "Oslo""#,
+            &[r#"principal.home.city = "Riga""#],
+        ),
+        (
+            r#"principal.getTag("unit") == "south""#,
+            &[r#"principal.getTag("unit") = "north""#],
+        ),
+        // Each expression once; a long set is cut.
+        (
+            r#"principal.teams.contains("x") || principal.teams.contains("y")"#,
+            &[r#"principal.teams = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", .. ]"#],
+        ),
+        // What has no value is left out.
+        (
+            "principal.home.city == principal.home.street",
+            &[r#"principal.home.city = "Riga""#],
+        ),
+        ("context has mfa", &["context = {}"]),
+    ] {
+        let policy = format!("permit(principal, action, resource) when {{ {condition} }};");
+        let files = [("a.cedar", policy.as_str()), ("entities.json", entities)];
+        let explanation = explained(&snapshot(&files, Settings::default()), &read());
+        let [permit] = explanation.unsatisfied.as_slice() else {
+            panic!("{condition}: {explanation:?}");
+        };
+        let shown = permit.clause.values.iter();
+        let shown: Vec<String> = shown
+            .map(|value| format!("{} = {}", value.expression, value.value))
+            .collect();
+        assert_eq!(shown, values, "{condition}");
+    }
+}
+
+#[test]
+fn explanation_names_the_nearest_permit() {
+    let entities = r#"[{"uid": {"type": "User", "id": "alice"}, "attrs": {}, "parents": []}]"#;
+    let nearest = |policies: &str| {
+        let files = [("a.cedar", policies), ("entities.json", entities)];
+        let explanation = explained(&snapshot(&files, Settings::default()), &read());
+        assert_eq!(explanation.unsatisfied_total, 0);
+        let nearest = explanation.nearest?;
+        let mismatches = nearest.mismatches.iter();
+        let mismatches = mismatches.map(|found| format!("{} / {}", found.constraint, found.actual));
+        Some((
+            nearest.policy.policy.to_string(),
+            mismatches.collect::<Vec<_>>().join("; "),
+        ))
+    };
+    let some = |policy: &str, mismatches: &str| Some((policy.to_owned(), mismatches.to_owned()));
+    assert_eq!(nearest("forbid(principal, action, resource);"), None);
+    // The one with the fewest differences, though it is not the first.
+    assert_eq!(
+        nearest(
+            r#"@id("a") permit(principal == User::"bob", action == Action::"write", resource);
+               @id("b") permit(principal is User in Group::"staff", action == Action::"read", resource);"#
+        ),
+        some("b", r#"principal in Group::"staff" / User::"alice""#)
+    );
+    // Of equal ones, one for the action.
+    assert_eq!(
+        nearest(
+            r#"@id("a") permit(principal, action == Action::"write", resource == Doc::"1");
+               @id("b") permit(principal is Robot, action == Action::"read", resource == Doc::"1");"#
+        ),
+        some("b", r#"principal is Robot / User::"alice""#)
+    );
+    // Every difference is listed.
+    assert_eq!(
+        nearest(
+            r#"@id("a") permit(principal == User::"bob", action in [Action::"write", Action::"list"], resource in Doc::"2");"#
+        ),
+        some(
+            "a",
+            r#"principal == User::"bob" / User::"alice"; action in [Action::"write", Action::"list"] / Action::"read"; resource in Doc::"2" / Doc::"1""#
+        )
+    );
+}
+
+#[test]
 fn explanation_names_the_first_unsatisfied_clause() {
     let snapshot = policies(
         r#"
