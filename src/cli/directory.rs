@@ -1,13 +1,19 @@
 //! Loads a policy directory for a command, as `serve` would.
 
+use std::io::{self, Write as _};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use super::Outcome;
 use crate::config::StoreSettings;
+use crate::config::sources::ConfigArgs;
 use crate::pdp::sources::Sources;
 use crate::pdp::{CompileError, Snapshot, Workers, compile_from};
-use crate::policy_store::{cores, directory, losses};
+use crate::policy_store::directory::{self, DirectoryScan};
+use crate::policy_store::{cores, losses};
 
 /// Most attempts to read a directory that changes while it is read.
 const MAX_ATTEMPTS: usize = 5;
@@ -15,6 +21,44 @@ const MAX_ATTEMPTS: usize = 5;
 pub(super) struct Directory {
     pub(super) sources: Sources,
     pub(super) compiled: Result<Arc<Snapshot>, CompileError>,
+}
+
+/// Time from one look for changes to the next.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Time without changes after which a directory counts as written.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Runs a command on the policy directory: once, or with `--watch` after every change, too.
+///
+/// While watching, an error is printed and does not end the command.
+pub(super) fn run(
+    settings: &StoreSettings,
+    args: &ConfigArgs,
+    mut command: impl FnMut() -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Outcome> {
+    // The environment and the file choose how `serve` watches.
+    if args.flags.watch.is_none() {
+        return command();
+    }
+    let workers = Workers::default();
+    let scan = |previous: Option<&DirectoryScan>| {
+        directory::scan(&settings.directory, &settings.limits, previous, &workers)
+    };
+    let mut seen = scan(None);
+    loop {
+        if let Err(error) = command() {
+            writeln!(io::stderr(), "error: {error:#}")?;
+        }
+        writeln!(io::stderr(), "waiting for a change; Ctrl-C ends")?;
+        seen = loop {
+            thread::sleep(POLL);
+            let now = scan(Some(&seen));
+            if now.is_settled(QUIET) && !now.same_as(&seen) {
+                break now;
+            }
+        };
+    }
 }
 
 /// Reads and compiles the policy directory.

@@ -29,6 +29,9 @@ const OF_CLIENT: &[(&str, &str)] = &[
     ("tls_key", "Private key of the client certificate, PEM"),
 ];
 
+/// The commands that run again after every change. For them, `--watch` takes no value.
+const WATCHING: &[&str] = &["validate", "test"];
+
 const SHORT_NOTE: &str = "`--help` lists all settings; they are the same for all commands";
 const LONG_NOTE: &str = "Flags override the environment, which overrides the configuration file, which overrides the \
      defaults";
@@ -54,6 +57,13 @@ pub(super) fn with_settings(commands: Command) -> Command {
                 let of_client = OF_CLIENT.iter().find(|(known, _)| *known == key);
                 if let (Some((_, help)), "authorize") = (of_client, name.as_str()) {
                     return arg.help(*help).help_heading("Connection");
+                }
+                if key == "watch" && WATCHING.contains(&name.as_str()) {
+                    return arg
+                        .num_args(0)
+                        .default_missing_value("poll")
+                        .help("Run again after every change, until interrupted")
+                        .help_heading(None::<&str>);
                 }
                 let is_hidden = short.is_some_and(|short| !short.contains(&key));
                 arg.help(text(option)).hide_short_help(is_hidden)

@@ -41,8 +41,12 @@ pub(super) struct TestArgs {
 
 /// Runs the tests of a directory and prints the results; the outcome is good if all pass.
 pub(super) fn run(args: TestArgs) -> anyhow::Result<Outcome> {
-    let store = config_of_directory(args.config, args.dir)?.store;
-    let Directory { sources, compiled } = directory::load(&store)?;
+    let store = config_of_directory(args.config.clone(), args.dir.clone())?.store;
+    directory::run(&store, &args.config, || run_tests(&store, &args))
+}
+
+fn run_tests(store: &StoreSettings, args: &TestArgs) -> anyhow::Result<Outcome> {
+    let Directory { sources, compiled } = directory::load(store)?;
     let snapshot = match compiled {
         Ok(snapshot) => snapshot,
         Err(error) => {
@@ -56,7 +60,7 @@ pub(super) fn run(args: TestArgs) -> anyhow::Result<Outcome> {
         filter: args.filter.as_deref(),
         reasons: args.reasons,
         read_entities: &|test_file, name| {
-            read_entities(&store, test_file, name).map_err(|error| error.to_string())
+            read_entities(store, test_file, name).map_err(|error| error.to_string())
         },
     };
     let files = sources.of_kind(FileKind::Tests);

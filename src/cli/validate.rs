@@ -8,6 +8,7 @@ use clap::Args;
 use super::directory::{self, Directory};
 use super::{Format, Outcome, config_of_directory};
 use crate::authoring::report;
+use crate::config::StoreSettings;
 use crate::config::sources::ConfigArgs;
 use crate::pdp::Snapshot;
 use crate::pdp::advice;
@@ -38,8 +39,12 @@ pub(super) struct ValidateArgs {
 /// Reports on a directory; the outcome is good exactly if `serve` with the same settings would
 /// load it.
 pub(super) fn run(args: ValidateArgs) -> anyhow::Result<Outcome> {
-    let store = config_of_directory(args.config, args.dir)?.store;
-    let loaded = directory::load(&store)?;
+    let store = config_of_directory(args.config.clone(), args.dir.clone())?.store;
+    directory::run(&store, &args.config, || check(&store, &args))
+}
+
+fn check(store: &StoreSettings, args: &ValidateArgs) -> anyhow::Result<Outcome> {
+    let loaded = directory::load(store)?;
     let report = Report::new(&loaded);
     let mut stdout = io::stdout().lock();
     match args.format {

@@ -4,6 +4,7 @@
 
 mod findings;
 mod help;
+mod watching;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
