@@ -240,7 +240,52 @@ pub fn json_error(
         }
         None => (message.as_str(), start),
     };
-    Diagnostic::error(path, message).at(text, offset..offset)
+    Diagnostic::error(path, in_words_of_json(message)).at(text, offset..offset)
+}
+
+/// Replaces the JSON parser's names of Rust types by those of JSON.
+fn in_words_of_json(message: &str) -> String {
+    let replaced = |message: &str, words: &[(&str, &str)]| {
+        let found = words
+            .iter()
+            .find_map(|(rust, json)| Some((message.strip_prefix(rust)?, json)));
+        found.map_or_else(
+            || message.to_owned(),
+            |(rest, json)| format!("{json}{rest}"),
+        )
+    };
+    if message.starts_with("EOF while parsing") {
+        return "unexpected end of file".to_owned();
+    }
+    let Some((before, found)) = message.split_once("invalid type: ") else {
+        return message.to_owned();
+    };
+    let Some((found, expected)) = found.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let found = replaced(
+        found,
+        &[
+            ("map", "an object"),
+            ("sequence", "an array"),
+            ("string", "the string"),
+            ("integer", "the number"),
+            ("floating point", "the number"),
+            ("boolean", "the boolean"),
+        ],
+    );
+    let expected = replaced(
+        expected,
+        &[
+            ("a sequence", "an array"),
+            ("a map", "an object"),
+            ("struct ", "an object: "),
+            ("i64", "a whole number"),
+            ("u64", "a whole number"),
+            ("usize", "a whole number"),
+        ],
+    );
+    format!("{before}expected {expected}, found {found}")
 }
 
 /// Splits ` at line L column C`, which ends the messages of the JSON parser.
@@ -248,4 +293,31 @@ fn split_position(message: &str) -> Option<(&str, usize, usize)> {
     let (message, position) = message.rsplit_once(" at line ")?;
     let (line, column) = position.split_once(" column ")?;
     Some((message, line.parse().ok()?, column.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_errors_use_the_words_of_json() {
+        for (text, expected) in [
+            ("{}", "expected an array, found an object"),
+            ("\"x\"", "expected an array, found the string \"x\""),
+            ("[1.5]", "expected a whole number, found the number `1.5`"),
+            ("[[]]", "expected a whole number, found an array"),
+            (
+                "[true]",
+                "expected a whole number, found the boolean `true`",
+            ),
+            ("[1", "unexpected end of file"),
+            ("", "unexpected end of file"),
+            ("[1,]", "trailing comma"),
+        ] {
+            let error = serde_json::from_str::<Vec<i64>>(text).unwrap_err();
+            let text: Arc<str> = Arc::from(text);
+            let found = json_error("a.json", &text, &text, &error);
+            assert_eq!(found.message, expected, "{text}");
+        }
+    }
 }
