@@ -165,6 +165,8 @@ const NAMES_OF_OTHER_TOOLS: &[(&str, bool)] = &[
     ("context.json", false),
     ("request.json", false),
     ("tests.json", false),
+    ("tests-combined.json", false),
+    ("policy_set.cedar.json", true),
     // The editor extension.
     ("cedarschema", true),
     ("cedarschema.json", true),
@@ -172,7 +174,15 @@ const NAMES_OF_OTHER_TOOLS: &[(&str, bool)] = &[
     ("cedarentities.json", true),
     ("app.cedarentities.json", true),
     ("app.cedartemplatelinks.json", true),
+    ("cedartemplatelinks.json", false),
+    ("cedarlinks.json", false),
+    ("app.cedarlinks.json", false),
+    ("avpentities.json", false),
+    ("app.avpentities.json", false),
+    ("cedarauth.json", false),
     ("app.cedarauth.json", false),
+    ("cedarparc.json", false),
+    ("app.cedarparc.json", false),
     // Amazon Verified Permissions.
     ("avp-policies.json", false),
     ("policy-template.cedar", true),
@@ -180,8 +190,11 @@ const NAMES_OF_OTHER_TOOLS: &[(&str, bool)] = &[
     ("cedarschema.v2.json", false),
     // cedar-agent.
     ("data.json", false),
-    ("policies.agent.json", false),
+    ("allowed_authorization_query.json", false),
     // Cedarling.
+    ("cedarling_store.json", false),
+    ("manifest.json", false),
+    ("policy-store.cjar", false),
     ("policy-store.json", false),
     ("policy_store.yaml", false),
     ("metadata.json", false),
