@@ -72,7 +72,7 @@ impl Collector for OtlpLogs {
     }
 }
 
-/// Converts as many lines as one message may hold. Returns their length in bytes as well.
+/// Converts log lines to records, as many as one OTLP message may hold; returns their bytes as well.
 fn batch(lines: &[u8]) -> (usize, Vec<LogRecord>) {
     let mut bytes = 0;
     let mut records = Vec::new();

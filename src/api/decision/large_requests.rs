@@ -24,8 +24,9 @@ pub(crate) struct LargeRequestLimiter(Arc<Semaphore>);
 pub(crate) struct LargeRequestPermit(Option<OwnedSemaphorePermit>);
 
 impl LargeRequestLimiter {
-    /// Creates a limiter of one permit for every two processors, and of two at most. The other
-    /// processors are left to small requests, and the memory is bounded by that of two requests.
+    /// Creates a limiter of large requests: one permit for every two processors, and two at most.
+    ///
+    /// The other processors are left to small requests, and the memory is bounded by that of two.
     pub(crate) fn new() -> Self {
         let permits = available_parallelism().map_or(1, |all| (all.get() / 2).clamp(1, 2));
         Self(Arc::new(Semaphore::new(permits)))

@@ -252,7 +252,7 @@ impl BytecodeTable {
         Ok(reinterned)
     }
 
-    /// Returns the heap memory in bytes.
+    /// Returns the heap memory of the bytecode, in bytes.
     pub(in crate::pdp) fn bytes(&self) -> usize {
         let offsets =
             self.ends.capacity() + self.uid_offsets.capacity() + self.type_offsets.capacity();

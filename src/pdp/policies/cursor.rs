@@ -3,7 +3,7 @@
 //! INVARIANT: readers and writers agree on the encoding, so every read finds what it expects. The
 //! defaults for missing bytes are never used, and are harmless: zero, or no bytes.
 
-/// The bytes that are not read yet.
+/// The rest of an encoded snapshot part, from which numbers and pieces are read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::pdp) struct ByteCursor<'a>(pub(in crate::pdp) &'a [u8]);
 
