@@ -6,14 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::pdp::answer::{Answer, Decision};
+use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::explanation::Effect;
 use crate::pdp::id::{PolicyId, Revision};
 
 /// Most forbids that are counted apart.
 const MAX_COUNTED: usize = 100;
 
-/// The label for all further forbids.
+/// Longest id that is a label, in bytes.
+const MAX_LABEL_BYTES: usize = 200;
+
+/// The label for all other forbids.
 const OTHERS: &str = "others";
 
 /// Failed evaluations by forbid.
@@ -43,16 +46,19 @@ impl ForbidErrors {
             state.revision = Some(answer.revision.clone());
             state.logged.clear();
         }
-        for error in std::iter::once(first).chain(forbids) {
-            if state.count(&error.policy) {
-                // Not its message, which quotes values.
-                tracing::warn!(
-                    policy = error.policy.as_str(),
-                    revision = answer.revision.as_str(),
-                    denies = is_denied_by(answer, &error.policy),
-                    "forbid failed to evaluate"
-                );
-            }
+        let errors = std::iter::once(first).chain(forbids);
+        let first_failures = errors.filter(|error| state.count(&error.policy));
+        let first_failures: Vec<&PolicyError> = first_failures.collect();
+        // A slow log must not hold up other threads.
+        drop(state);
+        for PolicyError { policy, .. } in first_failures {
+            // Not its message, which quotes values.
+            tracing::warn!(
+                policy = policy.as_str(),
+                revision = answer.revision.as_str(),
+                denies = is_denied_by(answer, policy),
+                "forbid failed to evaluate"
+            );
         }
     }
 
@@ -75,7 +81,9 @@ impl State {
     /// Counts a failure of `policy`. Returns whether it is to be logged.
     fn count(&mut self, policy: &PolicyId) -> bool {
         let is_listed = self.counts.contains_key(policy);
-        if !is_listed && self.counts.len() == MAX_COUNTED {
+        let is_full = self.counts.len() == MAX_COUNTED;
+        let is_label = policy.as_str().len() <= MAX_LABEL_BYTES && policy.as_str() != OTHERS;
+        if !is_label || (is_full && !is_listed) {
             self.others += 1;
             return false;
         }
@@ -91,7 +99,7 @@ fn is_denied_by(answer: &Answer, policy: &PolicyId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pdp::answer::{Diagnostics, PolicyError};
+    use crate::pdp::answer::Diagnostics;
 
     fn answer(effect: Effect, policy: &str) -> Answer {
         Answer {
@@ -125,10 +133,13 @@ mod tests {
             errors.record(&answer(Effect::Forbid, &format!("p{policy:03}")));
         }
         errors.record(&answer(Effect::Forbid, "p000"));
+        // These ids make no label of their own.
+        errors.record(&answer(Effect::Forbid, OTHERS));
+        errors.record(&answer(Effect::Forbid, &"x".repeat(MAX_LABEL_BYTES + 1)));
         let counts = errors.counts();
         assert_eq!(counts.len(), MAX_COUNTED + 1);
         assert_eq!(counts.first(), Some(&("p000".to_owned(), 2)));
-        assert_eq!(counts.last(), Some(&(OTHERS.to_owned(), 3)));
+        assert_eq!(counts.last(), Some(&(OTHERS.to_owned(), 5)));
     }
 
     #[test]

@@ -563,7 +563,7 @@ fn explanation_shows_the_values_that_an_operand_reads() {
         // Each expression once; a long set is cut.
         (
             r#"principal.teams.contains("x") || principal.teams.contains("y")"#,
-            &[r#"principal.teams = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", .. ]"#],
+            &[r#"principal.teams = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", … 2 more]"#],
         ),
         // What has no value is left out.
         (
@@ -571,6 +571,19 @@ fn explanation_shows_the_values_that_an_operand_reads() {
             &[r#"principal.home.city = "Riga""#],
         ),
         ("context has mfa", &["context = {}"]),
+        (
+            r#"principal.home == {"city": "Oslo"}"#,
+            &[r#"principal.home = {"city": "Riga"}"#],
+        ),
+        (
+            r#"User::"alice".home.city == "Oslo""#,
+            &[r#"User::"alice".home.city = "Riga""#],
+        ),
+        // What is read from something computed has no short name.
+        (
+            r#"(if context has a then principal else principal).home.city == "Oslo""#,
+            &["context = {}", r#"principal = User::"alice""#],
+        ),
     ] {
         let policy = format!("permit(principal, action, resource) when {{ {condition} }};");
         let files = [("a.cedar", policy.as_str()), ("entities.json", entities)];

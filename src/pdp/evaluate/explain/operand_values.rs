@@ -1,9 +1,14 @@
 //! The values that an operand of a condition reads, for people who ask why it is not true.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most kinds of expression read nothing"
+)]
+
 use std::collections::HashSet;
 use std::fmt;
 
-use cedar_policy_core::ast::{BinaryOp, BoundedDisplay, Expr, ExprKind, Value};
+use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, Value, ValueKind};
 use cedar_policy_core::evaluator::Evaluator;
 
 use crate::pdp::explanation::{MAX_VALUES, OperandValue};
@@ -12,6 +17,9 @@ use crate::pdp::values::bounded_text;
 
 /// Most members shown of a set or record.
 const MAX_MEMBERS: usize = 10;
+
+/// Most expressions of one operand that are evaluated for it.
+const MAX_READS: usize = 64;
 
 /// Returns the variables, attributes and tags in `operand`, each with its value.
 ///
@@ -22,65 +30,134 @@ pub(super) fn operand_values(
     operand: &Expr,
 ) -> Vec<OperandValue> {
     let mut shown = HashSet::new();
-    let mut values = Vec::new();
-    for read in reads(operand) {
-        if values.len() == MAX_VALUES {
-            break;
+    let reads = reads(operand).into_iter().take(MAX_READS);
+    let values = reads.filter_map(|read| {
+        let expression = bounded_text(&path(read)?);
+        // Evaluated once, even if it fails.
+        if !shown.insert(expression.clone()) {
+            return None;
         }
-        // Formatted, as its location is that of the whole chain of calls that it begins.
-        let expression = bounded_text(read);
-        if shown.contains(&expression) {
-            continue;
-        }
-        if let Ok(value) = evaluator.interpret(read, rule.slots()) {
-            values.push(OperandValue {
-                expression: expression.clone(),
-                value: bounded_text(&Members(&value)),
-            });
-            shown.insert(expression);
-        }
-    }
-    values
+        let value = evaluator.interpret(read, rule.slots()).ok()?;
+        Some(OperandValue {
+            expression,
+            value: bounded_text(&FirstMembers(&value)),
+        })
+    });
+    values.take(MAX_VALUES).collect()
 }
 
 /// Returns the expressions in `operand` that read something, in their order.
 ///
 /// Of `resource.owner.name`, only the whole is returned.
-fn reads(operand: &Expr) -> impl Iterator<Item = &Expr> {
+fn reads(operand: &Expr) -> Vec<&Expr> {
     let mut inner: HashSet<*const Expr> = HashSet::new();
     let mut found = Vec::new();
     // An expression comes before those in it, and the right of two before the left.
     for expr in operand.subexpressions() {
-        let read_from = read_from(expr);
-        if read_from.is_none() && !matches!(expr.expr_kind(), ExprKind::Var(_)) {
-            continue;
-        }
-        if !inner.contains(&std::ptr::from_ref(expr)) {
+        let read_from = match expr.expr_kind() {
+            ExprKind::GetAttr { expr, .. } => Some(expr),
+            ExprKind::BinaryApp {
+                op: BinaryOp::GetTag,
+                arg1,
+                ..
+            } => Some(arg1),
+            _ => None,
+        };
+        let is_read = read_from.is_some() || matches!(expr.expr_kind(), ExprKind::Var(_));
+        if is_read && !inner.contains(&std::ptr::from_ref(expr)) {
             found.push(expr);
         }
-        inner.extend(read_from.map(std::ptr::from_ref));
+        inner.extend(read_from.map(|inner| std::ptr::from_ref(inner.as_ref())));
     }
-    found.into_iter().rev()
+    found.reverse();
+    found
 }
 
-/// Returns the entity or record of which `expr` reads an attribute or tag.
-fn read_from(expr: &Expr) -> Option<&Expr> {
-    if let ExprKind::GetAttr { expr, .. } = expr.expr_kind() {
-        return Some(expr);
+/// Returns the expression in Cedar's syntax, or `None` if it reads from something computed.
+///
+/// Not the text of the policy, where a receiver has the location of the calls that follow it. Not
+/// recursive, as a path can be long and the thread's stack small.
+fn path(mut expr: &Expr) -> Option<String> {
+    let mut parts = Vec::new();
+    loop {
+        match expr.expr_kind() {
+            ExprKind::GetAttr { expr: inner, attr } => {
+                let is_name = attr.starts_with(|first: char| first.is_ascii_alphabetic())
+                    && attr.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                parts.push(match is_name {
+                    true => format!(".{attr}"),
+                    false => format!("[\"{}\"]", attr.escape_debug()),
+                });
+                expr = inner;
+            }
+            ExprKind::BinaryApp {
+                op: BinaryOp::GetTag,
+                arg1,
+                arg2,
+            } => {
+                let ExprKind::Lit(tag) = arg2.expr_kind() else {
+                    return None;
+                };
+                parts.push(format!(".getTag({tag})"));
+                expr = arg1;
+            }
+            ExprKind::Var(variable) => {
+                parts.push(variable.to_string());
+                break;
+            }
+            ExprKind::Lit(entity) => {
+                parts.push(entity.to_string());
+                break;
+            }
+            _ => return None,
+        }
     }
-    if let ExprKind::BinaryApp { op, arg1, .. } = expr.expr_kind()
-        && *op == BinaryOp::GetTag
-    {
-        return Some(arg1);
-    }
-    None
+    parts.reverse();
+    Some(parts.concat())
 }
 
-/// Shows a value with its first members.
-struct Members<'a>(&'a Value);
+/// Shows a value in Cedar's syntax, of a set or record its first members.
+///
+/// Cedar's own display sorts all members before it shows some.
+struct FirstMembers<'a>(&'a Value);
 
-impl fmt::Display for Members<'_> {
+impl fmt::Display for FirstMembers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        BoundedDisplay::fmt(self.0, f, Some(MAX_MEMBERS))
+        match self.0.value_kind() {
+            ValueKind::Set(set) => {
+                let members = set.authoritative.iter();
+                let members = members.map(|member| (None, member));
+                write_members(f, ['[', ']'], members, set.authoritative.len())
+            }
+            ValueKind::Record(record) => {
+                let fields = record.iter();
+                let fields = fields.map(|(name, value)| (Some(name.as_str()), value));
+                write_members(f, ['{', '}'], fields, record.len())
+            }
+            ValueKind::Lit(literal) => write!(f, "{literal}"),
+            ValueKind::ExtensionValue(_) => write!(f, "{}", self.0),
+        }
     }
+}
+
+fn write_members<'a>(
+    f: &mut fmt::Formatter<'_>,
+    [open, close]: [char; 2],
+    members: impl Iterator<Item = (Option<&'a str>, &'a Value)>,
+    count: usize,
+) -> fmt::Result {
+    write!(f, "{open}")?;
+    for (index, (name, value)) in members.take(MAX_MEMBERS).enumerate() {
+        if index > 0 {
+            f.write_str(", ")?;
+        }
+        if let Some(name) = name {
+            write!(f, "\"{}\": ", name.escape_debug())?;
+        }
+        write!(f, "{}", FirstMembers(value))?;
+    }
+    if let Some(more @ 1..) = count.checked_sub(MAX_MEMBERS) {
+        write!(f, ", … {more} more")?;
+    }
+    write!(f, "{close}")
 }
