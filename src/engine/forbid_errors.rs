@@ -67,8 +67,7 @@ impl ForbidErrors {
         let state = self.state();
         let counts = state.counts.iter();
         let counts = counts.map(|(policy, count)| (policy.to_string(), *count));
-        let others = (state.others > 0).then(|| (OTHERS.to_owned(), state.others));
-        counts.chain(others).collect()
+        counts.chain([(OTHERS.to_owned(), state.others)]).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -123,7 +122,10 @@ mod tests {
         errors.record(&answer(Effect::Permit, "a"));
         errors.record(&answer(Effect::Forbid, "b"));
         errors.record(&answer(Effect::Forbid, "b"));
-        assert_eq!(errors.counts(), [("b".to_owned(), 2)]);
+        assert_eq!(
+            errors.counts(),
+            [("b".to_owned(), 2), (OTHERS.to_owned(), 0)]
+        );
     }
 
     #[test]
