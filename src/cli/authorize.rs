@@ -23,7 +23,7 @@ use crate::pdp::{Snapshot, authorize, request_json};
 /// Arguments of `authorize`. Without `--connect` the policy directory decides.
 #[derive(Debug, Args)]
 pub(super) struct AuthorizeArgs {
-    /// Address of a running service, in place of a directory: HOST:PORT or unix:PATH
+    /// Running service to ask, with its own settings: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR", conflicts_with = "policies")]
     pub(super) connect: Option<Listen>,
     /// Principal, such as User::"alice"

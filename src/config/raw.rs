@@ -60,7 +60,7 @@ keys! {
     /// Entity types that callers may send, comma-separated; empty: none, unset: any
     #[arg(value_delimiter = ',')]
     request_entity_types: Vec<String>, "T,…";
-    /// Types of principals and resources that must be stored or sent; `*`: all
+    /// Types that require a known principal or resource: an unknown one is an error; `*`: all
     #[arg(value_delimiter = ',')]
     require_known: Vec<String>, "T,…";
     /// Principal of requests that name none; unset: such requests are rejected
@@ -113,7 +113,7 @@ keys! {
     max_concurrent_calls: i64, "COUNT";
     /// Time limit of a unary call, also if its deadline is later; 0s: no limit
     max_call_time: String, "DURATION";
-    /// Target queueing delay. Calls that waited longer are shed once this lasts 100 ms; 0s disables
+    /// Target queueing delay. After 100 ms above it, calls that waited longer are shed; 0s disables
     overload_delay: String, "DURATION";
     /// Largest header list of a call, in bytes; each header counts 32 bytes more
     max_header_bytes: i64, "BYTES";

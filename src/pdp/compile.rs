@@ -18,6 +18,7 @@ mod schema;
 pub(in crate::pdp) mod stack;
 mod validator;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use cedar_policy::Schema;
@@ -29,7 +30,7 @@ use super::entities::segment::Segment;
 use super::entities::store::EntityStore;
 use super::policies::context_reads::ContextReadIndex;
 use super::schema::conformance::Conformance;
-use super::settings::{Settings, Validation};
+use super::settings::{KnownTypes, Settings, Validation};
 use super::snapshot::{Counts, Snapshot};
 use super::sources::{ContentDigest, FileKind, Sources};
 use super::values::TypeNames;
@@ -148,6 +149,7 @@ impl<'a> Compilation<'a> {
         .build(self.sources, &mut entities.interner);
 
         self.warn_of_missing_parts(&rule_table, schema.is_some());
+        self.warn_of_undeclared_types(schema.as_deref());
         let forbids = rule_table.combined.open_forbids.iter();
         let open_forbids = open_forbids::warning(forbids, &entities);
         self.diagnostics.0.extend(open_forbids);
@@ -219,6 +221,32 @@ impl<'a> Compilation<'a> {
             let help = "add a `*.cedarschema` file, or set `--validation off`";
             self.diagnostics
                 .add(Diagnostic::warning("", message).with_help(help));
+        }
+    }
+
+    /// Warns when `require_known` names a type that the schema does not declare: a name without its
+    /// namespace would require nothing.
+    fn warn_of_undeclared_types(&mut self, schema: Option<&Schema>) {
+        let (Some(schema), Some(KnownTypes::Named(names))) = (schema, &self.settings.require_known)
+        else {
+            return;
+        };
+        let declared: HashSet<String> = schema.entity_types().map(ToString::to_string).collect();
+        let undeclared: Vec<_> = names
+            .iter()
+            .filter(|name| !declared.contains(*name))
+            .collect();
+        for name in undeclared {
+            let message = format!(
+                "`require_known` names the entity type `{name}`, which the schema does not declare"
+            );
+            let warning = Diagnostic::warning("", message);
+            let suffix = format!("::{name}");
+            let meant = declared.iter().filter(|full| full.ends_with(&suffix)).min();
+            self.diagnostics.add(match meant {
+                Some(full) => warning.with_help(format!("did you mean `{full}`?")),
+                None => warning,
+            });
         }
     }
 

@@ -502,6 +502,31 @@ fn schema_joins_all_schema_files() {
 }
 
 #[test]
+fn undeclared_types_of_require_known_are_named() {
+    let directory = policy_directory(&[
+        ("a.cedar", "permit (principal, action, resource);"),
+        (
+            "a.cedarschema",
+            "namespace Docs { entity User, Doc; action read appliesTo { principal: User, resource: Doc }; }",
+        ),
+    ]);
+    let path = text(directory.path());
+    let warned = |types: &str| run(&["validate", "--require-known", types, path]).out;
+    let out = warned("User,Docs::Doc,Nope");
+    for line in [
+        "`require_known` names the entity type `Nope`, which the schema does not declare",
+        "`require_known` names the entity type `User`, which the schema does not declare",
+        "did you mean `Docs::User`?",
+        "2 warnings",
+    ] {
+        assert!(out.contains(line), "{line}: {out}");
+    }
+    for types in ["Docs::User,Docs::Doc", "*"] {
+        assert!(warned(types).contains(" 0 warnings"), "{types}");
+    }
+}
+
+#[test]
 fn impossible_policies_are_shown_at_their_scope() {
     for policy in [
         "@id(\"x\")\n@description(\"y\")\npermit (principal is Doc, action, resource);",
