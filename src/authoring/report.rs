@@ -74,7 +74,10 @@ fn write_explanation(out: &mut String, explanation: &Explanation) -> fmt::Result
 
 fn write_nearest(out: &mut String, nearest: Option<&NearestPermit>) -> fmt::Result {
     let Some(nearest) = nearest else {
-        return writeln!(out, "because there is no permit");
+        return writeln!(
+            out,
+            "because no permit has a scope that matches the request"
+        );
     };
     writeln!(
         out,

@@ -26,9 +26,6 @@ pub(super) struct Directory {
 /// Time from one look for changes to the next.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Time without changes after which a directory counts as written.
-const QUIET: Duration = Duration::from_millis(100);
-
 /// Runs a command on the policy directory: once, or with `--watch` after every change, too.
 ///
 /// While watching, an error is printed and does not end the command.
@@ -51,12 +48,15 @@ pub(super) fn run(
             writeln!(io::stderr(), "error: {error:#}")?;
         }
         writeln!(io::stderr(), "waiting for a change; Ctrl-C ends")?;
+        // Two equal readings: nobody is writing now.
+        let mut last = scan(Some(&seen));
         seen = loop {
             thread::sleep(POLL);
-            let now = scan(Some(&seen));
-            if now.is_settled(QUIET) && !now.same_as(&seen) {
+            let now = scan(Some(&last));
+            if now.same_as(&last) && !now.same_as(&seen) {
                 break now;
             }
+            last = now;
         };
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn with_settings(commands: Command) -> Command {
                     return arg
                         .num_args(0)
                         .default_missing_value("poll")
-                        .help("Run again after every change, until interrupted")
+                        .help("Run again after every change of a file that is loaded, until interrupted")
                         .help_heading(None::<&str>);
                 }
                 let is_hidden = short.is_some_and(|short| !short.contains(&key));

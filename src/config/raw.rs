@@ -60,7 +60,7 @@ keys! {
     /// Entity types that callers may send, comma-separated; empty: none, unset: any
     #[arg(value_delimiter = ',')]
     request_entity_types: Vec<String>, "T,…";
-    /// Types that require a known principal or resource: an unknown one is an error; `*`: all
+    /// Types whose principals and resources must be known, else an error; `*`: all
     #[arg(value_delimiter = ',')]
     require_known: Vec<String>, "T,…";
     /// Principal of requests that name none; unset: such requests are rejected

@@ -3,14 +3,14 @@
 //! A forbid that fails does not forbid, unless `on_policy_error` is `deny`: an operator must learn
 //! which one it is. Answers name it too, but to callers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::pdp::answer::{Answer, Decision, PolicyError};
 use crate::pdp::explanation::Effect;
 use crate::pdp::id::{PolicyId, Revision};
 
-/// Most forbids that are counted apart.
+/// Most forbids that are counted apart, and most that are logged for one revision.
 const MAX_COUNTED: usize = 100;
 
 /// Longest id that is a label, in bytes.
@@ -27,9 +27,9 @@ pub(super) struct ForbidErrors(Mutex<State>);
 struct State {
     counts: BTreeMap<PolicyId, u64>,
     others: u64,
-    /// The forbids whose failure is logged for this revision.
-    logged: BTreeSet<PolicyId>,
-    revision: Option<Revision>,
+    /// The forbids whose failure is logged, by revision: of the last two, as calls on both overlap
+    /// during a reload.
+    logged: VecDeque<(Revision, BTreeSet<PolicyId>)>,
 }
 
 impl ForbidErrors {
@@ -42,12 +42,11 @@ impl ForbidErrors {
             return;
         };
         let mut state = self.state();
-        if state.revision.as_ref() != Some(&answer.revision) {
-            state.revision = Some(answer.revision.clone());
-            state.logged.clear();
-        }
         let errors = std::iter::once(first).chain(forbids);
-        let first_failures = errors.filter(|error| state.count(&error.policy));
+        let first_failures = errors.filter(|error| {
+            state.count(&error.policy);
+            state.log(&answer.revision, &error.policy)
+        });
         let first_failures: Vec<&PolicyError> = first_failures.collect();
         // A slow log must not hold up other threads.
         drop(state);
@@ -77,17 +76,29 @@ impl ForbidErrors {
 }
 
 impl State {
-    /// Counts a failure of `policy`. Returns whether it is to be logged.
-    fn count(&mut self, policy: &PolicyId) -> bool {
-        let is_listed = self.counts.contains_key(policy);
-        let is_full = self.counts.len() == MAX_COUNTED;
+    fn count(&mut self, policy: &PolicyId) {
         let is_label = policy.as_str().len() <= MAX_LABEL_BYTES && policy.as_str() != OTHERS;
-        if !is_label || (is_full && !is_listed) {
+        let is_full = self.counts.len() == MAX_COUNTED;
+        if let Some(count) = self.counts.get_mut(policy) {
+            *count += 1;
+        } else if is_label && !is_full {
+            self.counts.insert(policy.clone(), 1);
+        } else {
             self.others += 1;
-            return false;
         }
-        *self.counts.entry(policy.clone()).or_default() += 1;
-        self.logged.insert(policy.clone())
+    }
+
+    /// Returns whether a failure of `policy` is to be logged: the first on this revision.
+    fn log(&mut self, revision: &Revision, policy: &PolicyId) -> bool {
+        let is_known = self.logged.iter().any(|(known, _)| known == revision);
+        if !is_known {
+            self.logged.truncate(1);
+            self.logged.push_front((revision.clone(), BTreeSet::new()));
+        }
+        let logged = self.logged.iter_mut().find(|(known, _)| known == revision);
+        logged.is_some_and(|(_, logged)| {
+            logged.len() < MAX_COUNTED && !logged.contains(policy) && logged.insert(policy.clone())
+        })
     }
 }
 
@@ -146,18 +157,27 @@ mod tests {
 
     #[test]
     fn each_forbid_is_logged_once_per_revision() {
-        let errors = ForbidErrors::default();
-        let failed = answer(Effect::Forbid, "a");
-        let logged = |errors: &ForbidErrors| errors.state().logged.len();
-        errors.record(&failed);
-        errors.record(&failed);
-        assert_eq!(logged(&errors), 1);
-        errors.record(&answer(Effect::Forbid, "b"));
-        assert_eq!(logged(&errors), 2);
-        errors.record(&Answer {
-            revision: Revision::from_digest(&[8; 32]),
-            ..failed
-        });
-        assert_eq!(logged(&errors), 1);
+        let mut state = State::default();
+        let [old, new, newest] = [6, 7, 8].map(|byte| Revision::from_digest(&[byte; 32]));
+        let long = "x".repeat(MAX_LABEL_BYTES + 1);
+        for id in ["a", OTHERS, &long] {
+            let id = PolicyId::new(id);
+            // Calls on two revisions alternate during a reload.
+            for (revision, is_logged) in [(&old, true), (&new, true), (&old, false), (&new, false)]
+            {
+                state.count(&id);
+                assert_eq!(state.log(revision, &id), is_logged, "{id}");
+            }
+        }
+        assert!(state.log(&newest, &PolicyId::new("a")));
+        // However many were counted before, those of a new revision are logged.
+        for policy in 0..MAX_COUNTED + 3 {
+            state.count(&PolicyId::new(&format!("p{policy}")));
+        }
+        assert!(state.log(&newest, &PolicyId::new("late")));
+        for policy in 0..MAX_COUNTED {
+            state.log(&newest, &PolicyId::new(&format!("p{policy}")));
+        }
+        assert!(!state.log(&newest, &PolicyId::new("too many")));
     }
 }

@@ -46,8 +46,8 @@ pub struct Explanation {
     pub unsatisfied: Vec<UnsatisfiedPermit>,
     /// The number of all permits whose scope matched, listed or not.
     pub unsatisfied_total: usize,
-    /// For a denial without any permit whose scope matched: the permit of which most matched.
-    /// `None` if there is no permit at all.
+    /// For a denial that no policy determined, without any permit whose scope matched: the permit of
+    /// which most matched. `None` if there is no permit at all.
     pub nearest: Option<NearestPermit>,
 }
 
@@ -88,7 +88,7 @@ pub struct UnsatisfiedPermit {
 pub struct NearestPermit {
     /// The permit.
     pub policy: ExplainedPolicy,
-    /// The constraints of its scope that the request does not satisfy, as they are written.
+    /// The constraints of its scope that the request does not satisfy.
     pub mismatches: Vec<ScopeMismatch>,
 }
 

@@ -257,7 +257,8 @@ fn in_words_of_json(message: &str) -> String {
     if message.starts_with("EOF while parsing") {
         return "unexpected end of file".to_owned();
     }
-    let Some((before, found)) = message.split_once("invalid type: ") else {
+    let split = ["invalid type: ", "invalid value: "].map(|kind| message.split_once(kind));
+    let Some((before, found)) = split.into_iter().flatten().next() else {
         return message.to_owned();
     };
     let Some((found, expected)) = found.rsplit_once(", expected ") else {
@@ -279,13 +280,16 @@ fn in_words_of_json(message: &str) -> String {
         &[
             ("a sequence", "an array"),
             ("a map", "an object"),
-            ("struct ", "an object: "),
+            ("u32", "a whole number"),
             ("i64", "a whole number"),
             ("u64", "a whole number"),
             ("usize", "a whole number"),
         ],
     );
-    format!("{before}expected {expected}, found {found}")
+    match expected.starts_with("struct ") {
+        true => format!("{before}expected an object, found {found}"),
+        false => format!("{before}expected {expected}, found {found}"),
+    }
 }
 
 /// Splits ` at line L column C`, which ends the messages of the JSON parser.

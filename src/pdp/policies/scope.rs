@@ -102,8 +102,9 @@ impl ScopeConstraint {
                 if let [uid] = uids.as_slice() {
                     return write!(f, "{}", interner.uid(*uid));
                 }
+                f.write_str("[")?;
                 for (index, uid) in uids.iter().enumerate() {
-                    let before = if index == 0 { "[" } else { ", " };
+                    let before = if index == 0 { "" } else { ", " };
                     write!(f, "{before}{}", interner.uid(*uid))?;
                 }
                 f.write_str("]")

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
+use std::time::Duration;
 
 use crate::support::{command, policy_directory, replace};
 
@@ -65,6 +66,8 @@ fn validate_runs_again_after_every_save() {
     // A directory that disappears does not end it.
     let aside = directory.path().with_extension("aside");
     fs::rename(directory.path(), &aside).unwrap();
+    // Long enough for the watching command to see that it is gone.
+    std::thread::sleep(Duration::from_secs(1));
     fs::rename(&aside, directory.path()).unwrap();
     fs::write(&file, GOOD).unwrap();
     watching.wait_for("good: 1 policies");

@@ -532,6 +532,7 @@ fn explanation_shows_the_values_that_an_operand_reads() {
             "teams": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"]
         }, "tags": {"unit": "north"}},
         {"uid": {"type": "Doc", "id": "1"}, "parents": [], "attrs": {
+            "kind": "unit",
             "amount": {"__extn": {"fn": "decimal", "arg": "180000.00"}},
             "owner": {"__entity": {"type": "User", "id": "bob"}}
         }}
@@ -578,6 +579,23 @@ fn explanation_shows_the_values_that_an_operand_reads() {
         (
             r#"User::"alice".home.city == "Oslo""#,
             &[r#"User::"alice".home.city = "Riga""#],
+        ),
+        (
+            r#"principal.getTag(resource.kind) == "south""#,
+            &[
+                r#"resource.kind = "unit""#,
+                r#"principal.getTag(resource.kind) = "north""#,
+            ],
+        ),
+        // One read, however often it occurs.
+        (
+            &vec![r#"principal.home.city == "x""#; 70]
+                .join(" || ")
+                .replace("== \"x\"", "== \"x\" || resource.kind == \"x\""),
+            &[
+                r#"principal.home.city = "Riga""#,
+                r#"resource.kind = "unit""#,
+            ],
         ),
         // What is read from something computed has no short name.
         (
@@ -631,6 +649,10 @@ fn explanation_names_the_nearest_permit() {
                @id("b") permit(principal is Robot, action == Action::"read", resource == Doc::"1");"#
         ),
         some("b", r#"principal is Robot / User::"alice""#)
+    );
+    assert_eq!(
+        nearest(r#"@id("a") permit(principal, action in [], resource);"#),
+        some("a", r#"action in [] / Action::"read""#)
     );
     // Every difference is listed.
     assert_eq!(

@@ -29,21 +29,27 @@ pub(super) fn operand_values(
     rule: &Rule,
     operand: &Expr,
 ) -> Vec<OperandValue> {
-    let mut shown = HashSet::new();
-    let reads = reads(operand).into_iter().take(MAX_READS);
-    let values = reads.filter_map(|read| {
-        let expression = bounded_text(&path(read)?);
-        // Evaluated once, even if it fails.
-        if !shown.insert(expression.clone()) {
-            return None;
+    let mut seen = HashSet::new();
+    let mut values = Vec::new();
+    for read in reads(operand) {
+        if values.len() == MAX_VALUES || seen.len() == MAX_READS {
+            break;
         }
-        let value = evaluator.interpret(read, rule.slots()).ok()?;
-        Some(OperandValue {
-            expression,
-            value: bounded_text(&FirstMembers(&value)),
-        })
-    });
-    values.take(MAX_VALUES).collect()
+        let Some(expression) = path(read).map(|path| bounded_text(&path)) else {
+            continue;
+        };
+        // Evaluated once, even if it fails.
+        if !seen.insert(expression.clone()) {
+            continue;
+        }
+        if let Ok(value) = evaluator.interpret(read, rule.slots()) {
+            values.push(OperandValue {
+                expression,
+                value: bounded_text(&FirstMembers(&value)),
+            });
+        }
+    }
+    values
 }
 
 /// Returns the expressions in `operand` that read something, in their order.
@@ -75,8 +81,7 @@ fn reads(operand: &Expr) -> Vec<&Expr> {
 
 /// Returns the expression in Cedar's syntax, or `None` if it reads from something computed.
 ///
-/// Not the text of the policy, where a receiver has the location of the calls that follow it. Not
-/// recursive, as a path can be long and the thread's stack small.
+/// Not the text of the policy, where a receiver has the location of the calls that follow it.
 fn path(mut expr: &Expr) -> Option<String> {
     let mut parts = Vec::new();
     loop {
@@ -95,18 +100,15 @@ fn path(mut expr: &Expr) -> Option<String> {
                 arg1,
                 arg2,
             } => {
-                let ExprKind::Lit(tag) = arg2.expr_kind() else {
-                    return None;
-                };
-                parts.push(format!(".getTag({tag})"));
+                parts.push(format!(".getTag({})", path(arg2)?));
                 expr = arg1;
             }
             ExprKind::Var(variable) => {
                 parts.push(variable.to_string());
                 break;
             }
-            ExprKind::Lit(entity) => {
-                parts.push(entity.to_string());
+            ExprKind::Lit(literal) => {
+                parts.push(literal.to_string());
                 break;
             }
             _ => return None,
